@@ -1,0 +1,152 @@
+"""What a text game, an environment and a pool of games look like to the rest of the system."""
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, order=True)
+class GameId:
+    """Names one game: the same id always gives the same initial state and the same answers to the same actions."""
+
+    env: str
+    family: str
+    key: str
+
+    def __post_init__(self):
+        for field in ("env", "family", "key"):
+            value = getattr(self, field)
+            if not value or "|" in value:
+                raise ValueError(f"GameId.{field} must be a non-empty string without '|', got {value!r}.")
+
+    def __str__(self) -> str:
+        return f"{self.env}|{self.family}|{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> "GameId":
+        """Reads what `str` wrote; raises ValueError for anything else."""
+        parts = text.split("|")
+        if len(parts) != 3:
+            raise ValueError(f"A game id reads 'env|family|key', got {text!r}.")
+        return cls(env=parts[0], family=parts[1], key=parts[2])
+
+
+class Outcome(enum.StrEnum):
+    """How an episode ended. `FAILED` is a fault of the environment, never of the agent."""
+
+    SUCCESS = "success"
+    DEATH = "death"
+    STEP_LIMIT = "step_limit"
+    FAILED = "failed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the agent is shown: `text`, and `actions` it may take (empty when they are not enumerable)."""
+
+    text: str
+    actions: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """The answer to a reset or to one action. `outcome` is None while the episode runs; `reward` is of this step alone.
+
+    `error` says, in one sentence, why an outcome is FAILED; it is empty otherwise.
+    """
+
+    observation: Observation
+    reward: float = 0.0
+    outcome: Outcome | None = None
+    error: str = ""
+
+
+class Game(Protocol):
+    """One live game of one family, re-seeded by every reset. Not thread-safe; never shared between episodes at once."""
+
+    def reset(self, game: GameId) -> Observation:
+        """Starts the game. Raises ValueError for an id that is not of this family."""
+        ...
+
+    def step(self, action: str) -> Step:
+        """Plays one action. Junk costs a step and gets a note in the text; it never raises. No step limit of its own."""
+        ...
+
+    def state_hash(self) -> str:
+        """A hex digest of the state after the last reset: equal for equal initial states, whatever their ids."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the game holds; may be called twice."""
+        ...
+
+
+class Environment(Protocol):
+    """A benchmark: families of games, their splits, and how to open one live game. Named by an import path or a short name."""
+
+    @property
+    def name(self) -> str:
+        """The short name: `GameId.env` of all its games."""
+        ...
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """All families, sorted."""
+        ...
+
+    def games(self, family: str, split: str) -> Sequence[GameId]:
+        """The games of a family in "train", "select" or "test": disjoint ids, a fixed order. Raises ValueError for unknown names."""
+        ...
+
+    def open(self, family: str) -> Game:
+        """Builds a live game for a family."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolEvent:
+    """One finished reset or step: `ticket` is what `Pool.reset` returned for the episode."""
+
+    ticket: int
+    step: Step
+    state_hash: str = ""  # set on the answer to a reset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolStats:
+    """Counts since the pool was opened."""
+
+    resets: int = 0
+    steps: int = 0
+    crashes: int = 0  # workers that died
+    timeouts: int = 0  # calls past their deadline (the worker is killed)
+    replays: int = 0  # episodes restored by playing their actions again
+    quarantined: int = 0  # games given up after failing twice
+
+
+class Pool(Protocol):
+    """Many live games in worker processes. Every call returns at once; `poll` waits. A context manager."""
+
+    def reset(self, game: GameId, *, max_steps: int) -> int:
+        """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends with STEP_LIMIT."""
+        ...
+
+    def step(self, ticket: int, action: str) -> None:
+        """Queues one action of a running episode (one at a time per ticket)."""
+        ...
+
+    def release(self, ticket: int) -> None:
+        """Ends an episode early, or forgets a finished one; the live game is free again. Idempotent."""
+        ...
+
+    def poll(self, timeout_s: float) -> list[PoolEvent]:
+        """Answers that have arrived; waits up to `timeout_s` for the first. Empty when none came."""
+        ...
+
+    @property
+    def stats(self) -> PoolStats: ...
+
+    def close(self) -> None:
+        """Ends the workers and removes the temporary folder. Idempotent."""
+        ...

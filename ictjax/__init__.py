@@ -1,0 +1,20 @@
+"""In-context Training in JAX: a reflector learns, by GRPO, to write system prompts that make an actor better.
+
+Dimension key: the letters of every array-name suffix and every jaxtyping annotation in the package.
+
+====  =====================================================
+B     rows of a batch, or slots of the sampler
+T     tokens of the current call
+S     positions of the KV cache (sources of attention)
+D     model width
+F     feed-forward width
+N     query heads
+K     key/value heads
+H     width of one head
+V     vocabulary
+L     layers
+Q     contexts of one update
+G     candidates per context (the GRPO group)
+M     games per candidate
+====  =====================================================
+"""

@@ -1,0 +1,113 @@
+"""Frozen host records of one In-context Training run, and their JSON."""
+
+import dataclasses
+import enum
+import json
+from typing import Any
+
+from envs.api import GameId, Outcome
+
+
+class ParseFailure(enum.StrEnum):
+    """Why a model's reply could not be used."""
+
+    NO_ACTION = "no_action"  # the reply holds no `Action:` line
+    EMPTY_ACTION = "empty_action"  # `Action:` with nothing behind it
+    TRUNCATED = "truncated"  # the token limit or the context ended the reply before its stop token
+    NO_ANALYSIS = "no_analysis"  # the reflector wrote no `ANALYSIS:` section
+    NO_PROMPT = "no_prompt"  # the reflector wrote no `IMPROVED PROMPT:` section
+    EMPTY_PROMPT = "empty_prompt"  # the section is there and empty
+    PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the configured cap
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Message:
+    """One chat message; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One observation, the actor's reply to it, and what came of it."""
+
+    observation: str
+    actions: tuple[str, ...]  # available when the reply was written
+    reply: str  # the model's text, whole
+    thought: str
+    action: str  # what the environment was given; empty after a parse failure
+    reward: float
+    failure: ParseFailure | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One episode of one game under one system prompt."""
+
+    game: GameId
+    system_prompt: str
+    turns: tuple[Turn, ...]
+    outcome: Outcome
+    final_observation: str
+    state_hash: str
+    error: str = ""  # why `outcome` is FAILED
+
+    @property
+    def success(self) -> bool:
+        return self.outcome is Outcome.SUCCESS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the reflector reads: the prompt in force and the episodes played under it on a batch of games."""
+
+    loop: int  # which In-context Training loop
+    meta_turn: int  # 0 for the initial prompt
+    family: str
+    system_prompt: str
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def games(self) -> tuple[GameId, ...]:
+        return tuple(trajectory.game for trajectory in self.trajectories)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One reply of the reflector to a context, with the tokens exactly as sampled."""
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]  # the stop token included
+    logprobs: tuple[float, ...]  # of reply_ids, under the sampling policy
+    reply: str
+    analysis: str
+    system_prompt: str | None  # None after a parse failure
+    failure: ParseFailure | None = None
+    replay_reward: float | None = None
+    fresh_reward: float | None = None
+    reward: float | None = None  # what GRPO sees
+
+
+def to_json(record: Any) -> str:
+    """One line of JSON for any record above."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+
+
+def trajectory_from_json(text: str) -> Trajectory:
+    """Reads what `to_json` wrote for a Trajectory."""
+    return _trajectory(json.loads(text))
+
+
+def context_from_json(text: str) -> Context:
+    """Reads what `to_json` wrote for a Context."""
+    data = json.loads(text)
+    return Context(**{**data, "trajectories": tuple(_trajectory(t) for t in data["trajectories"])})
+
+
+def _trajectory(data: dict[str, Any]) -> Trajectory:
+    turns = tuple(
+        Turn(**{**t, "actions": tuple(t["actions"]), "failure": ParseFailure(t["failure"]) if t["failure"] else None})
+        for t in data["turns"]
+    )
+    return Trajectory(**{**data, "game": GameId(**data["game"]), "turns": turns, "outcome": Outcome(data["outcome"])})
