@@ -1,0 +1,1 @@
+"""Decoder-only Flax transformers: config, weights, KV cache, and the Hugging Face checkpoint layout."""
