@@ -1,0 +1,92 @@
+# `make help` lists the targets. Needs Linux, Python 3.11 or 3.12, git, make; see `check` below for what is missing and how to get it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: demo test lint format bench clean help check
+
+RUN ?= demo
+SEED ?=
+ITERATIONS ?=
+ARGS ?=
+PYTHON ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PINS := pyproject.toml constraints.txt constraints-py312.txt
+TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(ITERATIONS))
+FREE_GIB := 3
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@printf '\n  RUN=name SEED=n ITERATIONS=n  of demo;  ARGS="..."  to pytest and the benchmark;  PYTHON=python3.12  for a new .venv\n'
+
+demo: $(INSTALLED)  ## Train, evaluate and report the pocket pair on MiniHack (RUN=name for another run)
+	@$(PY) -m experiments.train --preset pocket-minihack --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
+	@$(PY) -m experiments.evaluate --run-dir "runs/$(RUN)"
+	@$(PY) -m experiments.report --run-dir "runs/$(RUN)"
+
+test: $(INSTALLED_DEV)  ## Run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(INSTALLED_DEV)  ## Check format, style, import contracts and types
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(VENV)/bin/lint-imports --no-cache
+	@$(PY) -m pyrefly check --python-interpreter-path $(PY)
+
+format: $(INSTALLED_DEV)  ## Rewrite the files as lint wants them
+	@$(PY) -m ruff check --fix-only .
+	@$(PY) -m ruff format .
+
+bench: $(INSTALLED)  ## Measure sampler, update and environments on this machine
+	@$(PY) -m experiments.bench $(ARGS)
+
+clean:  ## Remove .venv and caches; runs/ stays
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each problem: one sentence with the remedy, and exit code 2. A command that is there but does not run (a version manager's stub) does not count.
+check:
+	@stop() { printf 'ictjax: %s\n' "$$*" >&2; exit 2; }; \
+	wanted='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
+	if [ -n "$(PYTHON)" ]; then \
+	  "$(PYTHON)" -c '' 2>/dev/null || stop "PYTHON=$(PYTHON) does not run; name a Python 3.11 or 3.12, for example PYTHON=python3.12."; \
+	  "$(PYTHON)" -c "$$wanted" || stop "PYTHON=$(PYTHON) is $$("$(PYTHON)" --version 2>&1); install Python 3.11 or 3.12 and name it, for example PYTHON=python3.12."; \
+	fi; \
+	if ! $(PY) -c "$$wanted" 2>/dev/null || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  python=; \
+	  for name in $(or $(PYTHON),python3.11 python3.12 python3 python); do \
+	    if "$$name" -c "$$wanted" 2>/dev/null; then python="$$name"; break; fi; \
+	  done; \
+	  [ -n "$$python" ] || stop "no Python 3.11 or 3.12 was found on PATH; install one, or name it: make PYTHON=/path/to/python3.12."; \
+	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || stop "$$python cannot make virtual environments; install its venv package (on Debian or Ubuntu: apt install $$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))."; \
+	fi; \
+	command -v git >/dev/null || stop "git was not found; building minihack needs it: install git."; \
+	case "$$(uname -s) $$(uname -m)" in \
+	  "Linux x86_64" | "Linux aarch64") ;; \
+	  *) for tool in c++ cmake; do command -v $$tool >/dev/null || stop "$$tool was not found, and nle has no wheel for $$(uname -s) on $$(uname -m): install a C++ compiler and cmake."; done ;; \
+	esac; \
+	free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); \
+	[ "$$free" -ge $(FREE_GIB) ] || stop "only $$free GiB of disk are free in $$PWD and installation needs $(FREE_GIB): free some space, or clone to a larger disk."; \
+	if [ -n "$${python:-}" ]; then echo "Making $(VENV) with $$("$$python" --version)."; "$$python" -m venv --clear $(VENV); fi
+
+# $(call install,EXTRAS): pinned versions by the interpreter's version; pip's own talk goes to a log that is shown when it fails.
+define install
+	@$(MAKE) --no-print-directory check
+	@pins=$$($(PY) -c 'import sys; print("constraints-py312.txt" if sys.version_info >= (3, 12) else "constraints.txt")'); \
+	echo "Installing the packages of $$pins into $(VENV) (1.2 GB, one to a few minutes; log: $(VENV)/install.log)."; \
+	if ! $(PY) -m pip install --no-input --disable-pip-version-check -c "$$pins" -e '.$(1)' >$(VENV)/install.log 2>&1; then \
+	  tail -n 15 $(VENV)/install.log >&2; \
+	  echo "ictjax: pip could not install the packages (above: the end of $(VENV)/install.log); check the network and the disk, then run make again." >&2; \
+	  exit 2; \
+	fi; \
+	touch $@
+endef
+
+$(INSTALLED): $(PINS)
+	$(call install)
+
+$(INSTALLED_DEV): $(PINS)
+	$(call install,[dev])
+	@touch $(INSTALLED)
