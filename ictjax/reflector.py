@@ -1,0 +1,191 @@
+"""What the reflector reads and writes: a context becomes chat messages, a reply becomes a new system prompt."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from ictjax.records import Context, Message, ParseFailure, Trajectory, Turn
+
+SYSTEM_PROMPT = """\
+You coach an agent that plays text games. You never play yourself: you study episodes that the agent played and rewrite the \
+instructions it plays by.
+
+Do three things:
+1. Find out what the agent did well and where it lost: compare episodes, and say which action or missing action decided each one.
+2. Judge the instructions: which parts helped, which misled the agent, and what it needed to know but was not told.
+3. Write better instructions for FUTURE games of the same kind. Those games are new to the agent: other places, other objects, \
+other orders. State rules that carry over, not the solution of an episode you saw. Keep the required reply format of the agent \
+unchanged.
+
+Answer in exactly two sections, with these headings and nothing after them:
+
+ANALYSIS:
+<your findings on points 1 and 2>
+
+IMPROVED PROMPT:
+<the complete new instructions, ready to be used as they are>"""
+
+REQUEST = (
+    "Study these episodes and write the two sections, ANALYSIS: and IMPROVED PROMPT:. "
+    "The new instructions must help in future, unseen games."
+)
+
+_HEADING = r"^[\s#>*_`]*(?:\d+[.)]\s*)?[*_`]*{name}\s*[*_`]*\s*:[*_`]*"
+_ANALYSIS, _PROMPT = r"analysis", r"improved\s+prompt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReflectorConfig:
+    """How episodes are shown to the reflector, and the limits of what it writes. Lengths are in the reflector's tokens."""
+
+    style: Literal["full", "compact"]  # "compact" is for word-level pocket models
+    max_context_tokens: int  # budget of the conversation before the reply; middle turns are dropped to meet it
+    max_reply_tokens: int
+    max_prompt_tokens: int  # a longer improved prompt counts as PROMPT_TOO_LONG
+    head_turns: int | None = None  # turns shown from the start of an episode; None shows all
+    tail_turns: int | None = None  # turns shown from its end; None shows all
+    show_thoughts: bool = False
+
+    def __post_init__(self):
+        if self.style not in ("full", "compact"):
+            raise ValueError(f"reflector.style must be 'full' or 'compact', got {self.style!r}.")
+        for name in ("max_context_tokens", "max_reply_tokens", "max_prompt_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"reflector.{name} must be at least 1, got {getattr(self, name)}.")
+        if (self.head_turns is None) != (self.tail_turns is None):
+            raise ValueError("reflector.head_turns and reflector.tail_turns are set together: give both, or neither to show all turns.")
+
+
+class Reflection(NamedTuple):
+    """A parsed reply of the reflector."""
+
+    analysis: str
+    system_prompt: str
+
+
+def reflector_messages(context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]) -> list[Message]:
+    """The conversation that asks for a new prompt, within `config.max_context_tokens`.
+
+    When the whole does not fit, the middle turns of every episode longer than some length are left out, evenly and as few as possible.
+
+    Args:
+      context: the prompt in force and the episodes played under it.
+      config: style and limits.
+      count_tokens: tokens of the rendered conversation.
+    Raises:
+      ValueError: not even the episodes without their turns fit.
+    """
+    build = _full if config.style == "full" else _compact
+    longest = max((len(t.turns) for t in context.trajectories), default=0)
+    if config.head_turns is not None and config.tail_turns is not None:
+        head, tail = config.head_turns, config.tail_turns
+    else:
+        head, tail = (longest + 1) // 2, longest // 2
+
+    def messages(turns: int) -> list[Message]:
+        shown_tail = min(tail, turns // 2)
+        return build(context, config, min(head, turns - shown_tail), shown_tail)
+
+    low, high = 0, min(longest, head + tail)
+    if count_tokens(messages(high)) <= config.max_context_tokens:
+        return messages(high)
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count_tokens(messages(middle)) <= config.max_context_tokens else (low, middle)
+    best = messages(low)
+    if (size := count_tokens(best)) > config.max_context_tokens:
+        raise ValueError(
+            f"A context of {len(context.trajectories)} episodes needs {size} tokens without any turn, reflector.max_context_tokens is "
+            f"{config.max_context_tokens}: raise it, lower reflector.max_prompt_tokens, or show fewer games."
+        )
+    return best
+
+
+def parse_reply(text: str, *, truncated: bool = False) -> Reflection | ParseFailure:
+    """Reads `ANALYSIS:` and the `IMPROVED PROMPT:` after it.
+
+    Headings count at the start of a line; where a reply has none there, inside a line (word-level models write one line). Case, markdown
+    and numbering are forgiven, and a code fence or quotes around the whole prompt are removed.
+
+    Returns:
+      The two sections, or TRUNCATED, NO_ANALYSIS, NO_PROMPT, EMPTY_PROMPT.
+    """
+    if truncated:
+        return ParseFailure.TRUNCATED
+    if (analysis := _find(_ANALYSIS, text, 0)) is None:
+        return ParseFailure.NO_ANALYSIS
+    if (prompt := _find(_PROMPT, text, analysis.end())) is None:
+        return ParseFailure.NO_PROMPT
+    system_prompt = _unwrap(text[prompt.end() :])
+    if not system_prompt:
+        return ParseFailure.EMPTY_PROMPT
+    return Reflection(analysis=text[analysis.end() : prompt.start()].strip(), system_prompt=system_prompt)
+
+
+def compact_text(text: str) -> str:
+    """Lower case, single spaces: the only form that word-level models read."""
+    return " ".join(text.lower().split())
+
+
+def _find(name: str, text: str, start: int) -> re.Match[str] | None:
+    flags = re.IGNORECASE | re.MULTILINE
+    at_line = re.compile(_HEADING.format(name=name), flags).search(text, start)
+    return at_line or re.compile(rf"\b{name}\s*[*_`]*\s*:[*_`]*", flags).search(text, start)
+
+
+def _unwrap(text: str) -> str:
+    text = text.strip()
+    if fence := re.fullmatch(r"```[a-z]*\n(.*?)\n?```", text, re.DOTALL):
+        text = fence.group(1).strip()
+    if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def _shown(trajectory: Trajectory, head: int, tail: int) -> tuple[Sequence[Turn], int, Sequence[Turn]]:
+    """The first turns, how many are left out, the last turns."""
+    turns = trajectory.turns
+    if head + tail >= len(turns):
+        return turns, 0, ()
+    return turns[:head], len(turns) - head - tail, turns[len(turns) - tail :]
+
+
+def _full(context: Context, config: ReflectorConfig, head: int, tail: int) -> list[Message]:
+    blocks = [f"The instructions the agent played by:\n<<<\n{context.system_prompt}\n>>>"]
+    for number, trajectory in enumerate(context.trajectories, 1):
+        first, left_out, last = _shown(trajectory, head, tail)
+        lines = [f"=== Episode {number} ===", f"Success: {'Yes' if trajectory.success else 'No'}"]
+        lines += [_full_turn(turn, i, config) for i, turn in enumerate(first, 1)]
+        if left_out:
+            lines.append(f"[{left_out} steps left out]")
+        lines += [_full_turn(turn, len(first) + left_out + i, config) for i, turn in enumerate(last, 1)]
+        if trajectory.turns:
+            lines.append(f"Final observation: {trajectory.final_observation}")
+        lines.append(f"Total reward: {sum(turn.reward for turn in trajectory.turns):g}")
+        blocks.append("\n".join(lines))
+    return [Message(role="system", content=SYSTEM_PROMPT), Message(role="user", content="\n\n".join([*blocks, REQUEST]))]
+
+
+def _full_turn(turn: Turn, number: int, config: ReflectorConfig) -> str:
+    action = turn.action or f"(none: the reply could not be used, {turn.failure})"
+    thought = f"\nThought: {turn.thought}" if config.show_thoughts and turn.thought else ""
+    return f"Step {number}\nObservation: {turn.observation}{thought}\nAction: {action}"
+
+
+def _compact(context: Context, config: ReflectorConfig, head: int, tail: int) -> list[Message]:
+    parts = ["prompt :", context.system_prompt]
+    for trajectory in context.trajectories:
+        first, left_out, last = _shown(trajectory, head, tail)
+        parts.append(f"episode : success {'yes' if trajectory.success else 'no'} .")
+        parts += [_compact_turn(turn, config) for turn in first]
+        if left_out:
+            parts.append("...")
+        parts += [_compact_turn(turn, config) for turn in last]
+        parts.append(trajectory.final_observation)
+    return [Message(role="system", content="reflect"), Message(role="user", content=compact_text(" ".join(parts)))]
+
+
+def _compact_turn(turn: Turn, config: ReflectorConfig) -> str:
+    thought = f"thought : {turn.thought} " if config.show_thoughts and turn.thought else ""
+    return f"{turn.observation} {thought}action : {turn.action or 'none'} ."
