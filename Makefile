@@ -1,8 +1,8 @@
-# `make help` lists the targets. Needs Linux, Python 3.11 or 3.12, git, make; see `check` below for what is missing and how to get it.
+# `make help` lists the targets. Needs Linux, Python 3.11 or 3.12, git, make; see `prepare` below for what is missing and how to get it.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format bench clean help check
+.PHONY: demo test lint format bench clean help
 
 RUN ?= demo
 SEED ?=
@@ -47,7 +47,7 @@ clean:  ## Remove .venv and caches; runs/ stays
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each problem: one sentence with the remedy, and exit code 2. A command that is there but does not run (a version manager's stub) does not count.
-check:
+define prepare
 	@stop() { printf 'ictjax: %s\n' "$$*" >&2; exit 2; }; \
 	wanted='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
 	if [ -n "$(PYTHON)" ]; then \
@@ -70,10 +70,11 @@ check:
 	free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); \
 	[ "$$free" -ge $(FREE_GIB) ] || stop "only $$free GiB of disk are free in $$PWD and installation needs $(FREE_GIB): free some space, or clone to a larger disk."; \
 	if [ -n "$${python:-}" ]; then echo "Making $(VENV) with $$("$$python" --version)."; "$$python" -m venv --clear $(VENV); fi
+endef
 
 # $(call install,EXTRAS): pinned versions by the interpreter's version; pip's own talk goes to a log that is shown when it fails.
 define install
-	@$(MAKE) --no-print-directory check
+	$(prepare)
 	@pins=$$($(PY) -c 'import sys; print("constraints-py312.txt" if sys.version_info >= (3, 12) else "constraints.txt")'); \
 	echo "Installing the packages of $$pins into $(VENV) (1.2 GB, one to a few minutes; log: $(VENV)/install.log)."; \
 	if ! $(PY) -m pip install --no-input --disable-pip-version-check -c "$$pins" -e '.$(1)' >$(VENV)/install.log 2>&1; then \
