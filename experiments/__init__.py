@@ -1,0 +1,1 @@
+"""Entry points: what people run. They may print, read flags and write run directories."""
