@@ -1,0 +1,616 @@
+"""Many live games in worker processes that may crash, hang or be killed without anyone noticing but `PoolStats`."""
+
+import contextlib
+import dataclasses
+import math
+import mmap
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from envs import wire, worker
+from envs.api import GameId, Observation, Outcome, PoolEvent, PoolStats, Step
+from envs.registry import import_path
+
+MAX_ACTION_CHARS = 4000
+
+_MAX_FAILURES = 2  # of one episode at one call
+_MAX_DEATHS = 5  # of one worker in a row, without an answer between them
+_MIN_STARTUP_S = 60.0  # imports on a busy machine are slow
+_CLOSE_GRACE_S = 1.0
+_LOG_CHECK_S = 1.0
+_MAX_LOG_BYTES = 1 << 20
+_TAIL_BYTES = 4096
+_READ_BYTES = 1 << 18
+
+
+class WorkerPool:
+    """Implements `envs.api.Pool` with plain subprocesses. One thread only may use it, and no call but `poll` waits.
+
+    Queued calls of all episodes travel in one write per worker, at the next `poll`: `poll(0.0)` starts them without waiting.
+
+    A worker that dies, or makes no progress for `deadline_s` seconds, is killed and replaced, and its unfinished episodes are played again
+    from (game id, actions), which nobody sees: each call of a replay has the same deadline, and each replayed observation has to equal the
+    first one. Only the episode whose call was running counts as failing; one that fails twice at the same call ends with FAILED and the
+    reason, and so does every later episode of a game whose reset did. A call that raises is a failure of its own episode alone.
+
+    Args:
+      environment: a short name or an import path, see `envs.registry.load_environment`.
+      num_workers: processes; episodes go to the one with the fewest.
+      max_live_games: bound on games in memory, over all workers; more episodes than that wait in a queue.
+      deadline_s: seconds for one reset or one step. A hung call holds back the other episodes of its worker for that long.
+      temp_root: where the pool makes the folder for its workers' temporary files (default: the system's); `close` removes that folder.
+      options: keyword arguments for the environment.
+
+    Raises:
+      ValueError: an argument makes no sense, or a call names an episode that is not running.
+      RuntimeError: a call after `close`; or, from `poll`, which then closes the pool, workers that cannot start.
+    """
+
+    def __init__(
+        self,
+        environment: str,
+        *,
+        num_workers: int = 2,
+        max_live_games: int = 64,
+        deadline_s: float = 20.0,
+        temp_root: str | None = None,
+        options: Mapping[str, str] = MappingProxyType({}),
+    ):
+        import_path(environment)
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {num_workers}.")
+        if max_live_games < num_workers:
+            raise ValueError(f"max_live_games must be at least num_workers={num_workers} (one game per worker), got {max_live_games}.")
+        if not (math.isfinite(deadline_s) and deadline_s > 0):
+            raise ValueError(f"deadline_s must be a positive number of seconds, got {deadline_s}.")
+        if temp_root is not None and not os.path.isdir(temp_root):
+            raise ValueError(f"temp_root must be an existing folder, got {temp_root!r}: create it, or leave it out.")
+        self._deadline_s = float(deadline_s)
+        self._counts = dict.fromkeys((field.name for field in dataclasses.fields(PoolStats)), 0)
+        self._episodes: dict[int, _Episode] = {}
+        self._num_tickets = 0
+        self._queue: deque[int] = deque()  # tickets whose reset waits for a live game
+        self._unanswered: set[int] = set()  # tickets whose caller waits for an event
+        self._events: list[PoolEvent] = []
+        self._barred: dict[GameId, str] = {}  # games that cannot even be reset -> why
+        self._closed_because = ""
+        self._folder = tempfile.mkdtemp(prefix="ictjax-pool-", dir=temp_root)
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Worker] = []
+        # Runs once: at close, at garbage collection, or at interpreter exit.
+        self._shut_down = weakref.finalize(self, _shut_down, self._workers, self._selector, self._folder, os.getpid())
+        try:
+            for index in range(num_workers):
+                capacity = max_live_games // num_workers + (index < max_live_games % num_workers)
+                setup = {
+                    "environment": environment,
+                    "options": dict(options),
+                    "sys_path": [os.path.abspath(path) for path in sys.path],
+                    "temp_root": self._folder,
+                    "parent_pid": os.getpid(),
+                    "max_games": capacity,
+                }
+                self._workers.append(_Worker(index, capacity, setup, self._folder, self._selector))
+            for each in self._workers:
+                each.start()
+        except BaseException:
+            self._shut_down()
+            raise
+
+    def __enter__(self) -> "WorkerPool":
+        self._check_open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def stats(self) -> PoolStats:
+        """Counts since the pool was opened; readable after `close`."""
+        return PoolStats(**self._counts)
+
+    def reset(self, game: GameId, *, max_steps: int) -> int:
+        """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends with STEP_LIMIT."""
+        self._check_open()
+        if not isinstance(game, GameId):
+            raise ValueError(f"A game is named by an envs.api.GameId, got {game!r}.")
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+        ticket = self._num_tickets
+        self._num_tickets += 1
+        episode = _Episode(ticket=ticket, game=game, max_steps=max_steps)
+        self._episodes[ticket] = episode
+        self._unanswered.add(ticket)
+        if game in self._barred:
+            self._end_failed(episode, self._barred[game])
+        else:
+            self._queue.append(ticket)
+        return ticket
+
+    def step(self, ticket: int, action: str) -> None:
+        """Queues one action of a running episode (one at a time per ticket).
+
+        Actions are cut to `MAX_ACTION_CHARS` and lone surrogates replaced; the observation then starts with a note that says so.
+        """
+        self._check_open()
+        episode = self._episodes.get(ticket)
+        if episode is None:
+            raise ValueError(f"Ticket {ticket!r} names no running episode: it was never given out, has ended, or was released.")
+        if ticket in self._unanswered:
+            raise ValueError(f"Ticket {ticket} still waits for the answer to its last call: poll until it arrives.")
+        if not isinstance(action, str):
+            raise ValueError(f"An action is a string, got {type(action).__name__}.")
+        self._unanswered.add(ticket)
+        if episode.error:
+            self._end_failed(episode, episode.error)
+            return
+        episode.action, episode.note = _sanitize(action)
+        if not episode.replaying:
+            self._send_call(episode)
+
+    def release(self, ticket: int) -> None:
+        """Ends an episode early, or forgets a finished one; the live game is free again. Idempotent."""
+        self._check_open()
+        if not 0 <= ticket < self._num_tickets:
+            raise ValueError(f"Ticket {ticket!r} was never given out.")
+        if self._events:
+            self._events = [event for event in self._events if event.ticket != ticket]
+        episode = self._episodes.get(ticket)
+        if episode is not None:
+            self._forget(episode)
+
+    def poll(self, timeout_s: float) -> list[PoolEvent]:
+        """Answers that have arrived; waits up to `timeout_s` seconds for the first. Empty when none came.
+
+        Returns at once when no call is waiting for an answer.
+        """
+        self._check_open()
+        until = time.monotonic() + timeout_s
+        while True:
+            self._place_queued()
+            for each in self._workers:
+                each.flush()
+            now = time.monotonic()
+            wait_s = 0.0
+            if self._unanswered and not self._events:
+                wait_s = max(0.0, min(until, *(each.deadline_at(self._deadline_s) for each in self._workers)) - now)
+            self._exchange(wait_s)
+            self._place_queued()
+            for each in self._workers:
+                each.flush()
+            if self._events or not self._unanswered or time.monotonic() >= until:
+                events, self._events = self._events, []
+                return events
+
+    def close(self) -> None:
+        """Ends the workers and removes the temporary folder. Idempotent."""
+        if not self._closed_because:
+            self._closed_because = "was closed"
+        self._shut_down()
+
+    def _check_open(self) -> None:
+        if self._closed_because:
+            raise RuntimeError(f"The worker pool {self._closed_because}: open a new one.")
+
+    def _exchange(self, wait_s: float) -> None:
+        """One round with the workers: what can be written and read, then the dead, then the stuck."""
+        for key, mask in self._selector.select(wait_s):
+            each: _Worker = key.data
+            if mask & selectors.EVENT_WRITE:
+                each.flush()
+            if mask & selectors.EVENT_READ:
+                each.receive()
+        for each in self._workers:
+            try:
+                answers = wire.unpack(each.received)
+            except ValueError:  # a game has written to the pipe: nothing behind it can be trusted
+                self._replace(each, "crashes", "its process garbled its answers")
+                continue
+            for answer in answers:
+                self._take_answer(each, answer)
+            if each.at_end:
+                self._replace(each, "crashes", f"its process {each.wait()}")
+            elif time.monotonic() >= each.deadline_at(self._deadline_s):
+                limit_s = self._deadline_s if each.ready else max(self._deadline_s, _MIN_STARTUP_S)
+                self._replace(each, "timeouts", f"it did not answer within {limit_s:g} s")
+            else:
+                each.bound_log()
+
+    def _take_answer(self, each: "_Worker", answer: list[Any]) -> None:
+        ticket, kind, *content = answer
+        if kind == worker.READY:
+            each.ready = True
+            return
+        if kind == worker.UNUSABLE:
+            self._break(f"cannot start its workers ({content[0]})")
+        each.awaited.discard(ticket)
+        episode = self._episodes.get(ticket)
+        if episode is None:
+            return  # released while the call ran
+        if kind == worker.RAISED:
+            self._fail(episode, f"it raised {content[0]}")
+        elif kind == worker.REPLAYED:
+            self._take_replay(episode, content[0])
+        else:
+            each.deaths = 0
+            self._take_step(episode, *content)
+
+    def _take_step(self, episode: "_Episode", fields: list[Any], digest: str) -> None:
+        step, state_hash = wire.decode_step(fields)
+        if episode.action is None:
+            self._counts["resets"] += 1
+        else:
+            self._counts["steps"] += 1
+            episode.actions.append(episode.action)
+            if step.outcome is None and len(episode.actions) >= episode.max_steps:
+                step = dataclasses.replace(step, outcome=Outcome.STEP_LIMIT)
+            if episode.note:
+                step = dataclasses.replace(
+                    step, observation=dataclasses.replace(step.observation, text=episode.note + step.observation.text)
+                )
+        episode.digests.append(digest)
+        episode.action = None
+        episode.failures = 0
+        self._unanswered.discard(episode.ticket)
+        self._events.append(PoolEvent(ticket=episode.ticket, step=step, state_hash=state_hash))
+        if step.outcome is not None:
+            self._forget(episode)
+
+    def _take_replay(self, episode: "_Episode", digests: list[str]) -> None:
+        episode.replaying = False
+        if digests != episode.digests:
+            pairs = zip(digests, episode.digests, strict=False)
+            at = next((index for index, (new, old) in enumerate(pairs) if new != old), len(digests))
+            where = f"action {at}" if at else "its reset"
+            self._give_up(episode, f"The game {episode.game} is not deterministic: its replay differed from the first play at {where}.")
+            return
+        self._counts["replays"] += 1
+        if episode.ticket in self._unanswered:
+            self._send_call(episode)
+
+    def _send_call(self, episode: "_Episode") -> None:
+        """Sends the call that the episode's caller waits for."""
+        if episode.action is None:
+            _home(episode).send([worker.RESET, episode.ticket, str(episode.game)])
+        else:
+            _home(episode).send([worker.STEP, episode.ticket, episode.action])
+
+    def _restore(self, episode: "_Episode") -> None:
+        """Brings an episode whose live game is lost back to where it was."""
+        episode.replaying = bool(episode.digests)
+        if episode.replaying:
+            _home(episode).send([worker.REPLAY, episode.ticket, str(episode.game), episode.actions])
+        else:
+            self._send_call(episode)
+
+    def _fail(self, episode: "_Episode", reason: str) -> None:
+        """The episode's own call raised, hung or killed its worker."""
+        episode.failures += 1
+        if episode.failures < _MAX_FAILURES:
+            self._restore(episode)
+            return
+        call = "a replay" if episode.replaying else f"action {len(episode.actions) + 1}" if episode.digests else "its reset"
+        error = f"The game {episode.game} failed {_MAX_FAILURES} times at {call}: {reason}."
+        if not episode.digests:
+            self._barred[episode.game] = error
+        self._give_up(episode, error)
+
+    def _give_up(self, episode: "_Episode", error: str) -> None:
+        self._counts["quarantined"] += 1
+        if episode.ticket in self._unanswered:
+            self._end_failed(episode, error)
+        else:  # nobody asked: the caller hears of it in answer to the next action
+            episode.error = error
+            self._detach(episode)
+
+    def _end_failed(self, episode: "_Episode", error: str) -> None:
+        step = Step(observation=Observation(text=""), outcome=Outcome.FAILED, error=error)
+        self._events.append(PoolEvent(ticket=episode.ticket, step=step))
+        self._forget(episode)
+
+    def _forget(self, episode: "_Episode") -> None:
+        del self._episodes[episode.ticket]
+        self._unanswered.discard(episode.ticket)
+        self._detach(episode)
+
+    def _detach(self, episode: "_Episode") -> None:
+        each = episode.home
+        if each is not None:
+            each.tickets.discard(episode.ticket)
+            each.send([worker.RELEASE, episode.ticket])
+            episode.home = None
+
+    def _place_queued(self) -> None:
+        """Gives the free live games to the queued resets, first come first served."""
+        while self._queue:
+            ticket = self._queue[0]
+            episode = self._episodes.get(ticket)
+            if episode is None:
+                self._queue.popleft()  # released before it started
+                continue
+            each = max(self._workers, key=lambda candidate: candidate.capacity - len(candidate.tickets))
+            if len(each.tickets) >= each.capacity:
+                return
+            self._queue.popleft()
+            if episode.game in self._barred:
+                self._end_failed(episode, self._barred[episode.game])
+                continue
+            episode.home = each
+            each.tickets.add(ticket)
+            self._send_call(episode)
+
+    def _replace(self, each: "_Worker", counter: str, reason: str) -> None:
+        """A worker is dead or stuck: start another and restore its episodes there."""
+        self._counts[counter] += 1
+        culprit = each.culprit()
+        each.kill()
+        tail = each.tail()
+        deaths = each.deaths + 1
+        if deaths >= _MAX_DEATHS:
+            self._break(f"lost the same worker {deaths} times in a row; the last time {reason}{_quoted(tail)}")
+        each.start()
+        each.deaths = deaths
+        # A suspect goes first: should it fail again, no innocent replay was in vain.
+        lost = sorted((self._episodes[ticket] for ticket in each.tickets), key=lambda e: (e.ticket != culprit, -e.failures, e.ticket))
+        for episode in lost:
+            if episode.ticket == culprit:
+                self._fail(episode, reason + (_quoted(tail) if counter == "crashes" else ""))
+                if episode.failures >= _MAX_FAILURES:
+                    each.deaths = 0
+            else:
+                self._restore(episode)
+
+    def _break(self, reason: str) -> None:
+        self._closed_because = reason
+        self.close()
+        self._check_open()
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Episode:
+    """One running episode, with what it takes to play it again."""
+
+    ticket: int
+    game: GameId
+    max_steps: int
+    home: "_Worker | None" = None  # None while queued
+    actions: list[str] = dataclasses.field(default_factory=list)  # answered
+    digests: list[str] = dataclasses.field(default_factory=list)  # of the reset and of each action in `actions`
+    action: str | None = None  # asked for and not answered yet; None during the reset
+    note: str = ""  # on what was done to `action`
+    replaying: bool = False
+    failures: int = 0  # in a row, at the current call
+    error: str = ""  # why the next call will be answered with FAILED
+
+
+class _Worker:
+    """One worker process and, after its death, the next one in its place."""
+
+    def __init__(self, index: int, capacity: int, setup: dict[str, Any], folder: str, selector: selectors.BaseSelector):
+        self.capacity = capacity
+        self.tickets: set[int] = set()  # episodes that live here
+        self.deaths = 0  # in a row
+        self._name = f"worker-{index}"
+        self._setup = setup
+        self._folder = Path(folder)
+        self._selector = selector
+        self._num_starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts a process; no call may be sent to a worker before."""
+        self._num_starts += 1
+        self._home = self._folder / f"{self._name}-{self._num_starts}"
+        self._home.mkdir()
+        self._log_fd = os.open(self._folder / f"{self._name}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        self._log_checked_at = time.monotonic()
+        marker_fd = os.open(self._folder / f"{self._name}.marker", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.write(marker_fd, bytes(worker.MARKER_BYTES))
+        self._map = mmap.mmap(marker_fd, worker.MARKER_BYTES)
+        self._marker = memoryview(self._map).cast("Q")
+        request_fd, self._request_fd = os.pipe()
+        self._answer_fd, answer_fd = os.pipe()
+        os.set_blocking(self._request_fd, False)
+        os.set_blocking(self._answer_fd, False)
+        self.received = bytearray()
+        self.awaited: set[int] = set()  # tickets with a request that is not answered
+        self.ready = False
+        self.at_end = False
+        self._num_received = 0
+        self._progress: tuple[int, ...] = ()
+        self._progress_at = time.monotonic()
+        self._unsent = bytearray()
+        self._outbox: list[Any] = [self._setup]
+        self._writes = False
+        self._wakes = False  # the outbox holds the first request to an idle worker: its deadline starts with the write
+        child_fds = (request_fd, answer_fd, marker_fd)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "envs.worker", *map(str, child_fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log_fd,
+                stderr=self._log_fd,
+                env=_worker_environ(str(self._home)),
+                pass_fds=child_fds,
+                start_new_session=True,  # Ctrl-C is the parent's; and one kill reaches what a game started
+            )
+        finally:
+            for fd in child_fds:
+                os.close(fd)
+        self._selector.register(self._answer_fd, selectors.EVENT_READ, self)
+        self.flush()
+
+    def send(self, request: list[Any]) -> None:
+        """Queues a request until `flush`."""
+        self._outbox.append(request)
+        if request[0] != worker.RELEASE:
+            self._wakes |= not self.awaited
+            self.awaited.add(request[1])
+
+    def flush(self) -> None:
+        """Writes as much as the pipe takes; the selector does the rest."""
+        if self._outbox:
+            self._unsent += wire.pack(self._outbox)
+            self._outbox = []
+        if self._wakes:
+            self._wakes = False
+            self._progress_at = time.monotonic()
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self._request_fd, self._unsent)]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._unsent.clear()  # dead: the end of its answers says so
+        if bool(self._unsent) != self._writes:
+            self._writes = not self._writes
+            if self._writes:
+                self._selector.register(self._request_fd, selectors.EVENT_WRITE, self)
+            else:
+                self._selector.unregister(self._request_fd)
+
+    def receive(self) -> None:
+        """Reads what is there into `received`; sets `at_end` when the worker has closed its pipe."""
+        try:
+            while chunk := os.read(self._answer_fd, _READ_BYTES):
+                self.received += chunk
+                self._num_received += len(chunk)
+        except BlockingIOError:
+            return
+        self.at_end = True
+
+    def deadline_at(self, deadline_s: float) -> float:
+        """When the worker counts as stuck unless it makes progress; infinity while nothing is asked of it."""
+        if self.ready and not self.awaited:
+            return math.inf
+        progress = (self._marker[0], self._marker[1], self._num_received)
+        if progress != self._progress:
+            self._progress = progress
+            self._progress_at = time.monotonic()
+        return self._progress_at + (deadline_s if self.ready else max(deadline_s, _MIN_STARTUP_S))
+
+    def culprit(self) -> int | None:
+        """The ticket whose call is, or was at the time of death, running."""
+        return self._marker[0] - 1 if self._marker[0] and self._marker[0] - 1 in self.awaited else None
+
+    def wait(self) -> str:
+        """How a process that has closed its pipe ended."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe"
+        return f"died of {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+
+    def stop(self) -> None:
+        """Asks the process to end, by a last request and by closing the pipe."""
+        if self._process is not None and self._request_fd >= 0:
+            self._outbox = [] if self._unsent else [[worker.CLOSE, -1]]
+            self.flush()
+            if self._writes:
+                self._selector.unregister(self._request_fd)
+                self._writes = False
+            os.close(self._request_fd)
+            self._request_fd = -1
+
+    def kill(self, grace_s: float = 0.0) -> None:
+        """Ends the process and all it started, at the latest after `grace_s` seconds; frees everything but the log."""
+        if self._process is None:
+            return
+        if grace_s > 0:
+            self.stop()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=grace_s)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of the group is gone
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self.stop()
+        self._process = None
+        self._selector.unregister(self._answer_fd)
+        os.close(self._answer_fd)
+        self._marker.release()
+        self._map.close()
+        self._tail = self._read_tail()
+        os.close(self._log_fd)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def tail(self) -> str:
+        """The end of what the last killed process printed."""
+        return self._tail
+
+    def bound_log(self) -> None:
+        """Keeps a talkative game from filling the disk."""
+        now = time.monotonic()
+        if now - self._log_checked_at >= _LOG_CHECK_S:
+            self._log_checked_at = now
+            if os.fstat(self._log_fd).st_size > _MAX_LOG_BYTES:
+                os.ftruncate(self._log_fd, 0)
+
+    def _read_tail(self) -> str:
+        size = os.fstat(self._log_fd).st_size
+        return os.pread(self._log_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode("utf-8", "replace")
+
+
+def _home(episode: _Episode) -> _Worker:
+    assert episode.home is not None, f"ticket {episode.ticket} has no live game yet"
+    return episode.home
+
+
+def _shut_down(workers: list[_Worker], selector: selectors.BaseSelector, folder: str, owner_pid: int) -> None:
+    if os.getpid() != owner_pid:
+        return  # a fork of the owner's process: the workers are not its own
+    for each in workers:
+        each.stop()
+    until = time.monotonic() + _CLOSE_GRACE_S
+    for each in workers:
+        each.kill(grace_s=max(0.0, until - time.monotonic()))
+    selector.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _worker_environ(temp_folder: str) -> dict[str, str]:
+    """The parent's environment, with this package importable, temporary files in one place, and equal hashes in all workers."""
+    environ = dict(os.environ)
+    package_root = str(Path(__file__).resolve().parent.parent)
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, environ.get("PYTHONPATH"))))
+    environ["PYTHONHASHSEED"] = "0"
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        environ[name] = temp_folder
+    return environ
+
+
+def _sanitize(action: str) -> tuple[str, str]:
+    """An action that every game can be given, and a note on what was changed."""
+    note = ""
+    if len(action) > MAX_ACTION_CHARS:
+        note += f"(Your action had {len(action)} characters: only the first {MAX_ACTION_CHARS} were used.)\n"
+        action = action[:MAX_ACTION_CHARS]
+    cleaned = wire.clean(action)
+    if cleaned != action:
+        note += "(Your action held invalid characters: they were replaced by '?'.)\n"
+    return cleaned, note
+
+
+def _quoted(tail: str) -> str:
+    """The last printed line, as the end of a sentence."""
+    lines = tail.strip().splitlines()
+    return f" (its last printed line: {lines[-1].strip()[:200]!r})" if lines else ""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

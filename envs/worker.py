@@ -1,0 +1,238 @@
+"""A worker process of `envs.pool.WorkerPool`: plays many live games, one call at a time. Not started by hand.
+
+`python -m envs.worker REQUEST_FD ANSWER_FD MARKER_FD`. Its stdout and stderr are a log file, so whatever a game prints cannot reach the
+protocol. MARKER_FD is a shared memory map of two integers that the parent reads without asking: the ticket whose call is running, plus one
+(0 between calls), and a count of calls. That is how a dead or stuck worker says which game it was playing.
+"""
+
+import json
+import mmap
+import os
+import select
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from envs import wire
+from envs.api import Environment, Game, GameId, Observation, Step
+from envs.registry import load_environment
+
+MARKER_BYTES = 16
+READY, PLAYED, REPLAYED, RAISED, UNUSABLE = "ready", "played", "replayed", "raised", "unusable"  # what an answer tells
+RESET, STEP, REPLAY, RELEASE, CLOSE = "reset", "step", "replay", "release", "close"  # what a request asks
+
+_READ_BYTES = 1 << 18
+_FLUSH_S = 0.001  # answers wait at most this long for the rest of their batch
+_ORPHAN_GRACE_S = 2.0  # a call that still runs when the parent is gone gets this long
+_REPARENT_S = 0.2  # a dying parent closes its pipes a moment before its children are given to another
+_MAX_RESETS = 5000  # a live game is opened anew after this many: NetHack leaks 2 kB per episode
+_MAX_ERROR_CHARS = 300
+
+
+class LiveGames:
+    """The live games of one worker, idle ones kept per family; at most `max_games` in all."""
+
+    def __init__(self, environment: Environment, max_games: int):
+        self._environment = environment
+        self._max_games = max_games
+        self._playing: dict[int, tuple[str, Game]] = {}
+        self._idle: list[tuple[str, Game]] = []  # the longest idle first
+        self._resets: dict[int, int] = {}  # id of a live game -> resets so far
+
+    def take(self, ticket: int, family: str) -> Game:
+        """A live game for an episode; one that the episode already has is thrown away."""
+        self.discard(ticket)
+        found = next((entry for entry in reversed(self._idle) if entry[0] == family), None)
+        if found is not None:
+            self._idle.remove(found)
+            game = found[1]
+            self._resets[id(game)] += 1
+        else:
+            if self._idle and len(self._playing) + len(self._idle) >= self._max_games:
+                self._close(self._idle.pop(0)[1])
+            game = self._environment.open(family)
+            self._resets[id(game)] = 1
+        self._playing[ticket] = (family, game)
+        return game
+
+    def playing(self, ticket: int) -> Game:
+        return self._playing[ticket][1]
+
+    def release(self, ticket: int) -> None:
+        """The episode is over: its game is kept for the next one of its family."""
+        entry = self._playing.pop(ticket, None)
+        if entry is None:
+            return
+        if self._resets[id(entry[1])] >= _MAX_RESETS:
+            self._close(entry[1])
+        else:
+            self._idle.append(entry)
+
+    def discard(self, ticket: int) -> None:
+        """The episode's game raised: nobody should play it again."""
+        entry = self._playing.pop(ticket, None)
+        if entry is not None:
+            self._close(entry[1])
+
+    def close(self) -> None:
+        for _, game in [*self._playing.values(), *self._idle]:
+            self._close(game)
+        self._playing.clear()
+        self._idle.clear()
+
+    def _close(self, game: Game) -> None:
+        del self._resets[id(game)]
+        try:
+            game.close()
+        except Exception as error:  # a game that cannot be closed is gone all the same
+            sys.stderr.write(f"closing a game raised {describe(error)}\n")
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return wire.clean(text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 3] + "...")
+
+
+def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -> str:
+    """Plays one request and returns its answer as JSON; `on_call` runs before every call of a game. Never raises."""
+    kind, ticket = request[0], request[1]
+    try:
+        if kind == STEP:
+            on_call()
+            encoded, ended = _play_step(games.playing(ticket), request[2])
+        else:
+            game_id = GameId.parse(request[2])
+            on_call()
+            game = games.take(ticket, game_id.family)
+            encoded, ended = _play_reset(game, game_id), False
+        if kind == REPLAY:
+            digests = [wire.digest(encoded)]
+            for action in request[3]:
+                on_call()
+                encoded, ended = _play_step(game, action)
+                digests.append(wire.digest(encoded))
+                if ended:
+                    break
+            return f'[{ticket},"{REPLAYED}",{json.dumps(digests)}]'
+        if ended:
+            games.release(ticket)
+        return f'[{ticket},"{PLAYED}",{encoded},"{wire.digest(encoded)}"]'
+    except BaseException as error:  # SystemExit too: no game may end the worker of its siblings
+        games.discard(ticket)
+        return f'[{ticket},"{RAISED}",{json.dumps(describe(error))}]'
+
+
+def _play_reset(game: Game, game_id: GameId) -> str:
+    observation = game.reset(game_id)
+    if not isinstance(observation, Observation):
+        raise TypeError(f"reset returned {type(observation).__name__} where an Observation was expected")
+    return wire.encode_step(Step(observation=observation), game.state_hash())
+
+
+def _play_step(game: Game, action: str) -> tuple[str, bool]:
+    step = game.step(action)
+    if not isinstance(step, Step):
+        raise TypeError(f"step returned {type(step).__name__} where a Step was expected")
+    return wire.encode_step(step), step.outcome is not None
+
+
+def serve(games: LiveGames, requests: list[Any], buffer: bytearray, request_fd: int, answer_fd: int, marker: memoryview) -> bool:
+    """Answers requests, first `requests`, then what arrives behind `buffer`; True when told to end, False when the parent is gone."""
+    calls = 0
+    ticket = 0
+
+    def on_call() -> None:
+        nonlocal calls
+        calls += 1
+        marker[1] = calls
+        marker[0] = ticket + 1
+
+    while True:
+        answers: list[str] = []
+        flush_at = time.monotonic() + _FLUSH_S
+        for request in requests:
+            ticket = request[1]
+            if request[0] == RELEASE:
+                games.release(ticket)
+                continue
+            if request[0] == CLOSE:
+                return True
+            answers.append(execute(games, request, on_call))
+            marker[0] = 0
+            now = time.monotonic()
+            if now >= flush_at:
+                send(answer_fd, answers)
+                answers = []
+                flush_at = now + _FLUSH_S
+        if answers:
+            send(answer_fd, answers)
+        chunk = os.read(request_fd, _READ_BYTES)
+        if not chunk:
+            return False
+        buffer += chunk
+        requests = wire.unpack(buffer)
+
+
+def send(answer_fd: int, answers: list[str]) -> None:
+    """Writes one frame with all answers; blocks while the parent is busy elsewhere."""
+    data = memoryview(wire.frame(f"[{','.join(answers)}]"))
+    while data:
+        data = data[os.write(answer_fd, data) :]
+
+
+def _end_with_parent(request_fd: int, setup: dict[str, Any]) -> None:
+    """Ends a worker whose parent is gone even while a game hangs."""
+    poll = select.poll()
+    poll.register(request_fd, 0)  # hang-up alone; data is the main thread's
+    poll.poll()
+    time.sleep(_ORPHAN_GRACE_S)
+    _remove_if_orphan(setup)
+    os._exit(1)
+
+
+def _remove_if_orphan(setup: dict[str, Any]) -> None:
+    """Removes the pool's folder when its owner no longer can; a parent that merely replaces this worker is still there."""
+    if os.getppid() != setup["parent_pid"]:
+        shutil.rmtree(setup["temp_root"], ignore_errors=True)
+
+
+def main(argv: list[str]) -> int:
+    request_fd, answer_fd, marker_fd = (int(value) for value in argv)
+    for fd in (request_fd, answer_fd, marker_fd):
+        os.set_inheritable(fd, False)  # a child of a game must not keep the pipe open
+    marker = memoryview(mmap.mmap(marker_fd, MARKER_BYTES)).cast("Q")
+    buffer = bytearray()
+    requests: list[Any] = []
+    while not requests:
+        chunk = os.read(request_fd, _READ_BYTES)
+        if not chunk:
+            return 0
+        buffer += chunk
+        requests = wire.unpack(buffer)
+    setup = requests.pop(0)
+    sys.path.extend(path for path in setup["sys_path"] if path not in sys.path)
+    threading.Thread(target=_end_with_parent, args=(request_fd, setup), daemon=True).start()
+    try:
+        environment = load_environment(setup["environment"], setup["options"])
+    except BaseException as error:
+        send(answer_fd, [f'[-1,"{UNUSABLE}",{json.dumps(describe(error))}]'])
+        return 1
+    send(answer_fd, [f'[-1,"{READY}"]'])
+    games = LiveGames(environment, setup["max_games"])
+    try:
+        told = serve(games, requests, buffer, request_fd, answer_fd, marker)
+    except BrokenPipeError:
+        told = False
+    games.close()
+    if not told:
+        time.sleep(_REPARENT_S)
+        _remove_if_orphan(setup)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
