@@ -1,0 +1,390 @@
+"""Scripted players of the MiniHack families: demonstrations, proofs that a family can be solved, and parts for scripted novices.
+
+An expert is a callable from a `View` (`game.raw()`) to an action, typed exactly as a text agent would type it. The table of success, mean steps and
+random play: `python -m envs.experts` (`--families eat zap --games 100 --steps 25`).
+"""
+
+import argparse
+import collections
+import dataclasses
+import random
+import sys
+from collections.abc import Callable, Iterable
+
+from envs.api import GameId, Outcome
+from envs.minihack.families import FAMILIES, check_family
+from envs.minihack.game import MiniHackGame
+from envs.minihack.text import distance
+from envs.minihack.view import DIRECTIONS, Position, Thing, View
+
+Expert = Callable[[View], str]
+
+_STRAIGHT = ("north", "south", "east", "west")
+_OPEN_KINDS = ("floor", "object", "feature", "doorway", "open")
+_DOOR_KINDS = ("open", "doorway", "closed")
+
+
+# --- reusable parts ---
+
+
+def find(view: View, noun: str) -> Thing | None:
+    """The nearest thing on the map with this noun (the hero's own square left out), or None."""
+    found = [thing for thing in view.cells.values() if thing.noun == noun]
+    return min(found, key=lambda t: (*distance(view.position, t.position), t.position), default=None)
+
+
+def here(view: View, noun: str) -> bool:
+    """Whether the hero stands on this thing."""
+    return any(thing.noun == noun for thing in view.here)
+
+
+def carried(view: View, noun: str) -> bool:
+    """Whether the pack holds such a thing that was not there at the start."""
+    return any(item.noun == noun and item.gained for item in view.items)
+
+
+def _is_diagonal(direction: str) -> bool:
+    return direction not in _STRAIGHT
+
+
+def can_enter(view: View, position: Position, *, floating: bool = False, monsters: bool = False, traps: bool = False) -> bool:
+    """Whether the hero may walk onto a known square without harm: no wall, closed door, boulder, trap or monster; liquids only when floating."""
+    thing = view.cell(position)
+    if position == view.position:
+        return True
+    if thing is None:
+        return False
+    if thing.kind in _OPEN_KINDS:
+        return True
+    return (thing.kind == "liquid" and floating) or (thing.kind == "monster" and monsters) or (thing.kind == "trap" and traps)
+
+
+def neighbours(view: View, position: Position, **allowed: bool) -> Iterable[tuple[str, Position]]:
+    """The moves out of a square: diagonals neither through doors nor out of them."""
+    from_door = (thing := view.cell(position)) is not None and thing.kind in ("open", "doorway") and thing.noun != "broken door"
+    from_door = from_door or (
+        position == view.position and any(t.kind in ("open", "doorway") and t.noun != "broken door" for t in view.here)
+    )
+    for direction, (dx, dy) in DIRECTIONS.items():
+        target = (position[0] + dx, position[1] + dy)
+        if not can_enter(view, target, **allowed):
+            continue
+        thing = view.cell(target)
+        to_door = thing is not None and thing.kind in ("open", "doorway") and thing.noun != "broken door"
+        if _is_diagonal(direction) and (from_door or to_door):
+            continue
+        yield direction, target
+
+
+def path(view: View, goal: Callable[[Position], bool], **allowed: bool) -> list[str] | None:
+    """The directions of a shortest known way to a square that satisfies `goal`; [] when the hero stands on one, None when there is none."""
+    queue = collections.deque([view.position])
+    came: dict[Position, tuple[Position, str] | None] = {view.position: None}
+    while queue:
+        square = queue.popleft()
+        if goal(square):
+            way = []
+            while (step := came[square]) is not None:
+                square, direction = step
+                way.append(direction)
+            return way[::-1]
+        for direction, target in neighbours(view, square, **allowed):
+            if target not in came:
+                came[target] = (square, direction)
+                queue.append(target)
+    return None
+
+
+def walk_towards(view: View, position: Position) -> str | None:
+    """The first direction of the way to a square, or None when the hero is there or knows no way.
+
+    Safe ways come first; then ways over traps; then ways that a monster blocks (walking into it attacks it). A target square may hold anything.
+    """
+    if position == view.position:
+        return None
+    for allowed in ({}, {"traps": True}, {"traps": True, "monsters": True}):
+        way = path(view, lambda square: square == position, floating=view.floating, **allowed)
+        if way:
+            return way[0]
+    return None
+
+
+def beside(view: View, position: Position) -> str | None:
+    """The straight direction from the hero to a neighbour square, or None when it is not straight beside."""
+    for direction in _STRAIGHT:
+        dx, dy = DIRECTIONS[direction]
+        if (view.position[0] + dx, view.position[1] + dy) == position:
+            return direction
+    return None
+
+
+def walk_beside(view: View, position: Position) -> str | None:
+    """The first direction of the way to a square straight beside a target such as a door, or None."""
+    spots = {(position[0] + dx, position[1] + dy) for dx, dy in (DIRECTIONS[d] for d in _STRAIGHT)}
+    for allowed in ({}, {"traps": True}, {"traps": True, "monsters": True}):
+        way = path(view, lambda square: square in spots, floating=view.floating, **allowed)
+        if way:
+            return way[0]
+    return None
+
+
+def line_direction(view: View, position: Position) -> str | None:
+    """The compass direction in which a target lies exactly, or None."""
+    dx, dy = position[0] - view.position[0], position[1] - view.position[1]
+    if (dx or dy) and (dx == 0 or dy == 0 or abs(dx) == abs(dy)):
+        sign = ((dx > 0) - (dx < 0), (dy > 0) - (dy < 0))
+        return next(word for word, delta in DIRECTIONS.items() if delta == sign)
+    return None
+
+
+# --- the experts ---
+
+
+@dataclasses.dataclass
+class _Memory:
+    """What an expert keeps between turns of one episode."""
+
+    rng: random.Random
+    visited: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    used: set[str] = dataclasses.field(default_factory=set)
+    tried: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+
+def _explore(view: View, memory: _Memory) -> str:
+    """A step towards the known square that promises to show most, per step of the way."""
+    best, best_score = None, 0.0
+    queue = collections.deque([(view.position, 0, "")])
+    reached = {view.position}
+    while queue:
+        square, steps, first = queue.popleft()
+        if steps and not memory.visited[square]:
+            blanks = sum(1 for dx, dy in DIRECTIONS.values() if view.cell((square[0] + dx, square[1] + dy)) is None)
+            thing = view.cell(square)
+            score = (blanks + (4 if thing is not None and thing.kind in _DOOR_KINDS else 0)) / (steps + 1)
+            if score > best_score:
+                best, best_score = first, score
+        for direction, target in neighbours(view, square, floating=view.floating):
+            if target not in reached:
+                reached.add(target)
+                queue.append((target, steps + 1, first or direction))
+    if best:
+        return f"go {best}"
+    moves = [d for d, _ in neighbours(view, view.position, floating=view.floating)]
+    least = min((memory.visited[_ahead(view, d)] for d in moves), default=0)
+    moves = [d for d in moves if memory.visited[_ahead(view, d)] == least]
+    # Every square was visited: what is missing may be hidden under a monster or behind a secret door.
+    return f"go {memory.rng.choice(moves)}" if moves and memory.rng.random() < 0.7 else "search"
+
+
+def _ahead(view: View, direction: str) -> Position:
+    dx, dy = DIRECTIONS[direction]
+    return view.position[0] + dx, view.position[1] + dy
+
+
+def _to_stairs(view: View, memory: _Memory) -> str:
+    """Walks to the staircase down; opens, unlocks or kicks the doors in its way; explores until it is known."""
+    stairs = find(view, "stairs")
+    if stairs is not None:
+        direction = walk_towards(view, stairs.position)
+        if direction:
+            return f"go {direction}"
+    door = next((find(view, noun) for noun in ("locked door", "closed door") if find(view, noun)), None)
+    if door is not None:
+        direction = beside(view, door.position)
+        if direction:
+            if carried(view, "key"):
+                return f"apply key {direction}"
+            return f"kick {direction}" if door.noun == "locked door" else f"open {direction}"
+        direction = walk_beside(view, door.position)
+        if direction:
+            return f"go {direction}"
+    return _explore(view, memory)
+
+
+def _fetch(view: View, memory: _Memory, noun: str) -> str | None:
+    """An action that brings a thing into the pack; None when it is there, or nowhere to be seen."""
+    if carried(view, noun):
+        return None
+    if here(view, noun):
+        return f"pickup {noun}"
+    thing = find(view, noun)
+    if thing is None:
+        return _explore(view, memory)
+    direction = walk_towards(view, thing.position)
+    return f"go {direction}" if direction else _explore(view, memory)
+
+
+def _use(noun: str, verb: str) -> Callable[[View, _Memory], str]:
+    """Fetch a thing, then use it."""
+
+    def act(view: View, memory: _Memory) -> str:
+        return _fetch(view, memory, noun) or f"{verb} {noun}"
+
+    return act
+
+
+def _on_spot(noun: str, action: str) -> Callable[[View, _Memory], str]:
+    """Walk onto a thing, then act there."""
+
+    def act(view: View, memory: _Memory) -> str:
+        if here(view, noun):
+            return action
+        thing = find(view, noun)
+        direction = walk_towards(view, thing.position) if thing else None
+        return f"go {direction}" if direction else _explore(view, memory)
+
+    return act
+
+
+_FLOAT_VERBS = {"potion": "quaff", "ring": "puton", "boots": "wear"}
+_FREEZE_VERBS = {"wand": "zap", "horn": "apply"}
+
+
+def _float(view: View, memory: _Memory) -> str | None:
+    """Fetches and uses a thing that levitates; None when it is done or there is none."""
+    for noun, verb in _FLOAT_VERBS.items():
+        if carried(view, noun) or here(view, noun) or find(view, noun):
+            return _fetch(view, memory, noun) or f"{verb} {noun}"
+    return None
+
+
+def _levitate(view: View, memory: _Memory) -> str:
+    return _float(view, memory) or _explore(view, memory)
+
+
+def _cross_lava(view: View, memory: _Memory) -> str:
+    """Floats, or freezes a way, over the lava; then walks to the stairs."""
+    stairs = find(view, "stairs")
+    if stairs is not None and (direction := walk_towards(view, stairs.position)):
+        return f"go {direction}"
+    if not view.floating and (action := _float(view, memory)):
+        return action
+    for noun, verb in _FREEZE_VERBS.items():
+        if not (carried(view, noun) or here(view, noun) or find(view, noun)):
+            continue
+        if action := _fetch(view, memory, noun):
+            return action
+        lava = find(view, "lava")
+        if lava is not None and (direction := beside(view, lava.position)):
+            return f"{verb} {noun} {direction}"
+        if lava is not None and (direction := walk_beside(view, lava.position)):
+            return f"go {direction}"
+    return _explore(view, memory)
+
+
+def _keyroom(view: View, memory: _Memory) -> str:
+    stairs = find(view, "stairs")
+    if stairs is not None and (direction := walk_towards(view, stairs.position)):
+        return f"go {direction}"
+    if not carried(view, "key") and (here(view, "key") or find(view, "key")):
+        return _fetch(view, memory, "key") or "search"
+    return _to_stairs(view, memory)
+
+
+def _shoot(view: View, memory: _Memory) -> str:
+    """Zaps the wand at the minotaur as soon as they are in line."""
+    target = find(view, "minotaur")
+    if target is None:
+        return _explore(view, memory)
+    direction = line_direction(view, target.position)
+    if direction and carried(view, "wand"):
+        return f"zap wand {direction}"
+    return _fetch(view, memory, "wand") or f"go {walk_towards(view, target.position) or 'east'}"
+
+
+_PLANS: dict[str, Callable[[View, _Memory], str]] = {
+    "eat": _on_spot("apple", "eat apple"),
+    "wield": _use("dagger", "wield"),
+    "wear": _use("robe", "wear"),
+    "puton": _use("amulet", "puton"),
+    "zap": _use("wand", "zap"),
+    "read": _use("scroll", "read"),
+    "pray": _on_spot("altar", "pray"),
+    "sink": _on_spot("sink", "quaff sink"),
+    "levitate": _levitate,
+    "levitate_boots": _levitate,
+    "levitate_ring": _levitate,
+    "levitate_potion": _levitate,
+    "lava_cross": _cross_lava,
+    "lava_levitate": _cross_lava,
+    "freeze_lava": _cross_lava,
+    "keyroom": _keyroom,
+    "wod_easy": _shoot,
+}
+
+
+def _plan(family: str) -> Callable[[View, _Memory], str]:
+    base = family.removesuffix("_fixed").removesuffix("_distr")
+    return _PLANS.get(base, _to_stairs)
+
+
+def make_expert(family: str, rng: random.Random) -> Expert:
+    """An expert for one episode of a family. Raises ValueError for an unknown family."""
+    plan = _plan(check_family(family))
+    memory = _Memory(rng=rng)
+
+    def act(view: View) -> str:
+        memory.visited[view.position] += 1
+        return plan(view, memory)
+
+    return act
+
+
+def random_action(view: View, rng: random.Random) -> str:
+    """One of the actions that make sense at all, evenly: moves, and every verb with something carried, lying here or next to the hero."""
+    actions = [f"go {direction}" for direction in DIRECTIONS] + ["pickup", "eat", "quaff", "pray", "search"]
+    for noun in sorted({item.noun for item in view.items if item.gained}):
+        actions += [f"{verb} {noun}" for verb in ("wield", "wear", "puton", "read", "eat", "quaff", "zap", "apply", "drop")]
+    actions += [f"{verb} {direction}" for verb in ("open", "kick") for direction in _STRAIGHT]
+    return rng.choice(actions)
+
+
+def play(game: MiniHackGame, game_id: GameId, act: Expert, *, max_steps: int) -> tuple[Outcome, int]:
+    """Plays one episode and returns how it ended and after how many actions."""
+    game.reset(game_id)
+    for turn in range(1, max_steps + 1):
+        step = game.step(act(game.raw()))
+        if step.outcome is not None:
+            return step.outcome, turn
+    return Outcome.STEP_LIMIT, max_steps
+
+
+def measure(family: str, *, num_games: int, max_steps: int, first_seed: int = 10_000) -> dict[str, float]:
+    """Success of the expert and of random play, and the expert's mean steps of its successes, over consecutive seeds."""
+    game = MiniHackGame(family, style="compact")
+    counts: collections.Counter = collections.Counter()
+    try:
+        for seed in range(first_seed, first_seed + num_games):
+            game_id = GameId(env="minihack", family=family, key=str(seed))
+            outcome, steps = play(game, game_id, make_expert(family, random.Random(seed)), max_steps=max_steps)
+            counts["expert"] += outcome is Outcome.SUCCESS
+            counts["steps"] += steps * (outcome is Outcome.SUCCESS)
+            rng = random.Random(seed)
+            outcome, _ = play(game, game_id, lambda view, rng=rng: random_action(view, rng), max_steps=max_steps)
+            counts["random"] += outcome is Outcome.SUCCESS
+    finally:
+        game.close()
+    return {
+        "expert": counts["expert"] / num_games,
+        "mean_steps": counts["steps"] / max(counts["expert"], 1),
+        "random": counts["random"] / num_games,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the table of all or some families."""
+    parser = argparse.ArgumentParser(description="Success of the scripted experts and of random play.")
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--games", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=25)
+    options = parser.parse_args(arguments)
+    sys.stdout.write("| family | expert % | mean steps | random % |\n|---|---|---|---|\n")
+    for family in options.families:
+        row = measure(family, num_games=options.games, max_steps=options.steps)
+        sys.stdout.write(f"| {family} | {100 * row['expert']:.0f} | {row['mean_steps']:.1f} | {100 * row['random']:.0f} |\n")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""MiniHack as text games: 40 families, re-seeded live games, two text styles, verbs in words."""
+
+from collections.abc import Sequence
+
+from envs.api import GameId
+from envs.minihack.families import FAMILIES, check_family
+
+__all__ = ["FAMILIES", "MiniHack"]
+
+_STYLES = ("full", "compact")
+
+
+class MiniHack:
+    """The MiniHack environment; implements `envs.api.Environment`. `text` is "full" (language models) or "compact" (tiny word-level models)."""
+
+    def __init__(self, text: str = "full"):
+        if text not in _STYLES:
+            raise ValueError(f"Unknown text style {text!r}; the styles are: {', '.join(_STYLES)}.")
+        self._text = text
+
+    @property
+    def name(self) -> str:
+        """The `env` of every game id."""
+        return "minihack"
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """All families, sorted."""
+        return FAMILIES
+
+    def games(self, family: str, split: str) -> Sequence[GameId]:
+        """The games of one split, disjoint from the others by initial state. The first call for a family takes seconds; the answer is cached on disk."""
+        from envs.minihack.index import load_index
+
+        return load_index(family, split)
+
+    def open(self, family: str):
+        """A live game of a family, ready to be reset."""
+        from envs.minihack.game import MiniHackGame
+
+        return MiniHackGame(check_family(family), style=self._text)
