@@ -1,0 +1,126 @@
+"""Everything a training run is configured by: one frozen record, saved as config.json and compared on resume."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ictjax.batch import BatchConfig
+from ictjax.grpo import GRPOConfig
+from ictjax.learner import LearnerConfig, OptimizerConfig
+from ictjax.meta_env import MetaConfig
+from ictjax.models.config import ModelConfig
+from ictjax.reflector import ReflectorConfig
+from ictjax.rollout import RolloutConfig
+from ictjax.sampler import SamplerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvironmentConfig:
+    """The benchmark, its families, and the workers that play it."""
+
+    name: str  # "minihack", "fake", or "package.module:attribute"
+    train_families: tuple[str, ...]
+    heldout_families: tuple[str, ...]  # never trained on; evaluated
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    num_workers: int = 2
+    max_live_games: int = 64
+    deadline_s: float = 20.0  # of one reset or step; a worker that misses it is restarted
+
+    def __post_init__(self):
+        if not self.train_families:
+            raise ValueError("environment.train_families is empty: name at least one family.")
+        both = sorted(set(self.train_families) & set(self.heldout_families))
+        if both:
+            raise ValueError(f"Families {', '.join(both)} are both trained on and held out: list each once.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST games."""
+
+    runs: int  # loops per family and arm: the unit of the statistics
+    meta_turns: int  # reflections per loop
+    test_games: int  # games that score the last prompt of a loop
+    temperature: float = 1.0  # of the reflector
+    seed: int = 0  # of the games and keys; independent of the training seed
+
+    def __post_init__(self):
+        for name in ("runs", "meta_turns", "test_games"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.temperature < 0:
+            raise ValueError(f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Model folders are in Hugging Face layout: config.json, safetensors, tokenizer with chat template."""
+
+    actor: str  # folder of the frozen actor
+    reflector: str  # folder of the reflector to be trained, and of its reference
+    initial_prompt: str  # the actor's system prompt at meta-turn 0
+    iterations: int
+    seed: int
+    environment: EnvironmentConfig
+    meta: MetaConfig
+    rollout: RolloutConfig
+    reflection: ReflectorConfig
+    actor_sampler: SamplerConfig
+    reflector_sampler: SamplerConfig
+    grpo: GRPOConfig
+    optimizer: OptimizerConfig
+    learner: LearnerConfig
+    batch: BatchConfig
+    evaluation: EvaluationConfig
+    remat: bool = False  # recompute layers in the backward pass: less memory, about a third more time
+    checkpoint_every: int = 1  # iterations
+    shape: ModelConfig | None = None  # of both models, for `--check` where the checkpoints are not at hand
+
+    def __post_init__(self):
+        for name in ("iterations", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        rows = self.meta.contexts_per_iteration * self.grpo.group_size
+        if self.batch.num_rows < rows or self.batch.num_rows % self.learner.num_microbatches:
+            raise ValueError(
+                f"batch.num_rows must be at least contexts x candidates = {rows} and a multiple of learner.num_microbatches = "
+                f"{self.learner.num_microbatches}, got {self.batch.num_rows}."
+            )
+        whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
+        for name, limit in (
+            ("reflector_sampler.max_len", self.reflector_sampler.max_len),
+            ("batch.token_buckets", self.batch.token_buckets[-1]),
+        ):
+            if limit < whole:
+                raise ValueError(
+                    f"reflection.max_context_tokens + reflection.max_reply_tokens = {whole} exceeds {name} = {limit}: "
+                    "lower the former or raise the latter."
+                )
+        if self.batch.response_buckets[-1] < self.reflection.max_reply_tokens:
+            raise ValueError(
+                f"reflection.max_reply_tokens = {self.reflection.max_reply_tokens} exceeds the largest of batch.response_buckets "
+                f"{self.batch.response_buckets}: raise one or lower the other."
+            )
+        if self.actor_sampler.max_len <= self.rollout.max_turn_tokens:
+            raise ValueError(
+                f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside rollout.max_turn_tokens = "
+                f"{self.rollout.max_turn_tokens}: raise it."
+            )
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON reads it back: lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of the fields in which two configurations differ."""
+    found = []
+    for name in [*config, *(name for name in other if name not in config)]:
+        mine, theirs = config.get(name), other.get(name)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += differences(mine, theirs, f"{prefix}{name}.")
+        elif mine != theirs or (name in config) != (name in other):
+            found.append(f"{prefix}{name}")
+    return found
