@@ -150,8 +150,32 @@ class _Memory:
     tried: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
+# Touching these harms the attacker.
+_NASTY = ("floating eye", "cockatrice", "chickatrice", "acid blob", "mold", "jelly", "gas spore")
+
+
+def _attack(view: View, *, reach: int = 1) -> str | None:
+    """A step into, or towards, the nearest hostile monster within reach that is safe to hit."""
+    foes = [
+        t
+        for t in view.cells.values()
+        if t.kind == "monster" and not t.name.startswith(("peaceful", "tame")) and not any(word in t.name for word in _NASTY)
+    ]
+    foe = min(foes, key=lambda t: (*distance(view.position, t.position), t.position), default=None)
+    if foe is None or distance(view.position, foe.position)[0] > reach:
+        return None
+    if distance(view.position, foe.position)[0] == 1:
+        return f"go {line_direction(view, foe.position)}"
+    direction = walk_towards(view, foe.position)
+    return f"go {direction}" if direction else None
+
+
 def _explore(view: View, memory: _Memory) -> str:
     """A step towards the known square that promises to show most, per step of the way."""
+    if any(thing.kind in ("open", "doorway") for thing in view.here):  # through a door, not back
+        onward = [(memory.visited[_ahead(view, d)], d) for d, _ in neighbours(view, view.position, floating=view.floating) if d in _STRAIGHT]
+        if onward and min(onward)[0] == 0:
+            return f"go {min(onward)[1]}"
     best, best_score = None, 0.0
     queue = collections.deque([(view.position, 0, "")])
     reached = {view.position}
@@ -169,10 +193,11 @@ def _explore(view: View, memory: _Memory) -> str:
                 queue.append((target, steps + 1, first or direction))
     if best:
         return f"go {best}"
+    if action := _attack(view, reach=80):  # it may stand on what is missing
+        return action
     moves = [d for d, _ in neighbours(view, view.position, floating=view.floating)]
     least = min((memory.visited[_ahead(view, d)] for d in moves), default=0)
     moves = [d for d in moves if memory.visited[_ahead(view, d)] == least]
-    # Every square was visited: what is missing may be hidden under a monster or behind a secret door.
     return f"go {memory.rng.choice(moves)}" if moves and memory.rng.random() < 0.7 else "search"
 
 
@@ -192,7 +217,8 @@ def _to_stairs(view: View, memory: _Memory) -> str:
     if door is not None:
         direction = beside(view, door.position)
         if direction:
-            if carried(view, "key"):
+            if carried(view, "key") and (door.noun == "locked door" or not memory.tried[door.position]):
+                memory.tried[door.position] += 1
                 return f"apply key {direction}"
             return f"kick {direction}" if door.noun == "locked door" else f"open {direction}"
         direction = walk_beside(view, door.position)
@@ -202,8 +228,8 @@ def _to_stairs(view: View, memory: _Memory) -> str:
 
 
 def _fetch(view: View, memory: _Memory, noun: str) -> str | None:
-    """An action that brings a thing into the pack; None when it is there, or nowhere to be seen."""
-    if carried(view, noun):
+    """An action that brings a thing into the pack; None when one that was not yet tried is there."""
+    if any(item.noun == noun and item.gained and item.letter not in memory.used for item in view.items):
         return None
     if here(view, noun):
         return f"pickup {noun}"
@@ -215,10 +241,15 @@ def _fetch(view: View, memory: _Memory, noun: str) -> str | None:
 
 
 def _use(noun: str, verb: str) -> Callable[[View, _Memory], str]:
-    """Fetch a thing, then use it."""
+    """Fetch a thing, then use it; then the next of its kind, should it be the wrong one."""
 
     def act(view: View, memory: _Memory) -> str:
-        return _fetch(view, memory, noun) or f"{verb} {noun}"
+        if action := _fetch(view, memory, noun):
+            return action
+        owned = [item for item in view.items if item.noun == noun]
+        item = next(item for item in owned if item.gained and item.letter not in memory.used)
+        memory.used.add(item.letter)
+        return f"{verb} {noun if len(owned) == 1 else item.letter}"
 
     return act
 
@@ -325,6 +356,11 @@ def make_expert(family: str, rng: random.Random) -> Expert:
 
     def act(view: View) -> str:
         memory.visited[view.position] += 1
+        if any("cannot escape" in message for message in view.messages) and (action := _attack(view)):
+            return action
+        stairs = find(view, "stairs")
+        if (stairs is None or distance(view.position, stairs.position)[0] > 2) and (action := _attack(view)):
+            return action
         return plan(view, memory)
 
     return act

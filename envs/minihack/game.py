@@ -68,7 +68,10 @@ _VERB_KEYS = {
 _ESC, _SPACE, _ENTER, _LOOK = 27, ord(" "), 13, int(_COMMANDS.LOOK)
 _MAX_KEYS = 300  # keys one action may take before the game is called stuck
 _RECYCLE_AFTER = 5000  # episodes: NLE leaks about 2 kB each
-_BANNER = re.compile(r"^Hello Agent, welcome to NetHack!.*$")
+# The greeting, and the phase of the moon that `fix_moon_phase` pins: they say nothing about the game.
+_BANNER = re.compile(r"^(Hello Agent, welcome to NetHack!|You are a |You are lucky!|Full moon tonight)")
+# NLE ships no rumours file, so what an artifact would whisper becomes an internal complaint.
+_FAULTS = re.compile(r"rumors|^Program in disorder|^\(?Saving and reloading|^Report (?:the|this|these)|whispers:?$")
 _SUGGESTED = re.compile(r"\[(.*?) or \?\*\]|\[(.*?)\]")
 _FLOOR_FOOD = re.compile(r"There (?:is|are) (.+?) here; eat (?:it|one)\?")
 _DRINK_FROM = re.compile(r"Drink from the (\w+)\?")
@@ -133,7 +136,7 @@ class MiniHackGame:
                 self._start[chr(letter)] = int(glyph)
         self._pages: list[str] = []
         self._settle()
-        messages = [line for line in first + self._pages if not _BANNER.match(line) and not line.startswith("You are a ")]
+        messages = [line for line in first + self._pages if not _BANNER.match(line)]
         layout = hashlib.sha256()
         layout.update(self._arrays()["glyphs"].tobytes())
         layout.update(self._arrays()["blstats"][:2].tobytes())
@@ -279,7 +282,7 @@ class MiniHackGame:
             if len(window) > 1 and window[0].startswith("Things that"):  # other windows (lists of attributes) tell nothing of the task
                 self._pages.append(f"{window[0]} {', '.join(window[1:])}.")
             return
-        self._pages += [line for line in _lines(self._message()) if line]
+        self._pages += [line for line in _lines(self._message()) if not _FAULTS.search(line)]
 
     def _settle(self):
         """Turns pages until the game waits for a command or asks a question."""
