@@ -45,14 +45,10 @@ class ModelConfig:
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: every kv head serves a whole group"
             )
         if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim {self.head_dim} is odd: rotary embeddings rotate pairs"
-            )
+            raise ValueError(f"head_dim {self.head_dim} is odd: rotary embeddings rotate pairs")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in _DTYPES:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}: choose one of {', '.join(_DTYPES)}"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(_DTYPES)}")
 
     @property
     def num_params(self) -> int:
@@ -61,9 +57,7 @@ class ModelConfig:
             self.num_heads * self.head_dim,
             self.num_kv_heads * self.head_dim,
         )
-        attention = self.d_model * (2 * queries + 2 * keys) + (
-            queries + 2 * keys if self.qkv_bias else 0
-        )
+        attention = self.d_model * (2 * queries + 2 * keys) + (queries + 2 * keys if self.qkv_bias else 0)
         layer = attention + 3 * self.d_model * self.d_ff + 2 * self.d_model
         embeddings = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
         return embeddings + self.num_layers * layer + self.d_model
@@ -72,7 +66,7 @@ class ModelConfig:
     def from_hf(cls, data: Mapping[str, Any]) -> "ModelConfig":
         """Reads the contents of a Qwen2 `config.json`.
 
-        Weights are kept in the file's `dtype` (`torch_dtype` in older files) if it is float32 or bfloat16, else in float32; activations likewise.
+        Weights and activations are in the file's `dtype` (`torch_dtype` in older files) if that is float32 or bfloat16, else in float32.
 
         Raises:
           ValueError: another architecture, a feature this decoder lacks, or a missing key.
@@ -80,20 +74,17 @@ class ModelConfig:
         architectures = data.get("architectures") or [_ARCHITECTURE]
         if data.get("model_type") != "qwen2" or _ARCHITECTURE not in architectures:
             raise ValueError(
-                f"config.json names model_type {data.get('model_type')!r} and architectures {architectures}: only {_ARCHITECTURE} (model_type 'qwen2') is supported"
+                f"config.json names model_type {data.get('model_type')!r} and architectures {architectures}: "
+                f"only {_ARCHITECTURE} (model_type 'qwen2') is supported"
             )
         rope = {
             **(data.get("rope_scaling") or {}),
             **(data.get("rope_parameters") or {}),
         }
         unsupported = {
-            "use_sliding_window": data.get("use_sliding_window", False)
-            and data["use_sliding_window"],
-            "rope_type": rope.get("rope_type", rope.get("type", "default"))
-            not in ("default", None)
-            and rope,
-            "hidden_act": data.get("hidden_act", "silu") != "silu"
-            and data["hidden_act"],
+            "use_sliding_window": data.get("use_sliding_window", False) and data["use_sliding_window"],
+            "rope_type": rope.get("rope_type", rope.get("type", "default")) not in ("default", None) and rope,
+            "hidden_act": data.get("hidden_act", "silu") != "silu" and data["hidden_act"],
         }
         for name, value in unsupported.items():
             if value:
@@ -109,9 +100,7 @@ class ModelConfig:
         )
         missing = [name for name in required if data.get(name) is None]
         if missing:
-            raise ValueError(
-                f"config.json lacks {', '.join(missing)}: take the file that the checkpoint was published with"
-            )
+            raise ValueError(f"config.json lacks {', '.join(missing)}: take the file that the checkpoint was published with")
         dtype = data.get("dtype") or data.get("torch_dtype")
         dtype = dtype if dtype in _DTYPES else "float32"
         return cls(
@@ -121,11 +110,8 @@ class ModelConfig:
             d_ff=data["intermediate_size"],
             num_heads=data["num_attention_heads"],
             num_kv_heads=data.get("num_key_value_heads") or data["num_attention_heads"],
-            head_dim=data.get("head_dim")
-            or data["hidden_size"] // data["num_attention_heads"],
-            rope_theta=float(
-                rope.get("rope_theta") or data.get("rope_theta") or 10_000.0
-            ),
+            head_dim=data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"],
+            rope_theta=float(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0),
             norm_eps=float(data.get("rms_norm_eps", 1e-6)),
             qkv_bias=True,
             tie_embeddings=bool(data.get("tie_word_embeddings", False)),

@@ -43,45 +43,31 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise ValueError(
-            f"checkpoint folder {str(folder)!r} does not exist: give a folder with {_CONFIG} and {_WEIGHTS}"
-        )
+        raise ValueError(f"checkpoint folder {str(folder)!r} does not exist: give a folder with {_CONFIG} and {_WEIGHTS}")
     if not (folder / _CONFIG).is_file():
-        raise ValueError(
-            f"{str(folder)!r} has no {_CONFIG}: give a Hugging Face Qwen2 checkpoint folder"
-        )
+        raise ValueError(f"{str(folder)!r} has no {_CONFIG}: give a Hugging Face Qwen2 checkpoint folder")
     try:
         data = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"{folder / _CONFIG} is not JSON ({error}): take the file that the checkpoint was published with"
-        ) from error
+        raise ValueError(f"{folder / _CONFIG} is not JSON ({error}): take the file that the checkpoint was published with") from error
     config = ModelConfig.from_hf(data)
     weights = _layout(config)
-    params = jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract_params(config)
-    )
+    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract_params(config))
     unseen = dict(weights)
     unknown, misshapen = [], []
     for name, shape, read in _tensors(folder):
-        if name.endswith(_IGNORED_SUFFIX) or (
-            config.tie_embeddings and name == "lm_head.weight"
-        ):
+        if name.endswith(_IGNORED_SUFFIX) or (config.tie_embeddings and name == "lm_head.weight"):
             continue  # a tied head, where a file has one, repeats the embedding
         weight = weights.get(name)
         unseen.pop(name, None)
         if weight is None:
             unknown.append(name)
         elif shape != weight.hf_shape:
-            misshapen.append(
-                f"{name} is {list(shape)}, expected {list(weight.hf_shape)}"
-            )
+            misshapen.append(f"{name} is {list(shape)}, expected {list(weight.hf_shape)}")
         else:
             target = _leaf(params, weight)
             value = read()
-            target[...] = (value.T if weight.transposed else value).reshape(
-                target.shape
-            )
+            target[...] = (value.T if weight.transposed else value).reshape(target.shape)
     problems = [
         f"{label}: {', '.join(sorted(names)[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
         for label, names in (
@@ -92,15 +78,11 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[ModelConfig, Params
         if names
     ]
     if problems:
-        raise ValueError(
-            f"{str(folder)!r} does not hold the model of its {_CONFIG}; {'; '.join(problems)}"
-        )
+        raise ValueError(f"{str(folder)!r} does not hold the model of its {_CONFIG}; {'; '.join(problems)}")
     return config, params
 
 
-def save_checkpoint(
-    folder: str | os.PathLike[str], config: ModelConfig, params: Params
-) -> None:
+def save_checkpoint(folder: str | os.PathLike[str], config: ModelConfig, params: Params) -> None:
     """Writes `config.json` and `model.safetensors` so that Hugging Face transformers loads the same model; other files stay.
 
     Each file appears whole or not at all. Raises ValueError if the tree is not that of the config.
@@ -108,22 +90,14 @@ def save_checkpoint(
     expected = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config))
     actual = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
     if actual != expected:
-        raise ValueError(
-            f"the parameters have shapes {actual}, the config asks for {expected}: save a model with its own config"
-        )
+        raise ValueError(f"the parameters have shapes {actual}, the config asks for {expected}: save a model with its own config")
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    host = jax.tree.map(
-        lambda leaf: np.asarray(leaf, dtype=jnp.dtype(config.param_dtype)), params
-    )
+    host = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=jnp.dtype(config.param_dtype)), params)
     tensors = {}
     for name, weight in _layout(config).items():
         value = _leaf(host, weight)
-        value = (
-            value.reshape(weight.hf_shape[::-1]).T
-            if weight.transposed
-            else value.reshape(weight.hf_shape)
-        )
+        value = value.reshape(weight.hf_shape[::-1]).T if weight.transposed else value.reshape(weight.hf_shape)
         tensors[name] = np.ascontiguousarray(value)
     _replace(
         folder / _WEIGHTS,
@@ -134,9 +108,7 @@ def save_checkpoint(
         folder / _CONFIG,
         lambda path: pathlib.Path(path).write_text(text, encoding="utf-8"),
     )
-    (folder / _INDEX).unlink(
-        missing_ok=True
-    )  # shards of an earlier model would win over the new file
+    (folder / _INDEX).unlink(missing_ok=True)  # shards of an earlier model would win over the new file
 
 
 def _layout(config: ModelConfig) -> dict[str, _Weight]:
@@ -147,15 +119,11 @@ def _layout(config: ModelConfig) -> dict[str, _Weight]:
         config.num_kv_heads * config.head_dim,
     )
     layout = {
-        "model.embed_tokens.weight": _Weight(
-            ("embed",), None, (config.vocab_size, d), False
-        ),
+        "model.embed_tokens.weight": _Weight(("embed",), None, (config.vocab_size, d), False),
         "model.norm.weight": _Weight(("norm",), None, (d,), False),
     }
     if not config.tie_embeddings:
-        layout["lm_head.weight"] = _Weight(
-            ("head",), None, (config.vocab_size, d), True
-        )
+        layout["lm_head.weight"] = _Weight(("head",), None, (config.vocab_size, d), True)
     for layer in range(config.num_layers):
         for name, leaf, shape in (
             ("input_layernorm.weight", "attn_norm", (d,)),
@@ -171,9 +139,7 @@ def _layout(config: ModelConfig) -> dict[str, _Weight]:
             ("mlp.up_proj.weight", "up", (f, d)),
             ("mlp.down_proj.weight", "down", (d, f)),
         ):
-            layout[f"model.layers.{layer}.{name}"] = _Weight(
-                ("layers", leaf), layer, shape, len(shape) == 2
-            )
+            layout[f"model.layers.{layer}.{name}"] = _Weight(("layers", leaf), layer, shape, len(shape) == 2)
     return layout
 
 
@@ -188,24 +154,14 @@ def _tensors(
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
     """Name, shape and reader of every tensor; one tensor is in memory at a time."""
     if (folder / _INDEX).is_file():
-        shards = sorted(
-            set(
-                json.loads((folder / _INDEX).read_text(encoding="utf-8"))[
-                    "weight_map"
-                ].values()
-            )
-        )
+        shards = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     elif (folder / _WEIGHTS).is_file():
         shards = [_WEIGHTS]
     else:
-        raise ValueError(
-            f"{str(folder)!r} has neither {_WEIGHTS} nor {_INDEX}: convert the weights to safetensors"
-        )
+        raise ValueError(f"{str(folder)!r} has neither {_WEIGHTS} nor {_INDEX}: convert the weights to safetensors")
     for shard in shards:
         if not (folder / shard).is_file():
-            raise ValueError(
-                f"{str(folder)!r} lacks {shard}, which {_INDEX} names: download it"
-            )
+            raise ValueError(f"{str(folder)!r} lacks {shard}, which {_INDEX} names: download it")
         try:
             with safe_open(folder / shard, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -215,9 +171,7 @@ def _tensors(
                         lambda name=name, file=file: file.get_tensor(name),
                     )
         except SafetensorError as error:
-            raise ValueError(
-                f"{folder / shard} cannot be read ({error}): download it again"
-            ) from error
+            raise ValueError(f"{folder / shard} cannot be read ({error}): download it again") from error
 
 
 def _replace(path: pathlib.Path, write: Callable[[str], object]) -> None:

@@ -31,9 +31,7 @@ class Layers(nnx.Module):
         normal = functools.partial(_normal, rngs, config.param_dtype)
         ones = functools.partial(jnp.ones, dtype=config.param_dtype)
         zeros = functools.partial(jnp.zeros, dtype=config.param_dtype)
-        residual_std = (
-            _INIT_STD / (2 * layers) ** 0.5
-        )  # GPT-2: the residual stream keeps its variance with depth
+        residual_std = _INIT_STD / (2 * layers) ** 0.5  # GPT-2: the residual stream keeps its variance with depth
         self.attn_norm = nnx.Param(ones((layers, d)))
         self.q = nnx.Param(normal((layers, d, n, h)))
         self.k = nnx.Param(normal((layers, d, k, h)))
@@ -54,15 +52,11 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embed = nnx.Param(
-            _normal(rngs, config.param_dtype, (config.vocab_size, config.d_model))
-        )
+        self.embed = nnx.Param(_normal(rngs, config.param_dtype, (config.vocab_size, config.d_model)))
         self.layers = Layers(config, rngs)
         self.norm = nnx.Param(jnp.ones((config.d_model,), config.param_dtype))
         if not config.tie_embeddings:
-            self.head = nnx.Param(
-                _normal(rngs, config.param_dtype, (config.d_model, config.vocab_size))
-            )
+            self.head = nnx.Param(_normal(rngs, config.param_dtype, (config.d_model, config.vocab_size)))
 
     def __call__(self, tokens_bt: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of a batch without padding."""
@@ -128,28 +122,20 @@ def forward(
     """
     batch, length = tokens_bt.shape
     if positions_bt is None:
-        positions_bt = jnp.broadcast_to(
-            jnp.arange(length, dtype=jnp.int32)[None], (batch, length)
-        )
+        positions_bt = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))
     if mask_bts is None:
-        mask_bts = jnp.broadcast_to(
-            jnp.tril(jnp.ones((length, length), bool))[None], (batch, length, length)
-        )
+        mask_bts = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool))[None], (batch, length, length))
         if valid_bt is not None:
             mask_bts = mask_bts & valid_bt[:, None, :]
     rotary = _rotary(config, positions_bt)
 
     def layer(x_btd: Array, weights: Params) -> tuple[Array, None]:
         q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, rotary)
-        mixed_btnh = attend(
-            q_btnh, k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2), mask_bts
-        )
+        mixed_btnh = attend(q_btnh, k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2), mask_bts)
         return _residual(config, weights, x_btd, mixed_btnh), None
 
     x_btd = _embed(config, params, tokens_bt)
-    x_btd, _ = jax.lax.scan(
-        jax.checkpoint(layer) if remat else layer, x_btd, params["layers"]
-    )
+    x_btd, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_btd, params["layers"])
     return _rms_norm(x_btd, params["norm"], config.norm_eps)
 
 
@@ -160,60 +146,38 @@ def extend(
     tokens_bt: Int[Array, "B T"],
     starts_b: Int[Array, " B"],
     lengths_b: Int[Array, " B"],
-    rows_b: Int[Array, " B"] | None = None,
-    *,
-    attended: int | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Appends tokens to rows of the cache; returns their hidden states after the last norm and the new cache (the sampling view).
+    """Appends tokens to every row of a cache; returns their hidden states after the last norm and the new cache (the sampling view).
+
+    To work on some rows, or on a prefix of the positions, take them out of the cache first (`cache.take_rows`).
 
     Args:
       cache: consumed if the caller donates it.
       starts_b: number of tokens already in each row.
       lengths_b: number of real tokens of each row in this call; the others are padding: not written, their hidden states meaningless.
-      rows_b: the cache row of each batch row; without it, row b is cache row b. An index outside the cache marks padding rows.
-      attended: static bound on starts_b + lengths_b; attention reads only so many cache positions. The whole cache unless given.
     """
-    num_positions = cache.k[0].shape[2]
-    attended = num_positions if attended is None else attended
+    num_positions = cache.v[0].shape[2]
     batch, length = tokens_bt.shape
     steps_t = jnp.arange(length, dtype=jnp.int32)
     positions_bt = starts_b[:, None] + steps_t[None, :]
-    written_bt = jnp.where(
-        steps_t[None, :] < lengths_b[:, None], positions_bt, num_positions
-    )  # beyond the end: dropped
-    mask_bts = (
-        jnp.arange(attended, dtype=jnp.int32)[None, None, :] <= positions_bt[:, :, None]
-    )
-    rows_b1 = (jnp.arange(batch, dtype=jnp.int32) if rows_b is None else rows_b)[
-        :, None
-    ]
+    written_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], positions_bt, num_positions)  # beyond the end: dropped
+    mask_bts = jnp.arange(num_positions, dtype=jnp.int32)[None, None, :] <= positions_bt[:, :, None]
+    rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
     rotary = _rotary(config, positions_bt)
     x_btd = _embed(config, params, tokens_bt)
     keys, values = [], []
     for index in range(config.num_layers):
-        weights = jax.tree.map(lambda w: w[index], params["layers"])  # noqa: B023 (used at once)
+        weights = {name: stacked[index] for name, stacked in params["layers"].items()}
         q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, rotary)
-        k_bksh = cache.k[index].at[rows_b1, :, written_bt].set(k_btkh, mode="drop")
+        k_bkhs = cache.k[index].at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
         v_bksh = cache.v[index].at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
-        keys.append(k_bksh)
+        x_btd = _residual(config, weights, x_btd, attend(q_btnh, k_bkhs, v_bksh, mask_bts))
+        keys.append(k_bkhs)
         values.append(v_bksh)
-        k_bksh, v_bksh = k_bksh[:, :, :attended], v_bksh[:, :, :attended]
-        if rows_b is not None:
-            k_bksh, v_bksh = (
-                k_bksh.at[rows_b].get(mode="clip"),
-                v_bksh.at[rows_b].get(mode="clip"),
-            )
-        x_btd = _residual(
-            config, weights, x_btd, attend(q_btnh, k_bksh, v_bksh, mask_bts)
-        )
-    return _rms_norm(x_btd, params["norm"], config.norm_eps), KVCache(
-        k=tuple(keys), v=tuple(values)
-    )
+    return _rms_norm(x_btd, params["norm"], config.norm_eps), KVCache(k=tuple(keys), v=tuple(values))
 
 
-def unembed(
-    config: ModelConfig, params: Params, hidden: Float[Array, "... D"]
-) -> Float[Array, "... V"]:
+def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
     if config.tie_embeddings:
         return jnp.einsum(
@@ -232,34 +196,21 @@ def unembed(
 
 def attend(
     q_btnh: Float[Array, "B T N H"],
-    k_bksh: Float[Array, "B K S H"],
+    k_bkhs: Float[Array, "B K H S"],
     v_bksh: Float[Array, "B K S H"],
     mask_bts: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention; query head n reads kv head n // (N / K), without repeating keys or values."""
     batch, length, num_heads, head_dim = q_btnh.shape
-    num_kv_heads = k_bksh.shape[1]
-    q_btkgh = q_btnh.reshape(
-        batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim
-    )
-    logits_bkgts = (
-        jnp.einsum(
-            "BTKGH,BKSH->BKGTS", q_btkgh, k_bksh, preferred_element_type=jnp.float32
-        )
-        * head_dim**-0.5
-    )
-    weights_bkgts = jax.nn.softmax(
-        jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1
-    )
-    mixed_btkgh = jnp.einsum(
-        "BKGTS,BKSH->BTKGH", weights_bkgts.astype(v_bksh.dtype), v_bksh
-    )
+    num_kv_heads = k_bkhs.shape[1]
+    q_btkgh = q_btnh.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    logits_bkgts = jnp.einsum("BTKGH,BKHS->BKGTS", q_btkgh, k_bkhs, preferred_element_type=jnp.float32) * head_dim**-0.5
+    weights_bkgts = jax.nn.softmax(jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1)
+    mixed_btkgh = jnp.einsum("BKGTS,BKSH->BTKGH", weights_bkgts.astype(v_bksh.dtype), v_bksh)
     return mixed_btkgh.reshape(q_btnh.shape)
 
 
-def _normal(
-    rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _INIT_STD
-) -> Array:
+def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _INIT_STD) -> Array:
     return std * jax.random.normal(rngs.params(), shape, dtype)
 
 
@@ -269,19 +220,14 @@ def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
 
 def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
     x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(
-        jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps
-    )
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
 
 
 def _rotary(config: ModelConfig, positions_bt: Array) -> tuple[Array, Array]:
     """Cosines and sines, [B, T, 1, H/2], float32."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angles = (
-        positions_bt.astype(jnp.float32)[:, :, None, None]
-        / (config.rope_theta**exponents)[None, None, None]
-    )
+    angles = positions_bt.astype(jnp.float32)[:, :, None, None] / (config.rope_theta**exponents)[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -289,20 +235,13 @@ def _rotate(x_btnh: Array, rotary: tuple[Array, Array]) -> Array:
     """Rotates the pairs (i, i + H/2), the convention of the Hugging Face weights."""
     cos, sin = rotary
     first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x_btnh.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_btnh.dtype)
 
 
-def _qkv(
-    config: ModelConfig, weights: Params, x_btd: Array, rotary: tuple[Array, Array]
-) -> tuple[Array, Array, Array]:
+def _qkv(config: ModelConfig, weights: Params, x_btd: Array, rotary: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     """Rotated queries and keys, and values, of one layer."""
     x_btd = _rms_norm(x_btd, weights["attn_norm"], config.norm_eps)
-    q_btnh, k_btkh, v_btkh = (
-        jnp.einsum("BTD,DNH->BTNH", x_btd, weights[name].astype(x_btd.dtype))
-        for name in ("q", "k", "v")
-    )
+    q_btnh, k_btkh, v_btkh = (jnp.einsum("BTD,DNH->BTNH", x_btd, weights[name].astype(x_btd.dtype)) for name in ("q", "k", "v"))
     if config.qkv_bias:
         q_btnh = q_btnh + weights["q_bias"].astype(x_btd.dtype)[None, None]
         k_btkh = k_btkh + weights["k_bias"].astype(x_btd.dtype)[None, None]
@@ -310,17 +249,11 @@ def _qkv(
     return _rotate(q_btnh, rotary), _rotate(k_btkh, rotary), v_btkh
 
 
-def _residual(
-    config: ModelConfig, weights: Params, x_btd: Array, mixed_btnh: Array
-) -> Array:
+def _residual(config: ModelConfig, weights: Params, x_btd: Array, mixed_btnh: Array) -> Array:
     """The residual stream after one layer's attention output and feed-forward network."""
     dtype = x_btd.dtype
     x_btd = x_btd + jnp.einsum("BTNH,NHD->BTD", mixed_btnh, weights["o"].astype(dtype))
     y_btd = _rms_norm(x_btd, weights["mlp_norm"], config.norm_eps)
-    gate_btf = jax.nn.silu(
-        jnp.einsum("BTD,DF->BTF", y_btd, weights["gate"].astype(dtype))
-    )
+    gate_btf = jax.nn.silu(jnp.einsum("BTD,DF->BTF", y_btd, weights["gate"].astype(dtype)))
     up_btf = jnp.einsum("BTD,DF->BTF", y_btd, weights["up"].astype(dtype))
-    return x_btd + jnp.einsum(
-        "BTF,FD->BTD", gate_btf * up_btf, weights["down"].astype(dtype)
-    )
+    return x_btd + jnp.einsum("BTF,FD->BTD", gate_btf * up_btf, weights["down"].astype(dtype))
