@@ -1,0 +1,85 @@
+"""`python -m experiments.report --run-dir R`: one self-contained page, R/report.html, and the table of results on the terminal.
+
+Reads the run directory only: config.json, manifest.json, metrics.jsonl, evaluation.json, prompts/ and episodes/. What is not there yet is
+said on the page: a report can be made at any moment of a run.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments import report_page
+from experiments.report_data import ARMS, SPLITS, RunData, load_run, split_summary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    """Writes report.html of a run from the files in its directory."""
+
+    run_dir: Path
+    """The run directory, for example runs/demo."""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes `run_dir`/report.html whole or not at all, and returns its path. Raises ValueError for a directory that holds no run."""
+    run = load_run(run_dir)
+    path = run_dir / "report.html"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(report_page.render(run), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def result_table(run: RunData) -> Table | None:
+    """The families, what each arm won, and the paired tests, within 80 columns; None before the evaluation."""
+    if not run.families:
+        return None
+    table = Table(
+        title="Games won, %; difference with its 95 % interval",
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("family", no_wrap=True)
+    for name in ("games", *ARMS, "difference", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for split in filter(None, (split_summary(run, name) for name in SPLITS)):
+        for name, family in split.families.items():
+            table.add_row(name, *_cells(family.get("games"), family.get("arms", {}), family.get("tests", {}).get("trained_vs_untrained")))
+        table.add_row(split.title, *_cells(split.games, split.arms, split.test), style="bold", end_section=True)
+    return table
+
+
+def _cells(games: int | None, arms: Mapping[str, Any], test: Mapping[str, Any] | None) -> list[str]:
+    cells = [str(games or ""), *(report_page.percent(arms[arm]["mean"]) if arm in arms else "" for arm in ARMS)]
+    if test is None:
+        return [*cells, "", ""]
+    difference = f"{report_page.points(test['difference'])} {report_page.interval(test['ci95'], signed=True)}"
+    return [*cells, difference.replace("[", r"\["), report_page.p_value(test["p"])]
+
+
+def main() -> None:
+    """The command line; exit code 2 with one sentence for a directory that cannot be reported on."""
+    args = tyro.cli(Args, description=Args.__doc__)
+    console = Console()
+    try:
+        path = write_report(args.run_dir)
+        table = result_table(load_run(args.run_dir))
+    except (ValueError, OSError) as error:
+        print(f"ictjax: {error}", file=sys.stderr)
+        sys.exit(2)
+    console.print("No evaluation yet: run experiments.evaluate for the table." if table is None else table)
+    console.print(f"Report: {path}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

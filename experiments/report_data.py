@@ -1,0 +1,220 @@
+"""What a report shows, read from the files of a run directory and summarised: no drawing, no HTML."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import norm
+
+from ictjax.metrics import read_metrics
+
+ARMS = ("initial", "untrained", "trained")
+SPLITS = {"train": "training families", "heldout": "held-out families"}
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The files of a run; empty where one is not written yet."""
+
+    folder: Path
+    config: Json
+    manifest: Json
+    metrics: list[Json]
+    evaluation: Json
+    prompts: list[Json]  # of the evaluation: arm, family, run, system_prompt
+    episodes: Mapping[str, list[Json]]  # of the evaluation, by arm
+
+    @property
+    def families(self) -> dict[str, Json]:
+        return self.evaluation.get("families", {})
+
+    @property
+    def pocket(self) -> bool:
+        """Whether a player is one of the pocket models that ship with the package."""
+        return any("pocket" in str(self.config.get(role, "")) for role in ("actor", "reflector", "preset"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """The families of one split, and their unweighted mean: per arm {"mean", "ci95"}, and one paired test or None."""
+
+    title: str
+    families: Mapping[str, Json]
+    games: int
+    arms: Mapping[str, Json]
+    test: Json | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two records of one family to be shown side by side."""
+
+    family: str
+    before: Json
+    after: Json
+
+
+def load_run(folder: Path) -> RunData:
+    """Reads a run directory. Raises ValueError, naming the file, when it is no run or a file is damaged."""
+    if not folder.is_dir():
+        raise ValueError(f"There is no run directory {str(folder)!r}: train first, or name one with --run-dir.")
+    if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "evaluation.json")):
+        raise ValueError(f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name another with --run-dir.")
+    episodes: dict[str, list[Json]] = {arm: [] for arm in ARMS}
+    for path in sorted((folder / "episodes").glob("evaluation_*.jsonl")):
+        for line in _lines(path):
+            arm = line.get("arm") or next((arm for arm in ARMS if arm in path.stem.split("_")), "")
+            if arm in episodes:
+                episodes[arm].append(line.get("trajectory", line))
+    return RunData(
+        folder=folder,
+        config=_json(folder / "config.json"),
+        manifest=_json(folder / "manifest.json"),
+        metrics=read_metrics(folder),
+        evaluation=_json(folder / "evaluation.json"),
+        prompts=list(_lines(folder / "prompts" / "evaluation.jsonl")),
+        episodes=episodes,
+    )
+
+
+def split_summary(run: RunData, split: str) -> Split | None:
+    """One split of the evaluation; None when it holds no family.
+
+    The families are the population, not a sample of one: a split's mean is the unweighted mean over families, and its standard error is
+    that of independent estimates, each read back from its 95 % interval (half width / 1.96). The p-value is that of a normal with this error.
+    """
+    families = {name: family for name, family in run.families.items() if family.get("split") == split}
+    if not families:
+        return None
+    arms = {}
+    for arm in ARMS:
+        cells = [family["arms"][arm] for family in families.values() if arm in family.get("arms", {})]
+        if len(cells) == len(families):
+            mean, half = _pool([(cell["mean"], cell["ci95"]) for cell in cells])
+            arms[arm] = {"mean": mean, "ci95": [max(0.0, mean - half), min(1.0, mean + half)]}
+    tests = [family["tests"]["trained_vs_untrained"] for family in families.values() if "trained_vs_untrained" in family.get("tests", {})]
+    test = None
+    if len(tests) == len(families):
+        difference, half = _pool([(test["difference"], test["ci95"]) for test in tests])
+        error = half / norm.ppf(0.975)
+        p = 2 * norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
+        test = {"difference": difference, "ci95": [difference - half, difference + half], "p": float(p)}
+    return Split(
+        title=SPLITS.get(split, split),
+        families=families,
+        games=sum(int(f.get("games", 0)) for f in families.values()),
+        arms=arms,
+        test=test,
+    )
+
+
+def series(metrics: Sequence[Json], name: str) -> list[float | None]:
+    """One metric over the iterations; None where a line lacks it."""
+    return [value if isinstance(value := record.get(name), (int, float)) else None for record in metrics]
+
+
+def phase_seconds(metrics: Sequence[Json]) -> dict[str, float]:
+    """Total seconds per phase over all iterations: the keys of "time" that end in "_s", longest first."""
+    totals: dict[str, float] = {}
+    for record in metrics:
+        for name, value in record.get("time", {}).items():
+            if name.endswith("_s") and isinstance(value, (int, float)):
+                totals[name.removesuffix("_s")] = totals.get(name.removesuffix("_s"), 0.0) + value
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def gains(run: RunData) -> list[str]:
+    """Family names, training families first, each split by falling gain of trained over untrained (over initial where that is missing)."""
+
+    def order(name: str) -> tuple[int, float]:
+        arms = run.families[name].get("arms", {})
+        base = arms.get("untrained", arms.get("initial", {})).get("mean", math.nan)
+        gain = arms.get("trained", {}).get("mean", math.nan) - base
+        return (run.families[name].get("split") != "train", -gain if gain == gain else 0.0)
+
+    return sorted(run.families, key=order)
+
+
+def prompt_pairs(run: RunData, limit: int) -> list[Pair]:
+    """Untrained and trained prompts of the same family and loop, of the families that gained most; at least one held-out family if any."""
+    by_place: dict[tuple[str, Any], dict[str, Json]] = {}
+    for row in run.prompts:
+        by_place.setdefault((row.get("family", ""), row.get("run")), {})[row.get("arm", "")] = row
+    complete = [
+        Pair(family=family, before=arms["untrained"], after=arms["trained"])
+        for (family, _), arms in by_place.items()
+        if {"untrained", "trained"} <= arms.keys()
+    ]
+    # A typical loop, not the best: the one in the middle by what its trained prompt won.
+    found = {}
+    for family in gains(run):
+        rows = sorted((pair for pair in complete if pair.family == family), key=lambda pair: pair.after.get("success") or 0.0)
+        if rows:
+            found[family] = rows[len(rows) // 2]
+    return _with_heldout(run, found, limit)
+
+
+def game_pairs(run: RunData, limit: int) -> list[Pair]:
+    """Games lost under the initial prompt and won under a trained one; per family the one with the fewest turns to show."""
+    lost = {game_name(t): t for t in run.episodes["initial"] if t["outcome"] not in ("success", "failed")}
+    found: dict[str, Pair] = {}
+    for won in run.episodes["trained"]:
+        before = lost.get(game_name(won))
+        if won["outcome"] != "success" or before is None:
+            continue
+        pair = Pair(family=won["game"]["family"], before=before, after=won)
+        known = found.get(pair.family)
+        if known is None or _num_turns(pair) < _num_turns(known):
+            found[pair.family] = pair
+    return _with_heldout(run, {family: found[family] for family in gains(run) if family in found}, limit)
+
+
+def game_name(trajectory: Json) -> str:
+    """The id of the game that a trajectory is of."""
+    return "|".join(trajectory["game"][field] for field in ("env", "family", "key"))
+
+
+def _with_heldout(run: RunData, found: Mapping[str, Pair], limit: int) -> list[Pair]:
+    """The first pairs, the last place given to a held-out family when there is one."""
+    heldout = [pair for name, pair in found.items() if run.families[name].get("split") == "heldout"]
+    train = [pair for name, pair in found.items() if run.families[name].get("split") != "heldout"]
+    kept = train[: limit - 1] if heldout else train[:limit]
+    return kept + heldout[: limit - len(kept)]
+
+
+def _num_turns(pair: Pair) -> int:
+    return len(pair.before["turns"]) + len(pair.after["turns"])
+
+
+def _pool(estimates: Sequence[tuple[float, Sequence[float]]]) -> tuple[float, float]:
+    """Unweighted mean of independent estimates and the half width of its 95 % interval."""
+    mean = sum(mean for mean, _ in estimates) / len(estimates)
+    return mean, math.sqrt(sum(((high - low) / 2) ** 2 for _, (low, high) in estimates)) / len(estimates)
+
+
+def _json(path: Path) -> Json:
+    if not path.exists():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): write it again by the command that made it, or remove it.") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no JSON object: write it again by the command that made it, or remove it.")
+    return data
+
+
+def _lines(path: Path) -> Iterator[Json]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise ValueError(f"Line {number} of {path} is not JSON: run the evaluation again, or remove the file.") from None

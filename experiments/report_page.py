@@ -1,0 +1,351 @@
+"""The report as one self-contained HTML page: text, tables and inline figures; no script, no font or image from anywhere else."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from experiments import report_figures, stats
+from experiments.report_data import ARMS, SPLITS, Json, RunData, Split, game_pairs, phase_seconds, prompt_pairs, series, split_summary
+
+POCKET_NOTE = (
+    "The actor and the reflector of this run are pocket models: small networks that ship with the package to show the whole system on two "
+    "CPU cores. Their numbers say that the machinery works; they are never evidence about language models."
+)
+_ARM_TEXTS = {"initial": "initial prompt", "untrained": "untrained reflector", "trained": "trained reflector"}
+_CSS = Path(__file__).with_name("report.css")
+
+
+def render(run: RunData) -> str:
+    """The whole page."""
+    splits = [summary for split in SPLITS if (summary := split_summary(run, split)) is not None]
+    body = "\n".join(
+        part
+        for part in (_header(run, splits), _results(run, splits), _training(run), _prompts(run), _games(run), _timings(run), _manifest(run))
+        if part
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(run.folder.resolve().name)} - ictjax report</title>\n<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n"
+        f"</head>\n<body>\n<main>\n{body}\n"
+        "<footer>Made by <code>python -m experiments.report</code> from the files of the run directory.</footer>\n"
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+# Numbers as text, for the page and the terminal.
+
+
+def percent(value: float) -> str:
+    """0.417 -> 42"""
+    return f"{100 * value:.0f}"
+
+
+def points(value: float) -> str:
+    """0.417 -> +42"""
+    return f"{100 * value:+.0f}"
+
+
+def interval(ci: Sequence[float], *, signed: bool = False) -> str:
+    """[0.3, 0.5] -> [30, 50]; signed: [+30, +50]"""
+    return f"[{', '.join((points if signed else percent)(value) for value in ci)}]"
+
+
+def p_value(p: float) -> str:
+    """0.0123 -> 0.012; tiny values are bounded, not written out."""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+
+
+def headline(splits: Sequence[Split]) -> str:
+    """The result in one sentence, with the interval."""
+    split = next((split for split in splits if split.test is not None), None)
+    if split is None or not {"trained", "untrained"} <= split.arms.keys():
+        return "No evaluation yet: this page shows the training so far."
+    test, trained, untrained = split.test, split.arms["trained"], split.arms["untrained"]
+    low, high = test["ci95"]
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
+    return (
+        f"On the {split.title}, prompts of the trained reflector win {percent(trained['mean'])} % of the games, those of the untrained one "
+        f"{percent(untrained['mean'])} %: {verdict} before training ({points(test['difference'])} points, "
+        f"95 % interval {points(low)} to {points(high)})."
+    )
+
+
+# Sections.
+
+
+def _header(run: RunData, splits: Sequence[Split]) -> str:
+    total = run.config.get("iterations")
+    done = run.metrics[-1]["iteration"] if run.metrics else 0
+    kicker = [f"ictjax run <b>{escape(run.folder.resolve().name)}</b>", f"{done} of {total} iterations" if total else f"{done} iterations"]
+    if "seed" in run.config:
+        kicker.append(f"seed {run.config['seed']}")
+    if run.families:
+        kicker.append(f"{len(run.families)} families evaluated")
+    tiles = "".join(_tile(split) for split in splits if split.arms)
+    return (
+        f'<header><p class="kicker">{" &nbsp;·&nbsp; ".join(kicker)}</p><h1>{escape(headline(splits))}</h1>'
+        + (f'<div class="tiles">{tiles}</div>' if tiles else "")
+        + (f'<p class="note">{escape(POCKET_NOTE)}</p>' if run.pocket else "")
+        + "</header>"
+    )
+
+
+def _tile(split: Split) -> str:
+    cells = "".join(
+        f'<div><div class="label"><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}</div>'
+        f'<div class="value">{percent(cell["mean"])} %</div>'
+        f'<div class="detail">{percent(cell["ci95"][0])} to {percent(cell["ci95"][1])}</div></div>'
+        for arm, cell in split.arms.items()
+    )
+    return f'<div class="tile"><h3>{escape(split.title.capitalize())}: games won</h3><div class="values">{cells}</div></div>'
+
+
+def _results(run: RunData, splits: Sequence[Split]) -> str:
+    if not splits:
+        return _section(
+            "Results", "No evaluation.json yet: run <code>python -m experiments.evaluate</code> on this directory, then report again."
+        )
+    names = [arm for arm in ARMS if any(arm in family.get("arms", {}) for split in splits for family in split.families.values())]
+    adjusted = stats.holm(
+        {
+            name: family["tests"]["trained_vs_untrained"]["p"]
+            for name, family in run.families.items()
+            if family.get("tests", {}).get("trained_vs_untrained")
+        }
+    )
+    head = "".join(f'<th><span class="dot arm-{arm}"></span>{arm}</th>' for arm in names)
+    rows = []
+    for split in splits:
+        rows.append(f'<tr class="group"><td colspan="{len(names) + 6}">{escape(split.title.capitalize())}</td></tr>')
+        for name, family in split.families.items():
+            size = f"<td>{family.get('games', '')}</td><td>{family.get('runs', '')}</td>"
+            test = family.get("tests", {}).get("trained_vs_untrained")
+            rows.append(f"<tr><td>{escape(name)}</td>{size}{_arm_cells(family['arms'], names)}{_test_cells(test, adjusted.get(name))}</tr>")
+        rows.append(
+            f'<tr class="pooled"><td>mean over families</td><td>{split.games or ""}</td><td></td>'
+            f"{_arm_cells(split.arms, names)}{_test_cells(split.test, None)}</tr>"
+        )
+    bars = report_figures.family_bars(
+        {split.title.capitalize(): {name: family["arms"] for name, family in split.families.items()} for split in splits}, names
+    )
+    legend = " &nbsp; ".join(f'<span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}' for arm in names)
+    return _section(
+        "Results",
+        f"Games won per family, with 95 % intervals: {legend}. All arms play the same games, so their differences are paired. "
+        "No evaluation game shares its initial state with a training game.",
+        f'<div class="figure">{bars}</div>',
+        '<div class="scroll"><table><thead><tr><th>family</th><th>games</th><th>runs</th>'
+        f"{head}<th>trained - untrained</th><th>p</th><th>p, Holm</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>",
+        '<p class="lead" style="margin:12px 0 0">Per cent of games won. p: two-sided, of the paired difference; Holm: corrected for '
+        "testing every family. The mean over families is unweighted; its interval combines those of the families as independent.</p>",
+    )
+
+
+def _arm_cells(arms: Mapping[str, Json], names: Sequence[str]) -> str:
+    return "".join(
+        f'<td>{percent(arms[arm]["mean"])} <span class="ci">{interval(arms[arm]["ci95"])}</span></td>' if arm in arms else "<td></td>"
+        for arm in names
+    )
+
+
+def _test_cells(test: Json | None, adjusted: float | None) -> str:
+    if test is None:
+        return "<td></td><td></td><td></td>"
+    tone = " class='good'" if test["ci95"][0] > 0 else " class='bad'" if test["ci95"][1] < 0 else ""
+    return (
+        f'<td><span{tone}>{points(test["difference"])}</span> <span class="ci">{interval(test["ci95"], signed=True)}</span></td>'
+        f"<td>{escape(p_value(test['p']))}</td><td>{'' if adjusted is None else escape(p_value(adjusted))}</td>"
+    )
+
+
+def _training(run: RunData) -> str:
+    if not run.metrics:
+        return _section("Training", "No finished iteration yet.")
+    iterations = [record["iteration"] for record in run.metrics]
+    per_iteration = run.config.get("meta", {}).get("contexts_per_iteration")
+    curve = report_figures.learning_curve(iterations, series(run.metrics, "reward_replay"), series(run.metrics, "reward_fresh"))
+    panels = {
+        f"groups without signal{f' (of {per_iteration})' if per_iteration else ''}": series(run.metrics, "dead_groups"),
+        "KL to the reference": series(run.metrics, "kl"),
+        "entropy, nats per token": series(run.metrics, "entropy"),
+        "clipped tokens, fraction": series(run.metrics, "clip_fraction"),
+        "malformed replies": series(run.metrics, "malformed_candidates"),
+        "gradient norm": series(run.metrics, "grad_norm"),
+    }
+    small = report_figures.small_multiples(iterations, panels)
+    return _section(
+        "Training",
+        "Mean reward of the candidate prompts in each iteration. Replayed games are those the reflector has just read about; fresh ones "
+        "are other games of the same family. Dots: iterations; lines: exponential moving average.",
+        f'<div class="figure">{curve}</div>',
+        f'<div class="figure">{small}</div>' if small else "",
+        _faults(run),
+    )
+
+
+def _faults(run: RunData) -> str:
+    """Counts of everything that went wrong and was survived; shown even when all are zero, so that silence is a statement."""
+    labels = {
+        "episodes": "episodes played",
+        "failed_episodes": "episodes failed by the environment",
+        "unrewarded_candidates": "candidates without a reward",
+        "malformed_candidates": "malformed replies of the reflector",
+        "skipped": "updates skipped (not finite)",
+    }
+    counts = {
+        text: sum(value or 0 for value in series(run.metrics, name)) for name, text in labels.items() if any(name in r for r in run.metrics)
+    }
+    # The pool counts from its start: the last line of each process holds its total, the largest is a lower bound over restarts.
+    for name in ("crashes", "timeouts", "replays", "quarantined"):
+        values = [record.get("time", {}).get(name, record.get("time", {}).get(f"worker_{name}")) for record in run.metrics]
+        if known := [value for value in values if isinstance(value, (int, float))]:
+            counts[f"workers: {name}"] = max(known)
+    if not counts:
+        return ""
+    badges = " ".join(f'<span class="badge">{escape(text)}: <b>{value:,.0f}</b></span>' for text, value in counts.items())
+    return f'<p style="margin:10px 0 0">{badges}</p>'
+
+
+def _prompts(run: RunData) -> str:
+    pairs = prompt_pairs(run, 3)
+    if not pairs:
+        return ""
+    blocks = []
+    for pair in pairs:
+        before, after = _marked(str(pair.before.get("system_prompt")), str(pair.after.get("system_prompt")))
+        blocks.append(
+            f"<h3>{escape(pair.family)} {_split_badge(run, pair.family)}</h3><div class='pair'>{_prompt('untrained', pair.before, before)}"
+            f"{_prompt('trained', pair.after, after)}</div>"
+        )
+    return _section(
+        "The prompt, before and after training",
+        "What the reflector wrote for the actor after reading the same games: a typical loop of the family (the middle one by what its "
+        "trained prompt won). Sentences that only one side has are marked.",
+        *blocks,
+    )
+
+
+def _prompt(arm: str, row: Json, text: str) -> str:
+    success = row.get("success")
+    badge = "" if not isinstance(success, (int, float)) else f' <span class="badge">wins {percent(success)} %</span>'
+    return f'<div><h3><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}{badge}</h3><pre>{text}</pre></div>'
+
+
+def _marked(before: str, after: str) -> tuple[str, str]:
+    """Both prompts as HTML, the sentences marked that the other lacks."""
+    first, second = _sentences(before), _sentences(after)
+    shown: tuple[list[str], list[str]] = ([], [])
+    for tag, a, b, c, d in difflib.SequenceMatcher(
+        a=[s.strip() for s in first], b=[s.strip() for s in second], autojunk=False
+    ).get_opcodes():
+        for out, part in ((shown[0], first[a:b]), (shown[1], second[c:d])):
+            out += [
+                escape(s) if tag == "equal" or not s.strip() else f"<mark>{escape(s.rstrip())}</mark>{s[len(s.rstrip()) :]}" for s in part
+            ]
+    return "".join(shown[0]), "".join(shown[1])
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences and lines, each with the space behind it."""
+    return [part for part in re.split(r"(?<=[.!?]\s)|(?<=\n)", text) if part]
+
+
+def _games(run: RunData) -> str:
+    pairs = game_pairs(run, 4)
+    if not pairs:
+        return ""
+    blocks = [
+        f"<details{' open' if index == 0 else ''}><summary>{escape(pair.family)} {_split_badge(run, pair.family)}</summary>"
+        f"<div class='pair'>{_trajectory('initial', pair.before)}{_trajectory('trained', pair.after)}</div></details>"
+        for index, pair in enumerate(pairs)
+    ]
+    return _section(
+        "The same game, before and after",
+        "Lost under the initial prompt, won under a prompt that the trained reflector wrote.",
+        *blocks,
+    )
+
+
+def _trajectory(arm: str, trajectory: Json) -> str:
+    won = trajectory["outcome"] == "success"
+    turns = "".join(
+        f'<div class="turn"><div class="step">turn {number}</div><pre class="map">{escape(turn["observation"])}</pre>'
+        + (f'<div class="thought">{escape(turn["thought"])}</div>' if turn.get("thought") else "")
+        + f'<div class="act">&rarr; {escape(turn["action"] or "(no usable action: " + str(turn.get("failure")) + ")")}</div></div>'
+        for number, turn in enumerate(trajectory["turns"], start=1)
+    )
+    return (
+        f'<div><h3><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]} '
+        f'<span class="badge {"good" if won else "bad"}">{escape(trajectory["outcome"].replace("_", " "))}, '
+        f"{len(trajectory['turns'])} turns</span></h3>"
+        f"<details><summary>system prompt</summary><pre>{escape(trajectory['system_prompt'])}</pre></details>{turns}"
+        f'<div class="turn"><div class="step">end</div><pre class="map">{escape(trajectory["final_observation"])}</pre></div></div>'
+    )
+
+
+def _timings(run: RunData) -> str:
+    seconds = phase_seconds(run.metrics)
+    total = sum(seconds.values())
+    if total <= 0:
+        return ""
+    shades = ("--trained", "--fresh", "--untrained", "--initial", "--muted", "--line")
+    bar = "".join(
+        f'<span style="flex:{value / total:.4f};background:var({shades[min(n, len(shades) - 1)]})" title="{escape(name)}"></span>'
+        for n, (name, value) in enumerate(seconds.items())
+    )
+    rows = "".join(
+        f'<tr><td><span class="dot" style="background:var({shades[min(n, len(shades) - 1)]})"></span>{escape(name.replace("_", " "))}</td>'
+        f"<td>{value:,.1f}</td><td>{value / len(run.metrics):,.2f}</td><td>{100 * value / total:.0f} %</td></tr>"
+        for n, (name, value) in enumerate(seconds.items())
+    )
+    return _section(
+        "Where the time went",
+        f"{_duration(total)} of training in {len(run.metrics)} iterations.",
+        f'<div class="stack">{bar}</div><div class="scroll"><table><thead><tr><th>phase</th><th>seconds</th>'
+        f"<th>per iteration</th><th>share</th>"
+        f"</tr></thead><tbody>{rows}</tbody></table></div>",
+    )
+
+
+def _manifest(run: RunData) -> str:
+    if not run.manifest and not run.config:
+        return ""
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{_value(value)}</td></tr>" for name, value in run.manifest.items())
+    table = f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div>' if rows else ""
+    config = (
+        f"<details><summary>config.json</summary><pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}</pre></details>"
+        if run.config
+        else ""
+    )
+    return _section("The run", "What is needed to run it again.", table, config)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return escape(", ".join(f"{name} {item}" for name, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        return escape(" ".join(str(item) for item in value))
+    return escape(str(value))
+
+
+def _split_badge(run: RunData, family: str) -> str:
+    return '<span class="badge">held out</span>' if run.families.get(family, {}).get("split") == "heldout" else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _section(title: str, lead: str, *parts: str) -> str:
+    """`lead` and `parts` are HTML."""
+    return f'<section><h2>{escape(title)}</h2><p class="lead">{lead}</p>{_joined(parts)}</section>'
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "\n".join(part for part in parts if part)

@@ -1,0 +1,257 @@
+"""The report of a made-up run directory, whole and with pieces missing."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.api import GameId, Outcome
+from experiments import report, report_data, report_figures, report_page
+from ictjax.records import Trajectory, Turn, to_json
+
+FAMILIES = {"eat": "train", "wield": "train", "locked_door": "train", "zap": "train", "wear": "heldout", "puton": "heldout"}
+LESSONS = {"initial": "", "untrained": "Search the walls.", "trained": "Pick up the dagger & wield it. Do not <wait>."}
+
+
+def _trajectory(family: str, key: int, prompt: str, *, won: bool) -> Trajectory:
+    reply = "Thought: the thing is two steps east.\nAction: go east"
+    turns = tuple(
+        Turn(
+            observation=f"You see here an apple.\n  here: @ you\n  east 2: ( {family}\n|..@.(..|\n|.......|",
+            actions=(),
+            reply=reply,
+            thought="the thing is two steps east.",
+            action="go east" if n % 3 else "",
+            reward=0.0,
+        )
+        for n in range(2 if won else 5)
+    )
+    return Trajectory(
+        game=GameId(env="minihack", family=family, key=str(key)),
+        system_prompt=prompt,
+        turns=turns,
+        outcome=Outcome.SUCCESS if won else Outcome.STEP_LIMIT,
+        final_observation="You won." if won else "Time is up.",
+        state_hash=f"{key:x}",
+    )
+
+
+def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> Path:
+    """A run directory as training and evaluation write it."""
+    generator = np.random.default_rng(0)
+    for name in ("episodes", "prompts", "contexts"):
+        (folder / name).mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps({"actor": "experiments/pocket/checkpoints/actor", "iterations": 30, "seed": 0, "meta": {"contexts_per_iteration": 8}})
+    )
+    (folder / "manifest.json").write_text(
+        json.dumps({"git_revision": "0123abc", "packages": {"jax": "0.10.2", "flax": "0.12.8"}, "devices": ["cpu:0"], "argv": ["train"]})
+    )
+    with (folder / "metrics.jsonl").open("w") as file:
+        for n in range(1, iterations + 1):
+            rise = 1 - np.exp(-n / 10)
+            record = {
+                "iteration": n,
+                "reward_replay": 0.3 + 0.5 * rise + generator.normal(0, 0.04),
+                "reward_fresh": 0.28 + 0.45 * rise + generator.normal(0, 0.05) if n != 7 else None,
+                "dead_groups": int(generator.integers(3)),
+                "kl": 0.05 * rise + generator.random() * 0.004,
+                "entropy": 1.3 - 0.7 * rise + generator.random() * 0.05,
+                "clip_fraction": generator.random() * 0.02,
+                "malformed_candidates": int(generator.integers(2)),
+                "grad_norm": 0.4 + generator.random(),
+                "episodes": 300,
+                "failed_episodes": 0,
+                "time": {"contexts_s": 3.0, "candidates_s": 4.2, "rewards_s": 21.0, "update_s": 6.0, "crashes": 1 if n > 4 else 0},
+            }
+            file.write(json.dumps(record) + "\n")
+    if not evaluated:
+        return folder
+    rates = {"initial": 0.12, "untrained": 0.42, "trained": 0.8}
+    families, prompts, episodes = {}, [], {arm: [] for arm in rates}
+    for index, (family, split) in enumerate(FAMILIES.items()):
+        shift = -0.02 * index - (0.2 if split == "heldout" else 0)
+        arms = {
+            arm: {"mean": max(0.02, r + shift), "sd": 0.2, "ci95": [max(0.0, r + shift - 0.09), max(0.1, r + shift + 0.09)]}
+            for arm, r in rates.items()
+        }
+        test = (
+            {"difference": 0.38, "ci95": [0.25, 0.5], "p": 0.0007}
+            if split == "train"
+            else {"difference": 0.1, "ci95": [-0.04, 0.24], "p": 0.17}
+        )
+        families[family] = {"split": split, "games": 16, "runs": 10, "arms": arms, "tests": {"trained_vs_untrained": test}}
+        for arm in rates:
+            prompt = "You play NetHack." + (" " + LESSONS[arm] if LESSONS[arm] else "")
+            if arm != "initial":
+                prompts.append({"arm": arm, "family": family, "run": 0, "system_prompt": prompt, "success": rates[arm]})
+            episodes[arm] += [_trajectory(family, key, prompt, won=arm == "trained" and key != 1) for key in range(3)]
+    (folder / "evaluation.json").write_text(json.dumps({"families": families}))
+    (folder / "prompts" / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    for arm, played in episodes.items():
+        (folder / "episodes" / f"evaluation_{arm}.jsonl").write_text("".join(to_json(t) + "\n" for t in played))
+    return folder
+
+
+class _Checker(HTMLParser):
+    """Collects tags that stay open and every address a browser would fetch."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.fetched += [
+            value for name, value in attrs if name in ("src", "srcset", "data") or (name == "href" and tag in ("link", "image"))
+        ]
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def _check(page: str) -> str:
+    """The visible text of a well-formed page that fetches nothing."""
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.fetched == []
+    assert "@import" not in page
+    assert not re.search(r"url\(\s*['\"]?(?!#)", page)
+    assert "<script" not in page
+    return " ".join(checker.text)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    return report.write_report(make_run(tmp_path_factory.mktemp("runs") / "demo")).read_text(encoding="utf-8")
+
+
+def test_page_is_self_contained_and_well_formed(page):
+    text = _check(page)
+    for expected in ("eat", "held out", "groups without signal (of 8)", "You won.", "p, Holm", "0123abc", "0.10.2", "workers: crashes"):
+        assert expected in text
+
+
+def test_headline_states_result_and_interval_and_what_pocket_models_are(page):
+    text = _check(page)
+    # Means .80 - .02 n over four training families: .77; untrained .39. Half width .125 / 2.
+    assert (
+        "win 77 % of the games, those of the untrained one 39 %: better than before training (+38 points, 95 % interval +32 to +44)" in text
+    )
+    assert "never evidence about language models" in text
+
+
+def test_prompts_of_models_cannot_break_the_page(page):
+    assert "Do not &lt;wait&gt;." in page
+    assert "<wait>" not in page
+
+
+def test_only_what_one_prompt_has_is_marked():
+    before, after = report_page._marked("You play. Search <walls>.", "You play. Pick up\nthe dagger. Wield it.")
+    assert before == "You play. <mark>Search &lt;walls&gt;.</mark>"
+    assert re.sub("</?mark>", "", after) == "You play. Pick up\nthe dagger. Wield it."
+    assert not after.startswith("<mark>You")
+
+
+def test_no_evaluation_and_no_metrics_are_said(tmp_path):
+    run = make_run(tmp_path / "young", evaluated=False, iterations=0)
+    text = _check(report.write_report(run).read_text(encoding="utf-8"))
+    assert "No evaluation yet" in text
+    assert "No finished iteration yet" in text
+    assert report.result_table(report_data.load_run(run)) is None
+
+
+def test_half_written_last_metrics_line_is_ignored(tmp_path):
+    run = make_run(tmp_path / "killed", evaluated=False, iterations=3)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 4, "reward_re')
+    assert "3 of 30 iterations" in _check(report.write_report(run).read_text(encoding="utf-8"))
+
+
+def test_evaluation_of_some_families_and_arms_only(tmp_path):
+    run = make_run(tmp_path / "part")
+    data = json.loads((run / "evaluation.json").read_text())
+    for family in data["families"].values():
+        del family["arms"]["untrained"], family["tests"]
+    data["families"] = {name: family for name, family in data["families"].items() if family["split"] == "train"}
+    (run / "evaluation.json").write_text(json.dumps(data))
+    text = _check(report.write_report(run).read_text(encoding="utf-8"))
+    assert "locked_door" in text
+
+
+def test_report_does_not_depend_on_when_it_is_made(tmp_path):
+    run = make_run(tmp_path / "twice")
+    first = report.write_report(run).read_bytes()
+    assert report.write_report(run).read_bytes() == first
+
+
+def test_pooled_interval_by_hand(tmp_path):
+    run = report_data.load_run(make_run(tmp_path / "pool"))
+    split = report_data.split_summary(run, "train")
+    assert split.test["difference"] == pytest.approx(0.38)
+    # Four independent half widths of 0.125: 0.125 / sqrt(4).
+    assert split.test["ci95"] == pytest.approx([0.38 - 0.0625, 0.38 + 0.0625])
+    assert split.test["p"] < 1e-10
+    assert report_data.split_summary(dataclasses.replace(run, evaluation={}), "train") is None
+
+
+def test_game_pairs_are_the_same_game_lost_then_won(tmp_path):
+    run = report_data.load_run(make_run(tmp_path / "pairs"))
+    pairs = report_data.game_pairs(run, 4)
+    assert len(pairs) == 4
+    assert [run.families[pair.family]["split"] for pair in pairs] == ["train"] * 3 + ["heldout"]
+    for pair in pairs:
+        assert report_data.game_name(pair.before) == report_data.game_name(pair.after)
+        assert (pair.before["outcome"], pair.after["outcome"]) == ("step_limit", "success")
+
+
+def test_smoothing_keeps_a_constant_and_follows_a_step():
+    assert report_figures.smooth([0.3, 0.3, 0.3]) == pytest.approx([0.3, 0.3, 0.3])
+    # Weights .25 and .75 * .25 over their sum: (.25 * 1 + .1875 * 0) / .4375.
+    assert report_figures.smooth([0.0, 1.0]) == pytest.approx([0.0, 4 / 7])
+
+
+def test_numbers_as_text():
+    assert (report_page.percent(0.417), report_page.points(-0.06), report_page.interval([0.3, 0.5], signed=True)) == (
+        "42",
+        "-6",
+        "[+30, +50]",
+    )
+    assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == ["<0.0001", "0.0007", "0.012", "0.500"]
+
+
+def test_terminal_shows_the_table_and_ends_with_the_path(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "cli")
+    monkeypatch.setattr("sys.argv", ["report", "--run-dir", str(run)])
+    report.main()
+    out = capsys.readouterr().out
+    assert "locked_door" in out
+    assert out.strip().splitlines()[-1] == f"Report: {run / 'report.html'}"
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [("evaluation.json", "{oops", "is not JSON"), (None, None, "no run directory")])
+def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, capsys, name, text, message):
+    run = tmp_path / "missing"
+    if name is not None:
+        run = make_run(tmp_path / "bad", evaluated=False, iterations=1)
+        (run / name).write_text(text)
+    monkeypatch.setattr("sys.argv", ["report", "--run-dir", str(run)])
+    with pytest.raises(SystemExit) as stopped:
+        report.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (run / "report.html").exists()
