@@ -1,0 +1,198 @@
+"""Orbax checkpoints of a run: a pytree of arrays and a JSON record of the host's state, saved together or not at all."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+_SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
+
+
+class Checkpointer:
+    """Checkpoints under one folder, one sub-folder per step. A context manager.
+
+    A save is written beside its final place and renamed there when it is complete: a process killed at any moment leaves the previous checkpoint
+    as the latest, and the next `Checkpointer` removes the remains. Saves are synchronous: the arrays may be donated as soon as `save` returns.
+
+    Args:
+      folder: made if missing.
+      keep_last: how many of the newest checkpoints stay.
+      keep_every: steps divisible by this stay as well; None for none.
+      config: a JSON-able description of the run, saved with every checkpoint; `restore` refuses a checkpoint of another one.
+
+    Raises:
+      ValueError: for counts below 1, or a folder that cannot be made.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int | None = None, config: Mapping[str, Any] | None = None
+    ) -> None:
+        if keep_last < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}, keep_every={keep_every}.")
+        self._folder = Path(folder).absolute()
+        self._config = _jsonable(config or {}, "config")
+        policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
+        if keep_every is not None:
+            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose another.") from error
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            ),
+            item_names=("state", "host"),
+        )
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees Orbax's threads. Idempotent."""
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """All complete checkpoints, ascending."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
+        """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are in place.
+
+        Raises:
+          ValueError: the step is there already, `host` is not JSON, or the disk is too full; nothing is changed then.
+        """
+        if step in self.steps:
+            raise ValueError(f"Step {step} is already in {self._folder}: remove it to save it again.")
+        record = {"config": self._config, "host": _jsonable(host, "host"), "leaves": _describe(state)}
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _SLACK_BYTES
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise ValueError(_too_full(step, self._folder, needed, free))
+        try:
+            saved = self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(_by_name(state)), host=ocp.args.JsonSave(record)), force=True
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(_too_full(step, self._folder, needed, shutil.disk_usage(self._folder).free)) from error
+        assert saved, f"Orbax did not save step {step}"
+
+    def restore(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads the checkpoint of `step`, or the latest for None.
+
+        Args:
+          step: which one.
+          template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its structure, and with its shardings where it has
+            them.
+
+        Returns:
+          The state and the host's record.
+
+        Raises:
+          ValueError: there is no such checkpoint, it cannot be read, or it is of another configuration or of other shapes.
+        """
+        if step is None:
+            step = self.latest_step
+        if step is None or step not in self.steps:
+            found = ", ".join(map(str, self.steps)) or "none"
+            raise ValueError(f"No checkpoint {'at all' if step is None else f'of step {step}'} in {self._folder} (there: {found}).")
+        where = f"The checkpoint of step {step} in {self._folder}"
+        try:
+            record = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
+        except Exception as error:
+            raise ValueError(
+                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from an earlier one."
+            ) from error
+        difference = _first_difference(self._config, record["config"], "config")
+        if difference:
+            raise ValueError(f"{where} is of another configuration: {difference}. Use its configuration, or another run directory.")
+        difference = _first_difference(_describe(template), record["leaves"], "")
+        if difference:
+            raise ValueError(
+                f"{where} does not fit this model and optimizer: {difference}. Use its configuration, or another run directory."
+            )
+        leaves, structure = jax.tree.flatten(template)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_by_name(jax.tree.map(_abstract, template))))
+            ).state
+        except Exception as error:
+            raise ValueError(
+                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from an earlier one."
+            ) from error
+        values = list(restored.values())
+        assert len(values) == len(leaves)
+        return jax.tree.unflatten(structure, [restored[name] for name in _names(template)]), record["host"]
+
+
+def _names(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves under their paths: independent of how Orbax treats tuples, NamedTuples and empty nodes."""
+    return dict(zip(_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in _by_name(tree).items()}
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _jsonable(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`value` as JSON reads it back (tuples are lists then), so that it compares equal with what was restored."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The checkpoint's {name} must be JSON: {error}.") from error
+
+
+def _first_difference(expected: Any, found: Any, path: str) -> str:
+    """Where two JSON values first differ, in words; empty if they do not."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            inner = f"{path}.{key}" if path else key
+            if key not in found:
+                return f"it has no {inner}"
+            if key not in expected:
+                return f"it has {inner}, which is not expected"
+            difference = _first_difference(expected[key], found[key], inner)
+            if difference:
+                return difference
+        return ""
+    return "" if expected == found else f"{path} is {found!r}, expected {expected!r}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _too_full(step: int, folder: Path, needed: int, free: int) -> str:
+    return (
+        f"Too little disk for the checkpoint of step {step}: {folder} needs {needed / 2**20:.0f} MiB and has {free / 2**20:.0f} MiB free. "
+        "Free some space, keep fewer checkpoints, or choose another run directory."
+    )

@@ -1,0 +1,300 @@
+"""The policy-gradient update: token log-probabilities in chunks, microbatched gradients, one jitted and donated step. Pure.
+
+Nothing here builds [B, T, V] logits: hidden states are gathered at the response positions, and the vocabulary is visited one chunk of
+positions at a time, in the backward pass again (see facts on memory in `token_logprobs`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ictjax import grpo
+from ictjax.batch import Batch
+from ictjax.models import transformer
+from ictjax.models.config import ModelConfig
+
+Params = Any  # a pytree of arrays
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Policy(NamedTuple):
+    """What the learner needs of a model, as two pure functions."""
+
+    forward: Callable[..., Array]  # (params, tokens_bt, positions_bt, valid_bt) -> hidden_btd
+    unembed: Callable[..., Array]  # (params, hidden_bcd) -> float32 logits_bcv
+
+
+def transformer_policy(config: ModelConfig, *, remat: bool) -> Policy:
+    """The shipped decoder. `remat` recomputes each layer in the backward pass: less memory, about a third more time."""
+
+    def forward(params: Params, tokens_bt: Array, positions_bt: Array, valid_bt: Array) -> Array:
+        return transformer.forward(config, params, tokens_bt, positions_bt=positions_bt, valid_bt=valid_bt, remat=remat)
+
+    return Policy(forward=forward, unembed=functools.partial(transformer.unembed, config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a global-norm clip, a linear warm-up and a constant or cosine learning rate."""
+
+    learning_rate: float  # after the warm-up
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    total_steps: int = 1  # where "cosine" reaches 0, the warm-up included; not read by "constant"
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # of every parameter, norms and biases included
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"OptimizerConfig.schedule must be constant or cosine, got {self.schedule!r}.")
+        for field in ("learning_rate", "warmup_steps", "eps", "weight_decay"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"OptimizerConfig.{field} must be 0 or more, got {getattr(self, field)}.")
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"OptimizerConfig.{field} must be in [0, 1), got {getattr(self, field)}.")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"OptimizerConfig.max_grad_norm must be above 0, got {self.max_grad_norm}.")
+        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"OptimizerConfig.total_steps must exceed warmup_steps={self.warmup_steps} for a cosine, got {self.total_steps}."
+            )
+
+
+PAPER_OPTIMIZER = OptimizerConfig(learning_rate=3e-6)
+"""The learning rate of arXiv 2605.20477 for a 7B reflector; the rest is not known and set to common values."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """How an update is computed; only `epochs` changes what it computes."""
+
+    num_microbatches: int = 1  # gradients are accumulated over so many parts of the batch
+    epochs: int = 1  # optimizer steps on the same batch
+    positions_per_chunk: int = 256  # response positions of each row whose logits exist at the same time
+
+    def __post_init__(self):
+        for field in ("num_microbatches", "epochs", "positions_per_chunk"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"LearnerConfig.{field} must be at least 1, got {getattr(self, field)}.")
+
+
+class LearnerState(NamedTuple):
+    """Everything an update changes; checkpoint it whole."""
+
+    params: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]  # optimizer steps tried
+    skipped: Int[Array, ""]  # of these, left out because a gradient was not finite
+
+
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+    """The schedule as a function of the optimizer steps taken. The first step of a warm-up over n steps has rate 1/n, not 0."""
+    warm_up = optax.linear_schedule(
+        config.learning_rate / max(config.warmup_steps, 1), config.learning_rate, max(config.warmup_steps - 1, 1)
+    )
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(config.learning_rate, config.total_steps - config.warmup_steps)
+    else:
+        after = optax.constant_schedule(config.learning_rate)
+    return optax.join_schedules([warm_up, after], [config.warmup_steps]) if config.warmup_steps else after
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
+    )
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
+    """A fresh state. Copies `params`: updates donate their state, and the caller's weights often serve as the reference.
+
+    Raises:
+      ValueError: weights that are not float32. At learning rates of 1e-6 every update of a bfloat16 weight would be rounded away; activations
+        may be bfloat16 (`ModelConfig.dtype`), and so may the reference.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if leaf.dtype != jnp.float32:
+            raise ValueError(f'Trained weights must be float32, {jax.tree_util.keystr(path)} is {leaf.dtype}: set param_dtype="float32".')
+    params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+    return LearnerState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32), skipped=jnp.zeros((), jnp.int32))
+
+
+def token_logprobs(
+    policy: Policy, params: Params, batch: Batch, *, temperature: float, positions_per_chunk: int
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """Log-probabilities of the sampled tokens, and the entropy of the distribution each was drawn from (nats; no gradient).
+
+    Both are of softmax(logits / temperature) in float32, before any top-k or top-p: what the sampler reports. Zeros at masked positions.
+
+    The logits of `positions_per_chunk` positions of every row exist at a time; `jax.checkpoint` makes the backward pass compute them again
+    instead of keeping them all. The gradient of the vocabulary matrix is accumulated over the chunks in the dtype of that matrix.
+    """
+    hidden_btd = policy.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
+    hidden_brd = jnp.take_along_axis(hidden_btd, batch.source_br[:, :, None], axis=1)
+    rows, length, width = hidden_brd.shape
+    size = min(positions_per_chunk, length)
+    chunks = -(-length // size)
+    padding = chunks * size - length
+    hidden_brd = jnp.pad(hidden_brd, ((0, 0), (0, padding), (0, 0)))
+    target_br = jnp.pad(batch.target_br, ((0, 0), (0, padding)))
+
+    # Chunks run over positions, not rows: a batch sharded over its rows stays where it is.
+    def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        hidden_bcd, target_bc = inputs
+        logits_bcv = policy.unembed(params, hidden_bcd).astype(jnp.float32) / temperature
+        norm_bc = jax.nn.logsumexp(logits_bcv, axis=-1)
+        chosen_bc = jnp.take_along_axis(logits_bcv, target_bc[:, :, None], axis=-1)[:, :, 0]
+        frozen_bcv = jax.lax.stop_gradient(logits_bcv - norm_bc[:, :, None])
+        entropy_bc = -(jnp.exp(frozen_bcv) * frozen_bcv).sum(axis=-1)
+        return chosen_bc - norm_bc, entropy_bc
+
+    logp_cbr, entropy_cbr = jax.lax.map(
+        jax.checkpoint(chunk),
+        (hidden_brd.reshape(rows, chunks, size, width).swapaxes(0, 1), target_br.reshape(rows, chunks, size).swapaxes(0, 1)),
+    )
+    logp_br = logp_cbr.swapaxes(0, 1).reshape(rows, -1)[:, :length]
+    entropy_br = entropy_cbr.swapaxes(0, 1).reshape(rows, -1)[:, :length]
+    return jnp.where(batch.response_mask_br, logp_br, 0.0), jnp.where(batch.response_mask_br, entropy_br, 0.0)
+
+
+def make_update(
+    policy: Policy, config: grpo.GRPOConfig, optimizer: optax.GradientTransformation, learner_config: LearnerConfig
+) -> Callable[[LearnerState, Params | None, Batch], tuple[LearnerState, Metrics]]:
+    """Builds `update(state, ref_params, batch) -> (state, metrics)`: jitted, one compilation per batch shape, `state` donated.
+
+    The old log-probabilities are recomputed here from the weights the update starts with, so the result depends on (state, reference, batch)
+    and not on how the sampler batched. `ref_params` may be None when `config.kl` is "none", and must not share buffers with the state.
+
+    A step whose loss or gradient is not finite changes neither the weights nor the optimizer state, and is counted.
+
+    Metrics, float32 scalars of the last epoch over the whole batch: `loss`, `policy_loss` and `kl` (k3, without its coefficient) under the
+    configured normalisation; `entropy` (nats), `clip_fraction`, `ratio_mean` and `sampler_gap_mean` (absolute difference to the sampler's
+    log-probabilities) as means over tokens; `ratio_max`, `ratio_min`, `sampler_gap_max`; `grad_norm` before the clip; `update_norm`;
+    `tokens` in the loss; `skipped`, summed over the epochs of this update.
+
+    Raises, when it is first called with a shape:
+      ValueError: the rows do not divide into the microbatches, or the reference is missing.
+    """
+    parts = learner_config.num_microbatches
+    logprobs = functools.partial(
+        token_logprobs, policy, temperature=config.temperature, positions_per_chunk=learner_config.positions_per_chunk
+    )
+
+    def split(x: Array) -> Array:
+        # Row i goes to part i mod parts: with rows sharded in blocks, every device keeps its own rows in every part.
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def loss_of(params: Params, part: _Part) -> tuple[Array, tuple[Metrics, Metrics]]:
+        logp_br, entropy_br = logprobs(params, part.batch)
+        old_logp_br = jax.lax.stop_gradient(logp_br) if part.old_logp_br is None else part.old_logp_br
+        mask_br = part.batch.response_mask_br
+        terms = grpo.token_loss(config, logp_br, old_logp_br, part.ref_logp_br, part.batch.advantage_b, mask_br)
+        loss = (part.loss_coefficient_br * terms.loss_br).sum()
+        gap_br = jnp.abs(part.batch.sampler_logp_br - old_logp_br)
+        counted_br = part.metric_coefficient_br > 0
+        sums = {
+            "loss": loss,
+            "policy_loss": (part.loss_coefficient_br * terms.policy_br).sum(),
+            "kl": (part.loss_coefficient_br * terms.kl_br).sum(),
+            "entropy": (part.metric_coefficient_br * entropy_br).sum(),
+            "clip_fraction": (part.metric_coefficient_br * terms.clipped_br).sum(),
+            "ratio_mean": (part.metric_coefficient_br * terms.ratio_br).sum(),
+            "sampler_gap_mean": (part.metric_coefficient_br * gap_br).sum(),
+            "tokens": counted_br.sum(dtype=jnp.float32),
+        }
+        maxima = {
+            "ratio_max": jnp.where(counted_br, terms.ratio_br, -jnp.inf).max(),
+            "ratio_min": jnp.where(counted_br, -terms.ratio_br, -jnp.inf).max(),  # negated back below
+            "sampler_gap_max": jnp.where(counted_br, gap_br, 0.0).max(),
+        }
+        return loss, (sums, maxima)
+
+    def step(state: LearnerState, parts_of_batch: _Part) -> tuple[LearnerState, Metrics]:
+        def accumulate(carry: Any, part: _Part) -> tuple[Any, None]:
+            grads, sums, maxima = carry
+            (_, (part_sums, part_maxima)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, part)
+            grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, part_grads)
+            return (grads, jax.tree.map(jnp.add, sums, part_sums), jax.tree.map(jnp.maximum, maxima, part_maxima)), None
+
+        zero_grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        zero_sums = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
+        lowest = {name: jnp.full((), -jnp.inf, jnp.float32) for name in _MAXIMA}
+        (grads, sums, maxima), _ = jax.lax.scan(accumulate, (zero_grads, zero_sums, lowest), parts_of_batch)
+
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new: Array, old: Array) -> Array:
+            return jnp.where(finite, new, old)
+
+        skipped = 1 - finite.astype(jnp.int32)
+        new_state = LearnerState(
+            params=jax.tree.map(keep, params, state.params),
+            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            step=state.step + 1,
+            skipped=state.skipped + skipped,
+        )
+        empty = sums["tokens"] == 0
+        metrics = {
+            **sums,
+            "ratio_max": jnp.where(empty, 1.0, maxima["ratio_max"]),
+            "ratio_min": jnp.where(empty, 1.0, -maxima["ratio_min"]),
+            "sampler_gap_max": maxima["sampler_gap_max"],
+            "grad_norm": grad_norm,
+            "update_norm": update_norm,
+            "skipped": skipped.astype(jnp.float32),
+        }
+        return new_state, metrics
+
+    def update(state: LearnerState, ref_params: Params | None, batch: Batch) -> tuple[LearnerState, Metrics]:
+        if batch.tokens_bt.shape[0] % parts:
+            raise ValueError(f"{batch.tokens_bt.shape[0]} rows do not divide into {parts} microbatches: choose a divisor.")
+        if ref_params is None and config.kl != "none":
+            raise ValueError(f'kl={config.kl!r} needs the parameters of the reference policy; pass them or set kl="none".')
+        split_batch = jax.tree.map(split, batch)
+
+        def frozen_logprobs(params: Params) -> Array:
+            return jax.lax.map(lambda part: logprobs(params, part)[0], split_batch)
+
+        parts_of_batch = _Part(
+            batch=split_batch,
+            loss_coefficient_br=split(grpo.token_coefficients(config, batch.response_mask_br, batch.weight_b)),
+            metric_coefficient_br=split(grpo.token_mean(batch.response_mask_br, batch.weight_b)),
+            # In a single epoch the weights being trained are the old ones: their log-probabilities come with the loss.
+            old_logp_br=frozen_logprobs(state.params) if learner_config.epochs > 1 else None,
+            ref_logp_br=None if config.kl == "none" else frozen_logprobs(ref_params),
+        )
+        state, metrics = jax.lax.scan(lambda s, _: step(s, parts_of_batch), state, length=learner_config.epochs)
+        last = {name: values[-1] for name, values in metrics.items()}
+        return state, last | {"skipped": metrics["skipped"].sum()}
+
+    return jax.jit(update, donate_argnums=0)
+
+
+_SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "ratio_mean", "sampler_gap_mean", "tokens")
+_MAXIMA = ("ratio_max", "ratio_min", "sampler_gap_max")
+
+
+class _Part(NamedTuple):
+    """One microbatch, or all of them stacked along a leading axis, with what was computed over the whole batch."""
+
+    batch: Batch
+    loss_coefficient_br: Float[Array, "B R"]
+    metric_coefficient_br: Float[Array, "B R"]
+    old_logp_br: Float[Array, "B R"] | None
+    ref_logp_br: Float[Array, "B R"] | None

@@ -1,0 +1,168 @@
+"""Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed; Weights & Biases when asked for."""
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    import tensorboardX
+except ImportError:  # optional: the JSON lines hold everything
+    tensorboardX = None
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends to `run_dir/metrics.jsonl`, and mirrors numbers to `run_dir/tensorboard`. A context manager.
+
+    Args:
+      run_dir: made if missing.
+      last_iteration: what a restored run has done: lines past it are dropped, the file is kept up to it. None drops every line (a fresh run).
+      tensorboard: write event files too, if tensorboardX is installed.
+      wandb_project: also log to this Weights & Biases project.
+
+    Raises:
+      ValueError: `wandb_project` is given and wandb is not installed; or a line before the last is not what `write` writes.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        *,
+        last_iteration: int | None = None,
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+    ) -> None:
+        folder = Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._wandb_run = None if wandb_project is None else _start_wandb(folder, wandb_project)
+        path = folder / FILE_NAME
+        _truncate(path, last_iteration)
+        self._file = path.open("a", encoding="utf-8")
+        first = 0 if last_iteration is None else last_iteration + 1
+        self._events = None
+        if tensorboard and tensorboardX is not None:
+            # purge_step hides what an earlier process logged past the restored iteration.
+            self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def write(self, iteration: int, values: Mapping[str, Any], time: Mapping[str, float] | None = None) -> None:
+        """Writes one line and waits until it is on disk.
+
+        Args:
+          iteration: which iteration the numbers are of.
+          values: numbers, JAX or numpy scalars included, and any other JSON values. NaN and infinities become null.
+          time: seconds and rates, everything that depends on the wall clock: kept under the key "time", so that two runs can be compared.
+
+        Raises:
+          ValueError: `values` uses a reserved key, or holds something JSON cannot.
+        """
+        for key in ("iteration", "time"):
+            if key in values:
+                raise ValueError(f"The metric name {key!r} is reserved: choose another.")
+        record = {"iteration": iteration, **_plain(values), "time": _plain(time or {})}
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        flat = {**_numbers(record, ()), **_numbers(record["time"], ("time",))}
+        del flat["iteration"]
+        if self._events is not None:
+            for name, number in flat.items():
+                self._events.add_scalar(name, number, iteration)
+            self._events.flush()
+        if self._wandb_run is not None:
+            self._wandb_run.log(flat, step=iteration)
+
+    def close(self) -> None:
+        """Closes all files. Idempotent."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+            self._wandb_run = None
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a metrics file (or of the one in a run directory), in order; [] if there is none.
+
+    A last line that a killed process left half-written is ignored; ValueError for any other line that is not a record.
+    """
+    path = Path(path)
+    return _records(path / FILE_NAME if path.is_dir() else path)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a whole last line leaves "" behind its newline
+    del torn
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+            raise ValueError(f"Line {number} of {path} is not a metrics record: {line[:80]!r}. Remove it, or restore the file.")
+        records.append(record)
+    return records
+
+
+def _truncate(path: Path, last_iteration: int | None) -> None:
+    """Rewrites the file, atomically, without the lines past `last_iteration` and without a torn last line."""
+    kept = [] if last_iteration is None else [record for record in _records(path) if record["iteration"] <= last_iteration]
+    if not path.exists() and not kept:
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON types; scalars of numpy and JAX become Python numbers, numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return _plain(value.item())
+    raise ValueError(
+        f"A metric must be a number, a string, None, or a list or mapping of these; got {type(value).__name__}: {value!r:.80}."
+    )
+
+
+def _numbers(record: Mapping[str, Any], prefix: tuple[str, ...]) -> dict[str, float]:
+    return {
+        "/".join((*prefix, name)): value
+        for name, value in record.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _start_wandb(folder: Path, project: str) -> Any:
+    # Imported by name when asked for: it is slow to import and no dependency of the package.
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise ValueError(
+            f"Logging to the wandb project {project!r} needs the package wandb: install it, or leave the project out."
+        ) from None
+    return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)

@@ -1,0 +1,197 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ictjax.checkpoint import Checkpointer
+from ictjax.learner import LearnerState, init_state
+
+
+def _state(seed=0) -> LearnerState:
+    params = {"layers": {"w": jax.random.normal(jax.random.key(seed), (3, 4))}, "norm": jnp.ones(3)}
+    return init_state(params, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)))
+
+
+def _abstract(state):
+    return jax.eval_shape(lambda: state)
+
+
+HOST = {"iteration": 7, "key": [1, 2], "nested": {"reward": 0.1 + 0.2, "none": None}}
+
+
+def test_round_trip_keeps_structure_bits_and_host(tmp_path):
+    state = _state()
+    with Checkpointer(tmp_path / "deep" / "folder", config={"buckets": (1, 2)}) as checkpointer:
+        assert checkpointer.latest_step is None
+        checkpointer.save(3, state, HOST)
+        assert checkpointer.latest_step == 3
+    with Checkpointer(tmp_path / "deep" / "folder", config={"buckets": (1, 2)}) as checkpointer:
+        for template in (state, _abstract(state)):
+            restored, host = checkpointer.restore(None, template)
+            chex.assert_trees_all_equal(restored, state)
+            assert jax.tree.structure(restored) == jax.tree.structure(state)
+            assert host == HOST
+
+
+def test_dtypes_and_numpy_leaves(tmp_path):
+    state = {
+        "half": jnp.asarray([1.5, -2.0], jnp.bfloat16),
+        "count": np.int32(3),
+        "raw": np.arange(4, dtype=np.uint32),
+        "flag": jnp.asarray(True),
+    }
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, state, {})
+        restored, _ = checkpointer.restore(0, state)
+    for name, value in state.items():
+        assert restored[name].dtype == value.dtype
+        np.testing.assert_array_equal(np.asarray(restored[name]), np.asarray(value))
+
+
+def test_restore_onto_the_shardings_of_the_template(tmp_path):
+    mesh = jax.make_mesh((4,), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    state = {"w": jnp.arange(8.0).reshape(4, 2)}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, state, {})
+        restored, _ = checkpointer.restore(0, {"w": jax.ShapeDtypeStruct((4, 2), jnp.float32, sharding=sharding)})
+    assert restored["w"].sharding.is_equivalent_to(sharding, 2)
+    np.testing.assert_array_equal(restored["w"], state["w"])
+
+
+def test_keeps_the_last_and_every_so_many(tmp_path):
+    with Checkpointer(tmp_path, keep_last=2, keep_every=4) as checkpointer:
+        for step in range(1, 8):
+            checkpointer.save(step, {"x": jnp.asarray(float(step))}, {"step": step})
+        assert checkpointer.steps == (4, 6, 7)
+        assert checkpointer.restore(4, {"x": jnp.zeros(())})[1] == {"step": 4}
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+    state = {"x": jnp.arange(1000.0)}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, state, {})
+        jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)(state)
+        restored, _ = checkpointer.restore(0, {"x": jax.ShapeDtypeStruct((1000,), jnp.float32)})
+    np.testing.assert_array_equal(restored["x"], np.arange(1000.0))
+
+
+def test_another_model_is_refused_by_its_first_differing_leaf(tmp_path):
+    state = _state()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, state, {})
+        wider = state._replace(params={"layers": {"w": jnp.zeros((3, 5))}, "norm": jnp.ones(3)})
+        with pytest.raises(ValueError, match=r"params/layers/w is 'float32\[3, 4\]', expected 'float32\[3, 5\]'"):
+            checkpointer.restore(0, wider)
+        with pytest.raises(ValueError, match=r"params/norm is 'float32\[3\]', expected 'bfloat16\[3\]'"):
+            checkpointer.restore(0, state._replace(params={**state.params, "norm": jnp.ones(3, jnp.bfloat16)}))
+        with pytest.raises(ValueError, match="it has no params/head"):
+            checkpointer.restore(0, state._replace(params={**state.params, "head": jnp.ones(3)}))
+        with pytest.raises(ValueError, match="it has params/norm, which is not expected"):
+            checkpointer.restore(0, state._replace(params={"layers": state.params["layers"]}))
+
+
+def test_another_configuration_is_refused_by_its_first_differing_field(tmp_path):
+    with Checkpointer(tmp_path, config={"model": {"width": 8}, "seed": 1}) as checkpointer:
+        checkpointer.save(0, _state(), {})
+    with Checkpointer(tmp_path, config={"model": {"width": 9}, "seed": 1}) as checkpointer:
+        with pytest.raises(ValueError, match="another configuration: config.model.width is 8, expected 9"):
+            checkpointer.restore(None, _state())
+
+
+def test_missing_and_repeated_steps_are_named(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(ValueError, match="No checkpoint at all"):
+            checkpointer.restore(None, _state())
+        checkpointer.save(5, _state(), {})
+        with pytest.raises(ValueError, match=r"No checkpoint of step 4.*there: 5"):
+            checkpointer.restore(4, _state())
+        with pytest.raises(ValueError, match="Step 5 is already in"):
+            checkpointer.save(5, _state(), {})
+        checkpointer.save(4, _state(), {})  # an older step is a checkpoint too
+        assert checkpointer.steps == (4, 5)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, _state(), {})
+    shutil.rmtree(tmp_path / "0" / "state" / "ocdbt.process_0")
+    for path in (tmp_path / "0" / "state").rglob("*"):
+        if path.is_file() and "METADATA" not in path.name and path.name != "commit_success.txt":
+            path.write_bytes(b"")
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(ValueError, match="step 0 in .* cannot be read"):
+        checkpointer.restore(0, _state())
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, _state(), {})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+        with pytest.raises(ValueError, match=r"Too little disk for the checkpoint of step 1: .* needs 16 MiB and has 1 MiB free"):
+            checkpointer.save(1, _state(), {})
+        assert checkpointer.steps == (0,)
+    assert not (tmp_path / "1").exists()
+
+
+def test_host_state_that_is_not_json_is_refused(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        for host in ({"x": object()}, {"x": float("nan")}):
+            with pytest.raises(ValueError, match="host must be JSON"):
+                checkpointer.save(0, _state(), host)
+        assert checkpointer.latest_step is None
+
+
+def test_bad_counts_and_folders_are_named(tmp_path):
+    with pytest.raises(ValueError, match="keep_last=0"):
+        Checkpointer(tmp_path, keep_last=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="Cannot make the checkpoint folder"):
+        Checkpointer(tmp_path / "file" / "checkpoints")
+
+
+_SAVES_FOREVER = """
+import sys, itertools, jax.numpy as jnp
+from ictjax.checkpoint import Checkpointer
+with Checkpointer(sys.argv[1], keep_last=3) as checkpointer:
+    for step in itertools.count(1):
+        checkpointer.save(step, {"x": jnp.full((200_000,), float(step)), "y": jnp.full((50,), step)}, {"step": step})
+        print(step, flush=True)
+"""
+
+
+def test_sigkill_during_a_save_leaves_the_previous_checkpoint(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SAVES_FOREVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    reported = 0
+    try:
+        while reported < 2:
+            reported = int(process.stdout.readline())
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list(tmp_path.glob("*tmp*")):  # a save has begun
+            time.sleep(0.001)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        remaining, _ = process.communicate()
+    reported = max([reported, *map(int, remaining.split())])
+    with Checkpointer(tmp_path, keep_last=3) as checkpointer:
+        assert checkpointer.latest_step in (reported, reported + 1)
+        step = checkpointer.latest_step
+        state, host = checkpointer.restore(None, {"x": jnp.zeros(200_000), "y": jnp.zeros(50, jnp.int32)})
+        assert host == {"step": step} and (state["x"] == step).all() and (state["y"] == step).all()
+        checkpointer.save(step + 1, state, {})
+        assert checkpointer.latest_step == step + 1
+    assert not list(tmp_path.glob("*tmp*"))

@@ -1,0 +1,141 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ictjax import metrics
+from ictjax.metrics import MetricsWriter, read_metrics
+
+
+def _write(folder, iterations, **options):
+    with MetricsWriter(folder, tensorboard=False, **options) as writer:
+        for iteration in iterations:
+            writer.write(iteration, {"loss": iteration / 10}, time={"seconds": 1.5})
+
+
+def test_one_line_an_iteration_with_time_apart(tmp_path):
+    with MetricsWriter(tmp_path / "new" / "run", tensorboard=False) as writer:
+        writer.write(
+            0, {"loss": jnp.float32(0.5), "count": np.int64(3), "name": "é", "families": {"Eat": np.float32(0.25)}}, time={"update": 2.0}
+        )
+        # On disk as soon as `write` returns: a killed process loses nothing.
+        line = (tmp_path / "new" / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert json.loads(line) == {"iteration": 0, "loss": 0.5, "count": 3, "name": "é", "families": {"Eat": 0.25}, "time": {"update": 2.0}}
+    assert line.endswith("}\n") and line.count("\n") == 1
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(0, {"a": float("nan"), "b": [jnp.float32(jnp.inf), 1.0], "c": None})
+    record = read_metrics(tmp_path)[0]
+    assert (record["a"], record["b"], record["c"]) == (None, [None, 1.0], None)
+
+
+@pytest.mark.parametrize(("last_iteration", "kept"), [(None, []), (-1, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
+def test_resume_drops_the_lines_past_the_restored_iteration(tmp_path, last_iteration, kept):
+    _write(tmp_path, range(4))
+    with MetricsWriter(tmp_path, last_iteration=last_iteration, tensorboard=False) as writer:
+        assert [record["iteration"] for record in read_metrics(tmp_path)] == kept
+        writer.write(5, {"loss": 0.0})
+    assert [record["iteration"] for record in read_metrics(tmp_path)] == [*kept, 5]
+
+
+def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
+    _write(tmp_path / "straight", range(5))
+    _write(tmp_path / "resumed", range(4))
+    _write(tmp_path / "resumed", range(2, 5), last_iteration=1)
+    assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (tmp_path / "resumed" / "metrics.jsonl").read_bytes()
+
+
+def test_a_torn_last_line_is_ignored_and_removed_on_resume(tmp_path):
+    _write(tmp_path, range(3))
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for torn in (b'{"iteration":3,"lo', b'{"iteration":3}', '{"name":"é'.encode()[:-1]):  # the second: whole, but for its newline
+        path.write_bytes(whole + torn)
+        assert [record["iteration"] for record in read_metrics(path)] == [0, 1, 2]
+    _write(tmp_path, [3], last_iteration=5)
+    assert [record["iteration"] for record in read_metrics(path)] == [0, 1, 2, 3]
+
+
+def test_a_broken_line_before_the_last_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for broken in ("{", "[1]", '{"iteration":"x"}', ""):
+        path.write_text(f'{{"iteration":0}}\n{broken}\n{{"iteration":2}}\n')
+        with pytest.raises(ValueError, match="Line 2 of .*metrics.jsonl"):
+            read_metrics(path)
+        with pytest.raises(ValueError, match="Line 2"):
+            MetricsWriter(tmp_path, last_iteration=5, tensorboard=False)
+        assert path.read_text().count("\n") == 3  # left as it was
+
+
+def test_no_file_is_no_records(tmp_path):
+    assert read_metrics(tmp_path) == []
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_bad_values_are_named(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for key in ("iteration", "time"):
+            with pytest.raises(ValueError, match=key):
+                writer.write(0, {key: 1})
+        with pytest.raises(ValueError, match="object"):
+            writer.write(0, {"x": object()})
+        with pytest.raises(ValueError, match="ndarray"):
+            writer.write(0, {"x": np.zeros(2)})
+    assert read_metrics(tmp_path) == []
+
+
+def test_close_is_idempotent_and_wandb_is_optional(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path)
+    writer.close()
+    writer.close()
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ValueError, match="'demo' needs the package wandb"):
+        MetricsWriter(tmp_path, wandb_project="demo")
+
+
+def test_wandb_gets_every_number(tmp_path, monkeypatch):
+    logged = []
+
+    class Run:
+        def log(self, values, step):
+            logged.append((step, values))
+
+        def finish(self):
+            logged.append("finished")
+
+    class Wandb:
+        @staticmethod
+        def init(**options):
+            assert options["project"] == "demo" and options["resume"] == "allow"
+            return Run()
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", Wandb)
+    with MetricsWriter(tmp_path, tensorboard=False, wandb_project="demo") as writer:
+        writer.write(4, {"loss": 0.5, "name": "x"}, time={"update": 1.0})
+    assert logged == [(4, {"loss": 0.5, "time/update": 1.0}), "finished"]
+
+
+def test_tensorboard_gets_every_number_and_purges_on_resume(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto import event_pb2
+
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, {"loss": 0.5, "name": "x", "skipped": None}, time={"update": 1.0})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, scalars = path.read_bytes(), {}
+    while data:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        scalars |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
+    assert scalars == {"loss": (0, 0.5), "time/update": (0, 1.0)}
+
+
+def test_tensorboard_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "tensorboardX", None)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, {"loss": 0.5})
+    assert not (tmp_path / "tensorboard").exists()
