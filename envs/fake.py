@@ -16,7 +16,7 @@ from envs.api import GameId, Observation, Outcome, Step
 
 WORDS = {"bell": "ring", "door": "open", "lamp": "light"}  # family -> the action that wins next to the thing
 ACTIONS = ("walk", "look", "open", "light", "ring", "jump")
-_SPLITS = {"train": range(0, 1000), "select": range(1000, 1200), "test": range(1200, 1400)}
+_SPLITS = {"train": range(1000), "select": range(1000, 1200), "test": range(1200, 1400)}
 _MAX_DISTANCE = 2
 
 

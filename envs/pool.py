@@ -26,6 +26,7 @@ from envs.registry import import_path
 MAX_ACTION_CHARS = 4000
 
 _MAX_FAILURES = 2  # of one episode at one call
+_MAX_CARELESS_DEATHS = 1  # after more, a worker gets one request at a time, so that its next death has a culprit
 _MAX_DEATHS = 5  # of one worker in a row, without an answer between them
 _MIN_STARTUP_S = 60.0  # imports on a busy machine are slow
 _CLOSE_GRACE_S = 1.0
@@ -235,7 +236,7 @@ class WorkerPool:
             return
         if kind == worker.UNUSABLE:
             self._break(f"cannot start its workers ({content[0]})")
-        each.awaited.discard(ticket)
+        each.settle(ticket)
         episode = self._episodes.get(ticket)
         if episode is None:
             return  # released while the call ran
@@ -360,8 +361,8 @@ class WorkerPool:
         deaths = each.deaths + 1
         if deaths >= _MAX_DEATHS:
             self._break(f"lost the same worker {deaths} times in a row; the last time {reason}{_quoted(tail)}")
-        each.start()
         each.deaths = deaths
+        each.start()
         # A suspect goes first: should it fail again, no innocent replay was in vain.
         lost = sorted((self._episodes[ticket] for ticket in each.tickets), key=lambda e: (e.ticket != culprit, -e.failures, e.ticket))
         for episode in lost:
@@ -431,10 +432,10 @@ class _Worker:
         self._num_received = 0
         self._progress: tuple[int, ...] = ()
         self._progress_at = time.monotonic()
-        self._unsent = bytearray()
-        self._outbox: list[Any] = [self._setup]
+        self._unsent = bytearray(wire.pack([self._setup]))
+        self._outbox: list[Any] = []
+        self._alone: int | None = None  # the only ticket whose request was sent, when they are sent one by one
         self._writes = False
-        self._wakes = False  # the outbox holds the first request to an idle worker: its deadline starts with the write
         child_fds = (request_fd, answer_fd, marker_fd)
         try:
             self._process = subprocess.Popen(
@@ -456,17 +457,14 @@ class _Worker:
         """Queues a request until `flush`."""
         self._outbox.append(request)
         if request[0] != worker.RELEASE:
-            self._wakes |= not self.awaited
             self.awaited.add(request[1])
 
     def flush(self) -> None:
         """Writes as much as the pipe takes; the selector does the rest."""
-        if self._outbox:
-            self._unsent += wire.pack(self._outbox)
-            self._outbox = []
-        if self._wakes:
-            self._wakes = False
-            self._progress_at = time.monotonic()
+        sendable = self._sendable()
+        if sendable:
+            self._unsent += wire.pack(self._outbox[:sendable])
+            del self._outbox[:sendable]
         try:
             while self._unsent:
                 del self._unsent[: os.write(self._request_fd, self._unsent)]
@@ -480,6 +478,24 @@ class _Worker:
                 self._selector.register(self._request_fd, selectors.EVENT_WRITE, self)
             else:
                 self._selector.unregister(self._request_fd)
+
+    def settle(self, ticket: int) -> None:
+        """The answer for a ticket has come."""
+        self.awaited.discard(ticket)
+        if ticket == self._alone:
+            self._alone = None
+
+    def _sendable(self) -> int:
+        """How many requests of the outbox may be sent now: all, unless the worker died too often for unknown reasons."""
+        if self.deaths <= _MAX_CARELESS_DEATHS:
+            return len(self._outbox)
+        if not self.ready or self._alone is not None:
+            return 0
+        for index, request in enumerate(self._outbox):
+            if request[0] in (worker.RESET, worker.STEP, worker.REPLAY):
+                self._alone = request[1]
+                return index + 1
+        return len(self._outbox)
 
     def receive(self) -> None:
         """Reads what is there into `received`; sets `at_end` when the worker has closed its pipe."""
@@ -495,6 +511,8 @@ class _Worker:
         """When the worker counts as stuck unless it makes progress; infinity while nothing is asked of it."""
         if self.ready and not self.awaited:
             return math.inf
+        # The clock starts when a look finds progress. The first look at a worker that was idle always does: its last answer. So the time
+        # that the caller spends elsewhere never counts.
         progress = (self._marker[0], self._marker[1], self._num_received)
         if progress != self._progress:
             self._progress = progress
@@ -502,8 +520,9 @@ class _Worker:
         return self._progress_at + (deadline_s if self.ready else max(deadline_s, _MIN_STARTUP_S))
 
     def culprit(self) -> int | None:
-        """The ticket whose call is, or was at the time of death, running."""
-        return self._marker[0] - 1 if self._marker[0] and self._marker[0] - 1 in self.awaited else None
+        """The ticket whose call is, or was at the time of death, running, as far as one can know."""
+        running = self._marker[0] - 1
+        return running if running in self.awaited else self._alone
 
     def wait(self) -> str:
         """How a process that has closed its pipe ended."""

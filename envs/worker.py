@@ -113,7 +113,7 @@ def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -
             digests = [wire.digest(encoded)]
             for action in request[3]:
                 on_call()
-                encoded, ended = _play_step(game, action)
+                encoded, ended = _play_step(games.playing(ticket), action)
                 digests.append(wire.digest(encoded))
                 if ended:
                     break
