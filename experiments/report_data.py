@@ -86,7 +86,8 @@ def split_summary(run: RunData, split: str) -> Split | None:
     """One split of the evaluation; None when it holds no family.
 
     The families are the population, not a sample of one: a split's mean is the unweighted mean over families, and its standard error is
-    that of independent estimates, each read back from its 95 % interval (half width / 1.96). The p-value is that of a normal with this error.
+    that of independent estimates, each read back from its 95 % interval (half width / 1.96).
+    The p-value is that of a normal with this error.
     """
     families = {name: family for name, family in run.families.items() if family.get("split") == split}
     if not families:

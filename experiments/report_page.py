@@ -62,10 +62,11 @@ def p_value(p: float) -> str:
 
 def headline(splits: Sequence[Split]) -> str:
     """The result in one sentence, with the interval."""
-    split = next((split for split in splits if split.test is not None), None)
-    if split is None or not {"trained", "untrained"} <= split.arms.keys():
-        return "No evaluation yet: this page shows the training so far."
-    test, trained, untrained = split.test, split.arms["trained"], split.arms["untrained"]
+    complete = [(split, split.test) for split in splits if split.test is not None and {"trained", "untrained"} <= split.arms.keys()]
+    if not complete:
+        return "No evaluation of the trained and the untrained reflector yet: this page shows the training so far."
+    split, test = complete[0]
+    trained, untrained = split.arms["trained"], split.arms["untrained"]
     low, high = test["ci95"]
     verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
     return (

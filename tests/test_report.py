@@ -168,7 +168,7 @@ def test_only_what_one_prompt_has_is_marked():
 def test_no_evaluation_and_no_metrics_are_said(tmp_path):
     run = make_run(tmp_path / "young", evaluated=False, iterations=0)
     text = _check(report.write_report(run).read_text(encoding="utf-8"))
-    assert "No evaluation yet" in text
+    assert "No evaluation of the trained" in text
     assert "No finished iteration yet" in text
     assert report.result_table(report_data.load_run(run)) is None
 
