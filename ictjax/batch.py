@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 class Batch(NamedTuple):
     """One batch of an update: rows of prompt + reply, padded on the right (R: response positions of a row).
 
-    Logits are needed at response positions only, so these are listed: the r-th sampled token of row b is `target_br`, and the hidden state that
-    predicts it is the one of token `source_br`. Masked entries are zeros. Rows that only pad the batch hold one valid pad token (so that no
-    attention is over nothing), no response and weight 0.
+    Logits are needed at response positions only, so these are listed: the r-th sampled token of row b is `target_br`, and the hidden state
+    that predicts it is the one of token `source_br`. Masked entries are zeros. Rows that only pad the batch hold one valid pad token (so that
+    no attention is over nothing), no response and weight 0.
     """
 
     tokens_bt: Int[Array, "B T"]

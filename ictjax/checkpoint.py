@@ -18,8 +18,9 @@ _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
 class Checkpointer:
     """Checkpoints under one folder, one sub-folder per step. A context manager.
 
-    A save is written beside its final place and renamed there when it is complete: a process killed at any moment leaves the previous checkpoint
-    as the latest, and the next `Checkpointer` removes the remains. Saves are synchronous: the arrays may be donated as soon as `save` returns.
+    A save is written beside its final place and renamed there when it is complete: a process killed at any moment leaves the previous
+    checkpoint as the latest, and the next `Checkpointer` removes the remains. Saves are synchronous: the arrays may be donated as soon as
+    `save` returns.
 
     Args:
       folder: made if missing.
@@ -103,8 +104,8 @@ class Checkpointer:
 
         Args:
           step: which one.
-          template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its structure, and with its shardings where it has
-            them.
+          template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its structure, and with its shardings where it
+            has them.
 
         Returns:
           The state and the host's record.
@@ -119,7 +120,7 @@ class Checkpointer:
             raise ValueError(f"No checkpoint {'at all' if step is None else f'of step {step}'} in {self._folder} (there: {found}).")
         where = f"The checkpoint of step {step} in {self._folder}"
         try:
-            record = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
+            record = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
         except Exception as error:
             raise ValueError(
                 f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from an earlier one."
@@ -132,18 +133,15 @@ class Checkpointer:
             raise ValueError(
                 f"{where} does not fit this model and optimizer: {difference}. Use its configuration, or another run directory."
             )
-        leaves, structure = jax.tree.flatten(template)
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_by_name(jax.tree.map(_abstract, template))))
-            ).state
+            )["state"]
         except Exception as error:
             raise ValueError(
                 f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from an earlier one."
             ) from error
-        values = list(restored.values())
-        assert len(values) == len(leaves)
-        return jax.tree.unflatten(structure, [restored[name] for name in _names(template)]), record["host"]
+        return jax.tree.unflatten(jax.tree.structure(template), [restored[name] for name in _names(template)]), record["host"]
 
 
 def _names(tree: Any) -> list[str]:

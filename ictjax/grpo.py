@@ -9,8 +9,8 @@ Sources, named in the docstrings by these words:
 - k1, k3: J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
 
 Shapes beside the package key: R response positions of a row. `mask_br` is true at sampled tokens, `weight_b` is 0 for rows that only pad
-the batch. Every reduction is a sum with coefficients fixed over the whole batch (`token_mean`, `sequence_mean`, `constant`), so the sum of the
-losses of any split of the rows is the loss of the batch. Values at masked positions never matter, not even when they are NaN.
+the batch. Every reduction is a sum with coefficients fixed over the whole batch (`token_mean`, `sequence_mean`, `constant`), so the sum of
+the losses of any split of the rows is the loss of the batch. Values at masked positions never matter, not even when they are NaN.
 """
 
 import dataclasses
@@ -132,8 +132,8 @@ def mean_advantages(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]
 def mean_std_advantages(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"], *, eps: float) -> Float[Array, "Q G"]:
     """A_i = (r_i - mean(r)) / (std(r) + eps), over the valid members of a group (GRPO, section 4.1.2).
 
-    The paper does not say which standard deviation; this is the population's (divided by the number of members, not by one less), so the mean
-    square of a group's advantages is 1. Libraries that divide by one less have advantages smaller by sqrt(7/8) at group size 8.
+    The paper does not say which standard deviation; this is the population's (divided by the number of members, not by one less), so the
+    mean square of a group's advantages is 1. Libraries that divide by one less have advantages smaller by sqrt(7/8) at group size 8.
     """
     centred_qg = mean_advantages(reward_qg, valid_qg)
     variance_q = jnp.square(centred_qg).sum(axis=1) / jnp.maximum(valid_qg.sum(axis=1), 1)
@@ -175,7 +175,7 @@ def sequence_mean(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> F
 
 
 def constant(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"], *, length: int) -> Float[Array, "B R"]:
-    """Every token counts the same in every batch: c = (w_b / sum(w)) m_br / length (Dr. GRPO). Rows without a token count as no sequence."""
+    """Every token counts the same in every batch: c = (w_b / sum(w)) m_br / length (Dr. GRPO). Rows without a token are no sequence."""
     weight_b = jnp.where(mask_br.any(axis=1), weight_b, 0.0).astype(jnp.float32)
     per_token_b = weight_b / length / _nonzero(weight_b.sum())
     return jnp.where(mask_br, per_token_b[:, None], 0.0)
@@ -203,8 +203,9 @@ def ratio_token(logp_br: Float[Array, "B R"], old_logp_br: Float[Array, "B R"], 
 def ratio_sequence(logp_br: Float[Array, "B R"], old_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
     """The sequence's geometric mean ratio at each of its tokens (GSPO-token, equations 7 and 13).
 
-    The value is s = exp(mean over t of log p(o_t) / p_old(o_t)); the gradient at token t is s times that of log p(o_t). For an advantage that is
-    the same at all tokens this is GSPO itself, under each of the three normalisations. Clip it with far smaller bounds (GSPO: 3e-4, 4e-4).
+    The value is s = exp(mean over t of log p(o_t) / p_old(o_t)); the gradient at token t is s times that of log p(o_t). For an advantage
+    that is the same at all tokens this is GSPO itself, under each of the three normalisations. Clip it with far smaller bounds (GSPO: 3e-4
+    and 4e-4).
     """
     logp_br = jnp.where(mask_br, logp_br, 0.0)
     length_b = jnp.maximum(mask_br.sum(axis=1), 1)
@@ -244,8 +245,8 @@ def kl_k3(logp_br: Float[Array, "B R"], ref_logp_br: Float[Array, "B R"], mask_b
 def kl_reward_to_go(k1_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
     """Sum of k1 from each token to the end of its response: what "k1_in_reward" subtracts, times the coefficient, from the advantage.
 
-    Deliberate deviation: added after the group's rewards were normalised. Before it, a dead group would be "normalised" by the noise of its KL
-    terms alone, and no group would ever count as dead. The gradient estimates that of the sequence's KL without bias either way.
+    Deliberate deviation: added after the group's rewards were normalised. Before it, a dead group would be "normalised" by the noise of its
+    KL terms alone, and no group would ever count as dead. The estimate of the gradient of the sequence's KL is unbiased.
     """
     k1_br = jnp.where(mask_br, k1_br, 0.0)
     return jnp.where(mask_br, jnp.cumsum(k1_br[:, ::-1], axis=1)[:, ::-1], 0.0)
@@ -290,7 +291,7 @@ def token_loss(
     if ref_logp_br is not None:
         ref_logp_br = jax.lax.stop_gradient(ref_logp_br)
         kl_br = kl_k3(logp_br, ref_logp_br, mask_br)
-    if config.kl == "k1_in_reward":
+    if ref_logp_br is not None and config.kl == "k1_in_reward":
         # A reward is a property of the sample: the policy that drew it is the old one.
         advantage_br -= config.kl_coefficient * kl_reward_to_go(kl_k1(old_logp_br, ref_logp_br, mask_br), mask_br)
     if config.importance == "none":

@@ -1,7 +1,7 @@
 """The policy-gradient update: token log-probabilities in chunks, microbatched gradients, one jitted and donated step. Pure.
 
 Nothing here builds [B, T, V] logits: hidden states are gathered at the response positions, and the vocabulary is visited one chunk of
-positions at a time, in the backward pass again (see facts on memory in `token_logprobs`).
+positions at a time, and in the backward pass again.
 """
 
 import dataclasses
@@ -121,8 +121,8 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Learn
     """A fresh state. Copies `params`: updates donate their state, and the caller's weights often serve as the reference.
 
     Raises:
-      ValueError: weights that are not float32. At learning rates of 1e-6 every update of a bfloat16 weight would be rounded away; activations
-        may be bfloat16 (`ModelConfig.dtype`), and so may the reference.
+      ValueError: weights that are not float32. At learning rates of 1e-6 every update of a bfloat16 weight would be rounded away;
+        activations may be bfloat16 (`ModelConfig.dtype`), and so may the reference.
     """
     for path, leaf in jax.tree.leaves_with_path(params):
         if leaf.dtype != jnp.float32:
@@ -139,7 +139,8 @@ def token_logprobs(
     Both are of softmax(logits / temperature) in float32, before any top-k or top-p: what the sampler reports. Zeros at masked positions.
 
     The logits of `positions_per_chunk` positions of every row exist at a time; `jax.checkpoint` makes the backward pass compute them again
-    instead of keeping them all. The gradient of the vocabulary matrix is accumulated over the chunks in the dtype of that matrix.
+    instead of keeping them all. The gradient of the vocabulary matrix is accumulated over the chunks in the
+    dtype of that matrix (float32, see `init_state`).
     """
     hidden_btd = policy.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
     hidden_brd = jnp.take_along_axis(hidden_btd, batch.source_br[:, :, None], axis=1)
@@ -174,8 +175,8 @@ def make_update(
 ) -> Callable[[LearnerState, Params | None, Batch], tuple[LearnerState, Metrics]]:
     """Builds `update(state, ref_params, batch) -> (state, metrics)`: jitted, one compilation per batch shape, `state` donated.
 
-    The old log-probabilities are recomputed here from the weights the update starts with, so the result depends on (state, reference, batch)
-    and not on how the sampler batched. `ref_params` may be None when `config.kl` is "none", and must not share buffers with the state.
+    The old log-probabilities are recomputed here from the weights the update starts with, so the result depends on (state, reference,
+    batch) and not on how the sampler batched. `ref_params` may be None when `config.kl` is "none", and must not share buffers with the state.
 
     A step whose loss or gradient is not finite changes neither the weights nor the optimizer state, and is counted.
 

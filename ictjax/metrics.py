@@ -21,7 +21,7 @@ class MetricsWriter:
 
     Args:
       run_dir: made if missing.
-      last_iteration: what a restored run has done: lines past it are dropped, the file is kept up to it. None drops every line (a fresh run).
+      last_iteration: the last one a restored run has done: lines past it are dropped. None drops every line (a fresh run).
       tensorboard: write event files too, if tensorboardX is installed.
       wandb_project: also log to this Weights & Biases project.
 
@@ -69,11 +69,12 @@ class MetricsWriter:
         for key in ("iteration", "time"):
             if key in values:
                 raise ValueError(f"The metric name {key!r} is reserved: choose another.")
-        record = {"iteration": iteration, **_plain(values), "time": _plain(time or {})}
+        seconds = _plain(time or {})
+        record = {"iteration": iteration, **_plain(values), "time": seconds}
         self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        flat = {**_numbers(record, ()), **_numbers(record["time"], ("time",))}
+        flat = {**_numbers(record, ()), **_numbers(seconds, ("time",))}
         del flat["iteration"]
         if self._events is not None:
             for name, number in flat.items():

@@ -104,9 +104,9 @@ def test_another_model_is_refused_by_its_first_differing_leaf(tmp_path):
 def test_another_configuration_is_refused_by_its_first_differing_field(tmp_path):
     with Checkpointer(tmp_path, config={"model": {"width": 8}, "seed": 1}) as checkpointer:
         checkpointer.save(0, _state(), {})
-    with Checkpointer(tmp_path, config={"model": {"width": 9}, "seed": 1}) as checkpointer:
-        with pytest.raises(ValueError, match="another configuration: config.model.width is 8, expected 9"):
-            checkpointer.restore(None, _state())
+    message = "another configuration: config.model.width is 8, expected 9"
+    with Checkpointer(tmp_path, config={"model": {"width": 9}, "seed": 1}) as checkpointer, pytest.raises(ValueError, match=message):
+        checkpointer.restore(None, _state())
 
 
 def test_missing_and_repeated_steps_are_named(tmp_path):
