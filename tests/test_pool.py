@@ -564,7 +564,11 @@ def test_workers_end_and_clean_up_when_their_parent_is_killed(tmp_path, busy):
     assert done.returncode == -signal.SIGKILL, done.stderr
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 2
-    wait_until(lambda: not any(exists(pid) for pid in workers))
+    try:
+        wait_until(lambda: not any(exists(pid) for pid in workers))
+    finally:
+        for pid in filter(exists, workers):  # a failing test leaves no orphans either
+            os.kill(pid, signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
 
 
