@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ictjax.records import ParseFailure
 
 # Markdown and list marks may stand before a marker and around its colon: "**Action:** go", "- Action : go", "2. Action: go".
-_LEAD = r"[\s>#*_\-`]*(?:\d+[.)]\s*)?[*_`]*"
+_LEAD = r"[ \t>#*_\-`]*(?:\d+[.)]\s*)?[*_`]*"
 _LINE_MARKER = re.compile(rf"^{_LEAD}(thought|action|observation)s?\s*(?:\d+)?\s*[*_`]*\s*:[*_`]*", re.IGNORECASE | re.MULTILINE)
 _INLINE_MARKER = re.compile(r"\b(thought|action|observation)\s*[*_`]*\s*:[*_`]*", re.IGNORECASE)
 _EDGES = "\"'`*“”‘’ \t"
@@ -59,9 +59,8 @@ def parse_react(text: str, *, truncated: bool = False) -> React | ParseFailure:
 
 def _split(text: str, marker: re.Pattern[str]) -> list[_Part]:
     found = list(marker.finditer(text))
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    bodies = [text[match.end() : end] for match, end in zip(found, ends, strict=True)]
-    return [_Part(match.group(1).lower(), body) for match, body in zip(found, bodies, strict=True)]
+    ends = [match.start() for match in found[1:]] + [len(text)] * bool(found)
+    return [_Part(match.group(1).lower(), text[match.end() : end]) for match, end in zip(found, ends, strict=True)]
 
 
 def _clean(line: str) -> str:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ictjax.records import Message
 
@@ -36,7 +36,9 @@ class ChatTokenizer:
                     f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a checkpoint in HF layout."
                 )
             stop_ids += _generation_stop_ids(folder / "generation_config.json")
-            source = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # With a config.json of another family beside it, AutoTokenizer silently replaces the rules of tokenizer.json by that family's own.
+            loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+            source = loader.from_pretrained(folder, local_files_only=True)
         self._tokenizer: Any = source
         if not self._tokenizer.chat_template:
             raise ValueError(f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template. {_REMEDY}")
@@ -66,16 +68,6 @@ class ChatTokenizer:
           stopped: whether the reply's last id is a stop token; otherwise (it was cut off) the template's own closing token comes first.
         """
         return self._ids(self._turn_text(message.content, message.role))[1 if stopped else 0 :]
-
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - a tokenizer lives as long as the run
-    def system_prefix(self, system_prompt: str) -> tuple[int, ...]:
-        """The ids that every start under this system prompt shares, cut behind a special token; may be empty."""
-        one, two = (self._render([Message(role="system", content=system_prompt), Message(role="user", content=c)]) for c in "ab")
-        ids = self._ids(_common_start(one, two))
-        length = len(ids)
-        while length and ids[length - 1] not in self._special_ids:
-            length -= 1
-        return ids[:length]
 
     def count(self, text: str) -> int:
         """How many tokens a text has on its own."""

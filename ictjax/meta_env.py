@@ -7,7 +7,7 @@ Host logic only: no arrays, no weights. Everything random is keyed by what it be
 import dataclasses
 import functools
 import pathlib
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -308,37 +308,25 @@ def sample_groups(
     requests: Sequence[Sequence[Request]],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Generation]]:
-    """The answers to many requests about each prompt, in order. The last request of a group continues the prompt that the others fork."""
-    slots = sampler.config.num_slots
-    # With a single slot nothing can be forked: every request prefills the prompt for itself.
-    batches = [[(q, g)] for q, group in enumerate(requests) for g in range(len(group))]
-    if slots > 1:
-        batches = [[(q, g) for g in range(len(group))] for q, group in enumerate(requests) if group]
+    """The answers to many requests about each prompt, in order; a prompt is prefilled once."""
+    places: dict[int, tuple[int, int]] = {}
+    for q, (prompt, group) in enumerate(zip(prompts, requests, strict=True)):
+        first = sampler.open(prompt)
+        conversations = [first, *(sampler.fork(first) for _ in group[1:])]
+        places |= {conversation: (q, g) for g, conversation in enumerate(conversations)}
+        for conversation, request in zip(conversations, group, strict=True):
+            sampler.generate(conversation, request)
     results: dict[tuple[int, int], Generation] = {}
-    places: dict[int, tuple[int, int]] = {}  # of open conversations
-    waiting, forks, prefix = deque(batches), deque(), None
+    total = len(places)
     try:
-        while len(results) < sum(map(len, requests)):
-            while len(places) + (prefix is not None) < slots and (forks or waiting):
-                if prefix is None:
-                    *rest, last = waiting.popleft()
-                    prefix, forks = sampler.open(prompts[last[0]]), deque(rest)
-                else:
-                    place = forks.popleft()
-                    conversation = sampler.fork(prefix)
-                    places[conversation] = place
-                    sampler.generate(conversation, requests[place[0]][place[1]])
-                if not forks:
-                    places[prefix] = last
-                    sampler.generate(prefix, requests[last[0]][last[1]])
-                    prefix = None
+        while places:
             for generation in sampler.step():
                 results[places.pop(generation.conversation)] = generation
                 sampler.close(generation.conversation)
                 if progress is not None:
-                    progress(len(results), sum(map(len, requests)))
+                    progress(len(results), total)
     finally:
-        for conversation in [*places, *([] if prefix is None else [prefix])]:
+        for conversation in places:
             sampler.close(conversation)
     return [[results[q, g] for g in range(len(group))] for q, group in enumerate(requests)]
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from envs.api import Outcome
 from ictjax.records import Context, Message, ParseFailure, Trajectory, Turn
 
 SYSTEM_PROMPT = """\
@@ -76,6 +77,8 @@ def reflector_messages(context: Context, config: ReflectorConfig, count_tokens: 
     Raises:
       ValueError: not even the episodes without their turns fit.
     """
+    # An episode that the environment broke off says nothing about the prompt.
+    context = dataclasses.replace(context, trajectories=tuple(t for t in context.trajectories if t.outcome is not Outcome.FAILED))
     build = _full if config.style == "full" else _compact
     longest = max((len(t.turns) for t in context.trajectories), default=0)
     if config.head_turns is not None and config.tail_turns is not None:
@@ -136,7 +139,7 @@ def _find(name: str, text: str, start: int) -> re.Match[str] | None:
 
 def _unwrap(text: str) -> str:
     text = text.strip()
-    if fence := re.fullmatch(r"```[a-z]*\n(.*?)\n?```", text, re.DOTALL):
+    if fence := re.fullmatch(r"```[a-z]*[ \t]*\n(.*?)\s*```", text, re.DOTALL):
         text = fence.group(1).strip()
     if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
         text = text[1:-1].strip()

@@ -1,8 +1,8 @@
 """Games x system prompt -> trajectories: token generation overlaps with environment steps, and every conversation keeps its KV cache."""
 
+import collections
 import dataclasses
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
 from envs.api import GameId, Outcome, Pool, PoolEvent
@@ -26,7 +26,7 @@ class RolloutConfig:
     top_k: int = 0
     top_p: float = 1.0
     show_actions: bool = False  # list the available actions below each observation
-    fork_min_tokens: int = 128  # a system prompt this long, shared by several games, is prefilled once and forked
+    share_min_tokens: int = 256  # starts this long wait for the first episode of their system prompt, whose prefix they then share
     gather_s: float = 0.002  # how long to wait for more environment answers before decoding without them
 
     def __post_init__(self):
@@ -52,15 +52,11 @@ class _Play:
 
     episode: Episode
     ticket: int = -1
-    admitted: bool = False  # has a slot, or the right to open one with its first observation
-    started: bool = False  # the game has answered the reset
     conversation: int | None = None
-    num_ids_open: int = 0  # start ids that the conversation already holds (a forked prefix)
-    held_for_fork: bool = False  # the conversation is still the prefix that siblings fork from
     observation: str = ""
     actions: tuple[str, ...] = ()
     state_hash: str = ""
-    last_finish: str = ""
+    stopped: bool = False  # the last reply ended with a stop token
     turns: list[Turn] = dataclasses.field(default_factory=list)
     pending: Turn | None = None  # the reply whose action the environment is working on
     trajectory: Trajectory | None = None
@@ -76,8 +72,8 @@ def rollout(
 ) -> list[Trajectory]:
     """Plays every episode and returns the trajectories in the order asked.
 
-    At most as many episodes are open as the sampler has slots; whenever an environment answers, its conversation is extended by the new
-    observation's tokens only, while the others keep decoding. Tokens depend on (weights, prompt, game, key) alone, so slots, workers and
+    Whenever an environment answers, its conversation is extended by the new observation's tokens only, while the others keep decoding; a
+    long system prompt is prefilled once for all its games. Tokens depend on (weights, prompt, game, key) alone, so slots, workers and
     arrival order do not change a trajectory. At temperature 0 equal (system prompt, game) pairs are played once and shared.
 
     A reply without a usable action is played as the empty action, which every game answers with a note and which costs a step; the turn
@@ -85,7 +81,7 @@ def rollout(
     trajectory with its error, and never stops the others.
 
     Args:
-      sampler: of the actor; all its conversations must be closed.
+      sampler: of the actor.
       chat: the actor's tokenizer.
       pool: of the environment that the games belong to.
       episodes: what to play.
@@ -133,124 +129,83 @@ def _finished(play: _Play) -> Trajectory:
 class _Rollout:
     """The state of one call of `rollout`."""
 
-    def __init__(self, sampler, chat, pool, config, plays: list[_Play], progress):
-        self.sampler, self.chat, self.pool, self.config, self.progress = sampler, chat, pool, config, progress
-        by_prompt: dict[str, list[_Play]] = defaultdict(list)
-        for play in plays:
-            by_prompt[play.episode.system_prompt].append(play)
-        # Games of one prompt follow each other, so that their shared prefix is held for as short a time as possible. The first of a group
-        # holds the prefix and plays last, so its game starts last.
-        self.queue = deque(play for group in by_prompt.values() for play in group)
-        self.resets = deque(play for group in by_prompt.values() for play in (*group[1:], group[0]))
-        self.group_size = {prompt: len(group) for prompt, group in by_prompt.items()}
-        self.num_waiting = dict(self.group_size)  # members without a slot
-        self.holders: dict[str, _Play] = {}
+    def __init__(
+        self,
+        sampler: Sampler,
+        chat: ChatTokenizer,
+        pool: Pool,
+        config: RolloutConfig,
+        plays: list[_Play],
+        progress: Callable[[int, int], None] | None,
+    ):
+        self.sampler, self.chat, self.pool, self.config, self.plays, self.progress = sampler, chat, pool, config, plays, progress
         self.by_ticket: dict[int, _Play] = {}
         self.by_conversation: dict[int, _Play] = {}
-        self.total, self.num_done, self.num_admitted = len(plays), 0, 0
-        self.num_busy = 0  # calls the pool has not answered
+        self.num_games = collections.Counter(play.episode.system_prompt for play in plays)
+        self.followers: dict[str, list[tuple[_Play, tuple[int, ...]]]] = {}  # prompts whose first episode has no reply yet
+        self.shared: set[str] = set()  # prompts that had a first episode
+        self.num_done, self.num_busy = 0, 0  # busy: calls that the pool has not answered
 
     def play(self) -> None:
-        while self.num_done < self.total:
-            self.admit()
+        for play in self.plays:
+            play.ticket = self.pool.reset(play.episode.game, max_steps=self.config.max_steps)
+            self.by_ticket[play.ticket] = play
+        self.num_busy = len(self.plays)
+        while self.num_done < len(self.plays):
             for event in self.answers():
                 self.num_busy -= 1
                 self.on_event(self.by_ticket[event.ticket], event)
-            if not self.sampler.idle:
-                for generation in self.sampler.step():
-                    self.on_generation(self.by_conversation[generation.conversation], generation)
+            for generation in self.sampler.step():
+                self.on_generation(self.by_conversation[generation.conversation], generation)
 
     def close(self) -> None:
+        """Gives back what an exception left open."""
         for play in self.by_ticket.values():
             if play.trajectory is None:
                 self.pool.release(play.ticket)
-        for conversation in list(self.by_conversation):
+        for conversation in self.by_conversation:
             self.sampler.close(conversation)
-
-    def admit(self) -> None:
-        """Gives free slots to the next episodes, and starts the games of as many more, so that they are ready when a slot gets free."""
-        slots = self.sampler.config.num_slots
-        while self.queue and self.num_admitted < slots:
-            self.take_slot(self.queue.popleft(), slots)
-        while self.resets and len(self.by_ticket) - self.num_done < 2 * slots:
-            play = self.resets.popleft()
-            play.ticket = self.pool.reset(play.episode.game, max_steps=self.config.max_steps)
-            self.by_ticket[play.ticket] = play
-            self.num_busy += 1
-
-    def take_slot(self, play: _Play, slots: int) -> None:
-        """Forks the prompt's prefix; the first of a group opens it, and continues it itself when the last one has forked."""
-        prompt = play.episode.system_prompt
-        self.num_waiting[prompt] -= 1
-        if play.trajectory is None:  # else its game failed to start before it had a slot
-            self.num_admitted += 1
-            play.admitted = True
-            prefix = self.chat.system_prefix(prompt)
-            if self.group_size[prompt] > 1 and slots > 1 and len(prefix) >= self.config.fork_min_tokens:
-                if holder := self.holders.get(prompt):
-                    play.conversation = self.sampler.fork(holder.conversation)
-                else:
-                    self.holders[prompt] = play
-                    play.held_for_fork = True
-                    play.conversation = self.sampler.open(prefix)
-                self.by_conversation[play.conversation] = play
-                play.num_ids_open = len(prefix)
-            self.begin(play)
-        if self.num_waiting[prompt] == 0 and prompt in self.holders:
-            holder = self.holders.pop(prompt)
-            holder.held_for_fork = False
-            if holder.trajectory is None:
-                self.begin(holder)
-            else:
-                self.leave(holder)
 
     def answers(self) -> list[PoolEvent]:
         """Environment answers: waits briefly for stragglers while there is something to decode, and long when there is nothing."""
         if not self.num_busy:
-            assert not self.sampler.idle, "nothing is under way"
             return []
         if self.sampler.idle:
             return self.pool.poll(_POLL_S)
-        events, deadline = [], time.monotonic() + self.config.gather_s
-        while len(events) < self.num_busy:
-            left = deadline - time.monotonic()
-            events += self.pool.poll(max(left, 0.0))
-            if left <= 0:
-                break
+        deadline = time.monotonic() + self.config.gather_s
+        events = self.pool.poll(self.config.gather_s)
+        while len(events) < self.num_busy and (left := deadline - time.monotonic()) > 0:
+            events += self.pool.poll(left)
         return events
 
     def on_event(self, play: _Play, event: PoolEvent) -> None:
         step = event.step
-        if play.pending is not None:
+        if play.pending is None:
+            play.state_hash = event.state_hash
+        else:
             play.turns.append(dataclasses.replace(play.pending, reward=step.reward))
             play.pending = None
-        else:
-            play.state_hash = event.state_hash
         play.observation, play.actions = step.observation.text, step.observation.actions
+        message = user_message(play.observation, play.actions, self.config.show_actions)
         if step.outcome is not None:
             self.finish(play, step.outcome, step.error)
         elif play.turns:
-            turn = user_message(play.observation, play.actions, self.config.show_actions)
-            self.sampler.extend(play.conversation, self.chat.encode_turn(turn, stopped=play.last_finish == "stop"))
+            self.sampler.extend(play.conversation, self.chat.encode_turn(message, stopped=play.stopped))
             self.generate(play)
         else:
-            play.started = True
-            self.begin(play)
+            self.begin(play, self.chat.encode_start([Message(role="system", content=play.episode.system_prompt), message]))
 
-    def begin(self, play: _Play) -> None:
-        """Starts the first turn once the episode has a slot, its game has started, and nobody forks from its prefix any more."""
-        if not (play.admitted and play.started) or play.held_for_fork:
+    def begin(self, play: _Play, ids: tuple[int, ...]) -> None:
+        """Opens the conversation; a long start waits for the first reply under the same prompt, since the sampler then has its prefix."""
+        prompt = play.episode.system_prompt
+        if prompt in self.followers:
+            self.followers[prompt].append((play, ids))
             return
-        messages = [
-            Message(role="system", content=play.episode.system_prompt),
-            user_message(play.observation, play.actions, self.config.show_actions),
-        ]
-        ids = self.chat.encode_start(messages)
-        if play.conversation is None:
-            play.conversation = self.sampler.open(ids)
-            self.by_conversation[play.conversation] = play
-        else:
-            self.sampler.extend(play.conversation, ids[play.num_ids_open :])
+        if self.num_games[prompt] > 1 and prompt not in self.shared and len(ids) >= self.config.share_min_tokens:
+            self.shared.add(prompt)
+            self.followers[prompt] = []
+        play.conversation = self.sampler.open(ids)
+        self.by_conversation[play.conversation] = play
         self.generate(play)
 
     def generate(self, play: _Play) -> None:
@@ -266,9 +221,11 @@ class _Rollout:
         self.sampler.generate(play.conversation, request)
 
     def on_generation(self, play: _Play, generation: Generation) -> None:
-        play.last_finish = generation.finish
+        for follower, ids in self.followers.pop(play.episode.system_prompt, []):
+            self.begin(follower, ids)
+        play.stopped = generation.finish == "stop"
         text = self.chat.decode(generation.ids)
-        parsed = parse_react(text, truncated=generation.finish != "stop")
+        parsed = parse_react(text, truncated=not play.stopped)
         failed = isinstance(parsed, ParseFailure)
         turn = Turn(
             observation=play.observation,
@@ -298,16 +255,9 @@ class _Rollout:
             error=error,
         )
         self.pool.release(play.ticket)
-        self.leave(play)
-        self.num_done += 1
-        if self.progress is not None:
-            self.progress(self.num_done, self.total)
-
-    def leave(self, play: _Play) -> None:
-        """Frees the slot, unless siblings still fork from it."""
-        if not play.admitted or play.held_for_fork:
-            return
-        self.num_admitted -= 1
         if play.conversation is not None:
             self.sampler.close(play.conversation)
             del self.by_conversation[play.conversation]
+        self.num_done += 1
+        if self.progress is not None:
+            self.progress(self.num_done, len(self.plays))

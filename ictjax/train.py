@@ -103,8 +103,8 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
                     # What the sampler reported depends on how requests happened to be batched.
                     (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
                 metrics["dead_groups"] = dead_groups
-                stats = {"pool": pool.stats, "actor": actor.stats, "reflector": reflector.stats}
-                writer.write(iteration, metrics, timing | {name: dataclasses.asdict(value) for name, value in stats.items()})
+                timing |= {"pool": dataclasses.asdict(pool.stats), "actor": actor.stats._asdict(), "reflector": reflector.stats._asdict()}
+                writer.write(iteration, metrics, timing)
                 if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
                     checkpointer.save(iteration, state, {"iteration": iteration, "meta": meta_env.state_to_json(meta)})
                 if progress is not None:

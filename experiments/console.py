@@ -1,0 +1,83 @@
+"""What a run shows while it works: bars and a line of results on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_EVERY_S = 30.0
+
+
+class LiveProgress:
+    """Follows a loop of iterations and the phases inside each; implements `ictjax.train.Progress`. A context manager."""
+
+    def __init__(self, what: str, *, done: int = 0, total: int, console: Console | None = None):
+        self.console = console or Console()
+        self._what, self._total = what, total
+        self._bars: Progress | None = None
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description:<12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bars = Progress(*columns, console=self.console)
+            self._whole: TaskID = self._bars.add_task(what, completed=done, total=total, note="")
+            self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
+        self._phase_name, self._started, self._done_at_start, self._last_line = "", time.monotonic(), done, time.monotonic()
+
+    def __enter__(self) -> "LiveProgress":
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def phase(self, name: str, finished: int, total: int) -> None:
+        """Moves the phase bar; without a terminal, says at most every half minute where things stand."""
+        if self._bars is not None:
+            if name != self._phase_name or finished <= 1:
+                self._phase_name = name
+                self._bars.reset(self._phase, description=f"  {name}", total=total, completed=finished, visible=True, note="")
+            else:
+                self._bars.update(self._phase, total=total, completed=finished)
+        elif time.monotonic() - self._last_line > _PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            self.console.print(f"  {name} {finished}/{total}", highlight=False)
+
+    def iteration(self, number: int, total: int, metrics: dict[str, Any]) -> None:
+        """Books a finished iteration and shows its results."""
+        self.advance(number, iteration_line(metrics))
+
+    def advance(self, number: int, note: str) -> None:
+        """Books `number` of the total as finished, with a few words on the last one."""
+        left_s = (time.monotonic() - self._started) / max(number - self._done_at_start, 1) * (self._total - number)
+        if self._bars is not None:
+            self._bars.update(self._whole, completed=number, note=note)
+            self._bars.update(self._phase, visible=False)
+        else:
+            self._last_line = time.monotonic()
+            line = f"{self._what} {number}/{self._total}  {note}  about {left_s / 60:.1f} min left"
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def iteration_line(metrics: dict[str, Any]) -> str:
+    """The few numbers of an iteration that people watch."""
+    shown = [f"reward {_number(metrics['reward'])}"]
+    shown += [f"{name} {_number(metrics[f'reward_{name}'])}" for name in ("replay", "fresh") if metrics[f"reward_{name}"] is not None]
+    shown.append(f"KL {_number(metrics['kl'])}")
+    if metrics["malformed_candidates"]:
+        shown.append(f"malformed {metrics['malformed_candidates']}")
+    return "  ".join(shown)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,192 @@
+"""Named configurations. Every number of a run is here or on the command line."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ictjax.batch import BatchConfig
+from ictjax.config import EnvironmentConfig, EvaluationConfig, TrainConfig
+from ictjax.grpo import PAPER, GRPOConfig
+from ictjax.learner import PAPER_OPTIMIZER, LearnerConfig, OptimizerConfig
+from ictjax.meta_env import MetaConfig
+from ictjax.models.config import ModelConfig
+from ictjax.reflector import ReflectorConfig
+from ictjax.rollout import RolloutConfig
+from ictjax.sampler import SamplerConfig
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+QWEN_7B = ModelConfig(
+    vocab_size=152_064,
+    num_layers=28,
+    d_model=3584,
+    d_ff=18_944,
+    num_heads=28,
+    num_kv_heads=4,
+    head_dim=128,
+    rope_theta=1_000_000.0,
+    max_positions=32_768,
+    dtype="bfloat16",
+    param_dtype="bfloat16",
+)
+
+QWEN_INITIAL_PROMPT = """\
+You play short NetHack games as text. Every turn shows you what happened, what is around you and what you carry; reach the goal \
+of the game in as few actions as you can.
+
+Before every action, think about what the observation tells you and what the action will change. Then answer in exactly this form:
+
+Thought: <your reasoning, in one or two sentences>
+Action: <one action>"""
+
+# Fake games in seconds: a pipeline check for the tests, with no model of its own (give --actor and --reflector).
+FAKE_TINY = TrainConfig(
+    actor="models/tiny",
+    reflector="models/tiny",
+    initial_prompt="play",
+    iterations=3,
+    seed=0,
+    environment=EnvironmentConfig(
+        name="fake", train_families=("door", "lamp"), heldout_families=("bell",), num_workers=1, max_live_games=8
+    ),
+    meta=MetaConfig(
+        contexts_per_iteration=2,
+        games_per_context=2,
+        fresh_games=2,
+        replay_weight=0.5,
+        meta_turns=2,
+        collection="online",
+        precollected_loops=0,
+        malformed_reward=-0.5,
+    ),
+    rollout=RolloutConfig(max_steps=2, max_turn_tokens=4),
+    reflection=ReflectorConfig(style="compact", max_context_tokens=112, max_reply_tokens=8, max_prompt_tokens=4),
+    actor_sampler=SamplerConfig(
+        num_slots=4, max_len=160, extend_buckets=(64,), row_buckets=(4,), decode_steps=8, max_top_k=1, attended_buckets=(160,)
+    ),
+    reflector_sampler=SamplerConfig(
+        num_slots=4, max_len=120, extend_buckets=(64,), row_buckets=(4,), decode_steps=8, max_top_k=1, attended_buckets=(120,)
+    ),
+    grpo=dataclasses.replace(PAPER, group_size=4, kl_coefficient=0.01),
+    optimizer=OptimizerConfig(learning_rate=0.03),
+    learner=LearnerConfig(positions_per_chunk=8),
+    batch=BatchConfig(num_rows=8, token_buckets=(120,), response_buckets=(8,)),
+    evaluation=EvaluationConfig(runs=2, meta_turns=1, test_games=2),
+)
+
+# The demo: real MiniHack games and the pocket pair that ships with the repository: a stand-in that shows the system, never evidence about
+# language models.
+POCKET_MINIHACK = TrainConfig(
+    actor="experiments/pocket/checkpoints/actor",
+    reflector="experiments/pocket/checkpoints/reflector",
+    initial_prompt="you play nethack . think , then act .",
+    iterations=30,
+    seed=0,
+    environment=EnvironmentConfig(
+        name="minihack",
+        options={"text": "compact"},
+        train_families=("eat", "wield", "zap", "pray", "sink", "levitate_boots"),
+        heldout_families=("wear", "puton", "read", "levitate_ring"),
+        num_workers=1,
+    ),
+    meta=MetaConfig(
+        contexts_per_iteration=8,
+        games_per_context=3,
+        fresh_games=3,
+        replay_weight=0.5,
+        meta_turns=3,
+        collection="online",
+        precollected_loops=0,
+        malformed_reward=0.0,
+    ),
+    rollout=RolloutConfig(max_steps=25, max_turn_tokens=24),
+    reflection=ReflectorConfig(
+        style="compact", max_context_tokens=640, max_reply_tokens=64, max_prompt_tokens=48, head_turns=3, tail_turns=2
+    ),
+    actor_sampler=SamplerConfig(num_slots=32, max_len=1024, extend_buckets=(48, 96), row_buckets=(4, 12, 32), decode_steps=12, max_top_k=1),
+    reflector_sampler=SamplerConfig(num_slots=64, max_len=768, extend_buckets=(256,), row_buckets=(8, 64), decode_steps=16, max_top_k=1),
+    grpo=GRPOConfig(
+        group_size=8,
+        advantage="mean_std",
+        std_eps=1e-4,
+        dead_groups="drop",
+        loss_normalisation="token_mean",
+        constant_length=64,
+        importance="token",
+        clip_low=0.2,
+        clip_high=0.2,
+        kl="k3_in_loss",
+        kl_coefficient=0.01,
+        temperature=1.0,
+    ),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2),
+    learner=LearnerConfig(num_microbatches=4, positions_per_chunk=64),
+    batch=BatchConfig(num_rows=64, token_buckets=(256, 384, 768), response_buckets=(64,)),
+    evaluation=EvaluationConfig(runs=20, meta_turns=1, test_games=5),
+    checkpoint_every=1,
+)
+
+# The paper's setting (arXiv 2605.20477): k = 5 games, 25 steps, greedy actor, replay reward, contexts of the base reflector, groups of 8.
+QWEN_7B_MINIHACK = TrainConfig(
+    actor="models/Qwen2.5-7B-Instruct",
+    reflector="models/Qwen2.5-7B-Instruct",
+    initial_prompt=QWEN_INITIAL_PROMPT,
+    iterations=64,
+    seed=0,
+    environment=EnvironmentConfig(
+        name="minihack",
+        options={"text": "full"},
+        train_families=("room", "room_random", "room_monster", "room_trap", "eat", "wield", "wear"),
+        heldout_families=("room_dark", "read", "puton", "zap"),
+        num_workers=8,
+        max_live_games=256,
+    ),
+    meta=MetaConfig(
+        contexts_per_iteration=8,
+        games_per_context=5,
+        fresh_games=0,
+        replay_weight=1.0,
+        meta_turns=4,
+        collection="precollected",
+        precollected_loops=128,
+        malformed_reward=0.0,
+    ),
+    rollout=RolloutConfig(max_steps=25, max_turn_tokens=500, temperature=0.0, show_actions=True),
+    reflection=ReflectorConfig(style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024),
+    actor_sampler=SamplerConfig(
+        num_slots=32, max_len=32_768, extend_buckets=(256, 1024), row_buckets=(8, 32), decode_steps=32, max_top_k=64
+    ),
+    reflector_sampler=SamplerConfig(
+        num_slots=16, max_len=32_768, extend_buckets=(2048,), row_buckets=(4, 16), decode_steps=32, max_top_k=64
+    ),
+    grpo=PAPER,
+    optimizer=PAPER_OPTIMIZER,
+    learner=LearnerConfig(num_microbatches=32, positions_per_chunk=256),
+    batch=BatchConfig(num_rows=64, token_buckets=(8192, 16_384, 32_768), response_buckets=(512, 2048)),
+    evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
+    remat=True,
+    shape=QWEN_7B,
+)
+
+PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
+    {"fake-tiny": FAKE_TINY, "pocket-minihack": POCKET_MINIHACK, "qwen2.5-7b-minihack": QWEN_7B_MINIHACK}
+)
+
+
+def preset(name: str) -> TrainConfig:
+    """A configuration by name; ValueError lists the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def model_folder(name: str) -> str:
+    """Where a model is: the path as given, or below the repository for the models that ship with it."""
+    for folder in (pathlib.Path(name), _ROOT / name):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    raise ValueError(
+        f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face layout there, or name its folder with --actor "
+        "and --reflector."
+    )

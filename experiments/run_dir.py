@@ -1,0 +1,140 @@
+"""What the entry points share: flags, signals, and run directories that are never overwritten by mistake."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import tyro
+
+from envs.api import Environment
+from ictjax.config import TrainConfig, differences, to_dict
+from ictjax.run_files import write_lines
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "minihack", "nle")
+_MIN_FREE_BYTES = 256 * 2**20
+_Args = TypeVar("_Args")
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def run_main(body: Callable[[], None], remedy: str) -> None:
+    """Runs an entry point: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM with a word on how to go on."""
+
+    def stop(number: int, _frame: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second signal ends the program at once
+        raise Stopped(number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    try:
+        body()
+    except ValueError as error:
+        print(f"ictjax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+
+
+def parse(args_type: type[_Args], description: str, argv: Sequence[str], default: _Args | None = None) -> _Args:
+    """Flags -> a dataclass. Raises ValueError for flags that do not exist."""
+    extra = {} if default is None else {"default": default}
+    args, unknown = tyro.cli(args_type, description=description, args=list(argv), return_unknown_args=True, **extra)
+    if unknown:
+        raise ValueError(f"Unknown flag {unknown[0]!r}: --help lists the flags.")
+    return args
+
+
+def check_families(environment: Environment, families: Sequence[str]) -> None:
+    """Raises ValueError for a family that the environment does not have."""
+    for family in families:
+        if family not in environment.families:
+            raise ValueError(f"Unknown family {family!r} of {environment.name}: use some of {', '.join(environment.families)}.")
+
+
+def open_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environment) -> bool:
+    """Makes the run directory with config.json and manifest.json, or checks that it is of this configuration; True if it is new.
+
+    Raises:
+      ValueError: it belongs to another configuration, holds something else, or the disk is too full. Nothing is changed then.
+    """
+    wanted, path = to_dict(config), run_dir / "config.json"
+    if path.is_file():
+        try:
+            found = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not readable ({error}): choose a new --run-dir.") from error
+        if found:
+            raise ValueError(f"{run_dir} is a run of another configuration ({', '.join(found[:4])} differ): choose a new --run-dir.")
+        return False
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise ValueError(f"{run_dir} exists and is no run directory (it has no config.json): choose a new --run-dir.")
+    _check_disk(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Cannot make the run directory {run_dir} ({error.strerror}): choose another --run-dir.") from error
+    write_lines(run_dir / "manifest.json", [json.dumps(_manifest(config, environment), indent=1)])
+    write_lines(path, [json.dumps(wanted, indent=1)])  # last: from here on the directory counts as a run
+    return True
+
+
+def _check_disk(run_dir: pathlib.Path) -> None:
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < _MIN_FREE_BYTES:
+        raise ValueError(
+            f"Only {free / 2**20:.0f} MiB of disk are free for {run_dir}, a run needs {_MIN_FREE_BYTES / 2**20:.0f}: free some space "
+            "or choose another --run-dir."
+        )
+
+
+def _manifest(config: TrainConfig, environment: Environment) -> dict[str, Any]:
+    games = hashlib.sha256()
+    for family in (*config.environment.train_families, *config.environment.heldout_families):
+        for split in ("train", "test"):
+            games.update("\n".join(map(str, environment.games(family, split))).encode())
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "argv": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "devices": [str(device) for device in jax.devices()],
+        "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
+        "games_sha256": games.hexdigest(),
+    }
+
+
+def _git_revision() -> str | None:
+    here = pathlib.Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

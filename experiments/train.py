@@ -1,0 +1,96 @@
+"""`python -m experiments.train --preset NAME --run-dir DIR`: trains a reflector, or goes on where an earlier start was stopped."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from envs.pool import WorkerPool
+from envs.registry import load_environment
+from experiments import plan_shapes
+from experiments.console import LiveProgress
+from experiments.presets import PRESETS, model_folder, preset
+from experiments.run_dir import check_families, open_run, parse, run_main
+from ictjax.config import TrainConfig
+from ictjax.metrics import read_metrics
+from ictjax.train import train
+
+_DESCRIPTION = (
+    "Trains a reflector by GRPO to write better system prompts for a frozen actor. A run that was stopped goes on when it is started again "
+    "with the same flags. Every field of the preset can be overridden, for example --meta.fresh-games 5."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArgs:
+    """Command line of experiments.train."""
+
+    preset: str
+    """Which configuration to start from."""
+    run_dir: pathlib.Path | None = None
+    """Where the run is written [default: runs/PRESET]."""
+    check: bool = False
+    """Build model, cache and update on shapes alone, print parameters and memory, and end."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """Fields of the preset."""
+
+
+def start(config: TrainConfig, run_dir: pathlib.Path, console: Console) -> None:
+    """Trains, or continues, one run."""
+    folders = dataclasses.replace(config, actor=model_folder(config.actor), reflector=model_folder(config.reflector))
+    settings = config.environment
+    environment = load_environment(settings.name, settings.options)
+    check_families(environment, (*settings.train_families, *settings.heldout_families))
+    open_run(run_dir, config, environment)
+    lines = read_metrics(run_dir)
+    done = lines[-1]["iteration"] if lines else 0
+    if done == config.iterations and (run_dir / "checkpoints" / str(done)).is_dir():
+        console.print(f"{run_dir} is finished: {done} iterations. Another --run-dir starts another run.", highlight=False, soft_wrap=True)
+        return
+    pool = WorkerPool(
+        settings.name,
+        num_workers=settings.num_workers,
+        max_live_games=settings.max_live_games,
+        deadline_s=settings.deadline_s,
+        options=settings.options,
+    )
+    with pool, LiveProgress("iterations", done=done, total=config.iterations, console=console) as progress:
+        train(folders, run_dir, environment=environment, pool=pool, progress=progress)
+    console.print(f"Trained {config.iterations} iterations. Results: {run_dir / 'metrics.jsonl'}", highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(argv), "start it again with the same flags to go on from its last checkpoint.")
+
+
+def _main(argv: list[str]) -> None:
+    name = _preset_name(argv)
+    default = TrainArgs(preset=name, config=preset(name))
+    args = parse(TrainArgs, f"{_DESCRIPTION} Presets: {', '.join(PRESETS)}.", argv, default)
+    console = Console()
+    if args.check:
+        plan_shapes.check(args.config, console)
+        return
+    start(args.config, args.run_dir or pathlib.Path("runs") / args.preset, console)
+
+
+def _preset_name(argv: Sequence[str]) -> str:
+    """The preset has to be known before the other flags: it is their default."""
+    for index, flag in enumerate(argv):
+        if flag == "--preset" and index + 1 < len(argv):
+            return argv[index + 1]
+        if flag.startswith("--preset="):
+            return flag.partition("=")[2]
+    if "--help" in argv or "-h" in argv:
+        return "pocket-minihack"
+    raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
+
+
+if __name__ == "__main__":
+    main()
