@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from envs.api import GameId, Outcome
 from envs.minihack.families import FAMILIES, check_family
@@ -43,52 +43,46 @@ def carried(view: View, noun: str) -> bool:
     return any(item.noun == noun and item.gained for item in view.items)
 
 
-def _is_diagonal(direction: str) -> bool:
-    return direction not in _STRAIGHT
+def walkable(view: View, *, floating: bool = False, monsters: bool = False, traps: bool = False) -> dict[Position, bool]:
+    """The squares that the hero may walk onto without harm, each with whether it is a doorway (no diagonal moves).
+
+    Walls, closed doors and boulders never count; liquids only when floating; monsters and traps only when asked for.
+    """
+    kinds = {*_OPEN_KINDS, *(("liquid",) if floating else ()), *(("monster",) if monsters else ()), *(("trap",) if traps else ())}
+    squares = {position: _is_door(thing) for position, thing in view.cells.items() if thing.kind in kinds}
+    squares[view.position] = any(_is_door(thing) for thing in view.here)
+    return squares
 
 
-def can_enter(view: View, position: Position, *, floating: bool = False, monsters: bool = False, traps: bool = False) -> bool:
-    """Whether the hero may walk onto a known square without harm: no wall, closed door, boulder, trap or monster; liquids only when floating."""
-    thing = view.cell(position)
-    if position == view.position:
-        return True
-    if thing is None:
-        return False
-    if thing.kind in _OPEN_KINDS:
-        return True
-    return (thing.kind == "liquid" and floating) or (thing.kind == "monster" and monsters) or (thing.kind == "trap" and traps)
+def _is_door(thing: Thing) -> bool:
+    return thing.kind in ("open", "doorway") and thing.noun != "broken door"
 
 
-def neighbours(view: View, position: Position, **allowed: bool) -> Iterable[tuple[str, Position]]:
-    """The moves out of a square: diagonals neither through doors nor out of them."""
-    from_door = (thing := view.cell(position)) is not None and thing.kind in ("open", "doorway") and thing.noun != "broken door"
-    from_door = from_door or (
-        position == view.position and any(t.kind in ("open", "doorway") and t.noun != "broken door" for t in view.here)
-    )
+def neighbours(squares: dict[Position, bool], position: Position) -> Iterable[tuple[str, Position]]:
+    """The moves out of a square, among `walkable` squares: diagonals neither through doors nor out of them."""
+    x, y = position
     for direction, (dx, dy) in DIRECTIONS.items():
-        target = (position[0] + dx, position[1] + dy)
-        if not can_enter(view, target, **allowed):
-            continue
-        thing = view.cell(target)
-        to_door = thing is not None and thing.kind in ("open", "doorway") and thing.noun != "broken door"
-        if _is_diagonal(direction) and (from_door or to_door):
-            continue
-        yield direction, target
+        target = (x + dx, y + dy)
+        if target in squares and not (dx and dy and (squares[position] or squares[target])):
+            yield direction, target
 
 
-def path(view: View, goal: Callable[[Position], bool], **allowed: bool) -> list[str] | None:
-    """The directions of a shortest known way to a square that satisfies `goal`; [] when the hero stands on one, None when there is none."""
+def path(view: View, goals: Collection[Position], **allowed: bool) -> list[str] | None:
+    """The directions of a shortest known way to one of the goals; [] on a goal, None without a way. Takes what `walkable` takes."""
+    squares = walkable(view, **allowed)
+    if not any(goal in squares for goal in goals):
+        return None
     queue = collections.deque([view.position])
     came: dict[Position, tuple[Position, str] | None] = {view.position: None}
     while queue:
         square = queue.popleft()
-        if goal(square):
+        if square in goals:
             way = []
             while (step := came[square]) is not None:
                 square, direction = step
                 way.append(direction)
             return way[::-1]
-        for direction, target in neighbours(view, square, **allowed):
+        for direction, target in neighbours(squares, square):
             if target not in came:
                 came[target] = (square, direction)
                 queue.append(target)
@@ -103,7 +97,7 @@ def walk_towards(view: View, position: Position) -> str | None:
     if position == view.position:
         return None
     for allowed in ({}, {"traps": True}, {"traps": True, "monsters": True}):
-        way = path(view, lambda square: square == position, floating=view.floating, **allowed)
+        way = path(view, (position,), floating=view.floating, **allowed)
         if way:
             return way[0]
     return None
@@ -122,7 +116,7 @@ def walk_beside(view: View, position: Position) -> str | None:
     """The first direction of the way to a square straight beside a target such as a door, or None."""
     spots = {(position[0] + dx, position[1] + dy) for dx, dy in (DIRECTIONS[d] for d in _STRAIGHT)}
     for allowed in ({}, {"traps": True}, {"traps": True, "monsters": True}):
-        way = path(view, lambda square: square in spots, floating=view.floating, **allowed)
+        way = path(view, spots, floating=view.floating, **allowed)
         if way:
             return way[0]
     return None
@@ -172,8 +166,9 @@ def _attack(view: View, *, reach: int = 1) -> str | None:
 
 def _explore(view: View, memory: _Memory) -> str:
     """A step towards the known square that promises to show most, per step of the way."""
+    squares = walkable(view, floating=view.floating)
     if any(thing.kind in ("open", "doorway") for thing in view.here):  # through a door, not back
-        onward = [(memory.visited[_ahead(view, d)], d) for d, _ in neighbours(view, view.position, floating=view.floating) if d in _STRAIGHT]
+        onward = [(memory.visited[_ahead(view, d)], d) for d, _ in neighbours(squares, view.position) if d in _STRAIGHT]
         if onward and min(onward)[0] == 0:
             return f"go {min(onward)[1]}"
     best, best_score = None, 0.0
@@ -184,10 +179,11 @@ def _explore(view: View, memory: _Memory) -> str:
         if steps and not memory.visited[square]:
             blanks = sum(1 for dx, dy in DIRECTIONS.values() if view.cell((square[0] + dx, square[1] + dy)) is None)
             thing = view.cell(square)
-            score = (blanks + (4 if thing is not None and thing.kind in _DOOR_KINDS else 0)) / (steps + 1)
+            # A door leads on; an object may hide what is missing.
+            score = (blanks + (4 if thing.kind in _DOOR_KINDS else 0.5 if thing.kind == "object" else 0)) / (steps + 1)
             if score > best_score:
                 best, best_score = first, score
-        for direction, target in neighbours(view, square, floating=view.floating):
+        for direction, target in neighbours(squares, square):
             if target not in reached:
                 reached.add(target)
                 queue.append((target, steps + 1, first or direction))
@@ -195,7 +191,7 @@ def _explore(view: View, memory: _Memory) -> str:
         return f"go {best}"
     if action := _attack(view, reach=80):  # it may stand on what is missing
         return action
-    moves = [d for d, _ in neighbours(view, view.position, floating=view.floating)]
+    moves = [d for d, _ in neighbours(squares, view.position)]
     least = min((memory.visited[_ahead(view, d)] for d in moves), default=0)
     moves = [d for d in moves if memory.visited[_ahead(view, d)] == least]
     return f"go {memory.rng.choice(moves)}" if moves and memory.rng.random() < 0.7 else "search"

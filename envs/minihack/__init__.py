@@ -29,7 +29,7 @@ class MiniHack:
         return FAMILIES
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
-        """The games of one split, disjoint from the others by initial state. The first call for a family takes seconds; the answer is cached on disk."""
+        """The games of one split, disjoint from the others by initial state. The first call for a family takes seconds, later ones none."""
         from envs.minihack.index import load_index
 
         return load_index(family, split)

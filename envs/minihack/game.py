@@ -6,7 +6,6 @@ MiniHack defines (reward > 0.5, or the staircase where that is the task), and no
 keys that pass no time is left out: an action pays 1 for success and 0 otherwise.
 """
 
-import contextlib
 import hashlib
 import logging
 import re
@@ -25,7 +24,7 @@ with warnings.catch_warnings():
         raise ImportError("minihack needs pkg_resources, which setuptools 82 removed: install 'setuptools<82'.") from error
     try:
         import gymnasium
-        import minihack
+        import minihack  # noqa: F401  (registers the tasks)
         from minihack.base import MH_FULL_ACTIONS
         from nle import nethack
     except ImportError as error:
@@ -41,29 +40,29 @@ _COMMANDS = nethack.Command
 _STEP_KEYS = dict(zip(DIRECTIONS, (ord(c) for c in "kjlhuynb"), strict=True))
 _TARGET_KEYS = {**_STEP_KEYS, "self": ord("."), "down": ord(">"), "up": ord("<")}
 _VERB_KEYS = {
-    "fight": (int(_COMMANDS.FIGHT),),
-    "kick": (int(_COMMANDS.KICK),),
-    "open": (int(_COMMANDS.OPEN),),
-    "close": (int(_COMMANDS.CLOSE),),
-    "untrap": (int(_COMMANDS.UNTRAP),),
-    "pickup": (int(_COMMANDS.PICKUP),),
-    "drop": (int(_COMMANDS.DROP),),
-    "eat": (int(_COMMANDS.EAT),),
-    "quaff": (int(_COMMANDS.QUAFF),),
-    "read": (int(_COMMANDS.READ),),
-    "wield": (int(_COMMANDS.WIELD),),
-    "wear": (int(_COMMANDS.WEAR),),
-    "takeoff": (int(_COMMANDS.TAKEOFF),),
-    "puton": (int(_COMMANDS.PUTON),),
-    "remove": (int(_COMMANDS.REMOVE),),
-    "apply": (int(_COMMANDS.APPLY),),
-    "zap": (int(_COMMANDS.ZAP),),
-    "throw": (int(_COMMANDS.THROW),),
-    "pray": (int(_COMMANDS.PRAY),),
-    "search": (int(_COMMANDS.SEARCH),),
-    "wait": (ord("."),),
-    "up": (ord("<"),),
-    "down": (ord(">"),),
+    "fight": int(_COMMANDS.FIGHT),
+    "kick": int(_COMMANDS.KICK),
+    "open": int(_COMMANDS.OPEN),
+    "close": int(_COMMANDS.CLOSE),
+    "untrap": int(_COMMANDS.UNTRAP),
+    "pickup": int(_COMMANDS.PICKUP),
+    "drop": int(_COMMANDS.DROP),
+    "eat": int(_COMMANDS.EAT),
+    "quaff": int(_COMMANDS.QUAFF),
+    "read": int(_COMMANDS.READ),
+    "wield": int(_COMMANDS.WIELD),
+    "wear": int(_COMMANDS.WEAR),
+    "takeoff": int(_COMMANDS.TAKEOFF),
+    "puton": int(_COMMANDS.PUTON),
+    "remove": int(_COMMANDS.REMOVE),
+    "apply": int(_COMMANDS.APPLY),
+    "zap": int(_COMMANDS.ZAP),
+    "throw": int(_COMMANDS.THROW),
+    "pray": int(_COMMANDS.PRAY),
+    "search": int(_COMMANDS.SEARCH),
+    "wait": ord("."),
+    "up": ord("<"),
+    "down": ord(">"),
 }
 _ESC, _SPACE, _ENTER, _LOOK = 27, ord(" "), 13, int(_COMMANDS.LOOK)
 _MAX_KEYS = 300  # keys one action may take before the game is called stuck
@@ -86,7 +85,8 @@ class MiniHackGame:
         self._family = check_family(family)
         self._style = style
         self._env = None
-        self._episodes = 0
+        self._episodes = self._keys_used = 0
+        self._direction: str | None = None
         self._final: Step | None = None
         self._view: View | None = None
         self._start: dict[str, int] = {}
@@ -96,7 +96,7 @@ class MiniHackGame:
 
     def _build(self):
         logging.getLogger("nle").setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.ExitStack():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = gymnasium.make(
                 TASKS[self._family], fix_moon_phase=True, actions=tuple(MH_FULL_ACTIONS), max_episode_steps=10**9, disable_env_checker=True
@@ -128,15 +128,15 @@ class MiniHackGame:
         self._locked.clear()
         arrays = self._arrays()
         self._start = {}
-        first = _lines(self._message())
+        self._pages: list[str] = []
+        self._keys_used = 0
+        self._settle()
         # What autopickup took on the first square is no part of the starting kit.
-        taken = {line[0] for line in first if re.match(r"^[A-Za-z] - ", line)}
+        taken = {line[0] for line in self._pages if re.match(r"^[A-Za-z] - ", line)}
         for letter, glyph in zip(arrays["inv_letters"], arrays["inv_glyphs"], strict=True):
             if letter and chr(letter) not in taken:
                 self._start[chr(letter)] = int(glyph)
-        self._pages: list[str] = []
-        self._settle()
-        messages = [line for line in first + self._pages if not _BANNER.match(line)]
+        messages = [line for line in self._pages if not _BANNER.match(line)]
         layout = hashlib.sha256()
         layout.update(self._arrays()["glyphs"].tobytes())
         layout.update(self._arrays()["blstats"][:2].tobytes())
@@ -297,12 +297,10 @@ class MiniHackGame:
         if not self._done and not self._success and not self._asks():
             self._keep()
 
-    _keys_used = 0
-
     def _play(self, command: verbs.Command):
         verb = command.verb
         self._keys_used = 0
-        self._command = command
+        self._command, self._direction, self._item = command, None, None
         self._checkpoint = len(self._history)
         if verb in ("look", "inventory"):
             if verb == "look":
@@ -337,8 +335,7 @@ class MiniHackGame:
         elif verb == "far":
             self._press(ord(chr(_STEP_KEYS[direction]).upper()))
         else:
-            for key in _VERB_KEYS[verb]:
-                self._press(key)
+            self._press(_VERB_KEYS[verb])
         self._answer_all()
 
     def _neighbour(self, noun: str) -> str | None:
@@ -379,8 +376,10 @@ class MiniHackGame:
         """Answers questions while they have one meaning and leaves the others with the safe answer and a note."""
         self._settle()
         while self._asks() and not self._done and not self._success and self._keys_used < _MAX_KEYS:
-            question = self._message()
-            for key in self._answer(question):
+            keys = self._answer(self._message())
+            if not keys:  # the command was undone
+                return
+            for key in keys:
                 self._press(key)
             self._settle()
 
@@ -411,9 +410,7 @@ class MiniHackGame:
             return (ord("n"),)
         if "Right or Left?" in question:
             return (ord("r"),)
-        if question.startswith(("Are you sure you want to pray?", "Unlock it?", "Improvise?", "Continue?")) or "Continue?" in question:
-            return (ord("y"),)
-        if "nlock it?" in question:
+        if any(part in question for part in ("sure you want to pray?", "nlock it?", "Improvise?", "Continue?")):
             return (ord("y"),)
         if "eally attack" in question:
             if verb == "fight":
@@ -458,6 +455,9 @@ class MiniHackGame:
         here = [thing for thing in self._view.here if thing.kind == "object"]
         if wanted in ("here", "it", "all", "everything"):
             wanted = None
+        if not here and wanted is not None and not self._view.blind:
+            self._notes.append(f"There is no {wanted} here.")
+            return
         if not here:
             self._press(int(_COMMANDS.PICKUP))
             self._answer_all()
@@ -505,7 +505,7 @@ class MiniHackGame:
         if isinstance(command, str) or command.verb == "inventory":
             return
         text = " ".join(self._pages)
-        direction = getattr(self, "_direction", None)
+        direction = self._direction
         if direction not in DIRECTIONS:
             return
         dx, dy = DIRECTIONS[direction]

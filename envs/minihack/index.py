@@ -101,7 +101,12 @@ def _splits(family: str) -> dict[str, tuple[GameId, ...]]:
         root = pathlib.Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
         done = subprocess.run(
-            [sys.executable, "-m", "envs.minihack.index", family], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "envs.minihack.index", family],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise RuntimeError(f"Scanning the games of {family!r} failed: {done.stderr.strip()[-500:]}")

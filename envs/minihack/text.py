@@ -8,6 +8,10 @@ from envs.minihack.view import DIRECTIONS, Position, Thing, View, plain_name
 STYLES = ("full", "compact")
 _MESSAGE_WORDS = 12
 _NEAREST = 4
+# What `here :` says already, and the phase of the moon.
+_SAID_ELSEWHERE = re.compile(
+    r"^There is .* here\.?$|^Be careful!|^New moon tonight|^You are lucky!|^Full moon tonight|^Watch out!|^Friday the 13th"
+)
 _NOTABLE = ("object", "monster", "feature", "trap", "boulder", "open", "closed", "doorway", "liquid")
 _TERRAIN_WORDS = ("liquid", "open", "closed", "doorway", "boulder")
 
@@ -74,6 +78,8 @@ def _message_words(messages: tuple[str, ...], view: View) -> list[str]:
     names = sorted({(t.name, t.noun) for t in (*view.here, *view.items) if t.name != t.noun and t.name}, key=lambda pair: -len(pair[0]))
     out: list[str] = []
     for message in messages:
+        if _SAID_ELSEWHERE.search(message):
+            continue
         message = re.sub(r"^[A-Za-z] - ", "", message)
         for name, noun in names:
             message = re.sub(rf"\ban {re.escape(name)}\b", f"a {noun}", message)
@@ -105,14 +111,15 @@ def _compact(view: View) -> str:
         thing = view.cell((x + dx, y + dy))
         noun = "wall" if thing is None else thing.noun
         straight = not (dx and dy)
-        if (thing is None or thing.kind == "wall") and straight or thing is not None and thing.kind in _TERRAIN_WORDS:
+        if ((thing is None or thing.kind == "wall") and straight) or (thing is not None and thing.kind in _TERRAIN_WORDS):
             parts.append(f"{word} : {noun}")
     adjacent_terrain = {t.noun for t in view.cells.values() if t.kind in _TERRAIN_WORDS and distance(view.position, t.position)[0] == 1}
     seen = [
         t
         for t in notable(view)
         if not (
-            t.kind in _TERRAIN_WORDS and (distance(view.position, t.position)[0] == 1 or t.kind == "liquid" and t.noun in adjacent_terrain)
+            t.kind in _TERRAIN_WORDS
+            and (distance(view.position, t.position)[0] == 1 or (t.kind == "liquid" and t.noun in adjacent_terrain))
         )
     ]
     if seen:

@@ -23,7 +23,7 @@ DIRECTIONS: dict[str, Position] = {
 # Every glyph of terrain by its index in NetHack's defsym table (src/drawing.c, version 3.6).
 _TERRAIN = {
     0: ("blank", ""),
-    **{i: ("wall", "wall") for i in range(1, 12)},
+    **dict.fromkeys(range(1, 12), ("wall", "wall")),
     12: ("doorway", "doorway"),
     13: ("open", "open door"),
     14: ("open", "open door"),
@@ -68,7 +68,8 @@ _CLASS_NOUNS = {
 _PAIRS = ("boots", "shoes", "gloves", "gauntlets", "lenses", "glasses")
 _ARTICLE = re.compile(r"^(?:an?|the|some|\d+) ")
 _STATES = re.compile(
-    r"\b(?:blessed|uncursed|cursed|empty|holy|unholy|rusty|burnt|corroded|rotted|fireproof|rustproof|greased|partly eaten|pair of|set of|[+-]\d+) "
+    r"(?<!\S)(?:blessed|uncursed|cursed|empty|holy|unholy|rusty|burnt|corroded|rotted|fireproof|rustproof|greased|partly eaten"
+    r"|pair of|set of|[+-]\d+) "
 )
 
 
@@ -121,6 +122,7 @@ def _object_class(glyph: int) -> int:
     return ord(nethack.objclass(nethack.glyph_to_obj(glyph)).oc_class)
 
 
+@functools.lru_cache(maxsize=4096)
 def plain_name(text: str) -> str:
     """ "2 blessed +1 daggers (in hand)" -> "daggers": without article, number, state and remarks."""
     text = re.sub(r" \((?:[^()]|\([^()]*\))*\)$", "", text.strip())
@@ -166,6 +168,7 @@ def _decode(array: np.ndarray) -> str:
     return bytes(array).split(b"\0", 1)[0].decode("latin-1")
 
 
+@functools.lru_cache(maxsize=65536)
 def thing_at(glyph: int, description: str, position: Position) -> Thing | None:
     """Names one cell of the map. None where the screen is blank."""
     name = plain_name(description)
@@ -220,11 +223,12 @@ def read_cells(observation: dict[str, np.ndarray]) -> dict[Position, Thing]:
     """Every cell that shows something, by position, the hero's own left out."""
     glyphs, descriptions = observation["glyphs"], observation["screen_descriptions"]
     hero = (int(observation["blstats"][0]), int(observation["blstats"][1]))
+    ys, xs = np.nonzero(glyphs != nethack.GLYPH_CMAP_OFF)
+    texts = descriptions[ys, xs].view(f"S{descriptions.shape[-1]}")[:, 0].tolist()
     cells = {}
-    for y, x in zip(*np.nonzero(glyphs != nethack.GLYPH_CMAP_OFF), strict=True):
-        position = (int(x), int(y))
+    for position, glyph, text in zip(zip(xs.tolist(), ys.tolist(), strict=True), glyphs[ys, xs].tolist(), texts, strict=True):
         if position != hero:
-            thing = thing_at(int(glyphs[y, x]), _decode(descriptions[y, x]), position)
+            thing = thing_at(glyph, text.decode("latin-1"), position)
             if thing is not None:
                 cells[position] = thing
     return cells
@@ -256,7 +260,7 @@ def read_here(lines: list[str], position: Position) -> tuple[Thing, ...]:
     things = []
     text = "  ".join(line for line in lines if not line.startswith("Things that"))
     for name in _HERE_FEATURE.findall(text):
-        if name.startswith("several") or name.startswith("many"):
+        if name.startswith(("several", "many")):
             continue
         for part, noun, kind in _FEATURES:
             if part in name:

@@ -1,0 +1,427 @@
+import collections
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from envs.api import GameId, Outcome
+from envs.experts import make_expert
+from envs.minihack import FAMILIES, MiniHack
+from envs.minihack import game as game_module
+from envs.minihack import index as splits
+from envs.minihack.game import MiniHackGame
+from envs.minihack.verbs import Command, find_item, parse
+from envs.minihack.view import Item, object_noun, plain_name
+
+
+def game_id(family, seed):
+    return GameId(env="minihack", family=family, key=str(seed))
+
+
+@pytest.fixture(scope="module")
+def open_game():
+    """Live games, one per family and style, shared by the tests of this file."""
+    games = {}
+
+    def get(family, style="full"):
+        if (family, style) not in games:
+            games[family, style] = MiniHack(text=style).open(family)
+        return games[family, style]
+
+    yield get
+    for game in games.values():
+        game.close()
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="Unknown MiniHack family 'eet'.*eat.*zap"):
+        MiniHack().open("eet")
+    with pytest.raises(ValueError, match="Unknown text style 'short'.*compact"):
+        MiniHack(text="short")
+    with pytest.raises(ValueError, match="Unknown split 'dev'.*train, select, test"):
+        MiniHack().games("eat", "dev")
+    with pytest.raises(ValueError, match="Unknown MiniHack family"):
+        MiniHack().games("eet", "train")
+
+
+def test_a_game_refuses_ids_of_others(open_game):
+    game = open_game("eat")
+    with pytest.raises(ValueError, match="not a game of minihack|eat"):
+        game.reset(game_id("zap", 0))
+    with pytest.raises(ValueError, match="a seed from 0"):
+        game.reset(GameId(env="minihack", family="eat", key="-1"))
+
+
+def test_construction_and_play_are_silent(capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        game = MiniHack().open("eat")
+        game.reset(game_id("eat", 1))
+        game.step("north")
+        game.close()
+        game.close()
+    assert capfd.readouterr() == ("", "")
+
+
+# --- determinism ---
+
+SCRIPT = ("go north", "search", "far east", "pickup", "zap wand", "kick west", "pray")
+PLAYED = (("zap", 3), ("room_monster", 5), ("zap", 4), ("lava_cross", 10003))
+
+
+def transcript(game, family, seed):
+    texts = [game.reset(game_id(family, seed)).text, game.state_hash()]
+    for action in SCRIPT:
+        step = game.step(action)
+        texts.append(step.observation.text + str(step.outcome))
+    return texts
+
+
+def test_order_of_episodes_and_prompts_left_behind_do_not_matter(open_game):
+    first = [transcript(open_game(family), family, seed) for family, seed in PLAYED]
+    for family, seed in reversed(PLAYED):
+        open_game(family).reset(game_id(family, seed + 100))
+        open_game(family).step("east")
+    second = [transcript(open_game(family), family, seed) for family, seed in reversed(PLAYED)]
+    assert first == second[::-1]
+
+
+def test_another_process_plays_the_same(open_game):
+    here = [transcript(open_game(family), family, seed) for family, seed in PLAYED[:2]]
+    code = (
+        "import json, sys; sys.path.insert(0, ''); from tests.test_minihack import *; "
+        "print(json.dumps([transcript(MiniHack().open(f), f, s) for f, s in PLAYED[:2]]))"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == here
+
+
+def test_state_hash_is_of_the_visible_state(open_game):
+    game = open_game("eat")
+    hashes = {}
+    for seed in (0, 1, 2, 0):
+        game.reset(game_id("eat", seed))
+        before = game.state_hash()
+        game.step("search")
+        assert game.state_hash() == before
+        hashes.setdefault(seed, before)
+        assert hashes[seed] == before
+    assert len(set(hashes.values())) == 3
+
+
+# --- ends ---
+
+
+def test_success_is_told_in_a_clean_sentence(open_game):
+    game = open_game("levitate_ring", "full")
+    game.reset(game_id("levitate_ring", 10003))
+    outcome = None
+
+    act = make_expert("levitate_ring", random.Random(0))
+    while outcome is None:
+        step = game.step(act(game.raw()))
+        outcome = step.outcome
+    assert outcome is Outcome.SUCCESS and step.reward == 1.0
+    assert step.observation.text.endswith("You succeeded.")
+    assert "float" in step.observation.text and "|" not in step.observation.text and "\n" not in step.observation.text
+    assert game.step("north") == step
+
+
+@pytest.mark.parametrize("style", ["full", "compact"])
+def test_death_is_told_in_a_clean_sentence(open_game, style):
+    game = open_game("lava_cross", style)
+    game.reset(game_id("lava_cross", 10003))
+    for _ in range(12):
+        step = game.step("go east")
+        if step.outcome:
+            break
+    assert step.outcome is Outcome.DEATH and step.reward == 0.0
+    text = step.observation.text.lower()
+    assert "lava" in text and "you died" in text
+    assert "points" not in text and "possessions" not in text and "rank" not in text
+
+
+def test_messages_before_a_more_prompt_are_kept(open_game):
+    game = open_game("wield", "full")
+    game.reset(game_id("wield", 3))
+    text = game.step("pray").observation.text
+    assert "You begin praying" in text and "You feel" in text
+
+
+def test_no_step_limit_of_its_own(open_game):
+    game = open_game("room_random")
+    game.reset(game_id("room_random", 1))
+    assert all(game.step("search").outcome is None for _ in range(260))
+
+
+# --- prompts and arguments ---
+
+
+def test_one_of_two_objects_can_be_picked_up(open_game):
+    game = open_game("wield")
+    game.reset(game_id("wield", 3))
+    game.step("drop club")
+    game.step("drop sling")
+    assert {t.noun for t in game.raw().here if t.kind == "object"} == {"club", "sling"}
+    game.step("pickup club")
+    assert [t.noun for t in game.raw().here if t.kind == "object"] == ["sling"]
+    assert "club" in {item.noun for item in game.raw().items}
+    game.step("drop club")
+    game.step("pickup")
+    assert not [t for t in game.raw().here if t.kind == "object"]
+    assert {"club", "sling"} <= {item.noun for item in game.raw().items}
+
+
+def test_what_cannot_be_read_costs_a_step_but_no_time(open_game):
+    game = open_game("wield")
+    game.reset(game_id("wield", 3))
+    turn, position = game.raw().turn, game.raw().position
+    for action, note in (
+        ("dance", "Unknown action: 'dance'"),
+        ("", "No action was given"),
+        ("wield excalibur", "You have no excalibur"),
+        ("wield Z", "You have no item 'Z'"),
+        ("wield", "wield what?"),
+        ("kick", "kick needs a direction"),
+        ("kick door", "no such thing is next to you"),
+        ("go up", "eight directions"),
+        ("throw rock", "throw needs a direction"),
+        ("pickup apple", "There is no apple here"),
+        ("up", "the answer was no"),
+    ):
+        step = game.step(action)
+        assert step.outcome is None and step.reward == 0.0
+        assert note in step.observation.text, action
+        assert (game.raw().turn, game.raw().position) == (turn, position), action
+    assert game.step("wield sling").observation.text.startswith("b - a ")
+
+
+def test_a_name_that_fits_several_items_is_answered_with_the_list(open_game):
+    game = open_game("room_monster")
+    game.reset(game_id("room_monster", 5))
+    text = game.step("drop uncursed").observation.text
+    assert "You have no uncursed" in text
+    items = tuple(
+        Item(letter=letter, noun="wand", name=name, text=f"a {name}", gained=True)
+        for letter, name in (("f", "iron wand"), ("g", "pine wand"))
+    )
+
+    assert find_item("wand", items, "fg") == "Which wand? f - a iron wand, g - a pine wand."
+    assert find_item("pine wand", items, "").letter == "g"
+    assert find_item("f", items, "").letter == "f"
+    assert find_item("wand", items, "g").letter == "g"
+
+
+def test_a_missing_direction_wastes_no_charge(open_game):
+    game = open_game("lava_cross")
+    game.reset(game_id("lava_cross", 10003))
+    game.step("pickup wand")
+    for _ in range(4):
+        game.step("east")
+    before = game.raw()
+    step = game.step("zap wand")
+    assert "needs a direction" in step.observation.text
+    after = game.raw()
+    assert (after.turn, after.position, after.items, after.rows) == (before.turn, before.position, before.items, before.rows)
+    assert "lava cools" in game.step("zap f e").observation.text
+
+
+def test_eat_takes_what_lies_here_and_quaff_drinks_from_the_sink(open_game):
+
+    for family, action in (("eat", "eat"), ("sink", "quaff"), ("pray", "pray")):
+        game = open_game(family, "compact")
+        game.reset(game_id(family, 7))
+        act = make_expert(family, random.Random(0))
+        while (typed := act(game.raw())).startswith("go "):
+            game.step(typed)
+        assert game.step(action).outcome is Outcome.SUCCESS, family
+
+
+def test_a_door_is_known_to_be_locked_once_tried(open_game):
+    game = open_game("locked_door", "compact")
+    text = game.reset(game_id("locked_door", 10003)).text
+    assert "see : closed door 1 north 2 east" in text
+    text = game.step("go northeast").observation.text
+    assert "east : closed door" in text
+    assert "east : locked door" in game.step("open door").observation.text
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("north", Command(verb="go", direction="north")),
+        ("Go East.", Command(verb="go", direction="east")),
+        ("go ne", Command(verb="go", direction="northeast")),
+        ("far south", Command(verb="far", direction="south")),
+        ("pick up the apple", Command(verb="pickup", item="apple")),
+        ("put on amulet", Command(verb="puton", item="amulet")),
+        ("take off boots", Command(verb="takeoff", item="boots")),
+        ("zap f e", Command(verb="zap", item="f", direction="east")),
+        ("zap e", Command(verb="zap", item="e")),
+        ("zap the wand at east", Command(verb="zap", item="wand", direction="east")),
+        ("wield a", Command(verb="wield", item="a")),
+        ("kick n", Command(verb="kick", direction="north")),
+        ("kick door", Command(verb="kick", direction="door")),
+        ("eat", Command(verb="eat")),
+        ("pray here", Command(verb="pray")),
+        ("wear B", Command(verb="wear", item="B")),
+    ],
+)
+def test_actions_are_read_as_people_write_them(text, command):
+    assert parse(text) == command
+
+
+@pytest.mark.parametrize("text", ["", "!!!", "zapp wand", "north please", "pray loudly", "kick", "n"])
+def test_other_actions_give_a_note(text):
+    assert isinstance(parse(text), str)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "noun"),
+    [
+        ("a +1 club (weapon in hand)", "club", "club"),
+        ("12 uncursed flint stones (in quiver pouch)", "flint stones", "stone"),
+        ("a pair of combat boots", "combat boots", "boots"),
+        ("a key named The Master Key of Thievery", "key named The Master Key of Thievery", "key"),
+        ("a blessed +0 robe", "robe", "robe"),
+    ],
+)
+def test_names_and_nouns(text, name, noun):
+    assert plain_name(text) == name
+    assert object_noun(name, -1) == noun
+
+
+# --- text ---
+
+
+def test_full_text_shows_the_pack_only_when_it_changed(open_game):
+    game = open_game("zap", "full")
+    text = game.reset(game_id("zap", 5)).text
+    assert "You carry:" in text and "- wand (2 north)" in text and "Legend:" in text and "/ wand" in text
+    assert "welcome to NetHack" not in text
+    game.step("north")
+    text = game.step("north").observation.text
+    assert text.startswith("You see here an iron wand.") and "You carry:" not in text
+    assert "f - an iron wand" in game.step("pickup").observation.text
+    assert "You carry:" in game.step("inventory").observation.text
+
+
+def test_compact_text_is_short_lower_case_and_names_classes(open_game):
+    lengths = []
+    for family in ("zap", "levitate", "lava_cross", "keyroom", "room_monster"):
+        game = open_game(family, "compact")
+
+        for seed in range(8):
+            observation = game.reset(game_id(family, seed))
+            act = make_expert(family, random.Random(seed))
+            for _ in range(20):
+                text = observation.text
+                assert text == text.lower() and set(text) <= set("abcdefghijklmnopqrstuvwxyz0123456789 .,:")
+                lengths.append(len(text.split()))
+                step = game.step(act(game.raw()))
+                observation = step.observation
+                if step.outcome:
+                    break
+    assert 20 <= sum(lengths) / len(lengths) <= 35
+    assert max(lengths) <= 60
+
+
+def test_compact_transcript_of_a_known_game(open_game):
+    game = open_game("zap", "compact")
+    assert game.reset(game_id("zap", 5)).text == "here : upstairs . west : wall . see : wand 2 north ."
+    game.step("north")
+    assert game.step("go north").observation.text == "you see here a wand . here : wand . west : wall . see : upstairs 2 south ."
+    assert game.step("pickup wand").observation.text == "a wand . west : wall . see : upstairs 2 south . items : wand ."
+    step = game.step("zap wand")
+    assert step.outcome is Outcome.SUCCESS and step.observation.text.endswith("you succeeded .")
+
+
+# --- splits ---
+
+
+def test_splits_are_disjoint_by_layout_and_skip_repeats(open_game):
+    game = open_game("eat", "compact")
+    hashes = []
+    for seed in range(250):
+        game.reset(game_id("eat", seed))
+        hashes.append((game.state_hash(), game.layout_hash()))
+    chosen = splits.assign(hashes)
+    layouts = {name: {hashes[seed][1] for seed in seeds} for name, seeds in chosen.items()}
+    assert all(layouts.values())
+    assert not layouts["train"] & layouts["test"] and not layouts["train"] & layouts["select"] and not layouts["select"] & layouts["test"]
+    states = [hashes[seed][0] for seeds in chosen.values() for seed in seeds]
+    assert len(set(states)) == len(states)
+
+
+def test_a_family_with_one_layout_is_split_by_state():
+    digests = [f"{i * 2654435761 % 2**32:08x}" for i in range(100)]
+    chosen = splits.assign([(digest, "0" * 8) for digest in digests] + [(digests[0], "0" * 8)])
+    assert collections.Counter(seed for seeds in chosen.values() for seed in seeds) == collections.Counter(range(100))
+    assert all(chosen.values())
+
+
+def test_games_are_cached_and_an_unreadable_cache_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(splits, "WANTED", {"train": 3, "select": 1, "test": 2})
+    calls = []
+
+    def fake_run(command, **options):
+        calls.append(command)
+        data = {"train": [0, 2, 3], "select": [4], "test": [1, 5]}
+        splits._write(splits.cache_path("eat"), data)
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(data) + "\n", stderr="")
+
+    monkeypatch.setattr(splits.subprocess, "run", fake_run)
+    for content in (None, "", "{}", '{"train": 1, "select": 2, "test": 3}', "\xff"):
+        splits._splits.cache_clear()
+        if content is not None:
+            splits.cache_path("eat").write_text(content, encoding="latin-1")
+        games = MiniHack().games("eat", "test")
+        assert games == (game_id("eat", 1), game_id("eat", 5))
+    assert len(calls) == 5
+    splits._splits.cache_clear()
+    assert len(MiniHack().games("eat", "train")) == 3 and len(calls) == 5
+    splits._splits.cache_clear()
+
+
+def test_the_scanner_runs_as_a_command(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "envs.minihack.index", "eet"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Unknown MiniHack family 'eet'" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "envs.minihack.index", "eat"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    data = json.loads(done.stdout)
+    assert {name: len(seeds) for name, seeds in data.items()} == splits.WANTED
+    assert [json.loads(path.read_text()) for path in (tmp_path / "ictjax").iterdir()] == [data]
+
+
+def test_families_are_sorted_and_named_in_lower_case():
+    assert tuple(sorted(FAMILIES)) == FAMILIES == MiniHack().families
+    assert all(family == family.lower() and "-" not in family for family in FAMILIES)
+
+
+def test_a_closed_game_says_so():
+    game = MiniHackGame("eat", style="compact")
+    with pytest.raises(ValueError, match="never reset"):
+        game.raw()
+    game.close()
+    with pytest.raises(ValueError, match="closed"):
+        game.reset(game_id("eat", 0))
+
+
+def test_the_live_game_is_renewed_after_many_episodes(monkeypatch):
+    monkeypatch.setattr(game_module, "_RECYCLE_AFTER", 2)
+    game = MiniHackGame("eat", style="compact")
+    texts = [game.reset(game_id("eat", seed)).text for seed in (1, 2, 1, 2, 1)]
+    game.close()
+    assert texts[0] == texts[2] == texts[4] != texts[1] == texts[3]
