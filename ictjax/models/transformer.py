@@ -203,11 +203,17 @@ def attend(
     """Grouped-query attention; query head n reads kv head n // (N / K), without repeating keys or values."""
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads = k_bkhs.shape[1]
-    q_btkgh = q_btnh.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    logits_bkgts = jnp.einsum("BTKGH,BKHS->BKGTS", q_btkgh, k_bkhs, preferred_element_type=jnp.float32) * head_dim**-0.5
+    # Rows of each kv head's matrix product: (group, token). In this order both products are plain batched matrix products; XLA transposes
+    # the large operand of the direct five-letter einsum, which doubles the time of a decode step on CPU.
+    groups = num_heads // num_kv_heads
+    q_bkmh = (
+        q_btnh.reshape(batch, length, num_kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
+    )
+    logits_bkms = jnp.einsum("BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=jnp.float32) * head_dim**-0.5
+    logits_bkgts = logits_bkms.reshape(batch, num_kv_heads, groups, length, -1)
     weights_bkgts = jax.nn.softmax(jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1)
-    mixed_btkgh = jnp.einsum("BKGTS,BKSH->BTKGH", weights_bkgts.astype(v_bksh.dtype), v_bksh)
-    return mixed_btkgh.reshape(q_btnh.shape)
+    mixed_bkmh = jnp.einsum("BKMS,BKSH->BKMH", weights_bkgts.reshape(logits_bkms.shape).astype(v_bksh.dtype), v_bksh)
+    return mixed_bkmh.reshape(batch, num_kv_heads, groups, length, head_dim).transpose(0, 3, 1, 2, 4).reshape(q_btnh.shape)
 
 
 def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _INIT_STD) -> Array:
@@ -215,7 +221,7 @@ def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _IN
 
 
 def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
-    return params["embed"].at[tokens_bt].get(mode="clip").astype(config.dtype)
+    return jnp.take(params["embed"], tokens_bt, axis=0, mode="clip").astype(config.dtype)
 
 
 def _rms_norm(x: Array, scale: Array, eps: float) -> Array:

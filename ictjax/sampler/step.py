@@ -124,8 +124,9 @@ def turn(
         active_b, last_b, ids_bn, logprobs_bn, sampled_b = record(step, active_b, hidden_btd[:, 0], ids_bn, logprobs_bn, sampled_b)
         return step + 1, active_b, last_b, ends_b, ids_bn, logprobs_bn, sampled_b, part
 
-    loop = (jnp.int32(first), active_b, last_b, ends_b, ids_bn, logprobs_bn, sampled_b, part)
-    _, _, _, ends_b, ids_bn, logprobs_bn, sampled_b, part = jax.lax.while_loop(unfinished, body, loop)
+    if first < max_steps:
+        loop = (jnp.int32(first), active_b, last_b, ends_b, ids_bn, logprobs_bn, sampled_b, part)
+        _, _, _, ends_b, ids_bn, logprobs_bn, sampled_b, part = jax.lax.while_loop(unfinished, body, loop)
     max_new = max_steps if length == 1 else length + max_steps - 1
     cache = part if in_place else put_positions(cache, part, rows.slots_b, rows.starts_b, ends_b, max_new)
     return pack_samples(ids_bn, logprobs_bn, sampled_b), cache
