@@ -62,6 +62,16 @@ def parse(args_type: type[_Args], description: str, argv: Sequence[str], default
     return args
 
 
+def flag_value(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that has to be known before the others are parsed (it decides their defaults)."""
+    for index, each in enumerate(argv):
+        if each == flag and index + 1 < len(argv):
+            return argv[index + 1]
+        if each.startswith(f"{flag}="):
+            return each.partition("=")[2]
+    return None
+
+
 def check_families(environment: Environment, families: Sequence[str]) -> None:
     """Raises ValueError for a family that the environment does not have."""
     for family in families:

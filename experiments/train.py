@@ -14,7 +14,7 @@ from envs.registry import load_environment
 from experiments import plan_shapes
 from experiments.console import LiveProgress
 from experiments.presets import PRESETS, model_folder, preset
-from experiments.run_dir import check_families, open_run, parse, run_main
+from experiments.run_dir import check_families, flag_value, open_run, parse, run_main
 from ictjax.config import TrainConfig
 from ictjax.metrics import read_metrics
 from ictjax.train import train
@@ -70,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    name = _preset_name(argv)
+    name = flag_value(argv, "--preset")
+    if name is None:
+        if not {"--help", "-h"} & set(argv):
+            raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
+        name = "pocket-minihack"  # whose numbers --help then shows
     default = TrainArgs(preset=name, config=preset(name))
     args = parse(TrainArgs, f"{_DESCRIPTION} Presets: {', '.join(PRESETS)}.", argv, default)
     console = Console()
@@ -78,18 +82,6 @@ def _main(argv: list[str]) -> None:
         plan_shapes.check(args.config, console)
         return
     start(args.config, args.run_dir or pathlib.Path("runs") / args.preset, console)
-
-
-def _preset_name(argv: Sequence[str]) -> str:
-    """The preset has to be known before the other flags: it is their default."""
-    for index, flag in enumerate(argv):
-        if flag == "--preset" and index + 1 < len(argv):
-            return argv[index + 1]
-        if flag.startswith("--preset="):
-            return flag.partition("=")[2]
-    if "--help" in argv or "-h" in argv:
-        return "pocket-minihack"
-    raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
 
 
 if __name__ == "__main__":

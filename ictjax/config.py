@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ictjax.batch import BatchConfig
 from ictjax.grpo import GRPOConfig
@@ -13,6 +14,8 @@ from ictjax.models.config import ModelConfig
 from ictjax.reflector import ReflectorConfig
 from ictjax.rollout import RolloutConfig
 from ictjax.sampler import SamplerConfig
+
+_Record = TypeVar("_Record")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,3 +127,27 @@ def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str
         elif mine != theirs or (name in config) != (name in other):
             found.append(f"{prefix}{name}")
     return found
+
+
+def from_dict(data: Mapping[str, Any]) -> TrainConfig:
+    """Reads what `to_dict` wrote. Raises ValueError for fields that are missing or not known."""
+    return _build(TrainConfig, data)
+
+
+def _build(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: the file is of another version.")
+    values = {name: _value(hints[name], value) for name, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__} cannot be read: {error}.") from error
+
+
+def _value(hint: Any, value: Any) -> Any:
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+    if kinds and value is not None:
+        return _build(kinds[0], value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,382 @@
+"""`python -m experiments.evaluate --run-dir DIR`: does the trained reflector write better prompts than the untrained one, on games never seen?
+
+Every arm plays the same games in the same order with the same keys, so differences are paired. A loop reflects `meta_turns` times on STREAM
+games (split "train"); its last prompt, never its best, is scored once on TEST games (split "test") whose initial states occur neither among
+the STREAM games nor in training.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from envs.api import Environment, GameId, Outcome, Pool
+from envs.pool import WorkerPool
+from envs.registry import load_environment
+from experiments.console import LiveProgress
+from experiments.presets import model_folder
+from experiments.run_dir import check_families, flag_value, parse, run_main
+from experiments.stats import mean_ci, paired_test
+from ictjax import keys, meta_env
+from ictjax.chat import ChatTokenizer
+from ictjax.checkpoint import Checkpointer
+from ictjax.config import EvaluationConfig, TrainConfig, from_dict
+from ictjax.learner import init_state, make_optimizer
+from ictjax.models.hf import load_checkpoint
+from ictjax.records import Candidate, Context, Trajectory, to_json
+from ictjax.rollout import Episode, parse_failures, success_rate
+from ictjax.run_files import prompt_line, write_lines
+from ictjax.sampler import Sampler
+from ictjax.train import load_trainable
+
+ARMS = ("initial", "untrained", "trained")
+TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
+
+PROTOCOL = {
+    "unit": "one independent loop of reflection (run): the share of TEST games won under the last prompt of the loop",
+    "prompt_scored": "the last prompt of each loop; no prompt is selected",
+    "stream": "split train, the same games for all arms",
+    "test": "split test, without games whose initial state (by hash) occurs among the stream games or in training; the same for all arms",
+    "arms": "initial: the actor's first prompt; untrained: reflector before training; trained: reflector of the last checkpoint",
+    "intervals": "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided sign-flip permutation test of pairs",
+    "overall": "runs of all families of a split pooled",
+    "malformed_replies": "a reply without a usable prompt leaves the loop's prompt as it was, and is counted",
+    "failed_episodes": "episodes the environment failed are left out of the means, and counted",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateArgs:
+    """Command line of experiments.evaluate."""
+
+    run_dir: pathlib.Path
+    """The run to evaluate, for example runs/demo."""
+    evaluation: EvaluationConfig
+    """How much to play [default: as the run's config.json says]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Games:
+    """The games of one family: per run, the batches of its meta-turns and the games of its score."""
+
+    stream: tuple[tuple[tuple[GameId, ...], ...], ...]
+    test: tuple[tuple[GameId, ...], ...]
+
+
+def evaluate(run_dir: pathlib.Path, config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Plays what is missing of every (arm, family), then writes and returns evaluation.json.
+
+    Raises:
+      ValueError: no checkpoint, a missing model, or a family without test games.
+    """
+    settings, evaluation = config.environment, config.evaluation
+    families = dict.fromkeys(settings.train_families, "train") | dict.fromkeys(settings.heldout_families, "heldout")
+    environment = load_environment(settings.name, settings.options)
+    check_families(environment, tuple(families))
+    step, trained = _trained_params(run_dir, config)
+    identity = {"step": step, "evaluation": dataclasses.asdict(evaluation)}
+    parts = {(arm, family): _Part(run_dir, arm, family, identity) for arm in ARMS for family in families}
+    missing = [place for place, part in parts.items() if part.read() is None]
+    if missing:
+        pool = WorkerPool(
+            settings.name,
+            num_workers=settings.num_workers,
+            max_live_games=settings.max_live_games,
+            deadline_s=settings.deadline_s,
+            options=settings.options,
+        )
+        progress = LiveProgress("evaluation", done=len(parts) - len(missing), total=len(parts), console=console)
+        with pool, progress:
+            _play_missing(run_dir, config, environment, pool, trained, [parts[place] for place in missing], len(parts), progress)
+    results = {place: part.read() for place, part in parts.items()}
+    report = summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed})
+    write_lines(run_dir / "prompts" / "evaluation.jsonl", (line for result in results.values() for line in result["prompts"]))
+    write_lines(run_dir / "evaluation.json", [json.dumps(report, indent=1)])
+    return report
+
+
+class _Part:
+    """The result of one arm on one family, in a file of its own: what is done stays done when the evaluation is stopped."""
+
+    def __init__(self, run_dir: pathlib.Path, arm: str, family: str, identity: Mapping[str, Any]):
+        self.arm, self.family, self._identity = arm, family, json.loads(json.dumps(identity))
+        self._path = run_dir / "evaluation" / f"{arm}_{family}.json"
+        self._episodes = run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl"
+
+    def read(self) -> dict[str, Any] | None:
+        """The result; None when it is missing or of another checkpoint or protocol."""
+        if not self._path.is_file():
+            return None
+        result = json.loads(self._path.read_text(encoding="utf-8"))
+        return result if result["identity"] == self._identity else None
+
+    def write(self, result: dict[str, Any], trajectories: Iterable[Trajectory]) -> None:
+        write_lines(self._episodes, map(to_json, trajectories))
+        write_lines(self._path, [json.dumps({"identity": self._identity, **result}, ensure_ascii=False)])
+
+
+def summarise(
+    results: Mapping[tuple[str, str], Mapping[str, Any]],
+    families: Mapping[str, str],
+    evaluation: EvaluationConfig,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The contents of evaluation.json from the results of every (arm, family)."""
+    values: dict[str, dict[str, list[float]]] = {}
+    report: dict[str, Any] = {"families": {}, "overall": {}, "protocol": {**PROTOCOL, **dataclasses.asdict(evaluation), **about}}
+    for family, split in families.items():
+        rates = {arm: results[arm, family]["success"] for arm in ARMS}
+        # A run in which the environment failed every test game of an arm is no pair.
+        whole = [run for run in range(evaluation.runs) if all(rates[arm][run] is not None for arm in ARMS)]
+        if not whole:
+            raise ValueError(f"The environment failed every test game of family {family!r}: see the errors in episodes/evaluation_*.jsonl.")
+        values[family] = {arm: [rates[arm][run] for run in whole] for arm in ARMS}
+        report["families"][family] = {
+            "split": split,
+            "games": results["initial", family]["num_games"],
+            "runs": len(whole),
+            **_statistics(values[family]),
+            "malformed_replies": {arm: results[arm, family]["malformed"] for arm in ARMS},
+            "actor_failures": {arm: results[arm, family]["actor_failures"] for arm in ARMS},
+            "failed_episodes": {arm: results[arm, family]["failed_episodes"] for arm in ARMS},
+        }
+    for split in ("train", "heldout"):
+        members = [family for family, where in families.items() if where == split]
+        if members:
+            pooled = {arm: [value for family in members for value in values[family][arm]] for arm in ARMS}
+            games = sum(report["families"][family]["games"] for family in members)
+            report["overall"][split] = {"split": split, "games": games, "runs": len(pooled["initial"]), **_statistics(pooled)}
+    return report
+
+
+def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    arms = {arm: mean_ci(values[arm]).to_json() for arm in ARMS}
+    return {"arms": arms, "tests": {f"{a}_vs_{b}": paired_test(values[a], values[b]).to_json() for a, b in TESTS}}
+
+
+def _trained_params(run_dir: pathlib.Path, config: TrainConfig) -> tuple[int, Any]:
+    _, base = load_trainable(model_folder(config.reflector))
+    optimizer = make_optimizer(config.optimizer)
+    if not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
+    with Checkpointer(run_dir / "checkpoints") as checkpointer:
+        step = checkpointer.latest_step
+        if step is None:
+            raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
+        state, _ = checkpointer.restore(step, jax.eval_shape(lambda params: init_state(params, optimizer), base))
+    return step, state.params
+
+
+def _play_missing(
+    run_dir: pathlib.Path,
+    config: TrainConfig,
+    environment: Environment,
+    pool: Pool,
+    trained: Any,
+    parts: Sequence[_Part],
+    total: int,
+    progress: LiveProgress,
+) -> None:
+    evaluation = config.evaluation
+    actor_folder, reflector_folder = model_folder(config.actor), model_folder(config.reflector)
+    actor_chat, reflector_chat = ChatTokenizer(actor_folder), ChatTokenizer(reflector_folder)
+    actor_model, actor_params = load_checkpoint(actor_folder)
+    model, base = load_trainable(reflector_folder)
+    key = keys.fold(keys.root_key(evaluation.seed), "evaluation")
+    seen = _hashes_of_training(run_dir)
+    choose = functools.cache(lambda family: choose_games(environment, pool, config, family, seen, key))
+    with (
+        Sampler(actor_model, actor_params, config.actor_sampler, actor_chat.pad_id) as actor,
+        Sampler(model, base, config.reflector_sampler, reflector_chat.pad_id) as reflector,
+    ):
+        world = meta_env.World(
+            actor=actor,
+            actor_chat=actor_chat,
+            reflector=reflector,
+            reflector_chat=reflector_chat,
+            pool=pool,
+            games={},
+            initial_prompt=config.initial_prompt,
+            key=key,
+            meta=config.meta,
+            rollout=config.rollout,
+            reflector_config=config.reflection,
+            temperature=evaluation.temperature,
+            progress=progress.phase,
+        )
+        done, weights = total - len(parts), "untrained"
+        for part in parts:
+            if part.arm == "trained" and weights != "trained":
+                reflector.set_params(trained)
+                weights = "trained"
+            result, trajectories = play_arm(world, part.arm, part.family, choose(part.family), evaluation)
+            part.write(result, trajectories)
+            done += 1
+            progress.advance(done, f"{part.arm} on {part.family}: {_percent(result['success'])} of test games won")
+
+
+def play_arm(
+    world: meta_env.World, arm: str, family: str, games: Games, evaluation: EvaluationConfig
+) -> tuple[dict[str, Any], list[Trajectory]]:
+    """Runs all loops of one arm on one family side by side; returns its result and the TEST trajectories, run by run."""
+    runs = range(evaluation.runs)
+    prompts = [world.initial_prompt] * evaluation.runs
+    lines: list[tuple[Context, Candidate]] = []
+    malformed = 0
+    for meta_turn in range(evaluation.meta_turns if arm != "initial" else 0):
+        contexts = _contexts(world, family, prompts, [games.stream[run][meta_turn] for run in runs], meta_turn)
+        questions = [meta_env.reflector_prompt_ids(world.reflector_chat, world.reflector_config, context) for context in contexts]
+        # The same keys for every arm: what differs between arms is the weights alone.
+        group_keys = [[keys.fold(world.key, "reflection", family, run, meta_turn)] for run in runs]
+        groups = meta_env.sample_candidates(
+            world.reflector, world.reflector_chat, world.reflector_config, questions, group_keys, world.temperature
+        )
+        candidates = [group[0] for group in groups]
+        malformed += sum(candidate.system_prompt is None for candidate in candidates)
+        prompts = [candidate.system_prompt or prompt for candidate, prompt in zip(candidates, prompts, strict=True)]
+        lines = list(zip(contexts, candidates, strict=True))
+    episodes = [
+        Episode(game=game, system_prompt=prompts[run], key=keys.fold(world.key, "test", family, run, str(game)))
+        for run in runs
+        for game in games.test[run]
+    ]
+    trajectories = world.play(episodes, f"{arm} on {family}")
+    played = iter(trajectories)
+    success = [success_rate([next(played) for _ in games.test[run]]) for run in runs]
+    return {
+        "success": success,
+        "num_games": len({game for batch in games.test for game in batch}),
+        "malformed": malformed,
+        "actor_failures": parse_failures(trajectories),
+        "failed_episodes": sum(t.outcome is Outcome.FAILED for t in trajectories),
+        "prompts": [_prompt_line(arm, family, run, prompts[run], success[run], lines[run] if lines else None) for run in runs],
+    }, trajectories
+
+
+def _prompt_line(arm: str, family: str, run: int, prompt: str, success: float | None, last: tuple[Context, Candidate] | None) -> str:
+    """The prompt that was scored, and what the reflector read and wrote in the loop's last meta-turn."""
+    where = {"arm": arm, "family": family, "run": run, "success": success}
+    wrote = {} if last is None else json.loads(prompt_line(*last))
+    return json.dumps({**wrote, **where, "system_prompt": prompt}, ensure_ascii=False, separators=(",", ":"))
+
+
+def _contexts(
+    world: meta_env.World, family: str, prompts: Sequence[str], batches: Sequence[Sequence[GameId]], meta_turn: int
+) -> list[Context]:
+    episodes = [
+        Episode(game=game, system_prompt=prompt, key=keys.fold(world.key, "stream", family, run, meta_turn, str(game)))
+        for run, (prompt, batch) in enumerate(zip(prompts, batches, strict=True))
+        for game in batch
+    ]
+    played = iter(world.play(episodes, f"stream of {family}"))
+    return [
+        Context(loop=run, meta_turn=meta_turn, family=family, system_prompt=prompt, trajectories=tuple(next(played) for _ in batches[run]))
+        for run, prompt in enumerate(prompts)
+    ]
+
+
+def choose_games(environment: Environment, pool: Pool, config: TrainConfig, family: str, seen: frozenset[str], key: keys.Key) -> Games:
+    """Draws the STREAM games of every run, then TEST games with initial states that are new and pairwise different.
+
+    Runs share TEST games only when the split has too few. Raises ValueError when it has none.
+    """
+    evaluation, per_batch = config.evaluation, config.meta.games_per_context
+    train = _shuffled(environment.games(family, "train"), keys.fold(key, "stream games", family))
+    needed = evaluation.runs * evaluation.meta_turns * per_batch
+    flat = [train[i % len(train)] for i in range(needed)]
+    batches = [tuple(flat[i : i + per_batch]) for i in range(0, needed, per_batch)]
+    taken = set(seen) | set(state_hashes(pool, flat))
+    test: list[GameId] = []
+    candidates = _shuffled(environment.games(family, "test"), keys.fold(key, "test games", family))
+    wanted = evaluation.runs * evaluation.test_games
+    for chunk in _chunks(candidates, wanted):
+        for game, digest in zip(chunk, state_hashes(pool, chunk), strict=True):
+            if digest and digest not in taken and len(test) < wanted:
+                taken.add(digest)
+                test.append(game)
+        if len(test) == wanted:
+            break
+    if not test:
+        raise ValueError(f"Family {family!r} has no test game whose initial state is new: leave it out of environment.heldout_families.")
+    size, turns = min(evaluation.test_games, len(test)), evaluation.meta_turns
+    return Games(
+        stream=tuple(tuple(batches[run * turns : (run + 1) * turns]) for run in range(evaluation.runs)),
+        test=tuple(tuple(test[(run * size + i) % len(test)] for i in range(size)) for run in range(evaluation.runs)),
+    )
+
+
+def state_hashes(pool: Pool, games: Sequence[GameId]) -> list[str]:
+    """The hash of every game's initial state; empty for a game that the environment cannot start."""
+    places = {pool.reset(game, max_steps=1): index for index, game in enumerate(games)}
+    hashes = [""] * len(games)
+    waiting = set(places)
+    while waiting:
+        for event in pool.poll(1.0):
+            hashes[places[event.ticket]] = event.state_hash
+            pool.release(event.ticket)
+            waiting.discard(event.ticket)
+    return hashes
+
+
+def _hashes_of_training(run_dir: pathlib.Path) -> frozenset[str]:
+    """Initial states of all games that training has played."""
+    found: set[str] = set()
+    for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
+        found |= {json.loads(line)["state_hash"] for line in path.read_text(encoding="utf-8").splitlines()}
+    for path in (run_dir / "contexts").glob("*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            found |= {trajectory["state_hash"] for trajectory in json.loads(line)["trajectories"]}
+    return frozenset(found)
+
+
+def _shuffled(games: Sequence[GameId], key: keys.Key) -> list[GameId]:
+    return [games[i] for i in keys.generator(key).permutation(len(games))]
+
+
+def _chunks(games: Sequence[GameId], size: int) -> Iterator[Sequence[GameId]]:
+    return (games[i : i + size] for i in range(0, len(games), size))
+
+
+def _percent(rates: Sequence[float | None]) -> str:
+    known = [rate for rate in rates if rate is not None]
+    return f"{100 * sum(known) / len(known):.1f} %" if known else "none"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(argv), "start it again with the same flags to go on with the arms that are missing.")
+
+
+def _main(argv: list[str]) -> None:
+    name = flag_value(argv, "--run-dir")
+    if name is None and not {"--help", "-h"} & set(argv):
+        raise ValueError("--run-dir is missing: name the directory of a run, for example runs/demo.")
+    path = pathlib.Path(name or ".") / "config.json"
+    default = None
+    if path.is_file():
+        try:
+            config = from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not readable ({error}): name another --run-dir.") from error
+        default = EvaluateArgs(run_dir=path.parent, evaluation=config.evaluation)
+    elif name is not None:
+        raise ValueError(f"{name} is no run directory (it has no config.json): train first, or name another with --run-dir.")
+    args = parse(EvaluateArgs, __doc__ or "", argv, default)
+    console = Console()
+    report = evaluate(args.run_dir, dataclasses.replace(config, evaluation=args.evaluation), console)
+    for split, overall in report["overall"].items():
+        means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
+        test = overall["tests"]["trained_vs_untrained"]
+        console.print(f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p = {test['p']:.3g}", highlight=False)
+    console.print(f"Evaluated. Results: {args.run_dir / 'evaluation.json'}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
