@@ -178,9 +178,9 @@ def _explore(view: View, memory: _Memory) -> str:
         square, steps, first = queue.popleft()
         if steps and not memory.visited[square]:
             blanks = sum(1 for dx, dy in DIRECTIONS.values() if view.cell((square[0] + dx, square[1] + dy)) is None)
-            thing = view.cell(square)
+            kind = view.cells[square].kind
             # A door leads on; an object may hide what is missing.
-            score = (blanks + (4 if thing.kind in _DOOR_KINDS else 0.5 if thing.kind == "object" else 0)) / (steps + 1)
+            score = (blanks + (4 if kind in _DOOR_KINDS else 0.5 if kind == "object" else 0)) / (steps + 1)
             if score > best_score:
                 best, best_score = first, score
         for direction, target in neighbours(squares, square):

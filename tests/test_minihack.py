@@ -243,6 +243,18 @@ def test_eat_takes_what_lies_here_and_quaff_drinks_from_the_sink(open_game):
         assert game.step(action).outcome is Outcome.SUCCESS, family
 
 
+def test_fight_attacks_and_leaves_no_key_pending(open_game):
+    game = open_game("room_monster", "full")
+    game.reset(game_id("room_monster", 10021))
+    assert "jackal" in game.step("fight jackal").observation.text.split("Map:")[0]
+    game.reset(game_id("room_monster", 10021))
+    text = game.step("fight south").observation.text
+    assert "thin air" in text or "attack" in text
+    position = game.raw().position
+    game.step("search")
+    assert game.raw().position == position
+
+
 def test_a_door_is_known_to_be_locked_once_tried(open_game):
     game = open_game("locked_door", "compact")
     text = game.reset(game_id("locked_door", 10003)).text

@@ -28,13 +28,11 @@ with warnings.catch_warnings():
         from minihack.base import MH_FULL_ACTIONS
         from nle import nethack
     except ImportError as error:
-        raise ImportError(
-            f"The MiniHack environment needs the packages minihack and nle>=1.3 ({error}): install 'ictjax[minihack]'."
-        ) from error
+        raise ImportError(f"The MiniHack environment needs the packages minihack and nle>=1.3 ({error}): install ictjax again.") from error
 
 from envs.minihack import text as rendering
 from envs.minihack import verbs
-from envs.minihack.view import DIRECTIONS, Thing, View, read_cells, read_here, read_items
+from envs.minihack.view import DIRECTIONS, Item, Thing, View, read_cells, read_here, read_items
 
 _COMMANDS = nethack.Command
 _STEP_KEYS = dict(zip(DIRECTIONS, (ord(c) for c in "kjlhuynb"), strict=True))
@@ -215,10 +213,10 @@ class MiniHackGame:
     # --- text ---
 
     def _observe(self) -> Observation:
-        return Observation(text=rendering.render(self._view, self._previous, self._style), actions=verbs.ACTIONS)
+        return Observation(text=rendering.render(self.raw(), self._previous, self._style), actions=verbs.ACTIONS)
 
     def _finish(self, outcome: Outcome, error: str = "") -> Step:
-        text = rendering.render_end(tuple(self._pages), outcome, self._view, self._style)
+        text = rendering.render_end(tuple(self._pages), outcome, self.raw(), self._style)
         self._final = Step(observation=Observation(text=text), reward=float(outcome is Outcome.SUCCESS), outcome=outcome, error=error)
         return self._final
 
@@ -330,12 +328,14 @@ class MiniHackGame:
         if verb == "pickup":
             self._pick_up(command.item)
             return
-        if verb == "go":
+        if verb == "go" and direction is not None:
             self._press(_STEP_KEYS[direction])
-        elif verb == "far":
+        elif verb == "far" and direction is not None:
             self._press(ord(chr(_STEP_KEYS[direction]).upper()))
         else:
             self._press(_VERB_KEYS[verb])
+            if verb == "fight" and direction is not None:  # a prefix key, which waits for a move without asking
+                self._press(_STEP_KEYS[direction])
         self._answer_all()
 
     def _neighbour(self, noun: str) -> str | None:
@@ -354,19 +354,16 @@ class MiniHackGame:
             self._notes.append(f"{noun!r} is no direction and no such thing is next to you.")
         return None
 
-    def _resolve_item(self, verb: str, wanted: str | None):
+    def _resolve_item(self, verb: str, wanted: str | None) -> Item | None:
+        """The item meant, before any key is sent; leaves a note and returns None when that is unclear."""
+        items = self.raw().items
         if wanted is None:
-            fitting = {"zap": ("wand",), "apply": None, "throw": None, "drop": None}[verb]
-            candidates = [item for item in self._view.items if fitting is not None and item.noun in fitting]
-            if len(candidates) == 1:
-                return candidates[0]
-            self._notes.append(
-                f"{verb} needs an item: {verbs.listing(candidates or list(self._view.items))}."
-                if self._view.items
-                else f"You have nothing to {verb}."
-            )
+            wands = [item for item in items if verb == "zap" and item.noun == "wand"]
+            if len(wands) == 1:
+                return wands[0]
+            self._notes.append(f"{verb} needs an item: {verbs.listing(wands or list(items))}." if items else f"You have nothing to {verb}.")
             return None
-        found = verbs.find_item(wanted, self._view.items, "")
+        found = verbs.find_item(wanted, items, "")
         if isinstance(found, str):
             self._notes.append(found)
             return None
@@ -394,7 +391,8 @@ class MiniHackGame:
             if direction is None:
                 # No answer would waste the charge of a wand or horn, so the whole command is undone.
                 self._rewind()
-                self._notes.append(f"{verb} {self._item.noun} needs a direction here, for example: {verb} {self._item.noun} east.")
+                words = f"{verb} {self._item.noun}" if self._item else verb
+                self._notes.append(f"{words} needs a direction here, for example: {words} east.")
                 return ()
             return (_TARGET_KEYS[direction],)
         if found := _FLOOR_FOOD.search(question):
