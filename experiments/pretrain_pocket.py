@@ -1,0 +1,179 @@
+"""Trains the pocket models from scripted play, and measures them: `python -m experiments.pretrain_pocket --help`.
+
+Everything is made here: the episodes (scripted players in real MiniHack games), the tokenizer, the actor, the reflector. The
+same seed on the same machine gives the same weights. On two CPU cores the actor takes about 40 minutes, the reflector 10.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from experiments.pocket import lessons, measure, play
+from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTable, target_texts
+from experiments.pocket.fit import FitConfig, fit
+from experiments.pocket.tokenizer import build_tokenizer
+from experiments.presets import POCKET_MINIHACK
+from ictjax.models.config import ModelConfig
+from ictjax.models.hf import save_checkpoint
+from ictjax.models.transformer import init_params
+
+_OUT = pathlib.Path(__file__).parent / "pocket" / "checkpoints"
+_MAX_LEVEL = 6
+_LEVEL_WINDOW = 25  # steps over which accuracy decides whether the drills get harder
+_LEVEL_ACCURACY = 0.94
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train and how long."""
+
+    stage: Literal["all", "actor", "reflector", "measure"] = "all"
+    """Train both models and measure them, or do one part with what the output folder already holds."""
+    out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")] = _OUT
+    """Where the folders `actor` and `reflector` and measurements.json go."""
+    seed: int = 0
+    """Of the scripted players, the rows and the initial weights."""
+    games_per_family: int = 80
+    """Training games that the scripted players play, each in four ways."""
+    actor_steps: int = 8000
+    """Updates of the actor, about 2,000 tokens each."""
+    reflector_steps: int = 2500
+    """Updates of the reflector, about 4,000 tokens each."""
+    right_share: float = 0.36
+    """Share of the reflector's targets that name the right thing and give its lesson."""
+    vague_share: float = 0.4
+    """Share of its other targets that name nothing."""
+    test_games: int = 40
+    """Games per family and prompt when the actor is measured."""
+
+
+def main(config: Config) -> None:
+    """Plays, trains, measures; prints where things are."""
+    console = Console()
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    families = tuple(lessons.FAMILY_LESSONS)
+    with Progress(*columns, console=console) as progress:
+        if config.stage != "measure":
+            games = collect(config, families, progress)
+            tokenizer = build_tokenizer(*vocabulary(games))
+            words = WordTable(tokenizer)
+            shape = ModelConfig(
+                vocab_size=len(tokenizer),
+                num_layers=4,
+                d_model=128,
+                d_ff=256,
+                num_heads=4,
+                num_kv_heads=2,
+                head_dim=32,
+                rope_theta=10_000.0,
+                tie_embeddings=True,
+                max_positions=2048,
+            )
+            for name, train in (("actor", train_actor), ("reflector", train_reflector)):
+                if config.stage in ("all", name):
+                    folder = config.out / name
+                    save_checkpoint(folder, shape, train(config, shape, games, words, tokenizer.pad_token_id, progress))
+                    tokenizer.save_pretrained(folder)
+        report = measure.measure(config.out, families, test_games=config.test_games, progress=progress)
+    path = config.out / "measurements.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    show(report, console)
+    console.print(f"The models and {path.name} are in {config.out}.", highlight=False)
+
+
+def collect(config: Config, families: tuple[str, ...], progress: Progress) -> list[PlayedGame]:
+    """The scripted episodes of all families."""
+    task = progress.add_task("scripted play", total=len(families) * config.games_per_family * 4, note="")
+    games = []
+    limit = POCKET_MINIHACK.rollout.max_steps
+    for game in play.play_all(families, games_per_family=config.games_per_family, max_steps=limit, seed=config.seed):
+        games.append(game)
+        progress.update(task, advance=1, note=game.family)
+    return games
+
+
+def vocabulary(games: list[PlayedGame]) -> tuple[list[str], list[str]]:
+    """The texts and the single words that the pocket models must know: what the scripted players saw and said, and the lessons."""
+    texts = [text for game in games for turn in game.turns for text in (turn.observation, turn.reply)]
+    texts += [game.final_observation for game in games] + lessons.training_texts() + target_texts()
+    texts += ["reflect", "prompt : episode : success yes no . ... action : none"]
+    words = [*lessons.THINGS, *lessons.VERBS, *lessons.OTHER_NOUNS, *map(str, range(10))]
+    return texts, words
+
+
+def train_actor(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, pad_id: int, progress: Progress):
+    """Routing first: random words to copy, then drills with more and more lessons, then whole episodes among them."""
+    rows = ActorRows(games, words, max_tokens=512, seed=config.seed)
+    recent: collections.deque[float] = collections.deque(maxlen=_LEVEL_WINDOW)
+    state = {"level": 1, "raised": 0}
+
+    def draw(step: int):
+        warm = max(1, config.actor_steps // 80)
+        copy = 1.0 if step < warm else 0.1 if step < 3 * warm else 0.0
+        episodes = 0.0 if state["level"] < 3 else 0.25 if step < 0.6 * config.actor_steps else 0.5
+        return rows.draw(level=state["level"], copy_share=copy, episode_share=episodes)
+
+    task = progress.add_task("actor", total=config.actor_steps, note="")
+
+    def report(step: int, loss: float, accuracy: float) -> None:
+        recent.append(accuracy)
+        full = len(recent) == _LEVEL_WINDOW
+        if full and sum(recent) / len(recent) > _LEVEL_ACCURACY and state["level"] < _MAX_LEVEL:
+            state["level"] += 1
+            recent.clear()
+        note = f"level {state['level']}  loss {loss:.3f}  accuracy {sum(recent) / max(len(recent), 1):.3f}"
+        progress.update(task, advance=1, note=note)
+        if step % 100 == 99:
+            progress.console.log(f"actor step {step + 1}: {note}") if not progress.console.is_terminal else None
+
+    fitting = FitConfig(steps=config.actor_steps, tokens_per_step=2048, learning_rate=2e-3)
+    return fit(shape, init_params(shape, jax.random.key(config.seed)), draw, fitting, pad_id=pad_id, report=report)
+
+
+def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, pad_id: int, progress: Progress):
+    """Contexts of scripted play and the replies of a mediocre coach, until what is named decides the lesson."""
+    shares = {"right_share": config.right_share, "vague_share": config.vague_share}
+    rows = ReflectorRows(games, words, POCKET_MINIHACK.reflection, **shares, seed=config.seed)
+    task = progress.add_task("reflector", total=config.reflector_steps, note="")
+
+    def report(step: int, loss: float, accuracy: float) -> None:
+        note = f"loss {loss:.3f}  accuracy {accuracy:.3f}"
+        progress.update(task, advance=1, note=note)
+        if step % 100 == 99 and not progress.console.is_terminal:
+            progress.console.log(f"reflector step {step + 1}: {note}")
+
+    fitting = FitConfig(steps=config.reflector_steps, tokens_per_step=4096, learning_rate=2e-3)
+    params = init_params(shape, jax.random.key(config.seed + 1))
+    return fit(shape, params, lambda step: rows.draw(POCKET_MINIHACK.meta.games_per_context), fitting, pad_id=pad_id, report=report)
+
+
+def show(report: dict, console: Console) -> None:
+    """The measurements as a table, in percent."""
+    table = Table(title="Pocket models on test games, success of the actor by prompt, right lessons of the reflector (%)")
+    table.add_column("family")
+    columns = [*measure.ARMS, "reflector right"]
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for family, row in [*report["families"].items(), ("mean", report["mean"])]:
+        table.add_row(family, *(f"{100 * row[column]:.0f}" for column in columns))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
