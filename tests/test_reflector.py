@@ -42,7 +42,8 @@ def test_the_full_style_shows_prompt_episodes_steps_and_rewards_but_no_thoughts(
     assert "IMPROVED PROMPT:" in system.content
     assert user.content.startswith(
         "The instructions the agent played by:\n<<<\nPlay.\n>>>\n\n=== Episode 1 ===\nSuccess: Yes\nStep 1\n"
-        "Observation: Room 1.\nAction: walk\nStep 2\nObservation: Room 2.\nAction: open\nFinal observation: The end.\nTotal reward: 1\n\n=== Episode 2 ===\nSuccess: No\n"
+        "Observation: Room 1.\nAction: walk\nStep 2\nObservation: Room 2.\nAction: open\n"
+        "Final observation: The end.\nTotal reward: 1\n\n=== Episode 2 ===\nSuccess: No\n"
         "Step 1\nObservation: Room 3.\nAction: (none: the reply could not be used, no_action)\n"
         "Final observation: The end.\nTotal reward: 0.5\n"
     )
