@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format bench clean help
+.PHONY: demo demo-seeds test lint format bench clean help
 
 RUN ?= demo
 SEED ?=
@@ -18,13 +18,17 @@ TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(IT
 FREE_GIB := 3
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 	@printf '\n  RUN=name SEED=n ITERATIONS=n  of demo;  ARGS="..."  to pytest and the benchmark;  PYTHON=python3.12  for a new .venv\n'
 
 demo: $(INSTALLED)  ## Train, evaluate and report the pocket pair on MiniHack (RUN=name for another run)
 	@$(PY) -m experiments.train --preset pocket-minihack --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
 	@$(PY) -m experiments.evaluate --run-dir "runs/$(RUN)"
 	@$(PY) -m experiments.report --run-dir "runs/$(RUN)"
+
+demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 3, and one table of all four
+	@for seed in 0 1 2 3; do $(MAKE) --no-print-directory demo RUN=seed$$seed SEED=$$seed; done
+	@$(PY) -m experiments.compare runs/seed0 runs/seed1 runs/seed2 runs/seed3
 
 test: $(INSTALLED_DEV)  ## Run the tests
 	@$(PY) -m pytest $(ARGS)
