@@ -6,31 +6,30 @@ said on the page: a report can be made at any moment of a run.
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from experiments import report_page
 from experiments.report_data import ARMS, SPLITS, RunData, load_run, split_summary
+from experiments.run_dir import parse, run_main
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Args:
-    """Writes report.html of a run from the files in its directory."""
+class ReportArgs:
+    """Command line of experiments.report."""
 
     run_dir: Path
-    """The run directory, for example runs/demo."""
+    """The run to report on, for example runs/demo."""
 
 
-def write_report(run_dir: Path) -> Path:
-    """Writes `run_dir`/report.html whole or not at all, and returns its path. Raises ValueError for a directory that holds no run."""
-    run = load_run(run_dir)
-    path = run_dir / "report.html"
+def write_report(run: RunData) -> Path:
+    """Writes report.html into the run directory, whole or not at all, and returns its path."""
+    path = run.folder / "report.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(report_page.render(run), encoding="utf-8")
     temporary.replace(path)
@@ -67,16 +66,18 @@ def _cells(games: int | None, arms: Mapping[str, Any], test: Mapping[str, Any] |
     return [*cells, difference.replace("[", r"\["), report_page.p_value(test["p"])]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exit code 2 with one sentence for a directory that cannot be reported on."""
-    args = tyro.cli(Args, description=Args.__doc__)
+    arguments = sys.argv[1:] if argv is None else argv
+    run_main(lambda: _main(arguments), "start it again to write the report.")
+
+
+def _main(argv: Sequence[str]) -> None:
+    args = parse(ReportArgs, __doc__ or "", argv)
     console = Console()
-    try:
-        path = write_report(args.run_dir)
-        table = result_table(load_run(args.run_dir))
-    except (ValueError, OSError) as error:
-        print(f"ictjax: {error}", file=sys.stderr)
-        sys.exit(2)
+    run = load_run(args.run_dir)
+    path = write_report(run)
+    table = result_table(run)
     console.print("No evaluation yet: run experiments.evaluate for the table." if table is None else table)
     console.print(f"Report: {path}", soft_wrap=True)
 

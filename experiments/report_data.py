@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import norm
-
 from ictjax.metrics import read_metrics
 
 ARMS = ("initial", "untrained", "trained")
@@ -26,7 +24,7 @@ class RunData:
     manifest: Json
     metrics: list[Json]
     evaluation: Json
-    prompts: list[Json]  # of the evaluation: arm, family, run, system_prompt
+    prompts: list[Json]  # of the evaluation: arm, family, run, system_prompt, success, analysis
     episodes: Mapping[str, list[Json]]  # of the evaluation, by arm
 
     @property
@@ -41,11 +39,12 @@ class RunData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """The families of one split, and their unweighted mean: per arm {"mean", "ci95"}, and one paired test or None."""
+    """The families of one split, and the statistics of all their runs: per arm {"mean", "ci95"}, and one paired test or None."""
 
     title: str
     families: Mapping[str, Json]
     games: int
+    runs: int
     arms: Mapping[str, Json]
     test: Json | None
 
@@ -66,11 +65,9 @@ def load_run(folder: Path) -> RunData:
     if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "evaluation.json")):
         raise ValueError(f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name another with --run-dir.")
     episodes: dict[str, list[Json]] = {arm: [] for arm in ARMS}
-    for path in sorted((folder / "episodes").glob("evaluation_*.jsonl")):
-        for line in _lines(path):
-            arm = line.get("arm") or next((arm for arm in ARMS if arm in path.stem.split("_")), "")
-            if arm in episodes:
-                episodes[arm].append(line.get("trajectory", line))
+    for arm, played in episodes.items():
+        for path in sorted((folder / "episodes").glob(f"evaluation_{arm}_*.jsonl")):
+            played += _lines(path)
     return RunData(
         folder=folder,
         config=_json(folder / "config.json"),
@@ -83,40 +80,34 @@ def load_run(folder: Path) -> RunData:
 
 
 def split_summary(run: RunData, split: str) -> Split | None:
-    """One split of the evaluation; None when it holds no family.
-
-    The families are the population, not a sample of one: a split's mean is the unweighted mean over families, and its standard error is
-    that of independent estimates, each read back from its 95 % interval (half width / 1.96).
-    The p-value is that of a normal with this error.
-    """
+    """One split of the evaluation, its families and the statistics over all their runs; None when it holds no family."""
     families = {name: family for name, family in run.families.items() if family.get("split") == split}
     if not families:
         return None
-    arms = {}
-    for arm in ARMS:
-        cells = [family["arms"][arm] for family in families.values() if arm in family.get("arms", {})]
-        if len(cells) == len(families):
-            mean, half = _pool([(cell["mean"], cell["ci95"]) for cell in cells])
-            arms[arm] = {"mean": mean, "ci95": [max(0.0, mean - half), min(1.0, mean + half)]}
-    tests = [family["tests"]["trained_vs_untrained"] for family in families.values() if "trained_vs_untrained" in family.get("tests", {})]
-    test = None
-    if len(tests) == len(families):
-        difference, half = _pool([(test["difference"], test["ci95"]) for test in tests])
-        error = half / norm.ppf(0.975)
-        p = 2 * norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
-        test = {"difference": difference, "ci95": [difference - half, difference + half], "p": float(p)}
+    overall = run.evaluation.get("overall", {}).get(split, {})
     return Split(
-        title=SPLITS.get(split, split),
+        title=SPLITS[split],
         families=families,
-        games=sum(int(f.get("games", 0)) for f in families.values()),
-        arms=arms,
-        test=test,
+        games=int(overall.get("games", 0)),
+        runs=int(overall.get("runs", 0)),
+        arms=overall.get("arms", {}),
+        test=overall.get("tests", {}).get("trained_vs_untrained"),
     )
 
 
 def series(metrics: Sequence[Json], name: str) -> list[float | None]:
     """One metric over the iterations; None where a line lacks it."""
     return [value if isinstance(value := record.get(name), (int, float)) else None for record in metrics]
+
+
+def counter_total(values: Sequence[float | None]) -> float:
+    """What a counter reached in all, when every process of a resumed run counts from zero again."""
+    total, last = 0.0, 0.0
+    for value in values:
+        if value is not None:
+            total += value - last if value >= last else value
+            last = value
+    return total
 
 
 def phase_seconds(metrics: Sequence[Json]) -> dict[str, float]:
@@ -190,12 +181,6 @@ def _with_heldout(run: RunData, found: Mapping[str, Pair], limit: int) -> list[P
 
 def _num_turns(pair: Pair) -> int:
     return len(pair.before["turns"]) + len(pair.after["turns"])
-
-
-def _pool(estimates: Sequence[tuple[float, Sequence[float]]]) -> tuple[float, float]:
-    """Unweighted mean of independent estimates and the half width of its 95 % interval."""
-    mean = sum(mean for mean, _ in estimates) / len(estimates)
-    return mean, math.sqrt(sum(((high - low) / 2) ** 2 for _, (low, high) in estimates)) / len(estimates)
 
 
 def _json(path: Path) -> Json:

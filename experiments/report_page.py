@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from experiments import report_figures, stats
-from experiments.report_data import ARMS, SPLITS, Json, RunData, Split, game_pairs, phase_seconds, prompt_pairs, series, split_summary
+from experiments.report_data import (
+    ARMS,
+    SPLITS,
+    Json,
+    RunData,
+    Split,
+    counter_total,
+    game_pairs,
+    phase_seconds,
+    prompt_pairs,
+    series,
+    split_summary,
+)
 
 POCKET_NOTE = (
     "The actor and the reflector of this run are pocket models: small networks that ship with the package to show the whole system on two "
@@ -128,7 +140,7 @@ def _results(run: RunData, splits: Sequence[Split]) -> str:
             test = family.get("tests", {}).get("trained_vs_untrained")
             rows.append(f"<tr><td>{escape(name)}</td>{size}{_arm_cells(family['arms'], names)}{_test_cells(test, adjusted.get(name))}</tr>")
         rows.append(
-            f'<tr class="pooled"><td>mean over families</td><td>{split.games or ""}</td><td></td>'
+            f'<tr class="pooled"><td>all runs</td><td>{split.games or ""}</td><td>{split.runs or ""}</td>'
             f"{_arm_cells(split.arms, names)}{_test_cells(split.test, None)}</tr>"
         )
     bars = report_figures.family_bars(
@@ -138,13 +150,31 @@ def _results(run: RunData, splits: Sequence[Split]) -> str:
     return _section(
         "Results",
         f"Games won per family, with 95 % intervals: {legend}. All arms play the same games, so their differences are paired. "
-        "No evaluation game shares its initial state with a training game.",
+        "No test game has an initial state that training or reflection has seen.",
         f'<div class="figure">{bars}</div>',
         '<div class="scroll"><table><thead><tr><th>family</th><th>games</th><th>runs</th>'
         f"{head}<th>trained - untrained</th><th>p</th><th>p, Holm</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>",
         '<p class="lead" style="margin:12px 0 0">Per cent of games won. p: two-sided, of the paired difference; Holm: corrected for '
-        "testing every family. The mean over families is unweighted; its interval combines those of the families as independent.</p>",
+        "testing every family. A run is one loop of reflection; its value is the share of its test games that the last prompt of the loop wins.</p>",
+        _evaluation_faults(run),
     )
+
+
+def _evaluation_faults(run: RunData) -> str:
+    """What went wrong in the evaluation, by arm; zeros included."""
+    texts = {"malformed_replies": "malformed replies of the reflector", "failed_episodes": "episodes failed by the environment"}
+    counts = {
+        f"{text}, {arm}": sum(family.get(key, {}).get(arm, 0) for family in run.families.values())
+        for key, text in texts.items()
+        for arm in ARMS
+        if any(arm in family.get(key, {}) for family in run.families.values()) and (key, arm) != ("malformed_replies", "initial")
+    }
+    return _badges(counts)
+
+
+def _badges(counts: Mapping[str, float]) -> str:
+    badges = " ".join(f'<span class="badge">{escape(text)}: <b>{value:,.0f}</b></span>' for text, value in counts.items())
+    return f'<p style="margin:10px 0 0">{badges}</p>' if badges else ""
 
 
 def _arm_cells(arms: Mapping[str, Json], names: Sequence[str]) -> str:
@@ -201,15 +231,11 @@ def _faults(run: RunData) -> str:
     counts = {
         text: sum(value or 0 for value in series(run.metrics, name)) for name, text in labels.items() if any(name in r for r in run.metrics)
     }
-    # The pool counts from its start: the last line of each process holds its total, the largest is a lower bound over restarts.
-    for name in ("crashes", "timeouts", "replays", "quarantined"):
-        values = [record.get("time", {}).get(name, record.get("time", {}).get(f"worker_{name}")) for record in run.metrics]
-        if known := [value for value in values if isinstance(value, (int, float))]:
-            counts[f"workers: {name}"] = max(known)
-    if not counts:
-        return ""
-    badges = " ".join(f'<span class="badge">{escape(text)}: <b>{value:,.0f}</b></span>' for text, value in counts.items())
-    return f'<p style="margin:10px 0 0">{badges}</p>'
+    times = [record.get("time", {}) for record in run.metrics]
+    for name, text in (("crashes", "worker crashes"), ("timeouts", "worker timeouts"), ("replays", "episodes replayed")):
+        if any(f"worker_{name}" in time for time in times):
+            counts[text] = counter_total(series(times, f"worker_{name}"))
+    return _badges(counts)
 
 
 def _prompts(run: RunData) -> str:
@@ -234,7 +260,10 @@ def _prompts(run: RunData) -> str:
 def _prompt(arm: str, row: Json, text: str) -> str:
     success = row.get("success")
     badge = "" if not isinstance(success, (int, float)) else f' <span class="badge">wins {percent(success)} %</span>'
-    return f'<div><h3><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}{badge}</h3><pre>{text}</pre></div>'
+    analysis = (
+        "" if not row.get("analysis") else f"<details><summary>its analysis</summary><pre>{escape(str(row['analysis']))}</pre></details>"
+    )
+    return f'<div><h3><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}{badge}</h3><pre>{text}</pre>{analysis}</div>'
 
 
 def _marked(before: str, after: str) -> tuple[str, str]:

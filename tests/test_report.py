@@ -66,13 +66,13 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
                 "grad_norm": 0.4 + generator.random(),
                 "episodes": 300,
                 "failed_episodes": 0,
-                "time": {"contexts_s": 3.0, "candidates_s": 4.2, "rewards_s": 21.0, "update_s": 6.0, "crashes": 1 if n > 4 else 0},
+                "time": {"contexts_s": 3.0, "candidates_s": 4.2, "rewards_s": 21.0, "update_s": 6.0, "worker_crashes": 1 if n > 4 else 0},
             }
             file.write(json.dumps(record) + "\n")
     if not evaluated:
         return folder
     rates = {"initial": 0.12, "untrained": 0.42, "trained": 0.8}
-    families, prompts, episodes = {}, [], {arm: [] for arm in rates}
+    families, prompts, episodes = {}, [], {}
     for index, (family, split) in enumerate(FAMILIES.items()):
         shift = -0.02 * index - (0.2 if split == "heldout" else 0)
         arms = {
@@ -89,12 +89,27 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
             prompt = "You play NetHack." + (" " + LESSONS[arm] if LESSONS[arm] else "")
             if arm != "initial":
                 prompts.append({"arm": arm, "family": family, "run": 0, "system_prompt": prompt, "success": rates[arm]})
-            episodes[arm] += [_trajectory(family, key, prompt, won=arm == "trained" and key != 1) for key in range(3)]
-    (folder / "evaluation.json").write_text(json.dumps({"families": families}))
+            episodes[arm, family] = [_trajectory(family, key, prompt, won=arm == "trained" and key != 1) for key in range(3)]
+    overall = {split: {"split": split, "games": 40, "runs": 24, **_pooled(families, split)} for split in ("train", "heldout")}
+    (folder / "evaluation.json").write_text(json.dumps({"families": families, "overall": overall}))
     (folder / "prompts" / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    for arm, played in episodes.items():
-        (folder / "episodes" / f"evaluation_{arm}.jsonl").write_text("".join(to_json(t) + "\n" for t in played))
+    for (arm, family), played in episodes.items():
+        (folder / "episodes" / f"evaluation_{arm}_{family}.jsonl").write_text("".join(to_json(t) + "\n" for t in played))
     return folder
+
+
+def _pooled(families, split):
+    """Arms and tests of a split: the means of its families, with made-up intervals."""
+    members = [family for family in families.values() if family["split"] == split]
+    arms = {arm: np.mean([family["arms"][arm]["mean"] for family in members]) for arm in members[0]["arms"]}
+    return {
+        "arms": {arm: {"mean": mean, "sd": 0.2, "ci95": [max(0.0, mean - 0.05), mean + 0.05]} for arm, mean in arms.items()},
+        "tests": {"trained_vs_untrained": {"difference": arms["trained"] - arms["untrained"], "ci95": [0.32, 0.44], "p": 0.00001}},
+    }
+
+
+def _written(folder: Path) -> Path:
+    return report.write_report(report_data.load_run(folder))
 
 
 class _Checker(HTMLParser):
@@ -135,18 +150,18 @@ def _check(page: str) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    return report.write_report(make_run(tmp_path_factory.mktemp("runs") / "demo")).read_text(encoding="utf-8")
+    return _written(make_run(tmp_path_factory.mktemp("runs") / "demo")).read_text(encoding="utf-8")
 
 
 def test_page_is_self_contained_and_well_formed(page):
     text = _check(page)
-    for expected in ("eat", "held out", "groups without signal (of 8)", "You won.", "p, Holm", "0123abc", "0.10.2", "workers: crashes"):
+    for expected in ("eat", "held out", "groups without signal (of 8)", "You won.", "p, Holm", "0123abc", "0.10.2", "worker crashes"):
         assert expected in text
 
 
 def test_headline_states_result_and_interval_and_what_pocket_models_are(page):
     text = _check(page)
-    # Means .80 - .02 n over four training families: .77; untrained .39. Half width .125 / 2.
+    # Means .80 - .02 n over four training families: .77; untrained .39.
     assert (
         "win 77 % of the games, those of the untrained one 39 %: better than before training (+38 points, 95 % interval +32 to +44)" in text
     )
@@ -167,7 +182,7 @@ def test_only_what_one_prompt_has_is_marked():
 
 def test_no_evaluation_and_no_metrics_are_said(tmp_path):
     run = make_run(tmp_path / "young", evaluated=False, iterations=0)
-    text = _check(report.write_report(run).read_text(encoding="utf-8"))
+    text = _check(_written(run).read_text(encoding="utf-8"))
     assert "No evaluation of the trained" in text
     assert "No finished iteration yet" in text
     assert report.result_table(report_data.load_run(run)) is None
@@ -177,7 +192,7 @@ def test_half_written_last_metrics_line_is_ignored(tmp_path):
     run = make_run(tmp_path / "killed", evaluated=False, iterations=3)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 4, "reward_re')
-    assert "3 of 30 iterations" in _check(report.write_report(run).read_text(encoding="utf-8"))
+    assert "3 of 30 iterations" in _check(_written(run).read_text(encoding="utf-8"))
 
 
 def test_evaluation_of_some_families_and_arms_only(tmp_path):
@@ -185,25 +200,24 @@ def test_evaluation_of_some_families_and_arms_only(tmp_path):
     data = json.loads((run / "evaluation.json").read_text())
     for family in data["families"].values():
         del family["arms"]["untrained"], family["tests"]
+    del data["overall"]
     data["families"] = {name: family for name, family in data["families"].items() if family["split"] == "train"}
     (run / "evaluation.json").write_text(json.dumps(data))
-    text = _check(report.write_report(run).read_text(encoding="utf-8"))
+    text = _check(_written(run).read_text(encoding="utf-8"))
     assert "locked_door" in text
 
 
 def test_report_does_not_depend_on_when_it_is_made(tmp_path):
     run = make_run(tmp_path / "twice")
-    first = report.write_report(run).read_bytes()
-    assert report.write_report(run).read_bytes() == first
+    first = _written(run).read_bytes()
+    assert _written(run).read_bytes() == first
 
 
-def test_pooled_interval_by_hand(tmp_path):
-    run = report_data.load_run(make_run(tmp_path / "pool"))
-    split = report_data.split_summary(run, "train")
-    assert split.test["difference"] == pytest.approx(0.38)
-    # Four independent half widths of 0.125: 0.125 / sqrt(4).
-    assert split.test["ci95"] == pytest.approx([0.38 - 0.0625, 0.38 + 0.0625])
-    assert split.test["p"] < 1e-10
+def test_split_summary_is_that_of_the_file(tmp_path):
+    run = report_data.load_run(make_run(tmp_path / "split"))
+    split = report_data.split_summary(run, "heldout")
+    assert list(split.families) == ["wear", "puton"]
+    assert (split.games, split.runs, split.test["ci95"]) == (40, 24, [0.32, 0.44])
     assert report_data.split_summary(dataclasses.replace(run, evaluation={}), "train") is None
 
 
@@ -223,6 +237,18 @@ def test_smoothing_keeps_a_constant_and_follows_a_step():
     assert report_figures.smooth([0.0, 1.0]) == pytest.approx([0.0, 4 / 7])
 
 
+def test_counters_that_start_again_are_added_up():
+    # 0, 2, 2 in one process, then 1, 3 in the next: 2 + 3.
+    assert report_data.counter_total([0, 2, None, 2, 1, 3]) == 5
+
+
+def test_unknown_flag_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["--run-dir", "x", "--colour", "red"])
+    assert stopped.value.code == 2
+    assert "--colour" in capsys.readouterr().err
+
+
 def test_numbers_as_text():
     assert (report_page.percent(0.417), report_page.points(-0.06), report_page.interval([0.3, 0.5], signed=True)) == (
         "42",
@@ -232,24 +258,22 @@ def test_numbers_as_text():
     assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == ["<0.0001", "0.0007", "0.012", "0.500"]
 
 
-def test_terminal_shows_the_table_and_ends_with_the_path(tmp_path, monkeypatch, capsys):
+def test_terminal_shows_the_table_and_ends_with_the_path(tmp_path, capsys):
     run = make_run(tmp_path / "cli")
-    monkeypatch.setattr("sys.argv", ["report", "--run-dir", str(run)])
-    report.main()
+    report.main(["--run-dir", str(run)])
     out = capsys.readouterr().out
     assert "locked_door" in out
     assert out.strip().splitlines()[-1] == f"Report: {run / 'report.html'}"
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [("evaluation.json", "{oops", "is not JSON"), (None, None, "no run directory")])
-def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, capsys, name, text, message):
+def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, capsys, name, text, message):
     run = tmp_path / "missing"
     if name is not None:
         run = make_run(tmp_path / "bad", evaluated=False, iterations=1)
         (run / name).write_text(text)
-    monkeypatch.setattr("sys.argv", ["report", "--run-dir", str(run)])
     with pytest.raises(SystemExit) as stopped:
-        report.main()
+        report.main(["--run-dir", str(run)])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert message in error
