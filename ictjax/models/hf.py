@@ -91,6 +91,7 @@ def save_checkpoint(folder: str | os.PathLike[str], config: ModelConfig, params:
     actual = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
     if actual != expected:
         raise ValueError(f"the parameters have shapes {actual}, the config asks for {expected}: save a model with its own config")
+    text = json.dumps(config.to_hf(), indent=2) + "\n"
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     host = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=jnp.dtype(config.param_dtype)), params)
@@ -103,7 +104,6 @@ def save_checkpoint(folder: str | os.PathLike[str], config: ModelConfig, params:
         folder / _WEIGHTS,
         lambda path: save_file(tensors, path, metadata={"format": "pt"}),
     )
-    text = json.dumps(config.to_hf(), indent=2) + "\n"
     _replace(
         folder / _CONFIG,
         lambda path: pathlib.Path(path).write_text(text, encoding="utf-8"),

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,8 @@ class Request:
             raise ValueError(f"top_p is {self.top_p}: give a mass in (0, 1]; 1 is off")
 
 
-class Generation(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
     """A finished reply."""
 
     conversation: int
@@ -93,7 +94,8 @@ class Generation(NamedTuple):
     finish: str  # "stop", "length" (the request's limit) or "context" (the conversation is full)
 
 
-class SamplerStats(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerStats:
     """Counts since the sampler was made."""
 
     prefilled_tokens: int  # appended by open and extend, and computed
@@ -210,7 +212,7 @@ class Sampler:
     @property
     def stats(self) -> SamplerStats:
         counts = self._counts
-        return SamplerStats(**{name: counts[name] for name in SamplerStats._fields})
+        return SamplerStats(**{field.name: counts[field.name] for field in dataclasses.fields(SamplerStats)})
 
     @property
     def idle(self) -> bool:
@@ -240,7 +242,7 @@ class Sampler:
         if len(request.stop_ids) > sizes.max_stop_ids:
             raise ValueError(f"{len(request.stop_ids)} stop ids exceed the sampler's max_stop_ids {sizes.max_stop_ids}: raise max_stop_ids")
         if found.full or found.length >= sizes.max_len:
-            self._finished.append(Generation(conversation, (), (), "context"))
+            self._finished.append(Generation(conversation=conversation, ids=(), logprobs=(), finish="context"))
             return
         found.columns = pack_request(
             temperature=request.temperature,
@@ -452,7 +454,9 @@ class Sampler:
             finish = "context"
         else:
             return
-        self._finished.append(Generation(conversation.id, tuple(conversation.reply), tuple(conversation.logprobs), finish))
+        self._finished.append(
+            Generation(conversation=conversation.id, ids=tuple(conversation.reply), logprobs=tuple(conversation.logprobs), finish=finish)
+        )
         conversation.request, conversation.reply, conversation.logprobs = None, [], []
 
     def _program(self, num_rows: int, length: int, attended: int) -> Any:

@@ -1,0 +1,379 @@
+"""The slot sampler against plain loops over full forward passes, and against itself at other sizes and orders."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ictjax.models import transformer
+from ictjax.models.config import ModelConfig
+from ictjax.sampler import Generation, Request, Sampler, SamplerConfig, raw_key
+from ictjax.sampler.step import sample
+
+MODEL = ModelConfig(
+    vocab_size=23, num_layers=1, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=4, max_positions=64, tie_embeddings=True
+)
+SIZES = SamplerConfig(
+    num_slots=2, max_len=40, extend_buckets=(8,), row_buckets=(2,), decode_steps=3, max_top_k=8, attended_buckets=(40,), max_stop_ids=2
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    # Larger than initial weights: replies then depend on the whole context, and are not uniform.
+    return jax.tree.map(lambda leaf: leaf * (12 if leaf.ndim > 1 else 1), transformer.init_params(MODEL, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def sampler(params):
+    """One sampler for the tests that only need some: they close what they open, so nothing but time is shared."""
+    with Sampler(MODEL, params, SIZES, 0) as made:
+        made.warmup()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def full_logits(params):
+    """Logits of a whole sequence by one forward pass, padded to one shape."""
+
+    @jax.jit
+    def padded(tokens):
+        return transformer.unembed(MODEL, params, transformer.forward(MODEL, params, tokens))
+
+    def logits(ids):
+        return np.asarray(padded(np.pad(np.asarray(ids, np.int32), (0, SIZES.max_len - len(ids)))[None])[0, : len(ids)])
+
+    return logits
+
+
+def request(seed=0, **changes):
+    defaults = {"max_new_tokens": 7, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop_ids": (), "key": raw_key(seed)}
+    return Request(**defaults | changes)
+
+
+def ask(sampler, ids, asked):
+    conversation = sampler.open(ids)
+    sampler.generate(conversation, asked)
+    (generation,) = sampler.run()
+    sampler.close(conversation)
+    return generation
+
+
+def prompts(number, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, MODEL.vocab_size, int(rng.integers(1, 20))).tolist() for _ in range(number)]
+
+
+def replies(sampler, order):
+    """Replies to prompt i under key i, two turns each, opened in some order; by prompt."""
+    texts, turns, found = prompts(9), {}, {}
+    for index in order:
+        conversation = sampler.open(texts[index])
+        sampler.generate(conversation, request(index, stop_ids=(3,)))
+        turns[conversation] = index
+    while turns:
+        for generation in sampler.step():
+            index = turns[generation.conversation]
+            found.setdefault(index, []).append(generation.ids)
+            if len(found[index]) == 1:
+                sampler.extend(generation.conversation, texts[-index][:5])
+                sampler.generate(generation.conversation, request(100 + index))
+            else:
+                sampler.close(generation.conversation)
+                del turns[generation.conversation]
+    return found
+
+
+def test_tokens_depend_on_neither_slots_nor_order(sampler, params):
+    expected = replies(sampler, range(9))
+    assert sorted(expected) == list(range(9))
+    other = dataclasses.replace(
+        SIZES, num_slots=8, row_buckets=(8,), decode_steps=2, extend_steps=4, extend_buckets=(5,), attended_buckets=(20,)
+    )
+    with Sampler(MODEL, params, other, 0) as wide:
+        assert replies(wide, [4, 8, 1, 0, 7, 3, 2, 6, 5]) == expected
+
+
+def test_equals_a_plain_loop(sampler, full_logits):
+    """Gumbel-max with the stated key of each token, by full forward passes, and the stated log-probabilities."""
+    prompt, asked = prompts(1)[0], request(5, temperature=0.7)
+    generation = ask(sampler, prompt, asked)
+    ids = list(prompt)
+    for count in range(7):
+        scaled = full_logits(ids)[-1] / np.float32(0.7)
+        noise = jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(asked.key), count), (MODEL.vocab_size,))
+        ids.append(int(np.argmax(scaled + noise)))
+        np.testing.assert_allclose(generation.logprobs[count], jax.nn.log_softmax(scaled)[ids[-1]], atol=1e-4)
+    assert (generation.ids, generation.finish) == (tuple(ids[len(prompt) :]), "length")
+    assert len(set(generation.ids)) > 1
+
+
+def test_greedy_equals_top_k_of_one(sampler, full_logits):
+    prompt = prompts(2)[1]
+    greedy = ask(sampler, prompt, request(temperature=0.0))
+    assert ask(sampler, prompt, request(1, top_k=1)).ids == greedy.ids
+    assert ask(sampler, prompt, request(2, top_p=1e-6)).ids == greedy.ids
+    assert ask(sampler, prompt, request(3)).ids != greedy.ids
+    logits = full_logits(prompt + list(greedy.ids))[len(prompt) - 1 : -1]
+    assert tuple(logits.argmax(axis=-1)) == greedy.ids
+    expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(7), list(greedy.ids)]
+    np.testing.assert_allclose(greedy.logprobs, expected, atol=1e-4)
+
+
+def test_logprobs_are_before_truncation(sampler, full_logits):
+    prompt = prompts(1)[0]
+    generation = ask(sampler, prompt, request(4, temperature=1.5, top_k=3, top_p=0.9))
+    logits = full_logits(prompt + list(generation.ids))[len(prompt) - 1 : -1] / 1.5
+    np.testing.assert_allclose(generation.logprobs, np.asarray(jax.nn.log_softmax(logits))[np.arange(7), list(generation.ids)], atol=1e-4)
+    assert all((row > row[chosen]).sum() < 3 for row, chosen in zip(logits, generation.ids, strict=True))
+
+
+def test_seeds_reproduce(sampler):
+    prompt = prompts(1)[0]
+    first = ask(sampler, prompt, request(11))
+    assert dataclasses.replace(ask(sampler, prompt, request(11)), conversation=first.conversation) == first
+    assert ask(sampler, prompt, request(12)).ids != first.ids
+    assert ask(sampler, prompt, request(key=jax.random.wrap_key_data(raw_key(11)))).ids == first.ids
+
+
+def test_stop_budget_and_context(sampler):
+    prompt = prompts(1)[0]
+    free = ask(sampler, prompt, request(6, max_new_tokens=12)).ids
+    stop = free[4]
+    first = free.index(stop)
+    stopped = ask(sampler, prompt, request(6, max_new_tokens=12, stop_ids=(22 if stop != 22 else 21, stop)))
+    assert (stopped.ids, stopped.finish) == (free[: first + 1], "stop")
+    assert ask(sampler, prompt, request(6, max_new_tokens=1)).ids == free[:1]
+    long = ask(sampler, prompt, request(6, max_new_tokens=100))
+    assert (len(long.ids), long.finish) == (SIZES.max_len - len(prompt), "context")
+    assert long.ids[:12] == free
+
+
+def test_context_overflow_is_a_finish_and_frees_the_slot(sampler):
+    texts = prompts(2)
+    full = sampler.open(list(range(20)) * 2)
+    sampler.generate(full, request())
+    assert sampler.run() == [Generation(conversation=full, ids=(), logprobs=(), finish="context")]
+    overflowing = sampler.open(texts[0])
+    sampler.extend(overflowing, [1] * SIZES.max_len)
+    sampler.generate(overflowing, request())
+    never = sampler.open([1] * (SIZES.max_len + 1))  # takes no slot
+    sampler.generate(never, request())
+    assert {generation.finish for generation in sampler.run()} == {"context"}
+    for conversation in (full, overflowing, never):
+        sampler.close(conversation)
+    assert ask(sampler, texts[1], request()).finish == "length"
+
+
+def test_many_turns_equal_one_prompt(sampler):
+    """Open, generate, extend, extend, generate: the second reply is that of a fresh conversation with all the tokens."""
+    first, second = [5, 1, 9], [2, 2, 17, 4, 4, 8, 1, 0, 6, 3]
+    conversation = sampler.open(first)
+    sampler.generate(conversation, request(1))
+    (reply,) = sampler.run()
+    sampler.extend(conversation, second[:1])
+    sampler.step()
+    sampler.extend(conversation, second[1:])
+    sampler.generate(conversation, request(2))
+    (generation,) = sampler.run()
+    sampler.close(conversation)
+    whole = [*first, *reply.ids, *second]
+    # A conversation of other tokens in every slot: nothing of the first can be reused.
+    for other in [sampler.open([7] * 30), sampler.open([8] * 30)]:
+        sampler.run()
+        sampler.close(other)
+    before = sampler.stats.reused_tokens
+    again = ask(sampler, whole, request(2))
+    assert sampler.stats.reused_tokens == before
+    assert again.ids == generation.ids
+    np.testing.assert_allclose(again.logprobs, generation.logprobs, atol=1e-5)
+
+
+def test_fork_equals_separate_prefill(sampler):
+    prompt = [4, 4, 19, 2, 2, 5, 11, 9, 1, 1, 20, 3, 3, 8, 0, 13, 7, 7, 12, 6, 18]
+    separate = [ask(sampler, prompt, request(seed)).ids for seed in range(5)]
+    for other in [sampler.open([10] * 30), sampler.open([14] * 30)]:
+        sampler.run()
+        sampler.close(other)
+    before = sampler.stats
+    source = sampler.open(prompt)
+    forks = [source, *(sampler.fork(source) for _ in range(4))]  # more than slots: the last ones wait, also past the end of the source
+    for seed, conversation in enumerate(forks):
+        sampler.generate(conversation, request(seed))
+    found = {}
+    while len(found) < 5:
+        for generation in sampler.step():
+            found[forks.index(generation.conversation)] = generation.ids
+            sampler.close(generation.conversation)
+    assert [found[index] for index in range(5)] == separate
+    after = sampler.stats
+    assert after.prefilled_tokens - before.prefilled_tokens <= len(prompt)
+    assert after.reused_tokens - before.reused_tokens == 4 * (len(prompt) - 1)
+    assert after.row_copies > before.row_copies
+
+
+def test_new_conversation_starts_from_a_known_prefix(sampler):
+    prompt = list(range(20))
+    expected = ask(sampler, [*prompt, 1, 2], request(3)).ids
+    before = sampler.stats
+    assert ask(sampler, [*prompt, 1, 2], request(3)).ids == expected
+    assert sampler.stats.reused_tokens - before.reused_tokens == 21
+    assert ask(sampler, [*prompt, 5], request(3)).ids != expected
+    assert sampler.stats.reused_tokens - before.reused_tokens == 21 + 20
+
+
+def test_queue_moves_when_a_slot_closes(sampler):
+    conversations = [sampler.open([index, 1]) for index in range(4)]
+    for conversation in conversations:
+        sampler.generate(conversation, request())
+    assert {generation.conversation for generation in sampler.run()} == set(conversations[:2])
+    assert sampler.idle and not sampler.step()
+    sampler.close(conversations[2])  # while it waits: it must never get a slot
+    sampler.close(conversations[0])
+    assert not sampler.idle
+    assert [generation.conversation for generation in sampler.run()] == conversations[3:]
+    sampler.close(conversations[1])
+    sampler.close(conversations[3])
+
+
+def test_nothing_recompiles_after_warmup(params):
+    sizes = dataclasses.replace(SIZES, row_buckets=(1, 2))
+    with Sampler(MODEL, params, sizes, 0) as fresh:
+        fresh.warmup()
+        # Two row buckets x (decode, extend) x 40 attended positions, and the row copy.
+        assert fresh.stats.compile_count == 2 * 2 * 1 + 1
+        compilations = []
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+        )
+        jax.jit(lambda x: x + 1)(np.float32(1)).block_until_ready()
+        assert len(compilations) == 1  # the listener works
+        replies(fresh, range(9))
+        source = fresh.open(list(range(20)))
+        fresh.generate(source, request(top_k=4, top_p=0.8, temperature=0.3))
+        child = fresh.fork(source) if fresh.run() else None
+        fresh.generate(child, request(max_new_tokens=100))
+        fresh.run()
+        assert fresh.stats.compile_count == 5
+        assert len(compilations) == 1
+
+
+def test_stats_account_for_every_position(sampler):
+    before = dataclasses.asdict(sampler.stats)
+    conversation = sampler.open([21] * 11)  # a beginning that no other test leaves in a cache row
+    sampler.generate(conversation, request(max_new_tokens=6))
+    sampler.run()
+    sampler.close(conversation)
+    used = {name: count - before[name] for name, count in dataclasses.asdict(sampler.stats).items()}
+    assert used == {
+        "prefilled_tokens": 11,
+        "reused_tokens": 0,
+        "decoded_tokens": 6,
+        # Two extends of 2 rows x 8 positions for 11 tokens; the second samples 1; decodes of 3 and 2 steps x 2 rows for the other 5.
+        "padded_tokens": (2 * 2 * 8 - 11) + (2 * 5 - 5),
+        "dispatches": 4,
+        "row_copies": 0,
+        "compile_count": 0,
+    }
+
+
+def test_new_weights_forget_the_cache(sampler, params):
+    prompt = list(range(20))
+    before = ask(sampler, prompt, request(temperature=0.0))
+    conversation = sampler.open(prompt)
+    with pytest.raises(ValueError, match="1 conversations are open"):
+        sampler.set_params(params)
+    sampler.close(conversation)
+    with pytest.raises(ValueError, match="the config asks for"):
+        sampler.set_params({**params, "norm": np.ones(3, np.float32)})
+    sampler.set_params({**params, "embed": np.asarray(params["embed"])[::-1].copy()})
+    reused = sampler.stats.reused_tokens
+    changed = ask(sampler, prompt, request(temperature=0.0))
+    assert sampler.stats.reused_tokens == reused
+    sampler.set_params(params)
+    again = ask(sampler, prompt, request(temperature=0.0))
+    assert again.ids == before.ids != changed.ids
+
+
+def test_top_p_keeps_the_smallest_sufficient_set():
+    """A hand-made distribution: which ids can be drawn, and in which proportions."""
+    probabilities = np.array([0.05, 0.4, 0.3, 0.15, 0.1], np.float32)
+    number = 4000
+
+    def draw(top_k, top_p):
+        ids, logprobs = jax.jit(sample, static_argnums=6)(
+            jnp.tile(jnp.log(probabilities), (number, 1)),
+            jnp.ones(number),
+            jnp.full(number, top_k, jnp.int32),
+            jnp.full(number, top_p, jnp.float32),
+            jnp.tile(raw_key(0), (number, 1)),
+            jnp.arange(number, dtype=jnp.int32),
+            4,
+        )
+        np.testing.assert_allclose(logprobs, np.log(probabilities)[np.asarray(ids)], atol=1e-5)
+        return np.bincount(np.asarray(ids), minlength=5) / number
+
+    np.testing.assert_allclose(draw(0, 1.0), probabilities, atol=0.03)
+    np.testing.assert_allclose(draw(0, 0.69), [0, 4 / 7, 3 / 7, 0, 0], atol=0.03)
+    np.testing.assert_allclose(draw(0, 0.71), [0, 8 / 17, 6 / 17, 3 / 17, 0], atol=0.03)
+    np.testing.assert_allclose(draw(0, 0.1), [0, 1, 0, 0, 0])
+    np.testing.assert_allclose(draw(3, 1.0), [0, 8 / 17, 6 / 17, 3 / 17, 0], atol=0.03)
+    np.testing.assert_allclose(draw(2, 0.5), [0, 1, 0, 0, 0])  # 0.4 of 0.7 is more than half
+
+
+def test_truncation_of_one_row_leaves_the_others_alone():
+    logits = jax.random.normal(jax.random.key(0), (3, 40))
+    keys = jnp.stack([jnp.asarray(raw_key(row)) for row in range(3)])
+    arguments = (logits, jnp.array([1.0, 0.0, 2.0]), jnp.zeros(3, jnp.int32))
+    plain, _ = sample(*arguments, jnp.ones(3), keys, jnp.zeros(3, jnp.int32), 8)
+    mixed, _ = sample(*arguments, jnp.array([1e-3, 1.0, 1.0]), keys, jnp.zeros(3, jnp.int32), 8)
+    assert int(mixed[0]) == int(logits[0].argmax())
+    assert (mixed[1:] == plain[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.open([]), "open was given no ids"),
+        (lambda s: s.open([23]), "the vocabulary from 0 to 22"),
+        (lambda s: s.extend(10_000, [1]), "conversation 10000 is not open"),
+        (lambda s: s.generate(s.open([1]), request(top_k=9)), "top_k 9 exceeds"),
+        (lambda s: s.generate(s.open([1]), request(stop_ids=(1, 2, 3))), "3 stop ids exceed"),
+        (lambda s: s.generate(s.open([1]), request(key=np.zeros(4, np.uint32))), "key has words of shape"),
+        (lambda s: [s.generate(c, request()) for c in [s.open([1])] * 2], "is still generating"),
+    ],
+)
+def test_refuses_bad_calls(sampler, call, message):
+    opened = set(sampler._conversations)
+    with pytest.raises(ValueError, match=message):
+        call(sampler)
+    for conversation in set(sampler._conversations) - opened:
+        sampler.close(conversation)
+    assert sampler.idle
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_slots": 0},
+        {"max_len": 1},
+        {"extend_buckets": ()},
+        {"extend_buckets": (8, 4)},
+        {"extend_buckets": (64,)},
+        {"row_buckets": (1, 4)},
+    ],
+)
+def test_sizes_refuse(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        dataclasses.replace(SIZES, **changes)
+
+
+def test_closed_sampler_refuses(params):
+    with Sampler(MODEL, params, SIZES, 0) as closed:
+        pass
+    with pytest.raises(ValueError, match="the sampler is closed"):
+        closed.open([1])
+    with pytest.raises(ValueError, match="max_len 128 exceeds"):
+        Sampler(MODEL, params, dataclasses.replace(SIZES, max_len=128), 0)
