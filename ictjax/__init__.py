@@ -13,6 +13,7 @@ K     key/value heads
 H     width of one head
 V     vocabulary
 L     layers
+R     response positions of a row of a training batch
 Q     contexts of one update
 G     candidates per context (the GRPO group)
 M     games per candidate

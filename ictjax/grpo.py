@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -60,7 +61,7 @@ _CHOICES = {
 }
 
 
-def _require(holds: bool, field: str, value: float, expected: str) -> None:
+def _require(holds: bool, field: str, value: object, expected: str) -> None:
     if not holds:  # written so that NaN, for which every comparison is false, is refused too
         raise ValueError(f"GRPOConfig.{field} must be {expected}, got {value}.")
 
@@ -93,7 +94,7 @@ class Advantages(NamedTuple):
     dead_q: Bool[Array, "Q"]  # the valid members (none, one or more) all have the same reward
 
 
-def advantages(config: GRPOConfig, reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]) -> Advantages:
+def advantages(config: GRPOConfig, reward_qg: Float[Array | np.ndarray, "Q G"], valid_qg: Bool[Array | np.ndarray, "Q G"]) -> Advantages:
     """Composes the configured advantage with the treatment of dead groups.
 
     Args:
@@ -109,6 +110,7 @@ def advantages(config: GRPOConfig, reward_qg: Float[Array, "Q G"], valid_qg: Boo
             f"Rewards and their validity must both have shape [contexts, group_size={config.group_size}], "
             f"got {reward_qg.shape} and {valid_qg.shape}."
         )
+    reward_qg, valid_qg = jnp.asarray(reward_qg, jnp.float32), jnp.asarray(valid_qg)
     if config.advantage == "mean":
         advantage_qg = mean_advantages(reward_qg, valid_qg)
     else:

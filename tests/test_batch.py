@@ -32,7 +32,7 @@ def test_the_source_of_a_target_is_the_token_before_it():
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 50, size=n).tolist() for n in (1, 4, 7)]
     replies = [rng.integers(0, 50, size=n).tolist() for n in (5, 1, 3)]
-    batch = pack(CONFIG, prompts, replies, advantages=[0, 0, 0], pad_id=99)
+    batch = pack(CONFIG, prompts, replies, advantages=[0.0, 0.0, 0.0], pad_id=99)
     for row in range(3):
         mask = batch.response_mask_br[row]
         following = batch.tokens_bt[row, batch.source_br[row, mask] + 1]

@@ -221,7 +221,7 @@ def test_the_learner_solves_a_bandit():
         replies = [int(np.argmax(logits[prompt] + rng.gumbel(size=11))) for prompt in prompts]
         reward_qg = jnp.asarray([float(best[p] == r) for p, r in zip(prompts, replies, strict=True)]).reshape(2, 8)
         result = grpo.advantages(config, reward_qg, jnp.ones((2, 8), bool))
-        batch = pack(shapes, [[p] for p in prompts], [[r] for r in replies], advantages=np.ravel(result.advantage_qg), pad_id=0)
+        batch = pack(shapes, [[p] for p in prompts], [[r] for r in replies], advantages=np.ravel(result.advantage_qg).tolist(), pad_id=0)
         state, _ = update(state, params, batch)
     final = jax.nn.softmax(state.params["table"] * state.params["scale"], axis=-1)
     assert final[1, 3] > 0.9 and final[2, 5] > 0.9
