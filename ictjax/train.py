@@ -104,7 +104,7 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
                     (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
                 metrics["dead_groups"] = dead_groups
                 timing |= {f"worker_{name}": count for name, count in dataclasses.asdict(pool.stats).items()}
-                timing |= {"actor": actor.stats._asdict(), "reflector": reflector.stats._asdict()}
+                timing |= {"actor": dataclasses.asdict(actor.stats), "reflector": dataclasses.asdict(reflector.stats)}
                 writer.write(iteration, metrics, timing)
                 if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
                     checkpointer.save(iteration, state, {"iteration": iteration, "meta": meta_env.state_to_json(meta)})
