@@ -159,10 +159,12 @@ class ScriptedSampler:
             before = tuple(self.ids[conversation])
             self.requests.append((before, request))
             if len(before) >= self.max_len:
-                finished.append(Generation(conversation, (), (), "context"))
+                finished.append(Generation(conversation=conversation, ids=(), logprobs=(), finish="context"))
                 continue
             reply = tuple(self._script(before, request))[: request.max_new_tokens]
             self.ids[conversation] += reply
             stopped = bool(reply) and reply[-1] in request.stop_ids
-            finished.append(Generation(conversation, reply, (-0.5,) * len(reply), "stop" if stopped else "length"))
+            finished.append(
+                Generation(conversation=conversation, ids=reply, logprobs=(-0.5,) * len(reply), finish="stop" if stopped else "length")
+            )
         return finished
