@@ -31,12 +31,11 @@ def check(config: TrainConfig, console: Console) -> None:
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer), params)
     rows = config.batch.num_rows
     update = make_update(transformer_policy(trained, remat=config.remat), config.grpo, optimizer, config.learner)
-    for num_tokens in config.batch.token_buckets:
-        for num_responses in config.batch.response_buckets:
-            reply = min(num_responses, num_tokens - 1)
-            batch = pack(config.batch, [[0] * (num_tokens - reply)] * rows, [[0] * reply] * rows, advantages=[0.0] * rows, pad_id=0)
-            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
-            jax.eval_shape(update, state, None if config.grpo.kl == "none" else params, shapes)
+    reply = config.batch.response_buckets[-1]
+    prompt = config.batch.token_buckets[-1] - reply
+    batch = pack(config.batch, [[0] * prompt] * rows, [[0] * reply] * rows, advantages=[0.0] * rows, pad_id=0)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+    jax.eval_shape(update, state, None if config.grpo.kl == "none" else params, shapes)
     table = Table(title="Memory, GiB (activations and gradients come on top)", title_justify="left")
     table.add_column("what")
     table.add_column("parameters", justify="right")

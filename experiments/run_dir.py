@@ -1,11 +1,14 @@
 """What the entry points share: flags, signals, and run directories that are never overwritten by mistake."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import pathlib
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -41,8 +44,7 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
             signal.signal(each, signal.SIG_DFL)  # a second signal ends the program at once
         raise Stopped(number)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         body()
     except ValueError as error:
@@ -51,12 +53,23 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
     except Stopped as stopped:
         print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
         sys.exit(stopped.exit_code)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def parse(args_type: type[_Args], description: str, argv: Sequence[str], default: _Args | None = None) -> _Args:
-    """Flags -> a dataclass. Raises ValueError for flags that do not exist."""
+    """Flags -> a dataclass. Raises ValueError, with what the parser says in one line, for flags and values that do not exist."""
     extra = {} if default is None else {"default": default}
-    args, unknown = tyro.cli(args_type, description=description, args=list(argv), return_unknown_args=True, **extra)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            args, unknown = tyro.cli(args_type, description=description, args=list(argv), return_unknown_args=True, **extra)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        text = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", complaint.getvalue()).partition("For full helptext")[0].split())
+        raise ValueError(f"{text.partition('Error parsing ')[2] or text} (--help lists the flags).") from None
     if unknown:
         raise ValueError(f"Unknown flag {unknown[0]!r}: --help lists the flags.")
     return args

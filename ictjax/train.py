@@ -103,8 +103,8 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
                     # What the sampler reported depends on how requests happened to be batched.
                     (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
                 metrics["dead_groups"] = dead_groups
-                timing |= {f"worker_{name}": count for name, count in dataclasses.asdict(pool.stats).items()}
-                timing |= {"actor": dataclasses.asdict(actor.stats), "reflector": dataclasses.asdict(reflector.stats)}
+                for who, stats in (("worker", pool.stats), ("actor", actor.stats), ("reflector", reflector.stats)):
+                    timing |= {f"{who}_{name}": count for name, count in dataclasses.asdict(stats).items()}
                 writer.write(iteration, metrics, timing)
                 if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
                     checkpointer.save(iteration, state, {"iteration": iteration, "meta": meta_env.state_to_json(meta)})
