@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import signal
@@ -122,14 +123,21 @@ def test_missing_and_repeated_steps_are_named(tmp_path):
         assert checkpointer.steps == (4, 5)
 
 
+# Orbax leaves the other reads of a failed restore on a closed event loop: the garbage collector complains, so collect here and not in a later test.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(0, _state(), {})
-    shutil.rmtree(tmp_path / "0" / "state" / "ocdbt.process_0")
     for path in (tmp_path / "0" / "state").rglob("*"):
         if path.is_file() and "METADATA" not in path.name and path.name != "commit_success.txt":
             path.write_bytes(b"")
-    with Checkpointer(tmp_path) as checkpointer, pytest.raises(ValueError, match="step 0 in .* cannot be read"):
+    with Checkpointer(tmp_path) as checkpointer:
+        _refuses_to_restore(checkpointer)
+    gc.collect()
+
+
+def _refuses_to_restore(checkpointer: Checkpointer) -> None:
+    with pytest.raises(ValueError, match="step 0 in .* cannot be read"):
         checkpointer.restore(0, _state())
 
 
