@@ -1,0 +1,226 @@
+"""The whole loop on fake games with hand-made models: what it learns, writes and resumes."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from envs.fake import FakeEnvironment
+from envs.pool import WorkerPool
+from experiments.evaluate import evaluate
+from experiments.presets import PRESETS
+from ictjax.config import differences, from_dict, to_dict
+from ictjax.metrics import read_metrics
+from ictjax.records import context_from_json, trajectory_from_json
+from ictjax.train import train
+from tests.tiny import save_pair
+
+ITERATIONS = 8
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return save_pair(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def flags(models):
+    actor, reflector = map(str, models)
+    return ["--preset", "fake-tiny", "--actor", actor, "--reflector", reflector, "--iterations", str(ITERATIONS)]
+
+
+@pytest.fixture(scope="module")
+def start(flags, tmp_path_factory):
+    """Starts the program; compiled code is kept from start to start. Whatever still runs at the end is killed."""
+    environ = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    started = []
+
+    def begin(run_dir, *more):
+        command = [sys.executable, "-m", "experiments.train", *flags, "--run-dir", str(run_dir), *more]
+        started.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    finish(start(run_dir))
+    return run_dir
+
+
+def finish(process):
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def timeless(run_dir):
+    return [{name: value for name, value in record.items() if name != "time"} for record in read_metrics(run_dir)]
+
+
+def kill_after(process, run_dir, iteration):
+    while len(read_metrics(run_dir)) < iteration:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+
+def test_a_run_killed_twice_and_resumed_equals_an_uninterrupted_one(start, uninterrupted, tmp_path):
+    run_dir = tmp_path / "killed"
+    kill_after(start(run_dir), run_dir, 2)
+    # What a kill between two writes leaves behind.
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "rew')
+    (run_dir / "episodes" / "iteration_00007.jsonl").write_text("from a life that is gone\n")
+    kill_after(start(run_dir), run_dir, 5)
+    finish(start(run_dir))
+    assert timeless(run_dir) == timeless(uninterrupted)
+    assert len(timeless(run_dir)) == ITERATIONS
+    for folder in ("episodes", "contexts", "prompts"):
+        for path in sorted((uninterrupted / folder).iterdir()):
+            assert (run_dir / folder / path.name).read_text() == path.read_text()
+
+
+def test_the_run_directory_holds_what_the_design_says(uninterrupted):
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert config["iterations"] == ITERATIONS
+    manifest = json.loads((uninterrupted / "manifest.json").read_text())
+    assert {"git_revision", "packages", "devices", "seeds", "games_sha256", "argv"} <= set(manifest)
+    records = read_metrics(uninterrupted)
+    assert [record["iteration"] for record in records] == list(range(1, ITERATIONS + 1))
+    for record in records:
+        assert {"reward", "reward_replay", "reward_fresh", "kl", "entropy", "grad_norm", "dead_groups", "reward_family"} <= set(record)
+        assert {"contexts_s", "candidates_s", "rewards_s", "update_s", "worker_replays", "sampler_gap_max"} <= set(record["time"])
+        assert record["time"]["sampler_gap_max"] < 1e-4
+        assert record["skipped"] == 0
+    first = uninterrupted / "contexts" / "iteration_00001.jsonl"
+    contexts = [context_from_json(line) for line in first.read_text().splitlines()]
+    assert sorted(context.family for context in contexts) == ["door", "lamp"]
+    lines = (uninterrupted / "episodes" / "iteration_00001.jsonl").read_text().splitlines()
+    assert all(trajectory_from_json(line).game.env == "fake" for line in lines)
+    prompts = [json.loads(line) for line in (uninterrupted / "prompts" / "iteration_00001.jsonl").read_text().splitlines()]
+    assert [(p["context"], p["candidate"]) for p in prompts] == [(q, g) for q in range(2) for g in range(4)]
+
+
+def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(models, tmp_path):
+    """The reflector starts with every word equally likely; only "OPEN" makes the actor win at doors, and only where the door is near."""
+    actor, reflector = map(str, models)
+    base = PRESETS["fake-tiny"]
+    config = dataclasses.replace(
+        base,
+        actor=actor,
+        reflector=reflector,
+        iterations=15,
+        environment=dataclasses.replace(base.environment, train_families=("door",), heldout_families=("lamp",)),
+        evaluation=dataclasses.replace(base.evaluation, runs=12, test_games=2),
+    )
+    with WorkerPool("fake", num_workers=1) as pool:
+        assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == 0
+        assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == config.iterations  # nothing is left to do
+    last = [json.loads(line) for line in (tmp_path / "prompts" / "iteration_00015.jsonl").read_text().splitlines()]
+    assert [prompt["system_prompt"] for prompt in last].count("OPEN") >= 7
+    from rich.console import Console
+
+    report = evaluate(tmp_path, config, Console(quiet=True))
+    door, lamp = report["families"]["door"], report["families"]["lamp"]
+    assert (door["split"], lamp["split"]) == ("train", "heldout")
+    assert (door["runs"], door["games"]) == (12, 24)
+    assert door["arms"]["initial"]["mean"] == 0
+    assert door["arms"]["trained"]["mean"] > door["arms"]["untrained"]["mean"]
+    assert door["tests"]["trained_vs_untrained"]["difference"] == pytest.approx(
+        door["arms"]["trained"]["mean"] - door["arms"]["untrained"]["mean"]
+    )
+    assert lamp["arms"]["trained"]["mean"] == 0  # it was taught the other word
+    assert set(report["overall"]) == {"train", "heldout"}
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+    check_games(tmp_path)
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "evaluation").iterdir()}
+    assert len(parts) == 6
+    next(iter(parts)).unlink()
+    assert evaluate(tmp_path, config, Console(quiet=True)) == report  # only the missing part is played again
+    changed = [path for path, before in parts.items() if path.stat().st_mtime_ns != before]
+    assert changed == [next(iter(parts))]
+
+
+def check_games(run_dir):
+    """All arms played the same TEST games in the same order, none of which begins like a game of training."""
+    trained_on = set()
+    for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
+        trained_on |= {trajectory_from_json(line).state_hash for line in path.read_text().splitlines()}
+    for family in ("door", "lamp"):
+        played = {}
+        for arm in ("initial", "untrained", "trained"):
+            lines = (run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl").read_text().splitlines()
+            trajectories = [trajectory_from_json(line) for line in lines]
+            played[arm] = [t.game for t in trajectories]
+            assert not {t.state_hash for t in trajectories} & trained_on
+        assert played["initial"] == played["untrained"] == played["trained"]
+    rows = [json.loads(line) for line in (run_dir / "prompts" / "evaluation.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 2 * 12
+    assert {row["arm"] for row in rows} == {"initial", "untrained", "trained"}
+
+
+def test_precollected_contexts_train_too(models, tmp_path):
+    actor, reflector = map(str, models)
+    base = PRESETS["fake-tiny"]
+    meta = dataclasses.replace(base.meta, collection="precollected", precollected_loops=2, replay_weight=1.0)
+    config = dataclasses.replace(base, actor=actor, reflector=reflector, iterations=2, meta=meta)
+    with WorkerPool("fake", num_workers=1) as pool:
+        train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
+    assert len((tmp_path / "contexts" / "precollected.jsonl").read_text().splitlines()) == 4
+    assert [record["reward_fresh"] for record in read_metrics(tmp_path)] == [None, None]
+
+
+def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
+    run_dir = tmp_path / "stopped"
+    process = start(run_dir, "--iterations", "10000")
+    while not read_metrics(run_dir):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "start it again with the same flags" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_configurations_survive_json(name):
+    config = PRESETS[name]
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    changed = to_dict(dataclasses.replace(config, seed=7, rollout=dataclasses.replace(config.rollout, max_steps=3)))
+    assert differences(to_dict(config), changed) == ["seed", "rollout.max_steps"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations"),
+        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=4)}, "batch.num_rows"),
+        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, token_buckets=(64,))}, "batch.token_buckets = 64"),
+        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, response_buckets=(4,))}, "response_buckets"),
+        ({"reflector_sampler": dataclasses.replace(PRESETS["fake-tiny"].reflector_sampler, max_len=100, attended_buckets=())}, "max_len"),
+        (
+            {"actor_sampler": dataclasses.replace(PRESETS["fake-tiny"].actor_sampler, max_len=4, extend_buckets=(4,), attended_buckets=())},
+            "actor",
+        ),
+    ],
+)
+def test_limits_that_do_not_fit_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PRESETS["fake-tiny"], **changes)
