@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
@@ -53,7 +54,8 @@ def start(flags, tmp_path_factory):
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +136,6 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
         assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == config.iterations  # nothing is left to do
     last = [json.loads(line) for line in (tmp_path / "prompts" / "iteration_00015.jsonl").read_text().splitlines()]
     assert [prompt["system_prompt"] for prompt in last].count("OPEN") >= 7
-    from rich.console import Console
-
     report = evaluate(tmp_path, config, Console(quiet=True))
     door, lamp = report["families"]["door"], report["families"]["lamp"]
     assert (door["split"], lamp["split"]) == ("train", "heldout")
