@@ -86,26 +86,38 @@ POCKET_MINIHACK = TrainConfig(
     environment=EnvironmentConfig(
         name="minihack",
         options={"text": "compact"},
-        train_families=("eat", "wield", "zap", "pray", "sink", "levitate_boots"),
+        train_families=("eat", "wield", "zap", "pray", "sink", "levitate_boots", "levitate_potion"),
         heldout_families=("wear", "puton", "read", "levitate_ring"),
         num_workers=1,
     ),
     meta=MetaConfig(
         contexts_per_iteration=8,
         games_per_context=3,
-        fresh_games=3,
+        fresh_games=2,
         replay_weight=0.5,
         meta_turns=3,
         collection="online",
         precollected_loops=0,
         malformed_reward=0.0,
     ),
-    rollout=RolloutConfig(max_steps=25, max_turn_tokens=24),
+    rollout=RolloutConfig(max_steps=10, max_turn_tokens=16),
     reflection=ReflectorConfig(
-        style="compact", max_context_tokens=640, max_reply_tokens=64, max_prompt_tokens=48, head_turns=3, tail_turns=2
+        style="compact", max_context_tokens=384, max_reply_tokens=64, max_prompt_tokens=48, head_turns=1, tail_turns=1
     ),
-    actor_sampler=SamplerConfig(num_slots=32, max_len=1024, extend_buckets=(48, 96), row_buckets=(4, 12, 32), decode_steps=12, max_top_k=1),
-    reflector_sampler=SamplerConfig(num_slots=64, max_len=768, extend_buckets=(256,), row_buckets=(8, 64), decode_steps=16, max_top_k=1),
+    # One dispatch appends an observation and samples the whole reply to it.
+    actor_sampler=SamplerConfig(
+        num_slots=32,
+        max_len=512,
+        extend_buckets=(32, 64),
+        row_buckets=(8, 32),
+        decode_steps=8,
+        extend_steps=8,
+        max_top_k=1,
+        attended_buckets=(192, 352, 512),
+    ),
+    reflector_sampler=SamplerConfig(
+        num_slots=64, max_len=448, extend_buckets=(256,), row_buckets=(8, 64), decode_steps=16, max_top_k=1, attended_buckets=(320, 448)
+    ),
     grpo=GRPOConfig(
         group_size=8,
         advantage="mean_std",
@@ -122,7 +134,7 @@ POCKET_MINIHACK = TrainConfig(
     ),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2),
     learner=LearnerConfig(num_microbatches=4, positions_per_chunk=64),
-    batch=BatchConfig(num_rows=64, token_buckets=(256, 384, 768), response_buckets=(64,)),
+    batch=BatchConfig(num_rows=64, token_buckets=(288, 448), response_buckets=(64,)),
     evaluation=EvaluationConfig(runs=20, meta_turns=1, test_games=5),
     checkpoint_every=1,
 )

@@ -26,6 +26,7 @@ from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import init_params
 
 _OUT = pathlib.Path(__file__).parent / "pocket" / "checkpoints"
+_PLAY_STEPS = 14  # of a scripted episode
 _MAX_LEVEL = 6
 _LEVEL_WINDOW = 25  # steps over which accuracy decides whether the drills get harder
 _LEVEL_ACCURACY = 0.94
@@ -43,9 +44,9 @@ class Config:
     """Of the scripted players, the rows and the initial weights."""
     games_per_family: int = 80
     """Training games that the scripted players play, each in four ways."""
-    actor_steps: int = 8000
+    actor_steps: int = 7000
     """Updates of the actor, about 2,000 tokens each."""
-    reflector_steps: int = 2500
+    reflector_steps: int = 1200
     """Updates of the reflector, about 4,000 tokens each."""
     right_share: float = 0.36
     """Share of the reflector's targets that name the right thing and give its lesson."""
@@ -101,8 +102,7 @@ def collect(config: Config, families: tuple[str, ...], progress: Progress) -> li
     """The scripted episodes of all families."""
     task = progress.add_task("scripted play", total=len(families) * config.games_per_family * 4, note="")
     games = []
-    limit = POCKET_MINIHACK.rollout.max_steps
-    for game in play.play_all(families, games_per_family=config.games_per_family, max_steps=limit, seed=config.seed):
+    for game in play.play_all(families, games_per_family=config.games_per_family, max_steps=_PLAY_STEPS, seed=config.seed):
         games.append(game)
         progress.update(task, advance=1, note=game.family)
     return games

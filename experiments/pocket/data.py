@@ -70,8 +70,8 @@ class WordTable:
         self.unknown = self._ids[UNKNOWN]
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of `text`, in which the two-word heading counts as one word."""
-        words = text.replace("IMPROVED PROMPT:", "IMPROVED_PROMPT:").split()
+        """The ids of `text`; the two-word heading counts as one word, an ellipsis as three."""
+        words = text.replace("IMPROVED PROMPT:", "IMPROVED_PROMPT:").replace("...", ". . .").split()
         return [self._ids.get(word.replace("_PROMPT:", " PROMPT:"), self.unknown) for word in words]
 
 
@@ -214,7 +214,9 @@ class ReflectorRows:
     who win by the right lesson, and some who follow a misleading one.
     """
 
-    def __init__(self, games: Sequence[PlayedGame], words: WordTable, config: ReflectorConfig, *, right_share: float, vague_share: float, seed: int):
+    def __init__(
+        self, games: Sequence[PlayedGame], words: WordTable, config: ReflectorConfig, *, right_share: float, vague_share: float, seed: int
+    ):
         self._games: dict[str, dict[str, list[PlayedGame]]] = {}
         for game in games:
             kinds = self._games.setdefault(game.family, {"novice": [], "right": [], "wrong": []})

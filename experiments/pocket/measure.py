@@ -74,9 +74,7 @@ def measure(folder: pathlib.Path, families: Sequence[str], *, test_games: int, p
         novice: dict[str, list] = {}
         for arm, make_prompt in ARMS.items():
             for family in families:
-                episodes = [
-                    Episode(game=game, system_prompt=make_prompt(family, random.Random(f"{arm} {game}"))) for game in games[family]
-                ]
+                episodes = [Episode(game=game, system_prompt=make_prompt(family, random.Random(f"{arm} {game}"))) for game in games[family]]
                 played = rollout(sampler, chat, pool, episodes, preset.rollout)
                 rows[family][arm] = success_rate(played) or 0.0
                 if arm == "none":

@@ -1,0 +1,744 @@
+"""`python -m experiments.bench [sampler | update | envs | all]`: measures this machine, each design against a peer in the same run.
+
+Absolute numbers belong to a machine and its load; ratios travel better. So every ratio is the median, over repetitions, of two times taken
+right after one another: the designs take turns inside each repetition, in an order that rotates, after one untimed round of everything.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import math
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from envs.api import GameId, Outcome
+from envs.minihack.families import TASKS, check_family
+from envs.pool import WorkerPool
+from experiments.run_dir import parse, run_main
+from ictjax import grpo
+from ictjax.batch import Batch, BatchConfig, pack
+from ictjax.learner import LearnerConfig, LearnerState, OptimizerConfig, Policy, init_state, make_optimizer, make_update, transformer_policy
+from ictjax.models.config import ModelConfig
+from ictjax.models.hf import save_checkpoint
+from ictjax.models.transformer import init_params
+from ictjax.run_files import write_lines
+from ictjax.sampler import Request, Sampler, SamplerConfig, SamplerStats, raw_key
+
+_DESCRIPTION = "Measures the sampler, the update and the environments on this machine, each against a peer in the same run."
+_PACKAGES = ("ictjax", "jax", "jaxlib", "flax", "optax", "transformers", "torch", "numpy", "gymnasium", "minihack", "nle")
+
+# Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and equal greedy replies would say little.
+_POCKET = ModelConfig(
+    vocab_size=512, num_layers=4, d_model=128, d_ff=256, num_heads=4, num_kv_heads=2, head_dim=32, rope_theta=10_000.0, max_positions=8192
+)
+SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        "pocket": _POCKET,
+        "medium": dataclasses.replace(
+            _POCKET, vocab_size=32_768, num_layers=8, d_model=512, d_ff=1536, num_heads=8, num_kv_heads=2, head_dim=64
+        ),
+        "qwen2.5-0.5b": dataclasses.replace(
+            _POCKET,
+            vocab_size=151_936,
+            num_layers=24,
+            d_model=896,
+            d_ff=4864,
+            num_heads=14,
+            num_kv_heads=2,
+            head_dim=64,
+            rope_theta=1_000_000.0,
+        ),
+    }
+)
+_Shape = Literal["pocket", "medium", "qwen2.5-0.5b"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every benchmark takes."""
+
+    repetitions: int = 5
+    """Timed rounds; results are medians over them."""
+    json: pathlib.Path | None = None
+    """Also write the results, with machine and versions, to this file."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1:  # not True, not None
+                raise ValueError(f"--{field.name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerBench(Common):
+    """Multi-turn conversations: keep each row's KV cache, or prefill the whole conversation again in every turn."""
+
+    shape: _Shape = "pocket"
+    """Of the model; weights are random."""
+    rows: int = 16
+    """Conversations at the same time."""
+    prompt: int = 256
+    """Tokens of the system prompt, which all conversations share."""
+    turns: int = 6
+    """Turns of each conversation."""
+    observed: int = 32
+    """Tokens of each observation. One length for all is the peers' best case: nothing to pad."""
+    reply: int = 16
+    """Tokens generated in each turn."""
+    decode_steps: int = 16
+    """Tokens sampled per dispatch of the sampler."""
+    transformers: bool = True
+    """Also measure Hugging Face transformers, where torch is installed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateBench(Common):
+    """One GRPO update, against the same update with the logits of all positions at once."""
+
+    shape: _Shape = "pocket"
+    """Of the model; weights are random."""
+    vocab_size: int | None = None
+    """Instead of the shape's own."""
+    rows: int = 16
+    """Sequences in the batch."""
+    prompt: int = 320
+    """Prompt tokens of each sequence."""
+    reply: int = 64
+    """Response tokens of each sequence."""
+    microbatches: int = 1
+    """Parts of the batch whose gradients are accumulated; the peer takes the batch whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvsBench(Common):
+    """Pools of games in worker processes, against a fresh MiniHack environment for every episode in this process."""
+
+    family: tuple[str, ...] = ("eat", "keyroom")
+    """MiniHack families; the fake game is always measured too."""
+    workers: tuple[int, ...] = (1, 2)
+    """Sizes of the pools."""
+    episodes: int = 32
+    """Played at the same time."""
+    steps: int = 20
+    """Random moves per episode, unless it ends earlier."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for family in self.family:
+            check_family(family)
+        if not self.workers or min(self.workers) < 1:
+            raise ValueError(f"--workers must be one or more numbers of at least 1, got {self.workers}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AllBenches(Common):
+    """All three at their default sizes."""
+
+
+class Result(NamedTuple):
+    """One table: `rows` are its lines by column name (the first names the design), `notes` the sentences below it."""
+
+    title: str
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+Note = Callable[[str], None]  # says what is being measured
+Design = Callable[[], tuple[float, Any]]  # runs once; seconds that count, and a result
+
+
+def interleave(designs: Mapping[str, Design], repetitions: int, note: Note) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of every design in each repetition, and the result of its untimed first run.
+
+    Each repetition runs all designs, starting with another one each time, so that a machine that slows down slows all of them.
+    """
+    names, first = list(designs), {}
+    for name in names:
+        note(f"{name}: first run")
+        first[name] = designs[name]()[1]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repetition in range(repetitions):
+        for index in range(len(names)):
+            name = names[(repetition + index) % len(names)]
+            note(f"{name}: {repetition + 1} of {repetitions}")
+            seconds[name].append(designs[name]()[0])
+    return seconds, first
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], design: str, peer: str) -> float:
+    """How many times faster a design is than a peer: the median over repetitions."""
+    return statistics.median(theirs / ours for ours, theirs in zip(seconds[design], seconds[peer], strict=True))
+
+
+# Sampler.
+
+
+class Workload(NamedTuple):
+    """Random tokens of multi-turn conversations."""
+
+    prompt: list[int]
+    observations: list[list[list[int]]]  # [turn][row]
+    reply: int
+
+
+class Clock:
+    """A stopwatch for the parts of a run that count."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+
+def make_workload(bench: SamplerBench, vocab_size: int) -> Workload:
+    """The same tokens for every design and repetition."""
+    rng = np.random.default_rng(0)
+    observations = rng.integers(0, vocab_size, (bench.turns, bench.rows, bench.observed)).tolist()
+    return Workload(prompt=rng.integers(0, vocab_size, bench.prompt).tolist(), observations=observations, reply=bench.reply)
+
+
+def keep_cache(sampler: Sampler, flush: Callable[[], None], work: Workload, *, share_prompt: bool) -> tuple[float, list[list[int]]]:
+    """Each conversation stays open: only new tokens are computed. With `share_prompt` the system prompt is computed for the first one only."""
+    flush()
+    clock = Clock()
+    with clock.running():
+        conversations = []
+        for row, observed in enumerate(work.observations[0]):
+            conversations.append(sampler.open([*work.prompt, *observed]))
+            if share_prompt and not row:
+                sampler.run()
+        replies: list[list[int]] = [[] for _ in conversations]
+        for turn, observations in enumerate(work.observations):
+            for conversation, observed in zip(conversations, observations, strict=True):
+                if turn:
+                    sampler.extend(conversation, observed)
+            _generate(sampler, conversations, work.reply, replies)
+        for conversation in conversations:
+            sampler.close(conversation)
+    return clock.seconds, replies
+
+
+def prefill_again(sampler: Sampler, flush: Callable[[], None], work: Workload) -> tuple[float, list[list[int]]]:
+    """A fresh conversation per turn, and nothing left of the last one: the design of a rollout that calls `generate` on the whole text."""
+    clock = Clock()
+    texts = [list(work.prompt) for _ in work.observations[0]]
+    replies: list[list[int]] = [[] for _ in texts]
+    for observations in work.observations:
+        flush()
+        with clock.running():
+            for text, observed in zip(texts, observations, strict=True):
+                text += observed
+            conversations = [sampler.open(text) for text in texts]
+            before = [len(reply) for reply in replies]
+            _generate(sampler, conversations, work.reply, replies)
+            for conversation, text, reply, start in zip(conversations, texts, replies, before, strict=True):
+                text += reply[start:]
+                sampler.close(conversation)
+    return clock.seconds, replies
+
+
+def _generate(sampler: Sampler, conversations: list[int], num_tokens: int, replies: list[list[int]]) -> None:
+    request = Request(max_new_tokens=num_tokens, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0))
+    rows = {conversation: row for row, conversation in enumerate(conversations)}
+    for conversation in conversations:
+        sampler.generate(conversation, request)
+    for generation in sampler.run():
+        replies[rows[generation.conversation]] += generation.ids
+
+
+def transformers_design(folder: str, work: Workload, device: str) -> Design:
+    """`generate` of transformers on the whole batch, greedy, with its KV cache inside a turn; every turn starts from the whole text."""
+    import torch  # an optional package, needed here only
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    settings = transformers.GenerationConfig(
+        max_new_tokens=work.reply, min_new_tokens=work.reply, do_sample=False, use_cache=True, pad_token_id=0
+    )
+
+    def run() -> tuple[float, list[list[int]]]:
+        clock = Clock()
+        with clock.running(), torch.inference_mode():
+            texts = torch.tensor([work.prompt] * len(work.observations[0]), device=device)
+            replies = []
+            for observations in work.observations:
+                texts = torch.cat([texts, torch.tensor(observations, device=device)], dim=1)
+                start = texts.shape[1]
+                texts = model.generate(texts, attention_mask=torch.ones_like(texts), generation_config=settings)
+                replies.append(texts[:, start:])
+            found = torch.cat(replies, dim=1).tolist()
+        return clock.seconds, found
+
+    return run
+
+
+def bench_sampler(bench: SamplerBench, note: Note) -> Result:
+    """Tokens per second of whole multi-turn rollouts."""
+    config = SHAPES[bench.shape]
+    turn = bench.observed + bench.reply
+    max_len = bench.prompt + bench.turns * turn
+    if max_len > config.max_positions:
+        raise ValueError(f"A conversation has {max_len} tokens, the model {config.max_positions} positions: lower --prompt or --turns.")
+    # The peer gets a bucket for the exact length of each turn's text, so that it never computes padding.
+    lengths = {bench.observed + 1, *(bench.prompt + bench.observed + index * turn for index in range(bench.turns))}
+    sizes = SamplerConfig(
+        num_slots=bench.rows,
+        max_len=max_len,
+        extend_buckets=tuple(sorted(lengths)),
+        row_buckets=tuple(sorted({1, bench.rows})),
+        decode_steps=bench.decode_steps,
+        max_top_k=1,
+    )
+    work = make_workload(bench, config.vocab_size)
+    params = init_params(config, jax.random.key(0))
+    generated = bench.rows * bench.turns * bench.reply
+    notes = []
+    with Sampler(config, params, sizes, pad_id=0) as sampler, tempfile.TemporaryDirectory(prefix="ictjax-bench-") as folder:
+        flush = functools.partial(sampler.set_params, params)  # forgets all cached prefixes, which the next run would find again
+        designs: dict[str, Design] = {
+            "keep cache, shared prompt": lambda: keep_cache(sampler, flush, work, share_prompt=True),
+            "keep cache": lambda: keep_cache(sampler, flush, work, share_prompt=False),
+            "prefill again": lambda: prefill_again(sampler, flush, work),
+        }
+        counts: dict[str, SamplerStats] = {}
+        timed = {name: functools.partial(_counted, sampler, run, counts, name) for name, run in designs.items()}
+        device = _torch_device()
+        if not bench.transformers:
+            notes.append("transformers was left out.")
+        elif device is None:
+            notes.append("transformers was left out: no torch is installed here that works on the same kind of device.")
+        else:
+            save_checkpoint(folder, config, params)
+            timed["transformers"] = transformers_design(folder, work, device)
+        seconds, replies = interleave(timed, bench.repetitions, note)
+        compiled = sum(counts[name].compile_count for name in designs)
+    expected = np.asarray(replies["keep cache"])
+    rows = []
+    for name in timed:
+        median_s = statistics.median(seconds[name])
+        count = counts.get(name)
+        computed = None if count is None else count.prefilled_tokens + count.decoded_tokens + count.padded_tokens
+        rows.append(
+            {
+                "design": name,
+                "seconds": median_s,
+                "tokens_per_s": generated / median_s,
+                "prefilled_tokens": None if count is None else count.prefilled_tokens,
+                "padding_share": None if computed is None else count.padded_tokens / computed,
+                "dispatches": None if count is None else count.dispatches,
+                "same_tokens": float((np.asarray(replies[name]) == expected).mean()),
+                "times_faster_than_prefill_again": ratio(seconds, name, "prefill again"),
+            }
+        )
+    notes.append(
+        f"{generated} greedy tokens per run, {len(np.unique(expected))} different ones; {compiled} programs compiled in the last timed runs."
+    )
+    title = f"Sampler, {bench.shape}: {bench.rows} conversations x {bench.turns} turns, prompt {bench.prompt} + turns of "
+    return Result(title + f"{bench.observed} observed and {bench.reply} generated tokens", rows, notes)
+
+
+def _counted(sampler: Sampler, run: Design, counts: dict[str, SamplerStats], name: str) -> tuple[float, Any]:
+    """Runs a design and books what the sampler counted meanwhile."""
+    before = dataclasses.asdict(sampler.stats)
+    seconds, result = run()
+    counts[name] = SamplerStats(**{field: value - before[field] for field, value in dataclasses.asdict(sampler.stats).items()})
+    return seconds, result
+
+
+def _torch_device() -> str | None:
+    """Where torch can compute what JAX computes here; None without a torch that can."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if jax.default_backend() == "cpu":
+        return "cpu"
+    return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else None
+
+
+# Update.
+
+
+def full_logits_update(
+    policy: Policy, config: grpo.GRPOConfig, optimizer: optax.GradientTransformation
+) -> Callable[[LearnerState, Any, Batch], tuple[LearnerState, dict[str, jax.Array]]]:
+    """The peer: log_softmax over the logits of every position, [B, T, V] in float32, and then a gather of the sampled tokens."""
+
+    def logprobs(params: Any, batch: Batch) -> jax.Array:
+        hidden_btd = policy.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
+        logp_btv = jax.nn.log_softmax(policy.unembed(params, hidden_btd) / config.temperature, axis=-1)
+        next_bt = jnp.roll(batch.tokens_bt, -1, axis=1)
+        logp_bt = jnp.take_along_axis(logp_btv, next_bt[:, :, None], axis=-1)[:, :, 0]
+        return jnp.where(batch.response_mask_br, jnp.take_along_axis(logp_bt, batch.source_br, axis=1), 0.0)
+
+    def update(state: LearnerState, ref_params: Any, batch: Batch) -> tuple[LearnerState, dict[str, jax.Array]]:
+        ref_logp_br = logprobs(ref_params, batch)
+        coefficient_br = grpo.token_coefficients(config, batch.response_mask_br, batch.weight_b)
+
+        def loss_of(params: Any) -> jax.Array:
+            logp_br = logprobs(params, batch)
+            old_logp_br = jax.lax.stop_gradient(logp_br)
+            terms = grpo.token_loss(config, logp_br, old_logp_br, ref_logp_br, batch.advantage_b, batch.response_mask_br)
+            return (coefficient_br * terms.loss_br).sum()
+
+        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return LearnerState(params=params, opt_state=opt_state, step=state.step + 1, skipped=state.skipped), metrics
+
+    return update
+
+
+def bench_update(bench: UpdateBench, note: Note) -> Result:
+    """Sequences and tokens per second, compile time and memory of one optimizer step."""
+    shape = SHAPES[bench.shape]
+    config = dataclasses.replace(shape, vocab_size=bench.vocab_size or shape.vocab_size)
+    length = bench.prompt + bench.reply
+    if length > config.max_positions:
+        raise ValueError(f"A sequence has {length} tokens, the model {config.max_positions} positions: lower --prompt or --reply.")
+    if bench.rows % bench.microbatches:
+        raise ValueError(f"--rows {bench.rows} do not divide into --microbatches {bench.microbatches}: choose a divisor.")
+    rng = np.random.default_rng(0)
+    batch = pack(
+        BatchConfig(num_rows=bench.rows, token_buckets=(length,), response_buckets=(bench.reply,)),
+        rng.integers(0, config.vocab_size, (bench.rows, bench.prompt)).tolist(),
+        rng.integers(0, config.vocab_size, (bench.rows, bench.reply)).tolist(),
+        advantages=rng.normal(size=bench.rows).tolist(),
+        pad_id=0,
+    )
+    batch = jax.device_put(batch)
+    policy, optimizer = transformer_policy(config, remat=False), make_optimizer(OptimizerConfig(learning_rate=1e-5))
+    params = init_params(config, jax.random.key(0))
+    reference = init_params(config, jax.random.key(1))
+    updates = {
+        "response positions in chunks": make_update(policy, grpo.PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)),
+        "all logits": full_logits_update(policy, grpo.PAPER, optimizer),
+    }
+    designs: dict[str, Design] = {}
+    compile_s, peak_bytes = {}, {}
+    for name, update in updates.items():
+        note(f"{name}: compiling")
+        state = init_state(params, optimizer)
+        start = time.perf_counter()
+        program = jax.jit(update, donate_argnums=0).lower(state, reference, batch).compile()
+        compile_s[name] = time.perf_counter() - start
+        peak_bytes[name] = _peak_bytes(program)
+        designs[name] = _Steps(program, state, reference, batch).run
+    seconds, metrics = interleave(designs, bench.repetitions, note)
+    rows = []
+    for name in designs:
+        median_s, peak = statistics.median(seconds[name]), peak_bytes[name]
+        rows.append(
+            {
+                "design": name,
+                "seconds": median_s,
+                "sequences_per_s": bench.rows / median_s,
+                "tokens_per_s": bench.rows * length / median_s,
+                "compile_s": compile_s[name],
+                "memory_mib": None if peak is None else peak / 2**20,
+                "loss": metrics[name]["loss"],
+                "grad_norm": metrics[name]["grad_norm"],
+                "times_faster_than_all_logits": ratio(seconds, name, "all logits"),
+            }
+        )
+    title = f"GRPO update, {bench.shape}: {bench.rows} sequences of {bench.prompt} + {bench.reply} tokens, vocabulary {config.vocab_size}"
+    notes = [
+        "Loss and gradient norm are of the first step, from equal weights. Memory: arguments, results and temporaries by the compiler."
+    ]
+    return Result(title, rows, notes)
+
+
+class _Steps:
+    """Runs one optimizer step after the other; the state is donated from step to step."""
+
+    def __init__(self, program: Any, state: LearnerState, reference: Any, batch: Batch):
+        self._program, self._state, self._reference, self._batch = program, state, reference, batch
+
+    def run(self) -> tuple[float, dict[str, float]]:
+        start = time.perf_counter()
+        self._state, metrics = self._program(self._state, self._reference, self._batch)
+        jax.block_until_ready((self._state, metrics))
+        return time.perf_counter() - start, {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+
+
+def _peak_bytes(program: Any) -> int | None:
+    """Bytes of arguments, results and temporaries, donated buffers once; None where the compiler does not say."""
+    found = program.memory_analysis()
+    names = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes", "alias_size_in_bytes")
+    if any(not hasattr(found, name) for name in names):
+        return None
+    arguments, results, temporaries, aliased = (getattr(found, name) for name in names)
+    return arguments + results + temporaries - aliased
+
+
+# Environments.
+
+_COMPASS = ("north", "east", "south", "west", "northeast", "southeast", "southwest", "northwest")  # the order of MiniHack's own actions
+
+
+class Played(NamedTuple):
+    """Times of the episodes that one run played."""
+
+    reset_s: float  # opening, resetting and closing
+    step_s: float
+    num_steps: int
+
+
+def play_in_pool(pool: WorkerPool, games: Sequence[GameId], actions: Sequence[Sequence[str]]) -> Played:
+    """All episodes at the same time; episode i plays `actions[i]`. Raises ValueError if a game fails."""
+    start = time.perf_counter()
+    tickets = {pool.reset(game, max_steps=len(moves)): iter(moves) for game, moves in zip(games, actions, strict=True)}
+    running = _answers(pool, len(tickets))
+    middle = time.perf_counter()
+    num_steps = 0
+    for ticket in running:
+        pool.step(ticket, next(tickets[ticket]))
+    busy = len(running)
+    while busy:
+        busy -= len(events := pool.poll(10.0))
+        num_steps += len(events)
+        for event in events:
+            if event.step.outcome is Outcome.FAILED:
+                raise ValueError(f"A game failed while it was measured: {event.step.error}")
+            if event.step.outcome is None:
+                pool.step(event.ticket, next(tickets[event.ticket]))
+                busy += 1
+    end = time.perf_counter()
+    for ticket in tickets:
+        pool.release(ticket)
+    return Played(reset_s=middle - start, step_s=end - middle, num_steps=num_steps)
+
+
+def _answers(pool: WorkerPool, number: int) -> list[int]:
+    """The tickets of the next answers, to resets."""
+    found: list[int] = []
+    while len(found) < number:
+        for event in pool.poll(10.0):
+            if event.step.outcome is not None:
+                raise ValueError(f"A game could not be reset while it was measured: {event.step.error}")
+            found.append(event.ticket)
+    return found
+
+
+def play_published_way(family: str, seeds: Sequence[int], moves: Sequence[Sequence[int]]) -> Played:
+    """`gym.make`, reset, one key per step and close for each episode, one after another in this process; the screen as text."""
+    reset_s, step_s, num_steps = Clock(), Clock(), 0
+    for seed, directions in zip(seeds, moves, strict=True):
+        with reset_s.running():
+            env = _make(family)
+            env.unwrapped.seed(seed, seed, reseed=False)
+            observation, _ = env.reset()
+            _screen(observation)
+        with step_s.running():
+            for direction in directions:
+                observation, _, terminated, truncated, _ = env.step(direction)
+                _screen(observation)
+                num_steps += 1
+                if terminated or truncated:
+                    break
+        with reset_s.running():
+            env.close()
+    return Played(reset_s=reset_s.seconds, step_s=step_s.seconds, num_steps=num_steps)
+
+
+def _make(family: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import gymnasium  # slow to import, and needed here only
+        import minihack  # noqa: F401  (registers the tasks)
+
+        logging.getLogger("nle").setLevel(logging.ERROR)
+        return gymnasium.make(TASKS[family])
+
+
+def _screen(observation: Mapping[str, np.ndarray]) -> str:
+    message = bytes(observation["message"]).split(b"\0", 1)[0]
+    return "\n".join(bytes(line).decode("latin-1") for line in (message, *observation["chars"]))
+
+
+def bench_envs(bench: EnvsBench, note: Note) -> Result:
+    """Resets, steps and whole episodes per second."""
+    directions = np.random.default_rng(0).integers(0, len(_COMPASS), (bench.episodes, bench.steps)).tolist()
+    rows = []
+    for environment, family in (("fake", "door"), *(("minihack", family) for family in bench.family)):
+        games = [GameId(env=environment, family=family, key=str(seed)) for seed in range(bench.episodes)]
+        word = "look" if environment == "fake" else "go {}"
+        actions = [[word.format(_COMPASS[direction]) for direction in each] for each in directions]
+        played: dict[str, list[Played]] = {}
+        with contextlib.ExitStack() as stack:
+            designs: dict[str, Design] = {}
+            for workers in bench.workers:
+                pool = stack.enter_context(WorkerPool(environment, num_workers=workers, max_live_games=max(bench.episodes, workers)))
+                name = f"pool, {workers} worker{'s' if workers > 1 else ''}"
+                designs[name] = functools.partial(_booked, played, name, functools.partial(play_in_pool, pool, games, actions))
+            if environment == "minihack":
+                seeds = range(bench.episodes)
+                run = functools.partial(play_published_way, family, seeds, directions)
+                designs["gym.make per episode"] = functools.partial(_booked, played, "gym.make per episode", run)
+            seconds, _ = interleave(designs, bench.repetitions, lambda text, family=family: note(f"{family}, {text}"))
+        for name in designs:
+            timed = played[name][1:]  # the first run opens the live games
+            rows.append(
+                {
+                    "design": name,
+                    "game": f"{environment} {family}",
+                    "resets_per_s": statistics.median(bench.episodes / each.reset_s for each in timed),
+                    "steps_per_s": statistics.median(each.num_steps / each.step_s for each in timed),
+                    "episodes_per_s": bench.episodes / statistics.median(seconds[name]),
+                    "steps_per_episode": statistics.mean(each.num_steps for each in timed) / bench.episodes,
+                    "times_faster_than_gym_make": ratio(seconds, name, "gym.make per episode") if environment == "minihack" else None,
+                }
+            )
+    notes = [
+        "The last column compares whole episodes. A step of the pool is one action in words: all the keys it takes, every message, and the "
+        "text for a language model. A step of the peer is one key and the screen, its resets include making and closing the environment."
+    ]
+    return Result(f"Environments: {bench.episodes} episodes of {bench.steps} random moves", rows, notes)
+
+
+def _booked(played: dict[str, list[Played]], name: str, run: Callable[[], Played]) -> tuple[float, Played]:
+    found = run()
+    played.setdefault(name, []).append(found)
+    return found.reset_s + found.step_s, found
+
+
+# Command line.
+
+_COMMANDS: Mapping[str, type] = MappingProxyType({"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench, "all": AllBenches})
+_MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
+    {"sampler": bench_sampler, "update": bench_update, "envs": bench_envs}
+)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: processor, cores, memory, devices and versions."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    processors = pathlib.Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in processors.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        "system": platform.platform(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def show(result: Result, console: Console) -> None:
+    """Prints a table with its notes."""
+    table = Table(title=result.title, title_justify="left")
+    for index, name in enumerate(result.rows[0]):
+        table.add_column(name.replace("_per_s", "/s").replace("_", " "), justify="right" if index else "left")
+    for row in result.rows:
+        table.add_row(*map(_cell, row.values()))
+    console.print(table)
+    for each in result.notes:
+        console.print(each, highlight=False, markup=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(argv), "nothing was written; start it again to measure.")
+
+
+def _main(argv: list[str]) -> None:
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["all", *argv]
+    if argv[0] not in (*_COMMANDS, "-h", "--help"):
+        raise ValueError(f"Unknown benchmark {argv[0]!r}: use one of {', '.join(_COMMANDS)}.")
+    kinds: Any = None
+    for name, kind in _COMMANDS.items():
+        each = Annotated[kind, tyro.conf.subcommand(name)]
+        kinds = each if kinds is None else kinds | each
+    args = parse(kinds, _DESCRIPTION, argv)
+    _check_target(args.json)
+    benches = {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
+    if isinstance(args, AllBenches):
+        chosen = {name: kind(repetitions=args.repetitions) for name, kind in benches.items()}
+    else:
+        chosen = {argv[0]: args}
+    console = Console()
+    started, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
+    found = machine()
+    results = {}
+    with console.status("") as status:
+        for name, bench in chosen.items():
+            results[name] = _MEASURES[name](bench, lambda text, name=name: status.update(f"{name}: {text}"))
+            show(results[name], console)
+    busy = f" Other programs were running (load {load:.1f} at the start): expect more on an idle machine." if load > 0.5 else ""
+    console.print(f"{found['processor']}, {found['cores']} cores, {', '.join(found['devices'])}.{busy}", highlight=False, markup=False)
+    if args.json is not None:
+        report = {
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": (datetime.datetime.now(datetime.UTC) - started).total_seconds(),
+            "argv": ["experiments.bench", *argv],
+            "load_at_start": load,
+            "machine": found,
+            "results": {name: result._asdict() | {"settings": _settings(chosen[name])} for name, result in results.items()},
+        }
+        write_lines(args.json, [json.dumps(report, indent=1)])
+        console.print(f"Written to {args.json}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _settings(bench: Any) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(bench).items() if name != "json"}
+
+
+def _check_target(path: pathlib.Path | None) -> None:
+    """Raises ValueError, before anything is measured, for a file that could not be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--json {path} is a folder: name a file.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"The folder of --json {path} does not exist: make it, or name a file elsewhere.")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"The folder of --json {path} cannot be written to: name a file elsewhere.")
+
+
+if __name__ == "__main__":
+    main()
