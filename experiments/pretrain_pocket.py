@@ -22,7 +22,7 @@ from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
 from ictjax.models.config import ModelConfig
-from ictjax.models.hf import save_checkpoint
+from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
 
 _OUT = pathlib.Path(__file__).parent / "pocket" / "checkpoints"
@@ -46,7 +46,7 @@ class Config:
     """Training games that the scripted players play, each in four ways."""
     actor_steps: int = 7000
     """Updates of the actor, about 2,000 tokens each."""
-    reflector_steps: int = 1200
+    reflector_steps: int = 800
     """Updates of the reflector, about 4,000 tokens each."""
     right_share: float = 0.36
     """Share of the reflector's targets that name the right thing and give its lesson."""
@@ -147,7 +147,7 @@ def train_actor(config: Config, shape: ModelConfig, games: list[PlayedGame], wor
 
 
 def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, pad_id: int, progress: Progress):
-    """Contexts of scripted play and the replies of a mediocre coach, until what is named decides the lesson."""
+    """From the actor's weights: contexts of scripted play and the replies of a mediocre coach, until what is named decides the lesson."""
     shares = {"right_share": config.right_share, "vague_share": config.vague_share}
     rows = ReflectorRows(games, words, POCKET_MINIHACK.reflection, **shares, seed=config.seed)
     task = progress.add_task("reflector", total=config.reflector_steps, note="")
@@ -158,9 +158,14 @@ def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame],
         if step % 100 == 99 and not progress.console.is_terminal:
             progress.console.log(f"reflector step {step + 1}: {note}")
 
-    fitting = FitConfig(steps=config.reflector_steps, tokens_per_step=4096, learning_rate=2e-3)
-    params = init_params(shape, jax.random.key(config.seed + 1))
-    return fit(shape, params, lambda step: rows.draw(POCKET_MINIHACK.meta.games_per_context), fitting, pad_id=pad_id, report=report)
+    fitting = FitConfig(steps=config.reflector_steps, tokens_per_step=4096, learning_rate=1.5e-3)
+    # The actor's look-up of the prompt is what naming a thing and repeating it takes: from random weights it would be learned a second time.
+    _, params = load_checkpoint(config.out / "actor")
+
+    def draw(step: int):
+        return rows.draw(1 if step < config.reflector_steps // 4 else POCKET_MINIHACK.meta.games_per_context)
+
+    return fit(shape, params, draw, fitting, pad_id=pad_id, report=report)
 
 
 def show(report: dict, console: Console) -> None:

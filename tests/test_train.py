@@ -1,8 +1,10 @@
 """The whole loop on fake games with hand-made models: what it learns, writes and resumes."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -96,6 +98,32 @@ def test_a_run_killed_twice_and_resumed_equals_an_uninterrupted_one(start, unint
     for folder in ("episodes", "contexts", "prompts"):
         for path in sorted((uninterrupted / folder).iterdir()):
             assert (run_dir / folder / path.name).read_text() == path.read_text()
+
+
+def worker_of(process) -> int:
+    """The process id of an environment worker of a running program."""
+    while process.poll() is None:
+        for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            with contextlib.suppress(FileNotFoundError):
+                if b"envs.worker" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize(
+    ("number", "counter"), [(signal.SIGKILL, "worker_crashes"), (signal.SIGSTOP, "worker_timeouts")], ids=["killed", "stopped"]
+)
+def test_a_worker_that_dies_or_hangs_changes_no_number(start, uninterrupted, tmp_path, number, counter):
+    run_dir = tmp_path / "hit"
+    process = start(run_dir, "--environment.deadline-s", "2")
+    while not read_metrics(run_dir):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.kill(worker_of(process), number)
+    finish(process)
+    assert timeless(run_dir) == timeless(uninterrupted)
+    assert read_metrics(run_dir)[-1]["time"][counter] == 1
 
 
 def test_the_run_directory_holds_what_the_design_says(uninterrupted):

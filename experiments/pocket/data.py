@@ -225,6 +225,7 @@ class ReflectorRows:
         self._families = sorted(self._games)
         self._words = words
         self._config = config
+        self._choices = set(words(" ".join((*THINGS, *VERBS))))
         self._shares = {"right_share": right_share, "vague_share": vague_share}
         self._rng = random.Random(seed)
 
@@ -254,7 +255,9 @@ class ReflectorRows:
         messages = reflector_messages(self.context(family, num_games), self._config, count)
         asked = self._words(" ".join(f"<{message.role}> {message.content} {END}" for message in messages) + " <assistant>")
         reply = self._words(f"{reflector_target(FAMILY_LESSONS[family][0], self._rng, **self._shares)} {END}")
-        return Row(ids=np.array(asked + reply, np.int32), weights=np.array([0.0] * len(asked) + [1.0] * len(reply), np.float32))
+        # The words that carry the choice weigh more than those of the frame around them.
+        weights = [4.0 if token in self._choices else 1.0 for token in reply]
+        return Row(ids=np.array(asked + reply, np.int32), weights=np.array([0.0] * len(asked) + weights, np.float32))
 
 
 def pad_rows(rows: Sequence[Row], num_tokens: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
