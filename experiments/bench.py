@@ -49,6 +49,8 @@ from ictjax.sampler import Request, Sampler, SamplerConfig, SamplerStats, raw_ke
 _DESCRIPTION = "Measures the sampler, the update and the environments on this machine, each against a peer in the same run."
 _PACKAGES = ("ictjax", "jax", "jaxlib", "flax", "optax", "transformers", "torch", "numpy", "gymnasium", "minihack", "nle")
 
+_PLAIN_WIDTH = 120  # of tables that go to a file
+
 # Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and equal greedy replies would say little.
 _POCKET = ModelConfig(
     vocab_size=512, num_layers=4, d_model=128, d_ff=256, num_heads=4, num_kv_heads=2, head_dim=32, rope_theta=10_000.0, max_positions=8192
@@ -158,9 +160,13 @@ class AllBenches(Common):
 
 
 class Result(NamedTuple):
-    """One table: `rows` are its lines by column name (the first names the design), `notes` the sentences below it."""
+    """One table: `rows` are its lines by column name (the first names the design), `notes` the sentences below it.
+
+    `speedup` is the time of the design `peer` divided by that of the row (see `ratio`).
+    """
 
     title: str
+    peer: str
     rows: list[dict[str, Any]]
     notes: list[str]
 
@@ -354,14 +360,15 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
                 "padding_share": None if computed is None else count.padded_tokens / computed,
                 "dispatches": None if count is None else count.dispatches,
                 "same_tokens": float((np.asarray(replies[name]) == expected).mean()),
-                "times_faster_than_prefill_again": ratio(seconds, name, "prefill again"),
+                "speedup": ratio(seconds, name, "prefill again"),
             }
         )
     notes.append(
         f"{generated} greedy tokens per run, {len(np.unique(expected))} different ones; {compiled} programs compiled in the last timed runs."
     )
     title = f"Sampler, {bench.shape}: {bench.rows} conversations x {bench.turns} turns, prompt {bench.prompt} + turns of "
-    return Result(title + f"{bench.observed} observed and {bench.reply} generated tokens", rows, notes)
+    title += f"{bench.observed} observed and {bench.reply} generated tokens"
+    return Result(title, "prefill again", rows, notes)
 
 
 def _counted(sampler: Sampler, run: Design, counts: dict[str, SamplerStats], name: str) -> tuple[float, Any]:
@@ -466,14 +473,14 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
                 "memory_mib": None if peak is None else peak / 2**20,
                 "loss": metrics[name]["loss"],
                 "grad_norm": metrics[name]["grad_norm"],
-                "times_faster_than_all_logits": ratio(seconds, name, "all logits"),
+                "speedup": ratio(seconds, name, "all logits"),
             }
         )
     title = f"GRPO update, {bench.shape}: {bench.rows} sequences of {bench.prompt} + {bench.reply} tokens, vocabulary {config.vocab_size}"
     notes = [
         "Loss and gradient norm are of the first step, from equal weights. Memory: arguments, results and temporaries by the compiler."
     ]
-    return Result(title, rows, notes)
+    return Result(title, "all logits", rows, notes)
 
 
 class _Steps:
@@ -614,14 +621,14 @@ def bench_envs(bench: EnvsBench, note: Note) -> Result:
                     "steps_per_s": statistics.median(each.num_steps / each.step_s for each in timed),
                     "episodes_per_s": bench.episodes / statistics.median(seconds[name]),
                     "steps_per_episode": statistics.mean(each.num_steps for each in timed) / bench.episodes,
-                    "times_faster_than_gym_make": ratio(seconds, name, "gym.make per episode") if environment == "minihack" else None,
+                    "speedup": ratio(seconds, name, "gym.make per episode") if environment == "minihack" else None,
                 }
             )
     notes = [
-        "The last column compares whole episodes. A step of the pool is one action in words: all the keys it takes, every message, and the "
+        "Episodes are compared, resets and steps together. A step of the pool is one action in words: all the keys it takes, every message, and the "
         "text for a language model. A step of the peer is one key and the screen, its resets include making and closing the environment."
     ]
-    return Result(f"Environments: {bench.episodes} episodes of {bench.steps} random moves", rows, notes)
+    return Result(f"Environments: {bench.episodes} episodes of {bench.steps} random moves", "gym.make per episode", rows, notes)
 
 
 def _booked(played: dict[str, list[Played]], name: str, run: Callable[[], Played]) -> tuple[float, Played]:
@@ -663,11 +670,11 @@ def show(result: Result, console: Console) -> None:
     """Prints a table with its notes."""
     table = Table(title=result.title, title_justify="left")
     for index, name in enumerate(result.rows[0]):
-        table.add_column(name.replace("_per_s", "/s").replace("_", " "), justify="right" if index else "left")
+        table.add_column(name.replace("_per_s", "/s").replace("_", " "), justify="right" if index else "left", no_wrap=not index)
     for row in result.rows:
         table.add_row(*map(_cell, row.values()))
     console.print(table)
-    for each in result.notes:
+    for each in (f"speedup: over {result.peer}, median of paired runs.", *result.notes):
         console.print(each, highlight=False, markup=False)
 
 
@@ -701,7 +708,7 @@ def _main(argv: list[str]) -> None:
         chosen = {name: kind(repetitions=args.repetitions) for name, kind in benches.items()}
     else:
         chosen = {argv[0]: args}
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     started, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
     found = machine()
     results = {}
