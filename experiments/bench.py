@@ -350,14 +350,15 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
     for name in timed:
         median_s = statistics.median(seconds[name])
         count = counts.get(name)
-        computed = None if count is None else count.prefilled_tokens + count.decoded_tokens + count.padded_tokens
         rows.append(
             {
                 "design": name,
                 "seconds": median_s,
                 "tokens_per_s": generated / median_s,
                 "prefilled_tokens": None if count is None else count.prefilled_tokens,
-                "padding_share": None if computed is None else count.padded_tokens / computed,
+                "padding_share": None
+                if count is None
+                else count.padded_tokens / (count.prefilled_tokens + count.decoded_tokens + count.padded_tokens),
                 "dispatches": None if count is None else count.dispatches,
                 "same_tokens": float((np.asarray(replies[name]) == expected).mean()),
                 "speedup": ratio(seconds, name, "prefill again"),

@@ -81,7 +81,7 @@ POCKET_MINIHACK = TrainConfig(
     actor="experiments/pocket/checkpoints/actor",
     reflector="experiments/pocket/checkpoints/reflector",
     initial_prompt="you play nethack . think , then act .",
-    iterations=30,
+    iterations=20,
     seed=0,
     environment=EnvironmentConfig(
         name="minihack",
@@ -135,7 +135,7 @@ POCKET_MINIHACK = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2),
     learner=LearnerConfig(num_microbatches=4, positions_per_chunk=64),
     batch=BatchConfig(num_rows=64, token_buckets=(288, 448), response_buckets=(64,)),
-    evaluation=EvaluationConfig(runs=20, meta_turns=1, test_games=5),
+    evaluation=EvaluationConfig(runs=12, meta_turns=1, test_games=5),
     checkpoint_every=1,
 )
 

@@ -48,7 +48,7 @@ class Config:
     """Updates of the actor, about 2,000 tokens each."""
     reflector_steps: int = 800
     """Updates of the reflector, about 4,000 tokens each."""
-    right_share: float = 0.36
+    right_share: float = 0.31
     """Share of the reflector's targets that name the right thing and give its lesson."""
     vague_share: float = 0.4
     """Share of its other targets that name nothing."""
