@@ -13,6 +13,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+# Else transformers says at every start that PyTorch is missing, which only tests use.
+export TRANSFORMERS_VERBOSITY := error
 PINS := pyproject.toml constraints.txt constraints-py312.txt
 TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(ITERATIONS))
 FREE_GIB := 3

@@ -69,7 +69,7 @@ def interval(ci: Sequence[float], *, signed: bool = False) -> str:
 
 def p_value(p: float) -> str:
     """0.0123 -> 0.012; tiny values are bounded, not written out."""
-    return "<0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+    return "<1e-4" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
 
 
 def headline(splits: Sequence[Split]) -> str:

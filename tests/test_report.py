@@ -255,7 +255,7 @@ def test_numbers_as_text():
         "-6",
         "[+30, +50]",
     )
-    assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == ["<0.0001", "0.0007", "0.012", "0.500"]
+    assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == ["<1e-4", "0.0007", "0.012", "0.500"]
 
 
 def test_terminal_shows_the_table_and_ends_with_the_path(tmp_path, capsys):

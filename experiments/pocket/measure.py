@@ -92,9 +92,9 @@ def measure(folder: pathlib.Path, families: Sequence[str], *, test_games: int, p
                     meta_turn=0,
                     family=family,
                     system_prompt=lessons.INITIAL_PROMPT,
-                    trajectories=tuple(novice[family][start : start + size]),
+                    trajectories=tuple(novice[family][(start + i) % test_games] for i in range(size)),
                 )
-                for start in range(0, len(novice[family]) - size + 1, size)
+                for start in range(test_games)
             ]
             prompts = [reflector_prompt_ids(chat, preset.reflection, context) for context in contexts]
             group_keys = [[keys.fold((0, 0), "measure", family, q, g) for g in range(_REPLIES)] for q in range(len(contexts))]
