@@ -26,7 +26,13 @@ class CompareArgs:
 
 def compare(run_dirs: tuple[Path, ...]) -> Table:
     """A row per run and split: games won per arm, the paired difference, its interval and p. Raises ValueError where an evaluation is missing."""
-    table = Table(title="Games won, %; paired difference with its 95 % interval", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="Games won, %; paired difference with its 95 % interval",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for name in ("run", "seed", "families"):
         table.add_column(name, no_wrap=True)
     for name in (*_ARMS, "difference", "p"):
