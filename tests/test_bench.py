@@ -50,11 +50,11 @@ def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
     assert [row["same_tokens"] for row in result.rows] == [1.0, 1.0, 1.0]
     # In later turns the last token of the reply has no cache position yet and is computed with the observation.
     later = ROWS * (TURNS - 1) * (OBSERVED + 1)
-    assert found["keep cache"]["prefilled_tokens"] == ROWS * (PROMPT + OBSERVED) + later
-    assert found["keep cache, shared prompt"]["prefilled_tokens"] == PROMPT + ROWS * OBSERVED + later - 1  # one row waits with 1 token
+    assert found["keep cache"]["prefilled"] == ROWS * (PROMPT + OBSERVED) + later
+    assert found["keep cache, shared prompt"]["prefilled"] == PROMPT + ROWS * OBSERVED + later - 1  # one row waits with 1 token
     lengths = [PROMPT + OBSERVED + turn * (OBSERVED + REPLY) for turn in range(TURNS)]
-    assert found["prefill again"]["prefilled_tokens"] == ROWS * sum(lengths)
-    assert found["prefill again"]["padding_share"] == found["keep cache"]["padding_share"] == 0
+    assert found["prefill again"]["prefilled"] == ROWS * sum(lengths)
+    assert found["prefill again"]["padding"] == found["keep cache"]["padding"] == 0
     assert found["prefill again"]["speedup"] == 1.0
     assert "0 programs compiled" in result.notes[-1]
 
@@ -63,7 +63,8 @@ def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
 def test_transformers_generates_the_same_tokens(tiny):
     settings = bench.SamplerBench(repetitions=1, rows=2, prompt=9, turns=2, observed=3, reply=4, decode_steps=4)
     result = bench.bench_sampler(settings, quiet)
-    assert [(row["design"], row["same_tokens"]) for row in result.rows][-1] == ("transformers", 1.0)
+    last = result.rows[-1]
+    assert (last["design"], last["same_tokens"], last["speedup_hf"]) == ("transformers", 1.0, 1.0)
 
 
 def test_update_equals_its_peer(tiny):
