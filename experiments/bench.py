@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -36,7 +35,7 @@ from rich.table import Table
 from envs.api import GameId, Outcome
 from envs.minihack.families import TASKS, check_family
 from envs.pool import WorkerPool
-from experiments.run_dir import parse, run_main
+from experiments.run_dir import package_versions, parse, run_main
 from ictjax import grpo
 from ictjax.batch import Batch, BatchConfig, pack
 from ictjax.learner import LearnerConfig, LearnerState, OptimizerConfig, Policy, init_state, make_optimizer, make_update, transformer_policy
@@ -667,12 +666,6 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on: processor, cores, memory, devices and versions."""
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = None
     processors = pathlib.Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in processors.read_text().splitlines() if line.startswith("model name")]
     return {
@@ -682,7 +675,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": package_versions(_PACKAGES),
     }
 
 

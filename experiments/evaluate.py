@@ -17,11 +17,10 @@ import jax
 from rich.console import Console
 
 from envs.api import Environment, GameId, Outcome, Pool
-from envs.pool import WorkerPool
 from envs.registry import load_environment
 from experiments.console import LiveProgress
 from experiments.presets import model_folder
-from experiments.run_dir import check_families, flag_value, parse, run_main
+from experiments.run_dir import check_families, flag_value, open_pool, parse, run_main
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys, meta_env
 from ictjax.chat import ChatTokenizer
@@ -84,13 +83,7 @@ def evaluate(run_dir: pathlib.Path, config: TrainConfig, console: Console) -> di
     parts = {(arm, family): _Part(run_dir, arm, family, identity) for arm in ARMS for family in families}
     missing = [place for place, part in parts.items() if part.read() is None]
     if missing:
-        pool = WorkerPool(
-            settings.name,
-            num_workers=settings.num_workers,
-            max_live_games=settings.max_live_games,
-            deadline_s=settings.deadline_s,
-            options=settings.options,
-        )
+        pool = open_pool(settings)
         progress = LiveProgress("evaluation", done=len(parts) - len(missing), total=len(parts), console=console)
         with pool, progress:
             _play_missing(run_dir, config, environment, pool, trained, [parts[place] for place in missing], len(parts), progress)

@@ -21,6 +21,7 @@ from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTa
 from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
+from experiments.run_dir import run_main
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
@@ -181,4 +182,5 @@ def show(report: dict, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    config = tyro.cli(Config, description=__doc__)
+    run_main(lambda: main(config), "the stage that was under way starts again from its beginning.")

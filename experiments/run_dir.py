@@ -20,7 +20,8 @@ import jax
 import tyro
 
 from envs.api import Environment
-from ictjax.config import TrainConfig, differences, to_dict
+from envs.pool import WorkerPool
+from ictjax.config import EnvironmentConfig, TrainConfig, differences, to_dict
 from ictjax.run_files import write_lines
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "minihack", "nle")
@@ -129,23 +130,39 @@ def _check_disk(run_dir: pathlib.Path) -> None:
         )
 
 
+def open_pool(settings: EnvironmentConfig) -> WorkerPool:
+    """The worker pool that a configuration asks for; use it as a context manager."""
+    return WorkerPool(
+        settings.name,
+        num_workers=settings.num_workers,
+        max_live_games=settings.max_live_games,
+        deadline_s=settings.deadline_s,
+        options=settings.options,
+    )
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str | None]:
+    """The installed version of each package; None for one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
 def _manifest(config: TrainConfig, environment: Environment) -> dict[str, Any]:
     games = hashlib.sha256()
     for family in (*config.environment.train_families, *config.environment.heldout_families):
         for split in ("train", "test"):
             games.update("\n".join(map(str, environment.games(family, split))).encode())
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = None
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "argv": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "git_revision": _git_revision(),
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": package_versions(_PACKAGES),
         "devices": [str(device) for device in jax.devices()],
         "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
         "games_sha256": games.hexdigest(),

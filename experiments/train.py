@@ -9,12 +9,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from envs.pool import WorkerPool
 from envs.registry import load_environment
 from experiments import plan_shapes
 from experiments.console import LiveProgress
 from experiments.presets import PRESETS, model_folder, preset
-from experiments.run_dir import check_families, flag_value, open_run, parse, run_main
+from experiments.run_dir import check_families, flag_value, open_pool, open_run, parse, run_main
 from ictjax.config import TrainConfig
 from ictjax.metrics import read_metrics
 from ictjax.train import train
@@ -51,13 +50,7 @@ def start(config: TrainConfig, run_dir: pathlib.Path, console: Console) -> None:
     if done == config.iterations and (run_dir / "checkpoints" / str(done)).is_dir():
         console.print(f"{run_dir} is finished: {done} iterations. Another --run-dir starts another run.", highlight=False, soft_wrap=True)
         return
-    pool = WorkerPool(
-        settings.name,
-        num_workers=settings.num_workers,
-        max_live_games=settings.max_live_games,
-        deadline_s=settings.deadline_s,
-        options=settings.options,
-    )
+    pool = open_pool(settings)
     with pool, LiveProgress("iterations", done=done, total=config.iterations, console=console) as progress:
         train(folders, run_dir, environment=environment, pool=pool, progress=progress)
     console.print(f"Trained {config.iterations} iterations. Results: {run_dir / 'metrics.jsonl'}", highlight=False, soft_wrap=True)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 from rich.progress import Progress
 
-from envs.pool import WorkerPool
 from envs.registry import load_environment
 from experiments.pocket import lessons
 from experiments.presets import POCKET_MINIHACK
+from experiments.run_dir import open_pool
 from ictjax import keys
 from ictjax.chat import ChatTokenizer
 from ictjax.meta_env import reflector_prompt_ids, sample_candidates
@@ -67,7 +67,7 @@ def measure(folder: pathlib.Path, families: Sequence[str], *, test_games: int, p
     chat = ChatTokenizer(folder / "actor")
     model, params = load_checkpoint(folder / "actor")
     with (
-        WorkerPool(preset.environment.name, num_workers=preset.environment.num_workers, options=preset.environment.options) as pool,
+        open_pool(preset.environment) as pool,
         Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler,
     ):
         task = progress.add_task("measure actor", total=len(ARMS) * len(families), note="")
