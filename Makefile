@@ -82,7 +82,7 @@ endef
 define install
 	$(prepare)
 	@pins=$$($(PY) -c 'import sys; print("constraints-py312.txt" if sys.version_info >= (3, 12) else "constraints.txt")'); \
-	echo "Installing the packages of $$pins into $(VENV) (1.2 GB, one to a few minutes; log: $(VENV)/install.log)."; \
+	echo "Installing the packages of $$pins into $(VENV) (1.5 GB, a few minutes; log: $(VENV)/install.log)."; \
 	if ! $(PY) -m pip install --no-input --disable-pip-version-check -c "$$pins" -e '.$(1)' >$(VENV)/install.log 2>&1; then \
 	  tail -n 15 $(VENV)/install.log >&2; \
 	  echo "ictjax: pip could not install the packages (above: the end of $(VENV)/install.log); check the network and the disk, then run make again." >&2; \
