@@ -20,6 +20,16 @@ Params = dict[str, Any]
 
 _MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never NaN
 _INIT_STD = 0.02
+# The input and output axes of every projection of a layer.
+_PROJECTIONS = {
+    "q": ("D", "NH"),
+    "k": ("D", "KH"),
+    "v": ("D", "KH"),
+    "o": ("NH", "D"),
+    "gate": ("D", "F"),
+    "up": ("D", "F"),
+    "down": ("F", "D"),
+}
 
 
 class Layers(nnx.Module):
@@ -244,22 +254,24 @@ def _rotate(x_btnh: Array, rotary: tuple[Array, Array]) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_btnh.dtype)
 
 
+def _project(weights: Params, name: str, x: Array) -> Array:
+    """One linear map of one layer, with its bias where the layer has one: the single place where a projection's weights are used."""
+    inputs, outputs = _PROJECTIONS[name]
+    y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weights[name].astype(x.dtype))
+    bias = weights.get(f"{name}_bias")
+    return y if bias is None else y + bias.astype(x.dtype)[None, None]
+
+
 def _qkv(config: ModelConfig, weights: Params, x_btd: Array, rotary: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     """Rotated queries and keys, and values, of one layer."""
     x_btd = _rms_norm(x_btd, weights["attn_norm"], config.norm_eps)
-    q_btnh, k_btkh, v_btkh = (jnp.einsum("BTD,DNH->BTNH", x_btd, weights[name].astype(x_btd.dtype)) for name in ("q", "k", "v"))
-    if config.qkv_bias:
-        q_btnh = q_btnh + weights["q_bias"].astype(x_btd.dtype)[None, None]
-        k_btkh = k_btkh + weights["k_bias"].astype(x_btd.dtype)[None, None]
-        v_btkh = v_btkh + weights["v_bias"].astype(x_btd.dtype)[None, None]
+    q_btnh, k_btkh, v_btkh = (_project(weights, name, x_btd) for name in ("q", "k", "v"))
     return _rotate(q_btnh, rotary), _rotate(k_btkh, rotary), v_btkh
 
 
 def _residual(config: ModelConfig, weights: Params, x_btd: Array, mixed_btnh: Array) -> Array:
     """The residual stream after one layer's attention output and feed-forward network."""
-    dtype = x_btd.dtype
-    x_btd = x_btd + jnp.einsum("BTNH,NHD->BTD", mixed_btnh, weights["o"].astype(dtype))
+    x_btd = x_btd + _project(weights, "o", mixed_btnh)
     y_btd = _rms_norm(x_btd, weights["mlp_norm"], config.norm_eps)
-    gate_btf = jax.nn.silu(jnp.einsum("BTD,DF->BTF", y_btd, weights["gate"].astype(dtype)))
-    up_btf = jnp.einsum("BTD,DF->BTF", y_btd, weights["up"].astype(dtype))
-    return x_btd + jnp.einsum("BTF,FD->BTD", gate_btf * up_btf, weights["down"].astype(dtype))
+    gate_btf = jax.nn.silu(_project(weights, "gate", y_btd))
+    return x_btd + _project(weights, "down", gate_btf * _project(weights, "up", y_btd))
