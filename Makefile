@@ -69,21 +69,23 @@ define prepare
 	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || stop "$$python cannot make virtual environments; install its venv package (on Debian or Ubuntu: apt install $$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))."; \
 	fi; \
 	command -v git >/dev/null || stop "git was not found; building minihack needs it: install git."; \
+	command -v c++ >/dev/null || stop "c++ was not found; TextWorld's planner and interpreter are compiled at installation: install a C++ compiler (on Debian or Ubuntu: apt install g++)."; \
 	case "$$(uname -s) $$(uname -m)" in \
 	  "Linux x86_64" | "Linux aarch64") ;; \
-	  *) for tool in c++ cmake; do command -v $$tool >/dev/null || stop "$$tool was not found, and nle has no wheel for $$(uname -s) on $$(uname -m): install a C++ compiler and cmake."; done ;; \
+	  *) command -v cmake >/dev/null || stop "cmake was not found, and nle has no wheel for $$(uname -s) on $$(uname -m): install cmake." ;; \
 	esac; \
 	free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); \
 	[ "$$free" -ge $(FREE_GIB) ] || stop "only $$free GiB of disk are free in $$PWD and installation needs $(FREE_GIB): free some space, or clone to a larger disk."; \
 	if [ -n "$${python:-}" ]; then echo "Making $(VENV) with $$("$$python" --version)."; "$$python" -m venv --clear $(VENV); fi
 endef
 
-# $(call install,EXTRAS): pinned versions by the interpreter's version; pip's own talk goes to a log that is shown when it fails.
+# $(call install,EXTRAS): pinned versions by the interpreter's version; pip's own talk goes to a log that is shown when it fails. The planner of
+# TextWorld builds itself with whatever `python` is on PATH.
 define install
 	$(prepare)
 	@pins=$$($(PY) -c 'import sys; print("constraints-py312.txt" if sys.version_info >= (3, 12) else "constraints.txt")'); \
 	echo "Installing the packages of $$pins into $(VENV) (1.5 GB, a few minutes; log: $(VENV)/install.log)."; \
-	if ! $(PY) -m pip install --no-input --disable-pip-version-check -c "$$pins" -e '.$(1)' >$(VENV)/install.log 2>&1; then \
+	if ! PATH="$$PWD/$(VENV)/bin:$$PATH" $(PY) -m pip install --no-input --disable-pip-version-check -c "$$pins" -e '.$(1)' >$(VENV)/install.log 2>&1; then \
 	  tail -n 15 $(VENV)/install.log >&2; \
 	  echo "ictjax: pip could not install the packages (above: the end of $(VENV)/install.log); check the network and the disk, then run make again." >&2; \
 	  exit 2; \
