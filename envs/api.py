@@ -2,8 +2,8 @@
 
 import dataclasses
 import enum
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
@@ -63,14 +63,20 @@ class Step:
 
 
 class Game(Protocol):
-    """One live game of one family, re-seeded by every reset. Not thread-safe; never shared between episodes at once."""
+    """One live game of one family, re-seeded by every reset. Not thread-safe; never shared between episodes at once.
+
+    A new one is checked by `envs.contract`; docs/adding_an_environment.md walks through an example.
+    """
 
     def reset(self, game: GameId) -> Observation:
         """Starts the game. Raises ValueError for an id that is not of this family."""
         ...
 
     def step(self, action: str) -> Step:
-        """Plays one action. Junk costs a step and gets a note in the text; it never raises. No step limit of its own."""
+        """Plays one action. Junk costs a step and gets a note in the text; it never raises. No step limit of its own.
+
+        SUCCESS comes with a reward above 0, DEATH with none, FAILED with an `error`. After the end the outcome repeats, with reward 0.
+        """
         ...
 
     def state_hash(self) -> str:
@@ -83,7 +89,11 @@ class Game(Protocol):
 
 
 class Environment(Protocol):
-    """A benchmark: families of games, their splits, and how to open one live game. Named by an import path or a short name."""
+    """A benchmark: families of games, their splits, and how to open one live game. Named by an import path or a short name.
+
+    It is built in this process and in every worker, so it is cheap to build and holds no process, file or seed of its own. It may have two
+    members more: `describe` and `initial_prompt`, see `Described` and `Introduced`.
+    """
 
     @property
     def name(self) -> str:
@@ -96,11 +106,33 @@ class Environment(Protocol):
         ...
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
-        """The games of a family in "train", "select" or "test": disjoint ids, a fixed order. Raises ValueError for unknown names."""
+        """The games of a family in "train", "select" or "test": disjoint, also by initial state, and in a fixed order.
+
+        Raises ValueError for a family or split that it does not know.
+        """
         ...
 
     def open(self, family: str) -> Game:
-        """Builds a live game for a family."""
+        """Builds a live game for a family. Raises ValueError for one that it does not know."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """An environment that has something to say in the manifest of a run."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """What a reader of results needs to know about the games, as JSON takes it: source, counts, hashes, versions."""
+        ...
+
+
+@runtime_checkable
+class Introduced(Protocol):
+    """An environment that knows how to introduce itself to an actor."""
+
+    @property
+    def initial_prompt(self) -> str:
+        """The system prompt at meta-turn 0: what the games are about and the form of a reply; no hint at how to win."""
         ...
 
 

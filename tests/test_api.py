@@ -53,7 +53,7 @@ def test_short_names_and_import_paths_resolve():
 
 @pytest.mark.parametrize("name", ["", "alfword", "envs.fake", "envs.fake:", ":FakeEnvironment", "envs fake:X", "envs.fake:a.b"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ValueError, match="use one of fake, minihack, or an import path"):
+    with pytest.raises(ValueError, match="use one of alfworld, fake, minihack, or an import path"):
         import_path(name)
 
 
