@@ -2,13 +2,14 @@
 
 Every arm plays the same games in the same order with the same keys, so differences are paired. A loop reflects `meta_turns` times on STREAM
 games (split "train"); its last prompt, never its best, is scored once on TEST games (split "test") whose initial states occur neither among
-the STREAM games nor in training.
+the STREAM games nor in training. `--eval-env` plays another task than the one trained on: transfer between benchmarks.
 """
 
 import dataclasses
 import functools
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,13 +20,14 @@ from rich.console import Console
 from envs.api import Environment, GameId, Outcome, Pool
 from envs.registry import load_environment
 from experiments.console import LiveProgress
-from experiments.presets import model_folder
-from experiments.run_dir import check_families, flag_value, open_pool, parse, run_main
+from experiments.presets import model_folder, task
+from experiments.run_dir import check_families, describe_games, flag_value, open_pool, parse, run_main
 from experiments.stats import mean_ci, paired_test
+from experiments.tasks import with_options
 from ictjax import keys, meta_env
 from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import Checkpointer
-from ictjax.config import EvaluationConfig, TrainConfig, from_dict
+from ictjax.config import EnvironmentConfig, EvaluationConfig, TaskConfig, TrainConfig, from_dict
 from ictjax.learner import init_state, make_optimizer
 from ictjax.models.hf import load_checkpoint
 from ictjax.records import Candidate, Context, Trajectory, to_json
@@ -44,6 +46,7 @@ PROTOCOL = {
     "test": "split test, without games whose initial state (by hash) occurs among the stream games or in training; the same for all arms",
     "arms": "initial: the actor's first prompt; untrained: reflector before training; trained: reflector of the last checkpoint",
     "intervals": "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided sign-flip permutation test of pairs",
+    "splits": "train: families trained on; heldout: other families of that benchmark; transfer: families of another benchmark",
     "overall": "runs of all families of a split pooled",
     "malformed_replies": "a reply without a usable prompt leaves the loop's prompt as it was, and is counted",
     "failed_episodes": "episodes the environment failed are left out of the means, and counted",
@@ -56,6 +59,10 @@ class EvaluateArgs:
 
     run_dir: pathlib.Path
     """The run to evaluate, for example runs/demo."""
+    eval_env: str | None = None
+    """Another task to play, for example alfworld [default: what was trained on]."""
+    eval_options: str = ""
+    """Options of its environment as KEY=VALUE,KEY=VALUE, for example test=valid_unseen."""
     evaluation: EvaluationConfig
     """How much to play [default: as the run's config.json says]."""
 
@@ -68,39 +75,62 @@ class Games:
     test: tuple[tuple[GameId, ...], ...]
 
 
-def evaluate(run_dir: pathlib.Path, config: TrainConfig, console: Console) -> dict[str, Any]:
-    """Plays what is missing of every (arm, family), then writes and returns evaluation.json.
+def evaluate(
+    run_dir: pathlib.Path, config: TrainConfig, console: Console, *, task: TaskConfig | None = None, name: str = "evaluation"
+) -> dict[str, Any]:
+    """Plays what is missing of every (arm, family), then writes and returns the results.
+
+    Args:
+      run_dir: of the trained reflector.
+      config: of the run.
+      console: where progress is shown.
+      task: what to play; by default what was trained on.
+      name: of all that is written: NAME.json, NAME/, prompts/NAME.jsonl, episodes/NAME_*.jsonl. "evaluation" is that of the task trained on.
 
     Raises:
       ValueError: no checkpoint, a missing model, or a family without test games.
     """
-    settings, evaluation = config.environment, config.evaluation
-    families = dict.fromkeys(settings.train_families, "train") | dict.fromkeys(settings.heldout_families, "heldout")
+    played = config if task is None else config.on(task)
+    settings, evaluation = played.environment, config.evaluation
+    families = {family: _split_of(config, settings, family) for family in (*settings.train_families, *settings.heldout_families)}
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
     step, trained = _trained_params(run_dir, config)
-    identity = {"step": step, "evaluation": dataclasses.asdict(evaluation)}
-    parts = {(arm, family): _Part(run_dir, arm, family, identity) for arm in ARMS for family in families}
+    games = describe_games(settings, environment)
+    identity = {
+        "step": step,
+        "evaluation": dataclasses.asdict(evaluation),
+        "task": dataclasses.asdict(played.task),
+        "games": games["games_sha256"],
+    }
+    parts = {(arm, family): _Part(run_dir, name, arm, family, identity) for arm in ARMS for family in families}
     missing = [place for place, part in parts.items() if part.read() is None]
     if missing:
         pool = open_pool(settings)
         progress = LiveProgress("evaluation", done=len(parts) - len(missing), total=len(parts), console=console)
         with pool, progress:
-            _play_missing(run_dir, config, environment, pool, trained, [parts[place] for place in missing], len(parts), progress)
+            _play_missing(run_dir, played, environment, pool, trained, [parts[place] for place in missing], len(parts), progress)
     results = {place: part.read() for place, part in parts.items()}
     report = summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed})
-    write_lines(run_dir / "prompts" / "evaluation.jsonl", (line for result in results.values() for line in result["prompts"]))
-    write_lines(run_dir / "evaluation.json", [json.dumps(report, indent=1)])
+    report["environment"] = games
+    write_lines(run_dir / "prompts" / f"{name}.jsonl", (line for result in results.values() for line in result["prompts"]))
+    write_lines(run_dir / f"{name}.json", [json.dumps(report, indent=1)])
     return report
+
+
+def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> str:
+    if settings.name != config.environment.name:
+        return "transfer"
+    return "train" if family in config.environment.train_families else "heldout"
 
 
 class _Part:
     """The result of one arm on one family, in a file of its own: what is done stays done when the evaluation is stopped."""
 
-    def __init__(self, run_dir: pathlib.Path, arm: str, family: str, identity: Mapping[str, Any]):
+    def __init__(self, run_dir: pathlib.Path, name: str, arm: str, family: str, identity: Mapping[str, Any]):
         self.arm, self.family, self._identity = arm, family, json.loads(json.dumps(identity))
-        self._path = run_dir / "evaluation" / f"{arm}_{family}.json"
-        self._episodes = run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl"
+        self._path = run_dir / name / f"{arm}_{family}.json"
+        self._episodes = run_dir / "episodes" / f"{name}_{arm}_{family}.jsonl"
 
     def read(self) -> dict[str, Any] | None:
         """The result; None when it is missing or of another checkpoint or protocol."""
@@ -128,7 +158,7 @@ def summarise(
         # A run in which the environment failed every test game of an arm is no pair.
         whole = [run for run in range(evaluation.runs) if all(rates[arm][run] is not None for arm in ARMS)]
         if not whole:
-            raise ValueError(f"The environment failed every test game of family {family!r}: see the errors in episodes/evaluation_*.jsonl.")
+            raise ValueError(f"The environment failed every test game of family {family!r}: see the errors in episodes/.")
         values[family] = {arm: [rates[arm][run] for run in whole] for arm in ARMS}
         report["families"][family] = {
             "split": split,
@@ -139,7 +169,7 @@ def summarise(
             "actor_failures": {arm: results[arm, family]["actor_failures"] for arm in ARMS},
             "failed_episodes": {arm: results[arm, family]["failed_episodes"] for arm in ARMS},
         }
-    for split in ("train", "heldout"):
+    for split in ("train", "heldout", "transfer"):
         members = [family for family, where in families.items() if where == split]
         if members:
             pooled = {arm: [value for family in members for value in values[family][arm]] for arm in ARMS}
@@ -362,13 +392,34 @@ def _main(argv: list[str]) -> None:
     elif name is not None:
         raise ValueError(f"{name} is no run directory (it has no config.json): train first, or name another with --run-dir.")
     args = parse(EvaluateArgs, __doc__ or "", argv, default)
+    played = config.task if args.eval_env is None else task(_preset_of(args.run_dir), args.eval_env)
+    played = with_options(played, args.eval_options)
+    name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Console()
-    report = evaluate(args.run_dir, dataclasses.replace(config, evaluation=args.evaluation), console)
+    report = evaluate(args.run_dir, dataclasses.replace(config, evaluation=args.evaluation), console, task=played, name=name)
     for split, overall in report["overall"].items():
         means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
         test = overall["tests"]["trained_vs_untrained"]
         console.print(f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p = {test['p']:.3g}", highlight=False)
-    console.print(f"Evaluated. Results: {args.run_dir / 'evaluation.json'}", highlight=False, soft_wrap=True)
+    console.print(f"Evaluated. Results: {args.run_dir / name}.json", highlight=False, soft_wrap=True)
+
+
+def evaluation_name(trained_on: TaskConfig, played: TaskConfig, task_name: str | None, options: str) -> str:
+    """What the files of an evaluation are called: "evaluation" for the task trained on, else the task and the options given, behind a hyphen."""
+    if played == trained_on:
+        return "evaluation"
+    about = [task_name or played.environment.name, *sorted(filter(None, options.split(",")))]
+    return "evaluation-" + re.sub(r"[^\w.=,-]", "_", ",".join(about))
+
+
+def _preset_of(run_dir: pathlib.Path) -> str:
+    """The preset that a run started from, whose models decide what a task's name means."""
+    path = run_dir / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    preset = manifest.get("preset") or flag_value(manifest.get("argv", ()), "--preset")
+    if preset is None:
+        raise ValueError(f"{path} names no preset, so --eval-env has no meaning: train with python -m experiments.train.")
+    return preset
 
 
 if __name__ == "__main__":

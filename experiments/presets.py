@@ -5,14 +5,14 @@ import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from experiments import tasks
 from ictjax.batch import BatchConfig
-from ictjax.config import EnvironmentConfig, EvaluationConfig, TrainConfig
+from ictjax.config import EvaluationConfig, TaskConfig, TrainConfig
 from ictjax.grpo import PAPER, GRPOConfig
 from ictjax.learner import PAPER_OPTIMIZER, LearnerConfig, OptimizerConfig
 from ictjax.meta_env import MetaConfig
 from ictjax.models.config import ModelConfig
 from ictjax.reflector import ReflectorConfig
-from ictjax.rollout import RolloutConfig
 from ictjax.sampler import SamplerConfig
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,25 +31,14 @@ QWEN_7B = ModelConfig(
     param_dtype="bfloat16",
 )
 
-QWEN_INITIAL_PROMPT = """\
-You play short NetHack games as text. Every turn shows you what happened, what is around you and what you carry; reach the goal \
-of the game in as few actions as you can.
-
-Before every action, think about what the observation tells you and what the action will change. Then answer in exactly this form:
-
-Thought: <your reasoning, in one or two sentences>
-Action: <one action>"""
-
 # Fake games in seconds: a pipeline check for the tests, with no model of its own (give --actor and --reflector).
 FAKE_TINY = TrainConfig(
     actor="models/tiny",
     reflector="models/tiny",
-    initial_prompt="play",
+    initial_prompt=tasks.FAKE.initial_prompt,
     iterations=3,
     seed=0,
-    environment=EnvironmentConfig(
-        name="fake", train_families=("door", "lamp"), heldout_families=("bell",), num_workers=1, max_live_games=8
-    ),
+    environment=tasks.FAKE.environment,
     meta=MetaConfig(
         contexts_per_iteration=2,
         games_per_context=2,
@@ -60,7 +49,7 @@ FAKE_TINY = TrainConfig(
         precollected_loops=0,
         malformed_reward=-0.5,
     ),
-    rollout=RolloutConfig(max_steps=2, max_turn_tokens=4),
+    rollout=tasks.FAKE.rollout,
     reflection=ReflectorConfig(style="compact", max_context_tokens=112, max_reply_tokens=8, max_prompt_tokens=4),
     actor_sampler=SamplerConfig(
         num_slots=4, max_len=160, extend_buckets=(64,), row_buckets=(4,), decode_steps=8, max_top_k=1, attended_buckets=(160,)
@@ -80,16 +69,10 @@ FAKE_TINY = TrainConfig(
 POCKET_MINIHACK = TrainConfig(
     actor="experiments/pocket/checkpoints/actor",
     reflector="experiments/pocket/checkpoints/reflector",
-    initial_prompt="you play nethack . think , then act .",
+    initial_prompt=tasks.POCKET_MINIHACK.initial_prompt,
     iterations=20,
     seed=0,
-    environment=EnvironmentConfig(
-        name="minihack",
-        options={"text": "compact"},
-        train_families=("eat", "wield", "zap", "pray", "sink", "levitate_boots", "levitate_potion"),
-        heldout_families=("wear", "puton", "read", "levitate_ring"),
-        num_workers=1,
-    ),
+    environment=tasks.POCKET_MINIHACK.environment,
     meta=MetaConfig(
         contexts_per_iteration=8,
         games_per_context=3,
@@ -100,7 +83,7 @@ POCKET_MINIHACK = TrainConfig(
         precollected_loops=0,
         malformed_reward=0.0,
     ),
-    rollout=RolloutConfig(max_steps=10, max_turn_tokens=16),
+    rollout=tasks.POCKET_MINIHACK.rollout,
     reflection=ReflectorConfig(
         style="compact", max_context_tokens=384, max_reply_tokens=64, max_prompt_tokens=48, head_turns=1, tail_turns=1
     ),
@@ -143,17 +126,10 @@ POCKET_MINIHACK = TrainConfig(
 QWEN_7B_MINIHACK = TrainConfig(
     actor="models/Qwen2.5-7B-Instruct",
     reflector="models/Qwen2.5-7B-Instruct",
-    initial_prompt=QWEN_INITIAL_PROMPT,
+    initial_prompt=tasks.QWEN_MINIHACK.initial_prompt,
     iterations=64,
     seed=0,
-    environment=EnvironmentConfig(
-        name="minihack",
-        options={"text": "full"},
-        train_families=("room", "room_random", "room_monster", "room_trap", "eat", "wield", "wear"),
-        heldout_families=("room_dark", "read", "puton", "zap"),
-        num_workers=8,
-        max_live_games=256,
-    ),
+    environment=tasks.QWEN_MINIHACK.environment,
     meta=MetaConfig(
         contexts_per_iteration=8,
         games_per_context=5,
@@ -164,7 +140,7 @@ QWEN_7B_MINIHACK = TrainConfig(
         precollected_loops=128,
         malformed_reward=0.0,
     ),
-    rollout=RolloutConfig(max_steps=25, max_turn_tokens=500, temperature=0.0, show_actions=True),
+    rollout=tasks.QWEN_MINIHACK.rollout,
     reflection=ReflectorConfig(style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024),
     actor_sampler=SamplerConfig(
         num_slots=32, max_len=32_768, extend_buckets=(256, 1024), row_buckets=(8, 32), decode_steps=32, max_top_k=64
@@ -181,8 +157,29 @@ QWEN_7B_MINIHACK = TrainConfig(
     shape=QWEN_7B,
 )
 
+# The same pairs on ALFWorld: official games where a download is found, else generated ones (the run's manifest says which).
+POCKET_ALFWORLD = POCKET_MINIHACK.on(tasks.POCKET_ALFWORLD)
+QWEN_7B_ALFWORLD = QWEN_7B_MINIHACK.on(tasks.QWEN_ALFWORLD)
+
 PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
-    {"fake-tiny": FAKE_TINY, "pocket-minihack": POCKET_MINIHACK, "qwen2.5-7b-minihack": QWEN_7B_MINIHACK}
+    {
+        "fake-tiny": FAKE_TINY,
+        "pocket-minihack": POCKET_MINIHACK,
+        "pocket-alfworld": POCKET_ALFWORLD,
+        "qwen2.5-7b-minihack": QWEN_7B_MINIHACK,
+        "qwen2.5-7b-alfworld": QWEN_7B_ALFWORLD,
+    }
+)
+
+# The tasks that suit the models of a preset.
+TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
+    {
+        "fake-tiny": tasks.FAKE_TASKS,
+        "pocket-minihack": tasks.POCKET_TASKS,
+        "pocket-alfworld": tasks.POCKET_TASKS,
+        "qwen2.5-7b-minihack": tasks.QWEN_TASKS,
+        "qwen2.5-7b-alfworld": tasks.QWEN_TASKS,
+    }
 )
 
 
@@ -191,6 +188,14 @@ def preset(name: str) -> TrainConfig:
     if name not in PRESETS:
         raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def task(preset_name: str, name: str) -> TaskConfig:
+    """A task for the models of a preset; ValueError lists the names there are."""
+    known = TASKS.get(preset_name, {})
+    if name not in known:
+        raise ValueError(f"Preset {preset_name!r} has no task {name!r}: use one of {', '.join(known) or 'those in experiments/tasks.py'}.")
+    return known[name]
 
 
 def model_folder(name: str) -> str:

@@ -24,7 +24,7 @@ from envs.pool import WorkerPool
 from ictjax.config import EnvironmentConfig, TrainConfig, differences, to_dict
 from ictjax.run_files import write_lines
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "minihack", "nle")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "minihack", "nle", "alfworld")
 _MIN_FREE_BYTES = 256 * 2**20
 _Args = TypeVar("_Args")
 
@@ -93,11 +93,12 @@ def check_families(environment: Environment, families: Sequence[str]) -> None:
             raise ValueError(f"Unknown family {family!r} of {environment.name}: use some of {', '.join(environment.families)}.")
 
 
-def open_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environment) -> bool:
+def open_run(run_dir: pathlib.Path, preset: str, config: TrainConfig, environment: Environment) -> bool:
     """Makes the run directory with config.json and manifest.json, or checks that it is of this configuration; True if it is new.
 
     Raises:
-      ValueError: it belongs to another configuration, holds something else, or the disk is too full. Nothing is changed then.
+      ValueError: it belongs to another configuration or to other games, holds something else, or the disk is too full. Nothing is
+        changed then.
     """
     wanted, path = to_dict(config), run_dir / "config.json"
     if path.is_file():
@@ -107,6 +108,7 @@ def open_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environmen
             raise ValueError(f"{path} is not readable ({error}): choose a new --run-dir.") from error
         if found:
             raise ValueError(f"{run_dir} is a run of another configuration ({', '.join(found[:4])} differ): choose a new --run-dir.")
+        _check_games(run_dir, config.environment, environment)
         return False
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ValueError(f"{run_dir} exists and is no run directory (it has no config.json): choose a new --run-dir.")
@@ -115,7 +117,7 @@ def open_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environmen
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"Cannot make the run directory {run_dir} ({error.strerror}): choose another --run-dir.") from error
-    write_lines(run_dir / "manifest.json", [json.dumps(_manifest(config, environment), indent=1)])
+    write_lines(run_dir / "manifest.json", [json.dumps(_manifest(preset, config, environment), indent=1)])
     write_lines(path, [json.dumps(wanted, indent=1)])  # last: from here on the directory counts as a run
     return True
 
@@ -152,20 +154,45 @@ def package_versions(names: Sequence[str]) -> dict[str, str | None]:
     return versions
 
 
-def _manifest(config: TrainConfig, environment: Environment) -> dict[str, Any]:
+def describe_games(settings: EnvironmentConfig, environment: Environment) -> dict[str, Any]:
+    """Which games are played: the environment with its options, what it says of itself (where games come from, how many), and their hash."""
+    own = getattr(environment, "describe", dict)()
+    return {"name": environment.name, "options": dict(settings.options), **own, "games_sha256": _games_sha256(settings, environment)}
+
+
+def _games_sha256(settings: EnvironmentConfig, environment: Environment) -> str:
     games = hashlib.sha256()
-    for family in (*config.environment.train_families, *config.environment.heldout_families):
+    for family in (*settings.train_families, *settings.heldout_families):
         for split in ("train", "test"):
             games.update("\n".join(map(str, environment.games(family, split))).encode())
+    return games.hexdigest()
+
+
+def _check_games(run_dir: pathlib.Path, settings: EnvironmentConfig, environment: Environment) -> None:
+    path = run_dir / "manifest.json"
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before.get("games_sha256", "") != _games_sha256(settings, environment):
+        raise ValueError(
+            f"The games of {settings.name!r} are no longer those that {run_dir} was started with (a download or a package has changed): "
+            "choose a new --run-dir."
+        )
+
+
+def _manifest(preset: str, config: TrainConfig, environment: Environment) -> dict[str, Any]:
+    games = describe_games(config.environment, environment)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "preset": preset,
         "argv": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "packages": package_versions(_PACKAGES),
         "devices": [str(device) for device in jax.devices()],
         "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
-        "games_sha256": games.hexdigest(),
+        "games_sha256": games.pop("games_sha256"),
+        "environment": games,
     }
 
 

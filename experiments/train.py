@@ -12,8 +12,9 @@ from rich.console import Console
 from envs.registry import load_environment
 from experiments import plan_shapes
 from experiments.console import LiveProgress
-from experiments.presets import PRESETS, model_folder, preset
+from experiments.presets import PRESETS, model_folder, preset, task
 from experiments.run_dir import check_families, flag_value, open_pool, open_run, parse, run_main
+from experiments.tasks import with_options
 from ictjax.config import TrainConfig
 from ictjax.metrics import read_metrics
 from ictjax.train import train
@@ -32,19 +33,23 @@ class TrainArgs:
     """Which configuration to start from."""
     run_dir: pathlib.Path | None = None
     """Where the run is written [default: runs/PRESET]."""
+    train_env: str | None = None
+    """Another task to train the preset's models on, for example alfworld."""
+    train_options: str = ""
+    """Options of the environment as KEY=VALUE,KEY=VALUE, for example data=generated."""
     check: bool = False
     """Build model, cache and update on shapes alone, print parameters and memory, and end."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """Fields of the preset."""
 
 
-def start(config: TrainConfig, run_dir: pathlib.Path, console: Console) -> None:
+def start(preset_name: str, config: TrainConfig, run_dir: pathlib.Path, console: Console) -> None:
     """Trains, or continues, one run."""
     folders = dataclasses.replace(config, actor=model_folder(config.actor), reflector=model_folder(config.reflector))
     settings = config.environment
     environment = load_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
-    open_run(run_dir, config, environment)
+    open_run(run_dir, preset_name, config, environment)
     lines = read_metrics(run_dir)
     done = lines[-1]["iteration"] if lines else 0
     if done == config.iterations and (run_dir / "checkpoints" / str(done)).is_dir():
@@ -68,13 +73,16 @@ def _main(argv: list[str]) -> None:
         if not {"--help", "-h"} & set(argv):
             raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
         name = "pocket-minihack"  # whose numbers --help then shows
-    default = TrainArgs(preset=name, config=preset(name))
+    train_env, config = flag_value(argv, "--train-env"), preset(name)
+    chosen = config.task if train_env is None else task(name, train_env)
+    config = config.on(with_options(chosen, flag_value(argv, "--train-options") or ""))
+    default = TrainArgs(preset=name, config=config)
     args = parse(TrainArgs, f"{_DESCRIPTION} Presets: {', '.join(PRESETS)}.", argv, default)
     console = Console()
     if args.check:
         plan_shapes.check(args.config, console)
         return
-    start(args.config, args.run_dir or pathlib.Path("runs") / args.preset, console)
+    start(args.preset, args.config, args.run_dir or pathlib.Path("runs") / args.preset, console)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,15 @@ class EnvironmentConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """A benchmark as one actor plays it: what changes when a model trained on one benchmark is trained or evaluated on another."""
+
+    environment: EnvironmentConfig
+    initial_prompt: str  # the actor's system prompt at meta-turn 0
+    rollout: RolloutConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST games."""
 
@@ -110,6 +119,15 @@ class TrainConfig:
                 f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside rollout.max_turn_tokens = "
                 f"{self.rollout.max_turn_tokens}: raise it."
             )
+
+    @property
+    def task(self) -> TaskConfig:
+        """What is trained on."""
+        return TaskConfig(environment=self.environment, initial_prompt=self.initial_prompt, rollout=self.rollout)
+
+    def on(self, task: TaskConfig) -> "TrainConfig":
+        """The same models and settings on another task."""
+        return dataclasses.replace(self, environment=task.environment, initial_prompt=task.initial_prompt, rollout=task.rollout)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
