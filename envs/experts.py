@@ -9,10 +9,11 @@ import collections
 import dataclasses
 import random
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from envs.api import GameId, Outcome
-from envs.minihack.families import FAMILIES, check_family
+from envs.minihack.families import FAMILIES, check_family, step_limit
 from envs.minihack.game import MiniHackGame
 from envs.minihack.text import distance
 from envs.minihack.view import DIRECTIONS, Position, Thing, View
@@ -308,15 +309,60 @@ def _keyroom(view: View, memory: _Memory) -> str:
     return _to_stairs(view, memory)
 
 
+_SURE_RANGE = 7  # squares that a ray always reaches
+
+
 def _shoot(view: View, memory: _Memory) -> str:
-    """Zaps the wand at the minotaur as soon as they are in line."""
-    target = find(view, "minotaur")
-    if target is None:
-        return _explore(view, memory)
+    """Fetches the wand, zaps it at the minotaur as soon as it is in line and in reach, then walks to the stairs."""
+    armed, target = carried(view, "wand"), find(view, "minotaur")
+    if not armed and (here(view, "wand") or find(view, "wand") or target is None):
+        return _fetch(view, memory, "wand") or "search"
+    if target is None or not armed:
+        return _to_stairs(view, memory)
     direction = line_direction(view, target.position)
-    if direction and carried(view, "wand"):
+    if direction and distance(view.position, target.position)[0] <= _SURE_RANGE:
         return f"zap wand {direction}"
-    return _fetch(view, memory, "wand") or f"go {walk_towards(view, target.position) or 'east'}"
+    return f"go {walk_towards(view, target.position) or 'east'}"
+
+
+def _freeze(noun: str, verb: str) -> Callable[[View, _Memory], str]:
+    """Fetch what makes cold, then use it towards a wall."""
+
+    def act(view: View, memory: _Memory) -> str:
+        return _fetch(view, memory, noun) or f"{verb} {noun} east"
+
+    return act
+
+
+def _freeze_any(view: View, memory: _Memory) -> str:
+    for noun, verb in _FREEZE_VERBS.items():
+        if carried(view, noun) or here(view, noun) or find(view, noun):
+            return _freeze(noun, verb)(view, memory)
+    return _explore(view, memory)
+
+
+def _in_corridor(onward: Callable[[View, _Memory], str]) -> Callable[[View, _Memory], str]:
+    """Meets a pack of monsters inside a corridor, where one can bite at a time; goes on as `onward` when none is near."""
+
+    def act(view: View, memory: _Memory) -> str:
+        foes = [thing for thing in view.cells.values() if thing.kind == "monster"]
+        near = min((distance(view.position, foe.position)[0] for foe in foes), default=99)
+        if near > 6:
+            return onward(view, memory)
+        squares = [thing.position for thing in view.cells.values() if "corridor" in thing.name]
+        inner = [
+            (x, y)
+            for x, y in squares
+            if {(x - 1, y), (x + 1, y)} <= {*squares, view.position} or {(x, y - 1), (x, y + 1)} <= {*squares, view.position}
+        ]
+        beside_me = sum(1 for _ in neighbours(walkable(view, monsters=True), view.position))
+        if beside_me <= 2 or not inner:
+            return _attack(view) or "search"
+        spot = min(inner, key=lambda position: (*distance(view.position, position), position))
+        direction = walk_towards(view, spot)
+        return f"go {direction}" if direction else _attack(view) or "search"
+
+    return act
 
 
 _PLANS: dict[str, Callable[[View, _Memory], str]] = {
@@ -334,10 +380,51 @@ _PLANS: dict[str, Callable[[View, _Memory], str]] = {
     "levitate_potion": _levitate,
     "lava_cross": _cross_lava,
     "lava_levitate": _cross_lava,
+    "lava_potion": _cross_lava,
+    "lava_potion_held": _cross_lava,
+    "lava_ring": _cross_lava,
+    "lava_ring_held": _cross_lava,
     "freeze_lava": _cross_lava,
+    "freeze_wand": _freeze("wand", "zap"),
+    "freeze_horn": _freeze("horn", "apply"),
+    "freeze_random": _freeze_any,
     "keyroom": _keyroom,
+    "keyroom_15": _keyroom,
+    "keyroom_dark": _keyroom,
+    "keyroom_dark_15": _keyroom,
+    "corridor_battle": _in_corridor(_to_stairs),
+    "corridor_battle_dark": _in_corridor(_to_stairs),
+    "quest_easy": _cross_lava,
+    "quest_medium": _in_corridor(_cross_lava),
     "wod_easy": _shoot,
+    "wod_medium": _shoot,
+    "wod_hard": _shoot,
+    "wod_pro": _shoot,
 }
+
+
+# Families that the expert wins in less than 95 of 100 games (seeds 10000-10099, within `step_limit`): the share in percent, and what it lacks.
+EXCEPTIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {
+        "closed_door": (94, "searches a room for its hidden way out"),
+        "corridor_2": (91, "gives up on corridors with hidden squares"),
+        "corridor_3": (86, "gives up on corridors with hidden squares"),
+        "corridor_5": (85, "gives up on corridors with hidden squares"),
+        "corridor_battle": (76, "six giant rats against 16 hit points"),
+        "corridor_battle_dark": (20, "the same, unseen"),
+        "hidenseek": (29, "the hunter is faster"),
+        "hidenseek_big": (30, "the hunter is faster"),
+        "hidenseek_lava": (36, "the hunter is faster"),
+        "hidenseek_mapped": (57, "the hunter is faster"),
+        "mazewalk_dark_45": (79, "runs out of steps"),
+        "quest_easy": (85, "dies of what it meets"),
+        "quest_hard": (0, "has no plan for its maze, lava and minotaur in one"),
+        "quest_medium": (70, "six giant rats against 16 hit points"),
+        "wod_pro": (40, "the minotaur finds it before it finds the wand"),
+        **dict.fromkeys(("river", "river_lava", "river_monster", "river_monster_lava", "river_narrow"), (0, "cannot push boulders")),
+        **{family: (0, "cannot push boulders") for family in FAMILIES if family.startswith("sokoban")},
+    }
+)
 
 
 def _plan(family: str) -> Callable[[View, _Memory], str]:
@@ -408,11 +495,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Success of the scripted experts and of random play.")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--games", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, help="actions per game (default: the family's own limit, mostly 25)")
     options = parser.parse_args(arguments)
     sys.stdout.write("| family | expert % | mean steps | random % |\n|---|---|---|---|\n")
     for family in options.families:
-        row = measure(family, num_games=options.games, max_steps=options.steps)
+        row = measure(family, num_games=options.games, max_steps=options.steps or step_limit(family))
         sys.stdout.write(f"| {family} | {100 * row['expert']:.0f} | {row['mean_steps']:.1f} | {100 * row['random']:.0f} |\n")
         sys.stdout.flush()
     return 0

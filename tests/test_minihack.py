@@ -1,7 +1,9 @@
 import collections
+import dataclasses
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -13,6 +15,7 @@ from envs.experts import make_expert
 from envs.minihack import FAMILIES, MiniHack
 from envs.minihack import game as game_module
 from envs.minihack import index as splits
+from envs.minihack.families import FAMILY_SPLITS, LEFT_OUT, SOUND_RESERVE, STEPS, TASKS, step_limit, why_left_out
 from envs.minihack.game import MiniHackGame
 from envs.minihack.verbs import Command, find_item, parse
 from envs.minihack.view import Item, object_noun, plain_name
@@ -130,7 +133,7 @@ def test_success_is_told_in_a_clean_sentence(open_game):
     assert outcome is Outcome.SUCCESS and step.reward == 1.0
     assert step.observation.text.endswith("You succeeded.")
     assert "float" in step.observation.text and "|" not in step.observation.text and "\n" not in step.observation.text
-    assert game.step("north") == step
+    assert game.step("north") == dataclasses.replace(step, reward=0.0)
 
 
 @pytest.mark.parametrize("style", ["full", "compact"])
@@ -415,6 +418,71 @@ def test_the_scanner_runs_as_a_command(tmp_path):
     data = json.loads(done.stdout)
     assert {name: len(seeds) for name, seeds in data.items()} == splits.WANTED
     assert [json.loads(path.read_text()) for path in (tmp_path / "ictjax").iterdir()] == [data]
+
+
+def test_the_report_counts_what_splits_share(monkeypatch, capsys):
+    # Of two families with the same first screen, the second was trained on what the first is tested on.
+    seeds = {"eat": {"train": [0], "select": [1], "test": [2]}, "wield": {"train": [2, 3], "select": [4], "test": [5]}}
+    starts = {0: ("a", "A"), 1: ("b", "B"), 2: ("c", "C"), 3: ("d", "B"), 4: ("e", "E"), 5: ("f", "F")}
+    monkeypatch.setattr(splits, "load_index", lambda family, name: [game_id(family, seed) for seed in seeds[family][name]])
+    monkeypatch.setattr(splits, "_start", lambda _family, games: [starts[int(game.key)] for game in games])
+    check = splits.check_splits(["eat"])
+    assert check == (dict(train=1, select=1, test=1), 3, 3, 0, 0)
+    check = splits.check_splits(["wield"], ["eat"])
+    assert check == (dict(train=2, select=2, test=2), 5, 4, 1, 2)  # state c; screens C, and B by another state
+    assert splits.main(["--report", "eat"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "| eat | 1 | 1 | 1 | 3 | 3 | 0 | 0 |"
+    assert splits.main(["--report", "eet"]) == 2 and splits.main([]) == 2
+
+
+def test_real_splits_share_no_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(splits, "WANTED", {"train": 40, "select": 10, "test": 10})
+    splits._splits.cache_clear()
+    splits._write(splits.cache_path("room_monster"), splits.scan("room_monster"))
+    check = splits.check_splits(["room_monster"])
+    splits._splits.cache_clear()
+    assert check.num_games == {"train": 40, "select": 10, "test": 10}
+    assert check.num_states == 60 and check.shared_states == check.shared_layouts == 0
+
+
+def test_every_registered_task_is_a_family_or_left_out_for_a_reason():
+    registered = {name for name in game_module.gymnasium.registry if name.startswith("MiniHack-")}
+    assert len(set(TASKS.values())) == len(TASKS)
+    assert set(TASKS.values()) <= registered
+    left_out = registered - set(TASKS.values())
+    assert [name for name in sorted(left_out) if why_left_out(name) is None] == []
+    assert [name for name in TASKS.values() if why_left_out(name) is not None] == []
+    for pattern, reason in LEFT_OUT.items():
+        assert any(re.fullmatch(pattern, name) for name in left_out) and len(reason) > 20
+    assert (len(TASKS), len(left_out)) == (98, 63)
+
+
+@pytest.mark.parametrize("task", ["LavaCross-Levitate-Ring-Inv", "WoD-Hard", "Freeze-Random", "Levitate-Boots"])
+def test_restricted_tasks_are_the_same_games(task, monkeypatch):
+    hashes = []
+    for kind in ("Full", "Restricted"):
+        monkeypatch.setattr(game_module, "TASKS", {"eat": f"MiniHack-{task}-{kind}-v0"})
+        game = MiniHackGame("eat", style="full")
+        hashes.append([])
+        for seed in range(3):
+            text = game.reset(game_id("eat", seed)).text
+            hashes[-1].append((game.state_hash(), text, game.step("pickup").observation.text))
+        game.close()
+    assert hashes[0] == hashes[1]
+
+
+def test_family_splits_are_disjoint_and_real():
+    for train, heldout in FAMILY_SPLITS.values():
+        assert not set(train) & set(heldout) and set(train) | set(heldout) <= set(FAMILIES)
+    assert not set(SOUND_RESERVE) & {family for part in FAMILY_SPLITS["sound"] for family in part}
+    assert set(STEPS) <= set(FAMILIES) and min(STEPS.values()) > step_limit("eat") == 25
+
+
+def test_what_a_run_writes_down():
+    description = MiniHack(text="compact").describe()
+    assert description["text"] == "compact" and set(description["packages"]) == {"minihack", "nle"}
+    assert json.loads(json.dumps(description)) == description
 
 
 def test_families_are_sorted_and_named_in_lower_case():

@@ -1,9 +1,10 @@
-"""MiniHack as text games: 40 families, re-seeded live games, two text styles, verbs in words."""
+"""MiniHack as text games: 98 families, re-seeded live games, two text styles, verbs in words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from envs.api import GameId
-from envs.minihack.families import FAMILIES, check_family
+from envs.minihack.families import FAMILIES, check_family, package_versions
 
 __all__ = ["FAMILIES", "MiniHack"]
 
@@ -27,6 +28,10 @@ class MiniHack:
     def families(self) -> tuple[str, ...]:
         """All families, sorted."""
         return FAMILIES
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest of a run: the packages, which decide what a seed means, and how games were split."""
+        return {"packages": package_versions(), "text": self._text, "splits": "seeds, disjoint by initial state"}
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
         """The games of one split, disjoint from the others by initial state. The first call for a family takes seconds, later ones none."""

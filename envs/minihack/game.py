@@ -6,6 +6,7 @@ MiniHack defines (reward > 0.5, or the staircase where that is the task), and no
 keys that pass no time is left out: an action pays 1 for success and 0 otherwise.
 """
 
+import dataclasses
 import hashlib
 import logging
 import re
@@ -66,7 +67,7 @@ _ESC, _SPACE, _ENTER, _LOOK = 27, ord(" "), 13, int(_COMMANDS.LOOK)
 _MAX_KEYS = 300  # keys one action may take before the game is called stuck
 _RECYCLE_AFTER = 5000  # episodes: NLE leaks about 2 kB each
 # The greeting, and the phase of the moon that `fix_moon_phase` pins: they say nothing about the game.
-_BANNER = re.compile(r"^(Hello Agent, welcome to NetHack!|You are a |You are lucky!|Full moon tonight)")
+_BANNER = re.compile(r"^((?:Hello|Salutations) Agent, welcome to NetHack!|You are a |You are lucky!|Full moon tonight)")
 # NLE ships no rumours file, so what an artifact would whisper becomes an internal complaint.
 _FAULTS = re.compile(r"rumors|^Program in disorder|^\(?Saving and reloading|^Report (?:the|this|these)|whispers:?$")
 _SUGGESTED = re.compile(r"\[(.*?) or \?\*\]|\[(.*?)\]")
@@ -168,7 +169,7 @@ class MiniHackGame:
         if self._view is None:
             raise ValueError("This game was never reset: call reset first.")
         if self._final is not None:
-            return self._final
+            return dataclasses.replace(self._final, reward=0.0)
         command = verbs.parse(action)
         self._pages, self._notes = [], []
         if isinstance(command, str):

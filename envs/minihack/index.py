@@ -7,6 +7,9 @@ and the split is chosen by the layout's own hash, so no first screen stands in t
 
 Scanning takes seconds, so it runs once in a subprocess (`python -m envs.minihack.index FAMILY`) and its result is cached as JSON under
 `$XDG_CACHE_HOME/ictjax` (default `~/.cache/ictjax`), keyed by the family and the versions of minihack and nle.
+
+`python -m envs.minihack.index --report [FAMILY ...]` starts every game of the splits again and counts what they share; without families, those of
+the two family splits, "sound" and "paper".
 """
 
 import functools
@@ -16,9 +19,11 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from envs.api import GameId
-from envs.minihack.families import check_family, versions
+from envs.minihack.families import FAMILY_SPLITS, check_family, versions
 
 SPLITS = ("train", "select", "test")
 WANTED = {"train": 400, "select": 60, "test": 120}
@@ -55,19 +60,26 @@ def assign(hashes: list[tuple[str, str]]) -> dict[str, list[int]]:
 
 def scan(family: str) -> dict[str, list[int]]:
     """Resets seeds 0, 1, 2, ... until every split is full or 3,000 seeds were seen."""
+    hashes: list[tuple[str, str]] = []
+    for pair in _start(family, (GameId(env="minihack", family=family, key=str(seed)) for seed in range(_MAX_SEEDS))):
+        hashes.append(pair)
+        count = len(hashes)
+        if count % 100 == 0 and count > _PROBE and all(len(s) == WANTED[name] for name, s in assign(hashes).items()):
+            break
+    return assign(hashes)
+
+
+def _start(family: str, games: Iterable[GameId]) -> Iterator[tuple[str, str]]:
+    """The (state, layout) hashes of games of one family, in order."""
     from envs.minihack.game import MiniHackGame
 
     game = MiniHackGame(family, style="compact")
-    hashes: list[tuple[str, str]] = []
     try:
-        for seed in range(_MAX_SEEDS):
-            game.reset(GameId(env="minihack", family=family, key=str(seed)))
-            hashes.append((game.state_hash(), game.layout_hash()))
-            if seed % 100 == 99 and seed >= _PROBE and all(len(s) == WANTED[name] for name, s in assign(hashes).items()):
-                break
+        for each in games:
+            game.reset(each)
+            yield game.state_hash(), game.layout_hash()
     finally:
         game.close()
-    return assign(hashes)
 
 
 def _read(path: pathlib.Path) -> dict[str, list[int]] | None:
@@ -121,12 +133,60 @@ def load_index(family: str, split: str) -> tuple[GameId, ...]:
     return _splits(check_family(family))[split]
 
 
+class SplitCheck(NamedTuple):
+    """What the splits of one family, or of several, were found to hold. Shared: in training and in SELECT or TEST as well."""
+
+    num_games: Mapping[str, int]  # by split
+    num_states: int  # different initial states (screen, position, pack)
+    num_layouts: int  # different first screens
+    shared_states: int
+    shared_layouts: int
+
+
+def check_splits(train: Sequence[str], heldout: Sequence[str] = ()) -> SplitCheck:
+    """Starts every game and compares the TRAIN games of `train` with the SELECT and TEST games of all families, by initial state.
+
+    `check_splits([family])` checks one family. Takes about 2 ms a game. Raises ValueError for an unknown family.
+    """
+    found: dict[str, list[tuple[str, str]]] = {name: [] for name in SPLITS}
+    for family in (*train, *heldout):
+        for name in SPLITS if family in train else SPLITS[1:]:
+            found[name] += _start(family, load_index(family, name))
+    trained, others = set(found["train"]), {pair for name in SPLITS[1:] for pair in found[name]}
+    states, layouts = ({pair[i] for pair in trained} & {pair[i] for pair in others} for i in (0, 1))
+    return SplitCheck(
+        num_games={name: len(pairs) for name, pairs in found.items()},
+        num_states=len({state for state, _ in trained | others}),
+        num_layouts=len({layout for _, layout in trained | others}),
+        shared_states=len(states),
+        shared_layouts=len(layouts),
+    )
+
+
+def report(families: Sequence[str]) -> Iterator[str]:
+    """The lines of a Markdown table of `check_splits`, family by family; without families also of the family splits as a whole."""
+    rows = {family: ([family], ()) for family in map(check_family, families)}
+    if not rows:
+        known = {family: None for split in FAMILY_SPLITS.values() for family in (*split.train, *split.heldout)}
+        rows = {family: ([family], ()) for family in known} | {f"**{name}**": split for name, split in FAMILY_SPLITS.items()}
+    yield "| family | train | select | test | initial states | first screens | states shared | screens shared |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, (train, heldout) in rows.items():
+        check = check_splits(train, heldout)
+        yield f"| {' | '.join(map(str, (name, *check.num_games.values(), *check[1:])))} |"
+
+
 def main(arguments: list[str]) -> int:
-    """Scans one family, stores its index and writes it to standard output as one line of JSON."""
-    if len(arguments) != 1:
-        sys.stderr.write("Usage: python -m envs.minihack.index FAMILY\n")
+    """Scans one family, stores its index and writes it to standard output as one line of JSON; or writes the report."""
+    if arguments[:1] != ["--report"] and len(arguments) != 1:
+        sys.stderr.write("Usage: python -m envs.minihack.index FAMILY, or --report [FAMILY ...]\n")
         return 2
     try:
+        if arguments[0] == "--report":
+            for line in report(arguments[1:]):
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+            return 0
         family = check_family(arguments[0])
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
