@@ -25,7 +25,7 @@ class CompareArgs:
 
 
 def compare(run_dirs: tuple[Path, ...]) -> Table:
-    """A row per run and split: games won per arm, the paired difference, its interval and p. Raises ValueError where an evaluation is missing."""
+    """A row per run, evaluation and split: games won per arm, the paired difference, its interval and p. Raises ValueError where an evaluation is missing."""
     table = Table(
         title="Games won, %; paired difference with its 95 % interval",
         title_justify="left",
@@ -41,13 +41,16 @@ def compare(run_dirs: tuple[Path, ...]) -> Table:
         path = run_dir / "evaluation.json"
         if not path.is_file():
             raise ValueError(f"{run_dir} has no evaluation.json: run python -m experiments.evaluate --run-dir {run_dir} first.")
-        overall = json.loads(path.read_text(encoding="utf-8"))["overall"]
         seed = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["seed"]
-        for split, numbers in overall.items():
-            test = numbers["tests"]["trained_vs_untrained"]
-            difference = f"{report_page.points(test['difference'])} {report_page.interval(test['ci95'], signed=True)}".replace("[", r"\[")
-            means = (report_page.percent(numbers["arms"][arm]["mean"]) for arm in _ARMS)
-            table.add_row(run_dir.name, str(seed), split, *means, difference, report_page.p_value(test["p"]))
+        for evaluated in (path, *sorted(run_dir.glob("evaluation-*.json"))):
+            about = evaluated.stem.removeprefix("evaluation").replace("-", " ", 1)
+            for split, numbers in json.loads(evaluated.read_text(encoding="utf-8"))["overall"].items():
+                test = numbers["tests"]["trained_vs_untrained"]
+                difference = f"{report_page.points(test['difference'])} {report_page.interval(test['ci95'], signed=True)}".replace(
+                    "[", r"\["
+                )
+                means = (report_page.percent(numbers["arms"][arm]["mean"]) for arm in _ARMS)
+                table.add_row(run_dir.name, str(seed), split + about, *means, difference, report_page.p_value(test["p"]))
     return table
 
 

@@ -1,6 +1,6 @@
 """`python -m experiments.report --run-dir R`: one self-contained page, R/report.html, and the table of results on the terminal.
 
-Reads the run directory only: config.json, manifest.json, metrics.jsonl, evaluation.json, prompts/ and episodes/. What is not there yet is
+Reads the run directory only: config.json, manifest.json, metrics.jsonl, evaluation*.json, prompts/ and episodes/. What is not there yet is
 said on the page: a report can be made at any moment of a run.
 """
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import report_page
-from experiments.report_data import ARMS, SPLITS, RunData, load_run, split_summary
+from experiments.report_data import ARMS, RunData, load_run, split_summaries
 from experiments.run_dir import parse, run_main
 
 
@@ -38,7 +38,8 @@ def write_report(run: RunData) -> Path:
 
 def result_table(run: RunData) -> Table | None:
     """The families, what each arm won, and the paired tests, within 80 columns; None before the evaluation."""
-    if not run.families:
+    splits = [split for evaluation in run.evaluations for split in split_summaries(evaluation)]
+    if not splits:
         return None
     table = Table(
         title="Games won, %; difference with its 95 % interval",
@@ -51,7 +52,7 @@ def result_table(run: RunData) -> Table | None:
     table.add_column("family", no_wrap=True)
     for name in ("games", *ARMS, "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
-    for split in filter(None, (split_summary(run, name) for name in SPLITS)):
+    for split in splits:
         for name, family in split.families.items():
             table.add_row(name, *_cells(family.get("games"), family.get("arms", {}), family.get("tests", {}).get("trained_vs_untrained")))
         table.add_row(split.title, *_cells(split.games, split.arms, split.test), style="bold", end_section=True)

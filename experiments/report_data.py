@@ -10,9 +10,33 @@ from typing import Any
 from ictjax.metrics import read_metrics
 
 ARMS = ("initial", "untrained", "trained")
-SPLITS = {"train": "training families", "heldout": "held-out families"}
+SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}  # transfer: of another benchmark
 
 Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation of a run, with the prompts and episodes behind it. "evaluation" is that of the task trained on."""
+
+    name: str
+    results: Json  # NAME.json
+    prompts: list[Json]  # arm, family, run, system_prompt, success, analysis
+    episodes: Mapping[str, list[Json]]  # by arm
+
+    @property
+    def families(self) -> dict[str, Json]:
+        return self.results.get("families", {})
+
+    @property
+    def environment(self) -> Json:
+        """Which games were played: name, options, and what the environment says of itself; empty in files of older versions."""
+        return self.results.get("environment", {})
+
+    @property
+    def label(self) -> str:
+        """Which task, with its options, when it is another than the one trained on; else empty."""
+        return self.name.removeprefix("evaluation").removeprefix("-")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,13 +47,7 @@ class RunData:
     config: Json
     manifest: Json
     metrics: list[Json]
-    evaluation: Json
-    prompts: list[Json]  # of the evaluation: arm, family, run, system_prompt, success, analysis
-    episodes: Mapping[str, list[Json]]  # of the evaluation, by arm
-
-    @property
-    def families(self) -> dict[str, Json]:
-        return self.evaluation.get("families", {})
+    evaluations: tuple[Evaluation, ...]  # of the task trained on first, then others by name
 
     @property
     def pocket(self) -> bool:
@@ -41,6 +59,7 @@ class RunData:
 class Split:
     """The families of one split, and the statistics of all their runs: per arm {"mean", "ci95"}, and one paired test or None."""
 
+    name: str  # a key of SPLITS
     title: str
     families: Mapping[str, Json]
     games: int
@@ -64,35 +83,59 @@ def load_run(folder: Path) -> RunData:
         raise ValueError(f"There is no run directory {str(folder)!r}: train first, or name one with --run-dir.")
     if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "evaluation.json")):
         raise ValueError(f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name another with --run-dir.")
-    episodes: dict[str, list[Json]] = {arm: [] for arm in ARMS}
-    for arm, played in episodes.items():
-        for path in sorted((folder / "episodes").glob(f"evaluation_{arm}_*.jsonl")):
-            played += _lines(path)
     return RunData(
         folder=folder,
         config=_json(folder / "config.json"),
         manifest=_json(folder / "manifest.json"),
         metrics=read_metrics(folder),
-        evaluation=_json(folder / "evaluation.json"),
-        prompts=list(_lines(folder / "prompts" / "evaluation.jsonl")),
+        # The name without a hyphen sorts first.
+        evaluations=tuple(
+            _load_evaluation(folder, name)
+            for name in sorted(path.stem for pattern in ("evaluation.json", "evaluation-*.json") for path in folder.glob(pattern))
+        ),
+    )
+
+
+def _load_evaluation(folder: Path, name: str) -> Evaluation:
+    episodes = {
+        arm: [line for path in sorted((folder / "episodes").glob(f"{name}_{arm}_*.jsonl")) for line in _lines(path)] for arm in ARMS
+    }
+    return Evaluation(
+        name=name,
+        results=_json(folder / f"{name}.json"),
+        prompts=list(_lines(folder / "prompts" / f"{name}.jsonl")),
         episodes=episodes,
     )
 
 
-def split_summary(run: RunData, split: str) -> Split | None:
-    """One split of the evaluation, its families and the statistics over all their runs; None when it holds no family."""
-    families = {name: family for name, family in run.families.items() if family.get("split") == split}
+def games_played(environment: Mapping[str, Any]) -> str:
+    """Which games, in a few words: "alfworld, generated games, rooms=small"; empty when nothing is known."""
+    source = environment.get("source")
+    options = (f"{key}={value}" for key, value in sorted(environment.get("options", {}).items()) if value != source)
+    return ", ".join(filter(None, (environment.get("name"), source and f"{source} games", *options)))
+
+
+def split_summary(evaluation: Evaluation, split: str) -> Split | None:
+    """One split of an evaluation, its families and the statistics over all their runs; None when it holds no family."""
+    families = {name: family for name, family in evaluation.families.items() if family.get("split") == split}
     if not families:
         return None
-    overall = run.evaluation.get("overall", {}).get(split, {})
+    overall = evaluation.results.get("overall", {}).get(split, {})
+    about = f" of {evaluation.label}" if evaluation.label else ""
     return Split(
-        title=SPLITS[split],
+        name=split,
+        title=SPLITS[split] + about,
         families=families,
         games=int(overall.get("games", 0)),
         runs=int(overall.get("runs", 0)),
         arms=overall.get("arms", {}),
         test=overall.get("tests", {}).get("trained_vs_untrained"),
     )
+
+
+def split_summaries(evaluation: Evaluation) -> list[Split]:
+    """All splits that an evaluation holds."""
+    return [summary for split in SPLITS if (summary := split_summary(evaluation, split)) is not None]
 
 
 def series(metrics: Sequence[Json], name: str) -> list[float | None]:
@@ -120,22 +163,22 @@ def phase_seconds(metrics: Sequence[Json]) -> dict[str, float]:
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
-def gains(run: RunData) -> list[str]:
+def gains(evaluation: Evaluation) -> list[str]:
     """Family names, training families first, each split by falling gain of trained over untrained (over initial where that is missing)."""
 
     def order(name: str) -> tuple[int, float]:
-        arms = run.families[name].get("arms", {})
+        arms = evaluation.families[name].get("arms", {})
         base = arms.get("untrained", arms.get("initial", {})).get("mean", math.nan)
         gain = arms.get("trained", {}).get("mean", math.nan) - base
-        return (run.families[name].get("split") != "train", -gain if gain == gain else 0.0)
+        return (evaluation.families[name].get("split") != "train", -gain if gain == gain else 0.0)
 
-    return sorted(run.families, key=order)
+    return sorted(evaluation.families, key=order)
 
 
-def prompt_pairs(run: RunData, limit: int) -> list[Pair]:
+def prompt_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
     """Untrained and trained prompts of the same family and loop, of the families that gained most; at least one held-out family if any."""
     by_place: dict[tuple[str, Any], dict[str, Json]] = {}
-    for row in run.prompts:
+    for row in evaluation.prompts:
         by_place.setdefault((row.get("family", ""), row.get("run")), {})[row.get("arm", "")] = row
     complete = [
         Pair(family=family, before=arms["untrained"], after=arms["trained"])
@@ -144,18 +187,18 @@ def prompt_pairs(run: RunData, limit: int) -> list[Pair]:
     ]
     # A typical loop, not the best: the one in the middle by what its trained prompt won.
     found = {}
-    for family in gains(run):
+    for family in gains(evaluation):
         rows = sorted((pair for pair in complete if pair.family == family), key=lambda pair: pair.after.get("success") or 0.0)
         if rows:
             found[family] = rows[len(rows) // 2]
-    return _with_heldout(run, found, limit)
+    return _with_heldout(evaluation, found, limit)
 
 
-def game_pairs(run: RunData, limit: int) -> list[Pair]:
+def game_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
     """Games lost under the initial prompt and won under a trained one; per family the one with the fewest turns to show."""
-    lost = {game_name(t): t for t in run.episodes["initial"] if t["outcome"] not in ("success", "failed")}
+    lost = {game_name(t): t for t in evaluation.episodes["initial"] if t["outcome"] not in ("success", "failed")}
     found: dict[str, Pair] = {}
-    for won in run.episodes["trained"]:
+    for won in evaluation.episodes["trained"]:
         before = lost.get(game_name(won))
         if won["outcome"] != "success" or before is None:
             continue
@@ -163,7 +206,7 @@ def game_pairs(run: RunData, limit: int) -> list[Pair]:
         known = found.get(pair.family)
         if known is None or _num_turns(pair) < _num_turns(known):
             found[pair.family] = pair
-    return _with_heldout(run, {family: found[family] for family in gains(run) if family in found}, limit)
+    return _with_heldout(evaluation, {family: found[family] for family in gains(evaluation) if family in found}, limit)
 
 
 def game_name(trajectory: Json) -> str:
@@ -171,10 +214,10 @@ def game_name(trajectory: Json) -> str:
     return "|".join(trajectory["game"][field] for field in ("env", "family", "key"))
 
 
-def _with_heldout(run: RunData, found: Mapping[str, Pair], limit: int) -> list[Pair]:
+def _with_heldout(evaluation: Evaluation, found: Mapping[str, Pair], limit: int) -> list[Pair]:
     """The first pairs, the last place given to a held-out family when there is one."""
-    heldout = [pair for name, pair in found.items() if run.families[name].get("split") == "heldout"]
-    train = [pair for name, pair in found.items() if run.families[name].get("split") != "heldout"]
+    heldout = [pair for name, pair in found.items() if evaluation.families[name].get("split") == "heldout"]
+    train = [pair for name, pair in found.items() if evaluation.families[name].get("split") != "heldout"]
     kept = train[: limit - 1] if heldout else train[:limit]
     return kept + heldout[: limit - len(kept)]
 

@@ -11,16 +11,17 @@ from typing import Any
 from experiments import report_figures, stats
 from experiments.report_data import (
     ARMS,
-    SPLITS,
+    Evaluation,
     Json,
     RunData,
     Split,
     counter_total,
     game_pairs,
+    games_played,
     phase_seconds,
     prompt_pairs,
     series,
-    split_summary,
+    split_summaries,
 )
 
 POCKET_NOTE = (
@@ -33,10 +34,18 @@ _CSS = Path(__file__).with_name("report.css")
 
 def render(run: RunData) -> str:
     """The whole page."""
-    splits = [summary for split in SPLITS if (summary := split_summary(run, split)) is not None]
+    splits = [split for evaluation in run.evaluations for split in split_summaries(evaluation)]
     body = "\n".join(
         part
-        for part in (_header(run, splits), _results(run, splits), _training(run), _prompts(run), _games(run), _timings(run), _manifest(run))
+        for part in (
+            _header(run, splits),
+            *(_results(evaluation) for evaluation in run.evaluations),
+            "" if run.evaluations else _no_results(),
+            _training(run),
+            *(section(evaluation) for evaluation in run.evaluations for section in (_prompts, _games)),
+            _timings(run),
+            _manifest(run),
+        )
         if part
     )
     return (
@@ -73,11 +82,14 @@ def p_value(p: float) -> str:
 
 
 def headline(splits: Sequence[Split]) -> str:
-    """The result in one sentence, with the interval."""
+    """The result in one sentence, with the interval; and one for every other benchmark."""
     complete = [(split, split.test) for split in splits if split.test is not None and {"trained", "untrained"} <= split.arms.keys()]
     if not complete:
         return "No evaluation of the trained and the untrained reflector yet: this page shows the training so far."
-    split, test = complete[0]
+    return " ".join(_sentence(split, test) for n, (split, test) in enumerate(complete) if n == 0 or split.name == "transfer")
+
+
+def _sentence(split: Split, test: Json) -> str:
     trained, untrained = split.arms["trained"], split.arms["untrained"]
     low, high = test["ci95"]
     verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
@@ -97,8 +109,10 @@ def _header(run: RunData, splits: Sequence[Split]) -> str:
     kicker = [f"ictjax run <b>{escape(run.folder.resolve().name)}</b>", f"{done} of {total} iterations" if total else f"{done} iterations"]
     if "seed" in run.config:
         kicker.append(f"seed {run.config['seed']}")
-    if run.families:
-        kicker.append(f"{len(run.families)} families evaluated")
+    if games := games_played(run.manifest.get("environment", {})):
+        kicker.append(f"trained on {escape(games)}")
+    if families := sum(len(evaluation.families) for evaluation in run.evaluations):
+        kicker.append(f"{families} families evaluated")
     tiles = "".join(_tile(split) for split in splits if split.arms)
     return (
         f'<header><p class="kicker">{" &nbsp;·&nbsp; ".join(kicker)}</p><h1>{escape(headline(splits))}</h1>'
@@ -118,16 +132,19 @@ def _tile(split: Split) -> str:
     return f'<div class="tile"><h3>{escape(split.title.capitalize())}: games won</h3><div class="values">{cells}</div></div>'
 
 
-def _results(run: RunData, splits: Sequence[Split]) -> str:
-    if not splits:
-        return _section(
-            "Results", "No evaluation.json yet: run <code>python -m experiments.evaluate</code> on this directory, then report again."
-        )
+def _no_results() -> str:
+    return _section(
+        "Results", "No evaluation.json yet: run <code>python -m experiments.evaluate</code> on this directory, then report again."
+    )
+
+
+def _results(evaluation: Evaluation) -> str:
+    splits = split_summaries(evaluation)
     names = [arm for arm in ARMS if any(arm in family.get("arms", {}) for split in splits for family in split.families.values())]
     adjusted = stats.holm(
         {
             name: family["tests"]["trained_vs_untrained"]["p"]
-            for name, family in run.families.items()
+            for name, family in evaluation.families.items()
             if family.get("tests", {}).get("trained_vs_untrained")
         }
     )
@@ -147,27 +164,28 @@ def _results(run: RunData, splits: Sequence[Split]) -> str:
         {split.title.capitalize(): {name: family["arms"] for name, family in split.families.items()} for split in splits}, names
     )
     legend = " &nbsp; ".join(f'<span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}' for arm in names)
+    games = games_played(evaluation.environment)
     return _section(
-        "Results",
-        f"Games won per family, with 95 % intervals: {legend}. All arms play the same games, so their differences are paired. "
+        f"Results{_on(evaluation)}",
+        f"{f'Measured on {escape(games)}. ' if games else ''}Games won per family, with 95 % intervals: {legend}. All arms play the same games, so their differences are paired. "
         "No test game has an initial state that training or reflection has seen.",
         f'<div class="figure">{bars}</div>',
         '<div class="scroll"><table><thead><tr><th>family</th><th>games</th><th>runs</th>'
         f"{head}<th>trained - untrained</th><th>p</th><th>p, Holm</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>",
         '<p class="lead" style="margin:12px 0 0">Per cent of games won. p: two-sided, of the paired difference; Holm: corrected for '
         "testing every family. A run is one loop of reflection; its value is the share of its test games that the last prompt of the loop wins.</p>",
-        _evaluation_faults(run),
+        _evaluation_faults(evaluation),
     )
 
 
-def _evaluation_faults(run: RunData) -> str:
+def _evaluation_faults(evaluation: Evaluation) -> str:
     """What went wrong in the evaluation, by arm; zeros included."""
     texts = {"malformed_replies": "malformed replies of the reflector", "failed_episodes": "episodes failed by the environment"}
     counts = {
-        f"{text}, {arm}": sum(family.get(key, {}).get(arm, 0) for family in run.families.values())
+        f"{text}, {arm}": sum(family.get(key, {}).get(arm, 0) for family in evaluation.families.values())
         for key, text in texts.items()
         for arm in ARMS
-        if any(arm in family.get(key, {}) for family in run.families.values()) and (key, arm) != ("malformed_replies", "initial")
+        if any(arm in family.get(key, {}) for family in evaluation.families.values()) and (key, arm) != ("malformed_replies", "initial")
     }
     return _badges(counts)
 
@@ -238,19 +256,19 @@ def _faults(run: RunData) -> str:
     return _badges(counts)
 
 
-def _prompts(run: RunData) -> str:
-    pairs = prompt_pairs(run, 3)
+def _prompts(evaluation: Evaluation) -> str:
+    pairs = prompt_pairs(evaluation, 3)
     if not pairs:
         return ""
     blocks = []
     for pair in pairs:
         before, after = _marked(str(pair.before.get("system_prompt")), str(pair.after.get("system_prompt")))
         blocks.append(
-            f"<h3>{escape(pair.family)} {_split_badge(run, pair.family)}</h3><div class='pair'>{_prompt('untrained', pair.before, before)}"
+            f"<h3>{escape(pair.family)} {_split_badge(evaluation, pair.family)}</h3><div class='pair'>{_prompt('untrained', pair.before, before)}"
             f"{_prompt('trained', pair.after, after)}</div>"
         )
     return _section(
-        "The prompt, before and after training",
+        f"The prompt, before and after training{_on(evaluation)}",
         "What the reflector wrote for the actor after reading the same games: a typical loop of the family (the middle one by what its "
         "trained prompt won). Sentences that only one side has are marked.",
         *blocks,
@@ -285,17 +303,17 @@ def _sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?]\s)|(?<=\n)", text) if part]
 
 
-def _games(run: RunData) -> str:
-    pairs = game_pairs(run, 4)
+def _games(evaluation: Evaluation) -> str:
+    pairs = game_pairs(evaluation, 4)
     if not pairs:
         return ""
     blocks = [
-        f"<details{' open' if index == 0 else ''}><summary>{escape(pair.family)} {_split_badge(run, pair.family)}</summary>"
+        f"<details{' open' if index == 0 else ''}><summary>{escape(pair.family)} {_split_badge(evaluation, pair.family)}</summary>"
         f"<div class='pair'>{_trajectory('initial', pair.before)}{_trajectory('trained', pair.after)}</div></details>"
         for index, pair in enumerate(pairs)
     ]
     return _section(
-        "The same game, before and after",
+        f"The same game, before and after{_on(evaluation)}",
         "Lost under the initial prompt, won under a prompt that the trained reflector wrote.",
         *blocks,
     )
@@ -363,8 +381,13 @@ def _value(value: Any) -> str:
     return escape(str(value))
 
 
-def _split_badge(run: RunData, family: str) -> str:
-    return '<span class="badge">held out</span>' if run.families.get(family, {}).get("split") == "heldout" else ""
+def _on(evaluation: Evaluation) -> str:
+    """The end of a heading: which task, when it is not the one trained on."""
+    return f", on {evaluation.label}" if evaluation.label else ""
+
+
+def _split_badge(evaluation: Evaluation, family: str) -> str:
+    return '<span class="badge">held out</span>' if evaluation.families.get(family, {}).get("split") == "heldout" else ""
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ import tyro
 
 from envs.api import Environment
 from envs.pool import WorkerPool
+from envs.registry import describe
 from ictjax.config import EnvironmentConfig, TrainConfig, differences, to_dict
 from ictjax.run_files import write_lines
 
@@ -156,8 +157,8 @@ def package_versions(names: Sequence[str]) -> dict[str, str | None]:
 
 def describe_games(settings: EnvironmentConfig, environment: Environment) -> dict[str, Any]:
     """Which games are played: the environment with its options, what it says of itself (where games come from, how many), and their hash."""
-    own = getattr(environment, "describe", dict)()
-    return {"name": environment.name, "options": dict(settings.options), **own, "games_sha256": _games_sha256(settings, environment)}
+    about = {"name": environment.name, "options": dict(settings.options), **describe(environment)}
+    return {**about, "games_sha256": _games_sha256(settings, environment)}
 
 
 def _games_sha256(settings: EnvironmentConfig, environment: Environment) -> str:

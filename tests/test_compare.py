@@ -28,6 +28,13 @@ def test_a_row_per_run_and_split(tmp_path):
     assert columns[6][0].startswith("+50 ") and columns[7][0] == "0.003"
 
 
+def test_other_benchmarks_are_rows_too(tmp_path):
+    _run(tmp_path / "a", 0, 0.81)
+    data = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    (tmp_path / "a" / "evaluation-alfworld.json").write_text(json.dumps({"overall": {"transfer": data["overall"]["train"]}}))
+    assert list(compare((tmp_path / "a",)).columns[2].cells) == ["train", "heldout", "transfer alfworld"]
+
+
 def test_a_run_without_evaluation_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere has no evaluation.json"):
         compare((tmp_path / "nowhere",))

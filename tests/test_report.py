@@ -1,8 +1,8 @@
 """The report of a made-up run directory, whole and with pieces missing."""
 
-import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -213,19 +213,38 @@ def test_report_does_not_depend_on_when_it_is_made(tmp_path):
     assert _written(run).read_bytes() == first
 
 
+def test_another_benchmark_stands_beside_with_its_games(tmp_path):
+    run = make_run(tmp_path / "both")
+    for path in [*run.glob("evaluation.json"), *run.glob("*/evaluation*")]:
+        shutil.copy(path, path.with_name(path.name.replace("evaluation", "evaluation-alfworld", 1)))
+    data = json.loads((run / "evaluation.json").read_text())
+    data["families"] = {name: {**data["families"]["zap"], "split": "transfer"} for name in ("heat", "cool")}
+    data["overall"] = {"transfer": {**data["overall"]["train"], "games": 7, "split": "transfer"}}
+    data["environment"] = {"name": "alfworld", "options": {"rooms": "small"}, "source": "generated", "games_sha256": "aa"}
+    (run / "evaluation-alfworld.json").write_text(json.dumps(data))
+    text = _check(_written(run).read_text(encoding="utf-8"))
+    assert "On the training families, prompts of the trained reflector win 77 %" in text
+    assert "On the families of alfworld, prompts of the trained reflector win 77 %" in text
+    assert "Results, on alfworld" in text
+    assert "Measured on alfworld, generated games, rooms=small." in text
+    table = report.result_table(report_data.load_run(run))
+    assert [*table.columns[0].cells][-3:] == ["heat", "cool", "families of alfworld"]
+
+
 def test_split_summary_is_that_of_the_file(tmp_path):
     run = report_data.load_run(make_run(tmp_path / "split"))
-    split = report_data.split_summary(run, "heldout")
+    split = report_data.split_summary(run.evaluations[0], "heldout")
     assert list(split.families) == ["wear", "puton"]
     assert (split.games, split.runs, split.test["ci95"]) == (40, 24, [0.32, 0.44])
-    assert report_data.split_summary(dataclasses.replace(run, evaluation={}), "train") is None
+    assert report_data.split_summary(run.evaluations[0], "transfer") is None
 
 
 def test_game_pairs_are_the_same_game_lost_then_won(tmp_path):
     run = report_data.load_run(make_run(tmp_path / "pairs"))
-    pairs = report_data.game_pairs(run, 4)
+    (evaluation,) = run.evaluations
+    pairs = report_data.game_pairs(evaluation, 4)
     assert len(pairs) == 4
-    assert [run.families[pair.family]["split"] for pair in pairs] == ["train"] * 3 + ["heldout"]
+    assert [evaluation.families[pair.family]["split"] for pair in pairs] == ["train"] * 3 + ["heldout"]
     for pair in pairs:
         assert report_data.game_name(pair.before) == report_data.game_name(pair.after)
         assert (pair.before["outcome"], pair.after["outcome"]) == ("step_limit", "success")
