@@ -25,7 +25,10 @@ class CompareArgs:
 
 
 def compare(run_dirs: tuple[Path, ...]) -> Table:
-    """A row per run, evaluation and split: games won per arm, the paired difference, its interval and p. Raises ValueError where an evaluation is missing."""
+    """A row per run, evaluation and split: games won per arm, the paired difference, its interval and p.
+
+    Raises ValueError where an evaluation is missing.
+    """
     table = Table(
         title="Games won, %; paired difference with its 95 % interval",
         title_justify="left",

@@ -167,7 +167,8 @@ def _results(evaluation: Evaluation) -> str:
     games = games_played(evaluation.environment)
     return _section(
         f"Results{_on(evaluation)}",
-        f"{f'Measured on {escape(games)}. ' if games else ''}Games won per family, with 95 % intervals: {legend}. All arms play the same games, so their differences are paired. "
+        (f"Measured on {escape(games)}. " if games else "")
+        + f"Games won per family, with 95 % intervals: {legend}. All arms play the same games, so their differences are paired. "
         "No test game has an initial state that training or reflection has seen.",
         f'<div class="figure">{bars}</div>',
         '<div class="scroll"><table><thead><tr><th>family</th><th>games</th><th>runs</th>'
