@@ -122,6 +122,11 @@ class WorkerPool:
         """Counts since the pool was opened; readable after `close`."""
         return PoolStats(**self._counts)
 
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes that play now, one per worker: for those who watch them, or kill them to see what happens."""
+        return tuple(each.pid for each in self._workers if each.pid is not None)
+
     def reset(self, game: GameId, *, max_steps: int) -> int:
         """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends with STEP_LIMIT."""
         self._check_open()
@@ -452,6 +457,10 @@ class _Worker:
                 os.close(fd)
         self._selector.register(self._answer_fd, selectors.EVENT_READ, self)
         self.flush()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     def send(self, request: list[Any]) -> None:
         """Queues a request until `flush`."""
