@@ -81,11 +81,15 @@ def test_names_bad_tensors(folder, edit, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "only Qwen2ForCausalLM"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}, "model_type 'mixtral' .* supported are Qwen2ForCausalLM"),
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, "supported are Qwen2ForCausalLM"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}}, "rope_type to 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor to 0.5"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types to 'chunked_attention'"),
+        ({"dtype": "float64"}, "dtype to 'float64'"),
+        ({"hidden_act": "gelu"}, "hidden_act to 'gelu'"),
+        ({"hidden_size": "wide"}, "cannot be read as qwen2 .*hidden_size"),
     ],
 )
 def test_refuses_other_architectures(folder, changes, message):
@@ -125,7 +129,7 @@ def test_older_config_fields():
     for name in ("rope_parameters", "head_dim", "dtype"):
         del data[name]
     data |= {"torch_dtype": "float16", "rope_theta": 500.0}
-    assert ModelConfig.from_hf(data) == dataclasses.replace(TINY, rope_theta=500.0)
+    assert ModelConfig.from_hf(data) == dataclasses.replace(TINY, rope_theta=500.0, param_dtype="float16")
 
 
 @pytest.mark.parametrize("tied", [False, True])

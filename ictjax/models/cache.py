@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -19,9 +20,13 @@ class KVCache(NamedTuple):
     v: tuple[Float[Array, "B K S H"], ...]
 
 
-def make_cache(config: ModelConfig, num_rows: int, num_positions: int) -> KVCache:
-    """An empty cache of `num_rows` rows of `num_positions` tokens, in the model's activation dtype."""
-    heads, width, layers = config.num_kv_heads, config.head_dim, range(config.num_layers)
+def make_cache(config: ModelConfig, num_rows: int, num_positions: int, *, copies: int = 1) -> KVCache:
+    """An empty cache of `num_rows` rows of `num_positions` tokens, in the model's activation dtype.
+
+    With `copies` above 1 every kv head is held that many times in a row: more devices than kv heads can then split the heads, each with
+    only what its own query heads read. K is then num_kv_heads x copies.
+    """
+    heads, width, layers = config.num_kv_heads * copies, config.head_dim, range(config.num_layers)
     return KVCache(
         k=tuple(jnp.zeros((num_rows, heads, width, num_positions), config.dtype) for _ in layers),
         v=tuple(jnp.zeros((num_rows, heads, num_positions, width), config.dtype) for _ in layers),
@@ -61,3 +66,17 @@ def put_positions(
 def copy_row(cache: KVCache, source: Int[Array, ""], target: Int[Array, ""]) -> KVCache:
     """Copies row `source` over row `target`."""
     return KVCache(k=tuple(k.at[target].set(k[source]) for k in cache.k), v=tuple(v.at[target].set(v[source]) for v in cache.v))
+
+
+def copy_row_across(cache: KVCache, source: Int[Array, ""], target: Int[Array, ""], axis: str) -> KVCache:
+    """`copy_row` inside `jax.shard_map`, for rows split over the mesh axis `axis`: only the one row travels between devices."""
+    num_rows = cache.v[0].shape[0]
+    first = jax.lax.axis_index(axis) * num_rows
+    here = (source >= first) & (source < first + num_rows)
+    own_target = jnp.where((target >= first) & (target < first + num_rows), target - first, num_rows)  # beyond the end: dropped
+
+    def copied(array: Array) -> Array:
+        row = jnp.where(here, array[jnp.clip(source - first, 0, num_rows - 1)], jnp.zeros((), array.dtype))
+        return array.at[own_target].set(jax.lax.psum(row, axis), mode="drop")
+
+    return jax.tree.map(copied, cache)

@@ -1,8 +1,16 @@
-"""The Qwen2 decoder: RMSNorm, rotary grouped-query attention with biases, SwiGLU; pure functions over one parameter tree.
+"""The decoder: RMSNorm, rotary grouped-query attention, gated feed-forward; pure functions over one parameter tree.
 
-Architecture: https://arxiv.org/abs/2407.10671. The weights of all layers are stacked along a leading axis L. `forward` scans over that
-axis (training: one compiled layer, optional rematerialisation); `extend` unrolls it (sampling: each layer updates its own cache array in
-place). Both are views of the same tree, so nothing is stored twice. Attention logits, softmax, norms and vocabulary logits are float32.
+Qwen2 (https://arxiv.org/abs/2407.10671), Qwen3 (2505.09388), Llama 3 (2407.21783) and Gemma 3 text (2503.19786) are this one decoder
+with other `ModelConfig` fields; docs/models.md says which. Attention logits, softmax, norms and vocabulary logits are float32.
+
+`params["layers"]` has one of two forms, and every function takes both:
+
+- stacked: one dict of weights with a leading axis L. Weights that are trained, read and written have this form.
+- unstacked (`unstack_layers`): a tuple of one dict per layer. Weights that sample have this form: `extend` is unrolled, and out of a stack
+  it would copy every layer into temporary memory (XLA on CPU: all weights once more, 45 ms a step instead of 23).
+
+`forward` is one `scan` over either: of a tuple it copies out one layer at a time, so frozen weights serve sampling and training from one
+place and compile time does not grow with depth. Low-rank additions (`ictjax.models.lora`) are stacked under `params["lora"]`.
 """
 
 import functools
@@ -11,17 +19,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
+from ictjax.models.rotary import rotary, rotate
 
 Params = dict[str, Any]
 
 _MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never NaN
 _INIT_STD = 0.02
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 # The input and output axes of every projection of a layer.
-_PROJECTIONS = {
+PROJECTIONS = {
     "q": ("D", "NH"),
     "k": ("D", "KH"),
     "v": ("D", "KH"),
@@ -36,25 +47,15 @@ class Layers(nnx.Module):
     """The weights of all decoder layers, stacked."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        layers, d, f = config.num_layers, config.d_model, config.d_ff
-        n, k, h = config.num_heads, config.num_kv_heads, config.head_dim
-        normal = functools.partial(_normal, rngs, config.param_dtype)
-        ones = functools.partial(jnp.ones, dtype=config.param_dtype)
-        zeros = functools.partial(jnp.zeros, dtype=config.param_dtype)
-        residual_std = _INIT_STD / (2 * layers) ** 0.5  # GPT-2: the residual stream keeps its variance with depth
-        self.attn_norm = nnx.Param(ones((layers, d)))
-        self.q = nnx.Param(normal((layers, d, n, h)))
-        self.k = nnx.Param(normal((layers, d, k, h)))
-        self.v = nnx.Param(normal((layers, d, k, h)))
-        if config.qkv_bias:
-            self.q_bias = nnx.Param(zeros((layers, n, h)))
-            self.k_bias = nnx.Param(zeros((layers, k, h)))
-            self.v_bias = nnx.Param(zeros((layers, k, h)))
-        self.o = nnx.Param(normal((layers, n, h, d), std=residual_std))
-        self.mlp_norm = nnx.Param(ones((layers, d)))
-        self.gate = nnx.Param(normal((layers, d, f)))
-        self.up = nnx.Param(normal((layers, d, f)))
-        self.down = nnx.Param(normal((layers, f, d), std=residual_std))
+        residual_std = _INIT_STD / (2 * config.num_layers) ** 0.5  # GPT-2: the residual stream keeps its variance with depth
+        for name, axes in config.weight_axes[1].items():
+            shape = tuple(config.axis_sizes[axis] for axis in axes)
+            if name in PROJECTIONS:
+                weight = _normal(rngs, config.param_dtype, shape, residual_std if name in ("o", "down") else _INIT_STD)
+            else:
+                ones = name.endswith("norm") and not config.norm_offset  # the other norms start at 1 + 0, and biases at 0
+                weight = jnp.full(shape, float(ones), config.param_dtype)
+            setattr(self, name, nnx.Param(weight))
 
 
 class Transformer(nnx.Module):
@@ -64,7 +65,7 @@ class Transformer(nnx.Module):
         self.config = config
         self.embed = nnx.Param(_normal(rngs, config.param_dtype, (config.vocab_size, config.d_model)))
         self.layers = Layers(config, rngs)
-        self.norm = nnx.Param(jnp.ones((config.d_model,), config.param_dtype))
+        self.norm = nnx.Param(jnp.full((config.d_model,), float(not config.norm_offset), config.param_dtype))
         if not config.tie_embeddings:
             self.head = nnx.Param(_normal(rngs, config.param_dtype, (config.d_model, config.vocab_size)))
 
@@ -89,27 +90,24 @@ def abstract_params(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
+def unstack_layers(config: ModelConfig, params: Params) -> Params:
+    """The same weights with one dict per layer (of slices: NumPy arrays stay views), as they sample."""
+    layers = params["layers"]
+    unstacked = tuple({name: leaf[index] for name, leaf in layers.items()} for index in range(config.num_layers))
+    return params | {"layers": unstacked}
+
+
+def layer_weights(params: Params, index: int) -> Params:
+    """The weights of one layer in either form, with its low-rank additions."""
+    layers = params["layers"]
+    weights = {name: leaf[index] for name, leaf in layers.items()} if isinstance(layers, dict) else layers[index]
+    return weights | {name: leaf[index] for name, leaf in params.get("lora", {}).items()}
+
+
 def param_axes(config: ModelConfig) -> Params:
     """The logical axis of every dimension of every weight, as tuples in the shape of the parameter tree (see ictjax.mesh)."""
-    layers = {
-        "attn_norm": ("layers", "embed"),
-        "q": ("layers", "embed", "heads", "head_dim"),
-        "k": ("layers", "embed", "kv_heads", "head_dim"),
-        "v": ("layers", "embed", "kv_heads", "head_dim"),
-        "o": ("layers", "heads", "head_dim", "embed"),
-        "mlp_norm": ("layers", "embed"),
-        "gate": ("layers", "embed", "ff"),
-        "up": ("layers", "embed", "ff"),
-        "down": ("layers", "ff", "embed"),
-    }
-    if config.qkv_bias:
-        layers |= {
-            "q_bias": ("layers", "heads", "head_dim"),
-            "k_bias": ("layers", "kv_heads", "head_dim"),
-            "v_bias": ("layers", "kv_heads", "head_dim"),
-        }
-    axes = {"embed": ("vocab", "embed"), "layers": layers, "norm": ("embed",)}
-    return axes if config.tie_embeddings else axes | {"head": ("embed", "vocab")}
+    top, layers = config.weight_axes
+    return {**top, "layers": layers}
 
 
 def forward(
@@ -121,6 +119,7 @@ def forward(
     valid_bt: Bool[Array, "B T"] | None = None,
     mask_bts: Bool[Array, "B T T"] | None = None,
     remat: bool = False,
+    activations: NamedSharding | None = None,
 ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, of whole sequences (the training view).
 
@@ -129,6 +128,7 @@ def forward(
       valid_bt: False at padding, which nobody attends to; all True unless given. Hidden states at padding are finite and meaningless.
       mask_bts: True where token t may attend to token s; causal over valid tokens unless given, and then `valid_bt` is not consulted.
       remat: recompute each layer in the backward pass, so that only one hidden state per layer is kept.
+      activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them like the weights.
     """
     batch, length = tokens_bt.shape
     if positions_bt is None:
@@ -137,16 +137,31 @@ def forward(
         mask_bts = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool))[None], (batch, length, length))
         if valid_bt is not None:
             mask_bts = mask_bts & valid_bt[:, None, :]
-    rotary = _rotary(config, positions_bt)
+    views = _views(config, positions_bt, positions_bt, mask_bts)
 
-    def layer(x_btd: Array, weights: Params) -> tuple[Array, None]:
-        q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, rotary)
-        mixed_btnh = attend(q_btnh, k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2), mask_bts)
-        return _residual(config, weights, x_btd, mixed_btnh), None
+    def place(x_btd: Array) -> Array:
+        return x_btd if activations is None else jax.lax.with_sharding_constraint(x_btd, activations)
 
-    x_btd = _embed(config, params, tokens_bt)
-    x_btd, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_btd, params["layers"])
-    return _rms_norm(x_btd, params["norm"], config.norm_eps)
+    stacked, unstacked = (params["layers"], ()) if isinstance(params["layers"], dict) else ({}, params["layers"])
+
+    def layer(x_btd: Array, scanned: tuple[Params, Array, Array | None]) -> tuple[Array, None]:
+        weights, index, sliding = scanned
+        if unstacked:
+            weights = weights | jax.lax.switch(index, [lambda held=held: held for held in unstacked])
+        cos_sin, mask_bts = views[0] if sliding is None else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
+        q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
+        mixed_btnh = attend(q_btnh, k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2), mask_bts, config.attention_scale)
+        return place(_residual(config, weights, x_btd, mixed_btnh)), None
+
+    if remat:
+        layer = jax.checkpoint(layer)
+    elif unstacked:  # keep what the layers compute for the backward pass, but not the weights they copied out
+        layer = jax.checkpoint(layer, policy=lambda primitive, *_, **__: primitive.name != "cond")
+    x_btd = place(_embed(config, params, tokens_bt))
+    index_l = jnp.arange(config.num_layers, dtype=jnp.int32)
+    sliding_l = jnp.array(config.sliding_layers) if config.sliding_layers else None
+    x_btd, _ = jax.lax.scan(layer, x_btd, (stacked | params.get("lora", {}), index_l, sliding_l))
+    return _rms_norm(config, params["norm"], x_btd)
 
 
 def extend(
@@ -162,7 +177,7 @@ def extend(
     To work on some rows, or on a prefix of the positions, take them out of the cache first (`cache.take_rows`).
 
     Args:
-      cache: consumed if the caller donates it.
+      cache: consumed if the caller donates it. It may hold every kv head several times in a row, as `make_cache` says.
       starts_b: number of tokens already in each row.
       lengths_b: number of real tokens of each row in this call; the others are padding: not written, their hidden states meaningless.
     """
@@ -171,20 +186,22 @@ def extend(
     steps_t = jnp.arange(length, dtype=jnp.int32)
     positions_bt = starts_b[:, None] + steps_t[None, :]
     written_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], positions_bt, num_positions)  # beyond the end: dropped
-    mask_bts = jnp.arange(num_positions, dtype=jnp.int32)[None, None, :] <= positions_bt[:, :, None]
+    cached_1s = jnp.arange(num_positions, dtype=jnp.int32)[None]
+    views = _views(config, positions_bt, cached_1s, cached_1s[:, None, :] <= positions_bt[:, :, None])
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
-    rotary = _rotary(config, positions_bt)
     x_btd = _embed(config, params, tokens_bt)
     keys, values = [], []
     for index in range(config.num_layers):
-        weights = {name: stacked[index] for name, stacked in params["layers"].items()}
-        q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, rotary)
+        weights = layer_weights(params, index)
+        cos_sin, mask_bts = views[bool(config.sliding_layers) and config.sliding_layers[index]]
+        q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
+        k_btkh, v_btkh = (jnp.repeat(x, cache.v[index].shape[1] // config.num_kv_heads, axis=2) for x in (k_btkh, v_btkh))
         k_bkhs = cache.k[index].at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
         v_bksh = cache.v[index].at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
-        x_btd = _residual(config, weights, x_btd, attend(q_btnh, k_bkhs, v_bksh, mask_bts))
+        x_btd = _residual(config, weights, x_btd, attend(q_btnh, k_bkhs, v_bksh, mask_bts, config.attention_scale))
         keys.append(k_bkhs)
         values.append(v_bksh)
-    return _rms_norm(x_btd, params["norm"], config.norm_eps), KVCache(k=tuple(keys), v=tuple(values))
+    return _rms_norm(config, params["norm"], x_btd), KVCache(k=tuple(keys), v=tuple(values))
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -209,8 +226,9 @@ def attend(
     k_bkhs: Float[Array, "B K H S"],
     v_bksh: Float[Array, "B K S H"],
     mask_bts: Bool[Array, "B T S"],
+    scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Grouped-query attention; query head n reads kv head n // (N / K), without repeating keys or values."""
+    """Grouped-query attention; query head n reads kv head n // (N / K), without repeating keys or values. `scale` is H ** -0.5 unless given."""
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads = k_bkhs.shape[1]
     # Rows of each kv head's matrix product: (group, token). In this order both products are plain batched matrix products; XLA transposes
@@ -219,7 +237,8 @@ def attend(
     q_bkmh = (
         q_btnh.reshape(batch, length, num_kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
     )
-    logits_bkms = jnp.einsum("BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=jnp.float32) * head_dim**-0.5
+    scale = head_dim**-0.5 if scale is None else scale
+    logits_bkms = jnp.einsum("BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=jnp.float32) * scale
     logits_bkgts = logits_bkms.reshape(batch, num_kv_heads, groups, length, -1)
     weights_bkgts = jax.nn.softmax(jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1)
     mixed_bkmh = jnp.einsum("BKMS,BKSH->BKMH", weights_bkgts.reshape(logits_bkms.shape).astype(v_bksh.dtype), v_bksh)
@@ -231,47 +250,55 @@ def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _IN
 
 
 def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
-    return jnp.take(params["embed"], tokens_bt, axis=0, mode="clip").astype(config.dtype)
+    x_btd = jnp.take(params["embed"], tokens_bt, axis=0, mode="clip").astype(config.dtype)
+    return x_btd * jnp.asarray(config.d_model**0.5, config.dtype) if config.scale_embeddings else x_btd
 
 
-def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
+def _rms_norm(config: ModelConfig, weight: Array, x: Array) -> Array:
+    x32, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
+    scale = 1 + weight if config.norm_offset else weight
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps)
+    return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
-def _rotary(config: ModelConfig, positions_bt: Array) -> tuple[Array, Array]:
-    """Cosines and sines, [B, T, 1, H/2], float32."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angles = positions_bt.astype(jnp.float32)[:, :, None, None] / (config.rope_theta**exponents)[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _rotate(x_btnh: Array, rotary: tuple[Array, Array]) -> Array:
-    """Rotates the pairs (i, i + H/2), the convention of the Hugging Face weights."""
-    cos, sin = rotary
-    first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_btnh.dtype)
+def _views(config: ModelConfig, positions_bt: Array, key_positions_bs: Array, mask_bts: Array) -> list[tuple[tuple[Array, ...], Array]]:
+    """Rotary factors and mask of full layers, and of sliding ones where the model has them."""
+    views = [(rotary(config, positions_bt, sliding=False), mask_bts)]
+    if config.sliding_layers:
+        near_bts = positions_bt[:, :, None] - key_positions_bs[:, None, :] < config.sliding_window
+        views.append((rotary(config, positions_bt, sliding=True), mask_bts & near_bts))
+    return views
 
 
 def _project(weights: Params, name: str, x: Array) -> Array:
-    """One linear map of one layer, with its bias where the layer has one: the single place where a projection's weights are used."""
-    inputs, outputs = _PROJECTIONS[name]
+    """One linear map of one layer, with its bias and low-rank addition where it has them: the one place where a projection's weights are used."""
+    inputs, outputs = PROJECTIONS[name]
     y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weights[name].astype(x.dtype))
+    if f"{name}_lora_a" in weights:  # R: rank; never merged here, so that the weights can be shared with models without the addition
+        x_btr = jnp.einsum(f"BT{inputs},{inputs}R->BTR", x, weights[f"{name}_lora_a"].astype(x.dtype))
+        y = y + jnp.einsum(f"BTR,R{outputs}->BT{outputs}", x_btr, weights[f"{name}_lora_b"].astype(x.dtype))
     bias = weights.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)[None, None]
 
 
-def _qkv(config: ModelConfig, weights: Params, x_btd: Array, rotary: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+def _qkv(config: ModelConfig, weights: Params, x_btd: Array, cos_sin: tuple[Array, ...]) -> tuple[Array, Array, Array]:
     """Rotated queries and keys, and values, of one layer."""
-    x_btd = _rms_norm(x_btd, weights["attn_norm"], config.norm_eps)
+    x_btd = _rms_norm(config, weights["attn_norm"], x_btd)
     q_btnh, k_btkh, v_btkh = (_project(weights, name, x_btd) for name in ("q", "k", "v"))
-    return _rotate(q_btnh, rotary), _rotate(k_btkh, rotary), v_btkh
+    if config.qk_norm:
+        q_btnh, k_btkh = _rms_norm(config, weights["q_norm"], q_btnh), _rms_norm(config, weights["k_norm"], k_btkh)
+    return rotate(q_btnh, cos_sin), rotate(k_btkh, cos_sin), v_btkh
 
 
 def _residual(config: ModelConfig, weights: Params, x_btd: Array, mixed_btnh: Array) -> Array:
     """The residual stream after one layer's attention output and feed-forward network."""
-    x_btd = x_btd + _project(weights, "o", mixed_btnh)
-    y_btd = _rms_norm(x_btd, weights["mlp_norm"], config.norm_eps)
-    gate_btf = jax.nn.silu(_project(weights, "gate", y_btd))
-    return x_btd + _project(weights, "down", gate_btf * _project(weights, "up", y_btd))
+    added_btd = _project(weights, "o", mixed_btnh)
+    if config.sandwich_norms:
+        added_btd = _rms_norm(config, weights["post_attn_norm"], added_btd)
+    x_btd = x_btd + added_btd
+    y_btd = _rms_norm(config, weights["mlp_norm"], x_btd)
+    gate_btf = _ACTIVATIONS[config.activation](_project(weights, "gate", y_btd))
+    added_btd = _project(weights, "down", gate_btf * _project(weights, "up", y_btd))
+    if config.sandwich_norms:
+        added_btd = _rms_norm(config, weights["post_mlp_norm"], added_btd)
+    return x_btd + added_btd

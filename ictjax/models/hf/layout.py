@@ -1,0 +1,84 @@
+"""The tensors of a Hugging Face checkpoint: their names and shapes, and which part of our parameter tree each one is."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ictjax.models.config import ModelConfig
+
+# Written by some exporters beside the weights; derived from the config, so never read.
+IGNORED_SUFFIX = "rotary_emb.inv_freq"
+HEAD = "lm_head.weight"
+
+_TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": HEAD}
+_LAYER = {
+    "attn_norm": "input_layernorm.weight",
+    **{each: f"self_attn.{each}_proj.weight" for each in "qkvo"},
+    **{f"{each}_bias": f"self_attn.{each}_proj.bias" for each in "qkvo"},
+    **{f"{each}_norm": f"self_attn.{each}_norm.weight" for each in "qk"},
+    "mlp_norm": "post_attention_layernorm.weight",
+    **{each: f"mlp.{each}_proj.weight" for each in ("gate", "up", "down")},
+    **{f"{each}_bias": f"mlp.{each}_proj.bias" for each in ("gate", "up", "down")},
+}
+# With sandwich norms "post_attention" is what it says.
+_SANDWICH = {
+    "post_attn_norm": "post_attention_layernorm.weight",
+    "mlp_norm": "pre_feedforward_layernorm.weight",
+    "post_mlp_norm": "post_feedforward_layernorm.weight",
+}
+# The axes of our projections that are inputs; torch keeps [outputs, inputs], each flattened.
+NUM_INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
+
+
+class Tensor(NamedTuple):
+    """One tensor of the file."""
+
+    path: tuple[str, ...]  # of our weight
+    layer: int | None  # of our weight's leading axis
+    shape: tuple[int, ...]  # of (the layer of) our weight
+    dims: tuple[tuple[int, ...], ...]  # for every dimension in the file, the axes of our weight that are flattened in it
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        return tuple(math.prod(self.shape[axis] for axis in axes) for axes in self.dims)
+
+    def to_file(self, weight: np.ndarray) -> np.ndarray:
+        """(The layer of) our weight as the file holds it."""
+        return weight.transpose([axis for axes in self.dims for axis in axes]).reshape(self.file_shape)
+
+    def from_file(self, part: np.ndarray, index: Sequence[slice]) -> np.ndarray:
+        """The part of our weight at `index` (one slice with bounds per axis), from what `window` says to read of the file."""
+        order = [axis for axes in self.dims for axis in axes]
+        leading = {axes[0] for axes in self.dims}
+        sizes = [index[axis].stop - index[axis].start if axis in leading else self.shape[axis] for axis in order]
+        part = part.reshape(sizes).transpose(np.argsort(order))
+        return part[tuple(slice(None) if axis in leading else each for axis, each in enumerate(index))]
+
+    def window(self, index: Sequence[slice]) -> tuple[slice, ...]:
+        """What to read of the file for the part of our weight at `index`."""
+        rests = [math.prod(self.shape[axis] for axis in axes[1:]) for axes in self.dims]
+        return tuple(slice(index[axes[0]].start * rest, index[axes[0]].stop * rest) for axes, rest in zip(self.dims, rests, strict=True))
+
+
+def layout(config: ModelConfig) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint by its name."""
+    sizes = config.axis_sizes
+    top, layers = config.weight_axes
+    names = _LAYER | (_SANDWICH if config.sandwich_norms else {})
+    tensors = {_TOP[name]: Tensor((name,), None, tuple(sizes[a] for a in axes), _dims(name, len(axes))) for name, axes in top.items()}
+    for layer in range(config.num_layers):
+        for name, (_, *axes) in layers.items():
+            shape = tuple(sizes[axis] for axis in axes)
+            tensors[f"model.layers.{layer}.{names[name]}"] = Tensor(("layers", name), layer, shape, _dims(name, len(shape)))
+    return tensors
+
+
+def _dims(name: str, rank: int) -> tuple[tuple[int, ...], ...]:
+    if name == "embed":
+        return ((0,), (1,))
+    if name not in NUM_INPUTS:
+        return (tuple(range(rank)),)
+    inputs = NUM_INPUTS[name]
+    return tuple(range(inputs, rank)), tuple(range(inputs))

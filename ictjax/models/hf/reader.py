@@ -1,0 +1,209 @@
+"""Reads checkpoints: every weight goes straight to its place on the devices, one shard at a time."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from ictjax import mesh as meshes
+from ictjax.models.config import DTYPES, ModelConfig
+from ictjax.models.hf.layout import HEAD, IGNORED_SUFFIX, Tensor, layout
+from ictjax.models.transformer import Params, abstract_params, param_axes
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_CHUNK_BYTES = 32 * 2**20  # of a tensor that are in memory beside the shard that they go to
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ModelConfig, Params]:
+    """Reads a checkpoint folder (`model.safetensors`, or shards with an index) of any supported family.
+
+    Args:
+      source: a folder.
+      mesh: where the weights go, by the rules of `ictjax.mesh`; None for the default device. Each host reads only what its devices hold,
+        and has one shard of one weight in memory at a time (what `_CHUNK_BYTES` says apart).
+      dtype: of the weights in memory, and `param_dtype` of the config; None for the one that config.json names.
+      progress: is told the bytes read and to be read.
+
+    Raises:
+      ValueError: no such folder, no or a foreign `config.json`, no weights, unreadable files, tensors that are missing, unknown, of another
+        shape or of another type than float32, bfloat16 and float16, or a tokenizer with more ids than the model has embeddings.
+    """
+    folder = pathlib.Path(source)
+    config = read_config(folder)
+    if dtype is not None:
+        config = config.with_param_dtype(dtype)
+    _check_vocabulary(folder, config)
+    tensors = layout(config)
+    files = _locate(folder, config, tensors)
+    parts: dict[tuple[str, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(tensor.path, []).append(name)
+    shapes = abstract_params(config)
+    shardings = None if mesh is None else meshes.param_shardings(param_axes(config), shapes, mesh)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    done = 0
+    params: Params = {"layers": {}}
+    for path, names in parts.items():
+        shape = _at(shapes, path)
+        placed = _place(shape, None if shardings is None else _at(shardings, path), [(tensors[n], n, files[n]) for n in names])
+        _at(params, path[:-1])[path[-1]] = placed
+        done += placed.nbytes
+        if progress is not None:
+            progress(done, total)
+    return config, params
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+    """The config of a checkpoint folder. Raises ValueError where there is none, or one of an unsupported model."""
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint folder {str(folder)!r} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{str(folder)!r} has no {CONFIG}: give a Hugging Face checkpoint folder")
+    return ModelConfig.from_hf(read_json(folder / CONFIG))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises ValueError for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): take the file that the checkpoint was published with") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is no JSON object: take the file that the checkpoint was published with")
+    return data
+
+
+def _check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        ids = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values()
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"{path} cannot be read ({error}): take the file that the checkpoint was published with") from error
+    if max(ids, default=0) >= config.vocab_size:
+        raise ValueError(
+            f"{path} has the id {max(ids)}, but the model has embeddings of {config.vocab_size} ids: take the checkpoint's own tokenizer"
+        )
+
+
+def _locate(folder: pathlib.Path, config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, pathlib.Path]:
+    """The file of every tensor, after checking that all are there and fit."""
+    files: dict[str, pathlib.Path] = {}
+    unknown, misshapen, mistyped = [], [], []
+    for path in _files(folder):
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if name.endswith(IGNORED_SUFFIX) or (config.tie_embeddings and name == HEAD):
+                    continue  # a tied head, where a file has one, repeats the embedding
+                if name not in tensors:
+                    unknown.append(name)
+                    continue
+                files[name] = path
+                shape, dtype = tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()
+                if dtype not in _STORED:
+                    mistyped.append(f"{name} is {dtype}")
+                elif shape != tensors[name].file_shape:
+                    misshapen.append(f"{name} is {list(shape)}, expected {list(tensors[name].file_shape)}")
+    problems = [
+        f"{label}: {', '.join(sorted(names)[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        for label, names in (
+            (f"tensors that are not {', '.join(DTYPES)} (quantised checkpoints are not read)", mistyped),
+            ("missing tensors", [name for name in tensors if name not in files]),
+            ("unknown tensors", unknown),
+            ("tensors of another shape", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{str(folder)!r} does not hold the model of its {CONFIG}; {'; '.join(problems)}")
+    return files
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{folder / INDEX} has no weight_map: take the file that the checkpoint was published with")
+        names = sorted(set(weight_map.values()))
+    elif (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    else:
+        raise ValueError(f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}: convert the weights to safetensors")
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{str(folder)!r} lacks {name}, which {INDEX} names: download it")
+    return [folder / name for name in names]
+
+
+def _open(path: pathlib.Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}): download it again") from error
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _place(shape: jax.ShapeDtypeStruct, sharding: Any, sources: list[tuple[Tensor, str, pathlib.Path]]) -> jax.Array:
+    """One weight on its devices; `sources` are its tensors, one per layer, or a single one."""
+    if sharding is None:
+        return jnp.asarray(_read(shape, [slice(0, size) for size in shape.shape], sources))
+    devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape.shape).items():
+        bounds = tuple(each.indices(size)[:2] for each, size in zip(index, shape.shape, strict=True))
+        devices.setdefault(bounds, []).append(device)
+    arrays = []
+    for bounds, holders in devices.items():
+        value = _read(shape, [slice(*each) for each in bounds], sources)
+        arrays += [jax.device_put(value, device) for device in holders]
+        jax.block_until_ready(arrays)  # before the next shard takes the memory of this one
+        del value
+    return jax.make_array_from_single_device_arrays(shape.shape, sharding, arrays)
+
+
+def _read(shape: jax.ShapeDtypeStruct, index: Sequence[slice], sources: list[tuple[Tensor, str, pathlib.Path]]) -> np.ndarray:
+    """One shard of a weight."""
+    target = np.empty([each.stop - each.start for each in index], shape.dtype)
+    for tensor, name, path in sources:
+        if tensor.layer is None:
+            _fill(target, tensor, index, name, path)
+        elif index[0].start <= tensor.layer < index[0].stop:
+            _fill(target[tensor.layer - index[0].start], tensor, index[1:], name, path)
+    return target
+
+
+def _fill(target: np.ndarray, tensor: Tensor, index: Sequence[slice], name: str, path: pathlib.Path) -> None:
+    """Copies one tensor's part at `index` into `target`, in chunks along the axis that the file keeps first."""
+    with _open(path) as file:
+        stored = file.get_slice(name)
+        for chunk in _chunks(target.shape, target.dtype.itemsize, tensor.dims[0][0]):
+            moved = [slice(each.start + part.start, each.start + part.stop) for each, part in zip(index, chunk, strict=True)]
+            target[chunk] = tensor.from_file(stored[tensor.window(moved)], moved)
+
+
+def _chunks(shape: Sequence[int], itemsize: int, axis: int) -> Iterator[tuple[slice, ...]]:
+    rows = max(1, _CHUNK_BYTES * shape[axis] // max(1, int(np.prod(shape)) * itemsize))
+    for start in range(0, shape[axis], rows):
+        yield tuple(slice(start, min(start + rows, size)) if each == axis else slice(0, size) for each, size in enumerate(shape))
