@@ -1,1 +1,126 @@
 """ALFWorld as text games: official games or generated ones, the package's own rules and wording at the speed of plain Python."""
+
+import functools
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from envs.alfworld import generate, index
+from envs.alfworld.tables import FAMILIES
+from envs.api import Game, GameId
+
+__all__ = ["FAMILIES", "ALFWorld"]
+
+_SPLITS = ("train", "select", "test")
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "engine": ("python", "textworld"),
+    "text": ("full", "compact"),
+    "test": ("auto", "valid_seen", "valid_unseen"),
+    "rooms": tuple(generate.ROOMS),
+}
+
+
+class ALFWorld:
+    """The ALFWorld environment; implements `envs.api.Environment`. All options are text, so that a configuration can carry them.
+
+    `data`: "auto" (official games where a download is found in $ALFWORLD_DATA, then in ~/.cache/alfworld, else generated ones), "official",
+    "generated", or the path of a downloaded tree or a packed file. `rooms`: "full", or "small" for tiny models, which only generated games have.
+    `test`: the official split behind "test": valid_unseen where it is present, else valid_seen. `engine`: "python", or "textworld" for the stock one.
+    `text`: "full" is the official wording, "compact" is for tiny word-level models. Raises ValueError for other values, and for data that is not there.
+    """
+
+    def __init__(self, data: str = "auto", engine: str = "python", text: str = "full", test: str = "auto", rooms: str = "full"):
+        for option, value in (("engine", engine), ("text", text), ("test", test), ("rooms", rooms)):
+            if value not in _CHOICES[option]:
+                raise ValueError(f"Unknown {option} {value!r} of ALFWorld: use one of {', '.join(_CHOICES[option])}.")
+        if rooms != "full" and data not in ("auto", "generated"):
+            raise ValueError(f"Official games have no {rooms} rooms: use rooms=full with data={data}, or data=generated.")
+        self._engine, self._text, self._test = engine, text, test
+        self._rooms = generate.rooms_named(rooms)
+        self._source = index.open_source(data if rooms == "full" else "generated")
+
+    @property
+    def name(self) -> str:
+        """The `env` of every game id."""
+        return "alfworld"
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """All families, sorted."""
+        return tuple(FAMILIES)
+
+    def games(self, family: str, split: str) -> Sequence[GameId]:
+        """The games of "train", "select" or "test", or of official "valid_seen" or "valid_unseen", sorted by key (generated ones by seed).
+
+        "select" is held out of official train by whole task folders. Raises ValueError for an unknown family or split, and for a split without games.
+        """
+        _check_family(family)
+        if self._source is None:
+            if split not in _SPLITS:
+                raise ValueError(f"Generated ALFWorld games have no split {split!r}: use one of {', '.join(_SPLITS)}.")
+            keys = tuple(generate.key_of(seed, self._rooms) for seed in generate.seeds(family, split))
+        else:
+            keys = self._official(family, split)
+        return tuple(GameId(env="alfworld", family=family, key=key) for key in keys)
+
+    def open(self, family: str) -> Game:
+        """A live game of a family, ready to be reset."""
+        from envs.alfworld.game import AlfworldGame  # the engine is for those who play
+
+        return AlfworldGame(_check_family(family), functools.partial(self._load, family), self._text, self._engine)
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest of a run: where games come from, how many there are, what "test" is, and a hash that names exactly these games."""
+        found = {
+            "source": "generated" if self._source is None else "official",
+            "counts": {split: {family: len(self.games(family, split)) for family in self.families} for split in _SPLITS},
+            "engine": self._engine,
+            "text": self._text,
+            "packages": {"alfworld": importlib.metadata.version("alfworld")},
+        }
+        if self._source is None:
+            return {**found, "rooms": self._rooms.name, "test": "test", "manifest_sha256": generate.manifest(self._rooms)}
+        games = self._source.index()
+        return {
+            **found,
+            "test": self._test_split(),
+            "manifest_sha256": games.manifest,
+            "incomplete": index.what_is_missing(games, self._source.path),
+        }
+
+    def _load(self, family: str, key: str) -> Mapping[str, Any]:
+        if key.startswith("generated/"):
+            rooms, seed = generate.parse_key(key)
+            found, read = generate.family_of(seed), functools.partial(generate.generate, seed, rooms)
+        else:
+            if self._source is None:
+                raise ValueError(f"The game {key!r} is no generated one: use data=official for it.")
+            found, read = index.key_family(key), functools.partial(self._source.load, key)
+        if found != family:
+            raise ValueError(f"The ALFWorld game {key!r} is of family {found!r}, not {family!r}: correct the game id.")
+        return read()
+
+    def _official(self, family: str, split: str) -> tuple[str, ...]:
+        assert self._source is not None
+        games = self._source.index()
+        if split in ("train", "select"):
+            keys = tuple(key for key in games.games["train"][family] if index.held_out(key) == (split == "select"))
+        elif split in ("test", "valid_seen", "valid_unseen"):
+            keys = games.games[self._test_split() if split == "test" else split][family]
+        else:
+            raise ValueError(f"Unknown split {split!r} of ALFWorld: use one of {', '.join((*_SPLITS, 'valid_seen', 'valid_unseen'))}.")
+        if not keys:
+            raise ValueError(f"No {family} games for {split}. {index.what_is_missing(games, self._source.path)}".rstrip())
+        return keys
+
+    def _test_split(self) -> str:
+        assert self._source is not None
+        if self._test != "auto":
+            return self._test
+        return "valid_unseen" if self._source.index().count("valid_unseen") else "valid_seen"
+
+
+def _check_family(family: str) -> str:
+    if family not in FAMILIES:
+        raise ValueError(f"Unknown family {family!r} of ALFWorld: use one of {', '.join(FAMILIES)}.")
+    return family

@@ -158,6 +158,20 @@ def seeds(family: str, split: str) -> range:
     return range(first, first + WANTED[split] * stride, stride)
 
 
+def key_of(seed: int, rooms: Rooms) -> str:
+    """The key of a generated game: "generated/ROOMS/SEED"."""
+    return f"generated/{rooms.name}/{seed}"
+
+
+def parse_key(key: str) -> tuple[Rooms, int]:
+    """Reads what `key_of` wrote. Raises ValueError for anything else."""
+    prefix, _, rest = key.partition("/")
+    name, _, seed = rest.partition("/")
+    if prefix != "generated" or not (seed.isascii() and seed.isdigit()) or str(int(seed)) != seed:
+        raise ValueError(f"A key of a generated ALFWorld game reads 'generated/ROOMS/SEED', got {key!r}.")
+    return rooms_named(name), int(seed)
+
+
 def generate(seed: int, rooms: Rooms = FULL) -> dict[str, Any]:
     """One game in the form of an official `game.tw-pddl`: pddl_domain, grammar, pddl_problem, walkthrough, solvable.
 
@@ -194,6 +208,15 @@ def initial_hash(draft: Draft) -> str:
             contents[thing.place].append(thing.type)
     lines = sorted(f"{named[place.thor]}: {', '.join(sorted(within))}" for place, within in zip(draft.places, contents, strict=True))
     return hashlib.sha256("\n".join([draft.sentence, *lines]).encode()).hexdigest()
+
+
+def manifest(rooms: Rooms) -> str:
+    """A hex digest of all that decides which games the seeds are: this module's format, the rooms, and the package's tables."""
+    tables = load_tables()
+    parts = [_FORMAT, rooms, tables.domain, tables.grammar, tables.object_types, tables.receptacle_types]
+    parts += [sorted((name, sorted(types)) for name, types in (*tables.contains.items(), *tables.actions.items()))]
+    parts += [sorted(tables.goals.items()), sorted(tables.sentences.items()), list(tables.plans.values()), sorted(_CROWD.items())]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 def trajectory(draft: Draft) -> dict[str, Any]:
