@@ -1,0 +1,333 @@
+"""Plays ALFWorld: a game file is compiled once into numbered things and indexed facts, then every step touches only what it changes.
+
+The rules and texts are those inside the game file, which must be those of the installed alfworld package (`_check_version` says what may
+differ); `envs.alfworld.program` writes them as Python. Equal to the stock engine step by step: see `envs.alfworld.differential`.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from envs.alfworld.grammar import Grammar, Text, parse_grammar, split_task
+from envs.alfworld.program import Program, World, build_program
+from envs.alfworld.rules import Domain, Formula, check_predicates, parse_domain, parse_formula, typed_names
+
+NOTHING_HAPPENS = "Nothing happens."
+_NUMBER = re.compile(r"\(\s*=\s*\([^()]*\)\s*[\d.]+\s*\)")  # a cost of the planner
+
+
+class Answer(NamedTuple):
+    """What a player sees: the text, the admissible commands (sorted), and whether the game is won."""
+
+    text: str
+    commands: tuple[str, ...]
+    won: bool
+
+
+class CompiledGame(NamedTuple):
+    """One game, immutable: its program, the names of its things, its facts by view, and its task sentence."""
+
+    program: Program
+    names: tuple[str, ...]
+    constants: Mapping[str, int]
+    static: Mapping[str, Any]
+    initial: Mapping[str, Any]
+    task: str
+
+    def start(self) -> "LiveGame":
+        """A live game, ready for `reset`."""
+        return LiveGame(self)
+
+    def state_hash(self) -> str:
+        """A hex digest of names, initial facts, goal and task: games with the same digest play alike."""
+        content: list = [self.task, self.program.goal, self.names, sorted(self.constants.items())]
+        for view, facts in sorted((self.static | self.initial).items()):
+            content.append(
+                (
+                    view,
+                    sorted((key, sorted(values)) for key, values in facts.items() if values) if isinstance(facts, dict) else sorted(facts),
+                )
+            )
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+class LiveGame:
+    """A game under way: `reset`, then `step`. After the win every step repeats the last answer, as in the stock environment."""
+
+    def __init__(self, game: CompiledGame):
+        self._game = game
+        self._program = game.program
+        self._answer = Answer("", (), False)
+
+    def reset(self) -> Answer:
+        """Starts the game: the welcome, the room, and the task."""
+        self._world = world = World()
+        world.__dict__.update(self._game.static, name=self._game.names, constants=self._game.constants, task=self._game.task)
+        world.__dict__.update((view, _copy(facts)) for view, facts in self._game.initial.items())
+        self._found = [commands(world) for commands in self._program.commands]
+        self._answer = Answer(self._program.intro(world), self._admissible(), self._program.won(world))
+        return self._answer
+
+    def step(self, command: str) -> Answer:
+        """Plays one command, upper and lower case told apart, blanks around it left out. What is not admissible changes nothing."""
+        last = self._answer
+        if last.won:
+            return last
+        command = command.strip()
+        index = next((index for index, commands in enumerate(self._found) if command in commands), None)
+        if index is None:
+            self._answer = Answer(NOTHING_HAPPENS, last.commands, False)
+            return self._answer
+        arguments = self._found[index][command]
+        program, world = self._program, self._world
+        program.apply[index](world, *arguments)
+        refresh = program.refresh[index]
+        for other in refresh:
+            self._found[other] = program.commands[other](world)
+        self._answer = Answer(
+            program.feedback[index](world, *arguments),
+            self._admissible() if refresh else last.commands,
+            program.touches_goal[index] and program.won(world),
+        )
+        return self._answer
+
+    def _admissible(self) -> tuple[str, ...]:
+        every: dict[str, tuple[int, ...]] = {}
+        for commands in self._found:
+            every.update(commands)
+        return tuple(sorted(every))
+
+
+def compile_game(game: Mapping[str, Any]) -> CompiledGame:
+    """Compiles the content of a `game.tw-pddl`: `pddl_domain`, `grammar` and `pddl_problem`.
+
+    Raises ValueError, in one sentence, for a damaged game and for rules or texts of another ALFWorld version.
+    """
+    texts = [game.get(field) if isinstance(game, Mapping) else None for field in ("pddl_domain", "grammar", "pddl_problem")]
+    if not all(isinstance(text, str) for text in texts):
+        have = sorted(game) if isinstance(game, Mapping) else type(game).__name__
+        raise ValueError(f"A game file must hold the texts pddl_domain, grammar and pddl_problem, got {have!r}.")
+    domain_text, grammar_text, problem = texts
+    grammar_text, task = split_task(grammar_text)
+    objects, facts, goal, goal_constants = _read_problem(problem)
+    program = _program(domain_text, grammar_text, goal)
+    ids = sorted(objects)
+    number = {name: index for index, name in enumerate(ids)}
+    try:
+        constants = {name: number.get(name, -1) for name in program.constants}  # -1: this game has none, so nothing is true of it
+        constants |= {f"${index}": number[name] for index, name in enumerate(goal_constants)}
+    except KeyError as error:
+        raise ValueError(f"The goal of the game names {error.args[0]!r}, which is not among its objects.") from error
+    rows = _rows(facts, objects, program.domain)
+    mentioned = {name for arguments in rows.values() for row in arguments for name in row}
+    static, initial = {}, {}
+    for predicate, views in program.views.items():
+        target = initial if predicate in program.fluents else static
+        if predicate.startswith("type_"):
+            kind = predicate.removeprefix("type_")
+            target[predicate] = frozenset(number[name] for name in ids if kind in (objects[name], "object"))
+            continue
+        for view in views:
+            target[view] = _index(rows.get(predicate, ()), number, view)
+    return CompiledGame(
+        program, _names(ids, mentioned), MappingProxyType(constants), MappingProxyType(static), MappingProxyType(initial), task
+    )
+
+
+def package_text(name: str) -> str:
+    """The text of a data file of the installed alfworld package, without importing it (its import makes folders). Raises ValueError."""
+    found = importlib.util.find_spec("alfworld")
+    if found is None or not found.submodule_search_locations:
+        raise ValueError("The package alfworld is not installed: pip install 'alfworld>=0.4.2,<0.5'.")
+    return (pathlib.Path(found.submodule_search_locations[0]) / "data" / name).read_text(encoding="utf-8")
+
+
+# --- the program of a game, and its version ---
+
+
+@functools.lru_cache(maxsize=32)  # by rules, texts and shape of goal: one per family in practice
+def _program(domain_text: str, grammar_text: str, goal: Formula) -> Program:
+    domain, grammar = parse_domain(domain_text), parse_grammar(grammar_text)
+    _check_version(domain, grammar)
+    check_predicates(goal, domain.predicates, "the goal")
+    return build_program(domain, grammar, goal)
+
+
+def _check_version(domain: Domain, grammar: Grammar):
+    """Raises ValueError unless the rules and texts are the package's, but for layout, comments and two harmless differences.
+
+    The games that the package's own downloader brings still let CleanObject use a SinkType (no game has such a receptacle), and write the text
+    of `help` where the package names a rule with the same text.
+    """
+    package_domain, package_grammar = parse_domain(package_text("alfred.pddl")), parse_grammar(split_task(package_text("alfred.twl2"))[0])
+    version = importlib.metadata.version("alfworld")
+    advice = (
+        f"differs from alfworld {version}: fetch the games with its alfworld-download, or install the alfworld that they were made with"
+    )
+    for index, (ours, theirs) in enumerate(_sections(domain, package_domain)):
+        if ours != theirs:
+            name = " ".join(word for word in (ours or theirs)[:2] if isinstance(word, str))
+            raise ValueError(f"The game's PDDL domain {advice} (section {index + 1}, {name!r}).")
+    for name in sorted(package_domain.actions.keys()):
+        for kind in ("commands", "feedback"):
+            ours, theirs = (_written(texts, getattr(texts, kind).get(name)) for texts in (grammar, package_grammar))
+            if ours != theirs:
+                raise ValueError(f"The game's grammar {advice} ({kind} of {name!r}).")
+    for name in sorted(package_grammar.rules.keys() | grammar.rules.keys()):
+        if name != "help.feedback" and grammar.rules.get(name) != package_grammar.rules.get(name):
+            raise ValueError(f"The game's grammar {advice} (rule {name!r}).")
+
+
+def _sections(*domains: Domain):
+    """The sections of two domains side by side, without the sink that never is one."""
+    plain = [[_without(section, ("receptacletype", "?r", "sinktype")) for section in domain.source] for domain in domains]
+    longest = max(map(len, plain))
+    return zip(*(sections + [()] * (longest - len(sections)) for sections in plain), strict=True)
+
+
+def _without(formula: Formula, unwanted: Formula) -> Formula:
+    return tuple(_without(part, unwanted) if isinstance(part, tuple) else part for part in formula if part != unwanted)
+
+
+def _written(grammar: Grammar, parts: tuple | None) -> tuple | str | None:
+    """A text's parts; a fixed text as it reads, whether written in place or in a rule of its own."""
+    if parts and len(parts) == 1 and not isinstance(parts[0], Text):
+        rule = grammar.rules.get(getattr(parts[0], "rule", ""), ())
+        if len(rule) == 1 and not rule[0].given and len(rule[0].parts) == 1:
+            parts = rule[0].parts
+    if parts and len(parts) == 1 and isinstance(parts[0], Text):
+        return parts[0].text.strip()
+    return parts
+
+
+# --- the problem of a game ---
+
+
+def _read_problem(problem: str) -> tuple[dict[str, str], list[list[str]], Formula, tuple[str, ...]]:
+    """Objects with their types, initial facts as lists of words, the goal with `$0`, `$1` for its constants, and these constants."""
+    text = problem.lower()
+    starts = [text.find(section) for section in ("(:objects", "(:init", "(:goal")]
+    if -1 in starts or starts != sorted(starts):
+        raise ValueError(f"The PDDL problem must have :objects, :init and :goal in this order, got {problem.strip()[:60]!r}...")
+    if text.count("(") != text.count(")"):
+        raise ValueError(
+            f"The PDDL problem has {text.count('(')} opening and {text.count(')')} closing parentheses: the game file is damaged."
+        )
+    objects_text, init_text = text[starts[0] : starts[1]].strip(), text[starts[1] : starts[2]].strip()
+    goal_text = text[starts[2] :].strip()
+    objects = _objects(objects_text)
+    init = init_text.removeprefix("(:init").removesuffix(")")
+    if "(=" in init or "( =" in init:
+        init = _NUMBER.sub("", init)
+    facts = []
+    *pieces, rest = init.split(")")
+    for piece in pieces:
+        words = piece.split()
+        if not words or not words[0].startswith("(") or "(" in words[0][1:] or any("(" in word for word in words[1:]):
+            raise ValueError(f"The PDDL problem has the initial fact {piece.strip()[:80]!r}, which is not understood.")
+        words[0] = words[0][1:]
+        facts.append(words)
+    if rest.strip():
+        raise ValueError(f"The PDDL problem has {rest.strip()[:80]!r} among its initial facts.")
+    goal = parse_formula(goal_text.removesuffix(")"))
+    if len(goal) != 2 or goal[0] != ":goal" or not isinstance(goal[1], tuple):
+        raise ValueError(f"The PDDL problem has the goal {goal!r}, which is not understood.")
+    constants: list[str] = []
+    return objects, facts, _lift(goal[1], constants), tuple(constants)
+
+
+def _objects(text: str) -> dict[str, str]:
+    if not text.endswith(")"):
+        raise ValueError("The PDDL problem does not close its list of objects.")
+    words = text.removeprefix("(:objects").removesuffix(")").split()
+    if len(words) % 3 == 0 and set(words[1::3]) == {"-"}:  # one `name - type` after the other, as in all games
+        objects = dict(zip(words[::3], words[2::3], strict=True))
+        if len(objects) * 3 == len(words):
+            return objects
+    return typed_names(tuple(words))
+
+
+def _lift(formula: Formula, constants: list[str]) -> Formula:
+    match formula:
+        case ("and" | "or" | "not", *parts):
+            return (formula[0], *(_lift(part, constants) for part in parts))
+        case ("exists" | "forall", variables, part):
+            return (formula[0], variables, _lift(part, constants))
+    words = []
+    for word in formula[1:]:
+        if not isinstance(word, str):
+            raise ValueError(f"The goal holds {formula!r}, which is not understood.")
+        if not word.startswith("?"):
+            constants.append(word)
+            word = f"${len(constants) - 1}"
+        words.append(word)
+    return (*formula[:1], *words)
+
+
+def _rows(facts: list[list[str]], objects: Mapping[str, str], domain: Domain) -> dict[str, set[tuple[str, ...]]]:
+    """The initial facts by predicate; every argument must be of exactly the declared type. Raises ValueError for others."""
+    rows: dict[str, set[tuple[str, ...]]] = {}
+    for predicate, *arguments in facts:
+        try:
+            rows[predicate].add(tuple(arguments))
+        except KeyError:
+            rows[predicate] = {tuple(arguments)}
+    for predicate, arguments in rows.items():
+        if predicate not in domain.predicates:
+            raise ValueError(f"Undefined predicate {predicate!r} in the initial facts of the game.")
+        declared = domain.predicates[predicate]
+        seen = {tuple(objects.get(name, "") for name in row) for row in arguments}
+        if seen != {declared}:
+            row = next(row for row in arguments if tuple(objects.get(name, "") for name in row) != declared)
+            raise ValueError(f"The initial fact {' '.join((predicate, *row))!r} must be about objects of the types {declared!r}.")
+    return rows
+
+
+def _index(rows, number: Mapping[str, int], view: str):
+    if view.endswith(("_0", "_1")):
+        found: dict[int, set[int]] = {}
+        reverse = view.endswith("_1")
+        for first, second in rows:
+            key, value = (number[second], number[first]) if reverse else (number[first], number[second])
+            try:
+                found[key].add(value)
+            except KeyError:
+                found[key] = {value}
+        return found
+    return {number[name] for (name,) in rows}
+
+
+def _copy(facts):
+    return {key: set(values) for key, values in facts.items()} if isinstance(facts, dict) else set(facts)
+
+
+def _names(ids: list[str], mentioned: set[str]) -> tuple[str, ...]:
+    """What the things are called: `fridge_bar_...` is "fridge 1". Of things of one name the first id has the highest number.
+
+    Things in no fact are not counted, as in the stock engine; they are never shown.
+    """
+    kinds = [_kind(name) if name in mentioned else "" for name in ids]
+    left = Counter(kinds)
+    names = []
+    for name, kind in zip(ids, kinds, strict=True):
+        if not kind:
+            names.append(name + " ")
+            continue
+        names.append(f"{kind} {left[kind]}")
+        left[kind] -= 1
+    return tuple(names)
+
+
+def _kind(name: str) -> str:
+    """The word for a thing with a place, "" for others (the agent, types, locations have numbers elsewhere)."""
+    kind, mark, _ = name.partition("_bar_")
+    if not mark:
+        return ""
+    return kind + "basin" if "basin" in name else kind
