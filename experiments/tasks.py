@@ -127,12 +127,18 @@ POCKET_TASKS = _tasks(POCKET_MINIHACK, POCKET_ALFWORLD)
 QWEN_TASKS = _tasks(QWEN_MINIHACK, QWEN_ALFWORLD)
 
 
-def with_options(task: TaskConfig, text: str) -> TaskConfig:
-    """A task with some options of its environment set, from "KEY=VALUE,KEY=VALUE". Raises ValueError for text that is not of this form."""
-    options = dict(task.environment.options)
+def parse_options(text: str) -> dict[str, str]:
+    """Reads options of an environment, "KEY=VALUE,KEY=VALUE". Raises ValueError for text that is not of this form."""
+    options = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not (key.isidentifier() and equals):
             raise ValueError(f"Environment options read KEY=VALUE,KEY=VALUE, got {part!r} in {text!r}.")
         options[key] = value
+    return options
+
+
+def with_options(task: TaskConfig, text: str) -> TaskConfig:
+    """A task with some options of its environment set, from "KEY=VALUE,KEY=VALUE". Raises ValueError for text that is not of this form."""
+    options = {**task.environment.options, **parse_options(text)}
     return dataclasses.replace(task, environment=dataclasses.replace(task.environment, options=options))

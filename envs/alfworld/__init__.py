@@ -23,10 +23,14 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 class ALFWorld:
     """The ALFWorld environment; implements `envs.api.Environment`. All options are text, so that a configuration can carry them.
 
-    `data`: "auto" (official games where a download is found in $ALFWORLD_DATA, then in ~/.cache/alfworld, else generated ones), "official",
-    "generated", or the path of a downloaded tree or a packed file. `rooms`: "full", or "small" for tiny models, which only generated games have.
-    `test`: the official split behind "test": valid_unseen where it is present, else valid_seen. `engine`: "python", or "textworld" for the stock one.
-    `text`: "full" is the official wording, "compact" is for tiny word-level models. Raises ValueError for other values, and for data that is not there.
+    - `data`: "auto" (official games where a download is found in $ALFWORLD_DATA, then in ~/.cache/alfworld, else generated ones), "official",
+      "generated", or the path of a downloaded tree or a packed file.
+    - `rooms`: "full", or "small" for tiny models; official games have no small rooms, so with "auto" these are generated.
+    - `test`: the official split behind "test": "auto" takes valid_unseen where it is present, else valid_seen.
+    - `text`: "full" is the official wording, "compact" is for tiny word-level models.
+    - `engine`: "python", or "textworld" for the stock one.
+
+    Raises ValueError for other values, and for data that is not there.
     """
 
     def __init__(self, data: str = "auto", engine: str = "python", text: str = "full", test: str = "auto", rooms: str = "full"):
@@ -67,7 +71,7 @@ class ALFWorld:
         """A live game of a family, ready to be reset."""
         from envs.alfworld.game import AlfworldGame  # the engine is for those who play
 
-        return AlfworldGame(_check_family(family), functools.partial(self._load, family), self._text, self._engine)
+        return AlfworldGame(_check_family(family), functools.partial(self._load, family), style=self._text, engine=self._engine)
 
     def describe(self) -> dict[str, Any]:
         """For the manifest of a run: where games come from, how many there are, what "test" is, and a hash that names exactly these games."""

@@ -7,6 +7,7 @@ Reading 3,700 games takes seconds, so the index is cached as JSON under `$XDG_CA
 sizes and times of all files: a tree that changed is read again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -248,10 +249,8 @@ def _cached_index(root: str) -> Index:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     index = _read_index(pathlib.Path(root), trials)
-    try:
+    with contextlib.suppress(OSError):  # a read-only home costs the time to read the tree again, no more
         _write_json(path, {"stamp": stamp.hexdigest(), "index": index.to_json()})
-    except OSError:  # a read-only home costs the time to read the tree again, no more
-        pass
     return index
 
 
