@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from envs.api import GameId, Outcome
 from envs.minihack.families import FAMILIES, check_family, step_limit
@@ -19,6 +20,7 @@ from envs.minihack.text import distance
 from envs.minihack.view import DIRECTIONS, Position, Thing, View
 
 Expert = Callable[[View], str]
+Player = Callable[[Any], str]  # from a live game to the next action
 
 _STRAIGHT = ("north", "south", "east", "west")
 _OPEN_KINDS = ("floor", "object", "feature", "doorway", "open")
@@ -406,7 +408,6 @@ _PLANS: dict[str, Callable[[View, _Memory], str]] = {
 # Families that the expert wins in less than 95 of 100 games (seeds 10000-10099, within `step_limit`): the share in percent, and what it lacks.
 EXCEPTIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
-        "closed_door": (94, "searches a room for its hidden way out"),
         "corridor_2": (91, "gives up on corridors with hidden squares"),
         "corridor_3": (86, "gives up on corridors with hidden squares"),
         "corridor_5": (85, "gives up on corridors with hidden squares"),
@@ -447,6 +448,26 @@ def make_expert(family: str, rng: random.Random) -> Expert:
         return plan(view, memory)
 
     return act
+
+
+def _minihack_player(family: str, rng: random.Random) -> Player:
+    act = make_expert(family, rng)
+    return lambda game: act(game.raw())
+
+
+_PLAYERS: Mapping[str, Callable[[str, random.Random], Player]] = MappingProxyType({"minihack": _minihack_player})
+
+
+def make_player(environment: str, family: str, rng: random.Random) -> Player:
+    """An expert for one episode of any environment that has experts. Raises ValueError for another environment or an unknown family."""
+    if environment not in _PLAYERS:
+        raise ValueError(f"There is no scripted expert for {environment!r}; there is one for: {', '.join(sorted(_PLAYERS))}.")
+    return _PLAYERS[environment](family, rng)
+
+
+def random_player(rng: random.Random) -> Player:
+    """Random play of MiniHack, whose games list patterns of actions only; see `random_action`."""
+    return lambda game: random_action(game.raw(), rng)
 
 
 def random_action(view: View, rng: random.Random) -> str:

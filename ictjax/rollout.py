@@ -69,6 +69,7 @@ def rollout(
     episodes: Sequence[Episode],
     config: RolloutConfig,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Episode, Turn], None] | None = None,
 ) -> list[Trajectory]:
     """Plays every episode and returns the trajectories in the order asked.
 
@@ -87,6 +88,7 @@ def rollout(
       episodes: what to play.
       config: limits and sampling.
       progress: called with (finished, total) after every finished episode.
+      watch: called with every turn as soon as the environment has answered it.
     """
     greedy = config.temperature == 0
     unique: dict[tuple, _Play] = {}
@@ -94,7 +96,7 @@ def rollout(
     for episode in episodes:
         identity = (episode.system_prompt, episode.game) if greedy else (episode.system_prompt, episode.game, episode.key, len(plays))
         plays.append(unique.setdefault(identity, _Play(episode=episode)))
-    run = _Rollout(sampler, chat, pool, config, list(unique.values()), progress)
+    run = _Rollout(sampler, chat, pool, config, list(unique.values()), progress, watch)
     try:
         run.play()
     finally:
@@ -115,10 +117,17 @@ def success_rate(trajectories: Sequence[Trajectory]) -> float | None:
     return sum(valid) / len(valid) if valid else None
 
 
-def user_message(text: str, actions: Sequence[str], show_actions: bool) -> Message:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObservationMessage(Message):
+    """What the actor is shown in one turn, with the actions that were available, whether the text lists them or not."""
+
+    actions: tuple[str, ...] = ()
+
+
+def user_message(text: str, actions: Sequence[str], show_actions: bool) -> ObservationMessage:
     """What the actor is shown each turn: the observation and, if asked for, the actions it may take."""
     listed = f"\nAvailable actions: {', '.join(actions)}" if show_actions and actions else ""
-    return Message(role="user", content=text + listed)
+    return ObservationMessage(role="user", content=text + listed, actions=tuple(actions))
 
 
 def _finished(play: _Play) -> Trajectory:
@@ -137,8 +146,10 @@ class _Rollout:
         config: RolloutConfig,
         plays: list[_Play],
         progress: Callable[[int, int], None] | None,
+        watch: Callable[[Episode, Turn], None] | None,
     ):
-        self.sampler, self.chat, self.pool, self.config, self.plays, self.progress = sampler, chat, pool, config, plays, progress
+        self.sampler, self.chat, self.pool, self.config, self.plays = sampler, chat, pool, config, plays
+        self.progress, self.watch = progress, watch
         self.by_ticket: dict[int, _Play] = {}
         self.by_conversation: dict[int, _Play] = {}
         self.num_games = collections.Counter(play.episode.system_prompt for play in plays)
@@ -183,7 +194,7 @@ class _Rollout:
         if play.pending is None:
             play.state_hash = event.state_hash
         else:
-            play.turns.append(dataclasses.replace(play.pending, reward=step.reward))
+            self.book(play, dataclasses.replace(play.pending, reward=step.reward))
             play.pending = None
         play.observation, play.actions = step.observation.text, step.observation.actions
         message = user_message(play.observation, play.actions, self.config.show_actions)
@@ -225,6 +236,9 @@ class _Rollout:
             self.begin(follower, ids)
         play.stopped = generation.finish == "stop"
         text = self.chat.decode(generation.ids)
+        if generation.finish == "failed":  # an actor outside the sampler (see ictjax.policy) gave a reason where a reply was expected
+            self.finish(play, Outcome.FAILED, text)
+            return
         parsed = parse_react(text, truncated=not play.stopped)
         failed = isinstance(parsed, ParseFailure)
         turn = Turn(
@@ -237,12 +251,17 @@ class _Rollout:
             failure=parsed if failed else None,
         )
         if generation.finish == "context":
-            play.turns.append(turn)
+            self.book(play, turn)
             self.finish(play, Outcome.STEP_LIMIT)
             return
         play.pending = turn
         self.pool.step(play.ticket, turn.action)
         self.num_busy += 1
+
+    def book(self, play: _Play, turn: Turn) -> None:
+        play.turns.append(turn)
+        if self.watch is not None:
+            self.watch(play.episode, turn)
 
     def finish(self, play: _Play, outcome: Outcome, error: str = "") -> None:
         play.trajectory = Trajectory(

@@ -99,6 +99,14 @@ def test_equal_games_are_played_once_when_greedy_and_each_for_itself_when_sampli
     assert len(double.requests) == 3 * len(trajectories[0].turns) + len(trajectories[3].turns)
 
 
+def test_turns_can_be_watched_as_they_are_played(pool):
+    seen = {}
+    episodes = [Episode(game=game(key), system_prompt="Say open") for key in range(3)]
+    watch = lambda episode, turn: seen.setdefault(episode.game, []).append(turn)  # noqa: E731
+    trajectories = rollout(ScriptedSampler(play), CHAT, pool, episodes, CONFIG, watch=watch)
+    assert [tuple(seen[t.game]) for t in trajectories] == [t.turns for t in trajectories]
+
+
 def test_long_prompts_wait_for_the_first_reply_under_them(pool):
     """The sampler can reuse a prefix only once it has been computed."""
     episodes = [Episode(game=game(key), system_prompt=prompt) for prompt in ("Say open", "Say ring") for key in range(3)]

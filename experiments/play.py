@@ -1,0 +1,346 @@
+"""`python -m experiments.play --env minihack --family eat`: play a game in the terminal, or watch an expert, chance or a model play it.
+
+The text is the very text that an actor is shown. `--record FILE` keeps the episode as one line of JSON, an `ictjax.records.Trajectory`.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import random
+import readline
+import sys
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+
+from envs.api import Environment, Game, GameId, Observation, Outcome
+from envs.experts import make_player, random_player
+from envs.pool import WorkerPool
+from envs.registry import initial_prompt, load_environment
+from experiments.presets import model_folder
+from experiments.run_dir import check_families, parse, run_main
+from ictjax import keys
+from ictjax.chat import ChatTokenizer
+from ictjax.models.hf import load_checkpoint
+from ictjax.records import Trajectory, Turn, to_json
+from ictjax.rollout import Episode, RolloutConfig, rollout, user_message
+from ictjax.run_files import write_lines
+from ictjax.sampler import Sampler, SamplerConfig
+
+_DESCRIPTION = "Plays one game in the terminal: you, a scripted expert, chance, or a model."
+_HELP = """\
+Type an action as the game's actor would. Three words are for this program instead:
+  help      this text
+  actions   the actions that the game offers now (Tab completes them on a terminal)
+  quit      stop here (so does the end of input)
+To give one of these words to the game, put ! before it: !help."""
+_MAX_LEN = 32_768  # tokens of a watched conversation, where the model has as many positions
+_DEFAULT_PROMPT = """\
+You play a text game. Reach its goal in as few actions as you can. Answer every turn in exactly this form:
+
+Thought: <your reasoning, in one or two sentences>
+Action: <one action>"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayArgs:
+    """Command line of experiments.play."""
+
+    env: str = ""
+    """Environment: a short name or an import path [default: that of --game, else minihack]."""
+    family: str = ""
+    """Family of games."""
+    split: str = "train"
+    """Where the game is taken from."""
+    seed: int = 0
+    """Which game of the split, counted from 0; experts and chance draw from it too."""
+    game: str = ""
+    """Instead of --split: a game's key, or its whole id 'env|family|key'."""
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of the environment, NAME VALUE ..., for example: text compact."""
+    policy: Literal["human", "expert", "random"] = "human"
+    """Who plays."""
+    model: str = ""
+    """Folder of an actor in Hugging Face layout, which then plays."""
+    prompt: str = ""
+    """System prompt of the model, or a file that holds it [default: the environment's own]."""
+    max_steps: int = 50
+    """Actions until the episode ends."""
+    max_turn_tokens: int = 500
+    """Tokens of one reply of the model."""
+    temperature: float = 0.0
+    """Of the model; 0 is greedy."""
+    show_actions: bool = False
+    """Show the available actions below every observation."""
+    record: pathlib.Path | None = None
+    """Write the episode to this file."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}.")
+        if self.max_steps < 1:
+            raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}.")
+        if self.model and self.policy != "human":
+            raise ValueError(f"--model and --policy {self.policy} exclude each other: give one of them.")
+        if self.record is not None and (self.record.is_dir() or not self.record.absolute().parent.is_dir()):
+            raise ValueError(f"--record {self.record} cannot be written: name a file in a folder that exists.")
+
+
+class Move(NamedTuple):
+    """What a player says in one turn."""
+
+    action: str
+    thought: str = ""
+
+
+Mover = Callable[[Game, Observation], Move | None]  # None: the player leaves
+
+
+class Screen:
+    """Shows an episode, turn by turn."""
+
+    def __init__(self, console: Console, max_steps: int, show_actions: bool):
+        self._console, self._max_steps, self._show_actions = console, max_steps, show_actions
+        self._num_turns = 0
+
+    def text(self, text: str, style: str = "") -> None:
+        """Prints text as it is: no markup, nothing wrapped away."""
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def observation(self, text: str, actions: Sequence[str]) -> None:
+        """What the actor is shown."""
+        if self._num_turns < self._max_steps:
+            self._console.rule(f"step {self._num_turns + 1} of {self._max_steps}", align="left", characters="-")
+        self._num_turns += 1
+        self.text(user_message(text, actions, self._show_actions).content)
+
+    def move(self, action: str, thought: str) -> None:
+        """What a player who is no person says."""
+        if thought:
+            self.text(f"Thought: {thought}", style="dim")
+        self.text(f"Action: {action}", style="bold")
+
+    def end(self, text: str, outcome: Outcome, num_steps: int, stopped: bool) -> None:
+        """The last observation and the result."""
+        if text and not stopped:
+            self.text(text)
+        how = "stopped" if stopped else str(outcome).replace("_", " ")
+        self.text(
+            f"{how} after {num_steps} action{'s' if num_steps != 1 else ''}", style="green" if outcome is Outcome.SUCCESS else "yellow"
+        )
+
+
+class Person:
+    """Reads actions from standard input: with line editing, history and completion on a terminal."""
+
+    def __init__(self, screen: Screen):
+        self._screen = screen
+        self._actions: tuple[str, ...] = ()
+        readline.set_completer_delims("\n")
+        readline.set_completer(self._complete)
+        readline.parse_and_bind("tab: complete")
+
+    def __call__(self, _game: Game, observation: Observation) -> Move | None:
+        self._actions = observation.actions
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                print()
+                return None
+            if not sys.stdin.isatty():  # nobody has seen it typed
+                self._screen.text(line)
+            if line == "quit":
+                return None
+            if line == "help":
+                self._screen.text(_HELP)
+            elif line == "actions":
+                listed = ", ".join(observation.actions)
+                self._screen.text(f"Actions: {listed}" if listed else "The game does not list its actions.")
+            elif line:
+                return Move(line.removeprefix("!"))
+
+    def _complete(self, text: str, state: int) -> str | None:
+        found = [action for action in self._actions if action.startswith(text)]
+        return found[state] if state < len(found) else None
+
+
+def expert(environment: str, family: str, seed: int) -> Mover:
+    """The scripted expert of a family."""
+    act = make_player(environment, family, random.Random(seed))
+    return lambda game, _observation: Move(act(game))
+
+
+def chance(environment: str, seed: int) -> Mover:
+    """Picks among the actions that the game lists; MiniHack lists patterns only, so there among the actions that make sense."""
+    rng = random.Random(seed)
+    if environment == "minihack":
+        player = random_player(rng)
+        return lambda game, _observation: Move(player(game))
+
+    def act(_game: Game, observation: Observation) -> Move:
+        if not observation.actions:
+            raise ValueError(f"{environment} does not list its actions, so chance cannot choose one: use --policy human.")
+        return Move(rng.choice(observation.actions))
+
+    return act
+
+
+class Record:
+    """Collects an episode, so that what was played is kept however it ends."""
+
+    def __init__(self, game: GameId, system_prompt: str):
+        self._game, self._system_prompt = game, system_prompt
+        self.turns: list[Turn] = []
+        self.observation, self.state_hash, self.error = "", "", ""
+        self.outcome: Outcome | None = None
+
+    def trajectory(self) -> Trajectory:
+        """The episode so far; one that was left counts as one that ran out of steps."""
+        return Trajectory(
+            game=self._game,
+            system_prompt=self._system_prompt,
+            turns=tuple(self.turns),
+            outcome=self.outcome or Outcome.STEP_LIMIT,
+            final_observation=self.observation,
+            state_hash=self.state_hash,
+            error=self.error,
+        )
+
+
+def play(environment: Environment, game_id: GameId, mover: Mover, screen: Screen, record: Record, *, max_steps: int, echo: bool) -> None:
+    """Plays one episode in this process into `record`. `echo`: show the moves (a person has seen hers)."""
+    with contextlib.closing(environment.open(game_id.family)) as game:
+        observation = game.reset(game_id)
+        record.observation, record.state_hash = observation.text, game.state_hash()
+        while record.outcome is None and len(record.turns) < max_steps:
+            screen.observation(observation.text, observation.actions)
+            move = mover(game, observation)
+            if move is None:
+                return
+            if echo:
+                screen.move(move.action, move.thought)
+            step = game.step(move.action)
+            turn = Turn(
+                observation=observation.text,
+                actions=observation.actions,
+                reply=move.action,
+                thought=move.thought,
+                action=move.action,
+                reward=step.reward,
+            )
+            record.turns.append(turn)
+            observation = step.observation
+            record.observation, record.outcome, record.error = observation.text, step.outcome, step.error
+        record.outcome = record.outcome or Outcome.STEP_LIMIT
+
+
+def watch(args: PlayArgs, name: str, game_id: GameId, screen: Screen, record: Record, prompt: str) -> None:
+    """Lets a model play one episode into `record`, by the same rollout, pool and sampler as in training; shows each turn when it is played."""
+    folder = model_folder(args.model)
+    chat = ChatTokenizer(folder)
+    model, params = load_checkpoint(folder)
+    max_len = min(model.max_positions, _MAX_LEN)
+    sizes = SamplerConfig(
+        num_slots=1,
+        max_len=max_len,
+        extend_buckets=tuple(sorted({min(64, max_len), min(512, max_len)})),
+        row_buckets=(1,),
+        decode_steps=8,
+        max_top_k=1,
+    )
+    settings = RolloutConfig(
+        max_steps=args.max_steps, max_turn_tokens=args.max_turn_tokens, temperature=args.temperature, show_actions=args.show_actions
+    )
+
+    def show(_episode: Episode, turn: Turn) -> None:
+        record.turns.append(turn)
+        screen.observation(turn.observation, turn.actions)
+        if turn.failure is not None:
+            screen.text(f"{turn.reply}\n(no usable action: {turn.failure})", style="red")
+        else:
+            screen.move(turn.action, turn.thought)
+
+    episode = Episode(game=game_id, system_prompt=prompt, key=keys.fold(keys.root_key(args.seed), "play", str(game_id)))
+    with (
+        Sampler(model, params, sizes, chat.pad_id) as sampler,
+        WorkerPool(name, num_workers=1, max_live_games=1, options=args.options) as pool,
+    ):
+        played = rollout(sampler, chat, pool, [episode], settings, watch=show)[0]
+    if played.outcome is Outcome.FAILED and not played.turns:
+        raise ValueError(played.error)
+    record.observation, record.state_hash, record.outcome, record.error = (
+        played.final_observation,
+        played.state_hash,
+        played.outcome,
+        played.error,
+    )
+
+
+def choose(args: PlayArgs, environment: Environment) -> GameId:
+    """The game that the flags name. Raises ValueError for an unknown family, split or id."""
+    if "|" in args.game:
+        game = GameId.parse(args.game)
+        if game.env != environment.name or args.family not in ("", game.family):
+            raise ValueError(
+                f"--game {args.game} is not of --env {environment.name} --family {args.family or game.family}: drop one of them."
+            )
+        check_families(environment, [game.family])
+        return game
+    if not args.family:
+        raise ValueError(f"--family is missing: use one of {', '.join(environment.families)}.")
+    check_families(environment, [args.family])
+    if args.game:
+        return GameId(env=environment.name, family=args.family, key=args.game)
+    games = environment.games(args.family, args.split)
+    if args.seed >= len(games):
+        raise ValueError(f"Split {args.split!r} of {args.family} has {len(games)} games, counted from 0: --seed {args.seed} is none.")
+    return games[args.seed]
+
+
+def read_prompt(text: str, environment: Environment) -> str:
+    """The system prompt: of a file, as given, or the environment's own."""
+    if not text:
+        return initial_prompt(environment) or _DEFAULT_PROMPT
+    with contextlib.suppress(OSError):  # a long prompt is no file name
+        if pathlib.Path(text).is_file():
+            return pathlib.Path(text).read_text(encoding="utf-8").strip()
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(argv), "what was played is in the file of --record, if you named one.")
+
+
+def _main(argv: list[str]) -> None:
+    args = parse(PlayArgs, f"{_DESCRIPTION} {__doc__}", argv)
+    name = args.env or (args.game.partition("|")[0] if "|" in args.game else "minihack")
+    environment = load_environment(name, args.options)
+    game_id = choose(args, environment)
+    console = Console()
+    screen = Screen(console, args.max_steps, args.show_actions)
+    prompt = read_prompt(args.prompt, environment) if args.model else ""
+    mover: Mover = Person(screen)
+    if args.policy == "expert":
+        mover = expert(environment.name, game_id.family, args.seed)
+    elif args.policy == "random":
+        mover = chance(environment.name, args.seed)
+    screen.text(str(game_id) + ("" if args.model or args.policy != "human" else " (help: how to play, quit: stop)"), style="dim")
+    record = Record(game_id, prompt)
+    try:
+        if args.model:
+            watch(args, name, game_id, screen, record, prompt)
+        else:
+            play(environment, game_id, mover, screen, record, max_steps=args.max_steps, echo=args.policy != "human")
+        screen.end(record.observation, record.outcome or Outcome.STEP_LIMIT, len(record.turns), record.outcome is None)
+    finally:
+        if args.record is not None and (record.turns or record.state_hash):
+            write_lines(args.record, [to_json(record.trajectory())])
+            screen.text(f"Recorded in {args.record}", style="dim")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Playing in the terminal: a person on a pipe and on a pty, the expert, chance, and a model through the real rollout."""
+
+import io
+import json
+import os
+import pathlib
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from envs.api import GameId, Outcome
+from envs.fake import FakeEnvironment
+from experiments import play
+from ictjax.records import trajectory_from_json
+from tests.test_cli import refused
+from tests.tiny import save_pair
+
+DOOR = GameId(env="fake", family="door", key="6")  # two steps away
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(monkeypatch, capsys, argv, typed=""):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    play.main(argv)
+    return capsys.readouterr().out
+
+
+def flags(path, *more):
+    return ["--env", "fake", "--family", "door", "--game", "6", "--record", str(path), *more]
+
+
+def test_a_person_plays_and_the_episode_is_recorded(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "episode.json"
+    printed = run(monkeypatch, capsys, flags(path), "help\n\nactions\n!help\nwalk\nwalk\nopen\nignored\n")
+    assert "put ! before it" in printed and "Actions: walk, look, open, light, ring, jump" in printed
+    assert "success after 4 actions" in printed and str(path) in printed
+    played = trajectory_from_json(path.read_text())
+    assert played.game == DOOR and played.outcome is Outcome.SUCCESS
+    assert [turn.action for turn in played.turns] == ["help", "walk", "walk", "open"]
+    assert [turn.reward for turn in played.turns] == [0, 0, 0, 1]
+    # What was shown and recorded is what the game says.
+    game = FakeEnvironment().open("door")
+    texts = [game.reset(DOOR).text, *(game.step(turn.action).observation.text for turn in played.turns)]
+    assert [turn.observation for turn in played.turns] == texts[:-1] and played.final_observation == texts[-1]
+    game.reset(DOOR)
+    assert played.state_hash == game.state_hash()
+    assert all(text in printed for text in texts)
+    assert [name.name for name in tmp_path.iterdir()] == ["episode.json"]
+
+
+def test_the_actions_are_shown_as_the_actor_sees_them(monkeypatch, capsys, tmp_path):
+    printed = run(monkeypatch, capsys, flags(tmp_path / "e.json", "--show-actions"), "quit\n")
+    assert "\nAvailable actions: walk, look, open, light, ring, jump\n" in printed
+
+
+@pytest.mark.parametrize("typed", ["walk\n", "walk\nquit\n"])
+def test_who_leaves_early_is_recorded(monkeypatch, capsys, tmp_path, typed):
+    path = tmp_path / "episode.json"
+    printed = run(monkeypatch, capsys, flags(path), typed)
+    assert "stopped after 1 action\n" in printed
+    played = trajectory_from_json(path.read_text())
+    assert [turn.action for turn in played.turns] == ["walk"] and played.outcome is Outcome.STEP_LIMIT
+    assert "1 step away" in played.final_observation
+
+
+def test_the_step_limit_ends_the_episode(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "episode.json"
+    printed = run(monkeypatch, capsys, flags(path, "--max-steps", "2"), "look\n" * 5)
+    assert "step limit after 2 actions" in printed and "step 3" not in printed
+    assert len(trajectory_from_json(path.read_text()).turns) == 2
+
+
+def test_the_expert_and_chance_play(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "episode.json"
+    argv = ["--game", "minihack|eat|10000", "--policy", "expert", "--options", "text", "compact", "--record", str(path)]
+    printed = run(monkeypatch, capsys, argv)
+    played = trajectory_from_json(path.read_text())
+    assert played.success and played.turns[-1].action == "eat apple" and "Action: eat apple" in printed
+    argv = ["--game", "minihack|eat|10000", "--policy", "random", "--max-steps", "3"]
+    assert run(monkeypatch, capsys, argv) == run(monkeypatch, capsys, argv) != run(monkeypatch, capsys, [*argv, "--seed", "1"])
+    path.unlink()
+    run(monkeypatch, capsys, flags(path, "--policy", "random", "--max-steps", "30"))
+    assert {turn.action for turn in trajectory_from_json(path.read_text()).turns} <= {"walk", "look", "open", "light", "ring", "jump"}
+
+
+def test_a_model_is_watched(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(play, "_MAX_LEN", 128)  # fewer and smaller programs to compile
+    actor, _ = save_pair(tmp_path)
+    path, prompt = tmp_path / "episode.json", tmp_path / "prompt.txt"
+    prompt.write_text("play OPEN\n")
+    argv = ["--game", "fake|door|0", "--model", str(actor), "--max-turn-tokens", "4", "--record", str(path)]
+    printed = run(monkeypatch, capsys, [*argv, "--prompt", str(prompt)])
+    played = trajectory_from_json(path.read_text())
+    assert played.system_prompt == "play OPEN" and played.success
+    assert [(turn.action, turn.reply) for turn in played.turns] == [("open", "Action: open")]
+    assert (
+        played.state_hash and played.turns[0].observation in printed and "Action: open" in printed and "success after 1 action" in printed
+    )
+    printed = run(monkeypatch, capsys, [*argv, "--prompt", "play RING", "--max-steps", "2"])
+    assert trajectory_from_json(path.read_text()).turns[1].action == "ring" and "step limit after 2 actions" in printed
+    printed = run(monkeypatch, capsys, [*argv, "--prompt", "play OPEN", "--max-turn-tokens", "1", "--max-steps", "1"])
+    assert "(no usable action: truncated)" in printed
+    before = path.read_text()
+    refused(capsys, play.main, ["--game", "fake|door|x", "--model", str(actor), "--record", str(path)], "fake|door|x")
+    assert path.read_text() == before
+
+
+def test_the_prompt_is_the_environments_own_unless_given():
+    class Introduced(FakeEnvironment):
+        initial_prompt = "You walk."
+
+    assert play.read_prompt("", Introduced()) == "You walk."
+    assert "Action:" in play.read_prompt("", FakeEnvironment())
+    assert play.read_prompt("x" * 5000, FakeEnvironment()) == "x" * 5000
+
+
+def test_bad_input(capsys, tmp_path):
+    refused(capsys, play.main, ["--env", "chess"], "'chess'")
+    refused(capsys, play.main, ["--env", "fake"], "--family is missing", "bell, door, lamp")
+    refused(capsys, play.main, ["--env", "fake", "--family", "castle"], "'castle'", "bell, door, lamp")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--split", "dev"], "'dev'")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--split", "test", "--seed", "200"], "200")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--seed", "-1"], "--seed", "-1")
+    refused(capsys, play.main, ["--env", "fake", "--game", "minihack|eat|1"], "minihack|eat|1", "--env fake")
+    refused(capsys, play.main, ["--game", "fake|door|x"], "fake|door|x")
+    refused(capsys, play.main, ["--game", "fake|door"], "env|family|key")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--policy", "expert"], "no scripted expert for 'fake'", "minihack")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--model", str(tmp_path)], "config.json")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--model", "m", "--policy", "expert"], "--model")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--record", str(tmp_path / "no" / "r.json")], "--record")
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--options", "speed", "fast"], "speed")
+    assert not list(tmp_path.iterdir())
+
+
+def read_until(fd, wanted, timeout_s=120.0):
+    """What a terminal shows up to and including `wanted`."""
+    shown, until = b"", time.monotonic() + timeout_s
+    while wanted not in shown:
+        assert time.monotonic() < until, shown.decode(errors="replace")
+        if select.select([fd], [], [], 0.5)[0]:
+            shown += os.read(fd, 4096)
+    return shown
+
+
+def test_a_terminal_has_history_completion_and_a_polite_ctrl_c(tmp_path):
+    path = tmp_path / "episode.json"
+    parent, child = pty.openpty()
+    argv = [sys.executable, "-m", "experiments.play", *flags(path)]
+    environ = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull}
+    process = subprocess.Popen(argv, stdin=child, stdout=child, stderr=child, cwd=ROOT, env=environ, start_new_session=True)
+    os.close(child)
+    try:
+        read_until(parent, b"\n> ")
+        os.write(parent, b"wa\t\r")  # Tab completes
+        read_until(parent, b"step 2")
+        read_until(parent, b"\n> ")
+        os.write(parent, b"\x1b[A\r")  # arrow up: the last action again
+        assert b"right here" in read_until(parent, b"\n> ")
+        process.send_signal(signal.SIGINT)
+        shown = read_until(parent, b"SIGINT")
+        assert b"Recorded in" in shown and b"Traceback" not in shown
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
+    played = json.loads(path.read_text())
+    assert [turn["action"] for turn in played["turns"]] == ["walk", "walk"] and played["outcome"] == "step_limit"
