@@ -64,7 +64,11 @@ class ALFWorld:
                 raise ValueError(f"Generated ALFWorld games have no split {split!r}: use one of {', '.join(_SPLITS)}.")
             keys = tuple(generate.key_of(seed, self._rooms) for seed in generate.seeds(family, split))
         else:
-            keys = self._official(family, split)
+            keys = self._downloaded(family, split)
+            if not keys:
+                raise ValueError(
+                    f"No {family} games for {split}. {index.what_is_missing(self._source.index(), self._source.path)}".rstrip()
+                )
         return tuple(GameId(env="alfworld", family=family, key=key) for key in keys)
 
     def open(self, family: str) -> Game:
@@ -73,23 +77,26 @@ class ALFWorld:
 
         return AlfworldGame(_check_family(family), functools.partial(self._load, family), style=self._text, engine=self._engine)
 
+    def walkthrough(self, game: GameId) -> tuple[str, ...]:
+        """Official commands that win a game, as it came with them. Raises ValueError for a game that cannot be read."""
+        return tuple(self._load(game.family, game.key)["walkthrough"])
+
     def describe(self) -> dict[str, Any]:
         """For the manifest of a run: where games come from, how many there are, what "test" is, and a hash that names exactly these games."""
-        found = {
-            "source": "generated" if self._source is None else "official",
-            "counts": {split: {family: len(self.games(family, split)) for family in self.families} for split in _SPLITS},
-            "engine": self._engine,
-            "text": self._text,
-            "packages": {"alfworld": importlib.metadata.version("alfworld")},
-        }
+        found = {"engine": self._engine, "text": self._text, "packages": {"alfworld": importlib.metadata.version("alfworld")}}
         if self._source is None:
-            return {**found, "rooms": self._rooms.name, "test": "test", "manifest_sha256": generate.manifest(self._rooms)}
-        games = self._source.index()
+            counts = {split: {family: generate.WANTED[split] for family in self.families} for split in _SPLITS}
+            games = {"source": "generated", "rooms": self._rooms.name, "test": "test", "manifest_sha256": generate.manifest(self._rooms)}
+            return {**games, "counts": counts, **found}
+        counts = {split: {family: len(self._downloaded(family, split)) for family in self.families} for split in _SPLITS}
+        held = self._source.index()
         return {
+            "source": "official" if held.official else "generated",
+            "test": self._stands_for("test"),
+            "manifest_sha256": held.manifest,
+            "incomplete": index.what_is_missing(held, self._source.path),
+            "counts": counts,
             **found,
-            "test": self._test_split(),
-            "manifest_sha256": games.manifest,
-            "incomplete": index.what_is_missing(games, self._source.path),
         }
 
     def _load(self, family: str, key: str) -> Mapping[str, Any]:
@@ -104,24 +111,21 @@ class ALFWorld:
             raise ValueError(f"The ALFWorld game {key!r} is of family {found!r}, not {family!r}: correct the game id.")
         return read()
 
-    def _official(self, family: str, split: str) -> tuple[str, ...]:
+    def _downloaded(self, family: str, split: str) -> tuple[str, ...]:
         assert self._source is not None
         games = self._source.index()
-        if split in ("train", "select"):
-            keys = tuple(key for key in games.games["train"][family] if index.held_out(key) == (split == "select"))
-        elif split in ("test", "valid_seen", "valid_unseen"):
-            keys = games.games[self._test_split() if split == "test" else split][family]
-        else:
-            raise ValueError(f"Unknown split {split!r} of ALFWorld: use one of {', '.join((*_SPLITS, 'valid_seen', 'valid_unseen'))}.")
-        if not keys:
-            raise ValueError(f"No {family} games for {split}. {index.what_is_missing(games, self._source.path)}".rstrip())
-        return keys
+        if split not in (*_SPLITS, *index.OFFICIAL_SPLITS):
+            raise ValueError(f"Unknown split {split!r} of ALFWorld: use one of {', '.join((*_SPLITS, *index.OFFICIAL_SPLITS[1:]))}.")
+        if split in ("train", "select") and games.official:
+            return tuple(key for key in games.games["train"][family] if index.held_out(key) == (split == "select"))
+        return games.games[self._stands_for(split)][family]
 
-    def _test_split(self) -> str:
+    def _stands_for(self, split: str) -> str:
+        """The split of the download behind one of ours. A tree of generated games has ours under official names."""
         assert self._source is not None
-        if self._test != "auto":
-            return self._test
-        return "valid_unseen" if self._source.index().count("valid_unseen") else "valid_seen"
+        if split == "test":
+            return self._test if self._test != "auto" else "valid_unseen" if self._source.index().count("valid_unseen") else "valid_seen"
+        return "valid_seen" if split == "select" else split
 
 
 def _check_family(family: str) -> str:

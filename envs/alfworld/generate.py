@@ -177,12 +177,16 @@ def generate(seed: int, rooms: Rooms = FULL) -> dict[str, Any]:
 
     The same arguments give the same game in every process. Raises ValueError for a negative seed.
     """
-    draft = draw(seed, rooms)
+    return content(draw(seed, rooms), f"{rooms.name}_{seed}")
+
+
+def content(draft: Draft, name: str) -> dict[str, Any]:
+    """A draft as the content of a game file; `name` is that of the PDDL problem."""
     tables = load_tables()
     return {
         "pddl_domain": tables.domain,
         "grammar": tables.grammar.replace("UNKNOWN GOAL", draft.sentence),
-        "pddl_problem": _problem(draft, f"generated_{rooms.name}_{seed}", tables),
+        "pddl_problem": _problem(draft, f"generated_{name}", tables),
         "solvable": True,
         "walkthrough": walkthrough(draft),
     }

@@ -34,6 +34,8 @@ COUNTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 
 GAME_FIELDS = ("pddl_domain", "grammar", "pddl_problem", "walkthrough", "solvable")
 
+GENERATED_TRIAL = "trial_generated_"  # how experiments.games names the folders of generated games in a tree
+
 _FORMAT = 1
 _FOLDER, _GAME, _TRAJECTORY = "json_2.1.1", "game.tw-pddl", "traj_data.json"
 _FAMILY_OF = {task: family for family, task in FAMILIES.items()}
@@ -52,6 +54,12 @@ class Index:
     manifest: str  # sha256 over the sorted keys, each with the size and the last 4 KiB of its game file
     left_out: Mapping[str, int]  # why a trial is no playable game -> how many
     damaged: tuple[str, ...] = ()  # keys of game files that cannot be read
+
+    @property
+    def official(self) -> bool:
+        """Whether the benchmark's own games are among them; a tree that experiments.games wrote has none."""
+        keys = (key for of in self.games.values() for family in of.values() for key in family)
+        return any(not key.split("/")[-1].startswith(GENERATED_TRIAL) for key in keys)
 
     def count(self, split: str) -> int:
         """Playable games of an official split."""
@@ -189,7 +197,9 @@ def held_out(key: str) -> bool:
 
 
 def what_is_missing(index: Index, path: pathlib.Path) -> str:
-    """One sentence with the counts of an incomplete download and the command that completes it; empty for a complete one."""
+    """One sentence with the counts of an incomplete download and the command that completes it; empty for a complete one, and for generated games."""
+    if not index.official and index.count("train"):
+        return ""
     expected = {split: sum(COUNTS[split].values()) for split in OFFICIAL_SPLITS}
     if all(index.count(split) >= expected[split] for split in OFFICIAL_SPLITS) and not index.damaged:
         return ""
@@ -319,6 +329,8 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def _remedy(path: pathlib.Path, force: bool = False) -> str:
+    if path.is_file():
+        return "`python -m experiments.games pack` of a complete download"
     return f"`alfworld-download --data-dir {path}{' -f' if force else ''}`"
 
 

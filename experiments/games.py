@@ -1,0 +1,284 @@
+"""`python -m experiments.games list | pack | generate | check`: which games there are, and how to have others.
+
+python -m experiments.games list                                     # families, splits and counts, and where the games come from
+python -m experiments.games list --env minihack --families eat wield
+python -m experiments.games pack --out alfworld.games                # a download in one file, for a fast start on many hosts
+python -m experiments.games generate --out DIR --games 50            # new ALFWorld games in the official layout, also for stock users
+python -m experiments.games check --games 200 --solve                # splits disjoint by initial state? every game winnable?
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from envs.alfworld import generate, index
+from envs.alfworld.pack import write_pack
+from envs.alfworld.tables import FAMILIES, load_tables
+from envs.api import Environment, GameId
+from envs.registry import describe, load_environment
+from experiments.run_dir import check_families, parse, run_main
+from experiments.tasks import parse_options
+
+_DESCRIPTION = "Lists, packs, generates and checks games."
+_SPLITS = ("train", "select", "test")
+_OFFICIAL_SPLIT = MappingProxyType({"train": "train", "select": "valid_seen", "test": "valid_unseen"})
+_PLAIN_WIDTH = 120
+_SHOWN_FAULTS = 10
+_PLAIN: Mapping[str, bool] = MappingProxyType({"highlight": False, "markup": False, "soft_wrap": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Which:
+    """Of which games."""
+
+    env: str = "alfworld"
+    """Name or import path of the environment."""
+    options: str = ""
+    """Its options, KEY=VALUE,KEY=VALUE, for example data=generated,rooms=small."""
+    families: tuple[str, ...] = ()
+    """Only these families."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListGames(Which):
+    """Families, splits and counts."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackGames:
+    """Packs downloaded ALFWorld games into one file, for `data=FILE` or $ALFWORLD_DATA."""
+
+    out: pathlib.Path
+    """The file to write."""
+    data: str = "official"
+    """The download: a folder, or "official" for $ALFWORLD_DATA, then ~/.cache/alfworld."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateGames:
+    """Writes generated ALFWorld games in the official layout, for the stock environment: train, select as valid_seen, test as valid_unseen."""
+
+    out: pathlib.Path
+    """A folder that holds no games yet."""
+    games: int = 50
+    """Games of each family in train; select and test get as many, up to 200."""
+    rooms: Literal["full", "small"] = "full"
+    """Rooms as in the official games, or small ones."""
+    families: tuple[str, ...] = ()
+    """Only these families."""
+
+    def __post_init__(self) -> None:
+        if self.games < 1:
+            raise ValueError(f"--games must be at least 1, got {self.games}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckGames(Which):
+    """Starts games and compares their initial states across splits; exit code 1 when a state is shared or a game is not won."""
+
+    games: int = 0
+    """At most so many of each family and split; 0 for all."""
+    solve: bool = False
+    """Also play the walkthrough of every ALFWorld game with the engine."""
+
+    def __post_init__(self) -> None:
+        if self.games < 0:
+            raise ValueError(f"--games must not be negative, got {self.games}.")
+        if self.solve and self.env != "alfworld":
+            raise ValueError(f"--solve plays the walkthroughs of alfworld, {self.env} has none.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(argv), "nothing half-written counts; start it again.")
+
+
+_COMMANDS: Mapping[str, type] = MappingProxyType({"list": ListGames, "pack": PackGames, "generate": GenerateGames, "check": CheckGames})
+
+
+def _main(argv: list[str]) -> None:
+    if not argv or argv[0] not in (*_COMMANDS, "-h", "--help"):
+        raise ValueError(f"{f'Unknown command {argv[0]!r}' if argv else 'No command'}: use one of {', '.join(_COMMANDS)}.")
+    kinds: Any = None
+    for name, kind in _COMMANDS.items():
+        each = Annotated[kind, tyro.conf.subcommand(name)]
+        kinds = each if kinds is None else kinds | each
+    args = parse(kinds, _DESCRIPTION, argv)
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    actions = {ListGames: list_games, PackGames: pack_games, GenerateGames: generate_games, CheckGames: check_games}
+    actions[type(args)](args, console)
+
+
+def list_games(args: ListGames, console: Console) -> None:
+    """Prints a table of counts and what the environment says about its games."""
+    environment, families = _environment(args)
+    about = describe(environment)
+    official = index.OFFICIAL_SPLITS[1:] if args.env == "alfworld" else ()
+    counts = {}
+    with _progress(console, "counting") as advance:
+        for done, family in enumerate(families, 1):
+            counts[family] = [_count(environment, family, split) for split in (*_SPLITS, *official)]
+            advance(done, len(families))
+    table = _table(args.env, "family", *_SPLITS, *official)
+    for family, row in counts.items():
+        table.add_row(family, *(f"{each:,}" if each else "-" for each in row))
+    table.add_section()
+    table.add_row("all", *(f"{sum(column):,}" for column in zip(*counts.values(), strict=True)))
+    console.print(table)
+    for name, value in about.items():
+        if name != "counts" and value:
+            console.print(f"{name}: {value}", **_PLAIN)
+
+
+def pack_games(args: PackGames, console: Console) -> None:
+    """Writes the packed file and says what is in it."""
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder: name a file.")
+    source = index.open_source(args.data)
+    if source is None:
+        raise ValueError(f"--data {args.data} names no download: give its folder, or alfworld-download one first.")
+    with _progress(console, "packing") as advance:
+        number = write_pack(source, args.out, advance)
+    found = source.index()
+    console.print(
+        f"{number:,} games in {args.out}, {args.out.stat().st_size / 2**20:.1f} MiB, sha256 of the games {found.manifest}.", **_PLAIN
+    )
+    if missing := index.what_is_missing(found, source.path):
+        console.print(missing, **_PLAIN)
+    console.print(f"Use it with data={args.out.absolute()} or ALFWORLD_DATA={args.out.absolute()}", **_PLAIN)
+
+
+def generate_games(args: GenerateGames, console: Console) -> None:
+    """Writes the tree."""
+    for family in args.families:
+        if family not in FAMILIES:
+            raise ValueError(f"Unknown family {family!r} of alfworld: use some of {', '.join(FAMILIES)}.")
+    root = args.out / "json_2.1.1"
+    if root.exists():
+        raise ValueError(f"{root} exists: choose a new --out, so that games of different origin do not mix.")
+    rooms = generate.rooms_named(args.rooms)
+    tasks = [
+        (split, seed) for split in _SPLITS for family in args.families or FAMILIES for seed in generate.seeds(family, split)[: args.games]
+    ]
+    try:
+        with _progress(console, "generating") as advance:
+            for done, (split, seed) in enumerate(tasks, 1):
+                _write_game(root / _OFFICIAL_SPLIT[split], seed, rooms)
+                advance(done, len(tasks))
+        logic = args.out / "logic"
+        logic.mkdir()
+        (logic / "alfred.pddl").write_text(load_tables().domain, encoding="utf-8")
+        (logic / "alfred.twl2").write_text(load_tables().grammar, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"Cannot write below {args.out} ({error.strerror}): choose another --out.") from error
+    console.print(f"{len(tasks):,} games below {root}. Use them with data={args.out.absolute()}", **_PLAIN)
+    console.print(f"For the stock environment: ALFWORLD_DATA={args.out.absolute()}", **_PLAIN)
+
+
+def _write_game(folder: pathlib.Path, seed: int, rooms: generate.Rooms) -> None:
+    draft = generate.draw(seed, rooms)
+    task = f"{FAMILIES[draft.family]}-{draft.sought}-None-{draft.goal}-{draft.plan}"
+    trial = folder / task / f"{index.GENERATED_TRIAL}{rooms.name}_{seed}"
+    trial.mkdir(parents=True)
+    (trial / "traj_data.json").write_text(json.dumps(generate.trajectory(draft)), encoding="utf-8")
+    (trial / "game.tw-pddl").write_text(json.dumps(generate.content(draft, f"{rooms.name}_{seed}")), encoding="utf-8")
+
+
+def check_games(args: CheckGames, console: Console) -> None:
+    """Prints, per family and split, how many games and initial states there are, and what splits share."""
+    environment, families = _environment(args)
+    chosen = {(family, split): tuple(environment.games(family, split))[: args.games or None] for family in families for split in _SPLITS}
+    total, done = sum(map(len, chosen.values())), 0
+    table = _table(args.env, "family", "split", "games", "states", "shared", "won")
+    first_split: dict[str, str] = {}  # of every initial state
+    faults = []
+    with _progress(console, "starting") as advance:
+        for (family, split), games in chosen.items():
+            states, shared, wins = set(), 0, 0
+            for game, state, won in _started(environment, family, games, args.solve):
+                done += 1
+                advance(done, total)
+                states.add(state)
+                wins += won
+                if args.solve and not won:
+                    faults.append(f"{game} is not won by its walkthrough.")
+                if first_split.setdefault(state, split) != split:
+                    shared += 1
+                    faults.append(f"{game} of {split} starts in a state of {first_split[state]}.")
+            counts = [f"{each:,}" for each in (len(games), len(states), shared)]
+            table.add_row(family, split, *counts, f"{wins:,}" if args.solve else "-")
+    console.print(table)
+    for each in faults[:_SHOWN_FAULTS]:
+        console.print(each, **_PLAIN)
+    won = " Every game is won by its walkthrough." if args.solve else ""
+    console.print(f"{len(faults):,} faults." if faults else f"No initial state is in two splits.{won}", **_PLAIN)
+    if faults:
+        sys.exit(1)
+
+
+def _started(environment: Any, family: str, games: Sequence[GameId], solve: bool) -> Iterator[tuple[GameId, str, bool]]:
+    """Every game, the hash of its initial state, and whether its walkthrough wins it, every command being admissible in its turn."""
+    live = environment.open(family)
+    try:
+        for game in games:
+            observation = live.reset(game)
+            state, won = live.state_hash(), False
+            for command in environment.walkthrough(game) if solve else ():
+                if command not in observation.actions:
+                    break
+                step = live.step(command)
+                observation, won = step.observation, step.outcome is not None
+            yield game, state, won
+    finally:
+        live.close()
+
+
+def _environment(args: Which) -> tuple[Environment, tuple[str, ...]]:
+    environment = load_environment(args.env, parse_options(args.options))
+    check_families(environment, args.families)
+    return environment, args.families or environment.families
+
+
+def _count(environment: Environment, family: str, split: str) -> int:
+    try:
+        return len(environment.games(family, split))
+    except ValueError:  # a split that is not there, or not downloaded
+        return 0
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("family", "split") else "right")
+    return table
+
+
+@contextlib.contextmanager
+def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; gives a function of (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main()
