@@ -162,7 +162,7 @@ class WorkerPool:
         if episode.error:
             self._end_failed(episode, episode.error)
             return
-        episode.action, episode.note = _sanitize(action)
+        episode.action, episode.note = sanitize(action)
         if not episode.replaying:
             self._send_call(episode)
 
@@ -619,7 +619,7 @@ def _worker_environ(temp_folder: str) -> dict[str, str]:
     return environ
 
 
-def _sanitize(action: str) -> tuple[str, str]:
+def sanitize(action: str) -> tuple[str, str]:
     """An action that every game can be given, and a note on what was changed."""
     note = ""
     if len(action) > MAX_ACTION_CHARS:

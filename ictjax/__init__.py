@@ -19,3 +19,19 @@ G     candidates per context (the GRPO group)
 M     games per candidate
 ====  =====================================================
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ictjax.meta_gym import MetaEnv
+
+__all__ = ["MetaEnv"]
+
+
+def __getattr__(name: str) -> Any:
+    """`ictjax.MetaEnv`, imported when it is first asked for: `import ictjax` alone stays light and touches no device."""
+    if name != "MetaEnv":
+        raise AttributeError(f"module 'ictjax' has no attribute {name!r}")
+    from ictjax.meta_gym import MetaEnv
+
+    return MetaEnv

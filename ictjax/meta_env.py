@@ -125,13 +125,17 @@ def state_from_json(data: Mapping[str, Any]) -> MetaState:
 
 def draw_games(world: World, state: MetaState, family: str, count: int) -> tuple[tuple[GameId, ...], MetaState]:
     """The next `count` different games of a family: none comes back before the others were used, and every pass has its own order."""
-    total = len(world.games[family])
-    position = state.positions[family]
+    games, position = next_games(world.key, world.games[family], family, state.positions[family], count)
+    return games, state._replace(positions={**state.positions, family: position})
+
+
+def next_games(key: keys.Key, games: Sequence[GameId], family: str, position: int, count: int) -> tuple[tuple[GameId, ...], int]:
+    """The `count` games at `position` of a family's shuffled passes, and the position behind them."""
+    total = len(games)
     if position % total + count > total:
         position += total - position % total  # a draw never straddles two passes, so it holds no game twice
-    order = _order(world.key, family, position // total, total)
-    games = tuple(world.games[family][i] for i in order[position % total : position % total + count])
-    return games, state._replace(positions={**state.positions, family: position + count})
+    order = _order(key, family, position // total, total)
+    return tuple(games[i] for i in order[position % total : position % total + count]), position + count
 
 
 def collect(world: World, state: MetaState, iteration: int) -> tuple[list[Context], MetaState]:
@@ -381,10 +385,13 @@ def _candidate(chat: ChatTokenizer, config: ReflectorConfig, prompt: tuple[int, 
 
 
 def _new_loop(world: World, number: int, last_turn: int) -> Loop:
-    """The n-th loop: families take turns, in an order of their own for every pass over them."""
-    families = sorted(world.games)
-    order = _order(world.key, "families", number // len(families), len(families))
-    return Loop(number, families[order[number % len(families)]], 0, last_turn, world.initial_prompt)
+    return Loop(number, family_of_loop(world.key, sorted(world.games), number), 0, last_turn, world.initial_prompt)
+
+
+def family_of_loop(key: keys.Key, families: Sequence[str], number: int) -> str:
+    """The family of the n-th loop: they take turns, in an order of their own for every pass over them."""
+    order = _order(key, "families", number // len(families), len(families))
+    return families[order[number % len(families)]]
 
 
 @functools.lru_cache(maxsize=256)

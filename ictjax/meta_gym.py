@@ -1,0 +1,313 @@
+"""In-context Training as an environment: an action is a system prompt, the answer is how an actor fares under it on games not seen before."""
+
+import contextlib
+import dataclasses
+import enum
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from envs import registry
+from envs.api import Environment, GameId, Outcome, Pool
+from envs.local import LocalPool
+from envs.pool import WorkerPool
+from ictjax import keys, meta_env
+from ictjax.chat import ChatTokenizer
+from ictjax.models.hf import load_checkpoint
+from ictjax.policy import FunctionActor, Policy
+from ictjax.records import Context, Message, Trajectory
+from ictjax.reflector import ReflectorConfig, reflector_messages
+from ictjax.rollout import Episode, RolloutConfig, parse_failures, rollout, success_rate
+from ictjax.sampler import Sampler, SamplerConfig
+
+INITIAL_PROMPT = """\
+You play a text game. Every turn shows you what happened and what you may do; reach the goal of the game in as few actions as you can.
+
+Answer in exactly this form:
+
+Thought: <your reasoning, in one or two sentences>
+Action: <one action>"""
+"""For environments that bring no prompt of their own."""
+
+REFLECTION = ReflectorConfig(style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024)
+
+_CHARS_PER_TOKEN = 3  # fewer than English text has, so an estimate stays within the budget
+_MAX_LEN = 8192  # of a conversation with a local model, unless a SamplerConfig says otherwise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GameResult:
+    """How one game of a batch went."""
+
+    game: GameId
+    outcome: Outcome
+    reward: float  # the sum over its steps
+    num_steps: int
+    num_unusable: int  # replies without an action, played as the empty one
+    state_hash: str  # of the initial state
+    error: str  # why the outcome is FAILED, else empty
+
+
+class _Actor(NamedTuple):
+    """What a rollout plays with: a model's sampler and tokenizer, or a FunctionActor as both."""
+
+    sampler: Any
+    chat: Any
+
+
+class MetaEnv:
+    """A meta-environment over the games of a benchmark. A context manager; not thread-safe.
+
+    `reset` starts a loop: it takes the next family and plays a batch of games under the initial prompt. `step` plays the next batch under
+    the prompt it is given. Both return the `Context` that a reflector reads, with the trajectories in the order of the batch. Games are
+    drawn without replacement over steps and loops: none comes back before the family's split is used up, which `terminated` announces.
+
+    Args:
+      environment: a name for `envs.registry.load_environment`, whose games run in worker processes; or an environment object, whose games run
+        in this process, unprotected.
+      policy: the actor: a folder with a model in Hugging Face layout, a function (see `ictjax.policy.Policy`), or a `FunctionActor`, which
+        stays the caller's to shut down.
+      families: which take turns; all by default.
+      split: "train", "select" or "test".
+      num_games: games of a batch (the paper's k).
+      draw: "fresh", new games in every batch; or "fixed", the same ones again and again, for validation.
+      initial_prompt: the actor's at meta-turn 0; by default the environment's own, else `INITIAL_PROMPT`.
+      max_steps: of an episode.
+      meta_turns: steps of a loop, after which `truncated` is true; no limit by default.
+      seed: of the order of games and families, and of sampling.
+      temperature: of a model; 0 is greedy.
+      max_turn_tokens: of a model's reply.
+      show_actions: list the available actions below each observation.
+      options: keyword arguments of a named environment.
+      num_workers: processes of a named environment.
+      deadline_s: of one reset or step of a named environment.
+      sampler: sizes of a model's sampler; by default fit for `num_games` conversations of at most 8,192 tokens.
+    Raises:
+      ValueError: an argument makes no sense, or names something that does not exist.
+    """
+
+    def __init__(
+        self,
+        environment: str | Environment,
+        policy: str | os.PathLike[str] | Policy | FunctionActor,
+        *,
+        families: Sequence[str] = (),
+        split: str = "train",
+        num_games: int = 3,
+        draw: Literal["fresh", "fixed"] = "fresh",
+        initial_prompt: str = "",
+        max_steps: int = 25,
+        meta_turns: int | None = None,
+        seed: int = 0,
+        temperature: float = 0.0,
+        max_turn_tokens: int = 256,
+        show_actions: bool = True,
+        options: Mapping[str, str] = MappingProxyType({}),
+        num_workers: int = 2,
+        deadline_s: float = 20.0,
+        sampler: SamplerConfig | None = None,
+    ):
+        self._environment = _environment(environment, options)
+        if isinstance(families, str):
+            raise ValueError(f"families is a sequence of names, got the string {families!r}: write [{families!r}].")
+        for family in families:
+            if family not in self._environment.families:
+                known = ", ".join(self._environment.families)
+                raise ValueError(f"Unknown family {family!r} of {self._environment.name}: use some of {known}.")
+        for name, value in (("num_games", num_games), ("meta_turns", meta_turns)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if draw not in ("fresh", "fixed"):
+            raise ValueError(f"draw must be 'fresh' or 'fixed', got {draw!r}.")
+        self.initial_prompt = initial_prompt or registry.initial_prompt(self._environment) or INITIAL_PROMPT
+        self.families = tuple(families or self._environment.families)
+        self._split, self._num_games, self._draw, self._meta_turns = split, num_games, draw, meta_turns
+        self._rollout = RolloutConfig(
+            max_steps=max_steps,
+            max_turn_tokens=max_turn_tokens,
+            # Greedy rollouts play equal games once; nobody knows whether a function would answer twice the same.
+            temperature=temperature if _is_folder(policy) else 1.0,
+            show_actions=show_actions,
+        )
+        self._games: dict[str, tuple[GameId, ...]] = {}
+        self._rewind(seed)
+        with contextlib.ExitStack() as stack:
+            if isinstance(environment, str):
+                pool = WorkerPool(environment, num_workers=num_workers, deadline_s=deadline_s, options=options)
+            else:
+                pool = LocalPool(self._environment)
+            self._pool: Pool = stack.enter_context(pool)
+            self._actor = _open_actor(policy, sampler, num_games, stack)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "MetaEnv":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers and frees the model. Idempotent."""
+        self._stack.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What the environment says about itself (source, counts, versions), for a record of results."""
+        return registry.describe(self._environment)
+
+    def games(self, family: str) -> tuple[GameId, ...]:
+        """The games of a family in this split, sorted: their order depends on no directory walk and no hash seed."""
+        if family not in self._games:
+            found = tuple(sorted(set(self._environment.games(family, self._split))))
+            if len(found) < self._num_games:
+                raise ValueError(
+                    f"Family {family!r} has {len(found)} games in {self._split!r}, a batch needs {self._num_games}: lower num_games."
+                )
+            self._games[family] = found
+        return self._games[family]
+
+    def reset(self, *, seed: int | None = None) -> tuple[Context, dict[str, Any]]:
+        """Starts the next loop: a batch of the next family under the initial prompt. With a seed, everything starts over."""
+        if seed is not None:
+            self._rewind(seed)
+        self._loop += 1
+        self._meta_turn = 0
+        self._family = meta_env.family_of_loop(self._key, sorted(self.families), self._loop)
+        context, info = self._turn(self.initial_prompt)
+        self._running = not (info["terminated"] or info["truncated"])
+        return context, info
+
+    def step(self, system_prompt: str) -> tuple[Context, float | None, bool, bool, dict[str, Any]]:
+        """Plays the next batch under a prompt.
+
+        Returns:
+          context: the prompt and its episodes, for the reflector.
+          reward: the share of games won, over those that were played to an end; None when the environment or the policy failed in all.
+          terminated: fewer unseen games are left than a batch needs; after the next `reset` games come back, in another order.
+          truncated: the loop has had its meta-turns.
+          info: "games" has one `GameResult` for every game of the batch, in order; further "failed" (how many have no outcome of their own),
+            "parse_failures", "loop", "meta_turn", "family", "pass" (how often the family's games were used up), "pool".
+        Raises:
+          ValueError: the prompt is no text, for example a reflector's `ParseFailure`; or the loop has ended.
+        """
+        # A ParseFailure is a string too, and would make a fine prompt to look at.
+        if not isinstance(system_prompt, str) or isinstance(system_prompt, enum.Enum) or not system_prompt.strip():
+            raise ValueError(
+                f"step takes a system prompt, got {system_prompt!r}: ask the reflector again, or pass the old prompt on purpose."
+            )
+        if not self._running:
+            raise ValueError("No loop is running: call reset first, and again after terminated or truncated.")
+        self._meta_turn += 1
+        context, info = self._turn(system_prompt)
+        terminated, truncated = info["terminated"], info["truncated"]
+        self._running = not (terminated or truncated)
+        return context, info["reward"], terminated, truncated, info
+
+    def play(self, system_prompt: str, games: Sequence[GameId]) -> tuple[Trajectory, ...]:
+        """Plays given games under a prompt, outside of any loop: `context.games` again is the paper's replay. One trajectory per entry."""
+        return self._play(system_prompt, games, keys.fold(self._key, "play", system_prompt))
+
+    def messages(
+        self,
+        context: Context,
+        config: ReflectorConfig = REFLECTION,
+        count_tokens: Callable[[Sequence[Message]], int] | None = None,
+    ) -> list[Message]:
+        """A context as the question to a reflector; read its answer with `ictjax.reflector.parse_reply`.
+
+        `count_tokens` measures a conversation against `config.max_context_tokens`; by default a token is taken to be three characters.
+        """
+        return reflector_messages(context, config, count_tokens or _estimate_tokens)
+
+    def _rewind(self, seed: int) -> None:
+        self._key = keys.fold(keys.root_key(seed), "meta_gym")
+        self._loop, self._meta_turn, self._family, self._running = -1, 0, "", False
+        self._positions = dict.fromkeys(self.families, 0)
+
+    def _turn(self, system_prompt: str) -> tuple[Context, dict[str, Any]]:
+        """One batch under one prompt: draws, plays, tells."""
+        family, games = self._family, self.games(self._family)
+        position = 0 if self._draw == "fixed" else self._positions[family]
+        batch, position = meta_env.next_games(self._key, games, family, position, self._num_games)
+        self._positions[family] = position
+        trajectories = self._play(system_prompt, batch, keys.fold(self._key, "loop", self._loop, self._meta_turn))
+        context = Context(loop=self._loop, meta_turn=self._meta_turn, family=family, system_prompt=system_prompt, trajectories=trajectories)
+        left = len(games) - ((position - 1) % len(games) + 1)
+        return context, {
+            "reward": success_rate(trajectories),
+            "terminated": self._draw == "fresh" and left < self._num_games,
+            "truncated": self._meta_turns is not None and self._meta_turn >= self._meta_turns,
+            "games": tuple(map(_result, trajectories)),
+            "failed": sum(trajectory.outcome is Outcome.FAILED for trajectory in trajectories),
+            "parse_failures": parse_failures(trajectories),
+            "loop": self._loop,
+            "meta_turn": self._meta_turn,
+            "family": family,
+            "pass": (position - 1) // len(games),
+            "pool": dataclasses.asdict(self._pool.stats),
+        }
+
+    def _play(self, system_prompt: str, games: Sequence[GameId], key: keys.Key) -> tuple[Trajectory, ...]:
+        episodes = [
+            Episode(game=game, system_prompt=system_prompt, key=keys.fold(key, index, str(game))) for index, game in enumerate(games)
+        ]
+        return tuple(rollout(self._actor.sampler, self._actor.chat, self._pool, episodes, self._rollout))
+
+
+def _environment(environment: str | Environment, options: Mapping[str, str]) -> Environment:
+    if isinstance(environment, str):
+        return registry.load_environment(environment, options)
+    if isinstance(environment, type):
+        raise ValueError(f"environment is a name or an object, got the class {environment.__name__}: call it first.")
+    if fault := registry.fault_of(environment):
+        raise ValueError(f"{environment!r} is not an environment: {fault} (see envs.api.Environment).")
+    if options:
+        raise ValueError("options are for an environment given by name; an object has been built already.")
+    return environment
+
+
+def _is_folder(policy: object) -> bool:
+    return isinstance(policy, str | os.PathLike)
+
+
+def _open_actor(policy: Any, sampler: SamplerConfig | None, num_games: int, stack: contextlib.ExitStack) -> _Actor:
+    if isinstance(policy, FunctionActor):
+        return _Actor(policy, policy)
+    if not _is_folder(policy):
+        function = stack.enter_context(FunctionActor(policy))
+        return _Actor(function, function)
+    folder = pathlib.Path(policy)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"No model in {str(folder)!r} (config.json is missing): name a folder in Hugging Face layout, or pass a function.")
+    chat = ChatTokenizer(folder)
+    model, params = load_checkpoint(folder)
+    sizes = sampler or _sampler_config(min(model.max_positions, _MAX_LEN), num_games)
+    return _Actor(stack.enter_context(Sampler(model, params, sizes, chat.pad_id)), chat)
+
+
+def _sampler_config(max_len: int, num_games: int) -> SamplerConfig:
+    return SamplerConfig(
+        num_slots=num_games,
+        max_len=max_len,
+        extend_buckets=tuple(size for size in (64, 512) if size < max_len) or (max_len,),
+        row_buckets=(num_games,),
+        decode_steps=8,
+        max_top_k=1,
+    )
+
+
+def _estimate_tokens(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages) // _CHARS_PER_TOKEN
+
+
+def _result(trajectory: Trajectory) -> GameResult:
+    return GameResult(
+        game=trajectory.game,
+        outcome=trajectory.outcome,
+        reward=sum(turn.reward for turn in trajectory.turns),
+        num_steps=len(trajectory.turns),
+        num_unusable=sum(turn.failure is not None for turn in trajectory.turns),
+        state_hash=trajectory.state_hash,
+        error=trajectory.error,
+    )
