@@ -1,7 +1,8 @@
 """Scripted players of the MiniHack families: demonstrations, proofs that a family can be solved, and parts for scripted novices.
 
-An expert is a callable from a `View` (`game.raw()`) to an action, typed exactly as a text agent would type it. The table of success, mean steps and
-random play: `python -m envs.experts` (`--families eat zap --games 100 --steps 25`).
+An expert is a callable from a `View` (`game.raw()`) to an action, typed exactly as a text agent would type it. The expert of ALFWorld is in
+`envs.alfworld.expert`; `make_player` knows both. The table of success, mean steps and random play: `python -m envs.experts`
+(`--families eat zap --games 100 --steps 25`, or `--env alfworld --split valid_seen`).
 """
 
 import argparse
@@ -9,11 +10,14 @@ import collections
 import dataclasses
 import random
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from envs.api import GameId, Outcome
+from envs import alfworld
+from envs.alfworld.expert import make_expert as make_alfworld_expert
+from envs.alfworld.game import AlfworldGame
+from envs.api import Game, GameId, Outcome
 from envs.minihack.families import FAMILIES, check_family, step_limit
 from envs.minihack.game import MiniHackGame
 from envs.minihack.text import distance
@@ -22,6 +26,7 @@ from envs.minihack.view import DIRECTIONS, Position, Thing, View
 Expert = Callable[[View], str]
 Player = Callable[[Any], str]  # from a live game to the next action
 
+_ALFWORLD_STEPS = 50  # the usual limit of evaluations on it
 _STRAIGHT = ("north", "south", "east", "west")
 _OPEN_KINDS = ("floor", "object", "feature", "doorway", "open")
 _DOOR_KINDS = ("open", "doorway", "closed")
@@ -455,7 +460,21 @@ def _minihack_player(family: str, rng: random.Random) -> Player:
     return lambda game: act(game.raw())
 
 
-_PLAYERS: Mapping[str, Callable[[str, random.Random], Player]] = MappingProxyType({"minihack": _minihack_player})
+def _alfworld_player(family: str, rng: random.Random) -> Player:
+    if family not in alfworld.FAMILIES:
+        raise ValueError(f"Unknown family {family!r} of ALFWorld: use one of {', '.join(alfworld.FAMILIES)}.")
+    act = make_alfworld_expert()
+
+    def play_on(game: AlfworldGame) -> str:
+        shown = game.official()
+        return act(shown.text, shown.commands)
+
+    return play_on
+
+
+_PLAYERS: Mapping[str, Callable[[str, random.Random], Player]] = MappingProxyType(
+    {"alfworld": _alfworld_player, "minihack": _minihack_player}
+)
 
 
 def make_player(environment: str, family: str, rng: random.Random) -> Player:
@@ -480,47 +499,71 @@ def random_action(view: View, rng: random.Random) -> str:
 
 
 def play(game: MiniHackGame, game_id: GameId, act: Expert, *, max_steps: int) -> tuple[Outcome, int]:
-    """Plays one episode and returns how it ended and after how many actions."""
+    """Plays one MiniHack episode and returns how it ended and after how many actions."""
+    return _play(game, game_id, lambda game: act(game.raw()), max_steps)
+
+
+def _play(game: Game, game_id: GameId, player: Player, max_steps: int) -> tuple[Outcome, int]:
     game.reset(game_id)
     for turn in range(1, max_steps + 1):
-        step = game.step(act(game.raw()))
+        step = game.step(player(game))
         if step.outcome is not None:
             return step.outcome, turn
     return Outcome.STEP_LIMIT, max_steps
 
 
 def measure(family: str, *, num_games: int, max_steps: int, first_seed: int = 10_000) -> dict[str, float]:
-    """Success of the expert and of random play, and the expert's mean steps of its successes, over consecutive seeds."""
-    game = MiniHackGame(family, style="compact")
+    """Success of the MiniHack expert and of random play, and the expert's mean steps of its successes, over consecutive seeds."""
+    ids = [GameId(env="minihack", family=family, key=str(seed)) for seed in range(first_seed, first_seed + num_games)]
+    return _measure(MiniHackGame(family, style="compact"), ids, random_player, max_steps)
+
+
+def measure_alfworld(family: str, *, environment: alfworld.ALFWorld, split: str, num_games: int, max_steps: int) -> dict[str, float]:
+    """The same for the first games of an ALFWorld family in a split."""
+
+    def any_command(rng: random.Random) -> Player:
+        return lambda game: rng.choice(game.official().commands)
+
+    return _measure(environment.open(family), environment.games(family, split)[:num_games], any_command, max_steps)
+
+
+def _measure(game: Game, ids: Sequence[GameId], chance: Callable[[random.Random], Player], max_steps: int) -> dict[str, float]:
+    """Plays every game twice, as the expert and by chance, and closes `game`."""
     counts: collections.Counter = collections.Counter()
     try:
-        for seed in range(first_seed, first_seed + num_games):
-            game_id = GameId(env="minihack", family=family, key=str(seed))
-            outcome, steps = play(game, game_id, make_expert(family, random.Random(seed)), max_steps=max_steps)
+        for game_id in ids:
+            outcome, steps = _play(game, game_id, make_player(game_id.env, game_id.family, random.Random(game_id.key)), max_steps)
             counts["expert"] += outcome is Outcome.SUCCESS
             counts["steps"] += steps * (outcome is Outcome.SUCCESS)
-            rng = random.Random(seed)
-            outcome, _ = play(game, game_id, lambda view, rng=rng: random_action(view, rng), max_steps=max_steps)
-            counts["random"] += outcome is Outcome.SUCCESS
+            counts["random"] += _play(game, game_id, chance(random.Random(game_id.key)), max_steps)[0] is Outcome.SUCCESS
     finally:
         game.close()
     return {
-        "expert": counts["expert"] / num_games,
+        "expert": counts["expert"] / len(ids),
         "mean_steps": counts["steps"] / max(counts["expert"], 1),
-        "random": counts["random"] / num_games,
+        "random": counts["random"] / len(ids),
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the table of all or some families."""
     parser = argparse.ArgumentParser(description="Success of the scripted experts and of random play.")
-    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
-    parser.add_argument("--games", type=int, default=100)
-    parser.add_argument("--steps", type=int, help="actions per game (default: the family's own limit, mostly 25)")
+    parser.add_argument("--env", choices=sorted(_PLAYERS), default="minihack")
+    parser.add_argument("--families", nargs="*", help="default: all")
+    parser.add_argument("--games", type=int, default=100, help="per family; as many as there are, if fewer")
+    parser.add_argument("--steps", type=int, help="actions per game (default: the MiniHack family's own limit, mostly 25; 50 for ALFWorld)")
+    parser.add_argument("--split", default="test", help="of ALFWorld: train, select, test, valid_seen or valid_unseen")
+    parser.add_argument("--data", default="auto", help="of ALFWorld: auto, official, generated or a path")
+    parser.add_argument("--rooms", default="full", help="of ALFWorld: full or small")
     options = parser.parse_args(arguments)
     sys.stdout.write("| family | expert % | mean steps | random % |\n|---|---|---|---|\n")
-    for family in options.families:
-        row = measure(family, num_games=options.games, max_steps=options.steps or step_limit(family))
+    environment = alfworld.ALFWorld(data=options.data, rooms=options.rooms) if options.env == "alfworld" else None
+    for family in options.families or (environment.families if environment else FAMILIES):
+        if environment:
+            steps = options.steps or _ALFWORLD_STEPS
+            row = measure_alfworld(family, environment=environment, split=options.split, num_games=options.games, max_steps=steps)
+        else:
+            row = measure(family, num_games=options.games, max_steps=options.steps or step_limit(family))
         sys.stdout.write(f"| {family} | {100 * row['expert']:.0f} | {row['mean_steps']:.1f} | {100 * row['random']:.0f} |\n")
         sys.stdout.flush()
     return 0
