@@ -1,20 +1,24 @@
 """Trains the pocket models from scripted play, and measures them: `python -m experiments.pretrain_pocket --help`.
 
-Everything is made here: the episodes (scripted players in real MiniHack games), the tokenizer, the actor, the reflector. The
-same seed on the same machine gives the same weights. On two CPU cores the actor takes about 40 minutes, the reflector 10.
+Everything is made here: the episodes (scripted players in real MiniHack and ALFWorld games), the tokenizer, the actor, the reflector. The actor
+learns to search its prompt on MiniHack alone, then goes on with both benchmarks in equal shares. The same seed on the same machine gives the same
+weights. On two CPU cores the actor takes about 40 minutes for each of the two parts, the reflector 10.
 """
 
 import collections
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Annotated, Literal
 
 import jax
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from transformers import PreTrainedTokenizerFast
 
 from experiments.pocket import lessons, measure, play
 from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTable, target_texts
@@ -27,10 +31,11 @@ from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
 
 _OUT = pathlib.Path(__file__).parent / "pocket" / "checkpoints"
-_PLAY_STEPS = 14  # of a scripted episode
+_PLAY_STEPS = {"minihack": 14, "alfworld": 16}  # of a scripted episode
 _MAX_LEVEL = 6
 _LEVEL_WINDOW = 25  # steps over which accuracy decides whether the drills get harder
 _LEVEL_ACCURACY = 0.94
+_KEEP_EVERY = 500  # steps after which the weights are written, so that a crash loses little
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +48,17 @@ class Config:
     """Where the folders `actor` and `reflector` and measurements.json go."""
     seed: int = 0
     """Of the scripted players, the rows and the initial weights."""
-    games_per_family: int = 80
-    """Training games that the scripted players play, each in four ways."""
-    actor_steps: int = 7000
-    """Updates of the actor, about 2,000 tokens each."""
-    reflector_steps: int = 800
+    start: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """An actor that knows MiniHack already: its weights replace the first part of the actor's training. Words that it lacks are added."""
+    minihack_games: int = 80
+    """Training games of a MiniHack family that the scripted players play, each in four ways."""
+    alfworld_games: int = 300
+    """The same for a family of ALFWorld, whose rooms differ more."""
+    minihack_steps: int = 7000
+    """Updates of the actor on MiniHack alone, about 2,000 tokens each."""
+    joint_steps: int = 7000
+    """Updates of the actor on both benchmarks after that."""
+    reflector_steps: int = 1000
     """Updates of the reflector, about 4,000 tokens each."""
     right_share: float = 0.31
     """Share of the reflector's targets that name the right thing and give its lesson."""
@@ -69,10 +80,9 @@ def main(config: Config) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    families = tuple(lessons.FAMILY_LESSONS)
     with Progress(*columns, console=console) as progress:
         if config.stage != "measure":
-            games = collect(config, families, progress)
+            games = collect(config, progress)
             tokenizer = build_tokenizer(*vocabulary(games))
             words = WordTable(tokenizer)
             shape = ModelConfig(
@@ -90,20 +100,25 @@ def main(config: Config) -> None:
             for name, train in (("actor", train_actor), ("reflector", train_reflector)):
                 if config.stage in ("all", name):
                     folder = config.out / name
-                    save_checkpoint(folder, shape, train(config, shape, games, words, tokenizer.pad_token_id, progress))
                     tokenizer.save_pretrained(folder)
-        report = measure.measure(config.out, families, test_games=config.test_games, progress=progress)
+                    save_checkpoint(folder, shape, train(config, shape, games, words, tokenizer, progress))
+        report = measure.measure(config.out, test_games=config.test_games, progress=progress, actor_only=config.stage == "actor")
     path = config.out / "measurements.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     show(report, console)
     console.print(f"The models and {path.name} are in {config.out}.", highlight=False)
 
 
-def collect(config: Config, families: tuple[str, ...], progress: Progress) -> list[PlayedGame]:
-    """The scripted episodes of all families."""
-    task = progress.add_task("scripted play", total=len(families) * config.games_per_family * 4, note="")
+def collect(config: Config, progress: Progress) -> list[PlayedGame]:
+    """The scripted episodes of all families of both benchmarks."""
+    counts = (len(lessons.MINIHACK_LESSONS) * config.minihack_games, len(lessons.ALFWORLD_LESSONS) * config.alfworld_games)
+    task = progress.add_task("scripted play", total=4 * sum(counts), note="")
+    played = itertools.chain(
+        play.play_minihack(games_per_family=config.minihack_games, max_steps=_PLAY_STEPS["minihack"], seed=config.seed),
+        play.play_alfworld(games_per_family=config.alfworld_games, max_steps=_PLAY_STEPS["alfworld"], seed=config.seed),
+    )
     games = []
-    for game in play.play_all(families, games_per_family=config.games_per_family, max_steps=_PLAY_STEPS, seed=config.seed):
+    for game in played:
         games.append(game)
         progress.update(task, advance=1, note=game.family)
     return games
@@ -114,23 +129,50 @@ def vocabulary(games: list[PlayedGame]) -> tuple[list[str], list[str]]:
     texts = [text for game in games for turn in game.turns for text in (turn.observation, turn.reply)]
     texts += [game.final_observation for game in games] + lessons.training_texts() + target_texts()
     texts += ["reflect", "prompt : episode : success yes no . ... action : none"]
-    words = [*lessons.THINGS, *lessons.VERBS, *lessons.OTHER_NOUNS, *map(str, range(10))]
+    named = (lessons.THINGS, lessons.VERBS, lessons.TASKS, lessons.TASK_VERBS, lessons.STATIONS, lessons.OTHER_NOUNS)
+    words = [*itertools.chain(*named), *map(str, range(10))]
     return texts, words
 
 
-def train_actor(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, pad_id: int, progress: Progress):
-    """Routing first: random words to copy, then drills with more and more lessons, then whole episodes among them."""
-    rows = ActorRows(games, words, max_tokens=512, seed=config.seed)
+def train_actor(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, tokenizer, progress: Progress):
+    """First MiniHack alone (or weights that know it), then both benchmarks."""
+    params = init_params(shape, jax.random.key(config.seed))
+
+    def part(name: str, params, chosen: list[PlayedGame], steps: int, *, fresh: bool):
+        rows = ActorRows(chosen, words, max_tokens=512, seed=config.seed)
+        return teach_routing(config, shape, params, rows, name, steps, fresh, tokenizer, progress)
+
+    if config.start is not None:
+        params = with_known_words(params, config.start, tokenizer)
+    else:
+        minihack = [game for game in games if game.family in lessons.MINIHACK_LESSONS]
+        params = part("actor, MiniHack", params, minihack, config.minihack_steps, fresh=True)
+    return part("actor, both", params, games, config.joint_steps, fresh=False)
+
+
+def with_known_words(params, start: pathlib.Path, tokenizer):
+    """The weights of the checkpoint `start`, its embeddings moved to the ids of `tokenizer`; words it lacks keep their row of `params`."""
+    known = PreTrainedTokenizerFast.from_pretrained(start).get_vocab()
+    _, old = load_checkpoint(start)
+    moved = [(index, known[word]) for word, index in tokenizer.get_vocab().items() if word in known]
+    rows, old_rows = map(np.array, zip(*moved, strict=True))
+    return {**old, "embed": params["embed"].at[rows].set(old["embed"][old_rows])}
+
+
+def teach_routing(
+    config: Config, shape: ModelConfig, params, rows: ActorRows, name: str, steps: int, fresh: bool, tokenizer, progress: Progress
+):
+    """Drills with more and more lessons, then whole episodes among them; a `fresh` model copies random words first. Consumes `params`."""
     recent: collections.deque[float] = collections.deque(maxlen=_LEVEL_WINDOW)
-    state = {"level": 1, "raised": 0}
+    state = {"level": 1}
 
     def draw(step: int):
-        warm = max(1, config.actor_steps // 80)
+        warm = max(1, steps // 80) if fresh else 0
         copy = 1.0 if step < warm else 0.1 if step < 3 * warm else 0.0
-        episodes = 0.0 if state["level"] < 3 else 0.25 if step < 0.6 * config.actor_steps else 0.5
+        episodes = 0.0 if state["level"] < 3 else 0.25 if step < 0.6 * steps else 0.5
         return rows.draw(level=state["level"], copy_share=copy, episode_share=episodes)
 
-    task = progress.add_task("actor", total=config.actor_steps, note="")
+    task = progress.add_task(name, total=steps, note="")
 
     def report(step: int, loss: float, accuracy: float) -> None:
         recent.append(accuracy)
@@ -141,13 +183,16 @@ def train_actor(config: Config, shape: ModelConfig, games: list[PlayedGame], wor
         note = f"level {state['level']}  loss {loss:.3f}  accuracy {sum(recent) / max(len(recent), 1):.3f}"
         progress.update(task, advance=1, note=note)
         if step % 100 == 99:
-            progress.console.log(f"actor step {step + 1}: {note}") if not progress.console.is_terminal else None
+            progress.console.log(f"{name}, step {step + 1}: {note}") if not progress.console.is_terminal else None
 
-    fitting = FitConfig(steps=config.actor_steps, tokens_per_step=2048, learning_rate=2e-3)
-    return fit(shape, init_params(shape, jax.random.key(config.seed)), draw, fitting, pad_id=pad_id, report=report)
+    def keep(params) -> None:
+        save_checkpoint(config.out / "actor", shape, params)
+
+    fitting = FitConfig(steps=steps, tokens_per_step=2048, learning_rate=2e-3, keep_every=_KEEP_EVERY)
+    return fit(shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report, keep=keep)
 
 
-def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, pad_id: int, progress: Progress):
+def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, tokenizer, progress: Progress):
     """From the actor's weights: contexts of scripted play and the replies of a mediocre coach, until what is named decides the lesson."""
     shares = {"right_share": config.right_share, "vague_share": config.vague_share}
     rows = ReflectorRows(games, words, POCKET_MINIHACK.reflection, **shares, seed=config.seed)
@@ -166,19 +211,20 @@ def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame],
     def draw(step: int):
         return rows.draw(1 if step < config.reflector_steps // 4 else POCKET_MINIHACK.meta.games_per_context)
 
-    return fit(shape, params, draw, fitting, pad_id=pad_id, report=report)
+    return fit(shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report)
 
 
 def show(report: dict, console: Console) -> None:
-    """The measurements as a table, in percent."""
-    table = Table(title="Pocket models on test games, success of the actor by prompt, right lessons of the reflector (%)")
-    table.add_column("family")
+    """The measurements as one table per benchmark, in percent."""
     columns = [*measure.ARMS, "reflector right"]
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for family, row in [*report["families"].items(), ("mean", report["mean"])]:
-        table.add_row(family, *(f"{100 * row[column]:.0f}" for column in columns))
-    console.print(table)
+    for name, part in report.items():
+        table = Table(title=f"Pocket models on test games of {name}: success of the actor by prompt, right lessons of the reflector (%)")
+        table.add_column("family")
+        for column in columns:
+            table.add_column(column.replace("_", " "), justify="right")
+        for family, row in [*part["families"].items(), ("mean", part["mean"])]:
+            table.add_row(family, *(f"{100 * row[column]:.0f}" if column in row else "" for column in columns))
+        console.print(table)
 
 
 if __name__ == "__main__":

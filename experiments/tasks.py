@@ -80,7 +80,7 @@ POCKET_ALFWORLD = TaskConfig(
         heldout_families=ALFWORLD_HELDOUT,
         num_workers=1,
     ),
-    rollout=RolloutConfig(max_steps=15, max_turn_tokens=16),
+    rollout=RolloutConfig(max_steps=12, max_turn_tokens=16),
 )
 
 # The paper's limits: 25 steps, 500 tokens a turn, greedy, the admissible actions shown.

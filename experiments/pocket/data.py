@@ -6,21 +6,31 @@ fails). In half of the rows the thing is renamed throughout, so that remembering
 """
 
 import dataclasses
+import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from envs.api import GameId, Outcome
 from experiments.pocket.lessons import (
+    ALFWORLD_LESSONS,
     FAMILY_LESSONS,
-    INITIAL_PROMPT,
+    MINIHACK_LESSONS,
     OTHER_NOUNS,
+    STATIONS,
+    TASK_VERBS,
+    TASKS,
     THINGS,
     VERBS,
     Lesson,
+    benchmark_of,
     build_prompt,
+    headers,
+    initial_prompt,
+    is_task,
     random_lesson,
+    random_task_lesson,
     reflector_prompt,
     word_lesson,
 )
@@ -76,8 +86,26 @@ class WordTable:
 
 
 def things_in(turns: Iterable[PlayedTurn]) -> set[str]:
-    """The nouns of lessons that the player could see."""
-    return {word for turn in turns for word in turn.observation.split()} & set(THINGS)
+    """What lessons are about in these turns: the things on the screen, and the tasks that it names (as `task clean`)."""
+    words = [word for turn in turns for word in turn.observation.split()]
+    tasks = {f"task {word}" for before, word in itertools.pairwise(words) if before == "task"}
+    return (set(words) & set(THINGS)) | tasks
+
+
+def rename_words(text: str, renaming: Mapping[str, str]) -> str:
+    """`text` with things and tasks renamed. The name of a task is also a verb, so it is renamed only after `task` and at the head of a thought."""
+    words = text.split()
+    keys = (f"task {word}" if before in ("task", "Thought:") else "" for before, word in zip(("", *words), words, strict=False))
+    return " ".join(renaming.get(key) or renaming.get(word, word) for key, word in zip(keys, words, strict=True))
+
+
+def _distractor(lessons: Mapping[str, Lesson], taken: Collection[str], rng: random.Random) -> Lesson:
+    """A lesson of one benchmark about something else: a right one or, as often, one of random parts about a thing that may not exist."""
+    absent = [lesson for lesson in lessons.values() if lesson.thing not in taken]
+    if absent and rng.random() < 0.5:
+        return rng.choice(absent)
+    names = [lesson.thing for lesson in absent] + rng.sample([noun for noun in OTHER_NOUNS if noun not in taken], 8)
+    return random_task_lesson(names, STATIONS, rng) if lessons is ALFWORLD_LESSONS else random_lesson(names, rng)
 
 
 def actor_row(
@@ -90,32 +118,35 @@ def actor_row(
     The first reply of a part weighs three times as much as the later ones.
     """
     present = sorted(things_in(turn for _, turns in parts for turn in turns))
+    on_screen = {word for _, turns in parts for turn in turns for word in turn.observation.split()}
     renaming: dict[str, str] = {}
     if rng.random() < 0.5:
-        fresh = rng.sample([noun for noun in (*OTHER_NOUNS, *THINGS) if noun not in present], len(present))
+        fresh = rng.sample([noun for noun in (*OTHER_NOUNS, *THINGS) if noun not in on_screen], len(present))
         renaming = dict(zip(present, fresh, strict=True))
 
-    def rename(text: str) -> str:
-        return " ".join(renaming.get(word, word) for word in text.split()) if renaming else text
+    def rename_lesson(lesson: Lesson) -> Lesson:
+        key = f"task {lesson.thing}" if is_task(lesson) else lesson.thing
+        return dataclasses.replace(lesson, thing=renaming.get(key, lesson.thing))
 
-    known = [dataclasses.replace(game.lesson, thing=rename(game.lesson.thing)) for game, _ in parts if game.lesson is not None]
+    known = [rename_lesson(game.lesson) for game, _ in parts if game.lesson is not None]
     sentences = [word_lesson(lesson, rng) for lesson in known]
-    absent = [noun for noun in THINGS if noun not in present and noun not in renaming.values()]
-    others = [noun for noun in OTHER_NOUNS if noun not in renaming.values()]
-    right = [lesson for lessons in FAMILY_LESSONS.values() for lesson in lessons if lesson.thing in absent]
+    families = [game.family for game, _ in parts]
+    taken = {*on_screen, *renaming.values(), *(thing.removeprefix("task ") for thing in present)}
     for _ in range(rng.randint(0, max_distractors)):
-        lesson = rng.choice(right) if right and rng.random() < 0.5 else random_lesson(absent + rng.sample(others, 8), rng)
-        sentences.append(word_lesson(lesson, rng))
-    prompt = INITIAL_PROMPT if not sentences and rng.random() < 0.7 else build_prompt(sentences, rng)
-    kept = {word for lesson in known for word in (lesson.thing, lesson.verb)}
+        sentences.append(word_lesson(_distractor(benchmark_of(rng.choice(families)), taken, rng), rng))
+    if not sentences and rng.random() < 0.7:
+        prompt = initial_prompt(families[0])
+    else:
+        prompt = build_prompt(sentences, rng, headers(rng.choice(families)))
+    kept = {word for lesson in known for word in (lesson.thing, lesson.manner, lesson.verb)}
     prompt = " ".join(UNKNOWN if word not in kept and rng.random() < 0.03 else word for word in prompt.split())
 
     ids = words(f"<system> {prompt} {END}")
     weights = [0.0] * len(ids)
     for _, turns in parts:
         for index, turn in enumerate(turns):
-            asked = words(f"<user> {rename(turn.observation)} {END} <assistant>")
-            reply = words(f"{rename(turn.reply)} {END}")
+            asked = words(f"<user> {rename_words(turn.observation, renaming)} {END} <assistant>")
+            reply = words(f"{rename_words(turn.reply, renaming)} {END}")
             if len(ids) + len(asked) + len(reply) > max_tokens:
                 break
             ids += asked + reply
@@ -125,7 +156,7 @@ def actor_row(
 
 def copy_row(words: WordTable, rng: random.Random) -> Row:
     """Random words, twice over: predicting the second half takes the look-up that obeying a prompt is built on, and teaches it sooner."""
-    drawn = words(" ".join(rng.choices([*THINGS, *OTHER_NOUNS, *VERBS], k=rng.randint(10, 30))))
+    drawn = words(" ".join(rng.choices([*THINGS, *OTHER_NOUNS, *VERBS, *TASK_VERBS, *STATIONS], k=rng.randint(10, 30))))
     count = len(drawn)
     return Row(ids=np.array(drawn * 2, np.int32), weights=np.array([0.0] * (count + 1) + [1.0] * (count - 1), np.float32))
 
@@ -137,23 +168,30 @@ class ActorRows:
         self._by_family: dict[str, list[PlayedGame]] = {}
         for game in games:
             self._by_family.setdefault(game.family, []).append(game)
-        self._families = sorted(self._by_family)
+        families = sorted(self._by_family)
+        benchmarks = [[name for name in families if name in lessons] for lessons in (MINIHACK_LESSONS, ALFWORLD_LESSONS)]
+        self._pools = [pool for pool in benchmarks if pool]
+        self._families = families
         self._words = words
         self._max_tokens = max_tokens
         self._rng = random.Random(seed)
 
     def draw(self, *, level: int, copy_share: float, episode_share: float) -> Row:
-        """One row: random words to copy, a whole episode, or a drill of up to `level` + 1 turns; up to `level` - 1 lessons are beside the point."""
+        """One row: random words to copy, a whole episode, or a drill of up to `level` + 1 turns; up to `level` - 1 lessons are beside the point.
+
+        Both benchmarks get equal shares; one drill in ten mixes them.
+        """
         rng = self._rng
         kind = rng.random()
         if kind < copy_share:
             return copy_row(self._words, rng)
         if kind < copy_share + episode_share:
-            game = rng.choice(self._by_family[rng.choice(self._families)])
+            game = rng.choice(self._by_family[rng.choice(rng.choice(self._pools))])
             # A player who gets nowhere repeats himself: late turns teach little.
             parts = [(game, game.turns[: rng.choice((6, 8, 99))])]
         else:
-            chosen = rng.sample(self._families, rng.randint(1, level + 1))
+            pool = self._families if rng.random() < 0.1 else rng.choice(self._pools)
+            chosen = rng.sample(pool, min(rng.randint(1, level + 1), len(pool)))
             parts = [(game, (rng.choice(game.turns),)) for game in (rng.choice(self._by_family[family]) for family in chosen)]
         return actor_row(parts, self._words, rng, max_distractors=level - 1, max_tokens=self._max_tokens)
 
@@ -163,6 +201,11 @@ _SAW = (
     "the {t} was there but nothing good came of it .",
     "what counts here is the {t} .",
 )
+_ASKED = (
+    "the task was {t} and the player did not do it well .",
+    "the player was asked to {t} but nothing good came of it .",
+    "what counts here is the task {t} .",
+)
 _VAGUE = (
     "the player walked around without a plan .",
     "it is not clear what went wrong .",
@@ -170,32 +213,33 @@ _VAGUE = (
 )
 
 
-def reflector_target(right: Lesson, rng: random.Random, *, right_share: float, vague_share: float) -> str:
+def reflector_target(family: str, rng: random.Random, *, right_share: float, vague_share: float) -> str:
     """A reply in the reflector's two sections: the right thing is named, and its lesson given, in `right_share` of cases.
 
-    Of the rest, `vague_share` name nothing and give a lesson at random; the others name another thing and give that thing's
-    lesson. What is named always determines the lesson.
+    Of the rest, `vague_share` name nothing and give a lesson of the same benchmark at random; the others name another thing and give that
+    thing's lesson. What is named always determines the lesson.
     """
-    lessons = [lesson for group in FAMILY_LESSONS.values() for lesson in group]
-    wrong = rng.choice([lesson for lesson in lessons if lesson.thing != right.thing])
+    right = FAMILY_LESSONS[family]
+    wrong = rng.choice([lesson for lesson in benchmark_of(family).values() if lesson.thing != right.thing])
+    naming = _ASKED if is_task(right) else _SAW
     if rng.random() < right_share:
-        analysis, lesson = rng.choice(_SAW).format(t=right.thing), right
+        analysis, lesson = rng.choice(naming).format(t=right.thing), right
     elif rng.random() < vague_share:
         analysis, lesson = rng.choice(_VAGUE), wrong
     else:
-        analysis, lesson = rng.choice(_SAW).format(t=wrong.thing), wrong
+        analysis, lesson = rng.choice(naming).format(t=wrong.thing), wrong
     return f"ANALYSIS: {analysis} IMPROVED PROMPT: {reflector_prompt(lesson)}"
 
 
 def target_texts() -> list[str]:
     """Every sentence that a target can hold, for the vocabulary."""
-    return [*(text.format(t="it") for text in _SAW), *_VAGUE]
+    return [*(text.format(t="it") for text in (*_SAW, *_ASKED)), *_VAGUE]
 
 
 def to_trajectory(game: PlayedGame, system_prompt: str) -> Trajectory:
     """The episode as the real system would have recorded it."""
     return Trajectory(
-        game=GameId(env="minihack", family=game.family, key=game.key),
+        game=GameId(env="alfworld" if game.family in ALFWORLD_LESSONS else "minihack", family=game.family, key=game.key),
         system_prompt=system_prompt,
         turns=tuple(
             Turn(observation=turn.observation, actions=(), reply=turn.reply, thought=turn.thought, action=turn.action, reward=0.0)
@@ -220,12 +264,13 @@ class ReflectorRows:
         self._games: dict[str, dict[str, list[PlayedGame]]] = {}
         for game in games:
             kinds = self._games.setdefault(game.family, {"novice": [], "right": [], "wrong": []})
-            right = game.lesson in FAMILY_LESSONS[game.family]
+            right = game.lesson == FAMILY_LESSONS[game.family]
             kinds["novice" if game.lesson is None else "right" if right else "wrong"].append(game)
-        self._families = sorted(self._games)
+        families = sorted(self._games)
+        self._pools = [[name for name in families if name in lessons] for lessons in (MINIHACK_LESSONS, ALFWORLD_LESSONS)]
         self._words = words
         self._config = config
-        self._choices = set(words(" ".join((*THINGS, *VERBS))))
+        self._choices = set(words(" ".join((*THINGS, *VERBS, *TASKS, *TASK_VERBS, *STATIONS))))
         self._shares = {"right_share": right_share, "vague_share": vague_share}
         self._rng = random.Random(seed)
 
@@ -233,8 +278,8 @@ class ReflectorRows:
         """A context of scripted episodes of one family."""
         rng = self._rng
         kinds = self._games[family]
-        right = FAMILY_LESSONS[family][0]
-        others = [lesson for lessons in FAMILY_LESSONS.values() for lesson in lessons if lesson.thing != right.thing]
+        right = FAMILY_LESSONS[family]
+        others = [lesson for lesson in benchmark_of(family).values() if lesson.thing != right.thing]
         kind = rng.choices(("novice", "elsewhere", "right", "wrong"), (0.5, 0.22, 0.22, 0.06))[0]
         if kind == "wrong":
             first = rng.choice(kinds["wrong"])
@@ -242,19 +287,19 @@ class ReflectorRows:
         elif kind == "right":
             chosen, prompt = kinds["right"], reflector_prompt(right)
         else:
-            chosen, prompt = kinds["novice"], INITIAL_PROMPT if kind == "novice" else reflector_prompt(rng.choice(others))
+            chosen, prompt = kinds["novice"], initial_prompt(family) if kind == "novice" else reflector_prompt(rng.choice(others))
         chosen = rng.sample(chosen, min(num_games, len(chosen)))
         return Context(
             loop=0, meta_turn=0, family=family, system_prompt=prompt, trajectories=tuple(to_trajectory(game, prompt) for game in chosen)
         )
 
     def draw(self, num_games: int) -> Row:
-        """One row: a context and a reply to it."""
-        family = self._rng.choice(self._families)
+        """One row: a context, of either benchmark as often, and a reply to it."""
+        family = self._rng.choice(self._rng.choice([pool for pool in self._pools if pool]))
         count = lambda messages: sum(len(message.content.split()) + 2 for message in messages) + 1  # noqa: E731
         messages = reflector_messages(self.context(family, num_games), self._config, count)
         asked = self._words(" ".join(f"<{message.role}> {message.content} {END}" for message in messages) + " <assistant>")
-        reply = self._words(f"{reflector_target(FAMILY_LESSONS[family][0], self._rng, **self._shares)} {END}")
+        reply = self._words(f"{reflector_target(family, self._rng, **self._shares)} {END}")
         # The words that carry the choice weigh more than those of the frame around them.
         weights = [4.0 if token in self._choices else 1.0 for token in reply]
         return Row(ids=np.array(asked + reply, np.int32), weights=np.array([0.0] * len(asked) + weights, np.float32))

@@ -11,7 +11,7 @@ import optax
 
 from experiments.pocket.data import Row, pad_rows
 from ictjax.models.config import ModelConfig
-from ictjax.models.transformer import forward, unembed
+from ictjax.models.transformer import Params, forward, unembed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class FitConfig:
     warmup_steps: int = 50
     weight_decay: float = 0.05
     buckets: tuple[int, ...] = (64, 128, 192, 256, 384, 512)
+    keep_every: int = 0  # steps between calls of `keep`; 0: never
 
 
 def batches(draw_row: Callable[[int], Row], config: FitConfig, pad_id: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -50,10 +51,12 @@ def fit(
     *,
     pad_id: int,
     report: Callable[[int, float, float], None],
+    keep: Callable[[Params], None] | None = None,
 ):
     """Trains `params` (consumed) and returns the new ones.
 
-    `report(step, loss, accuracy)` is called every step; accuracy is the share of weighted targets that greedy decoding hits.
+    `report(step, loss, accuracy)` is called every step; accuracy is the share of weighted targets that greedy decoding hits. `keep(params)` gets the
+    weights every `config.keep_every` steps; it must not hold on to them.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, config.steps, end_value=config.learning_rate * 0.05
@@ -82,6 +85,8 @@ def fit(
         if pending is not None:
             report(step - 1, *map(float, pending))
         pending = figures
+        if keep is not None and config.keep_every and (step + 1) % config.keep_every == 0:
+            keep(params)
     if pending is not None:
         report(config.steps - 1, *map(float, pending))
     return params

@@ -1,15 +1,25 @@
-"""Scripted play of MiniHack for the pocket models: a player who follows one lesson to the letter, and a novice who has none."""
+"""Scripted play of both benchmarks for the pocket models: a player who follows one lesson to the letter, and a novice who has none."""
 
 import random
 from collections.abc import Iterator, Sequence
 
-from envs.api import GameId, Outcome
+from envs.alfworld import ALFWorld
+from envs.alfworld.compact import CompactText, Notes, kind_of
+from envs.api import Game, GameId, Outcome
 from envs.experts import beside, carried, find, here, make_expert, walk_beside, walk_towards
 from envs.minihack import MiniHack
 from envs.minihack.text import notable
 from envs.minihack.view import View
 from experiments.pocket.data import PlayedGame, PlayedTurn
-from experiments.pocket.lessons import FAMILY_LESSONS, Lesson, misleading_lesson, random_lesson
+from experiments.pocket.lessons import (
+    ALFWORLD_LESSONS,
+    MINIHACK_LESSONS,
+    Lesson,
+    is_task,
+    misleading_lesson,
+    random_lesson,
+    random_task_lesson,
+)
 
 NO_LESSON = "no lesson"
 _GO_ON = "go on"
@@ -74,19 +84,111 @@ def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> Pla
     )
 
 
-def play_all(families: Sequence[str], *, games_per_family: int, max_steps: int, seed: int) -> Iterator[PlayedGame]:
-    """For each training game of each family: an episode under the right lesson, two under other ones, and a novice's.
+def follow_task(notes: Notes, lesson: Lesson) -> str:
+    """The compact action of a player who finds what the task is about and does with it what the lesson says, right or wrong, for ever.
 
-    Of the other lessons, one has the right manner and a wrong verb, and one has everything but the thing at random.
+    Only making it clean, hot or cold leads on, to putting it where the task says.
     """
+    task = notes.task
+    if not notes.held:
+        if notes.placed and lesson.manner != "both":
+            return "look"
+        return f"take {task.thing}" if _sees(notes, task.thing) else _search(notes, task.thing)
+    verb = lesson.verb
+    place = task.place if lesson.manner in ("place", "both") else lesson.manner
+    if verb in ("clean", "heat", "cool") and notes.held in notes.marks:
+        verb, place = "put", task.place
+    lamp = notes.lamp
+    if lamp and place == lamp:
+        if not _sees(notes, lamp):
+            return _search(notes, lamp)
+    elif kind_of(notes.here) != place:
+        return f"go {place}"
+    elif verb == "put" and notes.here in notes.closed:
+        return f"open {place}"
+    if verb in ("open", "close"):
+        return f"{verb} {kind_of(notes.here)}"
+    return f"{verb} {lamp if verb == 'use' and lamp else task.thing}"
+
+
+def wander_task(notes: Notes) -> str:
+    """The compact action of a novice: search until the thing is in sight, then look at it for ever."""
+    thing = notes.task.thing
+    return "look" if notes.held or _sees(notes, thing) else _search(notes, thing)
+
+
+def _sees(notes: Notes, kind: str) -> bool:
+    return any(kind_of(name) == kind for name in notes.visible())
+
+
+def _search(notes: Notes, kind: str) -> str:
+    """A step towards a thing: to where it was seen, else into what is closed here, else to the first place not looked into."""
+    known = notes.find(kind)
+    if known:
+        return f"go {kind_of(known[0][1])}"
+    if notes.here in notes.closed:
+        return f"open {kind_of(notes.here)}"
+    left = [place for place in notes.unseen() if place != notes.here]
+    return f"go {kind_of(left[0])}" if left else "look"
+
+
+def play_task(game: Game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> PlayedGame:
+    """Plays one live ALFWorld game (official text) under a lesson (None: as a novice) and returns the episode in the compact style."""
+    start = game.reset(game_id)
+    compact = CompactText(start.text, start.actions)
+    text, outcome, turns = compact.text, None, []
+    for _ in range(max_steps):
+        if lesson is None:
+            thought, action = NO_LESSON, wander_task(compact.notes)
+        else:
+            thought, action = f"{lesson.thing} {lesson.manner} {lesson.verb}", follow_task(compact.notes, lesson)
+        turns.append(PlayedTurn(observation=text, thought=thought, action=action))
+        command = compact.command(action)
+        step = game.step(command)
+        text, outcome = compact.update(command, step.observation.text, step.observation.actions), step.outcome
+        if outcome is not None:
+            break
+    return PlayedGame(
+        family=game_id.family,
+        key=game_id.key,
+        lesson=lesson,
+        turns=tuple(turns),
+        final_observation=text,
+        success=outcome is Outcome.SUCCESS,
+    )
+
+
+def other_lessons(right: Lesson, places: Sequence[str], rng: random.Random) -> tuple[Lesson, Lesson]:
+    """Two lessons about the same thing: one with the right manner and a wrong verb, one with everything but the thing at random."""
+    at_random = random_task_lesson([right.thing], places, rng) if is_task(right) else random_lesson([right.thing], rng)
+    return misleading_lesson(right, rng), at_random
+
+
+def play_minihack(*, games_per_family: int, max_steps: int, seed: int) -> Iterator[PlayedGame]:
+    """For each training game of each MiniHack family: an episode under the right lesson, two under other ones, and a novice's."""
     environment = MiniHack(text="compact")
-    for family in families:
+    for family, right in MINIHACK_LESSONS.items():
         game = environment.open(family)
-        right = FAMILY_LESSONS[family][0]
         try:
             for game_id in environment.games(family, "train")[:games_per_family]:
                 rng = random.Random(f"{seed} {game_id}")
-                for lesson in (right, misleading_lesson(right, rng), random_lesson([right.thing], rng), None):
+                for lesson in (right, *other_lessons(right, (), rng), None):
                     yield play(game, game_id, lesson, max_steps=max_steps)
+        finally:
+            game.close()
+
+
+def play_alfworld(*, games_per_family: int, max_steps: int, seed: int) -> Iterator[PlayedGame]:
+    """The same four episodes for each training game of each ALFWorld family, in small generated rooms."""
+    environment = ALFWorld(data="generated", rooms="small", text="full")
+    for family, right in ALFWORLD_LESSONS.items():
+        game = environment.open(family)
+        try:
+            for game_id in environment.games(family, "train")[:games_per_family]:
+                rng = random.Random(f"{seed} {game_id}")
+                start = game.reset(game_id)
+                places = sorted(set(map(kind_of, Notes(start.text, start.actions).places)))
+                for lesson in (right, *other_lessons(right, places, rng), None):
+                    yield play_task(game, game_id, lesson, max_steps=max_steps)
         finally:
             game.close()
