@@ -87,7 +87,13 @@ class WorkerPool:
         self._events: list[PoolEvent] = []
         self._barred: dict[GameId, str] = {}  # games that cannot even be reset -> why
         self._closed_because = ""
-        self._folder = tempfile.mkdtemp(prefix="ictjax-pool-", dir=temp_root)
+        try:
+            self._folder = tempfile.mkdtemp(prefix="ictjax-pool-", dir=temp_root)
+        except OSError as error:
+            where = temp_root or "the system's temporary folder"
+            raise ValueError(
+                f"The worker pool cannot make a folder in {where} ({error.strerror}): free some space there, or name another in TMPDIR."
+            ) from error
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         # Runs once: at close, at garbage collection, or at interpreter exit.
@@ -101,11 +107,12 @@ class WorkerPool:
                     "sys_path": [os.path.abspath(path) for path in sys.path],
                     "temp_root": self._folder,
                     "parent_pid": os.getpid(),
+                    "deadline_s": self._deadline_s,
                     "max_games": capacity,
                 }
                 self._workers.append(_Worker(index, capacity, setup, self._folder, self._selector))
             for each in self._workers:
-                each.start()
+                self._start(each)
         except BaseException:
             self._shut_down()
             raise
@@ -367,7 +374,7 @@ class WorkerPool:
         if deaths >= _MAX_DEATHS:
             self._break(f"lost the same worker {deaths} times in a row; the last time {reason}{_quoted(tail)}")
         each.deaths = deaths
-        each.start()
+        self._start(each)
         # A suspect goes first: should it fail again, no innocent replay was in vain.
         lost = sorted((self._episodes[ticket] for ticket in each.tickets), key=lambda e: (e.ticket != culprit, -e.failures, e.ticket))
         for episode in lost:
@@ -377,6 +384,12 @@ class WorkerPool:
                     each.deaths = 0
             else:
                 self._restore(episode)
+
+    def _start(self, each: "_Worker") -> None:
+        try:
+            each.start()
+        except OSError as error:  # no space, no memory, no file descriptors
+            self._break(f"cannot start its workers ({error})")
 
     def _break(self, reason: str) -> None:
         self._closed_because = reason
@@ -419,17 +432,35 @@ class _Worker:
         """Starts a process; no call may be sent to a worker before."""
         self._num_starts += 1
         self._home = self._folder / f"{self._name}-{self._num_starts}"
-        self._home.mkdir()
-        self._log_fd = os.open(self._folder / f"{self._name}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        self._log_checked_at = time.monotonic()
-        marker_fd = os.open(self._folder / f"{self._name}.marker", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.write(marker_fd, bytes(worker.MARKER_BYTES))
-        self._map = mmap.mmap(marker_fd, worker.MARKER_BYTES)
-        self._marker = memoryview(self._map).cast("Q")
-        request_fd, self._request_fd = os.pipe()
-        self._answer_fd, answer_fd = os.pipe()
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as given:  # given: what is the child's alone once it runs
+            self._home.mkdir()
+            self._log_fd = os.open(self._folder / f"{self._name}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            undo.callback(os.close, self._log_fd)
+            marker_fd = _shared_memory(self._folder / f"{self._name}.marker", worker.MARKER_BYTES)
+            given.callback(os.close, marker_fd)
+            self._map = mmap.mmap(marker_fd, worker.MARKER_BYTES)
+            undo.callback(self._map.close)
+            request_fd, self._request_fd = os.pipe()
+            given.callback(os.close, request_fd)
+            undo.callback(os.close, self._request_fd)
+            self._answer_fd, answer_fd = os.pipe()
+            given.callback(os.close, answer_fd)
+            undo.callback(os.close, self._answer_fd)
+            child_fds = (request_fd, answer_fd, marker_fd)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "envs.worker", *map(str, child_fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log_fd,
+                stderr=self._log_fd,
+                env=_worker_environ(str(self._home)),
+                pass_fds=child_fds,
+                start_new_session=True,  # Ctrl-C is the parent's; and one kill reaches what a game started
+            )
+            undo.pop_all()
         os.set_blocking(self._request_fd, False)
         os.set_blocking(self._answer_fd, False)
+        self._marker = memoryview(self._map).cast("Q")
+        self._log_checked_at = time.monotonic()
         self.received = bytearray()
         self.awaited: set[int] = set()  # tickets with a request that is not answered
         self.ready = False
@@ -441,20 +472,6 @@ class _Worker:
         self._outbox: list[Any] = []
         self._alone: int | None = None  # the only ticket whose request was sent, when they are sent one by one
         self._writes = False
-        child_fds = (request_fd, answer_fd, marker_fd)
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "envs.worker", *map(str, child_fds)],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log_fd,
-                stderr=self._log_fd,
-                env=_worker_environ(str(self._home)),
-                pass_fds=child_fds,
-                start_new_session=True,  # Ctrl-C is the parent's; and one kill reaches what a game started
-            )
-        finally:
-            for fd in child_fds:
-                os.close(fd)
         self._selector.register(self._answer_fd, selectors.EVENT_READ, self)
         self.flush()
 
@@ -606,6 +623,17 @@ def _shut_down(workers: list[_Worker], selector: selectors.BaseSelector, folder:
         each.kill(grace_s=max(0.0, until - time.monotonic()))
     selector.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shared_memory(path: Path, size: int) -> int:
+    """A file of zeros to be mapped by two processes: in memory where the system can, so that no full disk is in the way."""
+    fd = os.memfd_create(path.name) if hasattr(os, "memfd_create") else os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(fd, bytes(size))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _worker_environ(temp_folder: str) -> dict[str, str]:

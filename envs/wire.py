@@ -7,11 +7,12 @@ from typing import Any
 from envs.api import Observation, Outcome, Step
 
 _LENGTH_BYTES = 4
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one per call
 
 
 def pack(messages: list[Any]) -> bytes:
     """One frame with all messages."""
-    return frame(json.dumps(messages, separators=(",", ":")))
+    return frame(_to_json(messages))
 
 
 def frame(body: str) -> bytes:
@@ -29,7 +30,7 @@ def unpack(buffer: bytearray) -> list[Any]:
         end = body + int.from_bytes(buffer[start:body], "little")
         if len(buffer) < end:
             break
-        messages.extend(json.loads(buffer[body:end]))
+        messages.extend(json.loads(buffer[body:end].decode("ascii")))
         start = end
     del buffer[:start]
     return messages
@@ -37,16 +38,16 @@ def unpack(buffer: bytearray) -> list[Any]:
 
 def encode_step(step: Step, state_hash: str = "") -> str:
     """A step as JSON; two steps are equal when these strings are."""
-    observation = step.observation
+    observation, actions = step.observation, step.observation.actions
     fields = (
         clean(observation.text),
-        [clean(action) for action in observation.actions],
+        actions if "".join(actions).isascii() else [clean(action) for action in actions],
         float(step.reward),
         None if step.outcome is None else Outcome(step.outcome).value,
         clean(step.error),
         state_hash,
     )
-    return json.dumps(fields, separators=(",", ":"))
+    return _to_json(fields)
 
 
 def decode_step(fields: list[Any]) -> tuple[Step, str]:

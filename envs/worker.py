@@ -5,8 +5,12 @@ protocol. MARKER_FD is a shared memory map of two integers that the parent reads
 (0 between calls), and a count of calls. That is how a dead or stuck worker says which game it was playing.
 """
 
+import contextlib
+import faulthandler
+import io
 import json
 import mmap
+import numbers
 import os
 import select
 import shutil
@@ -27,6 +31,8 @@ RESET, STEP, REPLAY, RELEASE, CLOSE = "reset", "step", "replay", "release", "clo
 _READ_BYTES = 1 << 18
 _FLUSH_S = 0.001  # answers wait at most this long for the rest of their batch
 _ORPHAN_GRACE_S = 2.0  # a call that still runs when the parent is gone gets this long
+_HEARTBEAT_S = 0.5
+_LOCKED_GRACE_S = 2.0  # beyond the deadline, at which a parent that lives kills a worker
 _REPARENT_S = 0.2  # a dying parent closes its pipes a moment before its children are given to another
 _MAX_RESETS = 5000  # a live game is opened anew after this many: NetHack leaks 2 kB per episode
 _MAX_ERROR_CHARS = 300
@@ -54,6 +60,8 @@ class LiveGames:
             if self._idle and len(self._playing) + len(self._idle) >= self._max_games:
                 self._close(self._idle.pop(0)[1])
             game = self._environment.open(family)
+            if not all(callable(getattr(game, name, None)) for name in ("reset", "step", "state_hash", "close")):
+                raise TypeError(f"open returned {type(game).__name__} where a game was expected")
             self._resets[id(game)] = 1
         self._playing[ticket] = (family, game)
         return game
@@ -130,14 +138,30 @@ def _play_reset(game: Game, game_id: GameId) -> str:
     observation = game.reset(game_id)
     if not isinstance(observation, Observation):
         raise TypeError(f"reset returned {type(observation).__name__} where an Observation was expected")
-    return wire.encode_step(Step(observation=observation), game.state_hash())
+    _check_observation("reset", observation)
+    state_hash = game.state_hash()
+    if not isinstance(state_hash, str):
+        raise TypeError(f"state_hash returned {type(state_hash).__name__} where a string was expected")
+    return wire.encode_step(Step(observation=observation), state_hash)
 
 
 def _play_step(game: Game, action: str) -> tuple[str, bool]:
     step = game.step(action)
     if not isinstance(step, Step):
         raise TypeError(f"step returned {type(step).__name__} where a Step was expected")
+    _check_observation("step", step.observation)
+    if not isinstance(step.reward, numbers.Real):
+        raise TypeError(f"step returned the reward {step.reward!r} where a number was expected")
     return wire.encode_step(step), step.outcome is not None
+
+
+def _check_observation(call: str, observation: Observation) -> None:
+    if not isinstance(observation, Observation):
+        raise TypeError(f"{call} returned the observation {observation!r} where an Observation was expected")
+    if not isinstance(observation.text, str):
+        raise TypeError(f"{call} returned the text {observation.text!r} where a string was expected")
+    if not all(isinstance(action, str) for action in observation.actions):
+        raise TypeError(f"{call} returned actions that are no strings")
 
 
 def serve(games: LiveGames, requests: list[Any], buffer: bytearray, request_fd: int, answer_fd: int, marker: memoryview) -> bool:
@@ -188,10 +212,35 @@ def _end_with_parent(request_fd: int, setup: dict[str, Any]) -> None:
     """Ends a worker whose parent is gone even while a game hangs."""
     poll = select.poll()
     poll.register(request_fd, 0)  # hang-up alone; data is the main thread's
-    poll.poll()
+    # A game that hangs inside a C call and keeps the interpreter's lock stops this thread too. The timer's runs without the lock.
+    limit_s = setup["deadline_s"] + _LOCKED_GRACE_S
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    while not poll.poll(1000 * _HEARTBEAT_S):
+        faulthandler.dump_traceback_later(limit_s, exit=True)
+    faulthandler.cancel_dump_traceback_later()
     time.sleep(_ORPHAN_GRACE_S)
     _remove_if_orphan(setup)
     os._exit(1)
+
+
+class _Log(io.RawIOBase):
+    """What games print: a full disk is no reason to fail one."""
+
+    name = "log"
+
+    def __init__(self, fd: int):
+        self._fd = fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            os.write(self._fd, data)
+        return len(data)
 
 
 def _remove_if_orphan(setup: dict[str, Any]) -> None:
@@ -204,6 +253,8 @@ def main(argv: list[str]) -> int:
     request_fd, answer_fd, marker_fd = (int(value) for value in argv)
     for fd in (request_fd, answer_fd, marker_fd):
         os.set_inheritable(fd, False)  # a child of a game must not keep the pipe open
+    sys.stdout = io.TextIOWrapper(_Log(1), errors="backslashreplace", write_through=True)
+    sys.stderr = io.TextIOWrapper(_Log(2), errors="backslashreplace", write_through=True)
     marker = memoryview(mmap.mmap(marker_fd, MARKER_BYTES)).cast("Q")
     buffer = bytearray()
     requests: list[Any] = []
