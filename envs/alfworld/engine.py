@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from envs.alfworld.program import Program, World, build_program
 from envs.alfworld.rules import Domain, Formula, check_predicates, parse_domain, parse_formula, typed_names
 
 NOTHING_HAPPENS = "Nothing happens."
+_FACT = re.compile(r"\(\s*([^\s()]+)\s+([^\s()]+)\s*([^\s()]*)\s*\)")  # of one or two things
+_FACTS = re.compile(r"\s*(?:\([^()]*\)\s*)*")
 _NUMBER = re.compile(r"\(\s*=\s*\([^()]*\)\s*[\d.]+\s*\)")  # a cost of the planner
 
 
@@ -46,9 +48,9 @@ class CompiledGame(NamedTuple):
         return LiveGame(self)
 
     def state_hash(self) -> str:
-        """A hex digest of names, initial facts, goal and task: games with the same digest play alike."""
-        content: list = [self.task, self.program.goal, self.names, sorted(self.constants.items())]
-        for view, facts in sorted((self.static | self.initial).items()):
+        """A hex digest of names, initial facts and goal: games with the same digest play alike, but for the wording of the task."""
+        content: list = [self.program.goal, self.names, sorted(self.constants.items())]
+        for view, facts in sorted({**self.static, **self.initial}.items()):
             content.append(
                 (
                     view,
@@ -110,11 +112,7 @@ def compile_game(game: Mapping[str, Any]) -> CompiledGame:
 
     Raises ValueError, in one sentence, for a damaged game and for rules or texts of another ALFWorld version.
     """
-    texts = [game.get(field) if isinstance(game, Mapping) else None for field in ("pddl_domain", "grammar", "pddl_problem")]
-    if not all(isinstance(text, str) for text in texts):
-        have = sorted(game) if isinstance(game, Mapping) else type(game).__name__
-        raise ValueError(f"A game file must hold the texts pddl_domain, grammar and pddl_problem, got {have!r}.")
-    domain_text, grammar_text, problem = texts
+    domain_text, grammar_text, problem = (_text(game, field) for field in ("pddl_domain", "grammar", "pddl_problem"))
     grammar_text, task = split_task(grammar_text)
     objects, facts, goal, goal_constants = _read_problem(problem)
     program = _program(domain_text, grammar_text, goal)
@@ -125,8 +123,8 @@ def compile_game(game: Mapping[str, Any]) -> CompiledGame:
         constants |= {f"${index}": number[name] for index, name in enumerate(goal_constants)}
     except KeyError as error:
         raise ValueError(f"The goal of the game names {error.args[0]!r}, which is not among its objects.") from error
-    rows = _rows(facts, objects, program.domain)
-    mentioned = {name for arguments in rows.values() for row in arguments for name in row}
+    columns = _columns(facts, objects, program.domain)
+    mentioned = set().union(*(column for pair in columns.values() for column in pair))
     static, initial = {}, {}
     for predicate, views in program.views.items():
         target = initial if predicate in program.fluents else static
@@ -135,10 +133,17 @@ def compile_game(game: Mapping[str, Any]) -> CompiledGame:
             target[predicate] = frozenset(number[name] for name in ids if kind in (objects[name], "object"))
             continue
         for view in views:
-            target[view] = _index(rows.get(predicate, ()), number, view)
+            target[view] = _index(columns.get(predicate, ()), number, view)
     return CompiledGame(
         program, _names(ids, mentioned), MappingProxyType(constants), MappingProxyType(static), MappingProxyType(initial), task
     )
+
+
+def _text(game: Mapping[str, Any], field: str) -> str:
+    text = game.get(field) if isinstance(game, Mapping) else None
+    if not isinstance(text, str):
+        raise ValueError(f"A game file must hold pddl_domain, grammar and pddl_problem as texts, but its {field} is {text!r:.60}.")
+    return text
 
 
 def package_text(name: str) -> str:
@@ -210,8 +215,8 @@ def _written(grammar: Grammar, parts: tuple | None) -> tuple | str | None:
 # --- the problem of a game ---
 
 
-def _read_problem(problem: str) -> tuple[dict[str, str], list[list[str]], Formula, tuple[str, ...]]:
-    """Objects with their types, initial facts as lists of words, the goal with `$0`, `$1` for its constants, and these constants."""
+def _read_problem(problem: str) -> tuple[dict[str, str], list[tuple[str, str, str]], Formula, tuple[str, ...]]:
+    """Objects with their types, initial facts as written, the goal with `$0`, `$1` for its constants, and these constants."""
     text = problem.lower()
     starts = [text.find(section) for section in ("(:objects", "(:init", "(:goal")]
     if -1 in starts or starts != sorted(starts):
@@ -224,18 +229,12 @@ def _read_problem(problem: str) -> tuple[dict[str, str], list[list[str]], Formul
     goal_text = text[starts[2] :].strip()
     objects = _objects(objects_text)
     init = init_text.removeprefix("(:init").removesuffix(")")
-    if "(=" in init or "( =" in init:
+    if "=" in init:
         init = _NUMBER.sub("", init)
-    facts = []
-    *pieces, rest = init.split(")")
-    for piece in pieces:
-        words = piece.split()
-        if not words or not words[0].startswith("(") or "(" in words[0][1:] or any("(" in word for word in words[1:]):
-            raise ValueError(f"The PDDL problem has the initial fact {piece.strip()[:80]!r}, which is not understood.")
-        words[0] = words[0][1:]
-        facts.append(words)
-    if rest.strip():
-        raise ValueError(f"The PDDL problem has {rest.strip()[:80]!r} among its initial facts.")
+    facts = _FACT.findall(init)
+    if len(facts) != init.count("(") or not _FACTS.fullmatch(init):
+        wrong = _FACT.sub("", init).strip()
+        raise ValueError(f"The PDDL problem has {wrong[:80]!r} among its initial facts, which is not understood.")
     goal = parse_formula(goal_text.removesuffix(")"))
     if len(goal) != 2 or goal[0] != ":goal" or not isinstance(goal[1], tuple):
         raise ValueError(f"The PDDL problem has the goal {goal!r}, which is not understood.")
@@ -271,37 +270,40 @@ def _lift(formula: Formula, constants: list[str]) -> Formula:
     return (*formula[:1], *words)
 
 
-def _rows(facts: list[list[str]], objects: Mapping[str, str], domain: Domain) -> dict[str, set[tuple[str, ...]]]:
-    """The initial facts by predicate; every argument must be of exactly the declared type. Raises ValueError for others."""
-    rows: dict[str, set[tuple[str, ...]]] = {}
-    for predicate, *arguments in facts:
-        try:
-            rows[predicate].add(tuple(arguments))
-        except KeyError:
-            rows[predicate] = {tuple(arguments)}
-    for predicate, arguments in rows.items():
+def _columns(facts: list[tuple[str, str, str]], objects: Mapping[str, str], domain: Domain) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The initial facts by predicate, as one tuple per argument. Every argument must be of exactly the declared type. Raises ValueError for others."""
+    rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for predicate, first, second in facts:
+        rows[predicate].append((first, second))
+    found = {}
+    for predicate, pairs in rows.items():
         if predicate not in domain.predicates:
             raise ValueError(f"Undefined predicate {predicate!r} in the initial facts of the game.")
-        declared = domain.predicates[predicate]
-        seen = {tuple(objects.get(name, "") for name in row) for row in arguments}
-        if seen != {declared}:
-            row = next(row for row in arguments if tuple(objects.get(name, "") for name in row) != declared)
-            raise ValueError(f"The initial fact {' '.join((predicate, *row))!r} must be about objects of the types {declared!r}.")
-    return rows
+        kinds = (*domain.predicates[predicate], "")[:2]
+        columns = tuple(zip(*pairs, strict=True))
+        if any(set(map(objects.get, column)) != {kind} for column, kind in zip(columns, kinds, strict=True) if kind) or (
+            not kinds[1] and any(columns[1])
+        ):
+            row = next(pair for pair in pairs if tuple(objects.get(name, "") for name in pair) != kinds)
+            raise ValueError(
+                f"The initial fact '{predicate} {' '.join(row).strip()}' is not about objects of type {' and '.join(kinds).strip()}."
+            )
+        found[predicate] = columns if kinds[1] else columns[:1]
+    return found
 
 
-def _index(rows, number: Mapping[str, int], view: str):
-    if view.endswith(("_0", "_1")):
-        found: dict[int, set[int]] = {}
-        reverse = view.endswith("_1")
-        for first, second in rows:
-            key, value = (number[second], number[first]) if reverse else (number[first], number[second])
-            try:
-                found[key].add(value)
-            except KeyError:
-                found[key] = {value}
-        return found
-    return {number[name] for (name,) in rows}
+def _index(columns: tuple[tuple[str, ...], ...], number: Mapping[str, int], view: str):
+    """One index of a predicate's facts: a set for `p`, a mapping from numbers to sets for `p_0` and `p_1`."""
+    numbers = [map(number.__getitem__, column) for column in columns]
+    if not view.endswith(("_0", "_1")):
+        return set(*numbers)
+    found: dict[int, set[int]] = {}
+    for key, value in zip(*(numbers if view.endswith("_0") else reversed(numbers)), strict=True) if numbers else ():
+        if key in found:
+            found[key].add(value)
+        else:
+            found[key] = {value}
+    return found
 
 
 def _copy(facts):
