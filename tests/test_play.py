@@ -137,14 +137,21 @@ def test_bad_input(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def read_until(fd, wanted, timeout_s=120.0):
-    """What a terminal shows up to and including `wanted`."""
-    shown, until = b"", time.monotonic() + timeout_s
-    while wanted not in shown:
-        assert time.monotonic() < until, shown.decode(errors="replace")
-        if select.select([fd], [], [], 0.5)[0]:
-            shown += os.read(fd, 4096)
-    return shown
+class Terminal:
+    """The other side of a terminal."""
+
+    def __init__(self, fd):
+        self.fd, self.shown = fd, b""
+
+    def until(self, wanted, timeout_s=120.0):
+        """What is shown up to and including `wanted`; what follows is kept for the next call."""
+        until = time.monotonic() + timeout_s
+        while wanted not in self.shown:
+            assert time.monotonic() < until, self.shown.decode(errors="replace")
+            if select.select([self.fd], [], [], 0.5)[0]:
+                self.shown += os.read(self.fd, 4096)
+        before, _, self.shown = self.shown.partition(wanted)
+        return before + wanted
 
 
 def test_a_terminal_has_history_completion_and_a_polite_ctrl_c(tmp_path):
@@ -154,15 +161,16 @@ def test_a_terminal_has_history_completion_and_a_polite_ctrl_c(tmp_path):
     environ = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull}
     process = subprocess.Popen(argv, stdin=child, stdout=child, stderr=child, cwd=ROOT, env=environ, start_new_session=True)
     os.close(child)
+    terminal = Terminal(parent)
     try:
-        read_until(parent, b"\n> ")
+        terminal.until(b"\n> ")
         os.write(parent, b"wa\t\r")  # Tab completes
-        read_until(parent, b"step 2")
-        read_until(parent, b"\n> ")
+        terminal.until(b"step 2")
+        terminal.until(b"\n> ")
         os.write(parent, b"\x1b[A\r")  # arrow up: the last action again
-        assert b"right here" in read_until(parent, b"\n> ")
+        assert b"right here" in terminal.until(b"\n> ")
         process.send_signal(signal.SIGINT)
-        shown = read_until(parent, b"SIGINT")
+        shown = terminal.until(b"SIGINT")
         assert b"Recorded in" in shown and b"Traceback" not in shown
         assert process.wait(timeout=60) == 130
     finally:
