@@ -85,7 +85,7 @@ class ALFWorld:
         """For the manifest of a run: where games come from, how many there are, what "test" is, and a hash that names exactly these games."""
         found = {"engine": self._engine, "text": self._text, "packages": {"alfworld": importlib.metadata.version("alfworld")}}
         if self._source is None:
-            counts = {split: {family: generate.WANTED[split] for family in self.families} for split in _SPLITS}
+            counts = {split: dict.fromkeys(self.families, generate.WANTED[split]) for split in _SPLITS}
             games = {"source": "generated", "rooms": self._rooms.name, "test": "test", "manifest_sha256": generate.manifest(self._rooms)}
             return {**games, "counts": counts, **found}
         counts = {split: {family: len(self._downloaded(family, split)) for family in self.families} for split in _SPLITS}

@@ -197,9 +197,13 @@ def held_out(key: str) -> bool:
 
 
 def what_is_missing(index: Index, path: pathlib.Path) -> str:
-    """One sentence with the counts of an incomplete download and the command that completes it; empty for a complete one, and for generated games."""
-    if not index.official and index.count("train"):
-        return ""
+    """One sentence on what a download lacks, with counts and the command that completes it; empty when nothing is missing.
+
+    Of a tree of generated games only damaged ones are missed.
+    """
+    if index.count("train") and not index.official:
+        first = f"the first is {index.damaged[0]}" if index.damaged else ""
+        return f"{len(index.damaged)} games in {path} are damaged, {first}: generate them again." if first else ""
     expected = {split: sum(COUNTS[split].values()) for split in OFFICIAL_SPLITS}
     if all(index.count(split) >= expected[split] for split in OFFICIAL_SPLITS) and not index.damaged:
         return ""

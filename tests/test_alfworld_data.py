@@ -1,0 +1,510 @@
+"""ALFWorld's games: index of a download, packed file, generator, splits, and their command line."""
+
+import collections
+import hashlib
+import json
+import lzma
+import os
+import pathlib
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from envs.alfworld import ALFWorld, generate, index, pack
+from envs.alfworld.engine import compile_game
+from envs.alfworld.tables import FAMILIES, load_tables
+from envs.api import GameId
+from experiments import games as cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+ARCHIVES = sorted((ROOT.parent / "shared" / "data" / "alfworld").glob("*.tar.xz"))
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch, tmp_path):
+    """Tests see neither the user's games nor the user's cache."""
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forget()
+    yield
+    forget()
+
+
+def forget():
+    index._cached_index.cache_clear()
+    pack._about.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A tree in the official layout: two small games of each family in each split."""
+    folder = tmp_path_factory.mktemp("games") / "alfworld"
+    cli.main(["generate", "--out", str(folder), "--games", "2", "--rooms", "small"])
+    return folder
+
+
+@pytest.fixture
+def tree(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "alfworld")
+
+
+def trials(tree, split="train"):
+    return sorted(path.parent for path in tree.glob(f"json_2.1.1/{split}/*/*/game.tw-pddl"))
+
+
+def key_of(trial):
+    return "/".join(trial.parts[-3:])
+
+
+def rewrite(trial, **changes):
+    content = json.loads((trial / "game.tw-pddl").read_text())
+    content.update(changes)
+    (trial / "game.tw-pddl").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def play(content, commands):
+    """Whether the engine admits every command and reports the win at the last one alone."""
+    live = compile_game(content).start()
+    answer = live.reset()
+    for command in commands:
+        if answer.won or command not in answer.commands:
+            return False
+        answer = live.step(command)
+    return answer.won
+
+
+# --- index ---
+
+
+def test_index_applies_the_rule_of_the_stock_environment(tree):
+    plain = index.Tree(tree).index()
+    assert {split: {family: len(keys) for family, keys in of.items()} for split, of in plain.games.items()} == {
+        split: dict.fromkeys(FAMILIES, 2) for split in index.OFFICIAL_SPLITS
+    }
+    assert plain.left_out == {} and not plain.official
+    first, second, third, fourth, fifth, sixth, *_ = trials(tree)
+    task = tree / "json_2.1.1" / "train" / "pick_and_place_with_movable_recep-Apple-Bowl-Shelf-3"
+    shutil.copytree(first, task / "trial_T1")
+    shutil.copytree(first, tree / "json_2.1.1" / "train" / "pick_clean_then_place_in_recep-AppleSliced-None-Shelf-3" / "trial_T1")
+    (tree / "json_2.1.1" / "train" / "notes").mkdir()
+    rewrite(second, solvable=False)
+    rewrite(third, solvable=None)
+    (fourth / "game.tw-pddl").unlink()
+    (fifth / "traj_data.json").write_text('{"task_type": "pick_up_and_dance"}')
+    (sixth / "traj_data.json").unlink()
+    forget()
+    found = index.Tree(tree).index()
+    assert found.left_out == {
+        "movable receptacle or slicing": 2,
+        "no game file": 1,
+        "no solvable key": 1,
+        "not solvable": 1,
+        "other task type": 1,
+    }
+    assert found.count("train") == plain.count("train") - 5
+    keys = [key for of in found.games.values() for family in of.values() for key in family]
+    assert keys == [key for of in plain.games.values() for family in of.values() for key in family if key in keys]
+    assert not {key_of(each) for each in (second, third, fourth, fifth, sixth)} & set(keys)
+    assert index.Tree(tree / "json_2.1.1").index() == found
+
+
+def test_index_is_cached_until_the_tree_changes(tree, monkeypatch):
+    first = index.Tree(tree).index()
+    forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_read_index", lambda *_: pytest.fail("the tree was read again"))
+        assert index.Tree(tree).index() == first
+    trial = trials(tree)[0]
+    rewrite(trial, walkthrough=["look"])
+    forget()
+    changed = index.Tree(tree).index()
+    assert changed.games == first.games and changed.manifest != first.manifest
+    shutil.rmtree(trial)
+    forget()
+    assert index.Tree(tree).index().count("train") == first.count("train") - 1
+    next((pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "ictjax").glob("alfworld-*.json")).write_text("{not json")
+    forget()
+    assert index.Tree(tree).index().count("train") == first.count("train") - 1
+
+
+def test_partial_download_is_reported_with_counts_and_the_command(tree):
+    for trial in trials(tree):
+        trial.rename(trial.with_name(trial.name.replace("generated_small", "T2019")))  # as if they were official
+    shutil.rmtree(tree / "json_2.1.1" / "valid_unseen")
+    environment = ALFWorld(data=str(tree))
+    said = environment.describe()["incomplete"]
+    assert "train 12 of 3,553, valid_seen 12 of 140, valid_unseen 0 of 134" in said
+    content = trials(tree)[0] / "game.tw-pddl"
+    content.write_text(content.read_text()[:-100])
+    forget()
+    damaged = ALFWorld(data=str(tree)).describe()["incomplete"]
+    assert f"(1 damaged, the first is {key_of(content.parent)})" in damaged and f"`alfworld-download --data-dir {tree} -f`" in damaged
+    assert f"`alfworld-download --data-dir {tree}`" in said
+    assert environment.describe()["source"] == "official" and environment.describe()["test"] == "valid_seen"
+    with pytest.raises(ValueError, match="No put games for valid_unseen.*alfworld-download"):
+        environment.games("put", "valid_unseen")
+    with pytest.raises(ValueError, match="No ALFWorld games|There are no ALFWorld games"):
+        ALFWorld(data=str(tree / "json_2.1.1" / "nothing"))
+
+
+def test_damaged_game_is_named_and_the_others_go_on(tree):
+    damaged, gone, sound, *_ = trials(tree)
+    whole = (damaged / "game.tw-pddl").read_text()
+    (damaged / "game.tw-pddl").write_text(whole[: len(whole) // 2])
+    source = index.Tree(tree)
+    assert source.index().damaged == (key_of(damaged),)
+    assert f"1 games in {tree} are damaged, the first is {key_of(damaged)}" in index.what_is_missing(source.index(), tree)
+    with pytest.raises(ValueError, match=r"game\.tw-pddl is damaged .*alfworld-download.* -f"):
+        source.load(key_of(damaged))
+    rewrite(gone, grammar=None)
+    with pytest.raises(ValueError, match="'grammar' is missing"):
+        source.load(key_of(gone))
+    shutil.rmtree(gone)
+    with pytest.raises(ValueError, match="There is no game train/.*alfworld-download"):
+        source.load(key_of(gone))
+    assert source.load(key_of(sound))["solvable"] is True
+
+
+@pytest.mark.parametrize(
+    "key", ["", "train", "train/a/b/c", "train/../b", "/etc/passwd", "test/a/b", "generated/full/-1", "generated/huge/1"]
+)
+def test_key_of_no_game_is_refused(key, tree):
+    with pytest.raises(ValueError, match=r"ALFWorld game|rooms"):
+        index.load_game(key, data=str(tree))
+
+
+# --- packed file ---
+
+
+def test_pack_gives_back_every_game_and_the_same_index(tree, tmp_path):
+    source, path, calls = index.Tree(tree), tmp_path / "all.games", []
+    keys = [key_of(trial) for split in index.OFFICIAL_SPLITS for trial in trials(tree, split)]
+    assert pack.write_pack(source, path, lambda done, total: calls.append((done, total))) == len(keys) == 36
+    assert calls == [(done, 36) for done in range(1, 37)]
+    packed = pack.Pack(path)
+    assert packed.index() == source.index()
+    assert [packed.load(key) for key in keys] == [source.load(key) for key in keys]
+    assert sorted(path.parent.glob("all.games*")) == [path]
+    from_pack, from_tree = ALFWorld(data=str(path)), ALFWorld(data=str(tree))
+    assert from_pack.describe() == from_tree.describe()
+    assert from_pack.games("heat", "test") == from_tree.games("heat", "test")
+    with pytest.raises(ValueError, match="There is no game train/a/b"):
+        packed.load("train/a/b")
+
+
+def load_all(path, folders):
+    for trial in folders:
+        pack.Pack(path).load(key_of(trial))
+
+
+def test_pack_that_is_corrupt_is_named(tree, tmp_path, monkeypatch):
+    path = tmp_path / "all.games"
+    pack.write_pack(index.Tree(tree), path)
+    whole, key = path.read_bytes(), key_of(trials(tree)[0])
+    with sqlite3.connect(path) as database:
+        other = database.execute("SELECT body FROM games WHERE key != ?", (key,)).fetchone()[0]
+        database.execute("UPDATE games SET body = ? WHERE key = ?", (other, key))
+    database.close()
+    with pytest.raises(ValueError, match=rf"{key} in .*all\.games is damaged"):
+        pack.Pack(path).load(key)
+    assert pack.Pack(path).load(key_of(trials(tree)[1]))["solvable"] is True
+    for size in (0, 100, len(whole) // 2, len(whole) - 2000):
+        forget()
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"all\.games"):
+            load_all(path, trials(tree) + trials(tree, "valid_unseen"))
+    forget()
+    path.write_bytes(whole)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE about SET value = 'another' WHERE name = 'format'")
+    database.close()
+    with pytest.raises(ValueError, match="another format"):
+        ALFWorld(data=str(path)).games("put", "train")
+    monkeypatch.setenv("ALFWORLD_DATA", str(path))
+    forget()
+    with pytest.raises(ValueError, match="another format"):
+        ALFWorld().games("put", "train")
+
+
+def test_pack_is_whole_or_not_there(tree, tmp_path):
+    trial = trials(tree)[3]
+    source = index.Tree(tree)
+    source.index()
+    (trial / "game.tw-pddl").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        pack.write_pack(source, tmp_path / "all.games")
+    assert not list(tmp_path.glob("all.games*"))
+
+
+# --- generator ---
+
+
+def test_generated_games_are_equal_in_every_process():
+    program = (
+        "import hashlib, json; from envs.alfworld import generate as g\n"
+        "games = [g.generate(s, r) for r in g.ROOMS.values() for s in range(12)]\n"
+        "print(hashlib.sha256(json.dumps(games).encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("0", "1")
+    }
+    games = [generate.generate(seed, rooms) for rooms in generate.ROOMS.values() for seed in range(12)]
+    assert digests == {hashlib.sha256(json.dumps(games).encode()).hexdigest()}
+
+
+@pytest.mark.parametrize("rooms", generate.ROOMS.values(), ids=list(generate.ROOMS))
+def test_walkthroughs_win_in_every_family_and_type_of_room(rooms):
+    tables = load_tables()
+    wanted = {(family, room) for family in FAMILIES for room in tables.rooms[family]}
+    seen = collections.Counter()
+    for seed in range(120):
+        draft, content = generate.draw(seed, rooms), generate.generate(seed, rooms)
+        assert play(content, content["walkthrough"]), seed
+        seen[draft.family, tables.plans[draft.plan].room] += 1
+    assert set(seen) == wanted and len(wanted) == 14
+
+
+def test_small_rooms_are_won_within_ten_actions_by_searching_every_surface():
+    """Worst case: the thing lies on the last open receptacle that could hold it."""
+    tables = load_tables()
+    for seed in range(180):
+        draft = generate.draw(seed, generate.SMALL)
+        low, high = generate.SMALL.receptacles
+        assert low <= len(draft.places) <= high + 1, seed  # one more where a lamp's place holds nothing else
+        lie = {thing.place for thing in draft.things}
+        assert None not in lie and all(draft.places[place].type not in tables.openable for place in lie)
+        searched = [
+            place
+            for place in draft.places
+            if draft.sought in tables.contains[place.type]
+            and place.type not in tables.openable | {draft.goal, generate._TOOLS.get(draft.family)}
+        ]
+        assert 1 <= len(searched) <= generate.SMALL.surfaces[1] + 1
+        assert len(generate.walkthrough(draft)) + len(searched) - 1 <= 10, seed
+        assert len({place.pose for place in draft.places} | {draft.start}) == len(draft.places) + 1
+
+
+def test_generated_text_is_worded_and_numbered_as_the_official_one():
+    for seed, rooms in ((0, generate.FULL), (9, generate.FULL), (4, generate.SMALL)):
+        draft, content = generate.draw(seed, rooms), generate.generate(seed, rooms)
+        text = compile_game(content).start().reset().text
+        listed, task = re.fullmatch(
+            r"-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room\. Looking quickly around you, you see (.*)\.\n\n"
+            r"Your task is to: (.*)\.\n*",
+            text,
+        ).groups()
+        named = generate.names(draft)
+        assert sorted(re.findall(r"an? (\w+ \d+)", listed)) == sorted(named[place.thor] for place in draft.places)
+        assert task == draft.sentence
+
+
+def test_generated_problem_keeps_the_rules_that_the_stock_engine_needs():
+    tables = load_tables()
+    for seed in range(36):
+        draft = generate.draw(seed)
+        problem = generate.generate(seed)["pddl_problem"]
+        assert problem.count("(") == problem.count(")")
+        for movable in tables.movable:
+            assert f"{movable}Type - otype" in problem and f"{movable}Type - rtype" not in problem
+        assert draft.start not in {place.pose for place in draft.places}
+        lamps = [thing for thing in draft.things if thing.type == "DeskLamp"]
+        assert draft.family != "look" or (lamps and all(lamp.place is not None for lamp in lamps))
+        ids = re.findall(r"^ +(\S+_bar_\S+) - (?:object|receptacle)$", problem, re.MULTILINE)
+        assert len(ids) == len({each.lower() for each in ids}) == len(draft.places) + len(draft.things)
+        held = re.findall(r"\(inReceptacle (\S+) (\S+)\)", problem)
+        assert len({thing for thing, _ in held}) == len(held)
+
+
+def test_generated_splits_are_disjoint_by_initial_state():
+    for rooms in generate.ROOMS.values():
+        states = {}
+        for family in FAMILIES:
+            for split in generate.SPLITS:
+                seeds = generate.seeds(family, split)
+                assert len(seeds) == generate.WANTED[split]
+                for seed in (*seeds[:5], seeds[-1]):
+                    assert (generate.family_of(seed), generate.split_of(seed)) == (family, split)
+                    states.setdefault(index.initial_state_hash(generate.generate(seed, rooms)), set()).add(split)
+        assert len(states) == 6 * 3 * 6 and all(len(each) == 1 for each in states.values())
+
+
+def test_initial_state_hash_ignores_order_and_sees_every_fact():
+    content = generate.generate(0, generate.SMALL)
+    head, init, tail = re.split(r"(?<=\(:init\n)|(?=\n\)\n\(:goal)", content["pddl_problem"])
+    turned = {**content, "pddl_problem": head + "\n".join(reversed(init.split("\n"))) + tail}
+    shorter = {**content, "pddl_problem": head + "\n".join(init.split("\n")[1:]) + tail}
+    assert turned != content
+    assert index.initial_state_hash(turned) == index.initial_state_hash(content) != index.initial_state_hash(shorter)
+
+
+def test_tables_of_another_version_are_refused(monkeypatch):
+    monkeypatch.setattr("envs.alfworld.tables.package_text", lambda name: "X = 1")
+    with pytest.raises(ValueError, match=r"not those of version 0\.4\.2"):
+        load_tables.__wrapped__()
+
+
+# --- environment ---
+
+
+def test_environment_offers_disjoint_splits_and_plays_them():
+    environment = ALFWorld(rooms="small")
+    assert environment.describe()["source"] == "generated" and environment.families == tuple(sorted(FAMILIES))
+    for family in environment.families:
+        splits = {split: environment.games(family, split) for split in ("train", "select", "test")}
+        assert {split: len(games) for split, games in splits.items()} == {"train": 3000, "select": 200, "test": 200}
+        assert len(set().union(*splits.values())) == 3400
+    game, won = environment.games("put", "test")[3], None
+    live = environment.open("put")
+    live.reset(game)
+    for command in environment.walkthrough(game):
+        assert won is None
+        won = live.step(command).outcome
+    assert won == "success"
+    other = environment.games("look", "test")[0]
+    with pytest.raises(ValueError, match="family 'look', not 'put'"):
+        live.reset(GameId(env="alfworld", family="put", key=other.key))
+
+
+def test_official_splits_hold_out_whole_task_folders(tree):
+    for trial in trials(tree):
+        for number in range(12):  # more task folders, so that some are held out
+            target = trial.parent.with_name(f"{trial.parent.name}{number}") / f"trial_T{number}"
+            shutil.copytree(trial, target)
+    environment = ALFWorld(data=str(tree))
+    for family in environment.families:
+        train, select = ({game.key.split("/")[1] for game in environment.games(family, split)} for split in ("train", "select"))
+        assert train and select and not train & select
+        assert len(environment.games(family, "train")) + len(environment.games(family, "select")) == 26
+    assert environment.games("put", "test") == environment.games("put", "valid_unseen")
+    assert ALFWorld(data=str(tree), test="valid_seen").games("put", "test") == environment.games("put", "valid_seen")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "official"}, "No official ALFWorld games.*alfworld-download"),
+        ({"data": "/nowhere"}, "no ALFWorld games at '/nowhere'"),
+        ({"rooms": "huge"}, "Unknown rooms 'huge'.*full, small"),
+        ({"text": "short"}, "Unknown text 'short'"),
+        ({"engine": "c"}, "Unknown engine 'c'"),
+        ({"test": "train"}, "Unknown test 'train'"),
+        ({"data": "official", "rooms": "small"}, "no small rooms"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ALFWorld(**options)
+
+
+def test_unknown_family_and_split_are_named():
+    environment = ALFWorld(data="generated")
+    with pytest.raises(ValueError, match="Unknown family 'fry'.*pick_two"):
+        environment.games("fry", "train")
+    with pytest.raises(ValueError, match="Unknown family 'fry'"):
+        environment.open("fry")
+    with pytest.raises(ValueError, match="no split 'valid_seen'"):
+        environment.games("put", "valid_seen")
+    with pytest.raises(ValueError, match="is no generated one"):
+        environment.walkthrough(GameId(env="alfworld", family="put", key="train/pick_and_place_simple-A-None-B-1/trial_T1"))
+
+
+def test_environment_is_light_until_a_game_is_opened():
+    program = (
+        "import sys; from envs.alfworld import ALFWorld; ALFWorld(data='generated').games('put', 'train')\n"
+        "print(sorted({'numpy', 'alfworld', 'textworld', 'jax', 'envs.alfworld.engine', 'envs.alfworld.pack'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- the official games ---
+
+
+def test_official_counts(monkeypatch, tmp_path):
+    """All of the games where a download is at hand, else the archive: train by its paths, valid_seen through the index."""
+    data = pathlib.Path(os.environ.get("ICTJAX_TEST_ALFWORLD", ""))
+    if str(data) == ".":
+        if not ARCHIVES:
+            pytest.skip("no official games: neither $ICTJAX_TEST_ALFWORLD nor ../shared/data/alfworld/*.tar.xz")
+        data, train = tmp_path / "official", collections.Counter()
+        with lzma.open(ARCHIVES[0]) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:  # 3 s of CPU, 1 GB of stream
+            for member in archive:
+                split, task = (*pathlib.PurePosixPath(member.name).parts[-4:-2], "", "")[:2]
+                if split == "train" and member.name.endswith("game.tw-pddl") and "movable" not in task and "Sliced" not in task:
+                    train[task.partition("-")[0]] += 1
+                if split == "valid_seen" and member.isfile():
+                    archive.extract(member, data, filter="data")
+        assert train == {FAMILIES[family]: number for family, number in index.COUNTS["train"].items()}
+    environment = ALFWorld(data=str(data))
+    found = environment._source.index()
+    for split in index.OFFICIAL_SPLITS:
+        if found.count(split):
+            assert {family: len(keys) for family, keys in found.games[split].items()} == index.COUNTS[split]
+    for family in FAMILIES:
+        game = environment.games(family, "valid_seen")[0]
+        assert play(index.load_game(game.key, str(data)), environment.walkthrough(game))
+
+
+# --- command line ---
+
+
+def test_commands_list_pack_and_check(tree, tmp_path, capsys):
+    cli.main(["list", "--options", f"data={tree}"])
+    assert re.search(r"put +│ +2 │ +2 │ +2 │ +2 │ +2", capsys.readouterr().out)
+    cli.main(["pack", "--data", str(tree), "--out", str(tmp_path / "all.games")])
+    assert "36 games in" in capsys.readouterr().out
+    cli.main(["check", "--options", f"data={tmp_path / 'all.games'}", "--solve"])
+    assert "Every game is won" in capsys.readouterr().out
+    cli.main(["list", "--env", "fake"])
+    assert "door" in capsys.readouterr().out
+
+
+def test_check_finds_shared_states_and_unwinnable_games(tree, capsys):
+    trial = trials(tree)[0]
+    copy = tree / "json_2.1.1" / "valid_unseen" / trial.parent.name / trial.name
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(trial, copy)
+    rewrite(trials(tree, "valid_seen")[0], walkthrough=["dance"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "--options", f"data={tree}", "--solve"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1 and "2 faults" in said
+    assert "of test starts in a state of train" in said and "is not won by its walkthrough" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "No command"),
+        (["fetch"], "Unknown command 'fetch'"),
+        (["list", "--env", "chess"], "chess"),
+        (["list", "--options", "data"], "KEY=VALUE"),
+        (["list", "--families", "fry"], "Unknown family 'fry'"),
+        (["list", "--options", "data=/nowhere"], "no ALFWorld games at '/nowhere'"),
+        (["pack", "--out", "x"], "No official ALFWorld games"),
+        (["pack", "--out", "/", "--data", "/"], "is a folder"),
+        (["generate", "--out", "/dev/null/x"], "choose another --out"),
+        (["generate", "--out", "x", "--games", "0"], "--games must be at least 1"),
+        (["generate", "--out", "x", "--families", "fry"], "Unknown family 'fry'"),
+        (["check", "--env", "fake", "--solve"], "fake has none"),
+    ],
+)
+def test_bad_command_lines_end_with_one_sentence(argv, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("ictjax: ") and message in said and said.count("\n") == 1
