@@ -99,7 +99,7 @@ def test_refuses_other_architectures(folder, changes, message):
 
 
 def test_refuses_incomplete_folders(folder):
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="neither a folder nor a Hugging Face id"):
         load_checkpoint(folder / "nowhere")
     (folder / "model.safetensors").write_bytes(b"\0" * 20)
     with pytest.raises(ValueError, match="cannot be read"):

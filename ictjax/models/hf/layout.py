@@ -11,6 +11,7 @@ from ictjax.models.config import ModelConfig
 # Written by some exporters beside the weights; derived from the config, so never read.
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 HEAD = "lm_head.weight"
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names of the types that are read and written
 
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": HEAD}
 _LAYER = {
@@ -29,7 +30,7 @@ _SANDWICH = {
     "post_mlp_norm": "post_feedforward_layernorm.weight",
 }
 # The axes of our projections that are inputs; torch keeps [outputs, inputs], each flattened.
-NUM_INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
+_NUM_INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
 
 
 class Tensor(NamedTuple):
@@ -44,20 +45,16 @@ class Tensor(NamedTuple):
     def file_shape(self) -> tuple[int, ...]:
         return tuple(math.prod(self.shape[axis] for axis in axes) for axes in self.dims)
 
-    def to_file(self, weight: np.ndarray) -> np.ndarray:
-        """(The layer of) our weight as the file holds it."""
-        return weight.transpose([axis for axes in self.dims for axis in axes]).reshape(self.file_shape)
-
-    def from_file(self, part: np.ndarray, index: Sequence[slice]) -> np.ndarray:
-        """The part of our weight at `index` (one slice with bounds per axis), from what `window` says to read of the file."""
-        order = [axis for axes in self.dims for axis in axes]
-        leading = {axes[0] for axes in self.dims}
-        sizes = [index[axis].stop - index[axis].start if axis in leading else self.shape[axis] for axis in order]
-        part = part.reshape(sizes).transpose(np.argsort(order))
-        return part[tuple(slice(None) if axis in leading else each for axis, each in enumerate(index))]
+    def file_view(self, weight: np.ndarray) -> np.ndarray:
+        """(A part of the layer of) our weight, contiguous, as a view in the shape and order of the file."""
+        merged = sorted(self.dims)
+        flat = weight.reshape([math.prod(weight.shape[axis] for axis in axes) for axes in merged])
+        return flat.transpose([merged.index(axes) for axes in self.dims])
 
     def window(self, index: Sequence[slice]) -> tuple[slice, ...]:
-        """What to read of the file for the part of our weight at `index`."""
+        """Where the part of our weight at `index` (a slice with bounds for every axis) lies in the file."""
+        for axes in self.dims:
+            assert all(index[axis] == slice(0, self.shape[axis]) for axis in axes[1:]), "only the first of flattened axes can be split"
         rests = [math.prod(self.shape[axis] for axis in axes[1:]) for axes in self.dims]
         return tuple(slice(index[axes[0]].start * rest, index[axes[0]].stop * rest) for axes, rest in zip(self.dims, rests, strict=True))
 
@@ -75,10 +72,15 @@ def layout(config: ModelConfig) -> dict[str, Tensor]:
     return tensors
 
 
+def projection_names() -> dict[str, str]:
+    """The modules of a layer that are projections, by our names."""
+    return {name: _LAYER[name].removesuffix(".weight") for name in _NUM_INPUTS if name in _LAYER}
+
+
 def _dims(name: str, rank: int) -> tuple[tuple[int, ...], ...]:
     if name == "embed":
         return ((0,), (1,))
-    if name not in NUM_INPUTS:
+    if name not in _NUM_INPUTS:
         return (tuple(range(rank)),)
-    inputs = NUM_INPUTS[name]
+    inputs = _NUM_INPUTS[name]
     return tuple(range(inputs, rank)), tuple(range(inputs))

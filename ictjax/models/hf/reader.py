@@ -3,11 +3,10 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from jax.sharding import Mesh
@@ -15,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 
 from ictjax import mesh as meshes
 from ictjax.models.config import DTYPES, ModelConfig
-from ictjax.models.hf.layout import HEAD, IGNORED_SUFFIX, Tensor, layout
+from ictjax.models.hf.hub import local_folder
+from ictjax.models.hf.layout import HEAD, IGNORED_SUFFIX, STORED, Tensor, layout
 from ictjax.models.transformer import Params, abstract_params, param_axes
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_CHUNK_BYTES = 32 * 2**20  # of a tensor that are in memory beside the shard that they go to
+_BLOCK = 256  # rows of a tensor that are in memory beside the shard that they go to
 
 
 def load_checkpoint(
@@ -32,20 +31,20 @@ def load_checkpoint(
     dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ModelConfig, Params]:
-    """Reads a checkpoint folder (`model.safetensors`, or shards with an index) of any supported family.
+    """Reads a checkpoint (`model.safetensors`, or shards with an index) of any supported family.
 
     Args:
-      source: a folder.
+      source: a folder, or an id on the Hugging Face hub (see `hub.local_folder`).
       mesh: where the weights go, by the rules of `ictjax.mesh`; None for the default device. Each host reads only what its devices hold,
-        and has one shard of one weight in memory at a time (what `_CHUNK_BYTES` says apart).
+        and has one shard of one weight in memory at a time.
       dtype: of the weights in memory, and `param_dtype` of the config; None for the one that config.json names.
       progress: is told the bytes read and to be read.
 
     Raises:
-      ValueError: no such folder, no or a foreign `config.json`, no weights, unreadable files, tensors that are missing, unknown, of another
+      ValueError: no such folder or id, no or a foreign `config.json`, no weights, unreadable files, tensors that are missing, unknown, of another
         shape or of another type than float32, bfloat16 and float16, or a tokenizer with more ids than the model has embeddings.
     """
-    folder = pathlib.Path(source)
+    folder = local_folder(source)
     config = read_config(folder)
     if dtype is not None:
         config = config.with_param_dtype(dtype)
@@ -72,8 +71,6 @@ def load_checkpoint(
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The config of a checkpoint folder. Raises ValueError where there is none, or one of an unsupported model."""
-    if not folder.is_dir():
-        raise ValueError(f"checkpoint folder {str(folder)!r} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{str(folder)!r} has no {CONFIG}: give a Hugging Face checkpoint folder")
     return ModelConfig.from_hf(read_json(folder / CONFIG))
@@ -118,7 +115,7 @@ def _locate(folder: pathlib.Path, config: ModelConfig, tensors: dict[str, Tensor
                     continue
                 files[name] = path
                 shape, dtype = tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()
-                if dtype not in _STORED:
+                if dtype not in STORED:
                     mistyped.append(f"{name} is {dtype}")
                 elif shape != tensors[name].file_shape:
                     misshapen.append(f"{name} is {list(shape)}, expected {list(tensors[name].file_shape)}")
@@ -169,7 +166,7 @@ def _at(tree: Any, path: Sequence[str]) -> Any:
 def _place(shape: jax.ShapeDtypeStruct, sharding: Any, sources: list[tuple[Tensor, str, pathlib.Path]]) -> jax.Array:
     """One weight on its devices; `sources` are its tensors, one per layer, or a single one."""
     if sharding is None:
-        return jnp.asarray(_read(shape, [slice(0, size) for size in shape.shape], sources))
+        return jax.device_put(_read(shape, [slice(0, size) for size in shape.shape], sources))
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape.shape).items():
         bounds = tuple(each.indices(size)[:2] for each, size in zip(index, shape.shape, strict=True))
@@ -195,15 +192,18 @@ def _read(shape: jax.ShapeDtypeStruct, index: Sequence[slice], sources: list[tup
 
 
 def _fill(target: np.ndarray, tensor: Tensor, index: Sequence[slice], name: str, path: pathlib.Path) -> None:
-    """Copies one tensor's part at `index` into `target`, in chunks along the axis that the file keeps first."""
+    """Copies one tensor's part at `index` into `target`, block by block: a transposed copy of a large matrix misses the cache all the time."""
+    view = tensor.file_view(target)
+    rows, *columns = tensor.window(index)
     with _open(path) as file:
         stored = file.get_slice(name)
-        for chunk in _chunks(target.shape, target.dtype.itemsize, tensor.dims[0][0]):
-            moved = [slice(each.start + part.start, each.start + part.stop) for each, part in zip(index, chunk, strict=True)]
-            target[chunk] = tensor.from_file(stored[tensor.window(moved)], moved)
-
-
-def _chunks(shape: Sequence[int], itemsize: int, axis: int) -> Iterator[tuple[slice, ...]]:
-    rows = max(1, _CHUNK_BYTES * shape[axis] // max(1, int(np.prod(shape)) * itemsize))
-    for start in range(0, shape[axis], rows):
-        yield tuple(slice(start, min(start + rows, size)) if each == axis else slice(0, size) for each, size in enumerate(shape))
+        for start in range(0, len(view), _BLOCK):
+            block = view[start : start + _BLOCK]
+            part = stored[(slice(rows.start + start, rows.start + start + len(block)), *columns)]
+            if part.dtype == block.dtype:  # NumPy copies plain integers faster than bfloat16
+                part, block = (each.view(f"u{each.itemsize}") for each in (part, block))
+            if part.ndim == 1 or block.flags.c_contiguous:
+                block[...] = part
+            else:
+                for column in range(0, part.shape[1], _BLOCK):
+                    block[:, column : column + _BLOCK] = part[:, column : column + _BLOCK]

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ictjax.models.config import ModelConfig
-from ictjax.models.hf.layout import Tensor, layout
+from ictjax.models.hf.layout import STORED, Tensor, layout
 from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS, read_json
 from ictjax.models.transformer import Params, abstract_params
 
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_CODES = {name: code for code, name in STORED.items()}
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # What a checkpoint has beside its weights and its config: generation settings, tokenizer, chat template.
 _COMPANIONS = (
@@ -146,7 +146,8 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, params: Params, dtype: np.dtyp
     for key in tensor.path:
         weight = weight[key]
     value = np.asarray(weight if tensor.layer is None else weight[tensor.layer]).astype(dtype, copy=False)
-    file.write(memoryview(np.ascontiguousarray(tensor.to_file(value)).view(np.uint8).reshape(-1)))
+    value = np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value)))
+    file.write(memoryview(value.view(np.uint8).reshape(-1)))
 
 
 def _write_text(path: str, text: str) -> None:
