@@ -10,6 +10,7 @@ from envs.experts import (
     line_direction,
     main,
     make_expert,
+    make_player,
     measure,
     play,
     random_action,
@@ -138,3 +139,16 @@ def test_random_actions_are_all_understood():
 def test_the_table_is_written(capsys):
     assert main(["--families", "eat", "--games", "2"]) == 0
     assert "| eat | 100 |" in capsys.readouterr().out
+
+
+def test_the_table_of_alfworld_is_written(capsys):
+    flags = ["--env", "alfworld", "--data", "generated", "--rooms", "small", "--families", "put", "--games", "3"]
+    assert main(flags) == 0
+    assert "| put | 100 |" in capsys.readouterr().out
+
+
+def test_players_of_unknown_games_are_refused():
+    with pytest.raises(ValueError, match="no scripted expert for 'chess'"):
+        make_player("chess", "put", random.Random(0))
+    with pytest.raises(ValueError, match="Unknown family 'eat' of ALFWorld"):
+        make_player("alfworld", "eat", random.Random(0))

@@ -32,7 +32,7 @@ _TASKS = tuple(
 )
 _NAME = re.compile(r"[a-z]+ \d+")
 _CONTENTS = re.compile(r"(?:On the (\w+ \d+)|The (\w+ \d+) is open\. In it), you see (.*)\.")
-_CLOSED = re.compile(r"The (\w+ \d+) is closed\.")
+_CLOSED = re.compile(r"(?:The (\w+ \d+) is closed|You close the (\w+ \d+))\.")
 _TAKEN = re.compile(r"You pick up the (\w+ \d+) from the (\w+ \d+)\.")
 _MOVED = re.compile(r"You move the (\w+ \d+) to the (\w+ \d+)\.")
 _MARKED = re.compile(r"You (clean|heat|cool) the (\w+ \d+) using the")
@@ -73,7 +73,7 @@ class Notes:
       task: of the game.
       places: every place of the room, in the order of the first text.
       contents: what lay in each place when last seen, for the places looked into.
-      closed: places that were seen closed and not opened since.
+      closed: places that were closed when last seen.
       here: the place that the agent last went to, empty at the start.
       held: the thing in hand, or empty.
       marks: things that were made `clean`, `hot` or `cold`.
@@ -109,7 +109,7 @@ class Notes:
             self.contents[place] = tuple(_NAME.findall(found[3]))
             self.closed.discard(place)
         elif found := _CLOSED.search(text):
-            self.closed.add(found[1])
+            self.closed.add(found[1] or found[2])
         elif found := _TAKEN.search(text):
             thing, place = found[1], found[2]
             self.held = thing
@@ -136,7 +136,9 @@ class Notes:
         return sorted(found, key=lambda item: (item[1] != self.here, _number(item[0])))
 
     def visible(self) -> list[str]:
-        """The things in the place where the agent is, but for those it put there."""
+        """The things to be seen in the place where the agent is, but for those it put there."""
+        if self.here in self.closed:
+            return []
         return [name for name in self.contents.get(self.here, ()) if name not in self.placed]
 
     @property

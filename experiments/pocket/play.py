@@ -124,7 +124,7 @@ def _sees(notes: Notes, kind: str) -> bool:
 def _search(notes: Notes, kind: str) -> str:
     """A step towards a thing: to where it was seen, else into what is closed here, else to the first place not looked into."""
     known = notes.find(kind)
-    if known:
+    if known and known[0][1] != notes.here:
         return f"go {kind_of(known[0][1])}"
     if notes.here in notes.closed:
         return f"open {kind_of(notes.here)}"
