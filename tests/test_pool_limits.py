@@ -1,6 +1,7 @@
 """The pool at the limits of its machine and of its environment's author: full disks, many games, signals, leaks, broken contracts."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.alfworld import generate
 from envs.api import GameId, Outcome
 from envs.pool import WorkerPool
 from tests.test_pool import ROOT, exists, expected, fake_games, script, wait_for, wait_until
@@ -310,3 +312,44 @@ def test_a_full_temporary_disk_fails_the_game_that_fills_it_and_no_other(tmp_pat
             )
             return
     pytest.skip("this machine lets nobody mount a small disk of his own (unshare --mount)")
+
+
+def alfworld_tree(folder):
+    """A download of one whole game and one whose file was cut; their keys."""
+    rooms = generate.rooms_named("small")
+    seed = next(iter(generate.seeds("put", "train")))
+    keys = []
+    for name, length in (("whole", None), ("cut", 5000)):
+        keys.append(f"train/pick_and_place_simple-Apple-None-Fridge-1/trial_{name}")
+        trial = folder / "json_2.1.1" / keys[-1]
+        trial.mkdir(parents=True)
+        (trial / "game.tw-pddl").write_text(json.dumps(generate.generate(seed, rooms))[:length])
+        (trial / "traj_data.json").write_text('{"task_type": "pick_and_place_simple"}')
+    return keys
+
+
+def test_bad_alfworld_games_are_named_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole, cut = alfworld_tree(tmp_path / "data")
+    good = [whole, generate.key_of(next(iter(generate.seeds("put", "test"))), generate.rooms_named("full"))]
+    bad = {
+        ("put", cut): "trial_cut",
+        ("put", "train/pick_and_place_simple-Apple-None-Fridge-1/trial_lost"): "trial_lost",
+        ("put", "generated/small/many"): "'generated/small/many'",
+        ("cool", whole): "is of family 'put', not 'cool'",
+        ("stir", whole): "Unknown family 'stir' of ALFWorld",
+    }
+    with WorkerPool("alfworld", num_workers=1, options={"data": str(tmp_path / "data")}) as pool:
+        names = [("put", key) for key in good] + list(bad)
+        tickets = {pool.reset(GameId(env="alfworld", family=family, key=key), max_steps=9): (family, key) for family, key in names}
+        events = wait_for(pool, len(tickets))
+        for ticket, name in tickets.items():
+            step = events[ticket].step
+            if name in bad:
+                assert step.outcome is Outcome.FAILED
+                assert bad[name] in step.error and "\n" not in step.error, step.error
+            else:
+                assert "Your task is to" in step.observation.text
+                pool.step(ticket, "look")
+        assert {event.step.outcome for event in wait_for(pool, 2).values()} == {None}
+        assert pool.stats.crashes == 0
