@@ -114,6 +114,10 @@ class _Case:
             index = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
             at = f" at {f'action {index}' if index else 'the reset'}"
             got, expected = (each[index] if index < len(each) else "nothing" for each in (got, expected))
+            if isinstance(got, str) and isinstance(expected, str):
+                same = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), 0)
+                start = max(0, same - 30)
+                got, expected = got[start : start + 80], expected[start : start + 80]
         raise _Broken(f"{game} {what}{at}: {_short(got)} where {_short(expected)} was expected")
 
     def require(self, game: GameId, holds: bool, message: str) -> None:
@@ -221,7 +225,9 @@ def _names(case: _Case) -> None:
     with case.open() as game:
         for field in ("env", "family"):
             foreign = dataclasses.replace(first, **{field: "another"})
-            case.require(foreign, _refuses(lambda foreign=foreign: game.reset(foreign)), "is of another environment or family, and is played")
+            case.require(
+                foreign, _refuses(lambda foreign=foreign: game.reset(foreign)), "is of another environment or family, and is played"
+            )
         observation = game.reset(first)
         case.require(first, _is_observation(observation), f"starts with {_short(observation)}, not with an Observation of text and actions")
         step = game.step(_actions_of(observation)[0])
@@ -257,7 +263,9 @@ def _order(case: _Case) -> None:
     for split in SPLITS:
         games = list(case.environment.games(case.family, split))
         for again in (case.environment, other):
-            case.equal(games[0], f"leads the split {split}, whose order changes", [*map(str, again.games(case.family, split))], [*map(str, games)])
+            case.equal(
+                games[0], f"leads the split {split}, whose order changes", [*map(str, again.games(case.family, split))], [*map(str, games)]
+            )
 
 
 def _determinism(case: _Case) -> None:
@@ -312,7 +320,9 @@ def _state_hash(case: _Case) -> None:
             case.equal(game, "has another state hash after some actions", live.state_hash(), digest)
             digests.append(digest)
     distinct = len(set(digests))
-    case.require(games[0], distinct > len(games) // 2, f"and the {len(games) - 1} games after it have only {distinct} different state hashes")
+    case.require(
+        games[0], distinct > len(games) // 2, f"and the {len(games) - 1} games after it have only {distinct} different state hashes"
+    )
 
 
 def _processes(case: _Case) -> None:
@@ -411,7 +421,9 @@ def _outcome(case: _Case) -> None:
                     end = _check_episode(case, live, game, actions)
                     if end is not None:
                         ends[end] += 1
-                    case.require(game, not number or end is Outcome.SUCCESS, f"is not won by the actions that should solve it (outcome: {end})")
+                    case.require(
+                        game, not number or end is Outcome.SUCCESS, f"is not won by the actions that should solve it (outcome: {end})"
+                    )
     if not ends[Outcome.SUCCESS]:
         case.notes.append(f"outcome ({case.family}): no game was won, so wins are not checked; give `solve`.")
 
@@ -587,7 +599,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in report.notes:
         sys.stdout.write(f"note: {note}\n")
     verdict = f"breaks {len(broken)} of {len(report.comparisons)} rules" if broken else f"keeps all {len(report.comparisons)} rules"
-    sys.stdout.write(f"{report.environment} {verdict}: {len(report.families)} families, {report.seconds:.1f} s.\n")
+    sys.stdout.write(
+        f"{report.environment} {verdict}: {len(report.families)} {'families' if len(report.families) > 1 else 'family'}, {report.seconds:.1f} s.\n"
+    )
     return 1 if broken else 0
 
 

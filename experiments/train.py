@@ -75,6 +75,9 @@ def _main(argv: list[str]) -> None:
         name = "pocket-minihack"  # whose numbers --help then shows
     train_env, config = flag_value(argv, "--train-env"), preset(name)
     chosen = config.task if train_env is None else task(name, train_env)
+    other = flag_value(argv, "--environment.name")
+    if other not in (None, chosen.environment.name):  # options are of the environment that they were written for
+        chosen = dataclasses.replace(chosen, environment=dataclasses.replace(chosen.environment, name=other, options={}))
     config = config.on(with_options(chosen, flag_value(argv, "--train-options") or ""))
     default = TrainArgs(preset=name, config=config)
     args = parse(TrainArgs, f"{_DESCRIPTION} Presets: {', '.join(PRESETS)}.", argv, default)

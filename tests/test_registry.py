@@ -106,7 +106,10 @@ def test_an_unknown_name_is_refused_with_all_known_ones(install):
     ("body", "sentence"),
     [
         ("families = ('a',)", "Broken lacks name, games, open"),
-        ("name = 'x|y'\n    families = ('a',)\n    games = open = print", r"Broken.name must be a non-empty string without '\|', got 'x\|y'"),
+        (
+            "name = 'x|y'\n    families = ('a',)\n    games = open = print",
+            r"Broken.name must be a non-empty string without '\|', got 'x\|y'",
+        ),
         ("name = 'x'\n    families = 'ab'\n    games = open = print", "Broken.families must be a tuple of non-empty strings .* got 'ab'"),
         ("name = 'x'\n    families = ()\n    games = open = print", r"Broken.families must be a tuple of non-empty strings .* got \(\)"),
         ("name = 'x'\n    families = ('b', 'a')\n    games = open = print", "Broken.families must be sorted and hold each name once"),

@@ -1,0 +1,437 @@
+"""`ictjax.MetaEnv`: its interface, and one test for each defect of the published library that it must not have."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from envs.api import GameId, Observation, Outcome, Step
+from envs.fake import FakeEnvironment
+from ictjax import MetaEnv
+from ictjax.meta_gym import INITIAL_PROMPT
+from ictjax.policy import FunctionActor
+from ictjax.records import Context, Message, ParseFailure
+from ictjax.reflector import ReflectorConfig, parse_reply
+from ictjax.rollout import success_rate
+from tests.tiny import save_tiny_model
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def obedient(messages, actions):
+    """Walks up to the thing, then says the last word of the system prompt."""
+    return messages[0].content.split()[-1] if "right here" in messages[-1].content else "walk"
+
+
+class Few(FakeEnvironment):
+    """Ten games per split."""
+
+    def games(self, family, split):
+        return super().games(family, split)[:10]
+
+
+def make(environment=None, policy=obedient, **settings):
+    return MetaEnv(environment or FakeEnvironment(), policy, **{"families": ["door"], "max_steps": 5, **settings})
+
+
+def played(context):
+    return [trajectory.game for trajectory in context.trajectories]
+
+
+# --- the interface ---
+
+
+def test_a_loop_returns_trajectories_reward_and_info_per_game():
+    with make(num_games=3, meta_turns=2) as env:
+        context, info = env.reset()
+        assert isinstance(context, Context)
+        assert (context.meta_turn, context.family, context.system_prompt) == (0, "door", INITIAL_PROMPT)
+        assert info["reward"] == 0.0
+        context, reward, terminated, truncated, info = env.step("Say open")
+        assert (reward, terminated, truncated) == (1.0, False, False)
+        assert context.system_prompt == "Say open"
+        assert [result.game for result in info["games"]] == played(context)
+        for result, trajectory in zip(info["games"], context.trajectories, strict=True):
+            assert (result.outcome, result.reward, result.num_unusable, result.error) == (Outcome.SUCCESS, 1.0, 0, "")
+            assert result.num_steps == len(trajectory.turns)
+            assert result.state_hash == trajectory.state_hash
+        context, reward, terminated, truncated, info = env.step("Say ring")
+        assert (reward, terminated, truncated) == (0.0, False, True)
+        assert (info["loop"], info["meta_turn"], info["family"], info["failed"]) == (0, 2, "door", 0)
+        with pytest.raises(ValueError, match="No loop is running: call reset first"):
+            env.step("Say open")
+        _, info = env.reset()
+        assert (info["loop"], info["meta_turn"]) == (1, 0)
+
+
+def test_a_replay_plays_the_batch_of_a_context_again():
+    with make(num_games=4) as env:
+        context, _ = env.reset()
+        again = env.play("Say open", context.games)
+        assert [trajectory.game for trajectory in again] == played(context)
+        assert success_rate(again) == 1.0
+        assert played(env.step("Say open")[0]) != played(context)  # a replay uses up no games
+
+
+def test_a_fixed_draw_plays_the_same_games_every_time():
+    with make(num_games=4, draw="fixed", split="select") as env:
+        batches = [played(env.reset()[0]), played(env.step("Say open")[0]), played(env.reset()[0])]
+    assert batches[0] == batches[1] == batches[2]
+    assert {int(game.key) for game in batches[0]} <= set(range(1000, 1200))
+
+
+def test_families_take_turns_and_a_seed_starts_everything_over():
+    with make(families=(), num_games=2, seed=5) as env:
+        first = [env.reset()[0] for _ in range(6)]
+        assert (
+            sorted(context.family for context in first[:3]) == sorted(context.family for context in first[3:]) == ["bell", "door", "lamp"]
+        )
+        assert env.reset(seed=5)[0] == first[0]
+        assert env.reset(seed=6)[0] != first[0]
+
+
+def test_workers_and_this_process_give_the_same_results():
+    with make("fake", num_workers=1) as pooled, make() as local:
+        for env in (pooled, local):
+            env.reset()
+        assert pooled.step("Say open")[:4] == local.step("Say open")[:4]
+
+
+def test_a_model_folder_is_an_actor(tmp_path):
+    save_tiny_model(tmp_path / "actor")
+    with make(policy=tmp_path / "actor", num_games=2, max_steps=2, max_turn_tokens=3) as env:
+        context, info = env.reset()
+    assert [trajectory.outcome for trajectory in context.trajectories] == [Outcome.STEP_LIMIT] * 2
+    assert info["parse_failures"]["truncated"] + info["parse_failures"]["no_action"] == 4
+
+
+def test_the_initial_prompt_and_the_description_are_the_environments_own():
+    class Introduced(FakeEnvironment):
+        initial_prompt = "Find the thing."
+
+        def describe(self):
+            return {"source": "made up"}
+
+    with make(Introduced()) as env:
+        assert env.reset()[0].system_prompt == "Find the thing."
+        assert env.describe() == {"source": "made up"}
+    with make(Introduced(), initial_prompt="Say open") as env:
+        assert env.reset()[1]["reward"] == 1.0
+
+
+def test_a_context_becomes_the_reflectors_question_within_its_budget():
+    with make(num_games=2) as env:
+        context, _ = env.reset()
+        system, user = env.messages(context)
+        assert (system.role, user.role) == ("system", "user")
+        assert "ANALYSIS:" in system.content and "Success: No" in user.content and INITIAL_PROMPT in user.content
+        budget = ReflectorConfig(style="full", max_context_tokens=700, max_reply_tokens=9, max_prompt_tokens=9)
+        short = env.messages(context, budget)
+        assert sum(len(message.content) for message in short) // 3 <= 700 < sum(len(m.content) for m in (system, user)) // 3
+        assert "steps left out]" in short[1].content
+
+
+def test_there_is_nothing_else_at_the_top_of_the_package():
+    with pytest.raises(ImportError, match="cannot import name 'NoSuchThing'"):
+        from ictjax import NoSuchThing  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"environment": "fkae"}, "Unknown environment 'fkae'"),
+        ({"environment": FakeEnvironment}, "got the class FakeEnvironment: call it first"),
+        ({"environment": 3}, "3 is not an environment: int lacks name"),
+        ({"options": {"a": "b"}}, "options are for an environment given by name"),
+        ({"policy": "no/such/folder"}, "No model in 'no/such/folder'"),
+        ({"policy": 7}, "A policy is a function"),
+        ({"families": ["cup"]}, "Unknown family 'cup' of fake: use some of bell, door, lamp"),
+        ({"families": "door"}, "write \\['door'\\]"),
+        ({"num_games": 0}, "num_games must be at least 1, got 0"),
+        ({"meta_turns": 0}, "meta_turns must be at least 1, got 0"),
+        ({"draw": "some"}, "draw must be 'fresh' or 'fixed', got 'some'"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_too_few_games_and_unknown_splits_are_refused():
+    with make(Few(), num_games=11) as env, pytest.raises(ValueError, match="Family 'door' has 10 games in 'train', a batch needs 11"):
+        env.reset()
+    with make(split="valid") as env, pytest.raises(ValueError, match="Unknown split 'valid'"):
+        env.reset()
+
+
+def test_close_is_idempotent_and_final():
+    env = make("fake", num_workers=1)
+    env.close()
+    env.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        env.reset()
+
+
+def test_the_readme_example_runs(capsys):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"<!-- metaenv -->\n.*?```python\n(.*?)```", readme, re.DOTALL)
+    answers = iter(["ANALYSIS: none\nIMPROVED PROMPT: Say ring", "I refuse.", "ANALYSIS: better\nIMPROVED PROMPT: Say open"])
+    code = code.replace('"minihack"', '"fake"').replace('"eat"', '"door"')
+    exec(compile(code, "README.md", "exec"), {"my_actor": obedient, "my_reflector": lambda messages: next(answers), "__name__": "readme"})
+    out = capsys.readouterr().out
+    assert "0%" in out and "100%" in out and "no_analysis" in out
+
+
+# --- the defects of the published library, one by one ---
+
+
+def test_games_do_not_repeat_after_k_batches():
+    with make(Few(), num_games=3) as env:
+        _, info = env.reset()
+        batches = [info]
+        while not batches[-1]["terminated"]:
+            batches.append(env.step("Say open")[4])
+        seen = [result.game for info in batches for result in info["games"]]
+        assert len(seen) == len(set(seen)) == 9  # all but the one that makes no batch
+        assert [info["pass"] for info in batches] == [0, 0, 0]
+        with pytest.raises(ValueError, match="after terminated or truncated"):
+            env.step("Say open")
+        _, info = env.reset()  # only now, and said so
+        assert info["pass"] == 1
+        assert tuple(result.game for result in info["games"]) != tuple(seen[:3])
+
+
+def test_death_is_not_printed_as_a_step_limit():
+    with make(policy=lambda messages, actions: "jump", num_games=1) as env:
+        context, info = env.reset()
+        assert info["games"][0].outcome is Outcome.DEATH
+        shown = env.messages(context)[1].content
+    assert "You jump into a hole in the floor and die." in shown
+    assert "limit" not in shown.lower()
+
+
+def test_an_unresolvable_action_is_not_replaced():
+    with make(policy=lambda messages, actions: "opne the door", num_games=1, max_steps=2) as env:
+        context, _ = env.reset()
+    for turn in context.trajectories[0].turns:
+        assert (turn.action, turn.failure) == ("opne the door", None)
+    assert context.trajectories[0].turns[1].observation.startswith("Nothing happens")
+    assert context.trajectories[0].outcome is Outcome.STEP_LIMIT
+
+
+def test_a_reply_without_an_action_is_counted_and_not_replaced():
+    with FunctionActor(lambda messages, actions: "I would rather not.", replies="react") as actor, make(policy=actor, num_games=2) as env:
+        context, info = env.reset()
+    assert info["parse_failures"] == {"no_action": 10, "empty_action": 0, "truncated": 0}
+    assert [result.num_unusable for result in info["games"]] == [5, 5]
+    assert {(turn.action, turn.reply) for turn in context.trajectories[0].turns} == {("", "I would rather not.")}
+
+
+class Numbered(FakeEnvironment):
+    """Every observation offers an action of its own."""
+
+    def open(self, family):
+        return _NumberedGame()
+
+
+class _NumberedGame:
+    def reset(self, game):
+        self.turn = 0
+        return self._observe("start")
+
+    def step(self, action):
+        self.turn += 1
+        return Step(observation=self._observe(f"took {action}"))
+
+    def state_hash(self):
+        return "0"
+
+    def close(self):
+        pass
+
+    def _observe(self, text):
+        return Observation(text=f"turn {self.turn}: {text}", actions=(f"option {self.turn}",))
+
+
+def test_available_actions_are_those_of_their_own_step():
+    with make(Numbered(), policy=lambda messages, actions: actions[0], num_games=1) as env:
+        context, _ = env.reset()
+    for number, turn in enumerate(context.trajectories[0].turns):
+        assert turn.actions == (f"option {number}",)
+        assert turn.action == f"option {number}"
+        assert turn.observation.startswith(f"turn {number}: ")
+    assert context.trajectories[0].final_observation == "turn 5: took option 4"
+
+
+def test_duplicates_of_a_game_deflate_no_reward():
+    win, lose = (GameId(env="fake", family=family, key="3") for family in ("door", "bell"))
+    with make() as env:
+        trajectories = env.play("Say open", [win, lose, win, win])
+    assert [trajectory.game for trajectory in trajectories] == [win, lose, win, win]
+    assert success_rate(trajectories) == 0.75
+
+
+def test_unparseable_reflector_output_is_not_taken_for_the_old_prompt():
+    with make() as env:
+        env.reset()
+        for failure in (parse_reply("Looks fine to me."), parse_reply("ANALYSIS: x\nIMPROVED PROMPT:"), "", "  ", None):
+            with pytest.raises(ValueError, match="step takes a system prompt, got"):
+                env.step(failure)
+        assert parse_reply("Looks fine to me.") is ParseFailure.NO_ANALYSIS
+        assert env.step("Say open")[1] == 1.0  # a refused prompt uses up no games and no meta-turn
+
+
+def test_no_history_starts_on_an_assistant_message():
+    conversations = []
+
+    def watching(messages, actions):
+        conversations.append(messages)
+        return "look"
+
+    with make(policy=watching, num_games=2, max_steps=4) as env:
+        env.reset()
+    assert len(conversations) == 8
+    for messages in conversations:
+        assert all(type(message) is Message for message in messages)
+        assert [message.role for message in messages] == ["system", *["user", "assistant"] * (len(messages) // 2 - 1), "user"]
+    assert sorted(map(len, conversations)) == [2, 2, 4, 4, 6, 6, 8, 8]
+
+
+class Walked(FakeEnvironment):
+    """Lists its games as an unsorted directory walk would: in another order every time."""
+
+    def games(self, family, split):
+        games = list(super().games(family, split)[:50])
+        random.shuffle(games)
+        return games
+
+
+def test_the_order_of_games_follows_no_directory_walk():
+    orders = []
+    for _ in range(3):
+        with make(Walked(), num_games=10) as env:
+            orders.append([*played(env.reset()[0]), *played(env.step("Say open")[0])])
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_the_order_of_games_is_the_same_in_every_process_and_the_package_imports_no_jax_before_it_is_needed():
+    code = """
+import sys, ictjax
+assert "jax" not in sys.modules
+from envs.fake import FakeEnvironment
+with ictjax.MetaEnv(FakeEnvironment(), lambda messages, actions: "look", num_games=9, max_steps=1) as env:
+    print(*env.reset()[0].games)
+"""
+    environ = {**os.environ, "PYTHONHASHSEED": "4242"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=200, check=True)
+    with make(families=(), num_games=9, max_steps=1) as env:
+        assert done.stdout.split() == [str(game) for game in env.reset()[0].games]
+
+
+def test_one_server_error_ends_its_own_episode_only():
+    rooms = []
+
+    def flaky(messages, actions):
+        rooms.append(messages[1].content)
+        if messages[1].content == rooms[0]:
+            raise ConnectionError("the server hung up")
+        return obedient(messages, actions)
+
+    with FunctionActor(flaky, threads=1) as actor, make(policy=actor, num_games=4, initial_prompt="Say open") as env:
+        context, info = env.reset()
+    (failed,) = [result for result in info["games"] if result.outcome is Outcome.FAILED]
+    assert failed.error == "The policy failed: ConnectionError: the server hung up."
+    assert [result.outcome for result in info["games"]].count(Outcome.SUCCESS) == 3
+    assert (info["failed"], info["reward"], len(context.trajectories)) == (1, 1.0, 4)  # the reward is of those that were played
+
+
+def test_a_policy_that_always_fails_is_no_lost_game():
+    with make(policy=lambda messages, actions: 7, num_games=2) as env:
+        _, info = env.reset()
+    assert info["reward"] is None
+    assert [result.error for result in info["games"]] == [
+        "The policy failed: TypeError: it returned int where a reply (str) was expected."
+    ] * 2
+
+
+def test_the_slowest_episode_holds_back_no_other():
+    """The first call of one episode waits until all the others have ended: in lockstep it would wait for ever."""
+    lock, others_done, slow = threading.Lock(), threading.Event(), []
+    ended = collections.Counter()
+
+    def policy(messages, actions):
+        room = messages[1].content.partition(".")[0]
+        with lock:
+            if not slow:
+                slow.append(room)
+        if slow == [room]:
+            if len(messages) == 2:
+                assert others_done.wait(60)
+        elif len(messages) == 2 * 5:
+            ended[room] += 1
+            if len(ended) == 3:
+                others_done.set()
+        return "look"
+
+    started = time.monotonic()
+    with make(policy=policy, num_games=4, max_steps=5) as env:
+        _, info = env.reset()
+    assert time.monotonic() - started < 50
+    assert [result.outcome for result in info["games"]] == [Outcome.STEP_LIMIT] * 4
+
+
+@pytest.mark.parametrize("family", ["pray", "sink", "locked_door", "keyroom", "levitate_potion"])
+def test_the_families_that_lacked_verbs_are_won_through_the_interface(family):
+    """The expert's actions, written down in one game, win the same game as the text actions of a policy."""
+    pytest.importorskip("minihack")
+    from envs.experts import make_expert
+    from envs.minihack import MiniHack
+    from envs.minihack.game import MiniHackGame
+
+    game, script = MiniHackGame(family, style="full"), []
+    for seed in range(20):
+        game_id, script = GameId(env="minihack", family=family, key=str(seed)), []
+        expert, step = (
+            make_expert(family, random.Random(seed)),
+            Step(observation=game.reset(GameId(env="minihack", family=family, key=str(seed)))),
+        )
+        while step.outcome is None and len(script) < 40:
+            script.append(expert(game.raw()))
+            step = game.step(script[-1])
+        if step.outcome is Outcome.SUCCESS:
+            break
+    game.close()
+    with MetaEnv(MiniHack(), lambda messages, actions: script[len(messages) // 2 - 1], families=[family], max_steps=40) as env:
+        (trajectory,) = env.play("Play.", [game_id])
+    assert trajectory.success
+    assert [turn.action for turn in trajectory.turns] == script
+
+
+def test_step_east_is_not_taken_for_another_action():
+    pytest.importorskip("minihack")
+    from envs.minihack import MiniHack
+
+    says = iter(["step east", "step s", "look"])
+    with MetaEnv(MiniHack(), lambda messages, actions: next(says), families=["room"], max_steps=3) as env:
+        (trajectory,) = env.play("Play.", [GameId(env="minihack", family="room", key="1")])
+    assert [turn.action for turn in trajectory.turns] == ["step east", "step s", "look"]
+    assert "Unknown action: 'step east'" in trajectory.turns[1].observation
+    assert "Unknown action: 'step s'" in trajectory.turns[2].observation
+
+
+def test_turns_are_records_that_survive_json():
+    from ictjax.records import context_from_json, to_json
+
+    with make(num_games=2) as env:
+        context, _ = env.reset()
+    assert context_from_json(to_json(context)) == context
+    assert dataclasses.is_dataclass(context)
