@@ -16,8 +16,9 @@ from types import MappingProxyType
 
 from envs.alfworld.rules import Formula
 
+# Possessive: a truncated file must fail at once, not after trying every way to read it.
 _BLOCK = re.compile(
-    r'\s*(?:grammar\s*::\s*"""(?P<grammar>.*?)"""\s*;|action\s+(?P<action>[\w/-]+)\s*\{(?P<body>(?:[^{}"]|"""(?:.|\n)*?"""|"[^"]*")*)\})',
+    r'\s*(?:grammar\s*::\s*"""(?P<grammar>.*?)"""\s*;|action\s+(?P<action>[\w/-]+)\s*\{(?P<body>(?>[^{}"]+|""".*?"""|"[^"]*")*+)\})',
     re.DOTALL,
 )
 _FIELD = re.compile(r'\s*(?P<name>template|feedback|grammar|pddl)\s*::\s*(?:"""(?P<block>.*?)"""|"(?P<text>[^"]*)")\s*;', re.DOTALL)
