@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -25,7 +26,7 @@ SPLITS = ("train", "select", "test")
 WANTED: Mapping[str, int] = MappingProxyType({"train": 3000, "select": 200, "test": 200})
 """Generated games of a family in each split."""
 
-_FORMAT = 1  # raise it when the same seed gives another game
+_FORMAT = 2  # raise it when the same seed gives another game
 _FAMILIES = tuple(FAMILIES)
 _TOOLS = MappingProxyType({"clean": "SinkBasin", "heat": "Microwave", "cool": "Fridge"})
 _TOOL_NEEDS = MappingProxyType({"clean": "Cleanable", "heat": "Heatable", "cool": "Coolable"})
@@ -167,7 +168,7 @@ def parse_key(key: str) -> tuple[Rooms, int]:
     """Reads what `key_of` wrote. Raises ValueError for anything else."""
     prefix, _, rest = key.partition("/")
     name, _, seed = rest.partition("/")
-    if prefix != "generated" or not (seed.isascii() and seed.isdigit()) or str(int(seed)) != seed:
+    if prefix != "generated" or not re.fullmatch(r"0|[1-9][0-9]{0,17}", seed):
         raise ValueError(f"A key of a generated ALFWorld game reads 'generated/ROOMS/SEED', got {key!r}.")
     return rooms_named(name), int(seed)
 
@@ -204,14 +205,14 @@ def draw(seed: int, rooms: Rooms = FULL) -> Draft:
 
 
 def initial_hash(draft: Draft) -> str:
-    """A hex digest of the task, the receptacles by name and the types of what lies where: coarser than what a player can come to know."""
+    """A hex digest of the task, whatever its wording, the receptacles by name, and the types of what lies where."""
     named = _numbered(place.thor for place in draft.places)
     contents: list[list[str]] = [[] for _ in draft.places]
     for thing in draft.things:
         if thing.place is not None:
             contents[thing.place].append(thing.type)
     lines = sorted(f"{named[place.thor]}: {', '.join(sorted(within))}" for place, within in zip(draft.places, contents, strict=True))
-    return hashlib.sha256("\n".join([draft.sentence, *lines]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([draft.family, draft.sought, draft.goal, *lines]).encode()).hexdigest()
 
 
 def manifest(rooms: Rooms) -> str:
@@ -294,16 +295,18 @@ class _Layout:
         contains = load_tables().contains
         self.things: list[Thing] = []
         self.holdable: dict[str, list[int]] = {}  # type of object -> where it may lie
-        for index in range(len(places)) if homes is None else homes:
+        within = range(len(places)) if homes is None else homes
+        for index in within:
             for each in contains[places[index].type]:
                 self.holdable.setdefault(each, []).append(index)
-        self._lamp_places = [index for index in (range(len(places)) if homes is None else homes) if places[index].type in _LAMP_PLACES]
+        self._lamp_places = [index for index in within if places[index].type in _LAMP_PLACES]
         self._rng, self._places = rng, places
         self._poses = {place.pose for place in places}
 
     def add(self, kind: str, avoid: str | None = None) -> int:
         """Lays down one more object of a type, not on a receptacle of type `avoid`; returns the place."""
-        return self._lay(kind, [index for index in self.holdable[kind] if self._places[index].type != avoid])
+        homes = self.holdable[kind]
+        return self._lay(kind, homes if avoid is None else [index for index in homes if self._places[index].type != avoid])
 
     def add_lamp(self):
         """Puts a lamp where it can be used, if there is such a place."""
@@ -318,7 +321,7 @@ class _Layout:
     def free_pose(self) -> Pose:
         """A standing place of nothing else."""
         while True:
-            pose = (self._rng.randint(-16, 16), self._rng.randint(-16, 16), self._rng.randrange(4), 30)
+            pose = _pose(self._rng)
             if pose not in self._poses:
                 self._poses.add(pose)
                 return pose
@@ -441,14 +444,12 @@ def _furniture(number: int) -> tuple[Place, ...]:
     places = []
     for name, pose in plan.receptacles:
         kind = thor_type(name)
-        while "|" not in name or pose is None:
-            drawn, pose = _thor_id(rng, kind), (rng.randint(-16, 16), rng.randint(-16, 16), rng.randrange(4), 30)
-            if drawn.lower() in used or pose in poses:
+        while pose is None:
+            name, pose = _thor_id(rng, kind), _pose(rng)
+            if name.lower() in used or pose in poses:
                 pose = None
-                continue
-            name = drawn
-            used.add(name.lower())
-            poses.add(pose)
+        used.add(name.lower())
+        poses.add(pose)
         places.append(Place(thor=name, type=kind, pose=pose))
     return tuple(places)
 
@@ -464,6 +465,10 @@ def _thor_id(rng: random.Random, kind: str) -> str:
     """An id as THOR makes them: type and position in metres; basins name the thing that they are in first."""
     position = "|".join(f"{rng.randint(*span) / 100:+06.2f}" for span in ((-399, 399), (5, 190), (-399, 399)))
     return f"{kind.removesuffix('Basin')}|{position}" + (f"|{kind}" if kind.endswith("Basin") else "")
+
+
+def _pose(rng: random.Random) -> Pose:
+    return rng.randint(-16, 16), rng.randint(-16, 16), rng.randrange(4), 30
 
 
 # --- writing ---
@@ -512,14 +517,12 @@ class _Walk:
         draft, do = self._draft, self._commands.append
         lamp = draft.family == "look"
         # What needs no opening comes first, as in a planner's shortest walkthrough.
-        thing, *more = sorted(
-            (each for each in draft.things if each.type == draft.sought), key=lambda each: self._shut(draft.places[each.place])
-        )
+        thing, *more = sorted((each for each in draft.things if each.type == draft.sought), key=lambda each: self._shut(self._place(each)))
         self._take(thing)
         name = self._names[thing.thor]
         if lamp:
             light = next(each for each in draft.things if each.type == draft.goal and each.place is not None)
-            self._go(draft.places[light.place])
+            self._go(self._place(light))
             do(f"use {self._names[light.thor]}")
             return self._commands
         if draft.family in _TOOLS:
@@ -534,7 +537,7 @@ class _Walk:
         return self._commands
 
     def _take(self, thing: Thing):
-        place = self._draft.places[thing.place]
+        place = self._place(thing)
         self._go(place)
         self._open(place)
         self._commands.append(f"take {self._names[thing.thor]} from {self._names[place.thor]}")
@@ -553,6 +556,10 @@ class _Walk:
         if self._shut(place):
             self._commands.append(f"open {self._names[place.thor]}")
             self._opened.add(place.thor)
+
+    def _place(self, thing: Thing) -> Place:
+        assert thing.place is not None  # fixtures are neither sought nor switched on
+        return self._draft.places[thing.place]
 
     def _shut(self, place: Place) -> bool:
         return place.type in load_tables().openable and place.thor not in self._opened

@@ -8,16 +8,19 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-FAMILIES: Mapping[str, str] = {
-    "clean": "pick_clean_then_place_in_recep",
-    "cool": "pick_cool_then_place_in_recep",
-    "heat": "pick_heat_then_place_in_recep",
-    "look": "look_at_obj_in_light",
-    "pick_two": "pick_two_obj_and_place",
-    "put": "pick_and_place_simple",
-}
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "clean": "pick_clean_then_place_in_recep",
+        "cool": "pick_cool_then_place_in_recep",
+        "heat": "pick_heat_then_place_in_recep",
+        "look": "look_at_obj_in_light",
+        "pick_two": "pick_two_obj_and_place",
+        "put": "pick_and_place_simple",
+    }
+)
 """Our short names of the six families -> `task_type` of the benchmark."""
 
 _ROOMS = {0: "Kitchen", 2: "LivingRoom", 3: "Bedroom", 4: "Bathroom"}  # by the hundreds of a floor plan's number
