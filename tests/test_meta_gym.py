@@ -435,3 +435,33 @@ def test_turns_are_records_that_survive_json():
         context, _ = env.reset()
     assert context_from_json(to_json(context)) == context
     assert dataclasses.is_dataclass(context)
+
+
+def test_a_preset_can_be_pointed_at_another_environment_without_its_options(capsys, tmp_path):
+    from experiments.train import main
+
+    with pytest.raises(SystemExit):
+        main(["--preset", "pocket-minihack", "--environment.name", "envs.fake:FakeEnvironment", "--run-dir", str(tmp_path / "run")])
+    assert "Unknown family 'eat' of fake: use some of bell, door, lamp." in capsys.readouterr().err
+
+
+def test_the_page_shows_what_its_example_prints(capsys):
+    page = (ROOT / "docs" / "adding_an_environment.md").read_text()
+    ((code, printed),) = re.findall(r"```python\n(from ictjax import MetaEnv\n.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "adding_an_environment.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"threads": 0}, "threads must be at least 1, got 0"), ({"replies": "json"}, "'action' or 'react', got 'json'")],
+)
+def test_settings_of_a_function_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FunctionActor(obedient, **arguments)
+
+
+def test_a_function_may_answer_in_react_form():
+    with make(policy=lambda messages, actions: "Thought: near?\nAction: look", num_games=1) as env:
+        context, _ = env.reset()
+    assert {(turn.thought, turn.action) for turn in context.trajectories[0].turns} == {("near?", "look")}
