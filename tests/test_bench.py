@@ -6,7 +6,10 @@ import json
 
 import pytest
 
-from experiments import bench
+from envs.api import GameId
+from envs.pool import WorkerPool
+from envs.registry import load_environment
+from experiments import bench, bench_envs, bench_models, bench_run
 from tests.test_cli import refused
 
 ROWS, PROMPT, TURNS, OBSERVED, REPLY = 3, 20, 2, 4, 5
@@ -18,8 +21,8 @@ def quiet(_text: str) -> None:
 
 @pytest.fixture
 def tiny(monkeypatch):
-    shape = dataclasses.replace(bench.SHAPES["pocket"], vocab_size=50, num_layers=1, d_model=16, d_ff=16, num_heads=2, head_dim=8)
-    monkeypatch.setattr(bench, "SHAPES", {"pocket": shape})
+    shape = dataclasses.replace(bench_models.SHAPES["pocket"], vocab_size=50, num_layers=1, d_model=16, d_ff=16, num_heads=2, head_dim=8)
+    monkeypatch.setattr(bench_models, "SHAPES", {"pocket": shape})
 
 
 def test_interleaving_is_fair():
@@ -33,19 +36,19 @@ def test_interleaving_is_fair():
 
         return run
 
-    seconds, first = bench.interleave({name: design(name) for name in times}, 3, quiet)
+    seconds, first = bench_run.interleave({name: design(name) for name in times}, 3, quiet)
     assert order == ["ours", "peer", "ours", "peer", "peer", "ours", "ours", "peer"]
     assert seconds == {"ours": [1.0, 2.0, 1.0], "peer": [3.0, 2.0, 50.0]}  # without the first run
     assert first == {"ours": "ours 1", "peer": "peer 1"}
-    assert bench.ratio(seconds, "ours", "peer") == 3.0  # of the ratios 3, 1, 50
-    assert bench.ratio(seconds, "peer", "peer") == 1.0
+    assert bench_run.ratio(seconds, "ours", "peer") == 3.0  # of the ratios 3, 1, 50
+    assert bench_run.ratio(seconds, "peer", "peer") == 1.0
 
 
 def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
-    settings = bench.SamplerBench(
+    settings = bench_models.SamplerBench(
         repetitions=2, rows=ROWS, prompt=PROMPT, turns=TURNS, observed=OBSERVED, reply=REPLY, decode_steps=4, transformers=False
     )
-    result = bench.bench_sampler(settings, quiet)
+    result = bench_models.bench_sampler(settings, quiet)
     found = {row["design"]: row for row in result.rows}
     assert [row["same_tokens"] for row in result.rows] == [1.0, 1.0, 1.0]
     # In later turns the last token of the reply has no cache position yet and is computed with the observation.
@@ -61,14 +64,14 @@ def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="compares with PyTorch")
 def test_transformers_generates_the_same_tokens(tiny):
-    settings = bench.SamplerBench(repetitions=1, rows=2, prompt=9, turns=2, observed=3, reply=4, decode_steps=4)
-    result = bench.bench_sampler(settings, quiet)
+    settings = bench_models.SamplerBench(repetitions=1, rows=2, prompt=9, turns=2, observed=3, reply=4, decode_steps=4)
+    result = bench_models.bench_sampler(settings, quiet)
     last = result.rows[-1]
     assert (last["design"], last["same_tokens"], last["speedup_hf"]) == ("transformers", 1.0, 1.0)
 
 
 def test_update_equals_its_peer(tiny):
-    result = bench.bench_update(bench.UpdateBench(repetitions=1, rows=4, prompt=9, reply=5, microbatches=2), quiet)
+    result = bench_models.bench_update(bench_models.UpdateBench(repetitions=1, rows=4, prompt=9, reply=5, microbatches=2), quiet)
     ours, peer = result.rows
     assert ours["loss"] == pytest.approx(peer["loss"], abs=1e-5) and ours["grad_norm"] == pytest.approx(peer["grad_norm"], rel=1e-3)
     assert ours["grad_norm"] > 0
@@ -77,55 +80,101 @@ def test_update_equals_its_peer(tiny):
 
 def test_update_that_cannot_be(tiny):
     with pytest.raises(ValueError, match="--rows 4 do not divide into --microbatches 3"):
-        bench.bench_update(bench.UpdateBench(rows=4, microbatches=3), quiet)
+        bench_models.bench_update(bench_models.UpdateBench(rows=4, microbatches=3), quiet)
     with pytest.raises(ValueError, match="--prompt"):
-        bench.bench_update(bench.UpdateBench(prompt=10**6), quiet)
+        bench_models.bench_update(bench_models.UpdateBench(prompt=10**6), quiet)
     with pytest.raises(ValueError, match="--prompt"):
-        bench.bench_sampler(bench.SamplerBench(prompt=10**6), quiet)
+        bench_models.bench_sampler(bench_models.SamplerBench(prompt=10**6), quiet)
 
 
-def test_environments(tmp_path, capsys):
-    path = tmp_path / "bench.json"
-    bench.main(
-        f"envs --family lava_cross --workers 1 2 --episodes 3 --steps 4 --repetitions 1 --json {path}".split(),
-    )
-    report = json.loads(path.read_text())
-    assert report["machine"]["packages"]["jax"] and report["machine"]["cores"] >= 1
-    assert report["results"]["envs"]["settings"] == {
-        "repetitions": 1,
-        "family": ["lava_cross"],
-        "workers": [1, 2],
-        "episodes": 3,
-        "steps": 4,
-    }
+def measured(argv, path):
+    bench.main([*argv.split(), "--json", str(path)])
+    return json.loads(path.read_text())
+
+
+def test_environments(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_envs, "play_stock", bench_envs_double)
+    argv = "envs --minihack lava_cross eat --alfworld put --data generated --workers 1 2 --episodes 3 --steps 4 --published-games 2 --repetitions 1"
+    report = measured(argv, tmp_path / "bench.json")
+    assert report["machine"]["packages"]["alfworld"] and report["machine"]["cores"] >= 1
+    assert report["results"]["envs"]["settings"]["minihack"] == ["lava_cross", "eat"]
     rows = report["results"]["envs"]["rows"]
-    assert [(row["game"], row["design"]) for row in rows] == [
-        ("fake door", "pool, 1 worker"),
-        ("fake door", "pool, 2 workers"),
-        ("minihack lava_cross", "pool, 1 worker"),
-        ("minihack lava_cross", "pool, 2 workers"),
-        ("minihack lava_cross", "gym.make per episode"),
-    ]
-    assert [row["steps_per_episode"] for row in rows[:2]] == [4, 4]
-    assert all(0 < row["steps_per_episode"] <= 4 and row["resets_per_s"] > 0 for row in rows)
-    assert rows[2]["steps_per_episode"] == rows[3]["steps_per_episode"]
-    assert [row["speedup"] for row in (rows[0], rows[4])] == [None, 1.0]
+    pools = ["pool, 1 worker", "pool, 2 workers"]
+    games = {game: [row["design"] for row in rows if row["game"] == game] for game in dict.fromkeys(row["game"] for row in rows)}
+    assert games == {
+        "fake door": ["in process", *pools],
+        "alfworld put": ["in process", *pools, "stock TextWorld"],
+        "minihack lava_cross": ["in process", *pools, "gym.make per episode"],
+        "minihack eat": ["in process", *pools, "gym.make per episode"],
+        "minihack all families": ["in process", *pools, "gym.make per episode"],
+    }
+    for row in rows:
+        assert row["resets_per_s"] * row["reset_ms"] == pytest.approx(1e3) and row["steps_per_s"] * row["step_us"] == pytest.approx(1e6)
+        assert 0 < row["episodes_per_s"] < row["resets_per_s"]
+        own = row["design"] in ("stock TextWorld", "gym.make per episode")
+        assert (row["step_speedup"] is None) == row["game"].startswith("fake") and (row["step_speedup"] == pytest.approx(1.0) or not own)
     printed = capsys.readouterr().out
-    assert "gym.make per episode" in printed and "lava_cross" in printed
+    assert "gym.make per episode" in printed and "lava_cross" in printed and "50 us" in printed
+
+
+def bench_envs_double(_stock, walks):
+    """In place of stock TextWorld, whose reset takes seconds: our engine on the same games."""
+    game = load_environment("alfworld", {"data": "generated"}).open(walks[0].game.family)
+    assert len(walks) == 1 and len(walks[0].actions) <= 8
+    return bench_envs.play_here(game, walks)
+
+
+def test_engines_can_be_left_out(tmp_path):
+    argv = "envs --minihack --alfworld look --data generated --no-stock --workers 1 --episodes 2 --steps 3 --repetitions 1"
+    rows = measured(argv, tmp_path / "bench.json")["results"]["envs"]["rows"]
+    assert [(row["game"], row["design"], row["step_speedup"]) for row in rows if row["game"] != "fake door"] == [
+        ("alfworld look", "in process", None),
+        ("alfworld look", "pool, 1 worker", None),
+    ]
+
+
+def test_all_designs_play_the_same_number_of_steps():
+    walks = bench_envs.moving_walks("room_random", 4, 6)
+    assert walks == bench_envs.moving_walks("room_random", 4, 6) and len({walk.actions for walk in walks}) == 4
+    game = load_environment("minihack").open("room_random")
+    here = bench_envs.play_here(game, walks)
+    game.close()
+    with WorkerPool("minihack", num_workers=1) as pool:
+        pooled = bench_envs.play_in_pool(pool, walks)
+    assert (here.num_resets, here.num_steps) == (pooled.num_resets, pooled.num_steps) == (4, here.num_steps) and 4 < here.num_steps <= 24
+    assert bench_envs.play_published_way(walks).num_resets == 4
+
+
+def test_walks_stop_where_a_game_ends():
+    for walk in bench_envs.admissible_walks(load_environment("fake"), "door", 5, 30):
+        game = load_environment("fake").open("door")
+        game.reset(walk.game)
+        ends = [game.step(action).outcome is not None for action in walk.actions]
+        assert len(ends) <= 30 and not any(ends[:-1]) and (ends[-1] or len(ends) == 30)
+
+
+def test_ratios_are_of_the_same_round():
+    ours = [bench_envs.Played(1.0, 2.0, 10, 100), bench_envs.Played(2.0, 4.0, 10, 100), bench_envs.Played(1.0, 1.0, 10, 100)]
+    peer = [bench_envs.Played(1.0, 2.0, 1, 10), bench_envs.Played(4.0, 8.0, 1, 10), bench_envs.Played(1.0, 5.0, 1, 10)]
+    row = bench_envs._row("a game", "ours", ours, peer)
+    assert row["steps_per_s"] == 50 and row["step_us"] == 20_000 and row["resets_per_s"] == 10
+    assert row["step_speedup"] == 20 and row["reset_speedup"] == 10  # of 10, 20, 50; of 10, 20, 10
+    assert bench_envs._sum(ours) == (4.0, 7.0, 30, 300)
 
 
 def test_a_game_that_fails_ends_the_measurement():
-    with bench.WorkerPool("fake", num_workers=1, options={"raise_on": "look"}) as pool:
-        games = [bench.GameId(env="fake", family="door", key="0")]
-        with pytest.raises(ValueError, match="raise"):
-            bench.play_in_pool(pool, games, [["walk", "look"]])
+    walks = [bench_envs.Walk(GameId(env="fake", family="door", key="0"), ("walk", "look"))]
+    with WorkerPool("fake", num_workers=1, options={"raise_on": "look"}) as pool, pytest.raises(ValueError, match="raise"):
+        bench_envs.play_in_pool(pool, walks)
 
 
 def test_bad_input(capsys, tmp_path):
     refused(capsys, bench.main, ["reflector"], "'reflector'", "sampler, update, envs, all")
     refused(capsys, bench.main, ["sampler", "--rowz", "3"], "--rowz")
     refused(capsys, bench.main, ["update", "--rows", "0"], "--rows", "0")
-    refused(capsys, bench.main, ["envs", "--family", "castle"], "'castle'")
+    refused(capsys, bench.main, ["envs", "--minihack", "castle"], "'castle'")
+    refused(capsys, bench.main, ["envs", "--alfworld", "castle"], "'castle'")
+    refused(capsys, bench.main, ["envs", "--alfworld", "put", "--data", "/no/such/place"], "/no/such/place")
     refused(capsys, bench.main, ["envs", "--workers", "0"], "--workers")
     refused(capsys, bench.main, ["--json", str(tmp_path)], "--json", "folder")
     refused(capsys, bench.main, ["all", "--json", str(tmp_path / "no" / "b.json")], "--json", "no")

@@ -1,0 +1,81 @@
+"""What all benchmarks share: the order in which designs take turns, ratios, and the record of results.
+
+Absolute numbers belong to a machine and its load; ratios travel better. So every ratio is the median, over repetitions, of two rates taken
+right after one another: the designs take turns inside each repetition, in an order that rotates, after one untimed round of everything.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every benchmark takes."""
+
+    repetitions: int = 5
+    """Timed rounds; results are medians over them."""
+    json: pathlib.Path | None = None
+    """Also write the results, with machine and versions, to this file."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1:  # not True, not None
+                raise ValueError(f"--{field.name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+class Result(NamedTuple):
+    """One table: `rows` are its lines by column name (the first names the design), `notes` the sentences below it.
+
+    `speedup` is the rate of the row divided by that of the design `peer` (see `ratio`).
+    """
+
+    title: str
+    peer: str
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+Note = Callable[[str], None]  # says what is being measured
+Design = Callable[[], tuple[float, Any]]  # runs once; seconds that count, and a result
+
+
+def interleave(designs: Mapping[str, Design], repetitions: int, note: Note) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of every design in each repetition, and the result of its untimed first run.
+
+    Each repetition runs all designs, starting with another one each time, so that a machine that slows down slows all of them.
+    """
+    names, first = list(designs), {}
+    for name in names:
+        note(f"{name}: first run")
+        first[name] = designs[name]()[1]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repetition in range(repetitions):
+        for index in range(len(names)):
+            name = names[(repetition + index) % len(names)]
+            note(f"{name}: {repetition + 1} of {repetitions}")
+            seconds[name].append(designs[name]()[0])
+    return seconds, first
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], design: str, peer: str) -> float:
+    """How many times faster a design is than a peer: the median over repetitions."""
+    return statistics.median(theirs / ours for ours, theirs in zip(seconds[design], seconds[peer], strict=True))
+
+
+class Clock:
+    """A stopwatch for the parts of a run that count."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
