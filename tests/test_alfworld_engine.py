@@ -214,7 +214,7 @@ def test_blanks_around_a_command_are_left_out(blank):
         "{o.name}",
         "x" * 10_000_000,
     ],
-    ids=repr,
+    ids=range(13),
 )
 def test_junk_changes_nothing(junk):
     live = start()
@@ -351,7 +351,7 @@ def test_foreign_ids_and_options_are_refused():
     for other in (game_id(family="heat"), GameId(env="minihack", family="cool", key="1")):
         with pytest.raises(ValueError, match="is no game of"):
             game.reset(other)
-    with pytest.raises(ValueError, match="cannot be played.*pddl_problem"):
+    with pytest.raises(ValueError, match="cannot be played: The PDDL problem must have"):
         AlfworldGame("cool", lambda key: kitchen(pddl_problem="")).reset(game_id())
     with pytest.raises(ValueError, match="Unknown text style 'short'"):
         AlfworldGame("cool", lambda key: {}, style="short")
@@ -461,7 +461,7 @@ def test_memory_stays_flat():
     assert grown < 20_000, f"{grown} bytes in 60 episodes"  # one compiled game is about 90,000
 
 
-# --- the original ---
+# --- the original, untouched here and with parse caches below ---
 
 STOCK = """
 import sys
@@ -480,7 +480,8 @@ ours = plain.open("heat")
 assert game.reset(game_id) == ours.reset(game_id)
 assert game.state_hash() == ours.state_hash()
 rewards = []
-for command in (*world.walkthrough(game_id), "look"):
+junk = ["", " \\n", "\\x00", "\\ud800", "LOOK", "look", " help\\t", "examine", "x" * 10_000]
+for command in (*junk, *world.walkthrough(game_id), "look"):
     step = game.step(command)
     assert step == ours.step(command), command
     rewards.append(step.reward)
@@ -527,9 +528,23 @@ def official_data() -> dict[str, str]:
 @pytest.mark.parametrize(("data", "split"), [("generated", "train"), ("official", "valid_seen")])
 def test_equal_to_the_stock_engine_in_every_family(data, split):
     environment = official_data() if data == "official" else {}
-    done = python("-m", "envs.alfworld.differential", "--data", data, "--split", split, "--limit", "6", "--steps", "15", **environment)
+    done = python(
+        "-m",
+        "envs.alfworld.differential",
+        "--data",
+        data,
+        "--split",
+        split,
+        "--limit",
+        "6",
+        "--steps",
+        "10",
+        "--policies",
+        "detour,junk",
+        **environment,
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert all(games == 6 and steps >= 30 and differ == 0 for games, steps, _, differ in rows(done.stdout).values())
+    assert all(games == 6 and steps >= 24 and differ == 0 for games, steps, _, differ in rows(done.stdout).values())
 
 
 class Echo:

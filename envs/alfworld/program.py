@@ -3,7 +3,7 @@
 A `World` holds one game's facts. A unary fact is a member of the set `world.opened`; a binary fact is kept under its first or second argument, as
 the rules need it: `world.inreceptacle_0` maps an object to the set of its receptacles, `world.inreceptacle_1` a receptacle to the set of its
 objects. Things are numbered in the order of their ids, so that sorted numbers are sorted ids. `not_p` holds what an action made false and none
-made true since, which is what the grammar means by it. `python -m envs.alfworld.program` prints the whole program.
+made true since, which is what the grammar means by it. `Program.source` is the whole text.
 """
 
 import dataclasses
