@@ -20,7 +20,7 @@ from rich.console import Console
 from envs.api import Environment, GameId, Outcome, Pool
 from envs.registry import load_environment
 from experiments.console import LiveProgress
-from experiments.presets import model_folder, task
+from experiments.presets import in_folders, task
 from experiments.run_dir import check_families, describe_games, flag_value, open_pool, parse, run_main
 from experiments.stats import mean_ci, paired_test
 from experiments.tasks import with_options
@@ -29,12 +29,11 @@ from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import EnvironmentConfig, EvaluationConfig, TaskConfig, TrainConfig, from_dict
 from ictjax.learner import init_state, make_optimizer
-from ictjax.models.hf import load_checkpoint
 from ictjax.records import Candidate, Context, Trajectory, to_json
+from ictjax.roles import Roles, initial_weights, load_roles
 from ictjax.rollout import Episode, parse_failures, success_rate
 from ictjax.run_files import prompt_line, write_lines
 from ictjax.sampler import Sampler
-from ictjax.train import load_trainable
 
 ARMS = ("initial", "untrained", "trained")
 TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
@@ -95,7 +94,9 @@ def evaluate(
     families = {family: _split_of(config, settings, family) for family in (*settings.train_families, *settings.heldout_families)}
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
-    step, trained = _trained_params(run_dir, config)
+    folders = in_folders(config)
+    roles = load_roles(folders)
+    step, trained = _trained_weights(run_dir, folders, roles)
     games = describe_games(settings, environment)
     identity = {
         "step": step,
@@ -109,7 +110,7 @@ def evaluate(
         pool = open_pool(settings)
         progress = LiveProgress("evaluation", done=len(parts) - len(missing), total=len(parts), console=console)
         with pool, progress:
-            _play_missing(run_dir, played, environment, pool, trained, [parts[place] for place in missing], len(parts), progress)
+            _play_missing(run_dir, in_folders(played), environment, pool, roles, trained, [parts[place] for place in missing], len(parts), progress)
     results = {place: part.read() for place, part in parts.items()}
     report = summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed})
     report["environment"] = games
@@ -183,16 +184,16 @@ def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {"arms": arms, "tests": {f"{a}_vs_{b}": paired_test(values[a], values[b]).to_json() for a, b in TESTS}}
 
 
-def _trained_params(run_dir: pathlib.Path, config: TrainConfig) -> tuple[int, Any]:
-    _, base = load_trainable(model_folder(config.reflector))
-    optimizer = make_optimizer(config.optimizer)
+def _trained_weights(run_dir: pathlib.Path, config: TrainConfig, roles: Roles) -> tuple[int, Any]:
+    """The step of the newest checkpoint, and what was trained."""
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
     with Checkpointer(run_dir / "checkpoints") as checkpointer:
         step = checkpointer.latest_step
         if step is None:
             raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
-        state, _ = checkpointer.restore(step, jax.eval_shape(lambda params: init_state(params, optimizer), base))
+        fresh = init_state(initial_weights(config, roles), make_optimizer(config.optimizer))
+        state, _ = checkpointer.restore(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh))
     return step, state.params
 
 
@@ -201,22 +202,21 @@ def _play_missing(
     config: TrainConfig,
     environment: Environment,
     pool: Pool,
+    roles: Roles,
     trained: Any,
     parts: Sequence[_Part],
     total: int,
     progress: LiveProgress,
 ) -> None:
     evaluation = config.evaluation
-    actor_folder, reflector_folder = model_folder(config.actor), model_folder(config.reflector)
-    actor_chat, reflector_chat = ChatTokenizer(actor_folder), ChatTokenizer(reflector_folder)
-    actor_model, actor_params = load_checkpoint(actor_folder)
-    model, base = load_trainable(reflector_folder)
+    actor_chat, reflector_chat = ChatTokenizer(config.actor.model), ChatTokenizer(config.reflector.model)
+    untrained = roles.reflecting(initial_weights(config, roles))
     key = keys.fold(keys.root_key(evaluation.seed), "evaluation")
     seen = _hashes_of_training(run_dir)
     choose = functools.cache(lambda family: choose_games(environment, pool, config, family, seen, key))
     with (
-        Sampler(actor_model, actor_params, config.actor_sampler, actor_chat.pad_id) as actor,
-        Sampler(model, base, config.reflector_sampler, reflector_chat.pad_id) as reflector,
+        Sampler(roles.actor, roles.actor_params, config.actor_sampler, actor_chat.pad_id, mesh=roles.actor_mesh) as actor,
+        Sampler(roles.reflector, untrained, config.reflector_sampler, reflector_chat.pad_id, mesh=roles.mesh) as reflector,
     ):
         world = meta_env.World(
             actor=actor,
@@ -236,7 +236,7 @@ def _play_missing(
         done, weights = total - len(parts), "untrained"
         for part in parts:
             if part.arm == "trained" and weights != "trained":
-                reflector.set_params(trained)
+                reflector.set_params(roles.reflecting(trained))
                 weights = "trained"
             result, trajectories = play_arm(world, part.arm, part.family, choose(part.family), evaluation)
             part.write(result, trajectories)

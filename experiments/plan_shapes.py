@@ -1,71 +1,114 @@
 """Builds a configuration's models, cache and update on shapes alone: what would fail, and what memory it needs."""
 
 import dataclasses
-import json
 import pathlib
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
 from experiments.presets import model_folder
 from ictjax.batch import pack
-from ictjax.config import TrainConfig
+from ictjax.config import RoleConfig, TrainConfig
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
-from ictjax.models import transformer
+from ictjax.mesh import AXES, RULES, TRAINED_RULES, MeshConfig, cache_sharding, kv_copies, param_specs
+from ictjax.models import lora, transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
+from ictjax.models.hf.reader import read_config
+from ictjax.sampler import SamplerConfig
 
 
 def check(config: TrainConfig, console: Console) -> None:
     """Prints parameters and memory of actor, reflector and update. Raises ValueError for what does not fit together."""
-    actor, reflector = (model_shape(config, folder) for folder in (config.actor, config.reflector))
+    actor, reflector = (model_shape(config, role) for role in (config.actor, config.reflector))
+    mesh, adapter = config.reflector.mesh, config.reflector.lora
     for name, model, sampler in (("actor", actor, config.actor_sampler), ("reflector", reflector, config.reflector_sampler)):
         if sampler.max_len > model.max_positions:
             raise ValueError(f"{name}_sampler.max_len = {sampler.max_len} exceeds the model's {model.max_positions} positions: lower it.")
-    trained = dataclasses.replace(reflector, param_dtype="float32")
+    frozen, axes = transformer.abstract_params(reflector), transformer.param_axes(reflector)
+    if adapter.rank:
+        trained = jax.eval_shape(lambda: lora.init_adapter(reflector, adapter, jax.random.key(0)))
+        trained_axes = lora.adapter_axes(adapter)
+    else:
+        trained, trained_axes = transformer.abstract_params(reflector.with_param_dtype("float32")), axes
     optimizer = make_optimizer(config.optimizer)
-    params = transformer.abstract_params(trained)
-    state = jax.eval_shape(lambda tree: init_state(tree, optimizer), params)
-    rows = config.batch.num_rows
-    update = make_update(transformer_policy(trained, remat=config.remat), config.grpo, optimizer, config.learner)
-    reply = config.batch.response_buckets[-1]
-    prompt = config.batch.token_buckets[-1] - reply
-    batch = pack(config.batch, [[0] * prompt] * rows, [[0] * reply] * rows, advantages=[0.0] * rows, pad_id=0)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
-    jax.eval_shape(update, state, None if config.grpo.kl == "none" else params, shapes)
+    state = jax.eval_shape(lambda tree: init_state(tree, optimizer), trained)
+    _trace_update(config, reflector, state, frozen)
+
     table = Table(title="Memory, GiB (activations and gradients come on top)", title_justify="left")
-    table.add_column("what")
-    table.add_column("parameters", justify="right")
-    table.add_column("GiB", justify="right")
-    weights = transformer.abstract_params(actor)
-    table.add_row("actor weights", f"{_count(weights):,}", _gib(weights))
-    table.add_row("reflector weights and optimizer", f"{_count(state.params):,}", _gib(state))
-    if config.grpo.kl != "none":
-        table.add_row("reference weights", f"{_count(params):,}", _gib(params))
-    for name, model, sizes in (("actor", actor, config.actor_sampler), ("reflector", trained, config.reflector_sampler)):
-        cache = jax.eval_shape(lambda model=model, sizes=sizes: make_cache(model, sizes.num_slots, sizes.max_len))
-        table.add_row(f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens", "", _gib(cache))
+    for column in ("what", "parameters", "in all", "per device"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    shared = config.actor.frozen_key == config.reflector.frozen_key
+    referenced = adapter.rank > 0 or config.grpo.kl != "none"
+    uses = [name for name, is_there in (("reference", config.grpo.kl != "none"), ("trunk of the adapter", adapter.rank > 0)) if is_there]
+    actor_weights = transformer.abstract_params(actor)
+    _row(table, ", ".join(["actor", *(uses if shared else [])]), actor_weights, transformer.param_axes(actor), config.actor.mesh, RULES)
+    if referenced and not shared:
+        _row(table, ", ".join(uses), frozen, axes, mesh, RULES)
+    _row(table, "trained weights", trained, trained_axes, mesh, TRAINED_RULES)
+    for name in ("first moments", "second moments"):
+        _row(table, name, trained, trained_axes, mesh, TRAINED_RULES)
+    if not adapter.rank and reflector.dtype != "float32":
+        _row(table, f"trained weights as they sample, {reflector.dtype}", frozen, axes, mesh, RULES)
+    for name, model, sizes, where in (
+        ("actor", actor, config.actor_sampler, config.actor.mesh),
+        ("reflector", reflector, config.reflector_sampler, mesh),
+    ):
+        _cache_row(table, name, model, sizes, where)
     console.print(table)
     console.print("Model, cache and update build on shapes.", highlight=False)
 
 
-def model_shape(config: TrainConfig, folder: str) -> ModelConfig:
-    """The shape of the checkpoint, or the one that the preset gives where there is no checkpoint."""
-    try:
-        path = pathlib.Path(model_folder(folder)) / "config.json"
-    except ValueError:
-        if config.shape is None:
-            raise
-        return config.shape
-    return ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
+def model_shape(config: TrainConfig, role: RoleConfig) -> ModelConfig:
+    """The shape of the role's checkpoint, or the one that the preset gives, in the role's dtype."""
+    if config.shape is not None and not pathlib.Path(role.model).is_dir():
+        model = config.shape
+    else:
+        model = read_config(pathlib.Path(model_folder(role.model)))
+    return dataclasses.replace(model, dtype=role.dtype, param_dtype=role.dtype)
 
 
-def _count(tree) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+def _trace_update(config: TrainConfig, model: ModelConfig, state: Any, frozen: Any) -> None:
+    policy = transformer_policy(model, remat=config.remat, lora=config.reflector.lora)
+    update = make_update(policy, config.grpo, make_optimizer(config.optimizer), config.learner)
+    rows, reply = config.batch.num_rows, config.batch.response_buckets[-1]
+    prompt = config.batch.token_buckets[-1] - reply
+    batch = pack(config.batch, [[0] * prompt] * rows, [[0] * reply] * rows, advantages=[0.0] * rows, pad_id=0)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+    base = jax.eval_shape(lambda tree: transformer.unstack_layers(model, tree), frozen)
+    jax.eval_shape(update, state, base, shapes)
 
 
-def _gib(tree) -> str:
-    return f"{sum(int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)) / 2**30:.2f}"
+def _row(table: Table, what: str, shapes: Any, axes: Any, mesh: MeshConfig, rules: Any) -> None:
+    devices = _abstract(mesh)
+    specs = param_specs(axes, shapes, devices, rules)
+    leaves = jax.tree.leaves(shapes)
+    parts = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    held = sum(_bytes(leaf, NamedSharding(devices, spec)) for leaf, spec in zip(leaves, parts, strict=True))
+    table.add_row(what, f"{sum(leaf.size for leaf in leaves):,}", _gib(sum(map(_bytes, leaves))), _gib(held))
+
+
+def _cache_row(table: Table, name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig) -> None:
+    devices = _abstract(mesh)
+    copies = kv_copies(model.num_heads, model.num_kv_heads, devices)
+    arrays = jax.tree.leaves(jax.eval_shape(lambda: make_cache(model, sizes.num_slots, sizes.max_len, copies=copies)))
+    sharding = cache_sharding(model.num_kv_heads * copies, devices)
+    held = sum(_bytes(leaf, sharding) for leaf in arrays)
+    table.add_row(f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens", "", _gib(sum(map(_bytes, arrays))), _gib(held))
+
+
+def _abstract(mesh: MeshConfig) -> AbstractMesh:
+    return AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES)
+
+
+def _bytes(leaf: Any, sharding: NamedSharding | None = None) -> int:
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return int(np.prod(shape)) * leaf.dtype.itemsize
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"

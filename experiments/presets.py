@@ -7,11 +7,13 @@ from types import MappingProxyType
 
 from experiments import tasks
 from ictjax.batch import BatchConfig
-from ictjax.config import EvaluationConfig, TaskConfig, TrainConfig
+from ictjax.config import EvaluationConfig, RoleConfig, TaskConfig, TrainConfig, TrainedRoleConfig
 from ictjax.grpo import PAPER, GRPOConfig
 from ictjax.learner import PAPER_OPTIMIZER, LearnerConfig, OptimizerConfig
+from ictjax.mesh import MESHES
 from ictjax.meta_env import MetaConfig
 from ictjax.models.config import ModelConfig
+from ictjax.models.hf.hub import is_hub_id, local_folder
 from ictjax.reflector import ReflectorConfig
 from ictjax.sampler import SamplerConfig
 
@@ -31,10 +33,10 @@ QWEN_7B = ModelConfig(
     param_dtype="bfloat16",
 )
 
-# Fake games in seconds: a pipeline check for the tests, with no model of its own (give --actor and --reflector).
+# Fake games in seconds: a pipeline check for the tests, with no model of its own (give --actor.model and --reflector.model).
 FAKE_TINY = TrainConfig(
-    actor="models/tiny",
-    reflector="models/tiny",
+    actor=RoleConfig(model="./models/tiny", dtype="float32"),
+    reflector=TrainedRoleConfig(model="./models/tiny", dtype="float32"),
     initial_prompt=tasks.FAKE.initial_prompt,
     iterations=3,
     seed=0,
@@ -67,8 +69,8 @@ FAKE_TINY = TrainConfig(
 # The demo: real MiniHack games and the pocket pair that ships with the repository: a stand-in that shows the system, never evidence about
 # language models.
 POCKET_MINIHACK = TrainConfig(
-    actor="experiments/pocket/checkpoints/actor",
-    reflector="experiments/pocket/checkpoints/reflector",
+    actor=RoleConfig(model="experiments/pocket/checkpoints/actor", dtype="float32"),
+    reflector=TrainedRoleConfig(model="experiments/pocket/checkpoints/reflector", dtype="float32"),
     initial_prompt=tasks.POCKET_MINIHACK.initial_prompt,
     iterations=20,
     seed=0,
@@ -122,10 +124,12 @@ POCKET_MINIHACK = TrainConfig(
     checkpoint_every=1,
 )
 
-# The paper's setting (arXiv 2605.20477): k = 5 games, 25 steps, greedy actor, replay reward, contexts of the base reflector, groups of 8.
+# The paper's setting (arXiv 2605.20477): k = 5 games, 25 steps, greedy actor, replay reward, contexts of the base reflector, groups of 8,
+# all weights trained. With --reflector.lora.rank 64 an adapter of the actor's own weights is trained instead; it wants a learning rate about
+# ten times higher.
 QWEN_7B_MINIHACK = TrainConfig(
-    actor="models/Qwen2.5-7B-Instruct",
-    reflector="models/Qwen2.5-7B-Instruct",
+    actor=RoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
+    reflector=TrainedRoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
     initial_prompt=tasks.QWEN_MINIHACK.initial_prompt,
     iterations=64,
     seed=0,
@@ -199,11 +203,29 @@ def task(preset_name: str, name: str) -> TaskConfig:
 
 
 def model_folder(name: str) -> str:
-    """Where a model is: the path as given, or below the repository for the models that ship with it."""
+    """Where a model is: the path as given, below the repository for the models that ship with it, or where the hub's files of that id are.
+
+    Raises:
+      ValueError: there is no such folder, and the hub does not give it.
+    """
     for folder in (pathlib.Path(name), _ROOT / name):
         if (folder / "config.json").is_file():
             return str(folder)
+    if is_hub_id(name):
+        return str(local_folder(name))
     raise ValueError(
-        f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face layout there, or name its folder with --actor "
-        "and --reflector."
+        f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face layout there, or name its folder or hub id with "
+        "--actor.model and --reflector.model."
     )
+
+
+def in_folders(config: TrainConfig) -> TrainConfig:
+    """The same run with its models by their folders."""
+    return config.with_models(model_folder(config.actor.model), model_folder(config.reflector.model))
+
+
+def on_named_mesh(config: TrainConfig, name: str) -> TrainConfig:
+    """The same run on the devices of a name; ValueError lists the names there are."""
+    if name not in MESHES:
+        raise ValueError(f"Unknown mesh {name!r}: use one of {', '.join(MESHES)}, or give sizes such as --reflector.mesh.tensor 4.")
+    return config.on_mesh(MESHES[name])

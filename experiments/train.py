@@ -12,7 +12,7 @@ from rich.console import Console
 from envs.registry import load_environment
 from experiments import plan_shapes
 from experiments.console import LiveProgress
-from experiments.presets import PRESETS, model_folder, preset, task
+from experiments.presets import PRESETS, in_folders, on_named_mesh, preset, task
 from experiments.run_dir import check_families, flag_value, open_pool, open_run, parse, run_main
 from experiments.tasks import with_options
 from ictjax.config import TrainConfig
@@ -37,6 +37,8 @@ class TrainArgs:
     """Another task to train the preset's models on, for example alfworld."""
     train_options: str = ""
     """Options of the environment as KEY=VALUE,KEY=VALUE, for example data=generated."""
+    mesh: str | None = None
+    """Devices by name, for example v5e-8 [default: one device, or what --actor.mesh and --reflector.mesh say]."""
     check: bool = False
     """Build model, cache and update on shapes alone, print parameters and memory, and end."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -45,7 +47,7 @@ class TrainArgs:
 
 def start(preset_name: str, config: TrainConfig, run_dir: pathlib.Path, console: Console) -> None:
     """Trains, or continues, one run."""
-    folders = dataclasses.replace(config, actor=model_folder(config.actor), reflector=model_folder(config.reflector))
+    folders = in_folders(config)
     settings = config.environment
     environment = load_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
@@ -79,7 +81,8 @@ def _main(argv: list[str]) -> None:
     if other not in (None, chosen.environment.name):  # options are of the environment that they were written for
         chosen = dataclasses.replace(chosen, environment=dataclasses.replace(chosen.environment, name=other, options={}))
     config = config.on(with_options(chosen, flag_value(argv, "--train-options") or ""))
-    default = TrainArgs(preset=name, config=config)
+    devices = flag_value(argv, "--mesh")
+    default = TrainArgs(preset=name, config=config if devices is None else on_named_mesh(config, devices))
     args = parse(TrainArgs, f"{_DESCRIPTION} Presets: {', '.join(PRESETS)}.", argv, default)
     console = Console()
     if args.check:

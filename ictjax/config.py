@@ -4,13 +4,15 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ictjax.batch import BatchConfig
 from ictjax.grpo import GRPOConfig
 from ictjax.learner import LearnerConfig, OptimizerConfig
+from ictjax.mesh import MeshConfig, RoleMeshes
 from ictjax.meta_env import MetaConfig
 from ictjax.models.config import ModelConfig
+from ictjax.models.lora import LoraConfig
 from ictjax.reflector import ReflectorConfig
 from ictjax.rollout import RolloutConfig
 from ictjax.sampler import SamplerConfig
@@ -66,11 +68,32 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run. Model folders are in Hugging Face layout: config.json, safetensors, tokenizer with chat template."""
+class RoleConfig:
+    """A model in a role, and where it is."""
 
-    actor: str  # folder of the frozen actor
-    reflector: str  # folder of the reflector to be trained, and of its reference
+    model: str  # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id on the hub
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of frozen weights, activations and caches; trained weights are float32
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    @property
+    def frozen_key(self) -> tuple[str, str, MeshConfig]:
+        """Roles with the same key hold the same frozen weights."""
+        return self.model, self.dtype, self.mesh
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedRoleConfig(RoleConfig):
+    """A model that is trained: all weights, or an adapter."""
+
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    actor: RoleConfig  # frozen
+    reflector: TrainedRoleConfig  # before training it is also the reference
     initial_prompt: str  # the actor's system prompt at meta-turn 0
     iterations: int
     seed: int
@@ -99,6 +122,12 @@ class TrainConfig:
                 f"batch.num_rows must be at least contexts x candidates = {rows} and a multiple of learner.num_microbatches = "
                 f"{self.learner.num_microbatches}, got {self.batch.num_rows}."
             )
+        part, shares = self.batch.num_rows // self.learner.num_microbatches, self.reflector.mesh.data * self.reflector.mesh.fsdp
+        if part % shares:
+            raise ValueError(
+                f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not divide over reflector.mesh data x fsdp = "
+                f"{shares}: lower learner.num_microbatches."
+            )
         whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
         for name, limit in (
             ("reflector_sampler.max_len", self.reflector_sampler.max_len),
@@ -124,6 +153,22 @@ class TrainConfig:
     def task(self) -> TaskConfig:
         """What is trained on."""
         return TaskConfig(environment=self.environment, initial_prompt=self.initial_prompt, rollout=self.rollout)
+
+    def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
+        """The same run on other devices, with so few microbatches that every device has a row of each."""
+        most = self.batch.num_rows // (meshes.reflector.data * meshes.reflector.fsdp)
+        return dataclasses.replace(
+            self,
+            actor=dataclasses.replace(self.actor, mesh=meshes.actor),
+            reflector=dataclasses.replace(self.reflector, mesh=meshes.reflector),
+            learner=dataclasses.replace(self.learner, num_microbatches=min(self.learner.num_microbatches, max(most, 1))),
+        )
+
+    def with_models(self, actor: str, reflector: str) -> "TrainConfig":
+        """The same run with models from other folders."""
+        return dataclasses.replace(
+            self, actor=dataclasses.replace(self.actor, model=actor), reflector=dataclasses.replace(self.reflector, model=reflector)
+        )
 
     def on(self, task: TaskConfig) -> "TrainConfig":
         """The same models and settings on another task."""

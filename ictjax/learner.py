@@ -12,31 +12,55 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ictjax import grpo
 from ictjax.batch import Batch
+from ictjax.mesh import BATCH
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
+from ictjax.models.lora import LoraConfig, with_adapter
 
 Params = Any  # a pytree of arrays
 Metrics = dict[str, Float[Array, ""]]
 
 
+def _trained_alone(trained: Params, base: Params | None) -> Params:
+    del base
+    return trained
+
+
 class Policy(NamedTuple):
-    """What the learner needs of a model, as two pure functions."""
+    """What the learner needs of a model, as pure functions."""
 
     forward: Callable[..., Array]  # (params, tokens_bt, positions_bt, valid_bt) -> hidden_btd
     unembed: Callable[..., Array]  # (params, hidden_bcd) -> float32 logits_bcv
+    combine: Callable[[Params, Params | None], Params] = _trained_alone  # (trained, base) -> the params of the policy being trained
 
 
-def transformer_policy(config: ModelConfig, *, remat: bool) -> Policy:
-    """The shipped decoder. `remat` recomputes each layer in the backward pass: less memory, about a third more time."""
+def transformer_policy(config: ModelConfig, *, remat: bool, lora: LoraConfig | None = None, mesh: Mesh | None = None) -> Policy:
+    """The shipped decoder.
+
+    Args:
+      remat: recompute each layer in the backward pass: less memory, about a third more time.
+      lora: what is trained is an adapter of the base, if its rank is above 0; None trains all weights.
+      mesh: hidden states are split by rows on it.
+    """
+    activations = None if mesh is None else NamedSharding(mesh, PartitionSpec(*BATCH, None, None))
 
     def forward(params: Params, tokens_bt: Array, positions_bt: Array, valid_bt: Array) -> Array:
-        return transformer.forward(config, params, tokens_bt, positions_bt=positions_bt, valid_bt=valid_bt, remat=remat)
+        return transformer.forward(
+            config, params, tokens_bt, positions_bt=positions_bt, valid_bt=valid_bt, remat=remat, activations=activations
+        )
 
-    return Policy(forward=forward, unembed=functools.partial(transformer.unembed, config))
+    def combine(adapter: Params, base: Params | None) -> Params:
+        if lora is None or base is None:
+            raise ValueError("An adapter is trained without its base: pass the frozen weights to the update.")
+        return with_adapter(lora, base, adapter)
+
+    adapted = lora is not None and lora.rank > 0
+    return Policy(forward=forward, unembed=functools.partial(transformer.unembed, config), combine=combine if adapted else _trained_alone)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +142,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
-    """A fresh state. Copies `params`: updates donate their state, and the caller's weights often serve as the reference.
+    """A fresh state of what is trained: all weights, or an adapter.
+
+    Copies `params`: updates donate their state, and the caller's weights often serve as the reference. On a mesh the moments lie like their
+    weights, and everything else of the state is on every device.
 
     Raises:
       ValueError: weights that are not float32. At learning rates of 1e-6 every update of a bfloat16 weight would be rounded away;
@@ -128,7 +155,19 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Learn
         if leaf.dtype != jnp.float32:
             raise ValueError(f'Trained weights must be float32, {jax.tree_util.keystr(path)} is {leaf.dtype}: set param_dtype="float32".')
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    return LearnerState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32), skipped=jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    state = LearnerState(params=params, opt_state=optimizer.init(params), step=zero, skipped=jnp.zeros((), jnp.int32))
+    mesh = _mesh_of(params)
+    if mesh is None:
+        return state
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf.sharding, NamedSharding) else jax.device_put(leaf, everywhere), state)
+
+
+def _mesh_of(params: Params) -> Mesh | None:
+    """The mesh that arrays lie on; None where they do not, or are only traced."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params) if not isinstance(leaf, jax.core.Tracer)]
+    return next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
 
 
 def token_logprobs(
@@ -171,12 +210,20 @@ def token_logprobs(
 
 
 def make_update(
-    policy: Policy, config: grpo.GRPOConfig, optimizer: optax.GradientTransformation, learner_config: LearnerConfig
+    policy: Policy,
+    config: grpo.GRPOConfig,
+    optimizer: optax.GradientTransformation,
+    learner_config: LearnerConfig,
+    *,
+    shardings: LearnerState | None = None,
 ) -> Callable[[LearnerState, Params | None, Batch], tuple[LearnerState, Metrics]]:
-    """Builds `update(state, ref_params, batch) -> (state, metrics)`: jitted, one compilation per batch shape, `state` donated.
+    """Builds `update(state, base, batch) -> (state, metrics)`: jitted, one compilation per batch shape, `state` donated.
 
-    The old log-probabilities are recomputed here from the weights the update starts with, so the result depends on (state, reference,
-    batch) and not on how the sampler batched. `ref_params` may be None when `config.kl` is "none", and must not share buffers with the state.
+    `base` is what is never trained: the reference policy of the KL term, and the trunk of an adapter. It may be shared with samplers (it is
+    not donated), must not share buffers with the state, and may be None when neither use is there. Gradients are of `state.params` alone.
+
+    The old log-probabilities are recomputed here from the weights the update starts with, so the result depends on (state, base, batch) and
+    not on how the sampler batched. On a mesh give `shardings`, those of the state (`state_shardings`): the new state then lies as the old.
 
     A step whose loss or gradient is not finite changes neither the weights nor the optimizer state, and is counted.
 
@@ -197,8 +244,8 @@ def make_update(
         # Row i goes to part i mod parts: with rows sharded in blocks, every device keeps its own rows in every part.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def loss_of(params: Params, part: _Part) -> tuple[Array, tuple[Metrics, Metrics]]:
-        logp_br, entropy_br = logprobs(params, part.batch)
+    def loss_of(trained: Params, base: Params | None, part: _Part) -> tuple[Array, tuple[Metrics, Metrics]]:
+        logp_br, entropy_br = logprobs(policy.combine(trained, base), part.batch)
         old_logp_br = jax.lax.stop_gradient(logp_br) if part.old_logp_br is None else part.old_logp_br
         mask_br = part.batch.response_mask_br
         terms = grpo.token_loss(config, logp_br, old_logp_br, part.ref_logp_br, part.batch.advantage_b, mask_br)
@@ -222,10 +269,10 @@ def make_update(
         }
         return loss, (sums, maxima)
 
-    def step(state: LearnerState, parts_of_batch: _Part) -> tuple[LearnerState, Metrics]:
+    def step(state: LearnerState, base: Params | None, parts_of_batch: _Part) -> tuple[LearnerState, Metrics]:
         def accumulate(carry: Any, part: _Part) -> tuple[Any, None]:
             grads, sums, maxima = carry
-            (_, (part_sums, part_maxima)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, part)
+            (_, (part_sums, part_maxima)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, base, part)
             grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, part_grads)
             return (grads, jax.tree.map(jnp.add, sums, part_sums), jax.tree.map(jnp.maximum, maxima, part_maxima)), None
 
@@ -262,10 +309,10 @@ def make_update(
         }
         return new_state, metrics
 
-    def update(state: LearnerState, ref_params: Params | None, batch: Batch) -> tuple[LearnerState, Metrics]:
+    def update(state: LearnerState, base: Params | None, batch: Batch) -> tuple[LearnerState, Metrics]:
         if batch.tokens_bt.shape[0] % parts:
             raise ValueError(f"{batch.tokens_bt.shape[0]} rows do not divide into {parts} microbatches: choose a divisor.")
-        if ref_params is None and config.kl != "none":
+        if base is None and config.kl != "none":
             raise ValueError(f'kl={config.kl!r} needs the parameters of the reference policy; pass them or set kl="none".')
         split_batch = jax.tree.map(split, batch)
 
@@ -277,14 +324,19 @@ def make_update(
             loss_coefficient_br=split(grpo.token_coefficients(config, batch.response_mask_br, batch.weight_b)),
             metric_coefficient_br=split(grpo.token_mean(batch.response_mask_br, batch.weight_b)),
             # In a single epoch the weights being trained are the old ones: their log-probabilities come with the loss.
-            old_logp_br=frozen_logprobs(state.params) if learner_config.epochs > 1 else None,
-            ref_logp_br=None if config.kl == "none" else frozen_logprobs(ref_params),
+            old_logp_br=frozen_logprobs(policy.combine(state.params, base)) if learner_config.epochs > 1 else None,
+            ref_logp_br=None if config.kl == "none" else frozen_logprobs(base),
         )
-        state, metrics = jax.lax.scan(lambda s, _: step(s, parts_of_batch), state, length=learner_config.epochs)
+        state, metrics = jax.lax.scan(lambda s, _: step(s, base, parts_of_batch), state, length=learner_config.epochs)
         last = {name: values[-1] for name, values in metrics.items()}
         return state, last | {"skipped": metrics["skipped"].sum()}
 
-    return jax.jit(update, donate_argnums=0)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def state_shardings(state: LearnerState) -> LearnerState | None:
+    """Where every leaf of a state on a mesh lies; None for a state on one device."""
+    return None if _mesh_of(state.params) is None else jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 _SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "ratio_mean", "sampler_gap_mean", "tokens")

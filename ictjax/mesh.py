@@ -1,15 +1,26 @@
-"""The device mesh, and where the weights lie on it."""
+"""The device mesh, and where weights, batches and caches lie on it.
 
-from collections.abc import Mapping
+Weights that are only read (a frozen base, a sampler's copy) follow `RULES`; weights that are trained follow `TRAINED_RULES`, and so do
+their optimizer moments: every device of a mesh then keeps a different part. Batches are split over data and fsdp; the rows of a sampler's
+cache over data, its kv heads over tensor.
+
+Several hosts (not built yet): the update runs on one mesh of all devices, and each host feeds the rows of its own devices
+(`jax.make_array_from_process_local_data` in place of `split_rows`); each host's sampler and worker pool run on a mesh of
+`jax.local_devices()`, so that no dispatch waits for another host.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
-# Logical axis of a weight -> mesh axis. Batches are split over ("data", "fsdp").
-RULES: Mapping[str, str | None] = {
+# Logical axis of a weight -> mesh axes.
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "vocab": "tensor",
     "embed": "fsdp",
@@ -17,30 +28,80 @@ RULES: Mapping[str, str | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "ff": "tensor",
+    "rank": None,
 }
+TRAINED_RULES = {**RULES, "embed": ("data", "fsdp")}
+BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh of all devices with axes data (copies), fsdp (weights split by width) and tensor (heads, feed-forward and vocabulary split).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The sizes of a mesh; their product is the number of devices. All 1: the default device, without a mesh."""
+
+    data: int = 1  # copies of the frozen weights, each with rows of its own
+    fsdp: int = 1  # parts that the width of the weights is split into
+    tensor: int = 1  # parts that heads, feed-forward and vocabulary are split into
+
+    def __post_init__(self) -> None:
+        for name in AXES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"mesh {name} is {getattr(self, name)}: give at least 1")
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the mesh."""
+        return self.data * self.fsdp * self.tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoleMeshes:
+    """One mesh per role. With one shared base both must be the same; the update runs on the reflector's."""
+
+    actor: MeshConfig
+    reflector: MeshConfig
+
+
+def _both(**sizes: int) -> RoleMeshes:
+    return RoleMeshes(actor=MeshConfig(**sizes), reflector=MeshConfig(**sizes))
+
+
+# Made for 7B models with 4 kv heads: tensor beyond 4 would keep every kv head twice, so the other devices are copies (data).
+MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
+    {
+        "h200": _both(),
+        "v5e-8": _both(data=2, tensor=4),
+        "v5e-16": _both(data=4, tensor=4),
+        "v6e-8": _both(data=2, tensor=4),
+        "v5p-8": _both(tensor=4),  # the name counts cores: four chips, which are JAX's devices
+    }
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes data (copies), fsdp (weights split by width) and tensor (heads, feed-forward and vocabulary split).
 
     Raises:
-      ValueError: the product of the sizes is not the number of devices.
+      ValueError: the product of the sizes is not the number of devices (all there are, unless given).
     """
-    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != jax.device_count():
-        raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use all {jax.device_count()} devices: make the product equal"
-        )
-    return jax.make_mesh((data, fsdp, tensor), AXES)
+    count = jax.device_count() if devices is None else len(devices)
+    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+        raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use all {count} devices: make the product equal")
+    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def param_specs(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
+def open_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh of all devices that a configuration asks for; None for one device. Raises ValueError as `make_mesh` does."""
+    return None if config.num_devices == 1 else make_mesh(config.data, config.fsdp, config.tensor)
+
+
+def param_specs(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None] = RULES) -> Any:
     """PartitionSpecs of a parameter tree.
 
     Args:
       axes: tree of tuples of logical axis names (`transformer.param_axes`).
       shapes: the same tree of arrays or ShapeDtypeStructs (`transformer.abstract_params`).
 
-    A dimension that its mesh axis does not divide stays whole on every device (4 kv heads on 8 tensor shards).
+    A dimension that its mesh axes do not divide stays whole on every device (4 kv heads on 8 tensor shards).
     """
 
     def spec(names: tuple[str, ...], leaf: Any) -> PartitionSpec:
@@ -52,15 +113,46 @@ def param_specs(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | No
         targets = [rules[name] for name in names]
         return PartitionSpec(
             *(
-                target if target is not None and size % mesh.shape[target] == 0 else None
+                target if target is not None and size % _size(mesh, target) == 0 else None
                 for target, size in zip(targets, leaf.shape, strict=True)
             )
         )
 
-    return jax.tree.map(spec, axes, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree.map(spec, axes, shapes, is_leaf=_is_axes)
 
 
-def param_shardings(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
+def param_shardings(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None] = RULES) -> Any:
     """`param_specs` bound to the mesh, for `jax.device_put` and `jax.jit`."""
     specs = param_specs(axes, shapes, mesh, rules)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+
+
+def split_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts a batch on the mesh, its rows (the first axis of every leaf) split over data and fsdp; without a mesh, as it is."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, BATCH))
+
+
+def kv_copies(num_heads: int, num_kv_heads: int, mesh: Mesh | None) -> int:
+    """How often a cache holds every kv head, so that the tensor axis can split it.
+
+    1 where it divides the kv heads. Where it is a multiple of them, every device holds the one head that its query heads read. Where it
+    fits neither them nor the query heads, 1: every device holds all heads.
+    """
+    shards = 1 if mesh is None else mesh.shape["tensor"]
+    return shards // num_kv_heads if shards % num_kv_heads == 0 and num_heads % shards == 0 else 1
+
+
+def cache_sharding(num_cached_heads: int, mesh: Mesh) -> NamedSharding:
+    """Of the arrays of a `KVCache`: rows over data, heads over tensor where it divides them."""
+    return NamedSharding(mesh, PartitionSpec("data", "tensor" if num_cached_heads % mesh.shape["tensor"] == 0 else None))
+
+
+def _size(mesh: Mesh, target: str | tuple[str, ...]) -> int:
+    size = 1
+    for axis in (target,) if isinstance(target, str) else target:
+        size *= mesh.shape[axis]
+    return size
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, tuple) and all(isinstance(name, str) for name in node)

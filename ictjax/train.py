@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from envs.api import Environment, Pool
@@ -16,11 +15,11 @@ from ictjax.batch import Batch, pack
 from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import TrainConfig
-from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
+from ictjax.learner import init_state, make_optimizer, make_update, state_shardings, transformer_policy
+from ictjax.mesh import split_rows
 from ictjax.metrics import MetricsWriter
-from ictjax.models.config import ModelConfig
-from ictjax.models.hf import load_checkpoint
 from ictjax.records import Candidate
+from ictjax.roles import initial_weights, load_roles
 from ictjax.run_files import drop_after, write_iteration
 from ictjax.sampler import Sampler
 
@@ -43,16 +42,17 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
     Raises:
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been overwritten then.
     """
-    actor_chat, reflector_chat = ChatTokenizer(config.actor), ChatTokenizer(config.reflector)
-    actor_model, actor_params = load_checkpoint(config.actor)
-    model, base_params = load_trainable(config.reflector)
+    actor_chat, reflector_chat = ChatTokenizer(config.actor.model), ChatTokenizer(config.reflector.model)
+    roles = load_roles(config)
     optimizer = make_optimizer(config.optimizer)
-    update = make_update(transformer_policy(model, remat=config.remat), config.grpo, optimizer, config.learner)
-    state = init_state(base_params, optimizer)
+    state = init_state(initial_weights(config, roles), optimizer)
+    policy = transformer_policy(roles.reflector, remat=config.remat, lora=roles.lora, mesh=roles.mesh)
+    update = make_update(policy, config.grpo, optimizer, config.learner, shardings=state_shardings(state))
+    weights = roles.reflecting(state.params)
     with (
         Checkpointer(run_dir / "checkpoints") as checkpointer,
-        Sampler(actor_model, actor_params, config.actor_sampler, actor_chat.pad_id) as actor,
-        Sampler(model, state.params, config.reflector_sampler, reflector_chat.pad_id) as reflector,
+        Sampler(roles.actor, roles.actor_params, config.actor_sampler, actor_chat.pad_id, mesh=roles.actor_mesh) as actor,
+        Sampler(roles.reflector, weights, config.reflector_sampler, reflector_chat.pad_id, mesh=roles.mesh) as reflector,
     ):
         world = meta_env.World(
             actor=actor,
@@ -77,7 +77,7 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
         collected = (
             meta_env.precollected(world, run_dir / "contexts" / "precollected.jsonl") if config.meta.collection == "precollected" else None
         )
-        reflector.set_params(state.params)
+        reflector.set_params(roles.reflecting(state.params))
         with MetricsWriter(run_dir, last_iteration=first) as writer:
             for iteration in range(first + 1, config.iterations + 1):
                 clock = Clock()
@@ -93,8 +93,8 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
                     meta = meta_env.advance(world, meta, groups, iteration)
                 clock.lap("rewards_s")
                 batch, dead_groups = pack_groups(config, scored.groups, reflector_chat.pad_id)
-                state, learned = update(state, base_params if config.grpo.kl != "none" else None, batch)
-                reflector.set_params(state.params)
+                state, learned = update(state, roles.base, split_rows(batch, roles.mesh))
+                reflector.set_params(roles.reflecting(state.params))
                 learned = jax.device_get(learned)
                 clock.lap("update_s")
                 write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
@@ -111,12 +111,6 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
                 if progress is not None:
                     progress.iteration(iteration, config.iterations, metrics)
     return first
-
-
-def load_trainable(folder: str) -> tuple[ModelConfig, Any]:
-    """A checkpoint with float32 weights, whatever it is stored in: at small learning rates bfloat16 would round updates away."""
-    model, params = load_checkpoint(folder)
-    return dataclasses.replace(model, param_dtype="float32"), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
 
 
 def pack_groups(config: TrainConfig, groups: Sequence[Sequence[Candidate]], pad_id: int) -> tuple[Batch, int]:

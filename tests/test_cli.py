@@ -14,7 +14,7 @@ def models(tmp_path_factory):
 
 
 def flags(models, folder, *more):
-    return ["--preset", "fake-tiny", "--actor", str(models[0]), "--reflector", str(models[1]), "--run-dir", str(folder), *more]
+    return ["--preset", "fake-tiny", "--actor.model", str(models[0]), "--reflector.model", str(models[1]), "--run-dir", str(folder), *more]
 
 
 def refused(capsys, main, argv, *words):
@@ -55,8 +55,8 @@ def test_unknown_family_and_environment(capsys, models, tmp_path):
 
 
 def test_missing_checkpoint(capsys, models, tmp_path):
-    argv = [*flags(models, tmp_path / "run"), "--reflector", str(tmp_path / "nothing")]
-    refused(capsys, train.main, argv, "nothing", "--reflector")
+    argv = [*flags(models, tmp_path / "run"), "--reflector.model", str(tmp_path / "nothing")]
+    refused(capsys, train.main, argv, "nothing", "--reflector.model")
     refused(capsys, train.main, ["--preset", "qwen2.5-7b-minihack", "--run-dir", str(tmp_path / "run")], "Qwen2.5-7B-Instruct")
     assert not (tmp_path / "run").exists()
 
@@ -87,7 +87,7 @@ def test_evaluate_without_checkpoint(capsys, models, tmp_path):
     from experiments.presets import PRESETS
     from ictjax.config import to_dict
 
-    config = {**to_dict(PRESETS["fake-tiny"]), "actor": str(models[0]), "reflector": str(models[1])}
+    config = to_dict(PRESETS["fake-tiny"].with_models(*map(str, models)))
     (tmp_path / "config.json").write_text(json.dumps(config))
     refused(capsys, evaluate.main, ["--run-dir", str(tmp_path)], "no checkpoint", "train first")
 

@@ -34,7 +34,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def flags(models):
     actor, reflector = map(str, models)
-    return ["--preset", "fake-tiny", "--actor", actor, "--reflector", reflector, "--iterations", str(ITERATIONS)]
+    return ["--preset", "fake-tiny", "--actor.model", actor, "--reflector.model", reflector, "--iterations", str(ITERATIONS)]
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +152,7 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     actor, reflector = map(str, models)
     base = PRESETS["fake-tiny"]
     config = dataclasses.replace(
-        base,
-        actor=actor,
-        reflector=reflector,
+        base.with_models(actor, reflector),
         iterations=15,
         environment=dataclasses.replace(base.environment, train_families=("door",), heldout_families=("lamp",)),
         evaluation=dataclasses.replace(base.evaluation, runs=12, test_games=2),
@@ -207,7 +205,7 @@ def test_precollected_contexts_train_too(models, tmp_path):
     actor, reflector = map(str, models)
     base = PRESETS["fake-tiny"]
     meta = dataclasses.replace(base.meta, collection="precollected", precollected_loops=2, replay_weight=1.0)
-    config = dataclasses.replace(base, actor=actor, reflector=reflector, iterations=2, meta=meta)
+    config = dataclasses.replace(base.with_models(actor, reflector), iterations=2, meta=meta)
     with WorkerPool("fake", num_workers=1) as pool:
         train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
     assert len((tmp_path / "contexts" / "precollected.jsonl").read_text().splitlines()) == 4

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ictjax.models.config import ModelConfig
-from ictjax.models.transformer import PROJECTIONS, Params, Transformer, forward, params_of, unembed
+from ictjax.models.transformer import PROJECTIONS, Params, Transformer, forward, unembed
 
 _AXES = {"D": ("embed",), "F": ("ff",), "NH": ("heads", "head_dim"), "KH": ("kv_heads", "head_dim")}
 
@@ -67,26 +67,22 @@ class AdaptedTransformer(nnx.Module):
 
     def __call__(self, tokens_bt: Array) -> Array:
         """Logits of a batch without padding, [B, T, V]."""
-        params = with_adapter(self.lora, params_of(self.base), adapter_of(self))
+        adapter, base = split(self)
+        params = with_adapter(self.lora, base, adapter)
         return unembed(self.base.config, params, forward(self.base.config, params, tokens_bt))
 
 
 def split(module: AdaptedTransformer) -> tuple[Params, Params]:
     """The trained and the frozen parameters of a module as plain trees: (adapter, base)."""
-    frozen = nnx.state(module.base, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
-    return adapter_of(module), nnx.to_pure_dict(frozen)
-
-
-def adapter_of(module: nnx.Module) -> Params:
-    """All adapter parameters below a module as one flat dict of arrays."""
-    return {path[-1]: leaf for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.LoRAParam)).items()}
+    _, trained, frozen = nnx.split(module, nnx.LoRAParam, nnx.Param)
+    return nnx.to_pure_dict(trained)["adapter"], nnx.to_pure_dict(frozen)["base"]
 
 
 def init_adapter(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:
     """A new adapter: {"q_lora_a": [L, D, R], "q_lora_b": [L, R, N, H], ...}. Raises ValueError for rank 0."""
     if not lora.rank:
         raise ValueError("lora.rank is 0, which means to train all weights: there is no adapter to make")
-    return adapter_of(Adapter(config, lora, rngs=nnx.Rngs(key)))
+    return nnx.to_pure_dict(nnx.state(Adapter(config, lora, rngs=nnx.Rngs(key)), nnx.LoRAParam))
 
 
 def adapter_axes(lora: LoraConfig) -> dict[str, tuple[str, ...]]:

@@ -9,14 +9,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ictjax.models.cache import copy_row, make_cache
+from ictjax.mesh import cache_sharding, kv_copies
+from ictjax.models.cache import copy_row, copy_row_across, make_cache
 from ictjax.models.config import ModelConfig
-from ictjax.models.transformer import Params, abstract_params
+from ictjax.models.transformer import Params
 from ictjax.sampler.state import blank_rows, pack_request, pack_row, unpack_samples
 from ictjax.sampler.step import turn
+from ictjax.sampler.weights import check_tree, sampling_weights
 
 # A shorter common prefix is cheaper to compute again than to copy from another slot.
 _MIN_COPIED_TOKENS = 16
@@ -138,29 +140,48 @@ class Sampler:
     Nothing blocks: calls only note what is wanted, `step` does one dispatch of it and returns the replies that it finished. Tokens
     depend on weights, tokens and keys, not on slots or arrival order (up to rounding of float32 sums at other batch shapes).
 
+    On a mesh every copy of the weights (axis data) works on slots of its own: their cache rows never leave its devices, its decode loop
+    ends when its own rows are done, and only a forked row may travel. Within a copy the weights and kv heads stay split (tensor, fsdp).
+
     Args:
       config: the model.
-      params: its weights (`init_params` tree); NumPy weights are put on the default device once.
+      params: its weights, see `weights.sampling_weights`: in that function's form they are used where they are, else converted once.
       sampler_config: sizes.
       pad_id: an id to fill unused positions with; never seen by the model's attention.
+      mesh: the devices to work on; None for the one that the weights are on.
+
+    Raises:
+      ValueError: sizes that do not fit the model or the mesh, or weights of another model.
     """
 
-    def __init__(self, config: ModelConfig, params: Params, sampler_config: SamplerConfig, pad_id: int) -> None:
+    def __init__(
+        self, config: ModelConfig, params: Params, sampler_config: SamplerConfig, pad_id: int, *, mesh: Mesh | None = None
+    ) -> None:
         if not 0 <= pad_id < config.vocab_size:
             raise ValueError(f"pad_id is {pad_id}: give an id of the vocabulary, 0 to {config.vocab_size - 1}")
         if sampler_config.max_len > config.max_positions:
             raise ValueError(f"max_len {sampler_config.max_len} exceeds the model's max_positions {config.max_positions}: lower it")
+        self._shards = 1 if mesh is None else mesh.shape["data"]
+        for name, sizes in (("num_slots", (sampler_config.num_slots,)), ("row_buckets", sampler_config.row_buckets)):
+            if any(size % self._shards for size in sizes):
+                raise ValueError(f"{name} {sizes} are not multiples of the mesh's data axis {self._shards}: every copy gets the same share")
         self._config = config
         self._sampler_config = sampler_config
         self._pad_id = pad_id
-        self._cache = make_cache(config, sampler_config.num_slots, sampler_config.max_len)
+        self._mesh = mesh
+        copies = kv_copies(config.num_heads, config.num_kv_heads, mesh)
+        self._cache_sharding = None if mesh is None else cache_sharding(config.num_kv_heads * copies, mesh)
+        self._cache = jax.jit(
+            lambda: make_cache(config, sampler_config.num_slots, sampler_config.max_len, copies=copies), out_shardings=self._cache_sharding
+        )()
         self._programs: dict[tuple[int, int, int], Any] = {}
         self._copy_program: Any = None
         self._ids = itertools.count()
         self._conversations: dict[int, _Conversation] = {}
         self._queue: collections.deque[_Conversation] = collections.deque()
         self._in_slot: list[_Conversation | None] = [None] * sampler_config.num_slots
-        self._free = list(range(sampler_config.num_slots))  # longest free first
+        # Longest free first; to begin with, the copies of the weights take turns.
+        self._free = sorted(range(sampler_config.num_slots), key=lambda slot: slot % self._slots_per_shard)
         # What each cache row holds, also after its conversation closed.
         self._row_tokens = np.zeros((sampler_config.num_slots, sampler_config.max_len), np.int32)
         self._row_lengths = np.zeros(sampler_config.num_slots, np.int32)
@@ -192,11 +213,9 @@ class Sampler:
             raise ValueError(
                 f"{len(self._conversations)} conversations are open: close them before changing the weights under their caches"
             )
-        expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_params(self._config))
-        actual = jax.tree.map(lambda leaf: (tuple(leaf.shape), jnp.dtype(leaf.dtype)), params)
-        if actual != expected:
-            raise ValueError(f"the weights have shapes and types {actual}, the config asks for {expected}")
-        self._params = jax.device_put(params)
+        check_tree(self._config, params)
+        self._params = None  # frees converted weights before others are made
+        self._params = sampling_weights(self._config, params, self._mesh)
         self._row_lengths[:] = 0
 
     def warmup(self) -> None:
@@ -292,6 +311,10 @@ class Sampler:
             finished += self.step()
         return finished
 
+    @property
+    def _slots_per_shard(self) -> int:
+        return self._sampler_config.num_slots // self._shards
+
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the sampler is closed: make another")
@@ -361,7 +384,9 @@ class Sampler:
         same &= np.arange(wanted)[None] < self._row_lengths[:, None]
         prefixes = np.where(same.all(axis=1), wanted, same.argmin(axis=1)) if wanted else np.zeros(len(same), int)
         source = int(prefixes.argmax())
-        slot = max(self._free, key=lambda free: prefixes[free] == prefixes[source])
+        # Else one of the copy of the weights with most free slots: a dispatch takes as long as its fullest copy.
+        idle = collections.Counter(free // self._slots_per_shard for free in self._free)
+        slot = max(self._free, key=lambda free: (prefixes[free] == prefixes[source], idle[free // self._slots_per_shard]))
         reused = int(prefixes[slot])
         if slot != source and prefixes[source] >= max(_MIN_COPIED_TOKENS, reused + 1):
             self._cache = self._copier()(self._cache, np.int32(source), np.int32(slot))
@@ -389,17 +414,27 @@ class Sampler:
             return [], 1
         length, group = max(groups.items(), key=lambda item: sum(1 + now - c.ready_since for c in item[1]))
         group.sort(key=lambda c: c.ready_since)
-        return group[: self._sampler_config.row_buckets[-1]], length
+        room = collections.Counter(dict.fromkeys(range(self._shards), self._sampler_config.row_buckets[-1] // self._shards))
+        chosen = []
+        for conversation in group:
+            shard = conversation.slot // self._slots_per_shard
+            if room[shard]:
+                room[shard] -= 1
+                chosen.append(conversation)
+        return chosen, length
 
     def _dispatch(self, group: list[_Conversation], length: int) -> None:
-        sizes = self._sampler_config
-        num_rows = _bucket(sizes.row_buckets, len(group))
+        sizes, per_shard = self._sampler_config, self._slots_per_shard
+        counts = collections.Counter(conversation.slot // per_shard for conversation in group)
+        num_rows = _bucket(sizes.row_buckets, self._shards * max(counts.values()))
+        shard_rows = num_rows // self._shards
+        next_row = [itertools.count(shard * shard_rows) for shard in range(self._shards)]
         steps = sizes.decode_steps if length == 1 else sizes.extend_steps
-        packed = blank_rows(num_rows, length, num_stop_ids=sizes.max_stop_ids, num_slots=sizes.num_slots, pad_id=self._pad_id)
+        packed = self._blank(num_rows, length)
         rows, fed, end = [], [], length
-        for order, conversation in enumerate(group):
+        for conversation in group:
             slot = conversation.slot
-            row = slot if num_rows == sizes.num_slots else order
+            row = slot if num_rows == sizes.num_slots else next(next_row[slot // per_shard])
             start = int(self._row_lengths[slot])
             count = min(self._unfed(conversation), length)
             allowed = 0
@@ -407,7 +442,7 @@ class Sampler:
                 allowed = min(conversation.request.max_new_tokens - len(conversation.reply), sizes.max_len - conversation.length)
             pack_row(
                 packed[row],
-                slot=slot,
+                slot=slot % per_shard,
                 start=start,
                 tokens=conversation.tokens[start : start + count],
                 allowed=allowed,
@@ -422,7 +457,10 @@ class Sampler:
         samples, self._cache = program(self._params, self._cache, packed)
         ids, logprobs, sampled = unpack_samples(np.asarray(samples))
         self._counts["dispatches"] += 1
-        self._counts["padded_tokens"] += num_rows * (int(sampled.max()) if length == 1 else length + max(int(sampled.max()) - 1, 0))
+        steps_per_shard = sampled.reshape(self._shards, shard_rows).max(axis=1)
+        if length > 1:
+            steps_per_shard = length + np.maximum(steps_per_shard - 1, 0)
+        self._counts["padded_tokens"] += shard_rows * int(steps_per_shard.sum())
         for conversation, row, count in zip(group, rows, fed, strict=True):
             self._advance(
                 conversation, count, ids[row, : sampled[row]].tolist(), logprobs[row, : sampled[row]].tolist(), extended=length > 1
@@ -473,16 +511,39 @@ class Sampler:
                 max_top_k=sizes.max_top_k,
                 pad_id=self._pad_id,
             )
-            blank = blank_rows(num_rows, length, num_stop_ids=sizes.max_stop_ids, num_slots=sizes.num_slots, pad_id=self._pad_id)
-            self._programs[shape] = jax.jit(static, donate_argnums=1).lower(self._params, self._cache, blank).compile()
-            self._counts["compile_count"] += 1
+            arguments = (self._params, self._cache, self._blank(num_rows, length))
+            self._programs[shape] = self._compile(static, arguments, cache=1, split=(False, True, True), split_result=(True, True))
         return self._programs[shape]
 
     def _copier(self) -> Any:
         if self._copy_program is None:
-            self._copy_program = jax.jit(copy_row, donate_argnums=0).lower(self._cache, np.int32(0), np.int32(0)).compile()
-            self._counts["compile_count"] += 1
+            copy = copy_row if self._shards == 1 else functools.partial(copy_row_across, axis="data")
+            arguments = (self._cache, np.int32(0), np.int32(0))
+            self._copy_program = self._compile(copy, arguments, cache=0, split=(True, False, False), split_result=True)
         return self._copy_program
+
+    def _compile(self, function: Any, arguments: tuple, *, cache: int, split: tuple[bool, ...], split_result: Any) -> Any:
+        """Compiles a function of these arguments, one of them the donated cache. On a mesh it runs once per copy of the weights, each time
+        on its share of what `split` names, by rows; inside a copy the compiler splits the work as the weights and the cache are split."""
+        self._counts["compile_count"] += 1
+        if self._mesh is None:
+            return jax.jit(function, donate_argnums=cache).lower(*arguments).compile()
+        rows, whole = PartitionSpec("data"), PartitionSpec()
+        inputs, outputs = jax.tree.map(lambda by_rows: rows if by_rows else whole, (split, split_result))
+        if self._shards > 1:
+            function = jax.shard_map(function, mesh=self._mesh, in_specs=inputs, out_specs=outputs, axis_names={"data"}, check_vma=False)
+        places = tuple(
+            jax.tree.map(lambda leaf: leaf.sharding, argument)
+            if isinstance(jax.tree.leaves(argument)[0], jax.Array)
+            else NamedSharding(self._mesh, spec)
+            for argument, spec in zip(arguments, inputs, strict=True)
+        )
+        results = (NamedSharding(self._mesh, rows), self._cache_sharding) if isinstance(split_result, tuple) else self._cache_sharding
+        return jax.jit(function, donate_argnums=cache, in_shardings=places, out_shardings=results).lower(*arguments).compile()
+
+    def _blank(self, num_rows: int, length: int) -> np.ndarray:
+        stop_ids = self._sampler_config.max_stop_ids
+        return blank_rows(num_rows, length, num_stop_ids=stop_ids, num_slots=self._slots_per_shard, pad_id=self._pad_id)
 
 
 def _bucket(sizes: Iterable[int], wanted: int) -> int:

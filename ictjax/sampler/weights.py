@@ -1,0 +1,90 @@
+"""The form in which weights sample: one dict per layer, in the dtype that they compute in, in their places on the mesh."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
+
+from ictjax import mesh as meshes
+from ictjax.models.config import ModelConfig
+from ictjax.models.lora import LoraConfig, adapter_axes
+from ictjax.models.transformer import Params, abstract_params, unstack_layers
+
+
+def sampling_weights(config: ModelConfig, params: Params, mesh: Mesh | None = None, *, consume: bool = False) -> Params:
+    """Brings weights of either form into the one that samples; what has it already is returned itself, not copied.
+
+    So the result of one call can be given to any number of samplers and, frozen, to the learner: all of them use the same arrays.
+    Matrices and biases are converted to `config.dtype`, which every use of them does anyway: a decode loop would hold the converted weights
+    as a second copy. Norms keep their dtype (they are used in float32). The adapter of `lora.with_adapter` stays stacked: it is small.
+
+    Args:
+      params: stacked or unstacked, NumPy or JAX arrays.
+      mesh: where to; None for the default device, or wherever JAX arrays are.
+      consume: delete each stacked JAX array as soon as its layers are there, so that memory never holds both forms of all weights.
+
+    Raises:
+      ValueError: the tree is not that of the config.
+    """
+    check_tree(config, params)
+    top, stacked = config.weight_axes
+    layer_axes = {name: axes[1:] for name, axes in stacked.items()}
+    place = functools.partial(_place, config, mesh)
+    result = {name: place(name, axes, params[name]) for name, axes in top.items()}
+    if isinstance(params["layers"], Mapping):
+        columns = {}
+        for name, axes in layer_axes.items():
+            leaf = params["layers"][name]
+            if isinstance(leaf, jax.Array):
+                parts = _slices(leaf, _dtype(config, name, leaf), _sharding(axes, leaf[0], mesh))
+                if consume:
+                    jax.block_until_ready(parts)
+                    leaf.delete()
+            else:
+                parts = tuple(place(name, axes, part) for part in leaf)
+            columns[name] = parts
+        layers = tuple({name: parts[index] for name, parts in columns.items()} for index in range(config.num_layers))
+    else:
+        layers = tuple({name: place(name, axes, weights[name]) for name, axes in layer_axes.items()} for weights in params["layers"])
+    result["layers"] = layers
+    if "lora" in params:
+        axes = adapter_axes(LoraConfig(rank=1))
+        result["lora"] = {name: place(name, axes[name], leaf) for name, leaf in params["lora"].items()}
+    return result
+
+
+def check_tree(config: ModelConfig, params: Params) -> None:
+    """Raises ValueError unless the tree is that of the config, in one of its two forms; an adapter is not looked at."""
+    expected = abstract_params(config)
+    if not isinstance(params["layers"], Mapping):
+        expected = jax.eval_shape(functools.partial(unstack_layers, config), expected)
+    expected_shapes = jax.tree.map(lambda leaf: leaf.shape, expected)
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), {name: node for name, node in params.items() if name != "lora"})
+    if shapes != expected_shapes:
+        raise ValueError(f"the weights have shapes {shapes}, the config asks for {expected_shapes}")
+
+
+def _place(config: ModelConfig, mesh: Mesh | None, name: str, axes: tuple[str, ...], leaf: Any) -> Array:
+    sharding = _sharding(axes, leaf, mesh)
+    dtype = _dtype(config, name, leaf)
+    if isinstance(leaf, jax.Array) and leaf.dtype == dtype and (sharding is None or leaf.sharding == sharding):
+        return leaf
+    return jax.device_put(leaf.astype(dtype), sharding)
+
+
+def _dtype(config: ModelConfig, name: str, leaf: Any) -> jnp.dtype:
+    return jnp.dtype(leaf.dtype if name.endswith("norm") else config.dtype)
+
+
+def _sharding(axes: tuple[str, ...], leaf: Any, mesh: Mesh | None) -> NamedSharding | None:
+    return None if mesh is None else meshes.param_shardings(axes, leaf, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "sharding"))
+def _slices(leaf: Array, dtype: jnp.dtype, sharding: NamedSharding | None) -> tuple[Array, ...]:
+    parts = tuple(leaf[index].astype(dtype) for index in range(leaf.shape[0]))
+    return parts if sharding is None else tuple(jax.lax.with_sharding_constraint(part, sharding) for part in parts)
