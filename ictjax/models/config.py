@@ -141,7 +141,7 @@ class ModelConfig:
     @property
     def weight_axes(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
         """The logical axes of every weight: those outside the layers, and those of all layers stacked along "layers"."""
-        layer = {
+        layer: dict[str, tuple[str, ...]] = {
             "attn_norm": ("embed",),
             "q": ("embed", "heads", "head_dim"),
             "k": ("embed", "kv_heads", "head_dim"),
@@ -162,7 +162,7 @@ class ModelConfig:
             layer |= {"q_norm": ("head_dim",), "k_norm": ("head_dim",)}
         if self.sandwich_norms:
             layer |= {"post_attn_norm": ("embed",), "post_mlp_norm": ("embed",)}
-        top = {"embed": ("vocab", "embed"), "norm": ("embed",)}
+        top: dict[str, tuple[str, ...]] = {"embed": ("vocab", "embed"), "norm": ("embed",)}
         if not self.tie_embeddings:
             top |= {"head": ("embed", "vocab")}
         return top, {name: ("layers", *axes) for name, axes in layer.items()}
@@ -207,7 +207,7 @@ class ModelConfig:
         if dtype not in DTYPES:
             raise _not_implemented("dtype", dtype)
         attention_bias = bool(getattr(hf, "attention_bias", False))
-        fields = {
+        fields: dict[str, Any] = {
             "family": family,
             "vocab_size": hf.vocab_size,
             "num_layers": hf.num_hidden_layers,
@@ -232,7 +232,7 @@ class ModelConfig:
             "dtype": "float32" if dtype == "float16" else dtype,
             "param_dtype": dtype,
         }
-        return cls(**(fields | FAMILIES[family].fixed))
+        return cls(**{**fields, **FAMILIES[family].fixed})
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `config.json` that Hugging Face transformers reads as the same model.

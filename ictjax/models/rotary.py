@@ -41,9 +41,9 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.
 
 def rotary(config: ModelConfig, positions_bt: Int[Array, "B T"], *, sliding: bool) -> tuple[Float[Array, "B T 1 H/2"], ...]:
     """Cosines and sines of full or of sliding layers, float32."""
-    local = sliding and config.local_rope_theta is not None
-    scaling = None if local else config.rope_scaling
-    theta = config.local_rope_theta if local else config.rope_theta
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if sliding and config.local_rope_theta is not None:
+        theta, scaling = config.local_rope_theta, None
     angles = positions_bt.astype(jnp.float32)[:, :, None, None] * frequencies(config.head_dim, theta, scaling)[None, None, None]
     magnitude = 1.0 if scaling is None else scaling.attention_factor
     return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude

@@ -87,7 +87,13 @@ def init_params(config: ModelConfig, key: Array) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
     """The shapes and dtypes of `init_params`; allocates nothing."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    sizes = config.axis_sizes
+
+    def weight(axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes), config.param_dtype)
+
+    top, layers = config.weight_axes
+    return {name: weight(axes) for name, axes in top.items()} | {"layers": {name: weight(axes) for name, axes in layers.items()}}
 
 
 def unstack_layers(config: ModelConfig, params: Params) -> Params:
@@ -159,7 +165,7 @@ def forward(
         layer = jax.checkpoint(layer, policy=lambda primitive, *_, **__: primitive.name != "cond")
     x_btd = place(_embed(config, params, tokens_bt))
     index_l = jnp.arange(config.num_layers, dtype=jnp.int32)
-    sliding_l = jnp.array(config.sliding_layers) if config.sliding_layers else None
+    sliding_l = None if config.sliding_window is None else jnp.array(config.sliding_layers)
     x_btd, _ = jax.lax.scan(layer, x_btd, (stacked | params.get("lora", {}), index_l, sliding_l))
     return _rms_norm(config, params["norm"], x_btd)
 
@@ -193,7 +199,7 @@ def extend(
     keys, values = [], []
     for index in range(config.num_layers):
         weights = layer_weights(params, index)
-        cos_sin, mask_bts = views[bool(config.sliding_layers) and config.sliding_layers[index]]
+        cos_sin, mask_bts = views[config.sliding_window is not None and config.sliding_layers[index]]
         q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
         k_btkh, v_btkh = (jnp.repeat(x, cache.v[index].shape[1] // config.num_kv_heads, axis=2) for x in (k_btkh, v_btkh))
         k_bkhs = cache.k[index].at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
@@ -264,7 +270,7 @@ def _rms_norm(config: ModelConfig, weight: Array, x: Array) -> Array:
 def _views(config: ModelConfig, positions_bt: Array, key_positions_bs: Array, mask_bts: Array) -> list[tuple[tuple[Array, ...], Array]]:
     """Rotary factors and mask of full layers, and of sliding ones where the model has them."""
     views = [(rotary(config, positions_bt, sliding=False), mask_bts)]
-    if config.sliding_layers:
+    if config.sliding_window is not None:
         near_bts = positions_bt[:, :, None] - key_positions_bs[:, None, :] < config.sliding_window
         views.append((rotary(config, positions_bt, sliding=True), mask_bts & near_bts))
     return views

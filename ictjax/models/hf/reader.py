@@ -21,6 +21,7 @@ from ictjax.models.transformer import Params, abstract_params, param_axes
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_WITHOUT_EMBEDDING = ("<image_soft_token>",)  # the tokenizer of Gemma 3's text models has it, their embedding does not
 _BLOCK = 256  # rows of a tensor that are in memory beside the shard that they go to
 
 
@@ -92,12 +93,13 @@ def _check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
     if not path.is_file():
         return
     try:
-        ids = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values()
+        vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"{path} cannot be read ({error}): take the file that the checkpoint was published with") from error
-    if max(ids, default=0) >= config.vocab_size:
+    last = max((id_ for token, id_ in vocabulary.items() if token not in _WITHOUT_EMBEDDING), default=0)
+    if last >= config.vocab_size:
         raise ValueError(
-            f"{path} has the id {max(ids)}, but the model has embeddings of {config.vocab_size} ids: take the checkpoint's own tokenizer"
+            f"{path} has the id {last}, but the model has embeddings of {config.vocab_size} ids: take the checkpoint's own tokenizer"
         )
 
 
@@ -137,7 +139,7 @@ def _locate(folder: pathlib.Path, config: ModelConfig, tensors: dict[str, Tensor
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError(f"{folder / INDEX} has no weight_map: take the file that the checkpoint was published with")
         names = sorted(set(weight_map.values()))
     elif (folder / WEIGHTS).is_file():

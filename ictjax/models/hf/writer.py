@@ -146,8 +146,7 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, params: Params, dtype: np.dtyp
     for key in tensor.path:
         weight = weight[key]
     value = np.asarray(weight if tensor.layer is None else weight[tensor.layer]).astype(dtype, copy=False)
-    value = np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value)))
-    file.write(memoryview(value.view(np.uint8).reshape(-1)))
+    np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value))).view(np.uint8).tofile(file)
 
 
 def _write_text(path: str, text: str) -> None:
