@@ -103,7 +103,7 @@ def play_both(game: GameId, content: Mapping[str, Any], stock_game: Any, policy:
     """
     ours = AlfworldGame(game.family, lambda key: content)
     observation, answer = ours.reset(game), stock_game.reset()
-    difference = _difference(_view(observation.text, observation.actions, False, 0.0), _view(*answer, 0.0))
+    difference = _difference(Answer(observation.text, observation.actions, False), 0.0, answer, 0.0)
     rng = random.Random(f"{seed} {policy} {game}")
     taken: list[str] = []
     past = [rng.choice((*answer.commands, "look", "")) for _ in range(PAST_END)]
@@ -115,19 +115,17 @@ def play_both(game: GameId, content: Mapping[str, Any], stock_game: Any, policy:
         score = stock_game.score
         step, answer = ours.step(action), stock_game.step(action)
         taken.append(action)
-        seen = _view(step.observation.text, step.observation.actions, step.outcome is not None, step.reward)
-        difference = _difference(seen, _view(*answer, stock_game.score - score))
+        seen = Answer(step.observation.text, step.observation.actions, step.outcome is not None)
+        difference = _difference(seen, step.reward, answer, stock_game.score - score)
     if difference:
         difference["actions"] = [action[:80] for action in taken]
     return {"steps": len(taken), "won": answer.won, "difference": difference}
 
 
-def _view(text: str, commands: Sequence[str], won: bool, reward: float) -> dict[str, Any]:
-    return {"text": text, "commands": list(commands), "won": won, "reward": reward}
-
-
-def _difference(ours: dict[str, Any], stock: dict[str, Any]) -> dict[str, Any]:
-    return {} if ours == stock else {field: {"ours": ours[field], "stock": stock[field]} for field in ours if ours[field] != stock[field]}
+def _difference(ours: Answer, our_reward: float, stock: Answer, stock_reward: float) -> dict[str, Any]:
+    """By field, what the two engines say, where they do not say the same."""
+    fields = zip((*Answer._fields, "reward"), (*ours, our_reward), (*stock, stock_reward), strict=True)
+    return {field: {"ours": mine, "stock": theirs} for field, mine, theirs in fields if mine != theirs}
 
 
 def choose(environment: ALFWorld, split: str, limit: int) -> list[GameId]:

@@ -271,7 +271,7 @@ def _lift(formula: Formula, constants: list[str]) -> Formula:
 
 
 def _columns(facts: list[tuple[str, str, str]], objects: Mapping[str, str], domain: Domain) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """The initial facts by predicate, as one tuple per argument. Every argument must be of exactly the declared type. Raises ValueError for others."""
+    """The initial facts by predicate, as one tuple per argument, each of exactly the declared type. Raises ValueError for others."""
     rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for predicate, first, second in facts:
         rows[predicate].append((first, second))

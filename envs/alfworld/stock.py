@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,6 +45,7 @@ try:
         import fast_downward
         import mementos.core
         import textworld
+        import textworld.logic
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
         from textworld.envs.pddl import textgen
         from textworld.gym.envs.textworld_batch import TextworldBatchGymEnv
@@ -85,7 +87,7 @@ class StockEngine:
         with self._contained():
             if self._env is None:
                 infos = textworld.EnvInfos(won=True, admissible_commands=True, extras=["gamefile"])
-                wrappers = [AlfredDemangler(shuffle=False), AlfredInfos]
+                wrappers: Any = [AlfredDemangler(shuffle=False), AlfredInfos]
                 self._env = TextworldBatchGymEnv([str(self._file)], infos, batch_size=1, asynchronous=False, wrappers=wrappers)
             self._env.batch_env.load([str(self._file)])
             if self._cached:
@@ -126,7 +128,7 @@ class StockEngine:
         originals = fast_downward.load_lib, fast_downward.pddl2sas, textgen.Rule, textgen._parse_and_convert
         fast_downward.load_lib = _library
         if self._cached:
-            fast_downward.pddl2sas, textgen.Rule, textgen._parse_and_convert = _last_translation, _Rule, _parsed
+            fast_downward.pddl2sas, textgen.Rule, textgen._parse_and_convert = _last_translation, _RULE, _parsed
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
@@ -138,7 +140,7 @@ class StockEngine:
 
 def _forget():
     mementos.core._memento_cache.clear()
-    for kept in (_Rule.parse_conjunctive_query, _parsed_text, _last_translation):
+    for kept in (_parsed_query, _parsed_text, _last_translation):
         kept.cache_clear()
 
 
@@ -172,8 +174,8 @@ def _last_translation(domain: str, problem: str, verbose: bool = False, optimize
     return _translate(domain, problem, verbose=verbose, optimize=optimize)
 
 
-class _Rule:
-    parse_conjunctive_query = staticmethod(functools.lru_cache(maxsize=1024)(textworld.logic.Rule.parse_conjunctive_query))
+_parsed_query = functools.lru_cache(maxsize=1024)(textworld.logic.Rule.parse_conjunctive_query)
+_RULE: Any = types.SimpleNamespace(parse_conjunctive_query=_parsed_query)  # all that the texts need of the class
 
 
 @functools.lru_cache(maxsize=1024)
