@@ -529,7 +529,9 @@ class MiniHackGame:
             else:
                 self._locked.discard(door)
         items = read_items(arrays, self._start)
-        rows = tuple(bytes(row).decode("latin-1") for row in arrays["chars"])
+        width = arrays["chars"].shape[1]
+        screen = bytes(arrays["chars"]).decode("latin-1")
+        rows = tuple(screen[start : start + width] for start in range(0, len(screen), width))
         lines: list[str] = []
         if not blind:
             kept, self._pages = self._pages, []

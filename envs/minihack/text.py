@@ -13,6 +13,7 @@ _SAID_ELSEWHERE = re.compile(
     r"^There is .* here\.?$|^Be careful!|^New moon tonight|^You are lucky!|^Full moon tonight|^Watch out!|^Friday the 13th"
 )
 _NOTABLE = ("object", "monster", "feature", "trap", "boulder", "open", "closed", "doorway", "liquid")
+_MARK = re.compile("[^ ]")
 _TERRAIN_WORDS = ("liquid", "open", "closed", "doorway", "boulder")
 
 __all__ = ["STYLES", "plain_name", "render", "render_end"]
@@ -177,18 +178,17 @@ def _map(view: View) -> list[str]:
     top, bottom = max(hy - 10, 0), hy + 11
     left, right = max(hx - 20, 0), hx + 21
     rows = [row[left:right] for row in view.rows[top:bottom]]
-    used = [(r, c) for r, row in enumerate(rows) for c, char in enumerate(row) if char != " "]
-    if not used:
+    filled = [r for r, row in enumerate(rows) if row.strip(" ")]
+    if not filled:
         return []
-    first, last = min(r for r, _ in used), max(r for r, _ in used)
-    start, stop = min(c for _, c in used), max(c for _, c in used) + 1
-    lines = [row[start:stop].rstrip() for row in rows[first : last + 1]]
+    start = min(len(rows[r]) - len(rows[r].lstrip(" ")) for r in filled)
+    lines = [row[start:].rstrip() for row in rows[filled[0] : filled[-1] + 1]]
     legend: dict[str, list[str]] = {}
-    for r, c in used:
-        position = (c + left, r + top)
-        char = rows[r][c]
-        thing = view.cell(position)
-        name = "you" if position == view.position else thing.name if thing is not None else ""
-        if name and name not in legend.setdefault(char, []):
-            legend[char].append(name)
+    for r in filled:
+        for found in _MARK.finditer(rows[r]):
+            position = (found.start() + left, r + top)
+            thing = view.cell(position)
+            name = "you" if position == view.position else thing.name if thing is not None else ""
+            if name and name not in legend.setdefault(found.group(), []):
+                legend[found.group()].append(name)
     return ["Map:\n" + "\n".join(lines), "Legend: " + ", ".join(f"{char} {' or '.join(names)}" for char, names in legend.items() if names)]
