@@ -81,12 +81,12 @@ def p_value(p: float) -> str:
     return "<1e-4" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
 
 
-def headline(splits: Sequence[Split]) -> str:
-    """The result in one sentence, with the interval; and one for every other benchmark."""
+def headlines(splits: Sequence[Split]) -> list[str]:
+    """The result in one sentence, with the interval; then one for every other benchmark."""
     complete = [(split, split.test) for split in splits if split.test is not None and {"trained", "untrained"} <= split.arms.keys()]
     if not complete:
-        return "No evaluation of the trained and the untrained reflector yet: this page shows the training so far."
-    return " ".join(_sentence(split, test) for n, (split, test) in enumerate(complete) if n == 0 or split.name == "transfer")
+        return ["No evaluation of the trained and the untrained reflector yet: this page shows the training so far."]
+    return [_sentence(split, test) for n, (split, test) in enumerate(complete) if n == 0 or split.name == "transfer"]
 
 
 def _sentence(split: Split, test: Json) -> str:
@@ -114,8 +114,10 @@ def _header(run: RunData, splits: Sequence[Split]) -> str:
     if families := sum(len(evaluation.families) for evaluation in run.evaluations):
         kicker.append(f"{families} families evaluated")
     tiles = "".join(_tile(split) for split in splits if split.arms)
+    first, *others = headlines(splits)
     return (
-        f'<header><p class="kicker">{" &nbsp;·&nbsp; ".join(kicker)}</p><h1>{escape(headline(splits))}</h1>'
+        f'<header><p class="kicker">{" &nbsp;·&nbsp; ".join(kicker)}</p><h1>{escape(first)}</h1>'
+        + "".join(f'<p class="lead">{escape(other)}</p>' for other in others)
         + (f'<div class="tiles">{tiles}</div>' if tiles else "")
         + (f'<p class="note">{escape(POCKET_NOTE)}</p>' if run.pocket else "")
         + "</header>"
