@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo demo-seeds test lint format bench clean help
+.PHONY: demo demo-alfworld demo-seeds test lint format bench clean help
 
 RUN ?= demo
 SEED ?=
@@ -20,11 +20,17 @@ TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(IT
 FREE_GIB := 3
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 	@printf '\n  RUN=name SEED=n ITERATIONS=n  of demo;  ARGS="..."  to pytest and the benchmark;  PYTHON=python3.12  for a new .venv\n'
 
 demo: $(INSTALLED)  ## Train, evaluate and report the pocket pair on MiniHack (RUN=name for another run)
 	@$(PY) -m experiments.train --preset pocket-minihack --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
+	@$(PY) -m experiments.evaluate --run-dir "runs/$(RUN)"
+	@$(PY) -m experiments.report --run-dir "runs/$(RUN)"
+
+demo-alfworld: RUN = demo-alfworld
+demo-alfworld: $(INSTALLED)  ## The same on ALFWorld, on generated household games
+	@$(PY) -m experiments.train --preset pocket-alfworld --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
 	@$(PY) -m experiments.evaluate --run-dir "runs/$(RUN)"
 	@$(PY) -m experiments.report --run-dir "runs/$(RUN)"
 

@@ -1,0 +1,162 @@
+"""Tasks by name, and the whole loop across benchmarks: trained on generated ALFWorld games, evaluated there and on fake ones."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from envs.registry import load_environment
+from experiments import compare, evaluate, report, train
+from experiments.presets import PRESETS, TASKS, preset, task
+from experiments.run_dir import check_families
+from experiments.tasks import with_options
+from ictjax.metrics import read_metrics
+from ictjax.records import trajectory_from_json
+from tests.tiny import save_pair
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every program makes its samplers anew: what one has compiled, the next one reads."""
+    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The flags of a run on ALFWorld with hand-made models, which cannot read it."""
+    folder = tmp_path_factory.mktemp("alfworld")
+    actor, reflector = map(str, save_pair(folder / "models"))
+    return [
+        "--preset",
+        "fake-tiny",
+        "--actor.model",
+        actor,
+        "--reflector.model",
+        reflector,
+        "--run-dir",
+        str(folder / "run"),
+        "--iterations",
+        "1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(start):
+    train.main([*start, "--train-env", "alfworld"])
+    return pathlib.Path(start[start.index("--run-dir") + 1])
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    evaluate.main(["--run-dir", str(trained), "--evaluation.runs", "2"])
+    evaluate.main(["--run-dir", str(trained), "--eval-env", "fake"])
+    report.main(["--run-dir", str(trained)])
+    return trained
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_manifest_says_which_games_were_played(trained):
+    manifest = read(trained / "manifest.json")
+    assert manifest["preset"] == "fake-tiny"
+    played = manifest["environment"]
+    assert (played["name"], played["source"]) == ("alfworld", "generated")
+    assert played["options"] == {"data": "generated", "rooms": "small", "text": "compact"}
+    assert set(played["counts"]) == {"train", "select", "test"}
+
+
+def test_training_plays_the_families_of_the_task(trained):
+    (record,) = read_metrics(trained)
+    assert set(record["reward_family"]) == {"look", "put"}
+    assert record["failed_episodes"] == 0
+    lines = (trained / "contexts" / "iteration_00001.jsonl").read_text().splitlines()
+    shown = [turn["observation"] for line in lines for t in json.loads(line)["trajectories"] for turn in t["turns"]]
+    assert shown and all("task " in text for text in shown)
+
+
+def test_evaluations_stand_side_by_side(evaluated):
+    own, other = read(evaluated / "evaluation.json"), read(evaluated / "evaluation-fake.json")
+    assert {name: family["split"] for name, family in own["families"].items()} == {"put": "train", "look": "train", "cool": "heldout"}
+    assert {name: family["split"] for name, family in other["families"].items()} == dict.fromkeys(("door", "lamp", "bell"), "transfer")
+    assert (own["environment"]["source"], own["environment"]["rooms"]) == ("generated", "small")
+    assert other["environment"]["name"] == "fake"
+    assert other["overall"]["transfer"]["runs"] == 3 * other["protocol"]["runs"]
+    assert own["environment"]["games_sha256"] != other["environment"]["games_sha256"]
+    for name, env in (("evaluation", "alfworld"), ("evaluation-fake", "fake")):
+        (episodes, *_) = sorted((evaluated / "episodes").glob(f"{name}_trained_*.jsonl"))
+        assert {trajectory_from_json(line).game.env for line in episodes.read_text().splitlines()} == {env}
+
+
+def test_the_report_names_the_games_of_every_number(evaluated):
+    page = (evaluated / "report.html").read_text(encoding="utf-8")
+    assert "trained on alfworld, generated games, rooms=small, text=compact" in page
+    assert "Measured on alfworld, generated games, rooms=small, text=compact." in page
+    assert "Results, on fake" in page and "Measured on fake." in page
+    assert list(compare.compare((evaluated,)).columns[2].cells) == ["train", "heldout", "transfer fake"]
+
+
+def test_an_evaluation_is_named_by_what_differs_from_training():
+    own = task("fake-tiny", "alfworld")
+    assert evaluate.evaluation_name(own, own, None, "") == "evaluation"
+    assert evaluate.evaluation_name(own, own, "alfworld", "") == "evaluation"
+    assert evaluate.evaluation_name(own, task("fake-tiny", "fake"), "fake", "") == "evaluation-fake"
+    options = "test=valid_seen,data=/my games"
+    assert evaluate.evaluation_name(own, with_options(own, options), None, options) == "evaluation-alfworld,data=_my_games,test=valid_seen"
+
+
+def test_a_run_whose_games_changed_does_not_go_on(trained, start, capsys):
+    path = trained / "manifest.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "games_sha256": "of a download that came later"}))
+    try:
+        refused(capsys, train.main, [*start, "--train-env", "alfworld"], "'alfworld' are no longer those", "--run-dir")
+    finally:
+        path.write_text(before)
+
+
+def test_an_unknown_task_or_option_is_one_sentence(trained, start, capsys):
+    refused(capsys, train.main, [*start, "--train-env", "chess"], "'fake-tiny' has no task 'chess'", "fake, alfworld")
+    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-env", "chess"], "no task 'chess'")
+    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-options", "rooms"], "KEY=VALUE", "'rooms'")
+    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-options", "rooms=huge"], "'huge'", "small")
+    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-options", "size=9"], "does not take the options", "size")
+
+
+def refused(capsys, main, argv, *words):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2, errors
+    (sentence,) = [line for line in errors.splitlines() if line.startswith("ictjax: ")]
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_tasks_of_a_preset_fit_its_models_and_their_environments(name):
+    for each, setting in TASKS[name].items():
+        config = preset(name).on(task(name, each))  # its limits are checked
+        assert config.task == setting
+        options = {**setting.environment.options, **({"data": "generated"} if setting.environment.name == "alfworld" else {})}
+        environment = load_environment(setting.environment.name, options)
+        check_families(environment, (*setting.environment.train_families, *setting.environment.heldout_families))
+
+
+def test_options_are_added_to_those_of_the_task():
+    base = task("pocket-alfworld", "alfworld")
+    changed = with_options(base, "data=official,rooms=full")
+    assert changed.environment.options == {"text": "compact", "data": "official", "rooms": "full"}
+    assert dataclasses.replace(changed, environment=base.environment) == base
+    assert with_options(base, "") == base
