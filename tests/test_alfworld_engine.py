@@ -269,6 +269,9 @@ def test_after_the_win_the_last_answer_is_repeated():
         ("pddl_problem", "(heatable Apple_bar_1)", "((heatable Apple_bar_1)", "opening and .* closing parentheses"),
         ("pddl_problem", "AppleType) (receptacleType ?r", "PearType) (receptacleType ?r", "goal of the game names 'peartype'"),
         ("pddl_problem", "  Apple_bar_1 - object\n", "  Apple_bar_1 - object\n  Apple_bar_1 - object\n", "declares 'apple_bar_1' twice"),
+        ("pddl_problem", "(isCool ?o)", "(not (isCool ?o) (isHot ?o))", "formula .* in the goal is not understood"),
+        ("pddl_problem", "(isCool ?o)", "(isCool ?x)", "declared nowhere"),
+        ("pddl_problem", "(isCool ?o)", "(not (isCool ?x))", "declared nowhere"),
         ("pddl_problem", "(:init", "(:start", "must have :objects, :init and :goal"),
     ],
 )
@@ -292,6 +295,19 @@ def test_a_truncated_file_is_refused(field, cut):
     content = kitchen()
     with pytest.raises(ValueError):
         compile_game(content | {field: content[field][: int(len(content[field].rstrip()) * cut)]})
+
+
+def test_damage_is_refused_or_harmless():
+    for seed in range(80):
+        rng = random.Random(seed)
+        words = KITCHEN.split(" ")
+        words[rng.randrange(len(words))] = rng.choice([*words[5:], "(and)", "?x", "(not)", "()", "(", ")"])
+        try:
+            live = start(kitchen(pddl_problem=" ".join(words)))
+        except ValueError:
+            continue
+        for command in WIN:
+            live.step(command)
 
 
 def test_the_two_differences_of_downloaded_games_are_accepted():

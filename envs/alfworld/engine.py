@@ -19,7 +19,7 @@ from envs.alfworld.grammar import Grammar, Text, parse_grammar, split_task
 from envs.alfworld.program import Program, World, build_program
 from envs.alfworld.rules import Domain, Formula, check_predicates, parse_domain, parse_formula, typed_names
 
-NOTHING_HAPPENS = "Nothing happens."
+NOTHING_HAPPENS = "Nothing happens."  # TextWorld's own words, in no grammar
 _FACT = re.compile(r"\(\s*([^\s()]+)\s+([^\s()]+)\s*([^\s()]*)\s*\)")  # of one or two things
 _FACTS = re.compile(r"\s*(?:\([^()]*\)\s*)*")
 _NUMBER = re.compile(r"\(\s*=\s*\([^()]*\)\s*[\d.]+\s*\)")  # a cost of the planner

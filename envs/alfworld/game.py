@@ -17,7 +17,10 @@ STYLES = ("full", "compact")
 
 
 class AlfworldGame:
-    """A live game of one family; implements `envs.api.Game`. `load` gives the content of the game file behind a key, or raises ValueError."""
+    """A live game of one family; implements `envs.api.Game`. `load` gives the content of the game file behind a key, or raises ValueError.
+
+    With engine="textworld" a pool needs `max_live_games` equal to `num_workers`: a second game in one process raises RuntimeError.
+    """
 
     def __init__(self, family: str, load: Callable[[str], Mapping[str, Any]], *, style: str = "full", engine: str = "python"):
         if style not in STYLES:

@@ -236,7 +236,9 @@ class _Writer:
             if choice:
                 rest = [part for formula in formulas for part in _conjuncts(formula) if part is not choice]
                 return [loop for part in choice[1:] for loop in self._loops([part, *rest], bound, new)]
-            name = next(name for name in types if name not in scope)
+            name = next((name for name in types if name not in scope), None)
+            if name is None:
+                raise ValueError(f"A variable of {waiting[0]!r} is declared nowhere.")
             scope[name] = types[name]
             self.views.setdefault(f"type_{types[name]}", set()).add(f"type_{types[name]}")
             clauses.append(f"for {name} in world.type_{types[name]}")
@@ -262,6 +264,8 @@ class _Writer:
             clause = f"for {new[0]}, {new[1]}_s in {rows} for {new[1]} in {order(new[1] + '_s')}"
         for word, kind, is_known in zip(words, declared, known, strict=True):
             if not is_known:
+                if _variable(word) not in types:
+                    raise ValueError(f"The variable {word!r} of {fact!r} is declared nowhere.")
                 if types[_variable(word)] not in (kind, "object"):
                     raise ValueError(f"The predicate {name!r} is of type {kind!r} where {word!r} is of type {types[_variable(word)]!r}.")
                 scope[_variable(word)] = types[_variable(word)]

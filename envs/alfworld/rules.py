@@ -136,14 +136,14 @@ def _effects(formula: Formula, condition: Formula, action: str):
 
 
 def check_predicates(formula: Formula, predicates: Mapping[str, tuple[str, ...]], where: str):
-    """Raises ValueError for an atom of an undeclared predicate or with a wrong number of arguments; `where` names the place."""
+    """Raises ValueError for what is no formula, and for atoms of undeclared predicates or with too many or few arguments; `where` names the place."""
     match formula:
-        case ("and" | "or" | "not", *parts):
+        case ("and" | "or", *parts):
             for part in parts:
                 check_predicates(part, predicates, where)
-        case ("exists" | "forall", _, part):
+        case ("not", part) | ("exists" | "forall", tuple(), part):
             check_predicates(part, predicates, where)
-        case ("=", _, _):
+        case ("=", str(), str()):
             pass
         case (str() as name, *arguments) if all(isinstance(argument, str) for argument in arguments):
             if name not in predicates:
