@@ -198,6 +198,8 @@ def from_dict(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def _build(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{kind.__name__} cannot be read from {data!r}: the file is of another version.")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(data) - set(hints))
     if unknown:

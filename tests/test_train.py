@@ -233,6 +233,14 @@ def test_configurations_survive_json(name):
     assert differences(to_dict(config), changed) == ["seed", "rollout.max_steps"]
 
 
+def test_configurations_of_other_versions_are_refused():
+    config = to_dict(PRESETS["fake-tiny"])
+    with pytest.raises(ValueError, match="RoleConfig cannot be read from 'models/tiny': the file is of another version"):
+        from_dict({**config, "actor": "models/tiny"})
+    with pytest.raises(ValueError, match="TrainConfig has no field 'colour': the file is of another version"):
+        from_dict({**config, "colour": "red"})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
