@@ -56,8 +56,10 @@ class Config:
     """The same for a family of ALFWorld, whose rooms differ more."""
     minihack_steps: int = 7000
     """Updates of the actor on MiniHack alone, about 2,000 tokens each."""
-    joint_steps: int = 7000
+    joint_steps: int = 9000
     """Updates of the actor on both benchmarks after that."""
+    learning_rate: float = 2e-3
+    """Peak of the actor's."""
     reflector_steps: int = 1000
     """Updates of the reflector, about 4,000 tokens each."""
     right_share: float = 0.31
@@ -188,7 +190,7 @@ def teach_routing(
     def keep(params) -> None:
         save_checkpoint(config.out / "actor", shape, params)
 
-    fitting = FitConfig(steps=steps, tokens_per_step=2048, learning_rate=2e-3, keep_every=_KEEP_EVERY)
+    fitting = FitConfig(steps=steps, tokens_per_step=2048, learning_rate=config.learning_rate, keep_every=_KEEP_EVERY)
     return fit(shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report, keep=keep)
 
 

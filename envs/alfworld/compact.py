@@ -1,9 +1,9 @@
 """ALFWorld in few words, for tiny word-level models: notes of what the official text has shown, one line per turn, two-word actions.
 
-A turn reads `task clean apple fridge . at countertop . see apple bread . left drawer sinkbasin .`: the task, where the agent is, what it sees
-there, what it carries, where else the things of the task were seen, and which places it has not looked into yet. Nothing in it goes beyond
-the official text of the episode so far and the admissible actions. Numbers are left out; where a word could mean several things of a kind, a
-fixed rule decides (`CompactText.command`).
+A turn reads `task clean apple fridge . at countertop . found apple . see bread cup . left drawer sinkbasin .`: the task, where the agent is,
+whether the thing (or `lamp`) of the task is there, what else it sees there, what it carries, where else the things of the task were seen, and
+which places it has not looked into yet. Nothing in it goes beyond the official text of the episode so far and the admissible actions. Numbers
+are left out; where a word could mean several things of a kind, a fixed rule decides (`CompactText.command`).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import re
 
 KINDS: tuple[str, ...] = ("put", "look", "clean", "heat", "cool", "two")
 _MARKS = {"clean": "clean", "heat": "hot", "cool": "cold"}
-_MOST_SEEN = 4  # kinds of things listed per turn, those of the task first
+_MOST_SEEN = 3  # kinds of other things listed per turn
 _MOST_LEFT = 3
 _CLOSING = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})  # kinds of places that take a second action to look into
 
@@ -154,10 +154,12 @@ def describe(notes: Notes) -> str:
     parts.append(f"task {task.kind} {task.thing} {task.place}")
     if notes.here:
         parts.append(f"at {kind_of(notes.here)}" + (" closed" if notes.here in notes.closed else ""))
-    wanted = (task.thing, notes.lamp)
-    seen = sorted(dict.fromkeys(map(kind_of, notes.visible())), key=lambda kind: kind not in wanted)
-    if seen:
-        parts.append(" ".join(["see", *seen[:_MOST_SEEN]]))
+    wanted = {task.thing: "found", notes.lamp: "lamp"}
+    seen = list(dict.fromkeys(map(kind_of, notes.visible())))
+    parts += [f"{word} {kind}" for kind, word in wanted.items() if kind in seen]
+    others = [kind for kind in seen if kind not in wanted]
+    if others:
+        parts.append(" ".join(["see", *others[:_MOST_SEEN]]))
     if notes.held:
         parts.append(" ".join(word for word in ("carry", notes.marks.get(notes.held, ""), kind_of(notes.held)) if word))
     if notes.placed:
