@@ -110,7 +110,9 @@ def evaluate(
         pool = open_pool(settings)
         progress = LiveProgress("evaluation", done=len(parts) - len(missing), total=len(parts), console=console)
         with pool, progress:
-            _play_missing(run_dir, in_folders(played), environment, pool, roles, trained, [parts[place] for place in missing], len(parts), progress)
+            _play_missing(
+                run_dir, in_folders(played), environment, pool, roles, trained, [parts[place] for place in missing], len(parts), progress
+            )
     results = {place: part.read() for place, part in parts.items()}
     report = summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed})
     report["environment"] = games
