@@ -166,8 +166,11 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Learn
 
 def _mesh_of(params: Params) -> Mesh | None:
     """The mesh that arrays lie on; None where they do not, or are only traced."""
-    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params) if not isinstance(leaf, jax.core.Tracer)]
-    return next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
+    for leaf in jax.tree.leaves(params):
+        sharding = None if isinstance(leaf, jax.core.Tracer) else leaf.sharding
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return None
 
 
 def token_logprobs(

@@ -31,7 +31,7 @@ class Roles:
 
     def reflecting(self, trained: Params) -> Params:
         """The weights that the reflector samples with, for `Sampler.set_params`: no copy of the base."""
-        return with_adapter(self.lora, self.base, trained) if self.lora.rank else trained
+        return trained if self.base is None or not self.lora.rank else with_adapter(self.lora, self.base, trained)
 
 
 def load_roles(config: TrainConfig) -> Roles:

@@ -25,7 +25,7 @@ def sampling_weights(config: ModelConfig, params: Params, mesh: Mesh | None = No
     Args:
       params: stacked or unstacked, NumPy or JAX arrays.
       mesh: where to; None for the default device, or wherever JAX arrays are.
-      consume: delete each stacked JAX array as soon as its layers are there, so that memory never holds both forms of all weights.
+      consume: delete stacked JAX arrays once their layers are there (until then memory holds both).
 
     Raises:
       ValueError: the tree is not that of the config.
@@ -34,23 +34,22 @@ def sampling_weights(config: ModelConfig, params: Params, mesh: Mesh | None = No
     top, stacked = config.weight_axes
     layer_axes = {name: axes[1:] for name, axes in stacked.items()}
     place = functools.partial(_place, config, mesh)
-    result = {name: place(name, axes, params[name]) for name, axes in top.items()}
-    if isinstance(params["layers"], Mapping):
-        columns = {}
-        for name, axes in layer_axes.items():
-            leaf = params["layers"][name]
-            if isinstance(leaf, jax.Array):
-                parts = _slices(leaf, _dtype(config, name, leaf), _sharding(axes, leaf[0], mesh))
-                if consume:
-                    jax.block_until_ready(parts)
+    result: Params = {name: place(name, axes, params[name]) for name, axes in top.items()}
+    layers = params["layers"]
+    if isinstance(layers, Mapping):
+        stacked_layers = {name: layers[name] for name in sorted(layer_axes)}
+        if all(isinstance(leaf, jax.Array) for leaf in stacked_layers.values()):
+            dtypes = tuple(_dtype(config, name, leaf) for name, leaf in stacked_layers.items())
+            parts = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in stacked_layers.items()}
+            shardings = tuple(_sharding(layer_axes[name], part, mesh) for name, part in parts.items())
+            layers = _slices(stacked_layers, dtypes, shardings)
+            if consume:
+                jax.block_until_ready(layers)
+                for leaf in stacked_layers.values():
                     leaf.delete()
-            else:
-                parts = tuple(place(name, axes, part) for part in leaf)
-            columns[name] = parts
-        layers = tuple({name: parts[index] for name, parts in columns.items()} for index in range(config.num_layers))
-    else:
-        layers = tuple({name: place(name, axes, weights[name]) for name, axes in layer_axes.items()} for weights in params["layers"])
-    result["layers"] = layers
+        else:
+            layers = unstack_layers(config, params)["layers"]
+    result["layers"] = tuple({name: place(name, axes, weights[name]) for name, axes in layer_axes.items()} for weights in layers)
     if "lora" in params:
         axes = adapter_axes(LoraConfig(rank=1))
         result["lora"] = {name: place(name, axes[name], leaf) for name, leaf in params["lora"].items()}
@@ -71,7 +70,7 @@ def check_tree(config: ModelConfig, params: Params) -> None:
 def _place(config: ModelConfig, mesh: Mesh | None, name: str, axes: tuple[str, ...], leaf: Any) -> Array:
     sharding = _sharding(axes, leaf, mesh)
     dtype = _dtype(config, name, leaf)
-    if isinstance(leaf, jax.Array) and leaf.dtype == dtype and (sharding is None or leaf.sharding == sharding):
+    if isinstance(leaf, jax.Array) and leaf.dtype == dtype and (sharding is None or leaf.sharding.is_equivalent_to(sharding, leaf.ndim)):
         return leaf
     return jax.device_put(leaf.astype(dtype), sharding)
 
@@ -84,7 +83,14 @@ def _sharding(axes: tuple[str, ...], leaf: Any, mesh: Mesh | None) -> NamedShard
     return None if mesh is None else meshes.param_shardings(axes, leaf, mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "sharding"))
-def _slices(leaf: Array, dtype: jnp.dtype, sharding: NamedSharding | None) -> tuple[Array, ...]:
-    parts = tuple(leaf[index].astype(dtype) for index in range(leaf.shape[0]))
-    return parts if sharding is None else tuple(jax.lax.with_sharding_constraint(part, sharding) for part in parts)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _slices(
+    stacked: dict[str, Array], dtypes: tuple[jnp.dtype, ...], shardings: tuple[NamedSharding | None, ...]
+) -> tuple[dict[str, Array], ...]:
+    def part(leaf: Array, index: int, dtype: jnp.dtype, sharding: NamedSharding | None) -> Array:
+        value = leaf[index].astype(dtype)
+        return value if sharding is None else jax.lax.with_sharding_constraint(value, sharding)
+
+    kinds = dict(zip(stacked, zip(dtypes, shardings, strict=True), strict=True))
+    num_layers = next(iter(stacked.values())).shape[0]
+    return tuple({name: part(leaf, index, *kinds[name]) for name, leaf in stacked.items()} for index in range(num_layers))
