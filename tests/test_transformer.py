@@ -102,6 +102,7 @@ def test_module_splits_into_the_same_tree(tokens):
     params = transformer.init_params(config, jax.random.key(0))
     chex.assert_trees_all_equal(transformer.params_of(module), params)
     assert "head" not in params
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, transformer.abstract_params(config))
     expected = transformer.unembed(config, params, transformer.forward(config, params, tokens))
     chex.assert_trees_all_close(module(tokens), expected, atol=1e-6)
     assert module(tokens).shape == (2, 9, 61)

@@ -103,10 +103,9 @@ def _config_data(config: ModelConfig, source: str | os.PathLike[str] | None) -> 
     if source is None:
         return data
     original = read_json(pathlib.Path(source) / CONFIG)
-    if ModelConfig.from_hf(original).with_param_dtype(config.param_dtype) != ModelConfig.from_hf(data):
-        return data
     original.pop("torch_dtype", None)
-    return original | {"dtype": config.param_dtype}
+    original["dtype"] = config.param_dtype
+    return original if ModelConfig.from_hf(original) == ModelConfig.from_hf(data) else data
 
 
 def _shards(tensors: Mapping[str, Tensor], itemsize: int, max_bytes: int) -> dict[str, dict[str, Tensor]]:
