@@ -12,6 +12,7 @@ from envs.api import Game, GameId
 __all__ = ["FAMILIES", "ALFWorld"]
 
 _SPLITS = ("train", "select", "test")
+_KEPT_GAMES = 128  # compiled, 92 kB each: the candidates of a group replay the same few games
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine": ("python", "textworld"),
     "text": ("full", "compact"),
@@ -42,6 +43,7 @@ class ALFWorld:
         self._engine, self._text, self._test = engine, text, test
         self._rooms = generate.rooms_named(rooms)
         self._source = index.open_source(data if rooms == "full" else "generated")
+        self._compiled = functools.lru_cache(maxsize=_KEPT_GAMES)(self._compile)
 
     @property
     def name(self) -> str:
@@ -75,7 +77,8 @@ class ALFWorld:
         """A live game of a family, ready to be reset."""
         from envs.alfworld.game import AlfworldGame  # the engine is for those who play
 
-        return AlfworldGame(_check_family(family), functools.partial(self._load, family), style=self._text, engine=self._engine)
+        load = functools.partial(self._load, _check_family(family))
+        return AlfworldGame(family, load, style=self._text, engine=self._engine, compiled=self._compiled)
 
     def walkthrough(self, game: GameId) -> tuple[str, ...]:
         """Official commands that win a game, as it came with them. Raises ValueError for a game that cannot be read."""
@@ -98,6 +101,11 @@ class ALFWorld:
             "counts": counts,
             **found,
         }
+
+    def _compile(self, game: GameId):
+        from envs.alfworld.game import playable
+
+        return playable(game, self._load(game.family, game.key))
 
     def _load(self, family: str, key: str) -> Mapping[str, Any]:
         if key.startswith("generated/"):

@@ -16,19 +16,37 @@ ENGINES = ("python", "textworld")
 STYLES = ("full", "compact")
 
 
+def playable(game: GameId, content: Mapping[str, Any]) -> CompiledGame:
+    """The compiled game. Raises ValueError, naming the game, when its content is damaged or of another version."""
+    try:
+        return compile_game(content)
+    except ValueError as error:
+        raise ValueError(f"The game {game} cannot be played: {error}") from error
+
+
 class AlfworldGame:
-    """A live game of one family; implements `envs.api.Game`. `load` gives the content of the game file behind a key, or raises ValueError.
+    """A live game of one family; implements `envs.api.Game`. `load` gives the content of the game file behind a key, or raises ValueError;
+    `compiled`, if given, the game compiled from it (`playable` is the default), so that games which share it compile a replayed one once.
 
     With engine="textworld" a pool needs `max_live_games` equal to `num_workers`: a second game in one process raises RuntimeError.
     """
 
-    def __init__(self, family: str, load: Callable[[str], Mapping[str, Any]], *, style: str = "full", engine: str = "python"):
+    def __init__(
+        self,
+        family: str,
+        load: Callable[[str], Mapping[str, Any]],
+        *,
+        style: str = "full",
+        engine: str = "python",
+        compiled: Callable[[GameId], CompiledGame] | None = None,
+    ):
         if style not in STYLES:
             raise ValueError(f"Unknown text style {style!r}; the styles are: {', '.join(STYLES)}.")
         if engine not in ENGINES:
             raise ValueError(f"Unknown ALFWorld engine {engine!r}; the engines are: {', '.join(ENGINES)}.")
         self._family = family
         self._load = load
+        self._compile = compiled or (lambda game: playable(game, load(game.key)))
         self._compact_text = importlib.import_module("envs.alfworld.compact").CompactText if style == "compact" else None
         self._stock = importlib.import_module("envs.alfworld.stock").StockEngine() if engine == "textworld" else None
         self._live = None
@@ -40,12 +58,8 @@ class AlfworldGame:
         """Starts the game. The text holds the welcome, the room and the task. Raises ValueError for an id of another environment or family."""
         if game.env != "alfworld" or game.family != self._family:
             raise ValueError(f"{game} is no game of the family 'alfworld|{self._family}'.")
-        content = self._load(game.key)
-        try:
-            self._compiled = compile_game(content)
-        except ValueError as error:
-            raise ValueError(f"The game {game} cannot be played: {error}") from error
-        self._live = self._stock.load(content) if self._stock else self._compiled.start()
+        self._compiled = self._compile(game)
+        self._live = self._stock.load(self._load(game.key)) if self._stock else self._compiled.start()
         self._answer = self._live.reset()
         if self._compact_text:
             self._compact = self._compact_text(self._answer.text, self._answer.commands)
