@@ -230,13 +230,6 @@ def check_game(content: Any, name: str) -> dict[str, Any]:
     return content
 
 
-def initial_state_hash(content: Mapping[str, Any]) -> str:
-    """A hex digest of the initial facts and the goal, whatever their order: equal for games that start in the same state with the same goal."""
-    initial, _, goal = content["pddl_problem"].partition("(:goal")
-    facts = sorted(" ".join(each.split()) for each in re.findall(r"\(([^()]+)\)", initial[initial.index("(:init") + len("(:init") :]))
-    return hashlib.sha256("\n".join([*facts, " ".join(goal.split())]).encode()).hexdigest()
-
-
 # --- the index of a tree ---
 
 
