@@ -211,7 +211,7 @@ def _play_missing(
     progress: LiveProgress,
 ) -> None:
     evaluation = config.evaluation
-    actor_chat, reflector_chat = ChatTokenizer(config.actor.model), ChatTokenizer(config.reflector.model)
+    actor_chat, reflector_chat = (ChatTokenizer(role.model, thinking=role.thinking) for role in (config.actor, config.reflector))
     untrained = roles.reflecting(initial_weights(config, roles))
     key = keys.fold(keys.root_key(evaluation.seed), "evaluation")
     seen = _hashes_of_training(run_dir)

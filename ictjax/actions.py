@@ -33,11 +33,12 @@ def parse_react(text: str, *, truncated: bool = False) -> React | ParseFailure:
     forgiven; markers inside a line count only in a reply that has no `Action:` at the start of a line. The action itself keeps its case.
 
     Args:
-      text: the reply, without its stop token.
+      text: the reply, without its stop token; a thinking block in front of it is not looked at.
       truncated: the reply was cut off by a limit: an action is then accepted only when something follows its line.
     Returns:
       The thought ("" when there is none) and the action, or NO_ACTION, EMPTY_ACTION, TRUNCATED.
     """
+    text = after_thinking(text)
     parts = _split(text, _LINE_MARKER)
     if not any(part.name == "action" for part in parts):
         parts = _split(text, _INLINE_MARKER)
@@ -55,6 +56,12 @@ def parse_react(text: str, *, truncated: bool = False) -> React | ParseFailure:
         return ParseFailure.EMPTY_ACTION
     before = [i for i in thoughts if i < chosen]
     return React(thought=" ".join(parts[before[-1]].body.split()).strip("*_` ") if before else "", action=action)
+
+
+def after_thinking(text: str) -> str:
+    """A reply without its <think> ... </think> block; nothing where the block was not closed."""
+    _, closed, answer = text.rpartition("</think>")
+    return answer if closed or not answer.lstrip().startswith("<think>") else ""
 
 
 def _split(text: str, marker: re.Pattern[str]) -> list[_Part]:

@@ -1,48 +1,62 @@
 """Chat templates turn by turn: token ids that only ever grow, with every sampled id kept as it was sampled."""
 
+import datetime
 import functools
 import json
+import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ictjax.models.hf.hub import local_folder
 from ictjax.records import Message
 
 _REMEDY = "Use a chat template that writes every message after the ones before it and closes a reply with a special token."
+# What templates are told is today: the ids of a prompt must not change at midnight. Llama's templates fall back to the same day.
+_TODAY = datetime.date(2024, 7, 26)
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+# Where two tokenizers differ: spaces, line breaks, contractions, digits, letters that normalise, code, other scripts.
+_SAMPLE = "The agent's 12,345th try:\n\n  don't  GO north\t(ok?) «naïve» ﬁne e\u0301 \u00e9 def f(x): return x**2\r\n東京 🙂 "
+_SAMPLED_WORDS = 200  # of the vocabulary
+_PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
+_REPLY = "probe reply"
 
 
 class ChatTokenizer:
     """A Hugging Face tokenizer and its chat template, read as start + reply + turn + reply + turn ...
 
     For a conversation, `encode_start(first messages)` then, for every later message, the sampled reply ids followed by
-    `encode_turn(message, stopped=...)` equal the template applied to the whole conversation, up to the sampled ids, which are never
-    re-tokenised. The sampled stop token belongs to the reply; what the template writes behind it (a newline in ChatML) opens the next turn.
-    A template that rewrites old replies (dropping thoughts, say) is followed with the replies as sampled.
+    `encode_turn(message, stopped=...)` equal the template applied to the whole conversation, up to the replies, which stay as they were
+    sampled and as the model saw them: they are not tokenised again, and a template that drops the thoughts of old replies (Qwen3) or trims
+    them drops nothing here. That includes what a generation prompt writes on the model's behalf, such as Qwen3's empty thinking block.
+    The sampled stop token belongs to the reply; what the template writes behind it (a newline in ChatML) opens the next turn.
+    Templates that write today's date write the same day always.
 
     Args:
-      source: a folder with tokenizer files (nothing is downloaded), or a loaded tokenizer with a chat template.
+      source: a folder with tokenizer files, an id on the Hugging Face hub, or a loaded tokenizer with a chat template.
+      thinking: the template's switch `enable_thinking`; None leaves it to the template.
     Raises:
-      ValueError: the folder holds no tokenizer, there is no chat template, or the template cannot be extended turn by turn.
+      ValueError: there is no tokenizer or no chat template, the template cannot be extended turn by turn, or it has no thinking switch.
     """
 
-    def __init__(self, source: str | pathlib.Path | PreTrainedTokenizerBase):
+    def __init__(self, source: str | os.PathLike[str] | PreTrainedTokenizerBase, *, thinking: bool | None = None):
         stop_ids: list[int] = []
-        if isinstance(source, str | pathlib.Path):
-            folder = pathlib.Path(source)
-            if not (folder / "tokenizer_config.json").is_file():
-                raise ValueError(
-                    f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a checkpoint in HF layout."
-                )
-            stop_ids += _generation_stop_ids(folder / "generation_config.json")
-            # With a config.json of another family beside it, AutoTokenizer silently replaces the rules of tokenizer.json by that family's own.
-            loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-            source = loader.from_pretrained(folder, local_files_only=True)
+        if isinstance(source, str | os.PathLike):
+            folder = local_folder(source, weights=False)
+            stop_ids += generation_stop_ids(folder)
+            source = load_tokenizer(folder)
         self._tokenizer: Any = source
         if not self._tokenizer.chat_template:
             raise ValueError(f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template. {_REMEDY}")
+        self._template = _at_fixed_date(self._tokenizer.get_chat_template())
+        self._switches = {} if thinking is None else {"enable_thinking": thinking}
         self._check_extensible()
+        if thinking is not None and self._render(_PROBE) == self._render(_PROBE, enable_thinking=not thinking):
+            raise ValueError("The chat template has no thinking switch (enable_thinking): leave the thinking option at None.")
         closing = self._ids(self._turn_text("b"))[0]
         if self._tokenizer.eos_token_id is not None:
             stop_ids.append(self._tokenizer.eos_token_id)
@@ -85,38 +99,41 @@ class ChatTokenizer:
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _render(self, messages: Sequence[Message], generate: bool = True) -> str:
+    def _render(self, messages: Sequence[Message], **switches: bool) -> str:
         plain = [{"role": m.role, "content": m.content} for m in messages]
-        return self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generate)
+        options = {**self._switches, **switches}
+        return self._tokenizer.apply_chat_template(
+            plain, chat_template=self._template, tokenize=False, add_generation_prompt=True, **options
+        )
+
+    @functools.cached_property
+    def _before_reply(self) -> str:
+        """What the template writes before a reply that is no longer the last one; a generation prompt may go on from there."""
+        messages = [*_PROBE, Message(role="assistant", content=_REPLY), Message(role="user", content="b")]
+        return self._render(messages).partition(_REPLY)[0]
 
     def _turn_text(self, content: str, role: str = "user") -> str:
         """What the template writes between a reply and the next one, found on a conversation of one-letter messages."""
-        return self._render([*_PROBE, Message(role="assistant", content="a"), Message(role=role, content=content)])[self._probe_length :]
-
-    @functools.cached_property
-    def _probe_length(self) -> int:
-        return len(self._render(_PROBE)) + 1
+        messages = [*_PROBE, Message(role="assistant", content="a"), Message(role=role, content=content)]
+        return self._render(messages)[len(self._before_reply) + 1 :]
 
     def _check_extensible(self) -> None:
+        replies, answers = [f"{_REPLY} {n}" for n in range(4)], [f"answer {n}" for n in range(4)]
+        messages = [*_PROBE]
+        for reply, answer in zip(replies, answers, strict=True):
+            messages += [Message(role="assistant", content=reply), Message(role="user", content=answer)]
         try:
-            start = self._render(_PROBE)
-            turns = [self._turn_text("second question"), self._turn_text("third question")]
-            replies = ["first reply", "second reply"]
-            whole = self._render(
-                [
-                    *_PROBE,
-                    Message(role="assistant", content=replies[0]),
-                    Message(role="user", content="second question"),
-                    Message(role="assistant", content=replies[1]),
-                    Message(role="user", content="third question"),
-                ]
-            )
+            grown, whole = self._render(_PROBE), self._render(messages)
+            turns = [self._turn_text(answer) for answer in answers]
         except Exception as error:  # jinja raises what the template asks for
             message = f"The chat template refuses a conversation of system, user and assistant messages ({error}). {_REMEDY}"
             raise ValueError(message) from error
-        grown = start + replies[0] + turns[0] + replies[1] + turns[1]
+        if grown.startswith(self._before_reply):
+            opened = grown.removeprefix(self._before_reply)  # by the generation prompt, for the model; old replies are shown without it
+            inside = "".join(reply + turn.removesuffix(opened) for reply, turn in zip(replies, turns, strict=True))
+            grown = self._before_reply + inside + opened
         if grown != whole:
-            at = max(0, len(_common_start(grown, whole)) - 20)
+            at = max(0, _num_common(grown, whole) - 20)
             raise ValueError(
                 f"The chat template cannot be extended turn by turn: a grown conversation reads {grown[at : at + 60]!r} where the template "
                 f"writes {whole[at : at + 60]!r}. {_REMEDY}"
@@ -125,16 +142,58 @@ class ChatTokenizer:
             raise ValueError(f"The chat template writes nothing between a reply and the next question. {_REMEDY}")
 
 
-_PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
+def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of an id on the Hugging Face hub, as transformers' AutoTokenizer reads it.
+
+    Where that splits text in another way than the folder's own tokenizer.json says, the file is obeyed: with a config.json of another
+    family beside it, AutoTokenizer silently replaces its rules by that family's.
+
+    Raises:
+      ValueError: there is no tokenizer, or its files cannot be read.
+    """
+    folder = local_folder(source, weights=False)
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a checkpoint in HF layout.")
+    rules = folder / "tokenizer.json"
+    try:
+        if not (folder / "config.json").is_file() and rules.is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if rules.is_file() and not _agree(tokenizer, tokenizers.Tokenizer.from_file(str(rules))):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries raise all kinds
+        detail = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"The tokenizer in {folder} cannot be read ({detail}): take the files that the checkpoint was published with."
+        ) from error
+    return tokenizer
 
 
-def _common_start(one: str, two: str) -> str:
-    differ = (i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y)
-    return one[: next(differ, min(len(one), len(two)))]
-
-
-def _generation_stop_ids(path: pathlib.Path) -> list[int]:
-    if not path.is_file():
+def generation_stop_ids(folder: pathlib.Path) -> list[int]:
+    """The ids that end a generation by generation_config.json, or where there is none by config.json, as in transformers."""
+    path = next((path for name in ("generation_config.json", "config.json") if (path := folder / name).is_file()), None)
+    if path is None:
         return []
-    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
-    return [ids] if isinstance(ids, int) else list(ids)
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON object ({error}): take the file that the checkpoint was published with.") from error
+    return [ids] if isinstance(ids, int) else list(ids or ())
+
+
+def _num_common(one: str, two: str) -> int:
+    differ = (i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y)
+    return next(differ, min(len(one), len(two)))
+
+
+def _agree(tokenizer: PreTrainedTokenizerBase, rules: tokenizers.Tokenizer) -> bool:
+    vocabulary = sorted(rules.get_vocab(with_added_tokens=True))
+    text = _SAMPLE + " ".join(vocabulary[:: len(vocabulary) // _SAMPLED_WORDS + 1])
+    return tokenizer(text, add_special_tokens=False)["input_ids"] == rules.encode(text, add_special_tokens=False).ids
+
+
+def _at_fixed_date(template: str) -> str:
+    fixed = _DATE_CALL.sub(lambda call: f"{call[1]}{_TODAY.strftime(call[2])}{call[1]}", template)
+    if "strftime_now(" in fixed:
+        raise ValueError(f"The chat template writes the date in a way that cannot be held fixed (strftime_now). {_REMEDY}")
+    return fixed

@@ -74,6 +74,7 @@ class RoleConfig:
     model: str  # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id on the hub
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of frozen weights, activations and caches; trained weights are float32
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    thinking: bool | None = None  # the chat template's thinking switch (Qwen3); None: as the template does without being told
 
     @property
     def frozen_key(self) -> tuple[str, str, MeshConfig]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from envs.api import Outcome
+from ictjax.actions import after_thinking
 from ictjax.records import Context, Message, ParseFailure, Trajectory, Turn
 
 SYSTEM_PROMPT = """\
@@ -109,13 +110,14 @@ def parse_reply(text: str, *, truncated: bool = False) -> Reflection | ParseFail
     """Reads `ANALYSIS:` and the `IMPROVED PROMPT:` after it.
 
     Headings count at the start of a line; where a reply has none there, inside a line (word-level models write one line). Case, markdown
-    and numbering are forgiven, and a code fence or quotes around the whole prompt are removed.
+    and numbering are forgiven, and a code fence or quotes around the whole prompt are removed; a thinking block is not looked at.
 
     Returns:
       The two sections, or TRUNCATED, NO_ANALYSIS, NO_PROMPT, EMPTY_PROMPT.
     """
     if truncated:
         return ParseFailure.TRUNCATED
+    text = after_thinking(text)
     if (analysis := _find(_ANALYSIS, text, 0)) is None:
         return ParseFailure.NO_ANALYSIS
     if (prompt := _find(_PROMPT, text, analysis.end())) is None:

@@ -42,7 +42,7 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
     Raises:
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been overwritten then.
     """
-    actor_chat, reflector_chat = ChatTokenizer(config.actor.model), ChatTokenizer(config.reflector.model)
+    actor_chat, reflector_chat = (ChatTokenizer(role.model, thinking=role.thinking) for role in (config.actor, config.reflector))
     roles = load_roles(config)
     optimizer = make_optimizer(config.optimizer)
     state = init_state(initial_weights(config, roles), optimizer)

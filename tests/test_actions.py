@@ -28,6 +28,8 @@ from ictjax.records import ParseFailure
         ("Thought: the apple is here Action: eat apple", "the apple is here", "eat apple"),
         ("Thought: x\nAction: Eat F", "x", "Eat F"),
         ("Thought: x\nAction: go\nObservation: You win.", "x", "go"),
+        ("<think>\nAction: wait? Thought: no.\n</think>\n\nAction: go", "", "go"),
+        ("Thought: why <think> of it\nAction: go", "why <think> of it", "go"),
     ],
 )
 def test_parses(text, thought, action):
@@ -44,13 +46,14 @@ def test_parses(text, thought, action):
         ("Thought: x\nAction:  \n\n", ParseFailure.EMPTY_ACTION),
         ("Thought: x\nAction: ''.", ParseFailure.EMPTY_ACTION),
         ("Action:\nThought: x", ParseFailure.EMPTY_ACTION),
+        ("<think>\nAction: go\n", ParseFailure.NO_ACTION),
     ],
 )
 def test_failures(text, failure):
     assert parse_react(text) is failure
 
 
-@pytest.mark.parametrize("text", ["", "Thought: long", "Thought: x\nAction: go to cab", "Thought: x\nAction:\n go to cab"])
+@pytest.mark.parametrize("text", ["", "Thought: long", "Thought: x\nAction: go to cab", "Thought: x\nAction:\n go to cab", "<think>\nAction: go\nSo"])
 def test_a_cut_off_reply_is_truncated_unless_its_action_line_is_complete(text):
     assert parse_react(text, truncated=True) is ParseFailure.TRUNCATED
 

@@ -1,12 +1,143 @@
 import json
+import re
 
 import pytest
+import tokenizers
+import transformers.utils.chat_template_utils as template_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
-from ictjax.chat import ChatTokenizer
+from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
 from ictjax.records import Message
 from tests.tiny import QWEN_TEMPLATE, byte_tokenizer, save_tiny_model, word_tokenizer
+
+# In the shape of the published templates, without their tools.
+# Old replies lose their thoughts; the last one, if nothing is asked after it, shows them; a switch closes the thoughts before they begin.
+QWEN3_TEMPLATE = """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set seen = namespace(last_query=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set seen.last_query = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set thoughts, content = '', message.content %}
+        {%- if '</think>' in content %}
+            {%- set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > seen.last_query %}
+            {{- '<|im_start|>assistant\\n<think>\\n' + thoughts + '\\n</think>\\n\\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>assistant\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+# Writes two dates, today's if it can tell, and trims what it is given.
+LLAMA3_TEMPLATE = """\
+{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{{- "Cutting Knowledge Date: December 2023\\n" }}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+# Has no system role: the text goes before the first question. Roles must alternate; contents are trimmed.
+GEMMA3_TEMPLATE = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set first_user_prefix = messages[0]['content'] + '\\n\\n' -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- set role = "model" if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\\n' + (first_user_prefix if loop.first else "") }}
+    {{- message['content'] | trim }}
+    {{- '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+TEMPLATES = {"qwen2.5": QWEN_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "llama3": LLAMA3_TEMPLATE, "gemma3": GEMMA3_TEMPLATE}
+SPECIAL = {
+    "qwen2.5": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "more": ["<|im_start|>"]},
+    "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "more": ["<|im_start|>"]},
+    "llama3": {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot_id|>",
+        "more": ["<|end_of_text|>", "<|eom_id|>", "<|start_header_id|>", "<|end_header_id|>"],
+    },
+    "gemma3": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "more": ["<start_of_turn>", "<end_of_turn>"]},
+}
+# How Qwen and Llama cut text before they merge bytes: a line break joins the spaces and breaks around it.
+CUT = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+EMPTY_THOUGHTS = "<think>\n\n</think>\n\n"
+
+
+def family_tokenizer(family):
+    """A small byte-level BPE tokenizer with merges, and the special tokens and template of a family."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(CUT), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    names = {name: token for name, token in SPECIAL[family].items() if name != "more"}
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[*names.values(), *SPECIAL[family]["more"]],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*TEMPLATES.values(), "go north\n\nopen the door\n\n\nthe question and the answer"], trainer)
+    backend.add_tokens(["<think>", "</think>"])  # not special: they stay in the text
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer.chat_template = TEMPLATES[family]
+    return tokenizer
+
+
+FAMILIES = {family: family_tokenizer(family) for family in TEMPLATES}
+CLOSING = {"qwen2.5": "<|im_end|>", "qwen3": "<|im_end|>", "llama3": "<|eot_id|>", "gemma3": "<end_of_turn>"}
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size=1, max_size=12)
 BYTES = byte_tokenizer()
@@ -32,6 +163,86 @@ def test_start_and_turns_equal_the_template_of_the_whole_conversation(system, tu
         grown += sampled + chat.encode_turn(following, stopped=True)
         messages += [Message(role="assistant", content=reply), following]
     assert grown == whole(BYTES, messages)
+
+
+def grown_and_expected(family, messages, replies, *, thinking=None, opened=""):
+    """A conversation turn by turn, and the template of the whole of it with the sampled replies in the places that it gives to replies."""
+    tokenizer = FAMILIES[family]
+    chat = ChatTokenizer(tokenizer, thinking=thinking)
+    stop = tokenizer.convert_tokens_to_ids(CLOSING[family])
+    sampled = [(*tokenizer(reply, add_special_tokens=False)["input_ids"], stop) for reply in replies]
+    first = len(messages) - len(replies)  # later messages are questions, one after every reply
+    grown, plain = chat.encode_start(messages[:first]), [{"role": m.role, "content": m.content} for m in messages[:first]]
+    for index, question in enumerate(messages[first:]):
+        grown += sampled[index] + chat.encode_turn(question, stopped=True)
+        plain += [{"role": "assistant", "content": f"@{index}@"}, {"role": "user", "content": question.content}]
+    switch = {} if thinking is None else {"enable_thinking": thinking}
+    # The templates' own fallback date, which they write where they are not told another.
+    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024", **switch)
+    pieces = re.split(r"@\d@" + re.escape(CLOSING[family]), text)
+    expected = ()
+    for index, piece in enumerate(pieces):
+        last = index == len(pieces) - 1
+        expected += tuple(tokenizer(piece + ("" if last else opened), add_special_tokens=False)["input_ids"])
+        expected += () if last else sampled[index]
+    return chat, grown, expected
+
+
+TALK = (Message(role="system", content="Play well."), Message(role="user", content="You see a door.\n"))
+QUESTIONS = [Message(role="user", content=text) for text in ("  It is open.", "You win.\n\nGo on?", "naïve 東京 🙂")]
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("with_system", [True, False])
+def test_turns_equal_the_template_of_the_whole_conversation_for_every_family(family, with_system):
+    talk = [*TALK[0 if with_system else 1 :], *QUESTIONS]
+    replies = ["open the door", "Thought: go north\n\nAction: go north", "é"]
+    chat, grown, expected = grown_and_expected(family, talk, replies)
+    assert grown == expected
+    # And without placing replies by hand: these are replies that no template rewrites and no tokenizer merges with their surroundings.
+    plain = [{"role": m.role, "content": m.content} for m in talk[: -len(replies)]]
+    for reply, question in zip(replies, QUESTIONS, strict=True):
+        plain += [{"role": "assistant", "content": reply}, {"role": "user", "content": question.content}]
+    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False, "date_string": "26 Jul 2024"}
+    assert grown == tuple(FAMILIES[family].apply_chat_template(plain, **options))
+    assert FAMILIES[family].convert_tokens_to_ids(CLOSING[family]) in chat.stop_ids
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_replies_stay_as_they_were_sampled_where_the_template_trims_them_or_drops_their_thoughts(family):
+    replies = [" \n open ", "<think>\nIs it locked?\n</think>\n\nopen the door", "<think>cut off"]
+    _, grown, expected = grown_and_expected(family, [*TALK, *QUESTIONS], replies)
+    assert grown == expected
+    assert "Is it locked?" in FAMILIES[family].decode(grown)
+
+
+def test_thinking_is_switched_off_by_an_empty_block_that_stays_where_the_model_saw_it():
+    _, grown, expected = grown_and_expected("qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"], thinking=False, opened=EMPTY_THOUGHTS)
+    assert grown == expected
+    assert FAMILIES["qwen3"].decode(grown).count(EMPTY_THOUGHTS) == 4
+    chat, grown, expected = grown_and_expected("qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"], thinking=True)
+    assert grown == expected == grown_and_expected("qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"])[1]
+    assert chat.encode_turn(QUESTIONS[0], stopped=False)[0] == FAMILIES["qwen3"].convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("family", ["qwen2.5", "llama3", "gemma3"])
+def test_a_thinking_switch_that_the_template_does_not_have_is_refused(family):
+    with pytest.raises(ValueError, match="no thinking switch"):
+        ChatTokenizer(FAMILIES[family], thinking=False)
+
+
+def test_the_date_of_a_template_never_changes(monkeypatch):
+    class Clock:
+        @staticmethod
+        def now():
+            raise AssertionError("the template looked at the clock")
+
+    monkeypatch.setattr(template_utils, "datetime", Clock)
+    text = FAMILIES["llama3"].decode(ChatTokenizer(FAMILIES["llama3"]).encode_start(TALK))
+    assert "Today Date: 26 Jul 2024" in text
+    hidden = QWEN_TEMPLATE.replace("messages[0]['content'] +", "messages[0]['content'] + strftime_now(messages[0]['role']) +")
+    with pytest.raises(ValueError, match="date in a way"):
+        ChatTokenizer(byte_tokenizer(hidden))
 
 
 def test_a_reply_that_was_cut_off_is_closed_by_the_next_turn():
@@ -83,6 +294,16 @@ def test_the_pocket_style_template_of_one_token_per_role_is_extended_exactly():
             "cannot be extended",
         ),
         ("{% for m in messages %}<|im_start|>{{ m.content }} {{ messages|length }}<|im_end|>{% endfor %}", "cannot be extended"),
+        # Numbers the rounds from the third on; says when it is the last question; moves the system text to the last question.
+        (
+            QWEN_TEMPLATE.replace("+ message.content +", "+ (message.content if loop.index0 < 6 else loop.index0|string) +"),
+            "cannot be extended",
+        ),
+        (QWEN_TEMPLATE.replace("+ message.content +", "+ message.content + (' (last)' if loop.last else '') +"), "cannot be extended"),
+        (
+            "{% for m in messages[1:] %}<|im_start|>{{ messages[0].content if loop.last }} {{ m.content }}<|im_end|>{% endfor %}",
+            "cannot be extended",
+        ),
         (QWEN_TEMPLATE.replace("+ '<|im_end|>' +", "+"), "no stop token"),
         ("{{ raise_exception('no system messages here') }}", "no system messages here"),
         (None, "no chat template"),
@@ -98,6 +319,42 @@ def test_the_tokenizer_file_is_obeyed_beside_a_qwen_config(tmp_path):
     chat = ChatTokenizer(tmp_path)
     start = chat.encode_start([Message(role="system", content="play"), Message(role="user", content="walk look open")])
     assert " walk look open " in f" {chat.decode(start)} "
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        ({}, []),
+        ({"generation_config.json": '{"eos_token_id": 0}', "config.json": '{"eos_token_id": 5}'}, [0]),
+        ({"generation_config.json": '{"eos_token_id": [3, 4]}'}, [3, 4]),
+        ({"generation_config.json": "{}", "config.json": '{"eos_token_id": 5}'}, []),
+        ({"config.json": '{"eos_token_id": 5}'}, [5]),
+    ],
+)
+def test_stop_ids_of_the_generation_config(tmp_path, files, ids):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert generation_stop_ids(tmp_path) == ids
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type"), [("qwen2.5", "qwen2"), ("qwen3", "qwen3"), ("llama3", "llama"), ("gemma3", "gemma3_text")]
+)
+def test_the_tokenizer_of_a_checkpoint_reads_as_its_file_says(tmp_path, family, model_type):
+    FAMILIES[family].save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    text = "It's  12 o'clock:\n\n ﬁne, naïve <think>x</think> 東京"
+    assert load_tokenizer(tmp_path)(text)["input_ids"] == FAMILIES[family](text)["input_ids"]
+    assert ChatTokenizer(tmp_path).encode_start(TALK) == ChatTokenizer(FAMILIES[family]).encode_start(TALK)
+
+
+def test_tokenizer_files_that_cannot_be_read_are_named(tmp_path):
+    BYTES.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=f"tokenizer in {re.escape(str(tmp_path))} cannot be read"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="neither a folder nor a Hugging Face id"):
+        load_tokenizer(tmp_path / "nothing")
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path):

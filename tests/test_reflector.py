@@ -103,6 +103,7 @@ def test_episodes_that_the_environment_broke_off_are_not_shown():
         ('ANALYSIS: x\nIMPROVED PROMPT: "Open it."', "x", "Open it."),
         ("analysis : the door . improved prompt : open the door .", "the door .", "open the door ."),
         ("Sure!\nANALYSIS: x\nIMPROVED PROMPT: y", "x", "y"),
+        ("<think>ANALYSIS: a\nIMPROVED PROMPT: b</think>\nANALYSIS: x\nIMPROVED PROMPT: y", "x", "y"),
         ("ANALYSIS: an improved prompt: should say more\nIMPROVED PROMPT: y", "an improved prompt: should say more", "y"),
     ],
 )
