@@ -132,6 +132,14 @@ def split_rows(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, BATCH))
 
 
+def table_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
+    """Of an embedding table where rows of it are looked up: split by rows only, where tensor divides them.
+
+    Looked up in a table that is split by width too, [B, T, D] would be split by width, and held whole once to be split by rows.
+    """
+    return NamedSharding(mesh, PartitionSpec("tensor" if num_rows % mesh.shape["tensor"] == 0 else None))
+
+
 def kv_copies(num_heads: int, num_kv_heads: int, mesh: Mesh | None) -> int:
     """How often a cache holds every kv head, so that the tensor axis can split it.
 

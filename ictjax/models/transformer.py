@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
+from ictjax.mesh import table_sharding
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
 from ictjax.models.rotary import rotary, rotate
@@ -163,7 +164,11 @@ def forward(
         layer = jax.checkpoint(layer)
     elif unstacked:  # keep what the layers compute for the backward pass, but not the weights they copied out
         layer = jax.checkpoint(layer, policy=lambda primitive, *_, **__: primitive.name != "cond")
-    x_btd = place(_embed(config, params, tokens_bt))
+    if activations is None:
+        x_btd = _embed(config, params, tokens_bt)
+    else:
+        table = jax.lax.with_sharding_constraint(params["embed"].astype(config.dtype), table_sharding(config.vocab_size, activations.mesh))
+        x_btd = place(_embed(config, params | {"embed": table}, tokens_bt))
     index_l = jnp.arange(config.num_layers, dtype=jnp.int32)
     sliding_l = None if config.sliding_window is None else jnp.array(config.sliding_layers)
     x_btd, _ = jax.lax.scan(layer, x_btd, (stacked | params.get("lora", {}), index_l, sliding_l))
