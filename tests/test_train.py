@@ -17,9 +17,13 @@ from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
 from experiments.evaluate import evaluate
 from experiments.presets import PRESETS
+from ictjax.checkpoint import Checkpointer
 from ictjax.config import differences, from_dict, to_dict
+from ictjax.learner import init_state, make_optimizer
 from ictjax.metrics import read_metrics
+from ictjax.models.lora import LoraConfig, adapter_axes
 from ictjax.records import context_from_json, trajectory_from_json
+from ictjax.roles import initial_weights, load_roles
 from ictjax.train import train
 from tests.tiny import save_pair
 
@@ -210,6 +214,21 @@ def test_precollected_contexts_train_too(models, tmp_path):
         train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
     assert len((tmp_path / "contexts" / "precollected.jsonl").read_text().splitlines()) == 4
     assert [record["reward_fresh"] for record in read_metrics(tmp_path)] == [None, None]
+
+
+def test_a_run_with_an_adapter_resumes_from_the_adapter_alone(models, tmp_path):
+    """The base is read from the model's folder again."""
+    base = PRESETS["fake-tiny"].with_models(*map(str, models))
+    config = dataclasses.replace(base, iterations=1, reflector=dataclasses.replace(base.reflector, lora=LoraConfig(rank=2)))
+    with WorkerPool("fake", num_workers=1) as pool:
+        assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == 0
+        assert train(dataclasses.replace(config, iterations=2), tmp_path, environment=FakeEnvironment(), pool=pool) == 1
+    assert [record["skipped"] for record in read_metrics(tmp_path)] == [0, 0]
+    template = init_state(initial_weights(config, load_roles(config)), make_optimizer(config.optimizer))
+    assert set(template.params) == set(adapter_axes(config.reflector.lora))
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        state, _ = checkpointer.restore(2, template)
+    assert int(state.step) == 2
 
 
 def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
