@@ -1,13 +1,26 @@
 """What a run shows while it works: bars and a line of results on a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 _PLAIN_EVERY_S = 30.0
+_LARGE_BYTES = 2**30  # of a checkpoint, from which on reading it takes long enough to be shown
 
 
 class LiveProgress:
@@ -81,3 +94,19 @@ def iteration_line(metrics: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+@contextlib.contextmanager
+def reading_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """The `progress` callback of `load_checkpoint`: on a terminal, a bar on stderr while a large checkpoint is read, gone afterwards."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(what, total=None, visible=False)
+        yield lambda done, total: bars.update(bar, completed=done, total=total, visible=total >= _LARGE_BYTES)

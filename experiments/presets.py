@@ -202,8 +202,11 @@ def task(preset_name: str, name: str) -> TaskConfig:
     return known[name]
 
 
-def model_folder(name: str) -> str:
+def model_folder(name: str, flags: str = "--actor.model and --reflector.model") -> str:
     """Where a model is: the path as given, below the repository for the models that ship with it, or where the hub's files of that id are.
+
+    Args:
+      flags: what names models on the command line, for the error message.
 
     Raises:
       ValueError: there is no such folder, and the hub does not give it.
@@ -215,7 +218,7 @@ def model_folder(name: str) -> str:
         return str(local_folder(name))
     raise ValueError(
         f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face layout there, or name its folder or hub id with "
-        "--actor.model and --reflector.model."
+        f"{flags}."
     )
 
 

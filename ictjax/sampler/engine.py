@@ -274,6 +274,10 @@ class Sampler:
         found.request = request
         found.ready_since = self._counts["dispatches"]
 
+    def sampled(self, conversation: int) -> tuple[int, ...]:
+        """The ids of a reply under way, as far as they are sampled, for whoever shows it as it grows; empty where none is under way."""
+        return tuple(self._find(conversation).reply)
+
     def fork(self, conversation: int) -> int:
         """Starts a conversation with the same tokens so far, which copies their cache row once it gets a slot; returns its number."""
         parent = self._settled(conversation, "fork")

@@ -1,0 +1,242 @@
+"""`python -m experiments.generate --model DIR --prompt TEXT`: what a model answers, in the terminal; without a prompt, a conversation.
+
+The text comes as it is sampled. With --json the last line is {"ids": [...], "logprobs": [...]} of the sampled tokens.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import readline  # noqa: F401 (input() edits its lines with it)
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from experiments.console import reading_bar
+from experiments.presets import model_folder
+from experiments.run_dir import parse, run_main
+from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
+from ictjax.models.config import ModelConfig
+from ictjax.models.hf import load_checkpoint
+from ictjax.models.hf.reader import read_config
+from ictjax.models.lora import with_adapter
+from ictjax.models.peft import load_adapter
+from ictjax.records import Message
+from ictjax.sampler import Generation, Request, Sampler, SamplerConfig, raw_key, sampling_weights
+
+_DESCRIPTION = (
+    "Generates text with a model: the answer to --prompt by its chat template, the continuation of --prompt --raw or of --tokens, or a "
+    "conversation where you type the prompts."
+)
+_MAX_CHAT_TOKENS = 32_768  # of a conversation, where the model has as many positions
+_MIN_TOKENS = 256
+_MAX_TOP_K = 64
+_PAD_ID = 0  # any id does: attention never sees it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateArgs:
+    """Command line of experiments.generate."""
+
+    model: str
+    """Folder in Hugging Face layout, or id on the hub."""
+    prompt: str | None = None
+    """What you say; without it (and without --tokens), a conversation on the terminal."""
+    tokens: str | None = None
+    """Ids to continue, as 1,2,3; the folder needs no tokenizer then."""
+    system: str = ""
+    """System prompt [default: what the chat template does without one]."""
+    raw: bool = False
+    """Continue the prompt as it stands, without a chat template."""
+    thinking: bool | None = None
+    """Thinking switch of the chat template (Qwen3)."""
+    adapter: pathlib.Path | None = None
+    """Folder with a LoRA adapter in PEFT's format, put on the model."""
+    max_new_tokens: int = 256
+    """Most tokens to sample, per reply."""
+    greedy: bool = False
+    """Take the likeliest token always, instead of sampling."""
+    temperature: float = 1.0
+    """Of sampling."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens of this mass (of 64 at most); 1: off."""
+    seed: int = 0
+    """Of sampling: the same seed gives the same text."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Of weights and activations [default: as config.json says]."""
+    ignore_stop: bool = False
+    """Go on behind stop tokens, up to --max-new-tokens."""
+    json: bool = False
+    """Print ids and log-probabilities of the sampled tokens as the last line."""
+
+    def request(self, stop_ids: Sequence[int], turn: int = 0) -> Request:
+        """How the reply of a turn is sampled."""
+        return Request(
+            max_new_tokens=self.max_new_tokens,
+            temperature=0.0 if self.greedy else self.temperature,
+            top_k=0,
+            top_p=self.top_p,
+            stop_ids=() if self.ignore_stop else tuple(stop_ids),
+            key=raw_key(self.seed, turn),
+        )
+
+
+class Speaker:
+    """A model in a sampler with one slot, whose replies are shown as they grow.
+
+    Args:
+      decode: ids -> text.
+      show: is given every new piece of text.
+      with_json: show ids and log-probabilities of a reply behind it.
+    """
+
+    def __init__(self, sampler: Sampler, decode: Callable[[Sequence[int]], str], show: Callable[[str], None], *, with_json: bool):
+        self._sampler, self._decode, self._show, self._with_json = sampler, decode, show, with_json
+
+    def reply(self, conversation: int, request: Request) -> Generation:
+        """Samples one reply of an open conversation."""
+        self._sampler.generate(conversation, request)
+        shown, finished = "", []
+        while not finished:
+            finished = self._sampler.step()
+            text = self._decode(finished[0].ids if finished else self._sampler.sampled(conversation))
+            if text.startswith(shown) and (finished or not text.endswith("\ufffd")):  # half a character is still to come
+                self._show(text[len(shown) :])
+                shown = text
+        self._show("\n")
+        if self._with_json:
+            self._show(json.dumps({"ids": finished[0].ids, "logprobs": finished[0].logprobs}) + "\n")
+        return finished[0]
+
+
+def generate(args: GenerateArgs, write: Callable[[str], None], ask: Callable[[], str | None]) -> None:
+    """Does what the flags say.
+
+    Args:
+      write: is given the text, piece by piece.
+      ask: the next prompt of a conversation, None at its end; called without --prompt and --tokens only.
+    Raises:
+      ValueError: a model, a tokenizer, a prompt or a setting that cannot be used.
+    """
+    args.request([])  # bad settings are refused before anything is read
+    folder = pathlib.Path(model_folder(args.model, "--model"))
+    model = read_config(folder)
+    if args.dtype is not None:
+        model = dataclasses.replace(model, dtype=args.dtype, param_dtype=args.dtype)
+    talks = args.prompt is None and args.tokens is None
+    if args.tokens is None and not args.raw:
+        chat = ChatTokenizer(folder, thinking=args.thinking)
+        ids = () if args.prompt is None else chat.encode_start(_first(args, args.prompt))
+        stop_ids, decode = chat.stop_ids, chat.decode
+    else:
+        chat, (ids, stop_ids, decode) = None, _plain(args, folder, model)
+    if len(ids) >= model.max_positions:
+        raise ValueError(f"The prompt has {len(ids)} tokens, the model {model.max_positions} positions: shorten it.")
+    with reading_bar("reading") as progress:
+        _, params = load_checkpoint(folder, dtype=model.param_dtype, progress=progress)
+    params = sampling_weights(model, params, consume=True)
+    if args.adapter is not None:
+        lora, adapter = load_adapter(args.adapter, model)
+        params = with_adapter(lora, params, adapter)
+    # A power of two, so that JAX's cache on disk, where it is switched on, mostly has the compiled programs.
+    whole = _MAX_CHAT_TOKENS if talks else 1 << (max(len(ids) + args.max_new_tokens, _MIN_TOKENS) - 1).bit_length()
+    with Sampler(model, params, _sizes(min(whole, model.max_positions), len(stop_ids)), _PAD_ID) as sampler:
+        speaker = Speaker(sampler, decode, write, with_json=args.json)
+        if chat is not None and talks:
+            _talk(args, chat, sampler, speaker, ask)
+        else:
+            speaker.reply(sampler.open(ids), args.request(stop_ids))
+
+
+def _talk(args: GenerateArgs, chat: ChatTokenizer, sampler: Sampler, speaker: Speaker, ask: Callable[[], str | None]) -> None:
+    """A conversation; every token of it is computed once."""
+    conversation, stopped, turn = None, False, 0
+    while (text := ask()) is not None:
+        if not text.strip():
+            continue
+        if conversation is None:
+            conversation = sampler.open(chat.encode_start(_first(args, text)))
+        else:
+            sampler.extend(conversation, chat.encode_turn(Message(role="user", content=text), stopped=stopped))
+        said = speaker.reply(conversation, args.request(chat.stop_ids, turn))
+        if said.finish == "context":
+            print("The context is full.", file=sys.stderr)
+            return
+        stopped, turn = said.finish == "stop", turn + 1
+
+
+def _first(args: GenerateArgs, prompt: str) -> list[Message]:
+    if not prompt.strip():
+        raise ValueError("--prompt is empty: say something, or give --tokens.")
+    system = [Message(role="system", content=args.system)] if args.system else []
+    return [*system, Message(role="user", content=prompt)]
+
+
+def _plain(args: GenerateArgs, folder: pathlib.Path, model: ModelConfig) -> tuple[list[int], list[int], Callable[[Sequence[int]], str]]:
+    """Ids, stop ids and decoder without a chat template: of --tokens (shown as numbers where there is no tokenizer) or of --prompt --raw."""
+    for name, given in (("--system", bool(args.system)), ("--thinking", args.thinking is not None)):
+        if given:
+            raise ValueError(f"{name} is for the chat template, which --raw and --tokens do without: drop one of them.")
+    stop_ids = generation_stop_ids(folder)
+    if args.tokens is not None:
+        if args.prompt is not None:
+            raise ValueError("Both --prompt and --tokens are given: drop one of them.")
+        try:
+            ids = [int(each) for each in args.tokens.split(",")]
+        except ValueError:
+            raise ValueError(f"--tokens is {args.tokens!r}: give ids as 1,2,3.") from None
+        if outside := [each for each in ids if not 0 <= each < model.vocab_size]:
+            raise ValueError(f"--tokens holds {outside[0]}, which is not in the model's vocabulary, 0 to {model.vocab_size - 1}.")
+        if not (folder / "tokenizer_config.json").is_file():
+            return ids, stop_ids, lambda sampled: "".join(f"{each} " for each in sampled)
+        tokenizer = load_tokenizer(folder)
+    else:
+        if not args.prompt:
+            raise ValueError("--raw continues a prompt, and there is none: give --prompt TEXT.")
+        tokenizer = load_tokenizer(folder)
+        ids = list(tokenizer(args.prompt)["input_ids"])
+    return ids, stop_ids, _decoder(tokenizer)
+
+
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    return lambda sampled: tokenizer.decode(sampled, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _sizes(max_len: int, num_stop_ids: int) -> SamplerConfig:
+    return SamplerConfig(
+        num_slots=1,
+        max_len=max_len,
+        extend_buckets=tuple(sorted({min(64, max_len), min(512, max_len)})),
+        row_buckets=(1,),
+        decode_steps=8,
+        max_top_k=_MAX_TOP_K,
+        max_stop_ids=max(num_stop_ids, 4),
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _ask() -> str | None:
+    with contextlib.suppress(EOFError):
+        return input("> ")
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(argv), "start it again.")
+
+
+def _main(argv: list[str]) -> None:
+    args = parse(GenerateArgs, f"{_DESCRIPTION} {__doc__}", argv)
+    if args.prompt is None and args.tokens is None and not sys.stdin.isatty():
+        raise ValueError("--prompt is missing (or --tokens; a conversation needs a terminal).")
+    generate(args, _write, _ask)
+
+
+if __name__ == "__main__":
+    main()
