@@ -25,8 +25,9 @@ from ictjax.records import Message
 from ictjax.sampler import Generation, Request, Sampler, SamplerConfig, raw_key, sampling_weights
 
 _DESCRIPTION = (
-    "Generates text with a model: the answer to --prompt by its chat template, the continuation of --prompt --raw or of --tokens, or a "
-    "conversation where you type the prompts."
+    "Generates text with a model: the answer to --prompt by its chat template, the continuation of --prompt --raw or of --tokens, or, with "
+    "neither, a conversation where you type the prompts. The text comes as it is sampled; with --json the last line is "
+    '{"ids": [...], "logprobs": [...]} of the sampled tokens.'
 )
 _MAX_CHAT_TOKENS = 32_768  # of a conversation, where the model has as many positions
 _MIN_TOKENS = 256
@@ -45,7 +46,7 @@ class GenerateArgs:
     tokens: str | None = None
     """Ids to continue, as 1,2,3; the folder needs no tokenizer then."""
     system: str = ""
-    """System prompt [default: what the chat template does without one]."""
+    """System prompt; without one the chat template does what it does."""
     raw: bool = False
     """Continue the prompt as it stands, without a chat template."""
     thinking: bool | None = None
@@ -232,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    args = parse(GenerateArgs, f"{_DESCRIPTION} {__doc__}", argv)
+    args = parse(GenerateArgs, _DESCRIPTION, argv)
     if args.prompt is None and args.tokens is None and not sys.stdin.isatty():
         raise ValueError("--prompt is missing (or --tokens; a conversation needs a terminal).")
     generate(args, _write, _ask)

@@ -53,7 +53,9 @@ def test_failures(text, failure):
     assert parse_react(text) is failure
 
 
-@pytest.mark.parametrize("text", ["", "Thought: long", "Thought: x\nAction: go to cab", "Thought: x\nAction:\n go to cab", "<think>\nAction: go\nSo"])
+@pytest.mark.parametrize(
+    "text", ["", "Thought: long", "Thought: x\nAction: go to cab", "Thought: x\nAction:\n go to cab", "<think>\nAction: go\nSo"]
+)
 def test_a_cut_off_reply_is_truncated_unless_its_action_line_is_complete(text):
     assert parse_react(text, truncated=True) is ParseFailure.TRUNCATED
 

@@ -7,11 +7,10 @@ import json
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import generate, parity
+from experiments import generate
 from ictjax.chat import ChatTokenizer
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
@@ -94,6 +93,9 @@ def test_sampling_is_keyed_by_the_seed(capsys, bare):
 
 
 def test_chat_equals_transformers_and_ends_with_the_stop_ids_of_the_generation_config(capsys, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed; it is needed only to compare with the PyTorch models")
+    from experiments import parity  # needs torch
+
     tokenizer = byte_tokenizer()
     case = parity.Case(family="qwen3", option="", changes={"vocab_size": len(tokenizer), "eos_token_id": 0})
     theirs = parity.random_checkpoint(tmp_path, case)
