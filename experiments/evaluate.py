@@ -19,7 +19,7 @@ from rich.console import Console
 
 from envs.api import Environment, GameId, Outcome, Pool
 from envs.registry import load_environment
-from experiments.console import LiveProgress
+from experiments.console import LiveProgress, reading_bar
 from experiments.presets import in_folders, task
 from experiments.run_dir import check_families, describe_games, flag_value, open_pool, parse, run_main
 from experiments.stats import mean_ci, paired_test
@@ -95,7 +95,8 @@ def evaluate(
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
     folders = in_folders(config)
-    roles = load_roles(folders)
+    with reading_bar("reading weights") as reading:
+        roles = load_roles(folders, reading)
     step, trained = _trained_weights(run_dir, folders, roles)
     games = describe_games(settings, environment)
     identity = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,19 +35,22 @@ class Roles:
         return trained if self.base is None or not self.lora.rank else with_adapter(self.lora, self.base, trained)
 
 
-def load_roles(config: TrainConfig) -> Roles:
+def load_roles(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Roles:
     """Reads the frozen weights. Actor and reflector share them if model, dtype and mesh are the same: then they are read and held once.
+
+    Args:
+      progress: is told the bytes of a checkpoint that are read and to be read.
 
     Raises:
       ValueError: a folder that does not hold a model, or a mesh that does not fit the devices.
     """
     actor_mesh, mesh = open_mesh(config.actor.mesh), open_mesh(config.reflector.mesh)
-    actor, actor_params = _frozen(config.actor, actor_mesh)
+    actor, actor_params = _frozen(config.actor, actor_mesh, progress)
     lora, same = config.reflector.lora, config.actor.frozen_key == config.reflector.frozen_key
     reflector, base = actor, actor_params if same else None
     if not same:
         needed = lora.rank > 0 or config.grpo.kl != "none"
-        reflector, base = _frozen(config.reflector, mesh) if needed else (_shape(config.reflector), None)
+        reflector, base = _frozen(config.reflector, mesh, progress) if needed else (_shape(config.reflector), None)
     return Roles(
         actor=actor, actor_params=actor_params, actor_mesh=actor_mesh, reflector=reflector, base=base, mesh=mesh, lora=config.reflector.lora
     )
@@ -67,8 +71,8 @@ def initial_weights(config: TrainConfig, roles: Roles) -> Params:
     return jax.device_put(params, param_shardings(axes, params, roles.mesh, TRAINED_RULES))
 
 
-def _frozen(role: RoleConfig, mesh: Mesh | None) -> tuple[ModelConfig, Params]:
-    model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype)
+def _frozen(role: RoleConfig, mesh: Mesh | None, progress: Callable[[int, int], None] | None) -> tuple[ModelConfig, Params]:
+    model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
     model = dataclasses.replace(model, dtype=role.dtype)
     return model, sampling_weights(model, params, mesh, consume=True)
 

@@ -43,7 +43,9 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been overwritten then.
     """
     actor_chat, reflector_chat = (ChatTokenizer(role.model, thinking=role.thinking) for role in (config.actor, config.reflector))
-    roles = load_roles(config)
+    roles = load_roles(
+        config, None if progress is None else lambda done, total: progress.phase("reading weights, MiB", done >> 20, total >> 20)
+    )
     optimizer = make_optimizer(config.optimizer)
     state = init_state(initial_weights(config, roles), optimizer)
     policy = transformer_policy(roles.reflector, remat=config.remat, lora=roles.lora, mesh=roles.mesh)
