@@ -1,5 +1,6 @@
 """Chat templates turn by turn: token ids that only ever grow, with every sampled id kept as it was sampled."""
 
+import contextlib
 import datetime
 import functools
 import json
@@ -51,7 +52,10 @@ class ChatTokenizer:
             source = load_tokenizer(folder)
         self._tokenizer: Any = source
         if not self._tokenizer.chat_template:
-            raise ValueError(f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template. {_REMEDY}")
+            raise ValueError(
+                f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template, as those of base models: take the instruction-tuned "
+                "checkpoint, or put a chat_template.jinja beside it."
+            )
         self._template = _at_fixed_date(self._tokenizer.get_chat_template())
         self._switches = {} if thinking is None else {"enable_thinking": thinking}
         self._check_extensible()
@@ -154,19 +158,21 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     folder = local_folder(source, weights=False)
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a checkpoint in HF layout.")
+    auto: Any = AutoTokenizer  # its annotations say None, which it never returns
     rules = folder / "tokenizer.json"
     try:
-        if not (folder / "config.json").is_file() and rules.is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if rules.is_file() and not _agree(tokenizer, tokenizers.Tokenizer.from_file(str(rules))):
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if not rules.is_file():
+            return auto.from_pretrained(folder, local_files_only=True)
+        with contextlib.suppress(Exception):  # it fails where the file does not have what its family's tokenizers have
+            tokenizer = auto.from_pretrained(folder, local_files_only=True)
+            if _agree(tokenizer, tokenizers.Tokenizer.from_file(str(rules))):
+                return tokenizer
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the libraries raise all kinds
         detail = " ".join(str(error).split())[:300]
         raise ValueError(
             f"The tokenizer in {folder} cannot be read ({detail}): take the files that the checkpoint was published with."
         ) from error
-    return tokenizer
 
 
 def generation_stop_ids(folder: pathlib.Path) -> list[int]:

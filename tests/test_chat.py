@@ -6,7 +6,7 @@ import tokenizers
 import transformers.utils.chat_template_utils as template_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
 from ictjax.records import Message
@@ -115,6 +115,7 @@ EMPTY_THOUGHTS = "<think>\n\n</think>\n\n"
 def family_tokenizer(family):
     """A small byte-level BPE tokenizer with merges, and the special tokens and template of a family."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.normalizer = tokenizers.normalizers.NFC() if family.startswith("qwen") else None
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
             tokenizers.pre_tokenizers.Split(tokenizers.Regex(CUT), "isolated"),
@@ -338,12 +339,21 @@ def test_stop_ids_of_the_generation_config(tmp_path, files, ids):
 
 
 @pytest.mark.parametrize(
-    ("family", "model_type"), [("qwen2.5", "qwen2"), ("qwen3", "qwen3"), ("llama3", "llama"), ("gemma3", "gemma3_text")]
+    ("family", "model_type", "tokenizer_class", "loaded"),
+    [
+        ("qwen2.5", "qwen2", "Qwen2Tokenizer", Qwen2Tokenizer),
+        ("qwen3", "qwen3", "Qwen2Tokenizer", Qwen2Tokenizer),
+        ("llama3", "llama", "PreTrainedTokenizerFast", PreTrainedTokenizerFast),
+        ("gemma3", "gemma3_text", "GemmaTokenizer", PreTrainedTokenizerFast),  # ours lacks what AutoTokenizer wants of Gemma's
+    ],
 )
-def test_the_tokenizer_of_a_checkpoint_reads_as_its_file_says(tmp_path, family, model_type):
+def test_the_tokenizer_of_a_checkpoint_reads_as_its_file_says(tmp_path, family, model_type, tokenizer_class, loaded):
     FAMILIES[family].save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": tokenizer_class}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    text = "It's  12 o'clock:\n\n ﬁne, naïve <think>x</think> 東京"
+    text = "It's  12 o'clock:\n\n ﬁne, naïve, e\u0301 <think>x</think> 東京"
+    assert isinstance(load_tokenizer(tmp_path), loaded)
     assert load_tokenizer(tmp_path)(text)["input_ids"] == FAMILIES[family](text)["input_ids"]
     assert ChatTokenizer(tmp_path).encode_start(TALK) == ChatTokenizer(FAMILIES[family]).encode_start(TALK)
 
