@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -132,7 +132,7 @@ def split_rows(tree: Any, mesh: Mesh | None) -> Any:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, BATCH))
 
 
-def table_sharding(num_rows: int, mesh: Mesh) -> NamedSharding:
+def table_sharding(num_rows: int, mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Of an embedding table where rows of it are looked up: split by rows only, where tensor divides them.
 
     Looked up in a table that is split by width too, [B, T, D] would be split by width, and held whole once to be split by rows.
