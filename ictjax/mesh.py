@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
