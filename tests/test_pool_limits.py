@@ -192,9 +192,10 @@ def test_five_thousand_episodes_keep_files_and_memory_flat():
 
 
 CTRL_C = """
-    import sys
+    import signal, sys
     from envs.api import GameId
     from envs.pool import WorkerPool
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in a shell's background hands on that the signal is ignored
     with WorkerPool("fake", num_workers=2, temp_root=sys.argv[1]) as pool:
         tickets = [pool.reset(GameId(env="fake", family="door", key=str(key)), max_steps=10**9) for key in range(8)]
         said = False
@@ -212,7 +213,10 @@ def test_ctrl_c_in_the_middle_ends_everything(tmp_path):
     workers = [int(pid) for pid in program.stdout.readline().split()]
     assert len(workers) == 2
     os.killpg(program.pid, signal.SIGINT)
-    _, errors = program.communicate(timeout=30)
+    try:
+        _, errors = program.communicate(timeout=30)
+    finally:
+        program.kill()
     assert program.returncode == -signal.SIGINT
     assert errors.strip().endswith("KeyboardInterrupt")
     assert not any(map(exists, workers))
