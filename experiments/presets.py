@@ -161,8 +161,11 @@ QWEN_7B_MINIHACK = TrainConfig(
     shape=QWEN_7B,
 )
 
-# The same pairs on ALFWorld: official games where a download is found, else generated ones (the run's manifest says which).
-POCKET_ALFWORLD = POCKET_MINIHACK.on(tasks.POCKET_ALFWORLD)
+# On ALFWorld: official games where a download is found, else generated ones (the run's manifest says which). The pocket pair here reads both
+# benchmarks, so that `--train-env minihack` measures what a reflector carries over; rooms are small, and so always generated.
+POCKET_ALFWORLD = POCKET_MINIHACK.on(tasks.POCKET_ALFWORLD).with_models(
+    "experiments/pocket/checkpoints/both/actor", "experiments/pocket/checkpoints/both/reflector"
+)
 QWEN_7B_ALFWORLD = QWEN_7B_MINIHACK.on(tasks.QWEN_ALFWORLD)
 
 PRESETS: Mapping[str, TrainConfig] = MappingProxyType(

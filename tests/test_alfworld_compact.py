@@ -49,11 +49,11 @@ def test_a_turn_says_what_the_official_text_showed_and_no_more():
     )
     assert text == "task clean apple fridge . at shelf . found apple . see bowl . left drawer fridge ."
     text = compact.update("go to fridge 1", "You arrive at fridge 1. The fridge 1 is closed.", ("open fridge 1",))
-    assert text == "task clean apple fridge . at fridge closed . know apple shelf . left drawer ."
+    assert text == "task clean apple fridge . at place fridge closed . know apple shelf . left drawer ."
     text = compact.update("open fridge 1", "You open the fridge 1. The fridge 1 is open. In it, you see nothing.", ("look",))
-    assert text == "task clean apple fridge . at fridge . know apple shelf . left drawer ."
+    assert text == "task clean apple fridge . at place fridge . know apple shelf . left drawer ."
     text = compact.update("jump", "Nothing happens.", ("look",))
-    assert text == "nothing happens . task clean apple fridge . at fridge . know apple shelf . left drawer ."
+    assert text == "nothing happens . task clean apple fridge . at place fridge . know apple shelf . left drawer ."
 
 
 def test_marks_and_things_put_down_are_remembered():
@@ -70,7 +70,7 @@ def test_what_was_closed_again_is_not_seen():
     compact.update("go to fridge 1", "You arrive at fridge 1. The fridge 1 is closed.", ())
     assert "found apple" in compact.update("open fridge 1", "You open the fridge 1. The fridge 1 is open. In it, you see an apple 1.", ())
     text = compact.update("close fridge 1", "You close the fridge 1.", ())
-    assert "at fridge closed" in text and "found" not in text
+    assert "at place fridge closed" in text and "found" not in text
 
 
 def test_words_mean_the_place_and_thing_that_matter():

@@ -1,9 +1,10 @@
 """ALFWorld in few words, for tiny word-level models: notes of what the official text has shown, one line per turn, two-word actions.
 
-A turn reads `task clean apple fridge . at countertop . found apple . see bread cup . left drawer sinkbasin .`: the task, where the agent is,
-whether the thing (or `lamp`) of the task is there, what else it sees there, what it carries, where else the things of the task were seen, and
-which places it has not looked into yet. Nothing in it goes beyond the official text of the episode so far and the admissible actions. Numbers
-are left out; where a word could mean several things of a kind, a fixed rule decides (`CompactText.command`).
+A turn reads `task clean apple fridge . at countertop . found apple . see bread cup . left drawer sinkbasin .`: the task, where the agent is
+(`at place fridge` where that is the kind of place that the task names), whether the thing (or `lamp`) of the task is there, what else it sees
+there, what it carries, where else the things of the task were seen, and which places it has not looked into yet. Nothing in it goes beyond the
+official text of the episode so far and the admissible actions. Numbers are left out; where a word could mean several things of a kind, a fixed
+rule decides (`CompactText.command`).
 """
 
 import dataclasses
@@ -153,7 +154,8 @@ def describe(notes: Notes) -> str:
     parts = ["nothing happens"] if notes.idle else []
     parts.append(f"task {task.kind} {task.thing} {task.place}")
     if notes.here:
-        parts.append(f"at {kind_of(notes.here)}" + (" closed" if notes.here in notes.closed else ""))
+        kind = kind_of(notes.here)
+        parts.append(" ".join(["at", *["place"] * (kind == task.place), kind, *["closed"] * (notes.here in notes.closed)]))
     wanted = {task.thing: "found", notes.lamp: "lamp"}
     seen = list(dict.fromkeys(map(kind_of, notes.visible())))
     parts += [f"{word} {kind}" for kind, word in wanted.items() if kind in seen]
