@@ -5,6 +5,7 @@ import pytest
 from envs.alfworld import FAMILIES, ALFWorld
 from envs.alfworld.compact import CompactText, Notes, read_task
 from envs.alfworld.expert import make_expert, next_command
+from envs.alfworld.game import AlfworldGame
 
 ROOM = (
     "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, "
@@ -108,6 +109,7 @@ def test_two_words_are_enough_to_win(family):
     """Each command of the expert, cut to two words, means a command that wins too; the game shows what its own notes say."""
     environment = ALFWorld(data="generated", rooms="small", text="compact")
     game = environment.open(family)
+    assert isinstance(game, AlfworldGame)
     for game_id in environment.games(family, "select")[:4]:
         text = game.reset(game_id).text
         compact = CompactText(game.official().text, game.official().commands)
