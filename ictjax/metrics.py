@@ -100,7 +100,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A last line that a killed process left half-written is ignored; ValueError for any other line that is not a record.
     """
     path = Path(path)
-    return _records(path / FILE_NAME if path.is_dir() else path)
+    return _records(path if path.suffix == ".jsonl" else path / FILE_NAME)  # by name: a run directory may come into being right now
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -133,6 +133,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             path.write_bytes(b"")
     with Checkpointer(tmp_path) as checkpointer:
         _refuses_to_restore(checkpointer)
+    time.sleep(1)  # until those reads have ended
     gc.collect()
 
 
