@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import transformers
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import generate
 from ictjax.chat import ChatTokenizer
@@ -19,7 +18,7 @@ from ictjax.models.peft import save_adapter
 from ictjax.models.transformer import abstract_params, forward, unembed
 from ictjax.records import Message
 from ictjax.sampler import Generation
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, programs_kept_in
 
 CONFIG = ModelConfig(
     vocab_size=260, num_layers=1, d_model=16, d_ff=16, num_heads=2, num_kv_heads=1, head_dim=8, max_positions=96, rope_theta=100.0
@@ -29,19 +28,8 @@ CONFIG = ModelConfig(
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
     """Every call makes a sampler of its own; those of the same sizes share their compiled programs through JAX's cache on disk."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with programs_kept_in(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 @pytest.fixture(scope="module")

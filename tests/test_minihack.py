@@ -389,7 +389,7 @@ def test_games_are_cached_and_an_unreadable_cache_is_made_again(tmp_path, monkey
     def fake_run(command, **options):
         calls.append(command)
         data = {"train": [0, 2, 3], "select": [4], "test": [1, 5]}
-        splits._write(splits.cache_path("eat"), data)
+        splits.write_json(splits.cache_path("eat"), data)
         return subprocess.CompletedProcess(command, 0, stdout=json.dumps(data) + "\n", stderr="")
 
     monkeypatch.setattr(splits.subprocess, "run", fake_run)
@@ -439,7 +439,7 @@ def test_real_splits_share_no_state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(splits, "WANTED", {"train": 40, "select": 10, "test": 10})
     splits._splits.cache_clear()
-    splits._write(splits.cache_path("room_monster"), splits.scan("room_monster"))
+    splits.write_json(splits.cache_path("room_monster"), splits.scan("room_monster"))
     check = splits.check_splits(["room_monster"])
     splits._splits.cache_clear()
     assert check.num_games == {"train": 40, "select": 10, "test": 10}

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from envs.registry import load_environment
 from experiments import compare, evaluate, report, train
@@ -15,21 +13,14 @@ from experiments.run_dir import check_families
 from experiments.tasks import with_options
 from ictjax.metrics import read_metrics
 from ictjax.records import trajectory_from_json
-from tests.tiny import save_pair
+from tests.tiny import programs_kept_in, save_pair
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """Every program makes its samplers anew: what one has compiled, the next one reads."""
-    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with programs_kept_in(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 @pytest.fixture(scope="module")

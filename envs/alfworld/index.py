@@ -15,12 +15,12 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from envs.alfworld.tables import FAMILIES
+from envs.cache_files import cache_file, write_json
 
 OFFICIAL_SPLITS = ("train", "valid_seen", "valid_unseen")
 COUNTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -257,7 +257,7 @@ def _cached_index(root: str) -> Index:
         pass
     index = _read_index(pathlib.Path(root), trials)
     with contextlib.suppress(OSError):  # a read-only home costs the time to read the tree again, no more
-        _write_json(path, {"stamp": stamp.hexdigest(), "index": index.to_json()})
+        write_json(path, {"stamp": stamp.hexdigest(), "index": index.to_json()})
     return index
 
 
@@ -332,17 +332,4 @@ def _remedy(path: pathlib.Path, force: bool = False) -> str:
 
 
 def _cache_path(root: str) -> pathlib.Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "ictjax" / f"alfworld-{hashlib.sha256(root.encode()).hexdigest()[:16]}-{_FORMAT}.json"
-
-
-def _write_json(path: pathlib.Path, data: Any):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    return cache_file(f"alfworld-{hashlib.sha256(root.encode()).hexdigest()[:16]}-{_FORMAT}.json")

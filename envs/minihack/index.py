@@ -18,11 +18,11 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from envs.api import GameId
+from envs.cache_files import cache_file, write_json
 from envs.minihack.families import FAMILY_SPLITS, check_family, versions
 
 SPLITS = ("train", "select", "test")
@@ -34,8 +34,7 @@ _PROBE, _FEW_LAYOUTS = 300, 20
 
 def cache_path(family: str) -> pathlib.Path:
     """Where the index of a family is cached."""
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(root) / "ictjax" / f"minihack-{family}-{versions()}-{_FORMAT}.json"
+    return cache_file(f"minihack-{family}-{versions()}-{_FORMAT}.json")
 
 
 def split_of(digest: str) -> str:
@@ -91,18 +90,6 @@ def _read(path: pathlib.Path) -> dict[str, list[int]] | None:
     except (OSError, ValueError, AttributeError, TypeError):
         pass
     return None
-
-
-def _write(path: pathlib.Path, data: dict[str, list[int]]):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 @functools.cache
@@ -193,7 +180,7 @@ def main(arguments: list[str]) -> int:
         return 2
     data = scan(family)
     try:
-        _write(cache_path(family), data)
+        write_json(cache_path(family), data)
     except OSError as error:  # a read-only home is no reason to fail: the parent reads standard output
         sys.stderr.write(f"The index could not be cached: {error}\n")
     sys.stdout.write(json.dumps(data) + "\n")
