@@ -342,6 +342,24 @@ def test_generated_splits_are_disjoint_by_initial_state():
         assert len(states) == 6 * 3 * 6 and all(len(each) == 1 for each in states.values())
 
 
+def test_a_replayed_game_is_read_once_and_plays_alike(monkeypatch):
+    generated = []
+    real = generate.generate
+    monkeypatch.setattr(generate, "generate", lambda seed, rooms: generated.append(seed) or real(seed, rooms))
+    kept, forgetful = ALFWorld(data="generated", rooms="small"), ALFWorld(data="generated", rooms="small", keep="0")
+    first, second = kept.games("put", "train")[:2]
+    for environment, reads in ((kept, 2), (forgetful, 4)):
+        generated.clear()
+        one, other = environment.open("put"), environment.open("put")
+        start = one.reset(first)
+        one.step(start.actions[0])
+        other.reset(second)
+        assert other.reset(first) == start == one.reset(first)
+        assert len(generated) == reads
+    with pytest.raises(ValueError, match="keep of ALFWorld is a number of games, got 'all'"):
+        ALFWorld(data="generated", keep="all")
+
+
 def test_tables_of_another_version_are_refused(monkeypatch):
     monkeypatch.setattr("envs.alfworld.tables.package_text", lambda name: "X = 1")
     with pytest.raises(ValueError, match=r"not those of version 0\.4\.2"):

@@ -12,7 +12,6 @@ from envs.api import Game, GameId
 __all__ = ["FAMILIES", "ALFWorld"]
 
 _SPLITS = ("train", "select", "test")
-_KEPT_GAMES = 128  # compiled, 92 kB each: the candidates of a group replay the same few games
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine": ("python", "textworld"),
     "text": ("full", "compact"),
@@ -30,20 +29,25 @@ class ALFWorld:
     - `test`: the official split behind "test": "auto" takes valid_unseen where it is present, else valid_seen.
     - `text`: "full" is the official wording, "compact" is for tiny word-level models.
     - `engine`: "python", or "textworld" for the stock one.
+    - `keep`: so many compiled games, of about 92 kB, stay at hand in each process: the candidates of a group replay the same few games.
 
     Raises ValueError for other values, and for data that is not there.
     """
 
-    def __init__(self, data: str = "auto", engine: str = "python", text: str = "full", test: str = "auto", rooms: str = "full"):
+    def __init__(
+        self, data: str = "auto", engine: str = "python", text: str = "full", test: str = "auto", rooms: str = "full", keep: str = "128"
+    ):
         for option, value in (("engine", engine), ("text", text), ("test", test), ("rooms", rooms)):
             if value not in _CHOICES[option]:
                 raise ValueError(f"Unknown {option} {value!r} of ALFWorld: use one of {', '.join(_CHOICES[option])}.")
+        if not keep.isdecimal():
+            raise ValueError(f"The option keep of ALFWorld is a number of games, got {keep!r}.")
         if rooms != "full" and data not in ("auto", "generated"):
             raise ValueError(f"Official games have no {rooms} rooms: use rooms=full with data={data}, or data=generated.")
         self._engine, self._text, self._test = engine, text, test
         self._rooms = generate.rooms_named(rooms)
         self._source = index.open_source(data if rooms == "full" else "generated")
-        self._compiled = functools.lru_cache(maxsize=_KEPT_GAMES)(self._compile)
+        self._compiled = functools.lru_cache(maxsize=int(keep))(self._compile)
 
     @property
     def name(self) -> str:
