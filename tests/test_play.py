@@ -169,6 +169,7 @@ def test_a_terminal_has_history_completion_and_a_polite_ctrl_c(tmp_path):
         terminal.until(b"\n> ")
         os.write(parent, b"\x1b[A\r")  # arrow up: the last action again
         assert b"right here" in terminal.until(b"\n> ")
+        time.sleep(1)  # readline shows its prompt just before it waits; a signal in between would wait with it for the next key
         process.send_signal(signal.SIGINT)
         shown = terminal.until(b"SIGINT")
         assert b"Recorded in" in shown and b"Traceback" not in shown
