@@ -1,4 +1,4 @@
-# `make help` lists the targets. Needs Linux, Python 3.11 or 3.12, git, make; see `prepare` below for what is missing and how to get it.
+# `make help` lists the targets. Needs Linux, Python 3.11 or 3.12, git, make, a C++ compiler; see `prepare` below for what is missing and how to get it.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -23,16 +23,19 @@ help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 	@printf '\n  RUN=name SEED=n ITERATIONS=n  of demo;  ARGS="..."  to pytest and the benchmark;  PYTHON=python3.12  for a new .venv\n'
 
-demo: $(INSTALLED)  ## Train, evaluate and report the pocket pair on MiniHack (RUN=name for another run)
-	@$(PY) -m experiments.train --preset pocket-minihack --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
+# $(call run,PRESET): a run from training to report, in runs/$(RUN).
+define run
+	@$(PY) -m experiments.train --preset $(1) --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
 	@$(PY) -m experiments.evaluate --run-dir "runs/$(RUN)"
 	@$(PY) -m experiments.report --run-dir "runs/$(RUN)"
+endef
+
+demo: $(INSTALLED)  ## Train, evaluate and report the pocket pair on MiniHack (RUN=name for another run)
+	$(call run,pocket-minihack)
 
 demo-alfworld: RUN = demo-alfworld
 demo-alfworld: $(INSTALLED)  ## The same on ALFWorld, on generated household games
-	@$(PY) -m experiments.train --preset pocket-alfworld --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
-	@$(PY) -m experiments.evaluate --run-dir "runs/$(RUN)"
-	@$(PY) -m experiments.report --run-dir "runs/$(RUN)"
+	$(call run,pocket-alfworld)
 
 demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 3, and one table of all four
 	@for seed in 0 1 2 3; do $(MAKE) --no-print-directory demo RUN=seed$$seed SEED=$$seed; done

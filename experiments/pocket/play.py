@@ -54,6 +54,17 @@ def wander(view: View) -> str:
     return "search"
 
 
+def _played(game_id: GameId, lesson: Lesson | None, turns: Sequence[PlayedTurn], text: str, outcome: Outcome | None) -> PlayedGame:
+    return PlayedGame(
+        family=game_id.family,
+        key=game_id.key,
+        lesson=lesson,
+        turns=tuple(turns),
+        final_observation=text,
+        success=outcome is Outcome.SUCCESS,
+    )
+
+
 def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> PlayedGame:
     """Plays one live game under a lesson (None: as a novice) and returns the episode."""
     text = game.reset(game_id).text
@@ -74,14 +85,7 @@ def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> Pla
         text, outcome = step.observation.text, step.outcome
         if outcome is not None:
             break
-    return PlayedGame(
-        family=game_id.family,
-        key=game_id.key,
-        lesson=lesson,
-        turns=tuple(turns),
-        final_observation=text,
-        success=outcome is Outcome.SUCCESS,
-    )
+    return _played(game_id, lesson, turns, text, outcome)
 
 
 def follow_task(notes: Notes, lesson: Lesson) -> str:
@@ -148,14 +152,7 @@ def play_task(game: Game, game_id: GameId, lesson: Lesson | None, *, max_steps: 
         text, outcome = compact.update(command, step.observation.text, step.observation.actions), step.outcome
         if outcome is not None:
             break
-    return PlayedGame(
-        family=game_id.family,
-        key=game_id.key,
-        lesson=lesson,
-        turns=tuple(turns),
-        final_observation=text,
-        success=outcome is Outcome.SUCCESS,
-    )
+    return _played(game_id, lesson, turns, text, outcome)
 
 
 def other_lessons(right: Lesson, places: Sequence[str], rng: random.Random) -> tuple[Lesson, Lesson]:
