@@ -338,7 +338,7 @@ def test_generated_splits_are_disjoint_by_initial_state():
                 assert len(seeds) == generate.WANTED[split]
                 for seed in (*seeds[:5], seeds[-1]):
                     assert (generate.family_of(seed), generate.split_of(seed)) == (family, split)
-                    states.setdefault(compile_game(generate.generate(seed, rooms)).state_hash(), set()).add(split)
+                    states.setdefault(compile_game(generate.generate(seed, rooms)).state_hash, set()).add(split)
         assert len(states) == 6 * 3 * 6 and all(len(each) == 1 for each in states.values())
 
 

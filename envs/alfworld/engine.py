@@ -4,6 +4,7 @@ The rules and texts are those inside the game file, which must be those of the i
 differ); `envs.alfworld.program` writes them as Python. Equal to the stock engine step by step: see `envs.alfworld.differential`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -33,7 +34,8 @@ class Answer(NamedTuple):
     won: bool
 
 
-class CompiledGame(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CompiledGame:
     """One game, immutable: its program, the names of its things, its facts by view, and its task sentence."""
 
     program: Program
@@ -47,6 +49,7 @@ class CompiledGame(NamedTuple):
         """A live game, ready for `reset`."""
         return LiveGame(self)
 
+    @functools.cached_property
     def state_hash(self) -> str:
         """A hex digest of names, initial facts and goal: games with the same digest play alike, but for the wording of the task."""
         content: list = [self.program.goal, self.names, sorted(self.constants.items())]
@@ -135,7 +138,12 @@ def compile_game(game: Mapping[str, Any]) -> CompiledGame:
         for view in views:
             target[view] = _index(columns.get(predicate, ()), number, view)
     return CompiledGame(
-        program, _names(ids, mentioned), MappingProxyType(constants), MappingProxyType(static), MappingProxyType(initial), task
+        program=program,
+        names=_names(ids, mentioned),
+        constants=MappingProxyType(constants),
+        static=MappingProxyType(static),
+        initial=MappingProxyType(initial),
+        task=task,
     )
 
 

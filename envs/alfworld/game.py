@@ -85,7 +85,7 @@ class AlfworldGame:
 
     def state_hash(self) -> str:
         """Of names, places, facts and task after the last reset, the same for both engines and both styles; "" before the first."""
-        return self._compiled.state_hash() if self._compiled else ""
+        return self._compiled.state_hash if self._compiled else ""
 
     def close(self) -> None:
         """Frees the game, and the stock engine where it is in use."""
