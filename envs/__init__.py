@@ -1,1 +1,3 @@
-"""Text environments for language agents, run in worker processes on the host. Imports neither jax nor ictjax."""
+"""Text environments for language agents, run in worker processes on the host. Imports neither jax
+nor ictjax.
+"""

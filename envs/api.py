@@ -8,7 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class GameId:
-    """Names one game: the same id always gives the same initial state and the same answers to the same actions."""
+    """Names one game: the same id always gives the same initial state and the same answers to the
+    same actions.
+    """
 
     env: str
     family: str
@@ -18,7 +20,9 @@ class GameId:
         for field in ("env", "family", "key"):
             value = getattr(self, field)
             if not value or "|" in value:
-                raise ValueError(f"GameId.{field} must be a non-empty string without '|', got {value!r}.")
+                raise ValueError(
+                    f"GameId.{field} must be a non-empty string without '|', got {value!r}."
+                )
 
     def __str__(self) -> str:
         return f"{self.env}|{self.family}|{self.key}"
@@ -43,7 +47,9 @@ class Outcome(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What the agent is shown: `text`, and `actions` it may take (empty when they are not enumerable)."""
+    """What the agent is shown: `text`, and `actions` it may take (empty when they are not
+    enumerable).
+    """
 
     text: str
     actions: tuple[str, ...] = ()
@@ -51,7 +57,8 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """The answer to a reset or to one action. `outcome` is None while the episode runs; `reward` is of this step alone.
+    """The answer to a reset or to one action. `outcome` is None while the episode runs; `reward` is
+    of this step alone.
 
     `error` says, in one sentence, why an outcome is FAILED; it is empty otherwise.
     """
@@ -63,7 +70,8 @@ class Step:
 
 
 class Game(Protocol):
-    """One live game of one family, re-seeded by every reset. Not thread-safe; never shared between episodes at once.
+    """One live game of one family, re-seeded by every reset. Not thread-safe; never shared between
+    episodes at once.
 
     A new one is checked by `envs.contract`; docs/adding_an_environment.md walks through an example.
     """
@@ -73,14 +81,18 @@ class Game(Protocol):
         ...
 
     def step(self, action: str) -> Step:
-        """Plays one action. Junk costs a step and gets a note in the text; it never raises. No step limit of its own.
+        """Plays one action. Junk costs a step and gets a note in the text; it never raises. No step
+        limit of its own.
 
-        SUCCESS comes with a reward above 0, DEATH with none, FAILED with an `error`. After the end the outcome repeats, with reward 0.
+        SUCCESS comes with a reward above 0, DEATH with none, FAILED with an `error`. After the end
+        the outcome repeats, with reward 0.
         """
         ...
 
     def state_hash(self) -> str:
-        """A hex digest of the state after the last reset: equal for equal initial states, whatever their ids."""
+        """A hex digest of the state after the last reset: equal for equal initial states, whatever
+        their ids.
+        """
         ...
 
     def close(self) -> None:
@@ -89,10 +101,12 @@ class Game(Protocol):
 
 
 class Environment(Protocol):
-    """A benchmark: families of games, their splits, and how to open one live game. Named by an import path or a short name.
+    """A benchmark: families of games, their splits, and how to open one live game. Named by an
+    import path or a short name.
 
-    It is built in this process and in every worker, so it is cheap to build and holds no process, file or seed of its own. It may have two
-    members more: `describe` and `initial_prompt`, see `Described` and `Introduced`.
+    It is built in this process and in every worker, so it is cheap to build and holds no process,
+    file or seed of its own. It may have two members more: `describe` and `initial_prompt`, see
+    `Described` and `Introduced`.
     """
 
     @property
@@ -106,7 +120,8 @@ class Environment(Protocol):
         ...
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
-        """The games of a family in "train", "select" or "test": disjoint, also by initial state, and in a fixed order.
+        """The games of a family in "train", "select" or "test": disjoint, also by initial state,
+        and in a fixed order.
 
         Raises ValueError for a family or split that it does not know.
         """
@@ -122,7 +137,9 @@ class Described(Protocol):
     """An environment that has something to say in the manifest of a run."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What a reader of results needs to know about the games, as JSON takes it: source, counts, hashes, versions."""
+        """What a reader of results needs to know about the games, as JSON takes it: source, counts,
+        hashes, versions.
+        """
         ...
 
 
@@ -132,7 +149,9 @@ class Introduced(Protocol):
 
     @property
     def initial_prompt(self) -> str:
-        """The system prompt at meta-turn 0: what the games are about and the form of a reply; no hint at how to win."""
+        """The system prompt at meta-turn 0: what the games are about and the form of a reply; no
+        hint at how to win.
+        """
         ...
 
 
@@ -158,10 +177,14 @@ class PoolStats:
 
 
 class Pool(Protocol):
-    """Many live games in worker processes. Every call returns at once; `poll` waits. A context manager."""
+    """Many live games in worker processes. Every call returns at once; `poll` waits. A context
+    manager.
+    """
 
     def reset(self, game: GameId, *, max_steps: int) -> int:
-        """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends with STEP_LIMIT."""
+        """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends
+        with STEP_LIMIT.
+        """
         ...
 
     def step(self, ticket: int, action: str) -> None:
@@ -169,11 +192,15 @@ class Pool(Protocol):
         ...
 
     def release(self, ticket: int) -> None:
-        """Ends an episode early, or forgets a finished one; the live game is free again. Idempotent."""
+        """Ends an episode early, or forgets a finished one; the live game is free again.
+        Idempotent.
+        """
         ...
 
     def poll(self, timeout_s: float) -> list[PoolEvent]:
-        """Answers that have arrived; waits up to `timeout_s` for the first. Empty when none came."""
+        """Answers that have arrived; waits up to `timeout_s` for the first. Empty when none
+        came.
+        """
         ...
 
     @property

@@ -1,4 +1,6 @@
-"""JSON that is cheap to keep and costly to make again, under `$XDG_CACHE_HOME/ictjax` (default `~/.cache/ictjax`)."""
+"""JSON that is cheap to keep and costly to make again, under `$XDG_CACHE_HOME/ictjax` (default
+`~/.cache/ictjax`).
+"""
 
 import json
 import os
@@ -9,7 +11,11 @@ from typing import Any
 
 def cache_file(name: str) -> pathlib.Path:
     """Where the file of a name is, or would be."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ictjax" / name
+    return (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        / "ictjax"
+        / name
+    )
 
 
 def write_json(path: pathlib.Path, data: Any) -> None:

@@ -1,6 +1,8 @@
-"""The contract of an environment, as a test that it can run on itself: `python -m envs.contract package.module:Class`.
+"""The contract of an environment, as a test that it can run on itself: `python -m envs.contract
+package.module:Class`.
 
-Every rule below is one that training relies on: a game that breaks it gives wrong rewards, or ends as FAILED in the middle of a run.
+Every rule below is one that training relies on: a game that breaks it gives wrong rewards, or ends
+as FAILED in the middle of a run.
 """
 
 import argparse
@@ -49,7 +51,10 @@ class ContractError(ValueError):
     def __init__(self, report: "Report"):
         broken = [f"{v.rule} ({v.family}): {v.message}" for v in report.violations]
         rules = len({v.rule for v in report.violations})
-        super().__init__(f"{report.environment} breaks {rules} rule{'s' * (rules > 1)} of the contract. " + " ".join(broken))
+        super().__init__(
+            f"{report.environment} breaks {rules} rule{'s' * (rules > 1)} of the contract. "
+            + " ".join(broken)
+        )
         self.report = report
 
 
@@ -64,7 +69,9 @@ class Violation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was checked: how many comparisons stand behind each rule, what could not be checked, and what is broken."""
+    """What was checked: how many comparisons stand behind each rule, what could not be checked, and
+    what is broken.
+    """
 
     environment: str
     families: tuple[str, ...]
@@ -94,7 +101,9 @@ class _Case:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def games(self, split: str = "train", count: int | None = None) -> list[GameId]:
-        return list(self.environment.games(self.family, split)[: self.num_games if count is None else count])
+        return list(
+            self.environment.games(self.family, split)[: self.num_games if count is None else count]
+        )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Game]:
@@ -111,11 +120,18 @@ class _Case:
             return
         at = ""
         if isinstance(got, list) and isinstance(expected, list):
-            index = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
+            index = next(
+                (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b),
+                min(len(got), len(expected)),
+            )
             at = f" at {f'action {index}' if index else 'the reset'}"
-            got, expected = (each[index] if index < len(each) else "nothing" for each in (got, expected))
+            got, expected = (
+                each[index] if index < len(each) else "nothing" for each in (got, expected)
+            )
             if isinstance(got, str) and isinstance(expected, str):
-                same = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), 0)
+                same = next(
+                    (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), 0
+                )
                 start = max(0, same - 30)
                 got, expected = got[start : start + 80], expected[start : start + 80]
         raise _Broken(f"{game} {what}{at}: {_short(got)} where {_short(expected)} was expected")
@@ -145,9 +161,11 @@ def check_environment(
       families: which to check; all by default.
       rules: which of `RULES` to check; all by default.
       num_games: games per family and split that are played.
-      num_steps: actions per game, drawn from the actions it offers (a few words where it offers none).
+      num_steps: actions per game, drawn from the actions it offers (a few words where it offers
+        none).
       seed: of the drawn actions.
-      solve: the actions that win a game. Without it, wins are checked only where drawn actions happen to win.
+      solve: the actions that win a game. Without it, wins are checked only where drawn actions
+        happen to win.
     Returns:
       What was checked, when no rule is broken.
     Raises:
@@ -158,12 +176,17 @@ def check_environment(
     environment = load_environment(name, options)
     for family in families:
         if family not in environment.families:
-            raise ValueError(f"Unknown family {family!r} of {name!r}: use some of {', '.join(environment.families)}.")
+            raise ValueError(
+                f"Unknown family {family!r} of {name!r}: use some of"
+                f" {', '.join(environment.families)}."
+            )
     for rule in rules:
         if rule not in RULES:
             raise ValueError(f"Unknown rule {rule!r}: use some of {', '.join(RULES)}.")
     if num_games < 2 or num_steps < 2:
-        raise ValueError(f"num_games and num_steps must be at least 2, got {num_games} and {num_steps}.")
+        raise ValueError(
+            f"num_games and num_steps must be at least 2, got {num_games} and {num_steps}."
+        )
     violations, notes = [], []
     comparisons = dict.fromkeys(rules or RULES, 0)
     for family in families or environment.families:
@@ -185,7 +208,11 @@ def check_environment(
                 violations.append(Violation(rule=rule, family=family, message=f"{broken}."))
             except Exception as error:
                 raised = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_ERROR_CHARS]
-                violations.append(Violation(rule=rule, family=family, message=f"a game of {family} raised {raised}."))
+                violations.append(
+                    Violation(
+                        rule=rule, family=family, message=f"a game of {family} raised {raised}."
+                    )
+                )
             comparisons[rule] += case.comparisons
         notes += case.notes
     report = Report(
@@ -202,7 +229,9 @@ def check_environment(
 
 
 def play_script(game: Game, game_id: GameId, actions: Sequence[str]) -> list[str]:
-    """The transcript of one episode, an encoded step per call, the reset and its state hash first; it ends with the episode."""
+    """The transcript of one episode, an encoded step per call, the reset and its state hash first;
+    it ends with the episode.
+    """
     transcript = [wire.encode_step(Step(observation=game.reset(game_id)), game.state_hash())]
     for action in actions:
         step = game.step(action)
@@ -213,7 +242,9 @@ def play_script(game: Game, game_id: GameId, actions: Sequence[str]) -> list[str
 
 
 def _names(case: _Case) -> None:
-    """Unknown families, splits and foreign ids are refused by a ValueError; observations and steps have the right types."""
+    """Unknown families, splits and foreign ids are refused by a ValueError; observations and steps
+    have the right types.
+    """
     first = case.games()[0]
     missing = "no such family"
     for what, call in (
@@ -226,18 +257,34 @@ def _names(case: _Case) -> None:
         for field in ("env", "family"):
             foreign = dataclasses.replace(first, **{field: "another"})
             case.require(
-                foreign, _refuses(lambda foreign=foreign: game.reset(foreign)), "is of another environment or family, and is played"
+                foreign,
+                _refuses(lambda foreign=foreign: game.reset(foreign)),
+                "is of another environment or family, and is played",
             )
         observation = game.reset(first)
-        case.require(first, _is_observation(observation), f"starts with {_short(observation)}, not with an Observation of text and actions")
+        case.require(
+            first,
+            _is_observation(observation),
+            f"starts with {_short(observation)}, not with an Observation of text and actions",
+        )
         step = game.step(_actions_of(observation)[0])
-        case.require(first, isinstance(step, Step) and _is_observation(step.observation), f"answers an action with {_short(step)}")
+        case.require(
+            first,
+            isinstance(step, Step) and _is_observation(step.observation),
+            f"answers an action with {_short(step)}",
+        )
         digest = game.state_hash()
-        case.require(first, isinstance(digest, str) and bool(digest), f"has the state hash {_short(digest)}, not a hex digest")
+        case.require(
+            first,
+            isinstance(digest, str) and bool(digest),
+            f"has the state hash {_short(digest)}, not a hex digest",
+        )
 
 
 def _splits(case: _Case) -> None:
-    """Splits are disjoint, by id and by initial state; every split has games of this family, each once."""
+    """Splits are disjoint, by id and by initial state; every split has games of this family, each
+    once.
+    """
     seen: dict[GameId, str] = {}
     states: dict[str, GameId] = {}
     with case.open() as live:
@@ -246,15 +293,27 @@ def _splits(case: _Case) -> None:
             if not games:
                 raise _Broken(f"the split {split} has no games")
             for game in games:
-                belongs = isinstance(game, GameId) and (game.env, game.family) == (case.environment.name, case.family)
-                case.require(game, belongs, f"is listed as a game of {case.environment.name}|{case.family}")
-                case.require(game, game not in seen, f"stands in the splits {seen.get(game)} and {split}")
+                belongs = isinstance(game, GameId) and (game.env, game.family) == (
+                    case.environment.name,
+                    case.family,
+                )
+                case.require(
+                    game, belongs, f"is listed as a game of {case.environment.name}|{case.family}"
+                )
+                case.require(
+                    game, game not in seen, f"stands in the splits {seen.get(game)} and {split}"
+                )
                 seen[game] = split
             for game in games[: case.num_games]:
                 live.reset(game)
                 other = states.setdefault(live.state_hash(), game)
                 same = seen[other] == split
-                case.require(game, same, f"({split}) has the same initial state as {other} ({seen[other]}): divide the splits by state")
+                case.require(
+                    game,
+                    same,
+                    f"({split}) has the same initial state as {other} ({seen[other]}): divide the"
+                    " splits by state",
+                )
 
 
 def _order(case: _Case) -> None:
@@ -264,12 +323,17 @@ def _order(case: _Case) -> None:
         games = list(case.environment.games(case.family, split))
         for again in (case.environment, other):
             case.equal(
-                games[0], f"leads the split {split}, whose order changes", [*map(str, again.games(case.family, split))], [*map(str, games)]
+                games[0],
+                f"leads the split {split}, whose order changes",
+                [*map(str, again.games(case.family, split))],
+                [*map(str, games)],
             )
 
 
 def _determinism(case: _Case) -> None:
-    """The same id gives the same texts on a used and on a fresh game, and while another game is played in between."""
+    """The same id gives the same texts on a used and on a fresh game, and while another game is
+    played in between.
+    """
     games = case.games()
     with case.open() as live, case.open() as other:
         for game, neighbour in zip(games, [*games[1:], games[0]], strict=True):
@@ -277,17 +341,26 @@ def _determinism(case: _Case) -> None:
             expected = play_script(live, game, actions)
             case.equal(game, "differs the second time", play_script(live, game, actions), expected)
             with case.open() as fresh:
-                case.equal(game, "differs on a freshly opened game", play_script(fresh, game, actions), expected)
+                case.equal(
+                    game,
+                    "differs on a freshly opened game",
+                    play_script(fresh, game, actions),
+                    expected,
+                )
             interleaved = [wire.encode_step(Step(observation=live.reset(game)), live.state_hash())]
             other.reset(neighbour)
             for action in actions[: len(expected) - 1]:
                 other.step(action)
                 interleaved.append(wire.encode_step(live.step(action)))
-            case.equal(game, f"differs while {neighbour} is played beside it", interleaved, expected)
+            case.equal(
+                game, f"differs while {neighbour} is played beside it", interleaved, expected
+            )
 
 
 def _fresh(case: _Case) -> None:
-    """A reset in the middle of an episode, or after its end, leaves nothing of it behind; a batch holds different games."""
+    """A reset in the middle of an episode, or after its end, leaves nothing of it behind; a batch
+    holds different games.
+    """
     games = case.games(count=2 * case.num_games)
     half = len(games) // 2
     digests = []
@@ -295,17 +368,28 @@ def _fresh(case: _Case) -> None:
         for game in games:
             with case.open() as unused:
                 expected = play_script(unused, game, actions := _script(case, game))
-            case.equal(game, "differs on a live game that has played another one", play_script(live, game, actions), expected)
+            case.equal(
+                game,
+                "differs on a live game that has played another one",
+                play_script(live, game, actions),
+                expected,
+            )
             digests.append(live.state_hash())
             live.reset(games[0])
             for action in actions[:2]:
                 live.step(action)
     distinct = len(set(digests))
-    case.require(games[0], distinct > half, f"and the {len(games) - 1} games after it have only {distinct} different initial states")
+    case.require(
+        games[0],
+        distinct > half,
+        f"and the {len(games) - 1} games after it have only {distinct} different initial states",
+    )
 
 
 def _state_hash(case: _Case) -> None:
-    """The hash names the initial state: equal for equal ids, the same until the next reset, different for most ids."""
+    """The hash names the initial state: equal for equal ids, the same until the next reset,
+    different for most ids.
+    """
     games = case.games(count=2 * case.num_games)
     with case.open() as live, case.open() as other:
         digests = []
@@ -314,19 +398,25 @@ def _state_hash(case: _Case) -> None:
             live.reset(game)
             digest = live.state_hash()
             other.reset(game)
-            case.equal(game, "has another state hash on another live game", other.state_hash(), digest)
+            case.equal(
+                game, "has another state hash on another live game", other.state_hash(), digest
+            )
             if live.step(actions[0]).outcome is None:
                 live.step(actions[1])
             case.equal(game, "has another state hash after some actions", live.state_hash(), digest)
             digests.append(digest)
     distinct = len(set(digests))
     case.require(
-        games[0], distinct > len(games) // 2, f"and the {len(games) - 1} games after it have only {distinct} different state hashes"
+        games[0],
+        distinct > len(games) // 2,
+        f"and the {len(games) - 1} games after it have only {distinct} different state hashes",
     )
 
 
 def _processes(case: _Case) -> None:
-    """Another process, with another PYTHONHASHSEED and another working folder, lists the same games and tells the same texts."""
+    """Another process, with another PYTHONHASHSEED and another working folder, lists the same games
+    and tells the same texts.
+    """
     games = case.games()
     scripts = [(game, _script(case, game)) for game in games]
     request = {
@@ -352,11 +442,19 @@ def _processes(case: _Case) -> None:
     lines = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
     if done.returncode or not lines:
         complaint = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise _Broken(f"another process could not play {games[0]}: it ended with exit code {done.returncode} and {_short(complaint)}")
+        raise _Broken(
+            f"another process could not play {games[0]}: it ended with exit code {done.returncode}"
+            f" and {_short(complaint)}"
+        )
     answer = json.loads(lines[-1].removeprefix(_ANSWER))
     for split in SPLITS:
         listed = [str(game) for game in case.environment.games(case.family, split)]
-        case.equal(games[0], f"is of the split {split}, whose order differs in another process", answer["games"][split], listed)
+        case.equal(
+            games[0],
+            f"is of the split {split}, whose order differs in another process",
+            answer["games"][split],
+            listed,
+        )
     with case.open() as live:
         for (game, actions), other in zip(scripts, answer["transcripts"], strict=True):
             case.equal(game, "differs in another process", other, play_script(live, game, actions))
@@ -370,9 +468,14 @@ def _answer() -> None:
     request = json.load(sys.stdin)
     sys.path.extend(path for path in request["sys_path"] if path not in sys.path)
     environment = load_environment(request["environment"], request["options"])
-    games = {split: [str(game) for game in environment.games(request["family"], split)] for split in SPLITS}
+    games = {
+        split: [str(game) for game in environment.games(request["family"], split)]
+        for split in SPLITS
+    }
     live = environment.open(request["family"])
-    transcripts = [play_script(live, GameId.parse(game), actions) for game, actions in request["scripts"]]
+    transcripts = [
+        play_script(live, GameId.parse(game), actions) for game, actions in request["scripts"]
+    ]
     live.close()
     sys.stdout.write(f"\n{_ANSWER}{json.dumps({'games': games, 'transcripts': transcripts})}\n")
 
@@ -394,8 +497,13 @@ def _replay(case: _Case) -> None:
                 if event.step.outcome is Outcome.FAILED:
                     raise _Broken(event.step.error.removesuffix("."))
                 got[game].append(wire.encode_step(event.step, event.state_hash))
-            waiting = {ticket for ticket, game in tickets.items() if len(got[game]) < len(expected[game])}
-            if not killed and len(got[games[0]]) > min(len(texts) for texts in expected.values()) // 2:
+            waiting = {
+                ticket for ticket, game in tickets.items() if len(got[game]) < len(expected[game])
+            }
+            if (
+                not killed
+                and len(got[games[0]]) > min(len(texts) for texts in expected.values()) // 2
+            ):
                 killed = True
                 for pid in pool.worker_pids:
                     os.kill(pid, signal.SIGKILL)
@@ -405,11 +513,16 @@ def _replay(case: _Case) -> None:
         for game in games:
             case.equal(game, "differs after its worker was killed", got[game], expected[game])
         if not pool.stats.replays:
-            case.notes.append(f"replay ({case.family}): every game ended before its worker could be killed; more steps would help.")
+            case.notes.append(
+                f"replay ({case.family}): every game ended before its worker could be killed; more"
+                " steps would help."
+            )
 
 
 def _outcome(case: _Case) -> None:
-    """Rewards and outcomes agree, on the step that earns them; after the end the outcome repeats and earns nothing."""
+    """Rewards and outcomes agree, on the step that earns them; after the end the outcome repeats
+    and earns nothing.
+    """
     ends = dict.fromkeys(Outcome, 0)
     with case.open() as live:
         for split in SPLITS:
@@ -422,10 +535,14 @@ def _outcome(case: _Case) -> None:
                     if end is not None:
                         ends[end] += 1
                     case.require(
-                        game, not number or end is Outcome.SUCCESS, f"is not won by the actions that should solve it (outcome: {end})"
+                        game,
+                        not number or end is Outcome.SUCCESS,
+                        f"is not won by the actions that should solve it (outcome: {end})",
                     )
     if not ends[Outcome.SUCCESS]:
-        case.notes.append(f"outcome ({case.family}): no game was won, so wins are not checked; give `solve`.")
+        case.notes.append(
+            f"outcome ({case.family}): no game was won, so wins are not checked; give `solve`."
+        )
 
 
 def _check_episode(case: _Case, live: Game, game: GameId, actions: Sequence[str]) -> Outcome | None:
@@ -433,27 +550,50 @@ def _check_episode(case: _Case, live: Game, game: GameId, actions: Sequence[str]
     for number, action in enumerate(actions, 1):
         step = live.step(action)
         where = f"at action {number} ({_short(action)})"
-        case.require(game, step.outcome is None or isinstance(step.outcome, Outcome), f"has the outcome {step.outcome!r} {where}")
+        case.require(
+            game,
+            step.outcome is None or isinstance(step.outcome, Outcome),
+            f"has the outcome {step.outcome!r} {where}",
+        )
         finite = isinstance(step.reward, int | float) and math.isfinite(step.reward)
         case.require(game, finite, f"has the reward {step.reward!r} {where}")
-        case.require(game, step.outcome is not Outcome.STEP_LIMIT, f"has a step limit of its own {where}: the pool sets limits")
-        case.require(game, step.outcome is not Outcome.FAILED or bool(step.error), f"failed {where} without an error")
+        case.require(
+            game,
+            step.outcome is not Outcome.STEP_LIMIT,
+            f"has a step limit of its own {where}: the pool sets limits",
+        )
+        case.require(
+            game,
+            step.outcome is not Outcome.FAILED or bool(step.error),
+            f"failed {where} without an error",
+        )
         if step.outcome is Outcome.SUCCESS:
             case.require(game, step.reward > 0, f"is won {where} with the reward {step.reward}")
         elif step.outcome is not None:
-            case.require(game, step.reward <= 0, f"ends as {step.outcome} {where} with the reward {step.reward}")
+            case.require(
+                game,
+                step.reward <= 0,
+                f"ends as {step.outcome} {where} with the reward {step.reward}",
+            )
         if step.outcome is None:
             continue
         for _ in range(2):
             again = live.step(action)
-            case.equal(game, "has another outcome when it is played on after its end", again.outcome, step.outcome)
+            case.equal(
+                game,
+                "has another outcome when it is played on after its end",
+                again.outcome,
+                step.outcome,
+            )
             case.equal(game, "is rewarded again after its end", float(again.reward), 0.0)
         return step.outcome
     return None
 
 
 def _junk(case: _Case) -> None:
-    """Whatever a model may write is answered by a text: it never raises, wins nothing and is not repeated at length."""
+    """Whatever a model may write is answered by a text: it never raises, wins nothing and is not
+    repeated at length.
+    """
     game = case.games()[0]
     with case.open() as live:
         for junk in JUNK:
@@ -461,12 +601,28 @@ def _junk(case: _Case) -> None:
             try:
                 step = live.step(junk)
             except Exception as error:
-                raise _Broken(f"{game} raised {type(error).__name__} on the action {_short(junk)}") from error
+                raise _Broken(
+                    f"{game} raised {type(error).__name__} on the action {_short(junk)}"
+                ) from error
             good = isinstance(step, Step) and _is_observation(step.observation)
-            case.require(game, good and bool(step.observation.text.strip()), f"answers the action {_short(junk)} without a text")
-            case.require(game, len(step.observation.text) < _MAX_JUNK_ANSWER, f"repeats the action {_short(junk)} at length")
-            case.require(game, step.outcome is not Outcome.SUCCESS, f"is won by the action {_short(junk)}")
-            case.require(game, step.outcome is not Outcome.FAILED, f"fails on the action {_short(junk)}: {step.error}")
+            case.require(
+                game,
+                good and bool(step.observation.text.strip()),
+                f"answers the action {_short(junk)} without a text",
+            )
+            case.require(
+                game,
+                len(step.observation.text) < _MAX_JUNK_ANSWER,
+                f"repeats the action {_short(junk)} at length",
+            )
+            case.require(
+                game, step.outcome is not Outcome.SUCCESS, f"is won by the action {_short(junk)}"
+            )
+            case.require(
+                game,
+                step.outcome is not Outcome.FAILED,
+                f"fails on the action {_short(junk)}: {step.error}",
+            )
         expected = [_play_junk(live, game), _play_junk(live, game)]
         case.equal(game, "answers junk differently the second time", expected[1], expected[0])
 
@@ -476,7 +632,9 @@ def _play_junk(live: Game, game: GameId) -> list[str]:
 
 
 def _close(case: _Case) -> None:
-    """A game can be closed twice, before its first reset too, and closing one leaves the others alone."""
+    """A game can be closed twice, before its first reset too, and closing one leaves the others
+    alone.
+    """
     game = case.games()[0]
     unused, closed, other = (case.environment.open(case.family) for _ in range(3))
     expected = play_script(other, game, _script(case, game))
@@ -485,8 +643,15 @@ def _close(case: _Case) -> None:
         try:
             each.close()
         except Exception as error:
-            raise _Broken(f"{game} raised {type(error).__name__} when it was closed, or closed again") from error
-    case.equal(game, "differs after another live game was closed", play_script(other, game, _script(case, game)), expected)
+            raise _Broken(
+                f"{game} raised {type(error).__name__} when it was closed, or closed again"
+            ) from error
+    case.equal(
+        game,
+        "differs after another live game was closed",
+        play_script(other, game, _script(case, game)),
+        expected,
+    )
     other.close()
 
 
@@ -508,7 +673,9 @@ RULES: Mapping[str, Callable[[_Case], None]] = MappingProxyType(
 
 
 def _script(case: _Case, game: GameId, steps: int | None = None) -> list[str]:
-    """Actions for a game, drawn by its id from what it offers along the way; a game that ends early has a short script."""
+    """Actions for a game, drawn by its id from what it offers along the way; a game that ends early
+    has a short script.
+    """
     rng = random.Random(f"{case.seed} {game}")
     actions = []
     with case.open() as live:
@@ -523,7 +690,15 @@ def _script(case: _Case, game: GameId, steps: int | None = None) -> list[str]:
 
 
 def _actions_of(observation: Observation) -> Sequence[str]:
-    return observation.actions or ("look", "wait", "inventory", "go north", "go east", "go south", "go west")
+    return observation.actions or (
+        "look",
+        "wait",
+        "inventory",
+        "go north",
+        "go east",
+        "go south",
+        "go west",
+    )
 
 
 def _wait(pool: WorkerPool, count: int) -> list[PoolEvent]:
@@ -556,25 +731,51 @@ def _is_observation(value: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value) if not isinstance(value, str) or len(value) < 1000 else repr(value[:40]) + f" ({len(value)} characters)"
+    text = (
+        repr(value)
+        if not isinstance(value, str) or len(value) < 1000
+        else repr(value[:40]) + f" ({len(value)} characters)"
+    )
     return text if len(text) <= 160 else text[:157] + "..."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: exit code 0 when all rules hold, 1 when one is broken, 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m envs.contract", description="Checks an environment against the contract of envs.api.")
+    parser = argparse.ArgumentParser(
+        prog="python -m envs.contract",
+        description="Checks an environment against the contract of envs.api.",
+    )
     parser.add_argument("environment", help="short name, or package.module:Class")
     parser.add_argument("--families", nargs="*", default=[], help="which to check (default: all)")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="option of the environment; may be given again")
-    parser.add_argument("--rules", nargs="*", default=[], help=f"some of {', '.join(RULES)} (default: all)")
-    parser.add_argument("--games", type=int, default=4, help="games per family and split that are played (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=12, help="actions per game (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn actions (default: %(default)s)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the environment; may be given again",
+    )
+    parser.add_argument(
+        "--rules", nargs="*", default=[], help=f"some of {', '.join(RULES)} (default: all)"
+    )
+    parser.add_argument(
+        "--games",
+        type=int,
+        default=4,
+        help="games per family and split that are played (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=12, help="actions per game (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the drawn actions (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     violations: tuple[Violation, ...] = ()
     try:
         pairs = [option.partition("=") for option in args.option]
-        if bad := [option for option, (_, equals, _) in zip(args.option, pairs, strict=True) if not equals]:
+        if bad := [
+            option for option, (_, equals, _) in zip(args.option, pairs, strict=True) if not equals
+        ]:
             raise ValueError(f"--option takes KEY=VALUE, got {bad[0]!r}.")
         report = check_environment(
             args.environment,
@@ -593,14 +794,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken = {violation.rule for violation in violations}
     for rule, count in report.comparisons.items():
         state = "BROKEN" if rule in broken else "holds "
-        sys.stdout.write(f"{rule:12} {state} {count:6} comparisons   {(RULES[rule].__doc__ or '').splitlines()[0]}\n")
+        sys.stdout.write(
+            f"{rule:12} {state} {count:6} comparisons  "
+            f" {(RULES[rule].__doc__ or '').splitlines()[0]}\n"
+        )
     for violation in violations:
         sys.stdout.write(f"\n{violation.rule} ({violation.family}): {violation.message}\n")
     for note in report.notes:
         sys.stdout.write(f"note: {note}\n")
-    verdict = f"breaks {len(broken)} of {len(report.comparisons)} rules" if broken else f"keeps all {len(report.comparisons)} rules"
+    verdict = (
+        f"breaks {len(broken)} of {len(report.comparisons)} rules"
+        if broken
+        else f"keeps all {len(report.comparisons)} rules"
+    )
     sys.stdout.write(
-        f"{report.environment} {verdict}: {len(report.families)} {'families' if len(report.families) > 1 else 'family'}, {report.seconds:.1f} s.\n"
+        f"{report.environment} {verdict}: {len(report.families)}"
+        f" {'families' if len(report.families) > 1 else 'family'}, {report.seconds:.1f} s.\n"
     )
     return 1 if broken else 0
 

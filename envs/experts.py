@@ -1,8 +1,10 @@
-"""Scripted players of the MiniHack families: demonstrations, proofs that a family can be solved, and parts for scripted novices.
+"""Scripted players of the MiniHack families: demonstrations, proofs that a family can be solved,
+and parts for scripted novices.
 
-An expert is a callable from a `View` (`game.raw()`) to an action, typed exactly as a text agent would type it. The expert of ALFWorld is in
-`envs.alfworld.expert`; `make_player` knows both. The table of success, mean steps and random play: `python -m envs.experts`
-(`--families eat zap --games 100 --steps 25`, or `--env alfworld --split valid_seen`).
+An expert is a callable from a `View` (`game.raw()`) to an action, typed exactly as a text agent
+would type it. The expert of ALFWorld is in `envs.alfworld.expert`; `make_player` knows both. The
+table of success, mean steps and random play: `python -m envs.experts` (`--families eat zap --games
+100 --steps 25`, or `--env alfworld --split valid_seen`).
 """
 
 import argparse
@@ -38,7 +40,9 @@ _DOOR_KINDS = ("open", "doorway", "closed")
 def find(view: View, noun: str) -> Thing | None:
     """The nearest thing on the map with this noun (the hero's own square left out), or None."""
     found = [thing for thing in view.cells.values() if thing.noun == noun]
-    return min(found, key=lambda t: (*distance(view.position, t.position), t.position), default=None)
+    return min(
+        found, key=lambda t: (*distance(view.position, t.position), t.position), default=None
+    )
 
 
 def here(view: View, noun: str) -> bool:
@@ -51,13 +55,24 @@ def carried(view: View, noun: str) -> bool:
     return any(item.noun == noun and item.gained for item in view.items)
 
 
-def walkable(view: View, *, floating: bool = False, monsters: bool = False, traps: bool = False) -> dict[Position, bool]:
-    """The squares that the hero may walk onto without harm, each with whether it is a doorway (no diagonal moves).
+def walkable(
+    view: View, *, floating: bool = False, monsters: bool = False, traps: bool = False
+) -> dict[Position, bool]:
+    """The squares that the hero may walk onto without harm, each with whether it is a doorway (no
+    diagonal moves).
 
-    Walls, closed doors and boulders never count; liquids only when floating; monsters and traps only when asked for.
+    Walls, closed doors and boulders never count; liquids only when floating; monsters and traps
+    only when asked for.
     """
-    kinds = {*_OPEN_KINDS, *(("liquid",) if floating else ()), *(("monster",) if monsters else ()), *(("trap",) if traps else ())}
-    squares = {position: _is_door(thing) for position, thing in view.cells.items() if thing.kind in kinds}
+    kinds = {
+        *_OPEN_KINDS,
+        *(("liquid",) if floating else ()),
+        *(("monster",) if monsters else ()),
+        *(("trap",) if traps else ()),
+    }
+    squares = {
+        position: _is_door(thing) for position, thing in view.cells.items() if thing.kind in kinds
+    }
     squares[view.position] = any(_is_door(thing) for thing in view.here)
     return squares
 
@@ -67,7 +82,9 @@ def _is_door(thing: Thing) -> bool:
 
 
 def neighbours(squares: dict[Position, bool], position: Position) -> Iterable[tuple[str, Position]]:
-    """The moves out of a square, among `walkable` squares: diagonals neither through doors nor out of them."""
+    """The moves out of a square, among `walkable` squares: diagonals neither through doors nor out
+    of them.
+    """
     x, y = position
     for direction, (dx, dy) in DIRECTIONS.items():
         target = (x + dx, y + dy)
@@ -76,7 +93,9 @@ def neighbours(squares: dict[Position, bool], position: Position) -> Iterable[tu
 
 
 def path(view: View, goals: Collection[Position], **allowed: bool) -> list[str] | None:
-    """The directions of a shortest known way to one of the goals; [] on a goal, None without a way. Takes what `walkable` takes."""
+    """The directions of a shortest known way to one of the goals; [] on a goal, None without a way.
+    Takes what `walkable` takes.
+    """
     squares = walkable(view, **allowed)
     if not any(goal in squares for goal in goals):
         return None
@@ -100,7 +119,8 @@ def path(view: View, goals: Collection[Position], **allowed: bool) -> list[str] 
 def walk_towards(view: View, position: Position) -> str | None:
     """The first direction of the way to a square, or None when the hero is there or knows no way.
 
-    Safe ways come first; then ways over traps; then ways that a monster blocks (walking into it attacks it). A target square may hold anything.
+    Safe ways come first; then ways over traps; then ways that a monster blocks (walking into it
+    attacks it). A target square may hold anything.
     """
     if position == view.position:
         return None
@@ -112,7 +132,9 @@ def walk_towards(view: View, position: Position) -> str | None:
 
 
 def beside(view: View, position: Position) -> str | None:
-    """The straight direction from the hero to a neighbour square, or None when it is not straight beside."""
+    """The straight direction from the hero to a neighbour square, or None when it is not straight
+    beside.
+    """
     for direction in _STRAIGHT:
         dx, dy = DIRECTIONS[direction]
         if (view.position[0] + dx, view.position[1] + dy) == position:
@@ -121,7 +143,9 @@ def beside(view: View, position: Position) -> str | None:
 
 
 def walk_beside(view: View, position: Position) -> str | None:
-    """The first direction of the way to a square straight beside a target such as a door, or None."""
+    """The first direction of the way to a square straight beside a target such as a door, or
+    None.
+    """
     spots = {(position[0] + dx, position[1] + dy) for dx, dy in (DIRECTIONS[d] for d in _STRAIGHT)}
     for allowed in ({}, {"traps": True}, {"traps": True, "monsters": True}):
         way = path(view, spots, floating=view.floating, **allowed)
@@ -161,7 +185,9 @@ def _attack(view: View, *, reach: int = 1) -> str | None:
     foes = [
         t
         for t in view.cells.values()
-        if t.kind == "monster" and not t.name.startswith(("peaceful", "tame")) and not any(word in t.name for word in _NASTY)
+        if t.kind == "monster"
+        and not t.name.startswith(("peaceful", "tame"))
+        and not any(word in t.name for word in _NASTY)
     ]
     foe = min(foes, key=lambda t: (*distance(view.position, t.position), t.position), default=None)
     if foe is None or distance(view.position, foe.position)[0] > reach:
@@ -176,7 +202,11 @@ def _explore(view: View, memory: _Memory) -> str:
     """A step towards the known square that promises to show most, per step of the way."""
     squares = walkable(view, floating=view.floating)
     if any(thing.kind in ("open", "doorway") for thing in view.here):  # through a door, not back
-        onward = [(memory.visited[_ahead(view, d)], d) for d, _ in neighbours(squares, view.position) if d in _STRAIGHT]
+        onward = [
+            (memory.visited[_ahead(view, d)], d)
+            for d, _ in neighbours(squares, view.position)
+            if d in _STRAIGHT
+        ]
         if onward and min(onward)[0] == 0:
             return f"go {min(onward)[1]}"
     best, best_score = None, 0.0
@@ -185,10 +215,16 @@ def _explore(view: View, memory: _Memory) -> str:
     while queue:
         square, steps, first = queue.popleft()
         if steps and not memory.visited[square]:
-            blanks = sum(1 for dx, dy in DIRECTIONS.values() if view.cell((square[0] + dx, square[1] + dy)) is None)
+            blanks = sum(
+                1
+                for dx, dy in DIRECTIONS.values()
+                if view.cell((square[0] + dx, square[1] + dy)) is None
+            )
             kind = view.cells[square].kind
             # A door leads on; an object may hide what is missing.
-            score = (blanks + (4 if kind in _DOOR_KINDS else 0.5 if kind == "object" else 0)) / (steps + 1)
+            score = (blanks + (4 if kind in _DOOR_KINDS else 0.5 if kind == "object" else 0)) / (
+                steps + 1
+            )
             if score > best_score:
                 best, best_score = first, score
         for direction, target in neighbours(squares, square):
@@ -211,17 +247,23 @@ def _ahead(view: View, direction: str) -> Position:
 
 
 def _to_stairs(view: View, memory: _Memory) -> str:
-    """Walks to the staircase down; opens, unlocks or kicks the doors in its way; explores until it is known."""
+    """Walks to the staircase down; opens, unlocks or kicks the doors in its way; explores until it
+    is known.
+    """
     stairs = find(view, "stairs")
     if stairs is not None:
         direction = walk_towards(view, stairs.position)
         if direction:
             return f"go {direction}"
-    door = next((find(view, noun) for noun in ("locked door", "closed door") if find(view, noun)), None)
+    door = next(
+        (find(view, noun) for noun in ("locked door", "closed door") if find(view, noun)), None
+    )
     if door is not None:
         direction = beside(view, door.position)
         if direction:
-            if carried(view, "key") and (door.noun == "locked door" or not memory.tried[door.position]):
+            if carried(view, "key") and (
+                door.noun == "locked door" or not memory.tried[door.position]
+            ):
                 memory.tried[door.position] += 1
                 return f"apply key {direction}"
             return f"kick {direction}" if door.noun == "locked door" else f"open {direction}"
@@ -232,8 +274,12 @@ def _to_stairs(view: View, memory: _Memory) -> str:
 
 
 def _fetch(view: View, memory: _Memory, noun: str) -> str | None:
-    """An action that brings a thing into the pack; None when one that was not yet tried is there."""
-    if any(item.noun == noun and item.gained and item.letter not in memory.used for item in view.items):
+    """An action that brings a thing into the pack; None when one that was not yet tried is
+    there.
+    """
+    if any(
+        item.noun == noun and item.gained and item.letter not in memory.used for item in view.items
+    ):
         return None
     if here(view, noun):
         return f"pickup {noun}"
@@ -320,7 +366,9 @@ _SURE_RANGE = 7  # squares that a ray always reaches
 
 
 def _shoot(view: View, memory: _Memory) -> str:
-    """Fetches the wand, zaps it at the minotaur as soon as it is in line and in reach, then walks to the stairs."""
+    """Fetches the wand, zaps it at the minotaur as soon as it is in line and in reach, then walks
+    to the stairs.
+    """
     armed, target = carried(view, "wand"), find(view, "minotaur")
     if not armed and (here(view, "wand") or find(view, "wand") or target is None):
         return _fetch(view, memory, "wand") or "search"
@@ -349,7 +397,9 @@ def _freeze_any(view: View, memory: _Memory) -> str:
 
 
 def _in_corridor(onward: Callable[[View, _Memory], str]) -> Callable[[View, _Memory], str]:
-    """Meets a pack of monsters inside a corridor, where one can bite at a time; goes on as `onward` when none is near."""
+    """Meets a pack of monsters inside a corridor, where one can bite at a time; goes on as `onward`
+    when none is near.
+    """
 
     def act(view: View, memory: _Memory) -> str:
         foes = [thing for thing in view.cells.values() if thing.kind == "monster"]
@@ -360,7 +410,8 @@ def _in_corridor(onward: Callable[[View, _Memory], str]) -> Callable[[View, _Mem
         inner = [
             (x, y)
             for x, y in squares
-            if {(x - 1, y), (x + 1, y)} <= {*squares, view.position} or {(x, y - 1), (x, y + 1)} <= {*squares, view.position}
+            if {(x - 1, y), (x + 1, y)} <= {*squares, view.position}
+            or {(x, y - 1), (x, y + 1)} <= {*squares, view.position}
         ]
         beside_me = sum(1 for _ in neighbours(walkable(view, monsters=True), view.position))
         if beside_me <= 2 or not inner:
@@ -410,7 +461,8 @@ _PLANS: dict[str, Callable[[View, _Memory], str]] = {
 }
 
 
-# Families that the expert wins in less than 95 of 100 games (seeds 10000-10099, within `step_limit`): the share in percent, and what it lacks.
+# Families that the expert wins in less than 95 of 100 games (seeds 10000-10099, within
+# `step_limit`): the share in percent, and what it lacks.
 EXCEPTIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
         "corridor_2": (91, "gives up on corridors with hidden squares"),
@@ -427,8 +479,15 @@ EXCEPTIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "quest_hard": (0, "has no plan for its maze, lava and minotaur in one"),
         "quest_medium": (70, "six giant rats against 16 hit points"),
         "wod_pro": (40, "the minotaur finds it before it finds the wand"),
-        **dict.fromkeys(("river", "river_lava", "river_monster", "river_monster_lava", "river_narrow"), (0, "cannot push boulders")),
-        **{family: (0, "cannot push boulders") for family in FAMILIES if family.startswith("sokoban")},
+        **dict.fromkeys(
+            ("river", "river_lava", "river_monster", "river_monster_lava", "river_narrow"),
+            (0, "cannot push boulders"),
+        ),
+        **{
+            family: (0, "cannot push boulders")
+            for family in FAMILIES
+            if family.startswith("sokoban")
+        },
     }
 )
 
@@ -445,10 +504,14 @@ def make_expert(family: str, rng: random.Random) -> Expert:
 
     def act(view: View) -> str:
         memory.visited[view.position] += 1
-        if any("cannot escape" in message for message in view.messages) and (action := _attack(view)):
+        if any("cannot escape" in message for message in view.messages) and (
+            action := _attack(view)
+        ):
             return action
         stairs = find(view, "stairs")
-        if (stairs is None or distance(view.position, stairs.position)[0] > 2) and (action := _attack(view)):
+        if (stairs is None or distance(view.position, stairs.position)[0] > 2) and (
+            action := _attack(view)
+        ):
             return action
         return plan(view, memory)
 
@@ -462,7 +525,9 @@ def _minihack_player(family: str, rng: random.Random) -> Player:
 
 def _alfworld_player(family: str, rng: random.Random) -> Player:
     if family not in alfworld.FAMILIES:
-        raise ValueError(f"Unknown family {family!r} of ALFWorld: use one of {', '.join(alfworld.FAMILIES)}.")
+        raise ValueError(
+            f"Unknown family {family!r} of ALFWorld: use one of {', '.join(alfworld.FAMILIES)}."
+        )
     act = make_alfworld_expert()
 
     def play_on(game: AlfworldGame) -> str:
@@ -478,9 +543,14 @@ _PLAYERS: Mapping[str, Callable[[str, random.Random], Player]] = MappingProxyTyp
 
 
 def make_player(environment: str, family: str, rng: random.Random) -> Player:
-    """An expert for one episode of any environment that has experts. Raises ValueError for another environment or an unknown family."""
+    """An expert for one episode of any environment that has experts. Raises ValueError for another
+    environment or an unknown family.
+    """
     if environment not in _PLAYERS:
-        raise ValueError(f"There is no scripted expert for {environment!r}; there is one for: {', '.join(sorted(_PLAYERS))}.")
+        raise ValueError(
+            f"There is no scripted expert for {environment!r}; there is one for:"
+            f" {', '.join(sorted(_PLAYERS))}."
+        )
     return _PLAYERS[environment](family, rng)
 
 
@@ -490,15 +560,28 @@ def random_player(rng: random.Random) -> Player:
 
 
 def random_action(view: View, rng: random.Random) -> str:
-    """One of the actions that make sense at all, evenly: moves, and every verb with something carried, lying here or next to the hero."""
-    actions = [f"go {direction}" for direction in DIRECTIONS] + ["pickup", "eat", "quaff", "pray", "search"]
+    """One of the actions that make sense at all, evenly: moves, and every verb with something
+    carried, lying here or next to the hero.
+    """
+    actions = [f"go {direction}" for direction in DIRECTIONS] + [
+        "pickup",
+        "eat",
+        "quaff",
+        "pray",
+        "search",
+    ]
     for noun in sorted({item.noun for item in view.items if item.gained}):
-        actions += [f"{verb} {noun}" for verb in ("wield", "wear", "puton", "read", "eat", "quaff", "zap", "apply", "drop")]
+        actions += [
+            f"{verb} {noun}"
+            for verb in ("wield", "wear", "puton", "read", "eat", "quaff", "zap", "apply", "drop")
+        ]
     actions += [f"{verb} {direction}" for verb in ("open", "kick") for direction in _STRAIGHT]
     return rng.choice(actions)
 
 
-def play(game: MiniHackGame, game_id: GameId, act: Expert, *, max_steps: int) -> tuple[Outcome, int]:
+def play(
+    game: MiniHackGame, game_id: GameId, act: Expert, *, max_steps: int
+) -> tuple[Outcome, int]:
     """Plays one MiniHack episode and returns how it ended and after how many actions."""
     return _play(game, game_id, lambda game: act(game.raw()), max_steps)
 
@@ -512,30 +595,54 @@ def _play(game: Game, game_id: GameId, player: Player, max_steps: int) -> tuple[
     return Outcome.STEP_LIMIT, max_steps
 
 
-def measure(family: str, *, num_games: int, max_steps: int, first_seed: int = 10_000) -> dict[str, float]:
-    """Success of the MiniHack expert and of random play, and the expert's mean steps of its successes, over consecutive seeds."""
-    ids = [GameId(env="minihack", family=family, key=str(seed)) for seed in range(first_seed, first_seed + num_games)]
+def measure(
+    family: str, *, num_games: int, max_steps: int, first_seed: int = 10_000
+) -> dict[str, float]:
+    """Success of the MiniHack expert and of random play, and the expert's mean steps of its
+    successes, over consecutive seeds.
+    """
+    ids = [
+        GameId(env="minihack", family=family, key=str(seed))
+        for seed in range(first_seed, first_seed + num_games)
+    ]
     return _measure(MiniHackGame(family, style="compact"), ids, random_player, max_steps)
 
 
-def measure_alfworld(family: str, *, environment: alfworld.ALFWorld, split: str, num_games: int, max_steps: int) -> dict[str, float]:
+def measure_alfworld(
+    family: str, *, environment: alfworld.ALFWorld, split: str, num_games: int, max_steps: int
+) -> dict[str, float]:
     """The same for the first games of an ALFWorld family in a split."""
 
     def any_command(rng: random.Random) -> Player:
         return lambda game: rng.choice(game.official().commands)
 
-    return _measure(environment.open(family), environment.games(family, split)[:num_games], any_command, max_steps)
+    return _measure(
+        environment.open(family),
+        environment.games(family, split)[:num_games],
+        any_command,
+        max_steps,
+    )
 
 
-def _measure(game: Game, ids: Sequence[GameId], chance: Callable[[random.Random], Player], max_steps: int) -> dict[str, float]:
+def _measure(
+    game: Game, ids: Sequence[GameId], chance: Callable[[random.Random], Player], max_steps: int
+) -> dict[str, float]:
     """Plays every game twice, as the expert and by chance, and closes `game`."""
     counts: collections.Counter = collections.Counter()
     try:
         for game_id in ids:
-            outcome, steps = _play(game, game_id, make_player(game_id.env, game_id.family, random.Random(game_id.key)), max_steps)
+            outcome, steps = _play(
+                game,
+                game_id,
+                make_player(game_id.env, game_id.family, random.Random(game_id.key)),
+                max_steps,
+            )
             counts["expert"] += outcome is Outcome.SUCCESS
             counts["steps"] += steps * (outcome is Outcome.SUCCESS)
-            counts["random"] += _play(game, game_id, chance(random.Random(game_id.key)), max_steps)[0] is Outcome.SUCCESS
+            counts["random"] += (
+                _play(game, game_id, chance(random.Random(game_id.key)), max_steps)[0]
+                is Outcome.SUCCESS
+            )
     finally:
         game.close()
     return {
@@ -547,24 +654,56 @@ def _measure(game: Game, ids: Sequence[GameId], chance: Callable[[random.Random]
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the table of all or some families."""
-    parser = argparse.ArgumentParser(description="Success of the scripted experts and of random play.")
+    parser = argparse.ArgumentParser(
+        description="Success of the scripted experts and of random play."
+    )
     parser.add_argument("--env", choices=sorted(_PLAYERS), default="minihack")
     parser.add_argument("--families", nargs="*", help="default: all")
-    parser.add_argument("--games", type=int, default=100, help="per family; as many as there are, if fewer")
-    parser.add_argument("--steps", type=int, help="actions per game (default: the MiniHack family's own limit, mostly 25; 50 for ALFWorld)")
-    parser.add_argument("--split", default="test", help="of ALFWorld: train, select, test, valid_seen or valid_unseen")
-    parser.add_argument("--data", default="auto", help="of ALFWorld: auto, official, generated or a path")
+    parser.add_argument(
+        "--games", type=int, default=100, help="per family; as many as there are, if fewer"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=(
+            "actions per game (default: the MiniHack family's own limit, mostly 25; 50 for"
+            " ALFWorld)"
+        ),
+    )
+    parser.add_argument(
+        "--split",
+        default="test",
+        help="of ALFWorld: train, select, test, valid_seen or valid_unseen",
+    )
+    parser.add_argument(
+        "--data", default="auto", help="of ALFWorld: auto, official, generated or a path"
+    )
     parser.add_argument("--rooms", default="full", help="of ALFWorld: full or small")
     options = parser.parse_args(arguments)
     sys.stdout.write("| family | expert % | mean steps | random % |\n|---|---|---|---|\n")
-    environment = alfworld.ALFWorld(data=options.data, rooms=options.rooms) if options.env == "alfworld" else None
+    environment = (
+        alfworld.ALFWorld(data=options.data, rooms=options.rooms)
+        if options.env == "alfworld"
+        else None
+    )
     for family in options.families or (environment.families if environment else FAMILIES):
         if environment:
             steps = options.steps or _ALFWORLD_STEPS
-            row = measure_alfworld(family, environment=environment, split=options.split, num_games=options.games, max_steps=steps)
+            row = measure_alfworld(
+                family,
+                environment=environment,
+                split=options.split,
+                num_games=options.games,
+                max_steps=steps,
+            )
         else:
-            row = measure(family, num_games=options.games, max_steps=options.steps or step_limit(family))
-        sys.stdout.write(f"| {family} | {100 * row['expert']:.0f} | {row['mean_steps']:.1f} | {100 * row['random']:.0f} |\n")
+            row = measure(
+                family, num_games=options.games, max_steps=options.steps or step_limit(family)
+            )
+        sys.stdout.write(
+            f"| {family} | {100 * row['expert']:.0f} | {row['mean_steps']:.1f} |"
+            f" {100 * row['random']:.0f} |\n"
+        )
         sys.stdout.flush()
     return 0
 

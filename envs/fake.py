@@ -1,7 +1,8 @@
-"""A tiny deterministic game for tests and examples: walk to a thing, then say the one word that works for its family.
+"""A tiny deterministic game for tests and examples: walk to a thing, then say the one word that
+works for its family.
 
-`door` needs "open", `lamp` needs "light", `bell` needs "ring". The other two words do nothing, "jump" is deadly, and nothing in the text
-says which word is right: a player has to have been told.
+`door` needs "open", `lamp` needs "light", `bell` needs "ring". The other two words do nothing,
+"jump" is deadly, and nothing in the text says which word is right: a player has to have been told.
 """
 
 import hashlib
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from envs.api import GameId, Observation, Outcome, Step
 
-WORDS = {"bell": "ring", "door": "open", "lamp": "light"}  # family -> the action that wins next to the thing
+# family -> the action that wins next to the thing
+WORDS = {"bell": "ring", "door": "open", "lamp": "light"}
 ACTIONS = ("walk", "look", "open", "light", "ring", "jump")
 _SPLITS = {"train": range(1000), "select": range(1000, 1200), "test": range(1200, 1400)}
 _MAX_DISTANCE = 2
@@ -23,18 +25,33 @@ _MAX_DISTANCE = 2
 class FakeEnvironment:
     """The families `bell`, `door` and `lamp`; a game's key is a whole number.
 
-    The options make the game misbehave, for tests of the pool: each names the action on which a fault happens, or "reset:KEY" for the reset
-    of one game. `hang_on` never returns, `crash_on` kills the process (SIGSEGV), `raise_on` raises, `print_on` writes to stdout, `drift_on`
-    makes the text differ from process to process. With `once_in`, a folder, each fault happens once and then never again.
+    The options make the game misbehave, for tests of the pool: each names the action on which a
+    fault happens, or "reset:KEY" for the reset of one game. `hang_on` never returns, `crash_on`
+    kills the process (SIGSEGV), `raise_on` raises, `print_on` writes to stdout, `drift_on` makes
+    the text differ from process to process. With `once_in`, a folder, each fault happens once and
+    then never again.
     """
 
     name = "fake"
     families = tuple(sorted(WORDS))
 
     def __init__(
-        self, *, hang_on: str = "", crash_on: str = "", raise_on: str = "", print_on: str = "", drift_on: str = "", once_in: str = ""
+        self,
+        *,
+        hang_on: str = "",
+        crash_on: str = "",
+        raise_on: str = "",
+        print_on: str = "",
+        drift_on: str = "",
+        once_in: str = "",
     ):
-        self._faults = {"hang": hang_on, "crash": crash_on, "raise": raise_on, "print": print_on, "drift": drift_on}
+        self._faults = {
+            "hang": hang_on,
+            "crash": crash_on,
+            "raise": raise_on,
+            "print": print_on,
+            "drift": drift_on,
+        }
         self._once_in = once_in
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
@@ -62,13 +79,21 @@ class FakeGame:
         self._state_hash = ""
 
     def reset(self, game: GameId) -> Observation:
-        if game.env != FakeEnvironment.name or game.family != self._family or not (game.key.isascii() and game.key.isdigit()):
+        if (
+            game.env != FakeEnvironment.name
+            or game.family != self._family
+            or not (game.key.isascii() and game.key.isdigit())
+        ):
             raise ValueError(f"{game} is not a game of fake|{self._family}|WHOLE NUMBER.")
         note = self._misbehave(f"reset:{game.key}")
         self._room = int(game.key)
-        self._distance = hashlib.sha256(f"{self._family} {self._room}".encode()).digest()[0] % (_MAX_DISTANCE + 1)
+        self._distance = hashlib.sha256(f"{self._family} {self._room}".encode()).digest()[0] % (
+            _MAX_DISTANCE + 1
+        )
         self._outcome = None
-        self._state_hash = hashlib.sha256(f"{self._family} {self._room} {self._distance}".encode()).hexdigest()
+        self._state_hash = hashlib.sha256(
+            f"{self._family} {self._room} {self._distance}".encode()
+        ).hexdigest()
         return self._observe(f"You are in room {self._room}.{note}")
 
     def step(self, action: str) -> Step:
@@ -103,8 +128,17 @@ class FakeGame:
         pass
 
     def _observe(self, message: str) -> Observation:
-        where = f"{self._distance} steps away" if self._distance > 1 else "1 step away" if self._distance else "right here"
-        return Observation(text=f"{message} The {self._family} is {where}.", actions=() if self._outcome else ACTIONS)
+        where = (
+            f"{self._distance} steps away"
+            if self._distance > 1
+            else "1 step away"
+            if self._distance
+            else "right here"
+        )
+        return Observation(
+            text=f"{message} The {self._family} is {where}.",
+            actions=() if self._outcome else ACTIONS,
+        )
 
     def _misbehave(self, trigger: str) -> str:
         fault = self._faults.get(trigger)

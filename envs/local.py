@@ -1,4 +1,6 @@
-"""Live games in this process: for notebooks, debuggers, and environments that a worker process could not import."""
+"""Live games in this process: for notebooks, debuggers, and environments that a worker process
+could not import.
+"""
 
 import dataclasses
 from collections import deque
@@ -15,9 +17,11 @@ class _Episode:
 
 
 class LocalPool:
-    """Implements `envs.api.Pool` without workers: the same answers as `envs.pool.WorkerPool`, and none of its protection.
+    """Implements `envs.api.Pool` without workers: the same answers as `envs.pool.WorkerPool`, and
+    none of its protection.
 
-    A game that hangs, hangs the caller; one that kills its process, kills it. One that raises ends its own episode as FAILED.
+    A game that hangs, hangs the caller; one that kills its process, kills it. One that raises ends
+    its own episode as FAILED.
     """
 
     def __init__(self, environment: Environment, *, max_idle_games: int = 64):
@@ -39,7 +43,9 @@ class LocalPool:
         return PoolStats(**self._counts)
 
     def reset(self, game: GameId, *, max_steps: int) -> int:
-        """Queues the start of an episode until `poll`; at `max_steps` actions it ends with STEP_LIMIT."""
+        """Queues the start of an episode until `poll`; at `max_steps` actions it ends with
+        STEP_LIMIT.
+        """
         self._check_open()
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
@@ -53,9 +59,15 @@ class LocalPool:
         """Queues one action until `poll`."""
         self._check_open()
         if ticket not in self._episodes:
-            raise ValueError(f"Ticket {ticket!r} names no running episode: it was never given out, has ended, or was released.")
+            raise ValueError(
+                f"Ticket {ticket!r} names no running episode: it was never given out, has ended, or"
+                " was released."
+            )
         if any(ticket == queued for queued, _ in self._calls):
-            raise ValueError(f"Ticket {ticket} still waits for the answer to its last call: poll until it arrives.")
+            raise ValueError(
+                f"Ticket {ticket} still waits for the answer to its last call: poll until it"
+                " arrives."
+            )
         self._calls.append((ticket, action))
 
     def release(self, ticket: int) -> None:

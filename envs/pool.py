@@ -1,4 +1,6 @@
-"""Many live games in worker processes that may crash, hang or be killed without anyone noticing but `PoolStats`."""
+"""Many live games in worker processes that may crash, hang or be killed without anyone noticing but
+`PoolStats`.
+"""
 
 import contextlib
 import dataclasses
@@ -26,7 +28,8 @@ from envs.registry import import_path
 MAX_ACTION_CHARS = 4000
 
 _MAX_FAILURES = 2  # of one episode at one call
-_MAX_CARELESS_DEATHS = 1  # after more, a worker gets one request at a time, so that its next death has a culprit
+# after more, a worker gets one request at a time, so that its next death has a culprit
+_MAX_CARELESS_DEATHS = 1
 _MAX_DEATHS = 5  # of one worker in a row, without an answer between them
 _MIN_STARTUP_S = 60.0  # imports on a busy machine are slow
 _CLOSE_GRACE_S = 1.0
@@ -37,26 +40,34 @@ _READ_BYTES = 1 << 18
 
 
 class WorkerPool:
-    """Implements `envs.api.Pool` with plain subprocesses. One thread only may use it, and no call but `poll` waits.
+    """Implements `envs.api.Pool` with plain subprocesses. One thread only may use it, and no call
+    but `poll` waits.
 
-    Queued calls of all episodes travel in one write per worker, at the next `poll`: `poll(0.0)` starts them without waiting.
+    Queued calls of all episodes travel in one write per worker, at the next `poll`: `poll(0.0)`
+      starts them without waiting.
 
-    A worker that dies, or makes no progress for `deadline_s` seconds, is killed and replaced, and its unfinished episodes are played again
-    from (game id, actions), which nobody sees: each call of a replay has the same deadline, and each replayed observation has to equal the
-    first one. Only the episode whose call was running counts as failing; one that fails twice at the same call ends with FAILED and the
-    reason, and so does every later episode of a game whose reset did. A call that raises is a failure of its own episode alone.
+    A worker that dies, or makes no progress for `deadline_s` seconds, is killed and replaced, and
+    its unfinished episodes are played again from (game id, actions), which nobody sees: each call
+    of a replay has the same deadline, and each replayed observation has to equal the first one.
+    Only the episode whose call was running counts as failing; one that fails twice at the same call
+    ends with FAILED and the reason, and so does every later episode of a game whose reset did. A
+    call that raises is a failure of its own episode alone.
 
     Args:
       environment: a short name or an import path, see `envs.registry.load_environment`.
       num_workers: processes; episodes go to the one with the fewest.
-      max_live_games: bound on games in memory, over all workers; more episodes than that wait in a queue.
-      deadline_s: seconds for one reset or one step. A hung call holds back the other episodes of its worker for that long.
-      temp_root: where the pool makes the folder for its workers' temporary files (default: the system's); `close` removes that folder.
+      max_live_games: bound on games in memory, over all workers; more episodes than that wait in a
+        queue.
+      deadline_s: seconds for one reset or one step. A hung call holds back the other episodes of
+        its worker for that long.
+      temp_root: where the pool makes the folder for its workers' temporary files (default: the
+        system's); `close` removes that folder.
       options: keyword arguments for the environment.
 
     Raises:
       ValueError: an argument makes no sense, or a call names an episode that is not running.
-      RuntimeError: a call after `close`; or, from `poll`, which then closes the pool, workers that cannot start.
+      RuntimeError: a call after `close`; or, from `poll`, which then closes the pool, workers that
+        cannot start.
     """
 
     def __init__(
@@ -73,11 +84,17 @@ class WorkerPool:
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {num_workers}.")
         if max_live_games < num_workers:
-            raise ValueError(f"max_live_games must be at least num_workers={num_workers} (one game per worker), got {max_live_games}.")
+            raise ValueError(
+                f"max_live_games must be at least num_workers={num_workers} (one game per worker),"
+                f" got {max_live_games}."
+            )
         if not (math.isfinite(deadline_s) and deadline_s > 0):
             raise ValueError(f"deadline_s must be a positive number of seconds, got {deadline_s}.")
         if temp_root is not None and not os.path.isdir(temp_root):
-            raise ValueError(f"temp_root must be an existing folder, got {temp_root!r}: create it, or leave it out.")
+            raise ValueError(
+                f"temp_root must be an existing folder, got {temp_root!r}: create it, or leave it"
+                " out."
+            )
         self._deadline_s = float(deadline_s)
         self._counts = dict.fromkeys((field.name for field in dataclasses.fields(PoolStats)), 0)
         self._episodes: dict[int, _Episode] = {}
@@ -92,12 +109,15 @@ class WorkerPool:
         except OSError as error:
             where = temp_root or "the system's temporary folder"
             raise ValueError(
-                f"The worker pool cannot make a folder in {where} ({error.strerror}): free some space there, or name another in TMPDIR."
+                f"The worker pool cannot make a folder in {where} ({error.strerror}): free some"
+                " space there, or name another in TMPDIR."
             ) from error
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         # Runs once: at close, at garbage collection, or at interpreter exit.
-        self._shut_down = weakref.finalize(self, _shut_down, self._workers, self._selector, self._folder, os.getpid())
+        self._shut_down = weakref.finalize(
+            self, _shut_down, self._workers, self._selector, self._folder, os.getpid()
+        )
         try:
             for index in range(num_workers):
                 capacity = max_live_games // num_workers + (index < max_live_games % num_workers)
@@ -131,11 +151,15 @@ class WorkerPool:
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """The processes that play now, one per worker: for those who watch them, or kill them to see what happens."""
+        """The processes that play now, one per worker: for those who watch them, or kill them to
+        see what happens.
+        """
         return tuple(each.pid for each in self._workers if each.pid is not None)
 
     def reset(self, game: GameId, *, max_steps: int) -> int:
-        """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends with STEP_LIMIT."""
+        """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends
+        with STEP_LIMIT.
+        """
         self._check_open()
         if not isinstance(game, GameId):
             raise ValueError(f"A game is named by an envs.api.GameId, got {game!r}.")
@@ -155,14 +179,21 @@ class WorkerPool:
     def step(self, ticket: int, action: str) -> None:
         """Queues one action of a running episode (one at a time per ticket).
 
-        Actions are cut to `MAX_ACTION_CHARS` and lone surrogates replaced; the observation then starts with a note that says so.
+        Actions are cut to `MAX_ACTION_CHARS` and lone surrogates replaced; the observation then
+        starts with a note that says so.
         """
         self._check_open()
         episode = self._episodes.get(ticket)
         if episode is None:
-            raise ValueError(f"Ticket {ticket!r} names no running episode: it was never given out, has ended, or was released.")
+            raise ValueError(
+                f"Ticket {ticket!r} names no running episode: it was never given out, has ended, or"
+                " was released."
+            )
         if ticket in self._unanswered:
-            raise ValueError(f"Ticket {ticket} still waits for the answer to its last call: poll until it arrives.")
+            raise ValueError(
+                f"Ticket {ticket} still waits for the answer to its last call: poll until it"
+                " arrives."
+            )
         if not isinstance(action, str):
             raise ValueError(f"An action is a string, got {type(action).__name__}.")
         self._unanswered.add(ticket)
@@ -174,7 +205,9 @@ class WorkerPool:
             self._send_call(episode)
 
     def release(self, ticket: int) -> None:
-        """Ends an episode early, or forgets a finished one; the live game is free again. Idempotent."""
+        """Ends an episode early, or forgets a finished one; the live game is free again.
+        Idempotent.
+        """
         self._check_open()
         if not 0 <= ticket < self._num_tickets:
             raise ValueError(f"Ticket {ticket!r} was never given out.")
@@ -185,7 +218,8 @@ class WorkerPool:
             self._forget(episode)
 
     def poll(self, timeout_s: float) -> list[PoolEvent]:
-        """Answers that have arrived; waits up to `timeout_s` seconds for the first. Empty when none came.
+        """Answers that have arrived; waits up to `timeout_s` seconds for the first. Empty when none
+        came.
 
         Returns at once when no call is waiting for an answer.
         """
@@ -198,7 +232,11 @@ class WorkerPool:
             now = time.monotonic()
             wait_s = 0.0
             if self._unanswered and not self._events:
-                wait_s = max(0.0, min(until, *(each.deadline_at(self._deadline_s) for each in self._workers)) - now)
+                wait_s = max(
+                    0.0,
+                    min(until, *(each.deadline_at(self._deadline_s) for each in self._workers))
+                    - now,
+                )
             self._exchange(wait_s)
             self._place_queued()
             for each in self._workers:
@@ -218,7 +256,9 @@ class WorkerPool:
             raise RuntimeError(f"The worker pool {self._closed_because}: open a new one.")
 
     def _exchange(self, wait_s: float) -> None:
-        """One round with the workers: what can be written and read, then the dead, then the stuck."""
+        """One round with the workers: what can be written and read, then the dead, then the
+        stuck.
+        """
         for key, mask in self._selector.select(wait_s):
             each: _Worker = key.data
             if mask & selectors.EVENT_WRITE:
@@ -271,7 +311,10 @@ class WorkerPool:
                 step = dataclasses.replace(step, outcome=Outcome.STEP_LIMIT)
             if episode.note:
                 step = dataclasses.replace(
-                    step, observation=dataclasses.replace(step.observation, text=episode.note + step.observation.text)
+                    step,
+                    observation=dataclasses.replace(
+                        step.observation, text=episode.note + step.observation.text
+                    ),
                 )
         episode.digests.append(digest)
         episode.action = None
@@ -287,7 +330,11 @@ class WorkerPool:
             pairs = zip(digests, episode.digests, strict=False)
             at = next((index for index, (new, old) in enumerate(pairs) if new != old), len(digests))
             where = f"action {at}" if at else "its reset"
-            self._give_up(episode, f"The game {episode.game} is not deterministic: its replay differed from the first play at {where}.")
+            self._give_up(
+                episode,
+                f"The game {episode.game} is not deterministic: its replay differed from the first"
+                f" play at {where}.",
+            )
             return
         self._counts["replays"] += 1
         if episode.ticket in self._unanswered:
@@ -314,7 +361,13 @@ class WorkerPool:
         if episode.failures < _MAX_FAILURES:
             self._restore(episode)
             return
-        call = "a replay" if episode.replaying else f"action {len(episode.actions) + 1}" if episode.digests else "its reset"
+        call = (
+            "a replay"
+            if episode.replaying
+            else f"action {len(episode.actions) + 1}"
+            if episode.digests
+            else "its reset"
+        )
         error = f"The game {episode.game} failed {_MAX_FAILURES} times at {call}: {reason}."
         if not episode.digests:
             self._barred[episode.game] = error
@@ -353,7 +406,9 @@ class WorkerPool:
             if episode is None:
                 self._queue.popleft()  # released before it started
                 continue
-            each = max(self._workers, key=lambda candidate: candidate.capacity - len(candidate.tickets))
+            each = max(
+                self._workers, key=lambda candidate: candidate.capacity - len(candidate.tickets)
+            )
             if len(each.tickets) >= each.capacity:
                 return
             self._queue.popleft()
@@ -372,11 +427,17 @@ class WorkerPool:
         tail = each.tail()
         deaths = each.deaths + 1
         if deaths >= _MAX_DEATHS:
-            self._break(f"lost the same worker {deaths} times in a row; the last time {reason}{_quoted(tail)}")
+            self._break(
+                f"lost the same worker {deaths} times in a row; the last time"
+                f" {reason}{_quoted(tail)}"
+            )
         each.deaths = deaths
         self._start(each)
         # A suspect goes first: should it fail again, no innocent replay was in vain.
-        lost = sorted((self._episodes[ticket] for ticket in each.tickets), key=lambda e: (e.ticket != culprit, -e.failures, e.ticket))
+        lost = sorted(
+            (self._episodes[ticket] for ticket in each.tickets),
+            key=lambda e: (e.ticket != culprit, -e.failures, e.ticket),
+        )
         for episode in lost:
             if episode.ticket == culprit:
                 self._fail(episode, reason + (_quoted(tail) if counter == "crashes" else ""))
@@ -406,7 +467,8 @@ class _Episode:
     max_steps: int
     home: "_Worker | None" = None  # None while queued
     actions: list[str] = dataclasses.field(default_factory=list)  # answered
-    digests: list[str] = dataclasses.field(default_factory=list)  # of the reset and of each action in `actions`
+    # of the reset and of each action in `actions`
+    digests: list[str] = dataclasses.field(default_factory=list)
     action: str | None = None  # asked for and not answered yet; None during the reset
     note: str = ""  # on what was done to `action`
     replaying: bool = False
@@ -417,7 +479,14 @@ class _Episode:
 class _Worker:
     """One worker process and, after its death, the next one in its place."""
 
-    def __init__(self, index: int, capacity: int, setup: dict[str, Any], folder: str, selector: selectors.BaseSelector):
+    def __init__(
+        self,
+        index: int,
+        capacity: int,
+        setup: dict[str, Any],
+        folder: str,
+        selector: selectors.BaseSelector,
+    ):
         self.capacity = capacity
         self.tickets: set[int] = set()  # episodes that live here
         self.deaths = 0  # in a row
@@ -432,9 +501,14 @@ class _Worker:
         """Starts a process; no call may be sent to a worker before."""
         self._num_starts += 1
         self._home = self._folder / f"{self._name}-{self._num_starts}"
-        with contextlib.ExitStack() as undo, contextlib.ExitStack() as given:  # given: what is the child's alone once it runs
+        # given: what is the child's alone once it runs
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as given:
             self._home.mkdir()
-            self._log_fd = os.open(self._folder / f"{self._name}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            self._log_fd = os.open(
+                self._folder / f"{self._name}.log",
+                os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND,
+                0o600,
+            )
             undo.callback(os.close, self._log_fd)
             marker_fd = _shared_memory(self._folder / f"{self._name}.marker", worker.MARKER_BYTES)
             given.callback(os.close, marker_fd)
@@ -454,7 +528,8 @@ class _Worker:
                 stderr=self._log_fd,
                 env=_worker_environ(str(self._home)),
                 pass_fds=child_fds,
-                start_new_session=True,  # Ctrl-C is the parent's; and one kill reaches what a game started
+                # Ctrl-C is the parent's; and one kill reaches what a game started
+                start_new_session=True,
             )
             undo.pop_all()
         os.set_blocking(self._request_fd, False)
@@ -470,7 +545,8 @@ class _Worker:
         self._progress_at = time.monotonic()
         self._unsent = bytearray(wire.pack([self._setup]))
         self._outbox: list[Any] = []
-        self._alone: int | None = None  # the only ticket whose request was sent, when they are sent one by one
+        # the only ticket whose request was sent, when they are sent one by one
+        self._alone: int | None = None
         self._writes = False
         self._selector.register(self._answer_fd, selectors.EVENT_READ, self)
         self.flush()
@@ -512,7 +588,9 @@ class _Worker:
             self._alone = None
 
     def _sendable(self) -> int:
-        """How many requests of the outbox may be sent now: all, unless the worker died too often for unknown reasons."""
+        """How many requests of the outbox may be sent now: all, unless the worker died too often
+        for unknown reasons.
+        """
         if self.deaths <= _MAX_CARELESS_DEATHS:
             return len(self._outbox)
         if not self.ready or self._alone is not None:
@@ -524,7 +602,9 @@ class _Worker:
         return len(self._outbox)
 
     def receive(self) -> None:
-        """Reads what is there into `received`; sets `at_end` when the worker has closed its pipe."""
+        """Reads what is there into `received`; sets `at_end` when the worker has closed its
+        pipe.
+        """
         try:
             while chunk := os.read(self._answer_fd, _READ_BYTES):
                 self.received += chunk
@@ -534,11 +614,13 @@ class _Worker:
         self.at_end = True
 
     def deadline_at(self, deadline_s: float) -> float:
-        """When the worker counts as stuck unless it makes progress; infinity while nothing is asked of it."""
+        """When the worker counts as stuck unless it makes progress; infinity while nothing is asked
+        of it.
+        """
         if self.ready and not self.awaited:
             return math.inf
-        # The clock starts when a look finds progress. The first look at a worker that was idle always does: its last answer. So the time
-        # that the caller spends elsewhere never counts.
+        # The clock starts when a look finds progress. The first look at a worker that was idle
+        # always does: its last answer. So the time that the caller spends elsewhere never counts.
         progress = (self._marker[0], self._marker[1], self._num_received)
         if progress != self._progress:
             self._progress = progress
@@ -546,7 +628,9 @@ class _Worker:
         return self._progress_at + (deadline_s if self.ready else max(deadline_s, _MIN_STARTUP_S))
 
     def culprit(self) -> int | None:
-        """The ticket whose call is, or was at the time of death, running, as far as one can know."""
+        """The ticket whose call is, or was at the time of death, running, as far as one can
+        know.
+        """
         running = self._marker[0] - 1
         return running if running in self.awaited else self._alone
 
@@ -571,7 +655,9 @@ class _Worker:
             self._request_fd = -1
 
     def kill(self, grace_s: float = 0.0) -> None:
-        """Ends the process and all it started, at the latest after `grace_s` seconds; frees everything but the log."""
+        """Ends the process and all it started, at the latest after `grace_s` seconds; frees
+        everything but the log.
+        """
         if self._process is None:
             return
         if grace_s > 0:
@@ -605,7 +691,9 @@ class _Worker:
 
     def _read_tail(self) -> str:
         size = os.fstat(self._log_fd).st_size
-        return os.pread(self._log_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode("utf-8", "replace")
+        return os.pread(self._log_fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(
+            "utf-8", "replace"
+        )
 
 
 def _home(episode: _Episode) -> _Worker:
@@ -613,7 +701,9 @@ def _home(episode: _Episode) -> _Worker:
     return episode.home
 
 
-def _shut_down(workers: list[_Worker], selector: selectors.BaseSelector, folder: str, owner_pid: int) -> None:
+def _shut_down(
+    workers: list[_Worker], selector: selectors.BaseSelector, folder: str, owner_pid: int
+) -> None:
     if os.getpid() != owner_pid:
         return  # a fork of the owner's process: the workers are not its own
     for each in workers:
@@ -626,8 +716,14 @@ def _shut_down(workers: list[_Worker], selector: selectors.BaseSelector, folder:
 
 
 def _shared_memory(path: Path, size: int) -> int:
-    """A file of zeros to be mapped by two processes: in memory where the system can, so that no full disk is in the way."""
-    fd = os.memfd_create(path.name) if hasattr(os, "memfd_create") else os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    """A file of zeros to be mapped by two processes: in memory where the system can, so that no
+    full disk is in the way.
+    """
+    fd = (
+        os.memfd_create(path.name)
+        if hasattr(os, "memfd_create")
+        else os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    )
     try:
         os.write(fd, bytes(size))
     except OSError:
@@ -637,7 +733,9 @@ def _shared_memory(path: Path, size: int) -> int:
 
 
 def _worker_environ(temp_folder: str) -> dict[str, str]:
-    """The parent's environment, with this package importable, temporary files in one place, and equal hashes in all workers."""
+    """The parent's environment, with this package importable, temporary files in one place, and
+    equal hashes in all workers.
+    """
     environ = dict(os.environ)
     package_root = str(Path(__file__).resolve().parent.parent)
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, environ.get("PYTHONPATH"))))
@@ -651,7 +749,10 @@ def sanitize(action: str) -> tuple[str, str]:
     """An action that every game can be given, and a note on what was changed."""
     note = ""
     if len(action) > MAX_ACTION_CHARS:
-        note += f"(Your action had {len(action)} characters: only the first {MAX_ACTION_CHARS} were used.)\n"
+        note += (
+            f"(Your action had {len(action)} characters: only the first {MAX_ACTION_CHARS} were"
+            " used.)\n"
+        )
         action = action[:MAX_ACTION_CHARS]
     cleaned = wire.clean(action)
     if cleaned != action:

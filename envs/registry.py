@@ -1,4 +1,6 @@
-"""Finds an environment by its short name, by the entry point of an installed package, or by its import path."""
+"""Finds an environment by its short name, by the entry point of an installed package, or by its
+import path.
+"""
 
 import importlib
 import importlib.metadata
@@ -11,9 +13,14 @@ from typing import Any, NamedTuple
 from envs.api import Described, Environment, Introduced
 
 BUILT_IN: Mapping[str, str] = MappingProxyType(
-    {"alfworld": "envs.alfworld:ALFWorld", "fake": "envs.fake:FakeEnvironment", "minihack": "envs.minihack:MiniHack"}
+    {
+        "alfworld": "envs.alfworld:ALFWorld",
+        "fake": "envs.fake:FakeEnvironment",
+        "minihack": "envs.minihack:MiniHack",
+    }
 )
-ENTRY_POINTS = "ictjax.environments"  # the group in which an installed package registers its environments
+# the group in which an installed package registers its environments
+ENTRY_POINTS = "ictjax.environments"
 
 _SEE = "(see envs.api.Environment)"
 
@@ -26,14 +33,17 @@ class _Registered(NamedTuple):
 
 
 def known_names() -> tuple[str, ...]:
-    """All short names, sorted: the built-in ones and those of installed packages. Nothing is imported."""
+    """All short names, sorted: the built-in ones and those of installed packages. Nothing is
+    imported.
+    """
     return tuple(sorted({*BUILT_IN, *_entry_points()}))
 
 
 def import_path(name: str) -> str:
     """The "package.module:attribute" behind a name, without importing it.
 
-    Raises ValueError for a name that cannot be one, that two packages claim, or whose entry point is no import path.
+    Raises ValueError for a name that cannot be one, that two packages claim, or whose entry point
+    is no import path.
     """
     if ":" in name:
         path, source = name, ""
@@ -45,26 +55,35 @@ def import_path(name: str) -> str:
         if len(claims) > 1:
             who = [*(["ictjax"] if name in BUILT_IN else []), *(entry.by for entry in found)]
             raise ValueError(
-                f"The environment name {name!r} is claimed by {' and '.join(dict.fromkeys(who))}: uninstall one, or use an import path "
-                f"({' or '.join(sorted(claims))})."
+                f"The environment name {name!r} is claimed by {' and '.join(dict.fromkeys(who))}:"
+                f" uninstall one, or use an import path ({' or '.join(sorted(claims))})."
             )
         path = next(iter(claims), name)
         source = found[0].by if found else ""
     module, colon, attribute = path.partition(":")
-    if colon and attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+    if (
+        colon
+        and attribute.isidentifier()
+        and all(part.isidentifier() for part in module.split("."))
+    ):
         return path
     if source:
         raise ValueError(
-            f"The entry point {name!r} of {source} reads {path!r}, which is no import path 'package.module:attribute': correct it there."
+            f"The entry point {name!r} of {source} reads {path!r}, which is no import path"
+            " 'package.module:attribute': correct it there."
         )
-    raise ValueError(f"Unknown environment {name!r}: use one of {', '.join(known_names())}, or an import path 'package.module:attribute'.")
+    raise ValueError(
+        f"Unknown environment {name!r}: use one of {', '.join(known_names())}, or an import path"
+        " 'package.module:attribute'."
+    )
 
 
 def load_environment(name: str, options: Mapping[str, str] = MappingProxyType({})) -> Environment:
     """Imports and builds an environment.
 
-    `name` is a short name ("minihack", "fake", one that an installed package registers) or "package.module:attribute" of a callable that
-    takes `options` as keyword arguments. Raises ValueError, naming the environment and the cause, when it cannot be found, built, or is none.
+    `name` is a short name ("minihack", "fake", one that an installed package registers) or
+    "package.module:attribute" of a callable that takes `options` as keyword arguments. Raises
+    ValueError, naming the environment and the cause, when it cannot be found, built, or is none.
     """
     path = import_path(name)
     module_name, _, attribute = path.partition(":")
@@ -72,14 +91,26 @@ def load_environment(name: str, options: Mapping[str, str] = MappingProxyType({}
     try:
         build: Any = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever a module of somebody else raises
-        cause = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"Environment {shown} cannot be imported: {cause}. Install what it needs, or correct the path.") from error
+        cause = (
+            str(error)
+            if isinstance(error, ImportError | AttributeError)
+            else f"{type(error).__name__}: {error}"
+        )
+        raise ValueError(
+            f"Environment {shown} cannot be imported: {cause}. Install what it needs, or correct"
+            " the path."
+        ) from error
     if not callable(build):
-        raise ValueError(f"{shown} is not an environment: a {type(build).__name__} cannot be called to build one {_SEE}.")
+        raise ValueError(
+            f"{shown} is not an environment: a {type(build).__name__} cannot be called to build one"
+            f" {_SEE}."
+        )
     try:
         inspect.signature(build).bind(**options)
     except TypeError as error:
-        raise ValueError(f"Environment {shown} does not take the options {dict(options)!r}: {error}.") from error
+        raise ValueError(
+            f"Environment {shown} does not take the options {dict(options)!r}: {error}."
+        ) from error
     except ValueError:  # a builtin without a signature
         pass
     try:
@@ -87,16 +118,24 @@ def load_environment(name: str, options: Mapping[str, str] = MappingProxyType({}
     except ValueError:  # names its cause already
         raise
     except Exception as error:
-        raise ValueError(f"Environment {shown} cannot be built: {type(error).__name__}: {error}.") from error
+        raise ValueError(
+            f"Environment {shown} cannot be built: {type(error).__name__}: {error}."
+        ) from error
     if fault := fault_of(environment):
         raise ValueError(f"{shown} is not an environment: {fault} {_SEE}.")
     return environment
 
 
 def fault_of(environment: object) -> str:
-    """What is wrong with the members of a would-be environment, in a clause; empty when nothing is. No game is opened."""
+    """What is wrong with the members of a would-be environment, in a clause; empty when nothing is.
+    No game is opened.
+    """
     kind = type(environment).__name__
-    missing = [member for member in ("name", "families", "games", "open") if not hasattr(environment, member)]
+    missing = [
+        member
+        for member in ("name", "families", "games", "open")
+        if not hasattr(environment, member)
+    ]
     if missing:
         return f"{kind} lacks {', '.join(missing)}"
     name, families = environment.name, environment.families  # type: ignore[attr-defined]
@@ -109,13 +148,16 @@ def fault_of(environment: object) -> str:
     for member in ("games", "open"):
         if not callable(getattr(environment, member)):
             return f"{kind}.{member} must be a method"
-    if hasattr(environment, "initial_prompt") and not (isinstance(environment.initial_prompt, str) and environment.initial_prompt.strip()):
+    if hasattr(environment, "initial_prompt") and not (
+        isinstance(environment.initial_prompt, str) and environment.initial_prompt.strip()
+    ):
         return f"{kind}.initial_prompt must be a non-empty string"
     return ""
 
 
 def describe(environment: Environment) -> dict[str, Any]:
-    """What an environment says about itself, as JSON reads it back, for the manifest of a run; empty when it says nothing.
+    """What an environment says about itself, as JSON reads it back, for the manifest of a run;
+    empty when it says nothing.
 
     Raises ValueError for a description that is no JSON object.
     """
@@ -125,11 +167,16 @@ def describe(environment: Environment) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(description)))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The description of environment {environment.name!r} cannot be written as a JSON object: {error}.") from error
+        raise ValueError(
+            f"The description of environment {environment.name!r} cannot be written as a JSON"
+            f" object: {error}."
+        ) from error
 
 
 def initial_prompt(environment: Environment) -> str | None:
-    """The first system prompt that an environment offers to its actors; None when it offers none."""
+    """The first system prompt that an environment offers to its actors; None when it offers
+    none.
+    """
     return environment.initial_prompt if isinstance(environment, Introduced) else None
 
 
@@ -138,9 +185,15 @@ def _is_id_part(value: object) -> bool:
 
 
 def _entry_points() -> dict[str, tuple[_Registered, ...]]:
-    """The registered names. Read anew each time (some milliseconds): a package may have been installed meanwhile."""
+    """The registered names. Read anew each time (some milliseconds): a package may have been
+    installed meanwhile.
+    """
     found: dict[str, list[_Registered]] = {}
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        by = f"package {entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unnamed package"
+        by = (
+            f"package {entry.dist.name} {entry.dist.version}"
+            if entry.dist is not None
+            else "an unnamed package"
+        )
         found.setdefault(entry.name, []).append(_Registered(entry.value.strip(), by))
     return {name: tuple(entries) for name, entries in found.items()}

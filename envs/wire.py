@@ -1,4 +1,6 @@
-"""Frames between the pool and its workers: a 4-byte length, then a JSON array of messages in ASCII. No pickle."""
+"""Frames between the pool and its workers: a 4-byte length, then a JSON array of messages in ASCII.
+No pickle.
+"""
 
 import hashlib
 import json
@@ -7,7 +9,8 @@ from typing import Any
 from envs.api import Observation, Outcome, Step
 
 _LENGTH_BYTES = 4
-_to_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one per call
+# made once: json.dumps makes one per call
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def pack(messages: list[Any]) -> bytes:
@@ -54,11 +57,21 @@ def decode_step(fields: list[Any]) -> tuple[Step, str]:
     """What `encode_step` was given, from its parsed JSON."""
     text, actions, reward, outcome, error, state_hash = fields
     observation = Observation(text=text, actions=tuple(actions))
-    return Step(observation=observation, reward=reward, outcome=None if outcome is None else Outcome(outcome), error=error), state_hash
+    return (
+        Step(
+            observation=observation,
+            reward=reward,
+            outcome=None if outcome is None else Outcome(outcome),
+            error=error,
+        ),
+        state_hash,
+    )
 
 
 def digest(encoded_step: str) -> str:
-    """A short hash of `encode_step`'s string, kept for every step so that a replay can be proven equal."""
+    """A short hash of `encode_step`'s string, kept for every step so that a replay can be proven
+    equal.
+    """
     return hashlib.blake2b(encoded_step.encode("ascii"), digest_size=8).hexdigest()
 
 

@@ -1,8 +1,10 @@
-"""A worker process of `envs.pool.WorkerPool`: plays many live games, one call at a time. Not started by hand.
+"""A worker process of `envs.pool.WorkerPool`: plays many live games, one call at a time. Not
+started by hand.
 
-`python -m envs.worker REQUEST_FD ANSWER_FD MARKER_FD`. Its stdout and stderr are a log file, so whatever a game prints cannot reach the
-protocol. MARKER_FD is a shared memory map of two integers that the parent reads without asking: the ticket whose call is running, plus one
-(0 between calls), and a count of calls. That is how a dead or stuck worker says which game it was playing.
+`python -m envs.worker REQUEST_FD ANSWER_FD MARKER_FD`. Its stdout and stderr are a log file, so
+whatever a game prints cannot reach the protocol. MARKER_FD is a shared memory map of two integers
+that the parent reads without asking: the ticket whose call is running, plus one (0 between calls),
+and a count of calls. That is how a dead or stuck worker says which game it was playing.
 """
 
 import contextlib
@@ -25,15 +27,18 @@ from envs.api import Environment, Game, GameId, Observation, Step
 from envs.registry import load_environment
 
 MARKER_BYTES = 16
-READY, PLAYED, REPLAYED, RAISED, UNUSABLE = "ready", "played", "replayed", "raised", "unusable"  # what an answer tells
-RESET, STEP, REPLAY, RELEASE, CLOSE = "reset", "step", "replay", "release", "close"  # what a request asks
+# what an answer tells
+READY, PLAYED, REPLAYED, RAISED, UNUSABLE = "ready", "played", "replayed", "raised", "unusable"
+# what a request asks
+RESET, STEP, REPLAY, RELEASE, CLOSE = "reset", "step", "replay", "release", "close"
 
 _READ_BYTES = 1 << 18
 _FLUSH_S = 0.001  # answers wait at most this long for the rest of their batch
 _ORPHAN_GRACE_S = 2.0  # a call that still runs when the parent is gone gets this long
 _HEARTBEAT_S = 0.5
 _LOCKED_GRACE_S = 2.0  # beyond the deadline, at which a parent that lives kills a worker
-_REPARENT_S = 0.2  # a dying parent closes its pipes a moment before its children are given to another
+# a dying parent closes its pipes a moment before its children are given to another
+_REPARENT_S = 0.2
 _MAX_RESETS = 5000  # a live game is opened anew after this many: NetHack leaks 2 kB per episode
 _MAX_ERROR_CHARS = 300
 
@@ -60,7 +65,10 @@ class LiveGames:
             if self._idle and len(self._playing) + len(self._idle) >= self._max_games:
                 self._close(self._idle.pop(0)[1])
             game = self._environment.open(family)
-            if not all(callable(getattr(game, name, None)) for name in ("reset", "step", "state_hash", "close")):
+            if not all(
+                callable(getattr(game, name, None))
+                for name in ("reset", "step", "state_hash", "close")
+            ):
                 raise TypeError(f"open returned {type(game).__name__} where a game was expected")
             self._resets[id(game)] = 1
         self._playing[ticket] = (family, game)
@@ -102,11 +110,15 @@ class LiveGames:
 def describe(error: BaseException) -> str:
     """An exception in one line."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return wire.clean(text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 3] + "...")
+    return wire.clean(
+        text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 3] + "..."
+    )
 
 
 def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -> str:
-    """Plays one request and returns its answer as JSON; `on_call` runs before every call of a game. Never raises."""
+    """Plays one request and returns its answer as JSON; `on_call` runs before every call of a game.
+    Never raises.
+    """
     kind, ticket = request[0], request[1]
     try:
         if kind == STEP:
@@ -137,11 +149,15 @@ def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -
 def _play_reset(game: Game, game_id: GameId) -> str:
     observation = game.reset(game_id)
     if not isinstance(observation, Observation):
-        raise TypeError(f"reset returned {type(observation).__name__} where an Observation was expected")
+        raise TypeError(
+            f"reset returned {type(observation).__name__} where an Observation was expected"
+        )
     _check_observation("reset", observation)
     state_hash = game.state_hash()
     if not isinstance(state_hash, str):
-        raise TypeError(f"state_hash returned {type(state_hash).__name__} where a string was expected")
+        raise TypeError(
+            f"state_hash returned {type(state_hash).__name__} where a string was expected"
+        )
     return wire.encode_step(Step(observation=observation), state_hash)
 
 
@@ -157,17 +173,30 @@ def _play_step(game: Game, action: str) -> tuple[str, bool]:
 
 def _check_observation(call: str, observation: Observation) -> None:
     if not isinstance(observation, Observation):
-        raise TypeError(f"{call} returned the observation {observation!r} where an Observation was expected")
+        raise TypeError(
+            f"{call} returned the observation {observation!r} where an Observation was expected"
+        )
     if not isinstance(observation.text, str):
-        raise TypeError(f"{call} returned the text {observation.text!r} where a string was expected")
+        raise TypeError(
+            f"{call} returned the text {observation.text!r} where a string was expected"
+        )
     try:
         "".join(observation.actions)  # the fastest way to look at all of them
     except TypeError:
         raise TypeError(f"{call} returned actions that are no strings") from None
 
 
-def serve(games: LiveGames, requests: list[Any], buffer: bytearray, request_fd: int, answer_fd: int, marker: memoryview) -> bool:
-    """Answers requests, first `requests`, then what arrives behind `buffer`; True when told to end, False when the parent is gone."""
+def serve(
+    games: LiveGames,
+    requests: list[Any],
+    buffer: bytearray,
+    request_fd: int,
+    answer_fd: int,
+    marker: memoryview,
+) -> bool:
+    """Answers requests, first `requests`, then what arrives behind `buffer`; True when told to end,
+    False when the parent is gone.
+    """
     calls = 0
     ticket = 0
 
@@ -214,7 +243,8 @@ def _end_with_parent(request_fd: int, setup: dict[str, Any]) -> None:
     """Ends a worker whose parent is gone even while a game hangs."""
     poll = select.poll()
     poll.register(request_fd, 0)  # hang-up alone; data is the main thread's
-    # A game that hangs inside a C call and keeps the interpreter's lock stops this thread too. The timer's runs without the lock.
+    # A game that hangs inside a C call and keeps the interpreter's lock stops this thread too. The
+    # timer's runs without the lock.
     limit_s = setup["deadline_s"] + _LOCKED_GRACE_S
     faulthandler.dump_traceback_later(limit_s, exit=True)
     while not poll.poll(1000 * _HEARTBEAT_S):
@@ -246,7 +276,9 @@ class _Log(io.RawIOBase):
 
 
 def _remove_if_orphan(setup: dict[str, Any]) -> None:
-    """Removes the pool's folder when its owner no longer can; a parent that merely replaces this worker is still there."""
+    """Removes the pool's folder when its owner no longer can; a parent that merely replaces this
+    worker is still there.
+    """
     if os.getppid() != setup["parent_pid"]:
         shutil.rmtree(setup["temp_root"], ignore_errors=True)
 

@@ -1,4 +1,6 @@
-"""FrozenLake of Gymnasium as text games: a new map for every game, ice that holds (`firm`) or makes you slide (`slippery`)."""
+"""FrozenLake of Gymnasium as text games: a new map for every game, ice that holds (`firm`) or makes
+you slide (`slippery`).
+"""
 
 import functools
 import hashlib
@@ -15,12 +17,20 @@ SPLITS = {"train": slice(0, 300), "select": slice(300, 400), "test": slice(400, 
 class FrozenLake:
     name = "frozen_lake"
     families = ("firm", "slippery")
-    initial_prompt = "You cross a frozen lake, step by step.\n\nThought: <one sentence>\nAction: <one of the available actions>"
+    initial_prompt = (
+        "You cross a frozen lake, step by step.\n\nThought: <one sentence>\nAction: <one of the"
+        " available actions>"
+    )
 
     def games(self, family, split):
         if family not in self.families or split not in SPLITS:
-            raise ValueError(f"There is no {family!r} with split {split!r}: use {self.families} and {tuple(SPLITS)}.")
-        return tuple(GameId(env=self.name, family=family, key=str(seed)) for seed in _seeds()[SPLITS[split]])
+            raise ValueError(
+                f"There is no {family!r} with split {split!r}: use {self.families} and"
+                f" {tuple(SPLITS)}."
+            )
+        return tuple(
+            GameId(env=self.name, family=family, key=str(seed)) for seed in _seeds()[SPLITS[split]]
+        )
 
     def open(self, family):
         if family not in self.families:
@@ -36,7 +46,9 @@ class FrozenLakeGame:
         if (game.env, game.family) != (FrozenLake.name, self._family) or not game.key.isdecimal():
             raise ValueError(f"{game} is not a game of {FrozenLake.name}|{self._family}|SEED.")
         self._map = generate_random_map(size=4, p=0.8, seed=int(game.key))
-        self._lake = gymnasium.make("FrozenLake-v1", desc=self._map, is_slippery=self._family == "slippery").unwrapped
+        self._lake = gymnasium.make(
+            "FrozenLake-v1", desc=self._map, is_slippery=self._family == "slippery"
+        ).unwrapped
         self._position, _ = self._lake.reset(seed=int(game.key))
         self._outcome = None
         return self._observe("You stand at S and want to reach G. F is ice, H is a hole, @ is you.")
@@ -44,12 +56,20 @@ class FrozenLakeGame:
     def step(self, action):
         word = action.strip().lower()
         if self._outcome is not None or word not in MOVES:
-            note = "The game is over." if self._outcome else f"Nothing happens: the actions are {', '.join(MOVES)}."
+            note = (
+                "The game is over."
+                if self._outcome
+                else f"Nothing happens: the actions are {', '.join(MOVES)}."
+            )
             return Step(observation=self._observe(note), outcome=self._outcome)
         self._position, reward, ended, _, _ = self._lake.step(MOVES.index(word))
         if ended:
             self._outcome = Outcome.SUCCESS if reward > 0 else Outcome.DEATH
-        note = {None: f"You go {word}.", Outcome.SUCCESS: "You reach G.", Outcome.DEATH: "You fall into a hole."}[self._outcome]
+        note = {
+            None: f"You go {word}.",
+            Outcome.SUCCESS: "You reach G.",
+            Outcome.DEATH: "You fall into a hole.",
+        }[self._outcome]
         return Step(observation=self._observe(note), reward=float(reward), outcome=self._outcome)
 
     def state_hash(self):
@@ -60,7 +80,10 @@ class FrozenLakeGame:
 
     def _observe(self, note):
         row, column = divmod(int(self._position), 4)
-        lines = [line[:column] + "@" + line[column + 1 :] if i == row else line for i, line in enumerate(self._map)]
+        lines = [
+            line[:column] + "@" + line[column + 1 :] if i == row else line
+            for i, line in enumerate(self._map)
+        ]
         return Observation(text="\n".join([note, *lines]), actions=() if self._outcome else MOVES)
 
 

@@ -1,4 +1,6 @@
-"""`python -m experiments.bench [sampler | update | envs | all]`: measures this machine, each design against a peer in the same run."""
+"""`python -m experiments.bench [sampler | update | envs | all]`: measures this machine, each design
+against a peer in the same run.
+"""
 
 import dataclasses
 import datetime
@@ -23,7 +25,10 @@ from experiments.bench_run import Common, Note, Result
 from experiments.run_dir import package_versions, parse, run_main
 from ictjax.run_files import write_lines
 
-_DESCRIPTION = "Measures the sampler, the update and the environments on this machine, each against a peer in the same run."
+_DESCRIPTION = (
+    "Measures the sampler, the update and the environments on this machine, each against a peer in"
+    " the same run."
+)
 _PACKAGES = (
     "ictjax",
     "jax",
@@ -50,7 +55,9 @@ class AllBenches(Common):
 
 # Command line.
 
-_COMMANDS: Mapping[str, type] = MappingProxyType({"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench, "all": AllBenches})
+_COMMANDS: Mapping[str, type] = MappingProxyType(
+    {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench, "all": AllBenches}
+)
 _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
     {"sampler": bench_sampler, "update": bench_update, "envs": bench_envs}
 )
@@ -59,7 +66,11 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
 def machine() -> dict[str, Any]:
     """What the numbers depend on: processor, cores, memory, devices and versions."""
     processors = pathlib.Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in processors.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in processors.read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -76,7 +87,10 @@ def show(result: Result, console: Console) -> None:
     table = Table(title=result.title, title_justify="left")
     for index, name in enumerate(result.rows[0]):
         table.add_column(
-            name.replace("_per_s", "/s").replace("_", " "), justify="right" if index else "left", no_wrap=not index, overflow="fold"
+            name.replace("_per_s", "/s").replace("_", " "),
+            justify="right" if index else "left",
+            no_wrap=not index,
+            overflow="fold",
         )
     for row in result.rows:
         table.add_row(*map(_cell, row.values()))
@@ -89,7 +103,11 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+        return (
+            f"{value:,.0f}"
+            if abs(value) >= 1000
+            else f"{value:.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+        )
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -121,10 +139,21 @@ def _main(argv: list[str]) -> None:
     results = {}
     with console.status("") as status:
         for name, bench in chosen.items():
-            results[name] = _MEASURES[name](bench, lambda text, name=name: status.update(f"{name}: {text}"))
+            results[name] = _MEASURES[name](
+                bench, lambda text, name=name: status.update(f"{name}: {text}")
+            )
             show(results[name], console)
-    busy = f" Other programs were running (load {load:.1f} at the start): expect more on an idle machine." if load > 0.5 else ""
-    console.print(f"{found['processor']}, {found['cores']} cores, {', '.join(found['devices'])}.{busy}", highlight=False, markup=False)
+    busy = (
+        f" Other programs were running (load {load:.1f} at the start): expect more on an idle"
+        " machine."
+        if load > 0.5
+        else ""
+    )
+    console.print(
+        f"{found['processor']}, {found['cores']} cores, {', '.join(found['devices'])}.{busy}",
+        highlight=False,
+        markup=False,
+    )
     if args.json is not None:
         report = {
             "started": started.isoformat(timespec="seconds"),
@@ -132,7 +161,10 @@ def _main(argv: list[str]) -> None:
             "argv": ["experiments.bench", *argv],
             "load_at_start": load,
             "machine": found,
-            "results": {name: result._asdict() | {"settings": _settings(chosen[name])} for name, result in results.items()},
+            "results": {
+                name: result._asdict() | {"settings": _settings(chosen[name])}
+                for name, result in results.items()
+            },
         }
         write_lines(args.json, [json.dumps(report, indent=1)])
         console.print(f"Written to {args.json}", highlight=False, soft_wrap=True, markup=False)
@@ -149,9 +181,13 @@ def _check_target(path: pathlib.Path | None) -> None:
     if path.is_dir():
         raise ValueError(f"--json {path} is a folder: name a file.")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"The folder of --json {path} does not exist: make it, or name a file elsewhere.")
+        raise ValueError(
+            f"The folder of --json {path} does not exist: make it, or name a file elsewhere."
+        )
     if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"The folder of --json {path} cannot be written to: name a file elsewhere.")
+        raise ValueError(
+            f"The folder of --json {path} cannot be written to: name a file elsewhere."
+        )
 
 
 if __name__ == "__main__":

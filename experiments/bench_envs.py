@@ -1,7 +1,8 @@
-"""Benchmark of the environments: in this process and through worker pools, beside the original engines in the same run.
+"""Benchmark of the environments: in this process and through worker pools, beside the original
+engines in the same run.
 
-Every design plays the same games with the same actions, drawn beforehand: the original ones a part of them, since they take seconds where ours
-take milliseconds. Rates count resets and steps apart.
+Every design plays the same games with the same actions, drawn beforehand: the original ones a part
+of them, since they take seconds where ours take milliseconds. Rates count resets and steps apart.
 """
 
 import contextlib
@@ -24,14 +25,17 @@ from envs.registry import load_environment
 from experiments.bench_run import Clock, Common, Design, Note, Result, interleave
 from experiments.run_dir import check_families
 
-_COMPASS = ("north", "east", "south", "west", "northeast", "southeast", "southwest", "northwest")  # the order of MiniHack's own actions
+# the order of MiniHack's own actions
+_COMPASS = ("north", "east", "south", "west", "northeast", "southeast", "southwest", "northwest")
 _HERE = "in process"
 _ALL = "all families"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnvsBench(Common):
-    """Games in this process and in pools of workers, beside stock TextWorld, and beside a fresh MiniHack environment for every episode."""
+    """Games in this process and in pools of workers, beside stock TextWorld, and beside a fresh
+    MiniHack environment for every episode.
+    """
 
     repetitions: int = 3
     """Timed rounds; results are medians over them."""
@@ -62,7 +66,9 @@ class EnvsBench(Common):
             if families:
                 check_families(load_environment(name), families)
         if not self.workers or min(self.workers) < 1:
-            raise ValueError(f"--workers must be one or more numbers of at least 1, got {self.workers}.")
+            raise ValueError(
+                f"--workers must be one or more numbers of at least 1, got {self.workers}."
+            )
 
 
 class Walk(NamedTuple):
@@ -98,13 +104,19 @@ def play_here(game: Game, walks: Sequence[Walk]) -> Played:
                     break
         if walk.actions and step.outcome is Outcome.FAILED:
             raise ValueError(f"A game failed while it was measured: {step.error}")
-    return Played(reset_s=reset_s.seconds, step_s=step_s.seconds, num_resets=len(walks), num_steps=num_steps)
+    return Played(
+        reset_s=reset_s.seconds, step_s=step_s.seconds, num_resets=len(walks), num_steps=num_steps
+    )
 
 
 def play_in_pool(pool: WorkerPool, walks: Sequence[Walk]) -> Played:
-    """All games at the same time: first all resets, then all steps. Raises ValueError if a game fails."""
+    """All games at the same time: first all resets, then all steps. Raises ValueError if a game
+    fails.
+    """
     start = time.perf_counter()
-    tickets = {pool.reset(walk.game, max_steps=len(walk.actions)): iter(walk.actions) for walk in walks}
+    tickets = {
+        pool.reset(walk.game, max_steps=len(walk.actions)): iter(walk.actions) for walk in walks
+    }
     running = _answers(pool, len(tickets))
     middle = time.perf_counter()
     num_steps = 0
@@ -123,7 +135,9 @@ def play_in_pool(pool: WorkerPool, walks: Sequence[Walk]) -> Played:
     end = time.perf_counter()
     for ticket in tickets:
         pool.release(ticket)
-    return Played(reset_s=middle - start, step_s=end - middle, num_resets=len(walks), num_steps=num_steps)
+    return Played(
+        reset_s=middle - start, step_s=end - middle, num_resets=len(walks), num_steps=num_steps
+    )
 
 
 def _answers(pool: WorkerPool, number: int) -> list[int]:
@@ -132,13 +146,17 @@ def _answers(pool: WorkerPool, number: int) -> list[int]:
     while len(found) < number:
         for event in pool.poll(10.0):
             if event.step.outcome is not None:
-                raise ValueError(f"A game could not be reset while it was measured: {event.step.error}")
+                raise ValueError(
+                    f"A game could not be reset while it was measured: {event.step.error}"
+                )
             found.append(event.ticket)
     return found
 
 
 def play_published_way(walks: Sequence[Walk]) -> Played:
-    """`gym.make`, reset, one key per step and close for each MiniHack game, one after another in this process; the screen as text."""
+    """`gym.make`, reset, one key per step and close for each MiniHack game, one after another in
+    this process; the screen as text.
+    """
     reset_s, step_s, num_steps = Clock(), Clock(), 0
     for walk in walks:
         seed = int(walk.game.key)
@@ -149,14 +167,18 @@ def play_published_way(walks: Sequence[Walk]) -> Played:
             _screen(observation)
         with step_s.running():
             for action in walk.actions:
-                observation, _, terminated, truncated, _ = env.step(_COMPASS.index(action.removeprefix("go ")))
+                observation, _, terminated, truncated, _ = env.step(
+                    _COMPASS.index(action.removeprefix("go "))
+                )
                 _screen(observation)
                 num_steps += 1
                 if terminated or truncated:
                     break
         with reset_s.running():
             env.close()
-    return Played(reset_s=reset_s.seconds, step_s=step_s.seconds, num_resets=len(walks), num_steps=num_steps)
+    return Played(
+        reset_s=reset_s.seconds, step_s=step_s.seconds, num_resets=len(walks), num_steps=num_steps
+    )
 
 
 def _make(family: str) -> Any:
@@ -183,7 +205,9 @@ def play_stock(environment: Environment, walks: Sequence[Walk]) -> Played:
 # What to play.
 
 
-def admissible_walks(environment: Environment, family: str, num_games: int, num_steps: int) -> list[Walk]:
+def admissible_walks(
+    environment: Environment, family: str, num_games: int, num_steps: int
+) -> list[Walk]:
     """Random admissible actions in the first games of TRAIN, found by playing them."""
     walks = []
     with contextlib.closing(environment.open(family)) as game:
@@ -204,7 +228,10 @@ def moving_walks(family: str, num_games: int, num_steps: int) -> list[Walk]:
     """Random moves in the MiniHack games of seeds 0, 1, 2, ..."""
     rng = random.Random(family)
     return [
-        Walk(GameId(env="minihack", family=family, key=str(seed)), tuple(f"go {rng.choice(_COMPASS)}" for _ in range(num_steps)))
+        Walk(
+            GameId(env="minihack", family=family, key=str(seed)),
+            tuple(f"go {rng.choice(_COMPASS)}" for _ in range(num_steps)),
+        )
         for seed in range(num_games)
     ]
 
@@ -215,29 +242,59 @@ def moving_walks(family: str, num_games: int, num_steps: int) -> list[Walk]:
 def bench_envs(bench: EnvsBench, note: Note) -> Result:
     """Resets, steps and whole episodes per second, per engine and family."""
     rows, notes = [], []
-    looks = [Walk(GameId(env="fake", family="door", key=str(key)), ("look",) * bench.steps) for key in range(bench.episodes)]
-    rows += _measure(bench, load_environment("fake"), {}, {"door": looks}, None, note)  # what the pool itself costs
+    looks = [
+        Walk(GameId(env="fake", family="door", key=str(key)), ("look",) * bench.steps)
+        for key in range(bench.episodes)
+    ]
+    # what the pool itself costs
+    rows += _measure(bench, load_environment("fake"), {}, {"door": looks}, None, note)
     if bench.alfworld:
         options = {"data": bench.data, "keep": "0"}  # every reset reads and compiles its game
-        ours, stock = (load_environment("alfworld", {**options, "engine": engine}) for engine in ("python", "textworld"))
-        walks = {family: admissible_walks(ours, family, bench.episodes, bench.steps) for family in bench.alfworld}
-        peer = ("stock TextWorld", functools.partial(_few, functools.partial(play_stock, stock), bench.stock_games, bench.stock_steps))
+        ours, stock = (
+            load_environment("alfworld", {**options, "engine": engine})
+            for engine in ("python", "textworld")
+        )
+        walks = {
+            family: admissible_walks(ours, family, bench.episodes, bench.steps)
+            for family in bench.alfworld
+        }
+        peer = (
+            "stock TextWorld",
+            functools.partial(
+                _few, functools.partial(play_stock, stock), bench.stock_games, bench.stock_steps
+            ),
+        )
         found = list(_measure(bench, ours, options, walks, peer if bench.stock else None, note))
         rows += found
         notes.append(_targets([row for row in found if row["game"] == found[-1]["game"]]))
     if bench.minihack:
-        walks = {family: moving_walks(family, bench.episodes, bench.steps) for family in bench.minihack}
-        peer = ("gym.make per episode", functools.partial(_few, play_published_way, bench.published_games, bench.steps))
-        rows += _measure(bench, load_environment("minihack"), {}, walks, peer if bench.stock else None, note)
+        walks = {
+            family: moving_walks(family, bench.episodes, bench.steps) for family in bench.minihack
+        }
+        peer = (
+            "gym.make per episode",
+            functools.partial(_few, play_published_way, bench.published_games, bench.steps),
+        )
+        rows += _measure(
+            bench, load_environment("minihack"), {}, walks, peer if bench.stock else None, note
+        )
     notes.append(
-        "A step is one action in words with its full text, and of ALFWorld the list of admissible actions. A reset of ALFWorld reads and compiles "
-        "the game file (a replayed game is kept otherwise). A step of gym.make per episode is one key and the screen; its resets include making "
-        "and closing the environment."
+        "A step is one action in words with its full text, and of ALFWorld the list of admissible"
+        " actions. A reset of ALFWorld reads and compiles the game file (a replayed game is kept"
+        " otherwise). A step of gym.make per episode is one key and the screen; its resets include"
+        " making and closing the environment."
     )
-    return Result(f"Environments: {bench.episodes} games of {bench.steps} random actions per family", "the original engine", rows, notes)
+    return Result(
+        f"Environments: {bench.episodes} games of {bench.steps} random actions per family",
+        "the original engine",
+        rows,
+        notes,
+    )
 
 
-def _few(play: Callable[[Sequence[Walk]], Played], num_games: int, num_steps: int, walks: Sequence[Walk]) -> Played:
+def _few(
+    play: Callable[[Sequence[Walk]], Played], num_games: int, num_steps: int, walks: Sequence[Walk]
+) -> Played:
     return play([Walk(walk.game, walk.actions[:num_steps]) for walk in walks[:num_games]])
 
 
@@ -255,7 +312,12 @@ def _measure(
     with contextlib.ExitStack() as stack:
         pools = {
             f"pool, {workers} worker{'s' if workers > 1 else ''}": stack.enter_context(
-                WorkerPool(name, num_workers=workers, max_live_games=max(workers, bench.episodes * len(walks)), options=options)
+                WorkerPool(
+                    name,
+                    num_workers=workers,
+                    max_live_games=max(workers, bench.episodes * len(walks)),
+                    options=options,
+                )
             )
             for workers in bench.workers
         }
@@ -263,18 +325,30 @@ def _measure(
             booked = played[family] = {}
             with contextlib.closing(environment.open(family)) as game:
                 ways = {_HERE: functools.partial(play_here, game)}
-                ways |= {design: functools.partial(play_in_pool, pool) for design, pool in pools.items()}
+                ways |= {
+                    design: functools.partial(play_in_pool, pool) for design, pool in pools.items()
+                }
                 if peer is not None:
                     ways[peer[0]] = peer[1]
                 designs: dict[str, Design] = {
-                    design: functools.partial(_booked, booked.setdefault(design, []), functools.partial(way, each))
+                    design: functools.partial(
+                        _booked, booked.setdefault(design, []), functools.partial(way, each)
+                    )
                     for design, way in ways.items()
                 }
-                interleave(designs, bench.repetitions, lambda text, family=family: note(f"{name} {family}, {text}"))
+                interleave(
+                    designs,
+                    bench.repetitions,
+                    lambda text, family=family: note(f"{name} {family}, {text}"),
+                )
     if len(walks) > 1:
         designs_of_all = next(iter(played.values()))
         played[_ALL] = {
-            design: [_sum(rounds) for rounds in zip(*(each[design] for each in played.values()), strict=True)] for design in designs_of_all
+            design: [
+                _sum(rounds)
+                for rounds in zip(*(each[design] for each in played.values()), strict=True)
+            ]
+            for design in designs_of_all
         }
     return (
         _row(
@@ -294,7 +368,9 @@ def _sum(rounds: Sequence[Played]) -> Played:
     return Played(*map(sum, zip(*rounds, strict=True)))
 
 
-def _row(game: str, design: str, rounds: Sequence[Played], peer: Sequence[Played] | None) -> dict[str, Any]:
+def _row(
+    game: str, design: str, rounds: Sequence[Played], peer: Sequence[Played] | None
+) -> dict[str, Any]:
     resets = [each.num_resets / each.reset_s for each in rounds]
     steps = [each.num_steps / each.step_s for each in rounds]
     median = statistics.median
@@ -306,15 +382,33 @@ def _row(game: str, design: str, rounds: Sequence[Played], peer: Sequence[Played
         "steps_per_s": median(steps),
         "step_us": 1e6 / median(steps),
         "episodes_per_s": median(each.num_resets / (each.reset_s + each.step_s) for each in rounds),
-        "reset_speedup": None if peer is None else median(r * p.reset_s / p.num_resets for r, p in zip(resets, peer, strict=True)),
-        "step_speedup": None if peer is None else median(s * p.step_s / p.num_steps for s, p in zip(steps, peer, strict=True)),
+        "reset_speedup": (
+            None
+            if peer is None
+            else median(r * p.reset_s / p.num_resets for r, p in zip(resets, peer, strict=True))
+        ),
+        "step_speedup": (
+            None
+            if peer is None
+            else median(s * p.step_s / p.num_steps for s, p in zip(steps, peer, strict=True))
+        ),
     }
 
 
 def _targets(rows: Sequence[Mapping[str, Any]]) -> str:
     """What was asked of ALFWorld, beside what was measured."""
     found = {row["design"]: row for row in rows}
-    here, most = found[_HERE], max(row["steps_per_s"] for design, row in found.items() if design.startswith("pool"))
-    against = "" if here["step_speedup"] is None else f" {here['step_speedup']:,.0f} x the steps/s of stock TextWorld (500 x),"
-    asked = f"reset {here['reset_ms']:.2f} ms (2 ms), step {here['step_us']:.0f} us (50 us),{against} {most:,.0f} steps/s through a pool (10,000)"
+    here, most = (
+        found[_HERE],
+        max(row["steps_per_s"] for design, row in found.items() if design.startswith("pool")),
+    )
+    against = (
+        ""
+        if here["step_speedup"] is None
+        else f" {here['step_speedup']:,.0f} x the steps/s of stock TextWorld (500 x),"
+    )
+    asked = (
+        f"reset {here['reset_ms']:.2f} ms (2 ms), step {here['step_us']:.0f} us (50 us),{against}"
+        f" {most:,.0f} steps/s through a pool (10,000)"
+    )
     return f"What was measured of {rows[0]['game']} and what was asked for: {asked}."

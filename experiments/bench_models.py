@@ -18,21 +18,46 @@ import optax
 from experiments.bench_run import Clock, Common, Design, Note, Result, interleave, ratio
 from ictjax import grpo
 from ictjax.batch import Batch, BatchConfig, pack
-from ictjax.learner import LearnerConfig, LearnerState, OptimizerConfig, Policy, init_state, make_optimizer, make_update, transformer_policy
+from ictjax.learner import (
+    LearnerConfig,
+    LearnerState,
+    OptimizerConfig,
+    Policy,
+    init_state,
+    make_optimizer,
+    make_update,
+    transformer_policy,
+)
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import init_params
 from ictjax.sampler import Request, Sampler, SamplerConfig, SamplerStats, raw_key
 
-# Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and equal greedy replies would say little.
+# Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and
+# equal greedy replies would say little.
 _POCKET = ModelConfig(
-    vocab_size=512, num_layers=4, d_model=128, d_ff=256, num_heads=4, num_kv_heads=2, head_dim=32, rope_theta=10_000.0, max_positions=8192
+    vocab_size=512,
+    num_layers=4,
+    d_model=128,
+    d_ff=256,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    rope_theta=10_000.0,
+    max_positions=8192,
 )
 SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
     {
         "pocket": _POCKET,
         "medium": dataclasses.replace(
-            _POCKET, vocab_size=32_768, num_layers=8, d_model=512, d_ff=1536, num_heads=8, num_kv_heads=2, head_dim=64
+            _POCKET,
+            vocab_size=32_768,
+            num_layers=8,
+            d_model=512,
+            d_ff=1536,
+            num_heads=8,
+            num_kv_heads=2,
+            head_dim=64,
         ),
         "qwen2.5-0.5b": dataclasses.replace(
             _POCKET,
@@ -52,7 +77,9 @@ _Shape = Literal["pocket", "medium", "qwen2.5-0.5b"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerBench(Common):
-    """Multi-turn conversations: keep each row's KV cache, or prefill the whole conversation again in every turn."""
+    """Multi-turn conversations: keep each row's KV cache, or prefill the whole conversation again
+    in every turn.
+    """
 
     shape: _Shape = "pocket"
     """Of the model; weights are random."""
@@ -105,11 +132,19 @@ def make_workload(bench: SamplerBench, vocab_size: int) -> Workload:
     """The same tokens for every design and repetition."""
     rng = np.random.default_rng(0)
     observations = rng.integers(0, vocab_size, (bench.turns, bench.rows, bench.observed)).tolist()
-    return Workload(prompt=rng.integers(0, vocab_size, bench.prompt).tolist(), observations=observations, reply=bench.reply)
+    return Workload(
+        prompt=rng.integers(0, vocab_size, bench.prompt).tolist(),
+        observations=observations,
+        reply=bench.reply,
+    )
 
 
-def keep_cache(sampler: Sampler, flush: Callable[[], None], work: Workload, *, share_prompt: bool) -> tuple[float, list[list[int]]]:
-    """Each conversation stays open: only new tokens are computed. With `share_prompt` the system prompt is computed for the first one only."""
+def keep_cache(
+    sampler: Sampler, flush: Callable[[], None], work: Workload, *, share_prompt: bool
+) -> tuple[float, list[list[int]]]:
+    """Each conversation stays open: only new tokens are computed. With `share_prompt` the system
+    prompt is computed for the first one only.
+    """
     flush()
     clock = Clock()
     with clock.running():
@@ -129,8 +164,12 @@ def keep_cache(sampler: Sampler, flush: Callable[[], None], work: Workload, *, s
     return clock.seconds, replies
 
 
-def prefill_again(sampler: Sampler, flush: Callable[[], None], work: Workload) -> tuple[float, list[list[int]]]:
-    """A fresh conversation per turn, and nothing left of the last one: the design of a rollout that calls `generate` on the whole text."""
+def prefill_again(
+    sampler: Sampler, flush: Callable[[], None], work: Workload
+) -> tuple[float, list[list[int]]]:
+    """A fresh conversation per turn, and nothing left of the last one: the design of a rollout that
+    calls `generate` on the whole text.
+    """
     clock = Clock()
     texts = [list(work.prompt) for _ in work.observations[0]]
     replies: list[list[int]] = [[] for _ in texts]
@@ -142,14 +181,20 @@ def prefill_again(sampler: Sampler, flush: Callable[[], None], work: Workload) -
             conversations = [sampler.open(text) for text in texts]
             before = [len(reply) for reply in replies]
             _generate(sampler, conversations, work.reply, replies)
-            for conversation, text, reply, start in zip(conversations, texts, replies, before, strict=True):
+            for conversation, text, reply, start in zip(
+                conversations, texts, replies, before, strict=True
+            ):
                 text += reply[start:]
                 sampler.close(conversation)
     return clock.seconds, replies
 
 
-def _generate(sampler: Sampler, conversations: list[int], num_tokens: int, replies: list[list[int]]) -> None:
-    request = Request(max_new_tokens=num_tokens, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0))
+def _generate(
+    sampler: Sampler, conversations: list[int], num_tokens: int, replies: list[list[int]]
+) -> None:
+    request = Request(
+        max_new_tokens=num_tokens, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0)
+    )
     rows = {conversation: row for row, conversation in enumerate(conversations)}
     for conversation in conversations:
         sampler.generate(conversation, request)
@@ -158,10 +203,11 @@ def _generate(sampler: Sampler, conversations: list[int], num_tokens: int, repli
 
 
 def transformers_design(folder: str, work: Workload, device: str) -> tuple[Design, str]:
-    """`generate` of transformers on the whole batch, greedy, with its KV cache inside a turn; every turn starts from the whole text.
+    """`generate` of transformers on the whole batch, greedy, with its KV cache inside a turn; every
+    turn starts from the whole text.
 
-    On CPU torch gets the number of threads that is faster here: on a busy machine two threads that wait for each other can take eight
-    times as long as one.
+    On CPU torch gets the number of threads that is faster here: on a busy machine two threads that
+    wait for each other can take eight times as long as one.
 
     Returns:
       The design, and a sentence on the threads.
@@ -170,9 +216,15 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = (
+        transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    )
     settings = transformers.GenerationConfig(
-        max_new_tokens=work.reply, min_new_tokens=work.reply, do_sample=False, use_cache=True, pad_token_id=0
+        max_new_tokens=work.reply,
+        min_new_tokens=work.reply,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
     )
 
     def run() -> tuple[float, list[list[int]]]:
@@ -183,7 +235,9 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
             for observations in work.observations:
                 texts = torch.cat([texts, torch.tensor(observations, device=device)], dim=1)
                 start = texts.shape[1]
-                texts = model.generate(texts, attention_mask=torch.ones_like(texts), generation_config=settings)
+                texts = model.generate(
+                    texts, attention_mask=torch.ones_like(texts), generation_config=settings
+                )
                 replies.append(texts[:, start:])
             found = torch.cat(replies, dim=1).tolist()
         return clock.seconds, found
@@ -197,7 +251,13 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
         seconds[threads] = run()[0]
     fastest = min(seconds, key=lambda threads: seconds[threads])
     torch.set_num_threads(fastest)
-    return run, f"speedup hf: over transformers, which ran with {fastest} of {max(seconds)} threads, its faster choice here."
+    return (
+        run,
+        (
+            f"speedup hf: over transformers, which ran with {fastest} of {max(seconds)} threads,"
+            " its faster choice here."
+        ),
+    )
 
 
 def bench_sampler(bench: SamplerBench, note: Note) -> Result:
@@ -206,9 +266,16 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
     turn = bench.observed + bench.reply
     max_len = bench.prompt + bench.turns * turn
     if max_len > config.max_positions:
-        raise ValueError(f"A conversation has {max_len} tokens, the model {config.max_positions} positions: lower --prompt or --turns.")
-    # The peer gets a bucket for the exact length of each turn's text, so that it never computes padding.
-    lengths = {bench.observed + 1, *(bench.prompt + bench.observed + index * turn for index in range(bench.turns))}
+        raise ValueError(
+            f"A conversation has {max_len} tokens, the model {config.max_positions} positions:"
+            " lower --prompt or --turns."
+        )
+    # The peer gets a bucket for the exact length of each turn's text, so that it never computes
+    # padding.
+    lengths = {
+        bench.observed + 1,
+        *(bench.prompt + bench.observed + index * turn for index in range(bench.turns)),
+    }
     sizes = SamplerConfig(
         num_slots=bench.rows,
         max_len=max_len,
@@ -221,20 +288,32 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
     params = init_params(config, jax.random.key(0))
     generated = bench.rows * bench.turns * bench.reply
     notes = []
-    with Sampler(config, params, sizes, pad_id=0) as sampler, tempfile.TemporaryDirectory(prefix="ictjax-bench-") as folder:
-        flush = functools.partial(sampler.set_params, params)  # forgets all cached prefixes, which the next run would find again
+    with (
+        Sampler(config, params, sizes, pad_id=0) as sampler,
+        tempfile.TemporaryDirectory(prefix="ictjax-bench-") as folder,
+    ):
+        # forgets all cached prefixes, which the next run would find again
+        flush = functools.partial(sampler.set_params, params)
         designs: dict[str, Design] = {
-            "keep cache, shared prompt": lambda: keep_cache(sampler, flush, work, share_prompt=True),
+            "keep cache, shared prompt": lambda: keep_cache(
+                sampler, flush, work, share_prompt=True
+            ),
             "keep cache": lambda: keep_cache(sampler, flush, work, share_prompt=False),
             "prefill again": lambda: prefill_again(sampler, flush, work),
         }
         counts: dict[str, SamplerStats] = {}
-        timed = {name: functools.partial(_counted, sampler, run, counts, name) for name, run in designs.items()}
+        timed = {
+            name: functools.partial(_counted, sampler, run, counts, name)
+            for name, run in designs.items()
+        }
         device = _torch_device()
         if not bench.transformers:
             notes.append("transformers was left out.")
         elif device is None:
-            notes.append("transformers was left out: no torch is installed here that works on the same kind of device.")
+            notes.append(
+                "transformers was left out: no torch is installed here that works on the same kind"
+                " of device."
+            )
         else:
             save_checkpoint(folder, config, params)
             note("transformers: threads")
@@ -253,28 +332,44 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
                 "seconds": median_s,
                 "tokens_per_s": generated / median_s,
                 "prefilled": None if count is None else count.prefilled_tokens,
-                "padding": None
-                if count is None
-                else count.padded_tokens / (count.prefilled_tokens + count.decoded_tokens + count.padded_tokens),
+                "padding": (
+                    None
+                    if count is None
+                    else count.padded_tokens
+                    / (count.prefilled_tokens + count.decoded_tokens + count.padded_tokens)
+                ),
                 "dispatches": None if count is None else count.dispatches,
                 "same_tokens": float((np.asarray(replies[name]) == expected).mean()),
                 "speedup": ratio(seconds, name, "prefill again"),
-                "speedup_hf": ratio(seconds, name, "transformers") if "transformers" in timed else None,
+                "speedup_hf": (
+                    ratio(seconds, name, "transformers") if "transformers" in timed else None
+                ),
             }
         )
     notes.append(
-        f"{generated} greedy tokens per run, {len(np.unique(expected))} different ones; {compiled} programs compiled in the last timed runs."
+        f"{generated} greedy tokens per run, {len(np.unique(expected))} different ones; {compiled}"
+        " programs compiled in the last timed runs."
     )
-    title = f"Sampler, {bench.shape}: {bench.rows} conversations x {bench.turns} turns, prompt {bench.prompt} + turns of "
+    title = (
+        f"Sampler, {bench.shape}: {bench.rows} conversations x {bench.turns} turns, prompt"
+        f" {bench.prompt} + turns of "
+    )
     title += f"{bench.observed} observed and {bench.reply} generated tokens"
     return Result(title, "prefill again", rows, notes)
 
 
-def _counted(sampler: Sampler, run: Design, counts: dict[str, SamplerStats], name: str) -> tuple[float, Any]:
+def _counted(
+    sampler: Sampler, run: Design, counts: dict[str, SamplerStats], name: str
+) -> tuple[float, Any]:
     """Runs a design and books what the sampler counted meanwhile."""
     before = dataclasses.asdict(sampler.stats)
     seconds, result = run()
-    counts[name] = SamplerStats(**{field: value - before[field] for field, value in dataclasses.asdict(sampler.stats).items()})
+    counts[name] = SamplerStats(
+        **{
+            field: value - before[field]
+            for field, value in dataclasses.asdict(sampler.stats).items()
+        }
+    )
     return seconds, result
 
 
@@ -295,30 +390,45 @@ def _torch_device() -> str | None:
 def full_logits_update(
     policy: Policy, config: grpo.GRPOConfig, optimizer: optax.GradientTransformation
 ) -> Callable[[LearnerState, Any, Batch], tuple[LearnerState, dict[str, jax.Array]]]:
-    """The peer: log_softmax over the logits of every position, [B, T, V] in float32, and then a gather of the sampled tokens."""
+    """The peer: log_softmax over the logits of every position, [B, T, V] in float32, and then a
+    gather of the sampled tokens.
+    """
 
     def logprobs(params: Any, batch: Batch) -> jax.Array:
         hidden_btd = policy.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
-        logp_btv = jax.nn.log_softmax(policy.unembed(params, hidden_btd) / config.temperature, axis=-1)
+        logp_btv = jax.nn.log_softmax(
+            policy.unembed(params, hidden_btd) / config.temperature, axis=-1
+        )
         next_bt = jnp.roll(batch.tokens_bt, -1, axis=1)
         logp_bt = jnp.take_along_axis(logp_btv, next_bt[:, :, None], axis=-1)[:, :, 0]
-        return jnp.where(batch.response_mask_br, jnp.take_along_axis(logp_bt, batch.source_br, axis=1), 0.0)
+        return jnp.where(
+            batch.response_mask_br, jnp.take_along_axis(logp_bt, batch.source_br, axis=1), 0.0
+        )
 
-    def update(state: LearnerState, ref_params: Any, batch: Batch) -> tuple[LearnerState, dict[str, jax.Array]]:
+    def update(
+        state: LearnerState, ref_params: Any, batch: Batch
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
         ref_logp_br = logprobs(ref_params, batch)
         coefficient_br = grpo.token_coefficients(config, batch.response_mask_br, batch.weight_b)
 
         def loss_of(params: Any) -> jax.Array:
             logp_br = logprobs(params, batch)
             old_logp_br = jax.lax.stop_gradient(logp_br)
-            terms = grpo.token_loss(config, logp_br, old_logp_br, ref_logp_br, batch.advantage_b, batch.response_mask_br)
+            terms = grpo.token_loss(
+                config, logp_br, old_logp_br, ref_logp_br, batch.advantage_b, batch.response_mask_br
+            )
             return (coefficient_br * terms.loss_br).sum()
 
         loss, grads = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return LearnerState(params=params, opt_state=opt_state, step=state.step + 1, skipped=state.skipped), metrics
+        return (
+            LearnerState(
+                params=params, opt_state=opt_state, step=state.step + 1, skipped=state.skipped
+            ),
+            metrics,
+        )
 
     return update
 
@@ -329,9 +439,15 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
     config = dataclasses.replace(shape, vocab_size=bench.vocab_size or shape.vocab_size)
     length = bench.prompt + bench.reply
     if length > config.max_positions:
-        raise ValueError(f"A sequence has {length} tokens, the model {config.max_positions} positions: lower --prompt or --reply.")
+        raise ValueError(
+            f"A sequence has {length} tokens, the model {config.max_positions} positions: lower"
+            " --prompt or --reply."
+        )
     if bench.rows % bench.microbatches:
-        raise ValueError(f"--rows {bench.rows} do not divide into --microbatches {bench.microbatches}: choose a divisor.")
+        raise ValueError(
+            f"--rows {bench.rows} do not divide into --microbatches {bench.microbatches}: choose a"
+            " divisor."
+        )
     rng = np.random.default_rng(0)
     batch = pack(
         BatchConfig(num_rows=bench.rows, token_buckets=(length,), response_buckets=(bench.reply,)),
@@ -341,11 +457,16 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
         pad_id=0,
     )
     batch = jax.device_put(batch)
-    policy, optimizer = transformer_policy(config, remat=False), make_optimizer(OptimizerConfig(learning_rate=1e-5))
+    policy, optimizer = (
+        transformer_policy(config, remat=False),
+        make_optimizer(OptimizerConfig(learning_rate=1e-5)),
+    )
     params = init_params(config, jax.random.key(0))
     reference = init_params(config, jax.random.key(1))
     updates = {
-        "response positions": make_update(policy, grpo.PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)),
+        "response positions": make_update(
+            policy, grpo.PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)
+        ),
         "all positions": full_logits_update(policy, grpo.PAPER, optimizer),
     }
     designs: dict[str, Design] = {}
@@ -375,9 +496,13 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
                 "speedup": ratio(seconds, name, "all positions"),
             }
         )
-    title = f"GRPO update, {bench.shape}: {bench.rows} sequences of {bench.prompt} + {bench.reply} tokens, vocabulary {config.vocab_size}"
+    title = (
+        f"GRPO update, {bench.shape}: {bench.rows} sequences of {bench.prompt} + {bench.reply}"
+        f" tokens, vocabulary {config.vocab_size}"
+    )
     notes = [
-        "Loss and gradient norm are of the first step, from equal weights. Memory: arguments, results and temporaries by the compiler."
+        "Loss and gradient norm are of the first step, from equal weights. Memory: arguments,"
+        " results and temporaries by the compiler."
     ]
     return Result(title, "all positions", rows, notes)
 
@@ -392,13 +517,22 @@ class _Steps:
         start = time.perf_counter()
         self._state, metrics = self._program(self._state, self._reference, self._batch)
         jax.block_until_ready((self._state, metrics))
-        return time.perf_counter() - start, {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+        return time.perf_counter() - start, {
+            name: float(metrics[name]) for name in ("loss", "grad_norm")
+        }
 
 
 def _peak_bytes(program: Any) -> int | None:
-    """Bytes of arguments, results and temporaries, donated buffers once; None where the compiler does not say."""
+    """Bytes of arguments, results and temporaries, donated buffers once; None where the compiler
+    does not say.
+    """
     found = program.memory_analysis()
-    names = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes", "alias_size_in_bytes")
+    names = (
+        "argument_size_in_bytes",
+        "output_size_in_bytes",
+        "temp_size_in_bytes",
+        "alias_size_in_bytes",
+    )
     if any(not hasattr(found, name) for name in names):
         return None
     arguments, results, temporaries, aliased = (getattr(found, name) for name in names)

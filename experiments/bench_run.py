@@ -1,7 +1,9 @@
-"""What all benchmarks share: the order in which designs take turns, ratios, and the record of results.
+"""What all benchmarks share: the order in which designs take turns, ratios, and the record of
+results.
 
-Absolute numbers belong to a machine and its load; ratios travel better. So every ratio is the median, over repetitions, of two rates taken
-right after one another: the designs take turns inside each repetition, in an order that rotates, after one untimed round of everything.
+Absolute numbers belong to a machine and its load; ratios travel better. So every ratio is the
+median, over repetitions, of two rates taken right after one another: the designs take turns inside
+each repetition, in an order that rotates, after one untimed round of everything.
 """
 
 import contextlib
@@ -26,11 +28,14 @@ class Common:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < 1:  # not True, not None
-                raise ValueError(f"--{field.name.replace('_', '-')} must be at least 1, got {value}.")
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} must be at least 1, got {value}."
+                )
 
 
 class Result(NamedTuple):
-    """One table: `rows` are its lines by column name (the first names the design), `notes` the sentences below it.
+    """One table: `rows` are its lines by column name (the first names the design), `notes` the
+    sentences below it.
 
     `speedup` is the rate of the row divided by that of the design `peer` (see `ratio`).
     """
@@ -45,10 +50,13 @@ Note = Callable[[str], None]  # says what is being measured
 Design = Callable[[], tuple[float, Any]]  # runs once; seconds that count, and a result
 
 
-def interleave(designs: Mapping[str, Design], repetitions: int, note: Note) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def interleave(
+    designs: Mapping[str, Design], repetitions: int, note: Note
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of every design in each repetition, and the result of its untimed first run.
 
-    Each repetition runs all designs, starting with another one each time, so that a machine that slows down slows all of them.
+    Each repetition runs all designs, starting with another one each time, so that a machine that
+    slows down slows all of them.
     """
     names, first = list(designs), {}
     for name in names:
@@ -65,7 +73,9 @@ def interleave(designs: Mapping[str, Design], repetitions: int, note: Note) -> t
 
 def ratio(seconds: Mapping[str, Sequence[float]], design: str, peer: str) -> float:
     """How many times faster a design is than a peer: the median over repetitions."""
-    return statistics.median(theirs / ours for ours, theirs in zip(seconds[design], seconds[peer], strict=True))
+    return statistics.median(
+        theirs / ours for ours, theirs in zip(seconds[design], seconds[peer], strict=True)
+    )
 
 
 class Clock:

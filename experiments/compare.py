@@ -1,4 +1,6 @@
-"""`python -m experiments.compare RUN_DIR ...`: one table of several runs' evaluations, for example of the same preset under several seeds."""
+"""`python -m experiments.compare RUN_DIR ...`: one table of several runs' evaluations, for example
+of the same preset under several seeds.
+"""
 
 import dataclasses
 import json
@@ -25,7 +27,8 @@ class CompareArgs:
 
 
 def compare(run_dirs: tuple[Path, ...]) -> Table:
-    """A row per run, evaluation and split: games won per arm, the paired difference, its interval and p.
+    """A row per run, evaluation and split: games won per arm, the paired difference, its interval
+    and p.
 
     Raises ValueError where an evaluation is missing.
     """
@@ -43,17 +46,30 @@ def compare(run_dirs: tuple[Path, ...]) -> Table:
     for run_dir in run_dirs:
         path = run_dir / "evaluation.json"
         if not path.is_file():
-            raise ValueError(f"{run_dir} has no evaluation.json: run python -m experiments.evaluate --run-dir {run_dir} first.")
+            raise ValueError(
+                f"{run_dir} has no evaluation.json: run python -m experiments.evaluate --run-dir"
+                f" {run_dir} first."
+            )
         seed = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["seed"]
         for evaluated in (path, *sorted(run_dir.glob("evaluation-*.json"))):
             about = evaluated.stem.removeprefix("evaluation").replace("-", " ", 1)
-            for split, numbers in json.loads(evaluated.read_text(encoding="utf-8"))["overall"].items():
+            for split, numbers in json.loads(evaluated.read_text(encoding="utf-8"))[
+                "overall"
+            ].items():
                 test = numbers["tests"]["trained_vs_untrained"]
-                difference = f"{report_page.points(test['difference'])} {report_page.interval(test['ci95'], signed=True)}".replace(
-                    "[", r"\["
+                difference = (
+                    f"{report_page.points(test['difference'])}"
+                    f" {report_page.interval(test['ci95'], signed=True)}".replace("[", r"\[")
                 )
                 means = (report_page.percent(numbers["arms"][arm]["mean"]) for arm in _ARMS)
-                table.add_row(run_dir.name, str(seed), split + about, *means, difference, report_page.p_value(test["p"]))
+                table.add_row(
+                    run_dir.name,
+                    str(seed),
+                    split + about,
+                    *means,
+                    difference,
+                    report_page.p_value(test["p"]),
+                )
     return table
 
 

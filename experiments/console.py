@@ -1,4 +1,6 @@
-"""What a run shows while it works: bars and a line of results on a terminal, plain lines elsewhere."""
+"""What a run shows while it works: bars and a line of results on a terminal, plain lines
+elsewhere.
+"""
 
 import contextlib
 import time
@@ -24,7 +26,9 @@ _LARGE_BYTES = 2**30  # of a checkpoint, from which on reading it takes long eno
 
 
 class LiveProgress:
-    """Follows a loop of iterations and the phases inside each; implements `ictjax.train.Progress`. A context manager."""
+    """Follows a loop of iterations and the phases inside each; implements `ictjax.train.Progress`.
+    A context manager.
+    """
 
     def __init__(self, what: str, *, done: int = 0, total: int, console: Console | None = None):
         self.console = console or Console()
@@ -43,23 +47,42 @@ class LiveProgress:
             self._bars = Progress(*columns, console=self.console)
             self._whole: TaskID = self._bars.add_task(what, completed=done, total=total, note="")
             self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
-        self._phase_name, self._started, self._done_at_start, self._last_line = "", time.monotonic(), done, time.monotonic()
+        self._phase_name, self._started, self._done_at_start, self._last_line = (
+            "",
+            time.monotonic(),
+            done,
+            time.monotonic(),
+        )
 
     def __enter__(self) -> "LiveProgress":
         if self._bars is not None:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bars is not None:
             self._bars.stop()
 
     def phase(self, name: str, finished: int, total: int) -> None:
-        """Moves the phase bar; without a terminal, says at most every half minute where things stand."""
+        """Moves the phase bar; without a terminal, says at most every half minute where things
+        stand.
+        """
         if self._bars is not None:
             if name != self._phase_name or finished <= 1:
                 self._phase_name = name
-                self._bars.reset(self._phase, description=f"  {name}", total=total, completed=finished, visible=True, note="")
+                self._bars.reset(
+                    self._phase,
+                    description=f"  {name}",
+                    total=total,
+                    completed=finished,
+                    visible=True,
+                    note="",
+                )
             else:
                 self._bars.update(self._phase, total=total, completed=finished)
         elif time.monotonic() - self._last_line > _PLAIN_EVERY_S:
@@ -72,7 +95,11 @@ class LiveProgress:
 
     def advance(self, number: int, note: str) -> None:
         """Books `number` of the total as finished, with a few words on the last one."""
-        left_s = (time.monotonic() - self._started) / max(number - self._done_at_start, 1) * (self._total - number)
+        left_s = (
+            (time.monotonic() - self._started)
+            / max(number - self._done_at_start, 1)
+            * (self._total - number)
+        )
         if self._bars is not None:
             self._bars.update(self._whole, completed=number, note=note)
             self._bars.update(self._phase, visible=False)
@@ -85,7 +112,11 @@ class LiveProgress:
 def iteration_line(metrics: dict[str, Any]) -> str:
     """The few numbers of an iteration that people watch."""
     shown = [f"reward {_number(metrics['reward'])}"]
-    shown += [f"{name} {_number(metrics[f'reward_{name}'])}" for name in ("replay", "fresh") if metrics[f"reward_{name}"] is not None]
+    shown += [
+        f"{name} {_number(metrics[f'reward_{name}'])}"
+        for name in ("replay", "fresh")
+        if metrics[f"reward_{name}"] is not None
+    ]
     shown.append(f"KL {_number(metrics['kl'])}")
     if metrics["malformed_candidates"]:
         shown.append(f"malformed {metrics['malformed_candidates']}")
@@ -98,7 +129,9 @@ def _number(value: float | None) -> str:
 
 @contextlib.contextmanager
 def reading_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """The `progress` callback of `load_checkpoint`: on a terminal, a bar on stderr while a large checkpoint is read, gone afterwards."""
+    """The `progress` callback of `load_checkpoint`: on a terminal, a bar on stderr while a large
+    checkpoint is read, gone afterwards.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -107,6 +140,10 @@ def reading_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         bar = bars.add_task(what, total=None, visible=False)
-        yield lambda done, total: bars.update(bar, completed=done, total=total, visible=total >= _LARGE_BYTES)
+        yield lambda done, total: bars.update(
+            bar, completed=done, total=total, visible=total >= _LARGE_BYTES
+        )

@@ -1,8 +1,11 @@
-"""`python -m experiments.evaluate --run-dir DIR`: does the trained reflector write better prompts than the untrained one, on games never seen?
+"""`python -m experiments.evaluate --run-dir DIR`: does the trained reflector write better prompts
+than the untrained one, on games never seen?
 
-Every arm plays the same games in the same order with the same keys, so differences are paired. A loop reflects `meta_turns` times on STREAM
-games (split "train"); its last prompt, never its best, is scored once on TEST games (split "test") whose initial states occur neither among
-the STREAM games nor in training. `--eval-env` plays another task than the one trained on: transfer between benchmarks.
+Every arm plays the same games in the same order with the same keys, so differences are paired. A
+loop reflects `meta_turns` times on STREAM games (split "train"); its last prompt, never its best,
+is scored once on TEST games (split "test") whose initial states occur neither among the STREAM
+games nor in training. `--eval-env` plays another task than the one trained on: transfer between
+benchmarks.
 """
 
 import dataclasses
@@ -21,7 +24,14 @@ from envs.api import Environment, GameId, Outcome, Pool
 from envs.registry import load_environment
 from experiments.console import LiveProgress, reading_bar
 from experiments.presets import in_folders, task
-from experiments.run_dir import check_families, describe_games, flag_value, open_pool, parse, run_main
+from experiments.run_dir import (
+    check_families,
+    describe_games,
+    flag_value,
+    open_pool,
+    parse,
+    run_main,
+)
 from experiments.stats import mean_ci, paired_test
 from experiments.tasks import with_options
 from ictjax import keys, meta_env
@@ -39,15 +49,32 @@ ARMS = ("initial", "untrained", "trained")
 TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
 
 PROTOCOL = {
-    "unit": "one independent loop of reflection (run): the share of TEST games won under the last prompt of the loop",
+    "unit": (
+        "one independent loop of reflection (run): the share of TEST games won under the last"
+        " prompt of the loop"
+    ),
     "prompt_scored": "the last prompt of each loop; no prompt is selected",
     "stream": "split train, the same games for all arms",
-    "test": "split test, without games whose initial state (by hash) occurs among the stream games or in training; the same for all arms",
-    "arms": "initial: the actor's first prompt; untrained: reflector before training; trained: reflector of the last checkpoint",
-    "intervals": "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided sign-flip permutation test of pairs",
-    "splits": "train: families trained on; heldout: other families of that benchmark; transfer: families of another benchmark",
+    "test": (
+        "split test, without games whose initial state (by hash) occurs among the stream games or"
+        " in training; the same for all arms"
+    ),
+    "arms": (
+        "initial: the actor's first prompt; untrained: reflector before training; trained:"
+        " reflector of the last checkpoint"
+    ),
+    "intervals": (
+        "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided"
+        " sign-flip permutation test of pairs"
+    ),
+    "splits": (
+        "train: families trained on; heldout: other families of that benchmark; transfer: families"
+        " of another benchmark"
+    ),
     "overall": "runs of all families of a split pooled",
-    "malformed_replies": "a reply without a usable prompt leaves the loop's prompt as it was, and is counted",
+    "malformed_replies": (
+        "a reply without a usable prompt leaves the loop's prompt as it was, and is counted"
+    ),
     "failed_episodes": "episodes the environment failed are left out of the means, and counted",
 }
 
@@ -68,14 +95,21 @@ class EvaluateArgs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Games:
-    """The games of one family: per run, the batches of its meta-turns and the games of its score."""
+    """The games of one family: per run, the batches of its meta-turns and the games of its
+    score.
+    """
 
     stream: tuple[tuple[tuple[GameId, ...], ...], ...]
     test: tuple[tuple[GameId, ...], ...]
 
 
 def evaluate(
-    run_dir: pathlib.Path, config: TrainConfig, console: Console, *, task: TaskConfig | None = None, name: str = "evaluation"
+    run_dir: pathlib.Path,
+    config: TrainConfig,
+    console: Console,
+    *,
+    task: TaskConfig | None = None,
+    name: str = "evaluation",
 ) -> dict[str, Any]:
     """Plays what is missing of every (arm, family), then writes and returns the results.
 
@@ -84,14 +118,18 @@ def evaluate(
       config: of the run.
       console: where progress is shown.
       task: what to play; by default what was trained on.
-      name: of all that is written: NAME.json, NAME/, prompts/NAME.jsonl, episodes/NAME_*.jsonl. "evaluation" is that of the task trained on.
+      name: of all that is written: NAME.json, NAME/, prompts/NAME.jsonl, episodes/NAME_*.jsonl.
+        "evaluation" is that of the task trained on.
 
     Raises:
       ValueError: no checkpoint, a missing model, or a family without test games.
     """
     played = config if task is None else config.on(task)
     settings, evaluation = played.environment, config.evaluation
-    families = {family: _split_of(config, settings, family) for family in (*settings.train_families, *settings.heldout_families)}
+    families = {
+        family: _split_of(config, settings, family)
+        for family in (*settings.train_families, *settings.heldout_families)
+    }
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
     folders = in_folders(config)
@@ -105,19 +143,36 @@ def evaluate(
         "task": dataclasses.asdict(played.task),
         "games": games["games_sha256"],
     }
-    parts = {(arm, family): _Part(run_dir, name, arm, family, identity) for arm in ARMS for family in families}
+    parts = {
+        (arm, family): _Part(run_dir, name, arm, family, identity)
+        for arm in ARMS
+        for family in families
+    }
     missing = [place for place, part in parts.items() if part.read() is None]
     if missing:
         pool = open_pool(settings)
-        progress = LiveProgress("evaluation", done=len(parts) - len(missing), total=len(parts), console=console)
+        progress = LiveProgress(
+            "evaluation", done=len(parts) - len(missing), total=len(parts), console=console
+        )
         with pool, progress:
             _play_missing(
-                run_dir, in_folders(played), environment, pool, roles, trained, [parts[place] for place in missing], len(parts), progress
+                run_dir,
+                in_folders(played),
+                environment,
+                pool,
+                roles,
+                trained,
+                [parts[place] for place in missing],
+                len(parts),
+                progress,
             )
     results = {place: part.read() for place, part in parts.items()}
     report = summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed})
     report["environment"] = games
-    write_lines(run_dir / "prompts" / f"{name}.jsonl", (line for result in results.values() for line in result["prompts"]))
+    write_lines(
+        run_dir / "prompts" / f"{name}.jsonl",
+        (line for result in results.values() for line in result["prompts"]),
+    )
     write_lines(run_dir / f"{name}.json", [json.dumps(report, indent=1)])
     return report
 
@@ -129,9 +184,13 @@ def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> 
 
 
 class _Part:
-    """The result of one arm on one family, in a file of its own: what is done stays done when the evaluation is stopped."""
+    """The result of one arm on one family, in a file of its own: what is done stays done when the
+    evaluation is stopped.
+    """
 
-    def __init__(self, run_dir: pathlib.Path, name: str, arm: str, family: str, identity: Mapping[str, Any]):
+    def __init__(
+        self, run_dir: pathlib.Path, name: str, arm: str, family: str, identity: Mapping[str, Any]
+    ):
         self.arm, self.family, self._identity = arm, family, json.loads(json.dumps(identity))
         self._path = run_dir / name / f"{arm}_{family}.json"
         self._episodes = run_dir / "episodes" / f"{name}_{arm}_{family}.jsonl"
@@ -145,7 +204,9 @@ class _Part:
 
     def write(self, result: dict[str, Any], trajectories: Iterable[Trajectory]) -> None:
         write_lines(self._episodes, map(to_json, trajectories))
-        write_lines(self._path, [json.dumps({"identity": self._identity, **result}, ensure_ascii=False)])
+        write_lines(
+            self._path, [json.dumps({"identity": self._identity, **result}, ensure_ascii=False)]
+        )
 
 
 def summarise(
@@ -156,13 +217,24 @@ def summarise(
 ) -> dict[str, Any]:
     """The contents of evaluation.json from the results of every (arm, family)."""
     values: dict[str, dict[str, list[float]]] = {}
-    report: dict[str, Any] = {"families": {}, "overall": {}, "protocol": {**PROTOCOL, **dataclasses.asdict(evaluation), **about}}
+    report: dict[str, Any] = {
+        "families": {},
+        "overall": {},
+        "protocol": {**PROTOCOL, **dataclasses.asdict(evaluation), **about},
+    }
     for family, split in families.items():
         rates = {arm: results[arm, family]["success"] for arm in ARMS}
         # A run in which the environment failed every test game of an arm is no pair.
-        whole = [run for run in range(evaluation.runs) if all(rates[arm][run] is not None for arm in ARMS)]
+        whole = [
+            run
+            for run in range(evaluation.runs)
+            if all(rates[arm][run] is not None for arm in ARMS)
+        ]
         if not whole:
-            raise ValueError(f"The environment failed every test game of family {family!r}: see the errors in episodes/.")
+            raise ValueError(
+                f"The environment failed every test game of family {family!r}: see the errors in"
+                " episodes/."
+            )
         values[family] = {arm: [rates[arm][run] for run in whole] for arm in ARMS}
         report["families"][family] = {
             "split": split,
@@ -176,27 +248,46 @@ def summarise(
     for split in ("train", "heldout", "transfer"):
         members = [family for family, where in families.items() if where == split]
         if members:
-            pooled = {arm: [value for family in members for value in values[family][arm]] for arm in ARMS}
+            pooled = {
+                arm: [value for family in members for value in values[family][arm]] for arm in ARMS
+            }
             games = sum(report["families"][family]["games"] for family in members)
-            report["overall"][split] = {"split": split, "games": games, "runs": len(pooled["initial"]), **_statistics(pooled)}
+            report["overall"][split] = {
+                "split": split,
+                "games": games,
+                "runs": len(pooled["initial"]),
+                **_statistics(pooled),
+            }
     return report
 
 
 def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     arms = {arm: mean_ci(values[arm]).to_json() for arm in ARMS}
-    return {"arms": arms, "tests": {f"{a}_vs_{b}": paired_test(values[a], values[b]).to_json() for a, b in TESTS}}
+    return {
+        "arms": arms,
+        "tests": {f"{a}_vs_{b}": paired_test(values[a], values[b]).to_json() for a, b in TESTS},
+    }
 
 
 def _trained_weights(run_dir: pathlib.Path, config: TrainConfig, roles: Roles) -> tuple[int, Any]:
     """The step of the newest checkpoint, and what was trained."""
     if not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
+        raise ValueError(
+            f"{run_dir} holds no checkpoint: train first (python -m experiments.train)."
+        )
     with Checkpointer(run_dir / "checkpoints") as checkpointer:
         step = checkpointer.latest_step
         if step is None:
-            raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
+            raise ValueError(
+                f"{run_dir} holds no checkpoint: train first (python -m experiments.train)."
+            )
         fresh = init_state(initial_weights(config, roles), make_optimizer(config.optimizer))
-        state, _ = checkpointer.restore(step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh))
+        state, _ = checkpointer.restore(
+            step,
+            jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh
+            ),
+        )
     return step, state.params
 
 
@@ -212,14 +303,31 @@ def _play_missing(
     progress: LiveProgress,
 ) -> None:
     evaluation = config.evaluation
-    actor_chat, reflector_chat = (ChatTokenizer(role.model, thinking=role.thinking) for role in (config.actor, config.reflector))
+    actor_chat, reflector_chat = (
+        ChatTokenizer(role.model, thinking=role.thinking)
+        for role in (config.actor, config.reflector)
+    )
     untrained = roles.reflecting(initial_weights(config, roles))
     key = keys.fold(keys.root_key(evaluation.seed), "evaluation")
     seen = _hashes_of_training(run_dir)
-    choose = functools.cache(lambda family: choose_games(environment, pool, config, family, seen, key))
+    choose = functools.cache(
+        lambda family: choose_games(environment, pool, config, family, seen, key)
+    )
     with (
-        Sampler(roles.actor, roles.actor_params, config.actor_sampler, actor_chat.pad_id, mesh=roles.actor_mesh) as actor,
-        Sampler(roles.reflector, untrained, config.reflector_sampler, reflector_chat.pad_id, mesh=roles.mesh) as reflector,
+        Sampler(
+            roles.actor,
+            roles.actor_params,
+            config.actor_sampler,
+            actor_chat.pad_id,
+            mesh=roles.actor_mesh,
+        ) as actor,
+        Sampler(
+            roles.reflector,
+            untrained,
+            config.reflector_sampler,
+            reflector_chat.pad_id,
+            mesh=roles.mesh,
+        ) as reflector,
     ):
         world = meta_env.World(
             actor=actor,
@@ -241,34 +349,58 @@ def _play_missing(
             if part.arm == "trained" and weights != "trained":
                 reflector.set_params(roles.reflecting(trained))
                 weights = "trained"
-            result, trajectories = play_arm(world, part.arm, part.family, choose(part.family), evaluation)
+            result, trajectories = play_arm(
+                world, part.arm, part.family, choose(part.family), evaluation
+            )
             part.write(result, trajectories)
             done += 1
-            progress.advance(done, f"{part.arm} on {part.family}: {_percent(result['success'])} of test games won")
+            progress.advance(
+                done,
+                f"{part.arm} on {part.family}: {_percent(result['success'])} of test games won",
+            )
 
 
 def play_arm(
     world: meta_env.World, arm: str, family: str, games: Games, evaluation: EvaluationConfig
 ) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Runs all loops of one arm on one family side by side; returns its result and the TEST trajectories, run by run."""
+    """Runs all loops of one arm on one family side by side; returns its result and the TEST
+    trajectories, run by run.
+    """
     runs = range(evaluation.runs)
     prompts = [world.initial_prompt] * evaluation.runs
     lines: list[tuple[Context, Candidate]] = []
     malformed = 0
     for meta_turn in range(evaluation.meta_turns if arm != "initial" else 0):
-        contexts = _contexts(world, family, prompts, [games.stream[run][meta_turn] for run in runs], meta_turn)
-        questions = [meta_env.reflector_prompt_ids(world.reflector_chat, world.reflector_config, context) for context in contexts]
+        contexts = _contexts(
+            world, family, prompts, [games.stream[run][meta_turn] for run in runs], meta_turn
+        )
+        questions = [
+            meta_env.reflector_prompt_ids(world.reflector_chat, world.reflector_config, context)
+            for context in contexts
+        ]
         # The same keys for every arm: what differs between arms is the weights alone.
         group_keys = [[keys.fold(world.key, "reflection", family, run, meta_turn)] for run in runs]
         groups = meta_env.sample_candidates(
-            world.reflector, world.reflector_chat, world.reflector_config, questions, group_keys, world.temperature
+            world.reflector,
+            world.reflector_chat,
+            world.reflector_config,
+            questions,
+            group_keys,
+            world.temperature,
         )
         candidates = [group[0] for group in groups]
         malformed += sum(candidate.system_prompt is None for candidate in candidates)
-        prompts = [candidate.system_prompt or prompt for candidate, prompt in zip(candidates, prompts, strict=True)]
+        prompts = [
+            candidate.system_prompt or prompt
+            for candidate, prompt in zip(candidates, prompts, strict=True)
+        ]
         lines = list(zip(contexts, candidates, strict=True))
     episodes = [
-        Episode(game=game, system_prompt=prompts[run], key=keys.fold(world.key, "test", family, run, str(game)))
+        Episode(
+            game=game,
+            system_prompt=prompts[run],
+            key=keys.fold(world.key, "test", family, run, str(game)),
+        )
         for run in runs
         for game in games.test[run]
     ]
@@ -281,34 +413,72 @@ def play_arm(
         "malformed": malformed,
         "actor_failures": parse_failures(trajectories),
         "failed_episodes": sum(t.outcome is Outcome.FAILED for t in trajectories),
-        "prompts": [_prompt_line(arm, family, run, prompts[run], success[run], lines[run] if lines else None) for run in runs],
+        "prompts": [
+            _prompt_line(
+                arm, family, run, prompts[run], success[run], lines[run] if lines else None
+            )
+            for run in runs
+        ],
     }, trajectories
 
 
-def _prompt_line(arm: str, family: str, run: int, prompt: str, success: float | None, last: tuple[Context, Candidate] | None) -> str:
-    """The prompt that was scored, and what the reflector read and wrote in the loop's last meta-turn."""
+def _prompt_line(
+    arm: str,
+    family: str,
+    run: int,
+    prompt: str,
+    success: float | None,
+    last: tuple[Context, Candidate] | None,
+) -> str:
+    """The prompt that was scored, and what the reflector read and wrote in the loop's last
+    meta-turn.
+    """
     where = {"arm": arm, "family": family, "run": run, "success": success}
     wrote = {} if last is None else json.loads(prompt_line(*last))
-    return json.dumps({**wrote, **where, "system_prompt": prompt}, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(
+        {**wrote, **where, "system_prompt": prompt}, ensure_ascii=False, separators=(",", ":")
+    )
 
 
 def _contexts(
-    world: meta_env.World, family: str, prompts: Sequence[str], batches: Sequence[Sequence[GameId]], meta_turn: int
+    world: meta_env.World,
+    family: str,
+    prompts: Sequence[str],
+    batches: Sequence[Sequence[GameId]],
+    meta_turn: int,
 ) -> list[Context]:
     episodes = [
-        Episode(game=game, system_prompt=prompt, key=keys.fold(world.key, "stream", family, run, meta_turn, str(game)))
+        Episode(
+            game=game,
+            system_prompt=prompt,
+            key=keys.fold(world.key, "stream", family, run, meta_turn, str(game)),
+        )
         for run, (prompt, batch) in enumerate(zip(prompts, batches, strict=True))
         for game in batch
     ]
     played = iter(world.play(episodes, f"stream of {family}"))
     return [
-        Context(loop=run, meta_turn=meta_turn, family=family, system_prompt=prompt, trajectories=tuple(next(played) for _ in batches[run]))
+        Context(
+            loop=run,
+            meta_turn=meta_turn,
+            family=family,
+            system_prompt=prompt,
+            trajectories=tuple(next(played) for _ in batches[run]),
+        )
         for run, prompt in enumerate(prompts)
     ]
 
 
-def choose_games(environment: Environment, pool: Pool, config: TrainConfig, family: str, seen: frozenset[str], key: keys.Key) -> Games:
-    """Draws the STREAM games of every run, then TEST games with initial states that are new and pairwise different.
+def choose_games(
+    environment: Environment,
+    pool: Pool,
+    config: TrainConfig,
+    family: str,
+    seen: frozenset[str],
+    key: keys.Key,
+) -> Games:
+    """Draws the STREAM games of every run, then TEST games with initial states that are new and
+    pairwise different.
 
     Runs share TEST games only when the split has too few. Raises ValueError when it has none.
     """
@@ -329,16 +499,26 @@ def choose_games(environment: Environment, pool: Pool, config: TrainConfig, fami
         if len(test) == wanted:
             break
     if not test:
-        raise ValueError(f"Family {family!r} has no test game whose initial state is new: leave it out of environment.heldout_families.")
+        raise ValueError(
+            f"Family {family!r} has no test game whose initial state is new: leave it out of"
+            " environment.heldout_families."
+        )
     size, turns = min(evaluation.test_games, len(test)), evaluation.meta_turns
     return Games(
-        stream=tuple(tuple(batches[run * turns : (run + 1) * turns]) for run in range(evaluation.runs)),
-        test=tuple(tuple(test[(run * size + i) % len(test)] for i in range(size)) for run in range(evaluation.runs)),
+        stream=tuple(
+            tuple(batches[run * turns : (run + 1) * turns]) for run in range(evaluation.runs)
+        ),
+        test=tuple(
+            tuple(test[(run * size + i) % len(test)] for i in range(size))
+            for run in range(evaluation.runs)
+        ),
     )
 
 
 def state_hashes(pool: Pool, games: Sequence[GameId]) -> list[str]:
-    """The hash of every game's initial state; empty for a game that the environment cannot start."""
+    """The hash of every game's initial state; empty for a game that the environment cannot
+    start.
+    """
     places = {pool.reset(game, max_steps=1): index for index, game in enumerate(games)}
     hashes = [""] * len(games)
     waiting = set(places)
@@ -354,7 +534,9 @@ def _hashes_of_training(run_dir: pathlib.Path) -> frozenset[str]:
     """Initial states of all games that training has played."""
     found: set[str] = set()
     for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
-        found |= {json.loads(line)["state_hash"] for line in path.read_text(encoding="utf-8").splitlines()}
+        found |= {
+            json.loads(line)["state_hash"] for line in path.read_text(encoding="utf-8").splitlines()
+        }
     for path in (run_dir / "contexts").glob("*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
             found |= {trajectory["state_hash"] for trajectory in json.loads(line)["trajectories"]}
@@ -377,38 +559,64 @@ def _percent(rates: Sequence[float | None]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exit code 2 with one sentence on bad input."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: _main(argv), "start it again with the same flags to go on with the arms that are missing.")
+    run_main(
+        lambda: _main(argv),
+        "start it again with the same flags to go on with the arms that are missing.",
+    )
 
 
 def _main(argv: list[str]) -> None:
     name = flag_value(argv, "--run-dir")
     if name is None and not {"--help", "-h"} & set(argv):
-        raise ValueError("--run-dir is missing: name the directory of a run, for example runs/demo.")
+        raise ValueError(
+            "--run-dir is missing: name the directory of a run, for example runs/demo."
+        )
     path = pathlib.Path(name or ".") / "config.json"
     default = None
     if path.is_file():
         try:
             config = from_dict(json.loads(path.read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not readable ({error}): name another --run-dir.") from error
+            raise ValueError(
+                f"{path} is not readable ({error}): name another --run-dir."
+            ) from error
         default = EvaluateArgs(run_dir=path.parent, evaluation=config.evaluation)
     elif name is not None:
-        raise ValueError(f"{name} is no run directory (it has no config.json): train first, or name another with --run-dir.")
+        raise ValueError(
+            f"{name} is no run directory (it has no config.json): train first, or name another with"
+            " --run-dir."
+        )
     args = parse(EvaluateArgs, __doc__ or "", argv, default)
     played = config.task if args.eval_env is None else task(_preset_of(args.run_dir), args.eval_env)
     played = with_options(played, args.eval_options)
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Console()
-    report = evaluate(args.run_dir, dataclasses.replace(config, evaluation=args.evaluation), console, task=played, name=name)
+    report = evaluate(
+        args.run_dir,
+        dataclasses.replace(config, evaluation=args.evaluation),
+        console,
+        task=played,
+        name=name,
+    )
     for split, overall in report["overall"].items():
         means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
         test = overall["tests"]["trained_vs_untrained"]
-        console.print(f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p = {test['p']:.3g}", highlight=False)
-    console.print(f"Evaluated. Results: {args.run_dir / name}.json", highlight=False, soft_wrap=True)
+        console.print(
+            f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p ="
+            f" {test['p']:.3g}",
+            highlight=False,
+        )
+    console.print(
+        f"Evaluated. Results: {args.run_dir / name}.json", highlight=False, soft_wrap=True
+    )
 
 
-def evaluation_name(trained_on: TaskConfig, played: TaskConfig, task_name: str | None, options: str) -> str:
-    """What the files of an evaluation are called: "evaluation" for the task trained on, else the task and the options given, behind a hyphen."""
+def evaluation_name(
+    trained_on: TaskConfig, played: TaskConfig, task_name: str | None, options: str
+) -> str:
+    """What the files of an evaluation are called: "evaluation" for the task trained on, else the
+    task and the options given, behind a hyphen.
+    """
     if played == trained_on:
         return "evaluation"
     about = [task_name or played.environment.name, *sorted(filter(None, options.split(",")))]
@@ -421,7 +629,10 @@ def _preset_of(run_dir: pathlib.Path) -> str:
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     preset = manifest.get("preset") or flag_value(manifest.get("argv", ()), "--preset")
     if preset is None:
-        raise ValueError(f"{path} names no preset, so --eval-env has no meaning: train with python -m experiments.train.")
+        raise ValueError(
+            f"{path} names no preset, so --eval-env has no meaning: train with python -m"
+            " experiments.train."
+        )
     return preset
 
 

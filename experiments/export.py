@@ -1,4 +1,6 @@
-"""`python -m experiments.export --run-dir R --out DIR`: the reflector that a run trained, as a Hugging Face folder or a PEFT adapter."""
+"""`python -m experiments.export --run-dir R --out DIR`: the reflector that a run trained, as a
+Hugging Face folder or a PEFT adapter.
+"""
 
 import dataclasses
 import json
@@ -23,8 +25,10 @@ from ictjax.models.peft import save_adapter
 from ictjax.models.transformer import Params, abstract_params
 
 _DESCRIPTION = (
-    "Writes the reflector of a run's newest checkpoint as a folder that transformers.AutoModelForCausalLM.from_pretrained loads: weights, "
-    "config, generation config and tokenizer. An adapter is merged into its base, or written alone in PEFT's format with --adapter."
+    "Writes the reflector of a run's newest checkpoint as a folder that"
+    " transformers.AutoModelForCausalLM.from_pretrained loads: weights, config, generation config"
+    " and tokenizer. An adapter is merged into its base, or written alone in PEFT's format with"
+    " --adapter."
 )
 
 
@@ -39,7 +43,9 @@ class ExportArgs:
     adapter: bool = False
     """Write the LoRA adapter alone, in PEFT's format."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights written [default: as in the checkpoint that training started from]. Adapters are float32."""
+    """Of the weights written [default: as in the checkpoint that training started from]. Adapters
+    are float32.
+    """
     max_shard_gb: float = 5.0
     """Largest safetensors file, in 10^9 bytes."""
 
@@ -48,12 +54,16 @@ def export(args: ExportArgs) -> int:
     """Does what the flags say; returns the iteration that was exported.
 
     Raises:
-      ValueError: no run or no checkpoint there, an output folder in use, or an adapter asked of a run that trained all weights.
+      ValueError: no run or no checkpoint there, an output folder in use, or an adapter asked of a
+        run that trained all weights.
     """
     config = read_run(args.run_dir)
     lora = config.reflector.lora
     if args.adapter and not lora.rank:
-        raise ValueError(f"{args.run_dir} trained all weights (reflector.lora.rank is 0): export it without --adapter.")
+        raise ValueError(
+            f"{args.run_dir} trained all weights (reflector.lora.rank is 0): export it without"
+            " --adapter."
+        )
     if args.max_shard_gb <= 0:
         raise ValueError(f"--max-shard-gb is {args.max_shard_gb}: give a positive size.")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
@@ -68,7 +78,9 @@ def export(args: ExportArgs) -> int:
         trained = merge(lora, load_checkpoint(base)[1], trained)
     if args.dtype is not None:
         model = model.with_param_dtype(args.dtype)
-    save_checkpoint(args.out, model, trained, source=base, max_shard_bytes=int(args.max_shard_gb * 10**9))
+    save_checkpoint(
+        args.out, model, trained, source=base, max_shard_bytes=int(args.max_shard_gb * 10**9)
+    )
     return step
 
 
@@ -76,17 +88,26 @@ def read_run(run_dir: pathlib.Path) -> TrainConfig:
     """The configuration of a run directory."""
     path = run_dir / "config.json"
     if not path.is_file():
-        raise ValueError(f"{run_dir} is no run directory (it has no config.json): give the --run-dir of experiments.train.")
+        raise ValueError(
+            f"{run_dir} is no run directory (it has no config.json): give the --run-dir of"
+            " experiments.train."
+        )
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable ({error}).") from error
 
 
-def restore_trained(run_dir: pathlib.Path, config: TrainConfig, model: ModelConfig) -> tuple[int, Params]:
-    """What the newest checkpoint of a run trained, all weights or an adapter, on one device whatever it was trained on."""
+def restore_trained(
+    run_dir: pathlib.Path, config: TrainConfig, model: ModelConfig
+) -> tuple[int, Params]:
+    """What the newest checkpoint of a run trained, all weights or an adapter, on one device
+    whatever it was trained on.
+    """
     if not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
+        raise ValueError(
+            f"{run_dir} holds no checkpoint: train first (python -m experiments.train)."
+        )
     optimizer, lora = make_optimizer(config.optimizer), config.reflector.lora
     if lora.rank:
         shapes = jax.eval_shape(lambda: init_adapter(model, lora, jax.random.key(0)))
@@ -100,7 +121,9 @@ def restore_trained(run_dir: pathlib.Path, config: TrainConfig, model: ModelConf
     with Checkpointer(run_dir / "checkpoints") as checkpointer:
         step = checkpointer.latest_step
         if step is None:
-            raise ValueError(f"{run_dir} holds no checkpoint: train first (python -m experiments.train).")
+            raise ValueError(
+                f"{run_dir} holds no checkpoint: train first (python -m experiments.train)."
+            )
         state, _ = checkpointer.restore(step, template)
     return step, state.params
 
@@ -115,7 +138,9 @@ def _main(argv: list[str]) -> None:
     args = parse(ExportArgs, _DESCRIPTION, argv)
     step = export(args)
     what = "adapter" if args.adapter else "reflector"
-    Console().print(f"Wrote the {what} of iteration {step} to {args.out}.", highlight=False, soft_wrap=True)
+    Console().print(
+        f"Wrote the {what} of iteration {step} to {args.out}.", highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""`python -m experiments.games list | pack | generate | check`: which games there are, and how to have others.
+"""`python -m experiments.games list | pack | generate | check`: which games there are, and how to
+have others.
 
-python -m experiments.games list                                     # families, splits and counts, and where the games come from
+python -m experiments.games list                            # families, splits, counts, source
 python -m experiments.games list --env minihack --families eat wield
-python -m experiments.games pack --out alfworld.games                # a download in one file, for a fast start on many hosts
-python -m experiments.games generate --out DIR --games 50            # new ALFWorld games in the official layout, also for stock users
-python -m experiments.games check --games 200 --solve                # splits disjoint by initial state? every game winnable?
+python -m experiments.games pack --out alfworld.games       # a download in one file
+python -m experiments.games generate --out DIR --games 50   # new ALFWorld games, official layout
+python -m experiments.games check --games 200 --solve       # splits disjoint? every game winnable?
 """
 
 import contextlib
@@ -18,7 +19,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from envs.alfworld import generate, index
@@ -31,10 +39,14 @@ from experiments.tasks import parse_options
 
 _DESCRIPTION = "Lists, packs, generates and checks games."
 _SPLITS = ("train", "select", "test")
-_OFFICIAL_SPLIT = MappingProxyType({"train": "train", "select": "valid_seen", "test": "valid_unseen"})
+_OFFICIAL_SPLIT = MappingProxyType(
+    {"train": "train", "select": "valid_seen", "test": "valid_unseen"}
+)
 _PLAIN_WIDTH = 120
 _SHOWN_FAULTS = 10
-_PLAIN: Mapping[str, bool] = MappingProxyType({"highlight": False, "markup": False, "soft_wrap": True})
+_PLAIN: Mapping[str, bool] = MappingProxyType(
+    {"highlight": False, "markup": False, "soft_wrap": True}
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +78,9 @@ class PackGames:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateGames:
-    """Writes generated ALFWorld games in the official layout, for the stock environment: train, select as valid_seen, test as valid_unseen."""
+    """Writes generated ALFWorld games in the official layout, for the stock environment: train,
+    select as valid_seen, test as valid_unseen.
+    """
 
     out: pathlib.Path
     """A folder that holds no games yet."""
@@ -84,7 +98,9 @@ class GenerateGames:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckGames(Which):
-    """Starts games and compares their initial states across splits; exit code 1 when a state is shared or a game is not won."""
+    """Starts games and compares their initial states across splits; exit code 1 when a state is
+    shared or a game is not won.
+    """
 
     games: int = 0
     """At most so many of each family and split; 0 for all."""
@@ -104,19 +120,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_main(lambda: _main(argv), "nothing half-written counts; start it again.")
 
 
-_COMMANDS: Mapping[str, type] = MappingProxyType({"list": ListGames, "pack": PackGames, "generate": GenerateGames, "check": CheckGames})
+_COMMANDS: Mapping[str, type] = MappingProxyType(
+    {"list": ListGames, "pack": PackGames, "generate": GenerateGames, "check": CheckGames}
+)
 
 
 def _main(argv: list[str]) -> None:
     if not argv or argv[0] not in (*_COMMANDS, "-h", "--help"):
-        raise ValueError(f"{f'Unknown command {argv[0]!r}' if argv else 'No command'}: use one of {', '.join(_COMMANDS)}.")
+        raise ValueError(
+            f"{f'Unknown command {argv[0]!r}' if argv else 'No command'}: use one of"
+            f" {', '.join(_COMMANDS)}."
+        )
     kinds: Any = None
     for name, kind in _COMMANDS.items():
         each = Annotated[kind, tyro.conf.subcommand(name)]
         kinds = each if kinds is None else kinds | each
     args = parse(kinds, _DESCRIPTION, argv)
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    actions = {ListGames: list_games, PackGames: pack_games, GenerateGames: generate_games, CheckGames: check_games}
+    actions = {
+        ListGames: list_games,
+        PackGames: pack_games,
+        GenerateGames: generate_games,
+        CheckGames: check_games,
+    }
     actions[type(args)](args, console)
 
 
@@ -147,29 +173,43 @@ def pack_games(args: PackGames, console: Console) -> None:
         raise ValueError(f"--out {args.out} is a folder: name a file.")
     source = index.open_source(args.data)
     if source is None:
-        raise ValueError(f"--data {args.data} names no download: give its folder, or alfworld-download one first.")
+        raise ValueError(
+            f"--data {args.data} names no download: give its folder, or alfworld-download one"
+            " first."
+        )
     with _progress(console, "packing") as advance:
         number = write_pack(source, args.out, advance)
     found = source.index()
     console.print(
-        f"{number:,} games in {args.out}, {args.out.stat().st_size / 2**20:.1f} MiB, sha256 of the games {found.manifest}.", **_PLAIN
+        f"{number:,} games in {args.out}, {args.out.stat().st_size / 2**20:.1f} MiB, sha256 of the"
+        f" games {found.manifest}.",
+        **_PLAIN,
     )
     if missing := index.what_is_missing(found, source.path):
         console.print(missing, **_PLAIN)
-    console.print(f"Use it with data={args.out.absolute()} or ALFWORLD_DATA={args.out.absolute()}", **_PLAIN)
+    console.print(
+        f"Use it with data={args.out.absolute()} or ALFWORLD_DATA={args.out.absolute()}", **_PLAIN
+    )
 
 
 def generate_games(args: GenerateGames, console: Console) -> None:
     """Writes the tree."""
     for family in args.families:
         if family not in FAMILIES:
-            raise ValueError(f"Unknown family {family!r} of alfworld: use some of {', '.join(FAMILIES)}.")
+            raise ValueError(
+                f"Unknown family {family!r} of alfworld: use some of {', '.join(FAMILIES)}."
+            )
     root = args.out / "json_2.1.1"
     if root.exists():
-        raise ValueError(f"{root} exists: choose a new --out, so that games of different origin do not mix.")
+        raise ValueError(
+            f"{root} exists: choose a new --out, so that games of different origin do not mix."
+        )
     rooms = generate.rooms_named(args.rooms)
     tasks = [
-        (split, seed) for split in _SPLITS for family in args.families or FAMILIES for seed in generate.seeds(family, split)[: args.games]
+        (split, seed)
+        for split in _SPLITS
+        for family in args.families or FAMILIES
+        for seed in generate.seeds(family, split)[: args.games]
     ]
     try:
         with _progress(console, "generating") as advance:
@@ -181,8 +221,12 @@ def generate_games(args: GenerateGames, console: Console) -> None:
         (logic / "alfred.pddl").write_text(load_tables().domain, encoding="utf-8")
         (logic / "alfred.twl2").write_text(load_tables().grammar, encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"Cannot write below {args.out} ({error.strerror}): choose another --out.") from error
-    console.print(f"{len(tasks):,} games below {root}. Use them with data={args.out.absolute()}", **_PLAIN)
+        raise ValueError(
+            f"Cannot write below {args.out} ({error.strerror}): choose another --out."
+        ) from error
+    console.print(
+        f"{len(tasks):,} games below {root}. Use them with data={args.out.absolute()}", **_PLAIN
+    )
     console.print(f"For the stock environment: ALFWORLD_DATA={args.out.absolute()}", **_PLAIN)
 
 
@@ -192,13 +236,21 @@ def _write_game(folder: pathlib.Path, seed: int, rooms: generate.Rooms) -> None:
     trial = folder / task / f"{index.GENERATED_TRIAL}{rooms.name}_{seed}"
     trial.mkdir(parents=True)
     (trial / "traj_data.json").write_text(json.dumps(generate.trajectory(draft)), encoding="utf-8")
-    (trial / "game.tw-pddl").write_text(json.dumps(generate.content(draft, f"{rooms.name}_{seed}")), encoding="utf-8")
+    (trial / "game.tw-pddl").write_text(
+        json.dumps(generate.content(draft, f"{rooms.name}_{seed}")), encoding="utf-8"
+    )
 
 
 def check_games(args: CheckGames, console: Console) -> None:
-    """Prints, per family and split, how many games and initial states there are, and what splits share."""
+    """Prints, per family and split, how many games and initial states there are, and what splits
+    share.
+    """
     environment, families = _environment(args)
-    chosen = {(family, split): tuple(environment.games(family, split))[: args.games or None] for family in families for split in _SPLITS}
+    chosen = {
+        (family, split): tuple(environment.games(family, split))[: args.games or None]
+        for family in families
+        for split in _SPLITS
+    }
     total, done = sum(map(len, chosen.values())), 0
     table = _table(args.env, "family", "split", "games", "states", "shared", "won")
     first_split: dict[str, str] = {}  # of every initial state
@@ -222,13 +274,20 @@ def check_games(args: CheckGames, console: Console) -> None:
     for each in faults[:_SHOWN_FAULTS]:
         console.print(each, **_PLAIN)
     won = " Every game is won by its walkthrough." if args.solve else ""
-    console.print(f"{len(faults):,} faults." if faults else f"No initial state is in two splits.{won}", **_PLAIN)
+    console.print(
+        f"{len(faults):,} faults." if faults else f"No initial state is in two splits.{won}",
+        **_PLAIN,
+    )
     if faults:
         sys.exit(1)
 
 
-def _started(environment: Any, family: str, games: Sequence[GameId], solve: bool) -> Iterator[tuple[GameId, str, bool]]:
-    """Every game, the hash of its initial state, and whether its walkthrough wins it, every command being admissible in its turn."""
+def _started(
+    environment: Any, family: str, games: Sequence[GameId], solve: bool
+) -> Iterator[tuple[GameId, str, bool]]:
+    """Every game, the hash of its initial state, and whether its walkthrough wins it, every command
+    being admissible in its turn.
+    """
     live = environment.open(family)
     try:
         for game in games:
@@ -275,7 +334,9 @@ def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

@@ -1,6 +1,8 @@
-"""`python -m experiments.generate --model DIR --prompt TEXT`: what a model answers, in the terminal; without a prompt, a conversation.
+"""`python -m experiments.generate --model DIR --prompt TEXT`: what a model answers, in the
+terminal; without a prompt, a conversation.
 
-The text comes as it is sampled. With --json the last line is {"ids": [...], "logprobs": [...]} of the sampled tokens.
+The text comes as it is sampled. With --json the last line is {"ids": [...], "logprobs": [...]} of
+the sampled tokens.
 """
 
 import contextlib
@@ -25,9 +27,10 @@ from ictjax.records import Message
 from ictjax.sampler import Generation, Request, Sampler, SamplerConfig, raw_key, sampling_weights
 
 _DESCRIPTION = (
-    "Generates text with a model: the answer to --prompt by its chat template, the continuation of --prompt --raw or of --tokens, or, with "
-    "neither, a conversation where you type the prompts. The text comes as it is sampled; with --json the last line is "
-    '{"ids": [...], "logprobs": [...]} of the sampled tokens.'
+    "Generates text with a model: the answer to --prompt by its chat template, the continuation of"
+    " --prompt --raw or of --tokens, or, with neither, a conversation where you type the prompts."
+    ' The text comes as it is sampled; with --json the last line is {"ids": [...], "logprobs":'
+    " [...]} of the sampled tokens."
 )
 _MAX_CHAT_TOKENS = 32_768  # of a conversation, where the model has as many positions
 _MIN_TOKENS = 256
@@ -91,7 +94,14 @@ class Speaker:
       with_json: show ids and log-probabilities of a reply behind it.
     """
 
-    def __init__(self, sampler: Sampler, decode: Callable[[Sequence[int]], str], show: Callable[[str], None], *, with_json: bool):
+    def __init__(
+        self,
+        sampler: Sampler,
+        decode: Callable[[Sequence[int]], str],
+        show: Callable[[str], None],
+        *,
+        with_json: bool,
+    ):
         self._sampler, self._decode, self._show, self._with_json = sampler, decode, show, with_json
 
     def reply(self, conversation: int, request: Request) -> Generation:
@@ -100,22 +110,30 @@ class Speaker:
         shown, finished = "", []
         while not finished:
             finished = self._sampler.step()
-            text = self._decode(finished[0].ids if finished else self._sampler.sampled(conversation))
-            if text.startswith(shown) and (finished or not text.endswith("\ufffd")):  # half a character is still to come
+            text = self._decode(
+                finished[0].ids if finished else self._sampler.sampled(conversation)
+            )
+            # half a character is still to come
+            if text.startswith(shown) and (finished or not text.endswith("\ufffd")):
                 self._show(text[len(shown) :])
                 shown = text
         self._show("\n")
         if self._with_json:
-            self._show(json.dumps({"ids": finished[0].ids, "logprobs": finished[0].logprobs}) + "\n")
+            self._show(
+                json.dumps({"ids": finished[0].ids, "logprobs": finished[0].logprobs}) + "\n"
+            )
         return finished[0]
 
 
-def generate(args: GenerateArgs, write: Callable[[str], None], ask: Callable[[], str | None]) -> None:
+def generate(
+    args: GenerateArgs, write: Callable[[str], None], ask: Callable[[], str | None]
+) -> None:
     """Does what the flags say.
 
     Args:
       write: is given the text, piece by piece.
-      ask: the next prompt of a conversation, None at its end; called without --prompt and --tokens only.
+      ask: the next prompt of a conversation, None at its end; called without --prompt and --tokens
+        only.
     Raises:
       ValueError: a model, a tokenizer, a prompt or a setting that cannot be used.
     """
@@ -132,16 +150,26 @@ def generate(args: GenerateArgs, write: Callable[[str], None], ask: Callable[[],
     else:
         chat, (ids, stop_ids, decode) = None, _plain(args, folder, model)
     if len(ids) >= model.max_positions:
-        raise ValueError(f"The prompt has {len(ids)} tokens, the model {model.max_positions} positions: shorten it.")
+        raise ValueError(
+            f"The prompt has {len(ids)} tokens, the model {model.max_positions} positions:"
+            " shorten it."
+        )
     with reading_bar("reading") as progress:
         _, params = load_checkpoint(folder, dtype=model.param_dtype, progress=progress)
     params = sampling_weights(model, params, consume=True)
     if args.adapter is not None:
         lora, adapter = load_adapter(args.adapter, model)
         params = with_adapter(lora, params, adapter)
-    # A power of two, so that JAX's cache on disk, where it is switched on, mostly has the compiled programs.
-    whole = _MAX_CHAT_TOKENS if talks else 1 << (max(len(ids) + args.max_new_tokens, _MIN_TOKENS) - 1).bit_length()
-    with Sampler(model, params, _sizes(min(whole, model.max_positions), len(stop_ids)), _PAD_ID) as sampler:
+    # A power of two, so that JAX's cache on disk, where it is switched on, mostly has the compiled
+    # programs.
+    whole = (
+        _MAX_CHAT_TOKENS
+        if talks
+        else 1 << (max(len(ids) + args.max_new_tokens, _MIN_TOKENS) - 1).bit_length()
+    )
+    with Sampler(
+        model, params, _sizes(min(whole, model.max_positions), len(stop_ids)), _PAD_ID
+    ) as sampler:
         speaker = Speaker(sampler, decode, write, with_json=args.json)
         if chat is not None and talks:
             _talk(args, chat, sampler, speaker, ask)
@@ -149,7 +177,13 @@ def generate(args: GenerateArgs, write: Callable[[str], None], ask: Callable[[],
             speaker.reply(sampler.open(ids), args.request(stop_ids))
 
 
-def _talk(args: GenerateArgs, chat: ChatTokenizer, sampler: Sampler, speaker: Speaker, ask: Callable[[], str | None]) -> None:
+def _talk(
+    args: GenerateArgs,
+    chat: ChatTokenizer,
+    sampler: Sampler,
+    speaker: Speaker,
+    ask: Callable[[], str | None],
+) -> None:
     """A conversation; every token of it is computed once."""
     conversation, stopped, turn = None, False, 0
     while (text := ask()) is not None:
@@ -158,7 +192,9 @@ def _talk(args: GenerateArgs, chat: ChatTokenizer, sampler: Sampler, speaker: Sp
         if conversation is None:
             conversation = sampler.open(chat.encode_start(_first(args, text)))
         else:
-            sampler.extend(conversation, chat.encode_turn(Message(role="user", content=text), stopped=stopped))
+            sampler.extend(
+                conversation, chat.encode_turn(Message(role="user", content=text), stopped=stopped)
+            )
         said = speaker.reply(conversation, args.request(chat.stop_ids, turn))
         if said.finish == "context":
             print("The context is full.", file=sys.stderr)
@@ -173,11 +209,18 @@ def _first(args: GenerateArgs, prompt: str) -> list[Message]:
     return [*system, Message(role="user", content=prompt)]
 
 
-def _plain(args: GenerateArgs, folder: pathlib.Path, model: ModelConfig) -> tuple[list[int], list[int], Callable[[Sequence[int]], str]]:
-    """Ids, stop ids and decoder without a chat template: of --tokens (shown as numbers where there is no tokenizer) or of --prompt --raw."""
+def _plain(
+    args: GenerateArgs, folder: pathlib.Path, model: ModelConfig
+) -> tuple[list[int], list[int], Callable[[Sequence[int]], str]]:
+    """Ids, stop ids and decoder without a chat template: of --tokens (shown as numbers where there
+    is no tokenizer) or of --prompt --raw.
+    """
     for name, given in (("--system", bool(args.system)), ("--thinking", args.thinking is not None)):
         if given:
-            raise ValueError(f"{name} is for the chat template, which --raw and --tokens do without: drop one of them.")
+            raise ValueError(
+                f"{name} is for the chat template, which --raw and --tokens do without: drop one of"
+                " them."
+            )
     stop_ids = generation_stop_ids(folder)
     if args.tokens is not None:
         if args.prompt is not None:
@@ -187,7 +230,10 @@ def _plain(args: GenerateArgs, folder: pathlib.Path, model: ModelConfig) -> tupl
         except ValueError:
             raise ValueError(f"--tokens is {args.tokens!r}: give ids as 1,2,3.") from None
         if outside := [each for each in ids if not 0 <= each < model.vocab_size]:
-            raise ValueError(f"--tokens holds {outside[0]}, which is not in the model's vocabulary, 0 to {model.vocab_size - 1}.")
+            raise ValueError(
+                f"--tokens holds {outside[0]}, which is not in the model's vocabulary, 0 to"
+                f" {model.vocab_size - 1}."
+            )
         if not (folder / "tokenizer_config.json").is_file():
             return ids, stop_ids, lambda sampled: "".join(f"{each} " for each in sampled)
         tokenizer = load_tokenizer(folder)
@@ -200,7 +246,9 @@ def _plain(args: GenerateArgs, folder: pathlib.Path, model: ModelConfig) -> tupl
 
 
 def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    return lambda sampled: tokenizer.decode(sampled, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return lambda sampled: tokenizer.decode(
+        sampled, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
 
 
 def _sizes(max_len: int, num_stop_ids: int) -> SamplerConfig:

@@ -1,4 +1,6 @@
-"""`python -m experiments.parity`: how far our decoder is from Hugging Face's PyTorch models, on tiny random checkpoints of every family."""
+"""`python -m experiments.parity`: how far our decoder is from Hugging Face's PyTorch models, on
+tiny random checkpoints of every family.
+"""
 
 import dataclasses
 import pathlib
@@ -35,14 +37,22 @@ _SIZES = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 _SLIDING = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 5}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One checkpoint: a family with one option, and what its config.json says beside the tiny sizes."""
+    """One checkpoint: a family with one option, and what its config.json says beside the tiny
+    sizes.
+    """
 
     family: str
     option: str
@@ -51,18 +61,32 @@ class Case:
 
 CASES = (
     Case(family="qwen2", option="plain (biases, untied, GQA 2)"),
-    Case(family="qwen2", option="tied, GQA 7", changes={"tie_word_embeddings": True, "num_attention_heads": 7, "num_key_value_heads": 1}),
+    Case(
+        family="qwen2",
+        option="tied, GQA 7",
+        changes={"tie_word_embeddings": True, "num_attention_heads": 7, "num_key_value_heads": 1},
+    ),
     Case(family="qwen2", option="yarn", changes={"rope_parameters": {"rope_theta": 1e4, **_YARN}}),
-    Case(family="qwen2", option="sliding window", changes={"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    Case(
+        family="qwen2",
+        option="sliding window",
+        changes={"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
     Case(family="qwen3", option="plain (qk-norm, head_dim 12)", changes={"head_dim": 12}),
     Case(
         family="qwen3",
         option="tied, GQA 1, biases",
         changes={"tie_word_embeddings": True, "num_key_value_heads": 4, "attention_bias": True},
     ),
-    Case(family="llama", option="plain", changes={"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
     Case(
-        family="llama", option="llama3 rope, tied", changes={"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e4, **_LLAMA3}}
+        family="llama",
+        option="plain",
+        changes={"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    ),
+    Case(
+        family="llama",
+        option="llama3 rope, tied",
+        changes={"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e4, **_LLAMA3}},
     ),
     Case(
         family="llama",
@@ -76,7 +100,12 @@ CASES = (
     Case(
         family="gemma3_text",
         option="sliding window, two thetas, tied, head_dim 16",
-        changes={**_SLIDING, "head_dim": 16, "query_pre_attn_scalar": 24, "tie_word_embeddings": True},
+        changes={
+            **_SLIDING,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "tie_word_embeddings": True,
+        },
     ),
     Case(
         family="gemma3_text",
@@ -99,7 +128,9 @@ class Parity:
 
     logits: float  # relative to the largest logit
     logprobs: float  # of the tokens of the rows, in nats
-    same_tokens: int  # leading tokens of the greedy continuation through the cache that are identical, of CONTINUATION
+    # leading tokens of the greedy continuation through the cache that are identical, of
+    # CONTINUATION
+    same_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,16 +145,24 @@ def random_checkpoint(folder: pathlib.Path, case: Case) -> Any:
     """Writes a random model of the case with Hugging Face transformers; returns it, in float32."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(case.family, **{**_SIZES, **case.changes})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # biases start at zero and norms at one: move them; and make attention sharp
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + float("norm" in name and case.family != "gemma3_text"))
+        # biases start at zero and norms at one: move them; and make attention sharp
+        for name, parameter in model.named_parameters():
+            parameter.copy_(
+                torch.randn_like(parameter) * 0.2
+                + float("norm" in name and case.family != "gemma3_text")
+            )
     model.save_pretrained(folder)
     return model
 
 
 def ragged_batch(*, padded_left: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, validity and positions of rows of 21, 13 and 6 tokens, padded on one side; every row starts at position 0."""
+    """Tokens, validity and positions of rows of 21, 13 and 6 tokens, padded on one side; every row
+    starts at position 0.
+    """
     lengths = np.array([21, 13, 6])
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (3, 21))
     steps = np.arange(21)[None]
@@ -139,7 +178,9 @@ def measure(config: ModelConfig, params: Params, theirs: Any) -> Parity:
         mine, torchs = our_logits(config, params, *batch), torch_logits(theirs, *batch)
         logits.append(_relative(mine, torchs))
         logprobs.append(float(np.abs(_chosen(mine, batch) - _chosen(torchs, batch)).max()))
-    same = np.cumprod(our_greedy(config, params, batch[0][0]) == torch_greedy(theirs, batch[0][0])).sum()
+    same = np.cumprod(
+        our_greedy(config, params, batch[0][0]) == torch_greedy(theirs, batch[0][0])
+    ).sum()
     return Parity(logits=max(logits), logprobs=max(logprobs), same_tokens=int(same))
 
 
@@ -147,25 +188,49 @@ def measure_bfloat16(config: ModelConfig, params: Params, theirs: Any) -> HalfPa
     """The same with the weights and activations of both in bfloat16; converts `theirs`."""
     half = dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16")
     batch = ragged_batch(padded_left=False)
-    mine = our_logits(half, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params), *batch)
+    mine = our_logits(
+        half, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params), *batch
+    )
     torchs = torch_logits(theirs.to(torch.bfloat16), *batch)
     return HalfParity(logits=_relative(mine, torchs), kl=_kl(torchs, mine))
 
 
 @jax.jit(static_argnums=0)
-def _logits(config: ModelConfig, params: Params, tokens_bt: jax.Array, valid_bt: jax.Array, positions_bt: jax.Array) -> jax.Array:
-    return unembed(config, params, forward(config, params, tokens_bt, positions_bt=positions_bt, valid_bt=valid_bt))
+def _logits(
+    config: ModelConfig,
+    params: Params,
+    tokens_bt: jax.Array,
+    valid_bt: jax.Array,
+    positions_bt: jax.Array,
+) -> jax.Array:
+    return unembed(
+        config,
+        params,
+        forward(config, params, tokens_bt, positions_bt=positions_bt, valid_bt=valid_bt),
+    )
 
 
-def our_logits(config: ModelConfig, params: Params, tokens: np.ndarray, valid: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def our_logits(
+    config: ModelConfig,
+    params: Params,
+    tokens: np.ndarray,
+    valid: np.ndarray,
+    positions: np.ndarray,
+) -> np.ndarray:
     """Logits at the valid positions, one row each."""
     return np.asarray(_logits(config, params, tokens, valid, positions))[valid]
 
 
-def torch_logits(model: Any, tokens: np.ndarray, valid: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def torch_logits(
+    model: Any, tokens: np.ndarray, valid: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
     """The same of the PyTorch model."""
     with torch.no_grad():
-        output = model(torch.tensor(tokens), attention_mask=torch.tensor(valid).long(), position_ids=torch.tensor(positions))
+        output = model(
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(valid).long(),
+            position_ids=torch.tensor(positions),
+        )
     return output.logits.float().numpy()[valid]
 
 
@@ -173,7 +238,9 @@ def torch_logits(model: Any, tokens: np.ndarray, valid: np.ndarray, positions: n
 def _greedy(config: ModelConfig, params: Params, prompt_1t: jax.Array) -> jax.Array:
     length = prompt_1t.shape[1]
     zero, one = jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.int32)
-    hidden, cache = extend(config, params, make_cache(config, 1, length + CONTINUATION), prompt_1t, zero, one * length)
+    hidden, cache = extend(
+        config, params, make_cache(config, 1, length + CONTINUATION), prompt_1t, zero, one * length
+    )
 
     def step(carry: tuple, index: jax.Array) -> tuple:
         hidden_1d, cache = carry
@@ -223,14 +290,28 @@ def _main() -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # tensors are tiny: threads only wait for each other
     table = Table(title="Largest difference to PyTorch", title_justify="left")
-    for name in ("family", "option", "logits", "log-probs", f"greedy, of {CONTINUATION}", "bf16 logits", "bf16 KL"):
+    for name in (
+        "family",
+        "option",
+        "logits",
+        "log-probs",
+        f"greedy, of {CONTINUATION}",
+        "bf16 logits",
+        "bf16 KL",
+    ):
         table.add_column(name, no_wrap=True)
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             theirs = random_checkpoint(pathlib.Path(folder), case)
             ours = load_checkpoint(folder)
         exact, half = measure(*ours, theirs), measure_bfloat16(*ours, theirs)
-        numbers = (f"{exact.logits:.0e}", f"{exact.logprobs:.0e}", str(exact.same_tokens), f"{half.logits:.0e}", f"{half.kl:.0e}")
+        numbers = (
+            f"{exact.logits:.0e}",
+            f"{exact.logprobs:.0e}",
+            str(exact.same_tokens),
+            f"{half.logits:.0e}",
+            f"{half.kl:.0e}",
+        )
         table.add_row(case.family, case.option, *numbers)
     Console(width=130).print(table)
 

@@ -1,4 +1,6 @@
-"""Builds a configuration's models, cache and update on shapes alone: what would fail, and what memory it needs."""
+"""Builds a configuration's models, cache and update on shapes alone: what would fail, and what
+memory it needs.
+"""
 
 import dataclasses
 import pathlib
@@ -14,7 +16,15 @@ from experiments.presets import model_folder
 from ictjax.batch import pack
 from ictjax.config import RoleConfig, TrainConfig
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
-from ictjax.mesh import AXES, RULES, TRAINED_RULES, MeshConfig, cache_sharding, kv_copies, param_specs
+from ictjax.mesh import (
+    AXES,
+    RULES,
+    TRAINED_RULES,
+    MeshConfig,
+    cache_sharding,
+    kv_copies,
+    param_specs,
+)
 from ictjax.models import lora, transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
@@ -23,18 +33,29 @@ from ictjax.sampler import SamplerConfig
 
 
 def check(config: TrainConfig, console: Console) -> None:
-    """Prints parameters and memory of actor, reflector and update. Raises ValueError for what does not fit together."""
+    """Prints parameters and memory of actor, reflector and update. Raises ValueError for what does
+    not fit together.
+    """
     actor, reflector = (model_shape(config, role) for role in (config.actor, config.reflector))
     mesh, adapter = config.reflector.mesh, config.reflector.lora
-    for name, model, sampler in (("actor", actor, config.actor_sampler), ("reflector", reflector, config.reflector_sampler)):
+    for name, model, sampler in (
+        ("actor", actor, config.actor_sampler),
+        ("reflector", reflector, config.reflector_sampler),
+    ):
         if sampler.max_len > model.max_positions:
-            raise ValueError(f"{name}_sampler.max_len = {sampler.max_len} exceeds the model's {model.max_positions} positions: lower it.")
+            raise ValueError(
+                f"{name}_sampler.max_len = {sampler.max_len} exceeds the model's"
+                f" {model.max_positions} positions: lower it."
+            )
     frozen, axes = transformer.abstract_params(reflector), transformer.param_axes(reflector)
     if adapter.rank:
         trained = jax.eval_shape(lambda: lora.init_adapter(reflector, adapter, jax.random.key(0)))
         trained_axes = lora.adapter_axes(adapter)
     else:
-        trained, trained_axes = transformer.abstract_params(reflector.with_param_dtype("float32")), axes
+        trained, trained_axes = (
+            transformer.abstract_params(reflector.with_param_dtype("float32")),
+            axes,
+        )
     optimizer = make_optimizer(config.optimizer)
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer), trained)
     _trace_update(config, reflector, state, frozen)
@@ -44,9 +65,23 @@ def check(config: TrainConfig, console: Console) -> None:
         table.add_column(column, justify="left" if column == "what" else "right")
     shared = config.actor.frozen_key == config.reflector.frozen_key
     referenced = adapter.rank > 0 or config.grpo.kl != "none"
-    uses = [name for name, is_there in (("reference", config.grpo.kl != "none"), ("trunk of the adapter", adapter.rank > 0)) if is_there]
+    uses = [
+        name
+        for name, is_there in (
+            ("reference", config.grpo.kl != "none"),
+            ("trunk of the adapter", adapter.rank > 0),
+        )
+        if is_there
+    ]
     actor_weights = transformer.abstract_params(actor)
-    _row(table, ", ".join(["actor", *(uses if shared else [])]), actor_weights, transformer.param_axes(actor), config.actor.mesh, RULES)
+    _row(
+        table,
+        ", ".join(["actor", *(uses if shared else [])]),
+        actor_weights,
+        transformer.param_axes(actor),
+        config.actor.mesh,
+        RULES,
+    )
     if referenced and not shared:
         _row(table, ", ".join(uses), frozen, axes, mesh, RULES)
     _row(table, "trained weights", trained, trained_axes, mesh, TRAINED_RULES)
@@ -77,7 +112,9 @@ def _trace_update(config: TrainConfig, model: ModelConfig, state: Any, frozen: A
     update = make_update(policy, config.grpo, make_optimizer(config.optimizer), config.learner)
     rows, reply = config.batch.num_rows, config.batch.response_buckets[-1]
     prompt = config.batch.token_buckets[-1] - reply
-    batch = pack(config.batch, [[0] * prompt] * rows, [[0] * reply] * rows, advantages=[0.0] * rows, pad_id=0)
+    batch = pack(
+        config.batch, [[0] * prompt] * rows, [[0] * reply] * rows, advantages=[0.0] * rows, pad_id=0
+    )
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     base = jax.eval_shape(lambda tree: transformer.unstack_layers(model, tree), frozen)
     jax.eval_shape(update, state, base, shapes)
@@ -88,17 +125,30 @@ def _row(table: Table, what: str, shapes: Any, axes: Any, mesh: MeshConfig, rule
     specs = param_specs(axes, shapes, devices, rules)
     leaves = jax.tree.leaves(shapes)
     parts = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    held = sum(_bytes(leaf, NamedSharding(devices, spec)) for leaf, spec in zip(leaves, parts, strict=True))
-    table.add_row(what, f"{sum(leaf.size for leaf in leaves):,}", _gib(sum(map(_bytes, leaves))), _gib(held))
+    held = sum(
+        _bytes(leaf, NamedSharding(devices, spec)) for leaf, spec in zip(leaves, parts, strict=True)
+    )
+    table.add_row(
+        what, f"{sum(leaf.size for leaf in leaves):,}", _gib(sum(map(_bytes, leaves))), _gib(held)
+    )
 
 
-def _cache_row(table: Table, name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig) -> None:
+def _cache_row(
+    table: Table, name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig
+) -> None:
     devices = _abstract(mesh)
     copies = kv_copies(model.num_heads, model.num_kv_heads, devices)
-    arrays = jax.tree.leaves(jax.eval_shape(lambda: make_cache(model, sizes.num_slots, sizes.max_len, copies=copies)))
+    arrays = jax.tree.leaves(
+        jax.eval_shape(lambda: make_cache(model, sizes.num_slots, sizes.max_len, copies=copies))
+    )
     sharding = cache_sharding(model.num_kv_heads * copies, devices)
     held = sum(_bytes(leaf, sharding) for leaf in arrays)
-    table.add_row(f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens", "", _gib(sum(map(_bytes, arrays))), _gib(held))
+    table.add_row(
+        f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens",
+        "",
+        _gib(sum(map(_bytes, arrays))),
+        _gib(held),
+    )
 
 
 def _abstract(mesh: MeshConfig) -> AbstractMesh:

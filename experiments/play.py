@@ -1,6 +1,8 @@
-"""`python -m experiments.play --env minihack --family eat`: play a game in the terminal, or watch an expert, chance or a model play it.
+"""`python -m experiments.play --env minihack --family eat`: play a game in the terminal, or watch
+an expert, chance or a model play it.
 
-The text is the very text that an actor is shown. `--record FILE` keeps the episode as one line of JSON, an `ictjax.records.Trajectory`.
+The text is the very text that an actor is shown. `--record FILE` keeps the episode as one line of
+JSON, an `ictjax.records.Trajectory`.
 """
 
 import contextlib
@@ -37,7 +39,8 @@ Type an action as the game's actor would. Three words are for this program inste
 To give one of these words to the game, put ! before it: !help."""
 _MAX_LEN = 32_768  # tokens of a watched conversation, where the model has as many positions
 _DEFAULT_PROMPT = """\
-You play a text game. Reach its goal in as few actions as you can. Answer every turn in exactly this form:
+You play a text game. Reach its goal in as few actions as you can. Answer every turn in exactly \
+this form:
 
 Thought: <your reasoning, in one or two sentences>
 Action: <one action>"""
@@ -82,9 +85,15 @@ class PlayArgs:
         if self.max_steps < 1:
             raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}.")
         if self.model and self.policy != "human":
-            raise ValueError(f"--model and --policy {self.policy} exclude each other: give one of them.")
-        if self.record is not None and (self.record.is_dir() or not self.record.absolute().parent.is_dir()):
-            raise ValueError(f"--record {self.record} cannot be written: name a file in a folder that exists.")
+            raise ValueError(
+                f"--model and --policy {self.policy} exclude each other: give one of them."
+            )
+        if self.record is not None and (
+            self.record.is_dir() or not self.record.absolute().parent.is_dir()
+        ):
+            raise ValueError(
+                f"--record {self.record} cannot be written: name a file in a folder that exists."
+            )
 
 
 class Move(NamedTuple):
@@ -111,7 +120,9 @@ class Screen:
     def observation(self, text: str, actions: Sequence[str]) -> None:
         """What the actor is shown."""
         if self._num_turns < self._max_steps:
-            self._console.rule(f"step {self._num_turns + 1} of {self._max_steps}", align="left", characters="-")
+            self._console.rule(
+                f"step {self._num_turns + 1} of {self._max_steps}", align="left", characters="-"
+            )
         self._num_turns += 1
         self.text(user_message(text, actions, self._show_actions).content)
 
@@ -127,12 +138,15 @@ class Screen:
             self.text(text)
         how = "stopped" if stopped else str(outcome).replace("_", " ")
         self.text(
-            f"{how} after {num_steps} action{'s' if num_steps != 1 else ''}", style="green" if outcome is Outcome.SUCCESS else "yellow"
+            f"{how} after {num_steps} action{'s' if num_steps != 1 else ''}",
+            style="green" if outcome is Outcome.SUCCESS else "yellow",
         )
 
 
 class Person:
-    """Reads actions from standard input: with line editing, history and completion on a terminal."""
+    """Reads actions from standard input: with line editing, history and completion on a
+    terminal.
+    """
 
     def __init__(self, screen: Screen):
         self._screen = screen
@@ -157,7 +171,9 @@ class Person:
                 self._screen.text(_HELP)
             elif line == "actions":
                 listed = ", ".join(observation.actions)
-                self._screen.text(f"Actions: {listed}" if listed else "The game does not list its actions.")
+                self._screen.text(
+                    f"Actions: {listed}" if listed else "The game does not list its actions."
+                )
             elif line:
                 return Move(line.removeprefix("!"))
 
@@ -173,7 +189,9 @@ def expert(environment: str, family: str, seed: int) -> Mover:
 
 
 def chance(environment: str, seed: int) -> Mover:
-    """Picks among the actions that the game lists; MiniHack lists patterns only, so there among the actions that make sense."""
+    """Picks among the actions that the game lists; MiniHack lists patterns only, so there among the
+    actions that make sense.
+    """
     rng = random.Random(seed)
     if environment == "minihack":
         player = random_player(rng)
@@ -181,7 +199,10 @@ def chance(environment: str, seed: int) -> Mover:
 
     def act(_game: Game, observation: Observation) -> Move:
         if not observation.actions:
-            raise ValueError(f"{environment} does not list its actions, so chance cannot choose one: use --policy human.")
+            raise ValueError(
+                f"{environment} does not list its actions, so chance cannot choose one: use"
+                " --policy human."
+            )
         return Move(rng.choice(observation.actions))
 
     return act
@@ -209,8 +230,19 @@ class Record:
         )
 
 
-def play(environment: Environment, game_id: GameId, mover: Mover, screen: Screen, record: Record, *, max_steps: int, echo: bool) -> None:
-    """Plays one episode in this process into `record`. `echo`: show the moves (a person has seen hers)."""
+def play(
+    environment: Environment,
+    game_id: GameId,
+    mover: Mover,
+    screen: Screen,
+    record: Record,
+    *,
+    max_steps: int,
+    echo: bool,
+) -> None:
+    """Plays one episode in this process into `record`. `echo`: show the moves (a person has seen
+    hers).
+    """
     with contextlib.closing(environment.open(game_id.family)) as game:
         observation = game.reset(game_id)
         record.observation, record.state_hash = observation.text, game.state_hash()
@@ -232,12 +264,20 @@ def play(environment: Environment, game_id: GameId, mover: Mover, screen: Screen
             )
             record.turns.append(turn)
             observation = step.observation
-            record.observation, record.outcome, record.error = observation.text, step.outcome, step.error
+            record.observation, record.outcome, record.error = (
+                observation.text,
+                step.outcome,
+                step.error,
+            )
         record.outcome = record.outcome or Outcome.STEP_LIMIT
 
 
-def watch(args: PlayArgs, name: str, game_id: GameId, screen: Screen, record: Record, prompt: str) -> None:
-    """Lets a model play one episode into `record`, by the same rollout, pool and sampler as in training; shows each turn when it is played."""
+def watch(
+    args: PlayArgs, name: str, game_id: GameId, screen: Screen, record: Record, prompt: str
+) -> None:
+    """Lets a model play one episode into `record`, by the same rollout, pool and sampler as in
+    training; shows each turn when it is played.
+    """
     folder = model_folder(args.model)
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder)
@@ -251,7 +291,10 @@ def watch(args: PlayArgs, name: str, game_id: GameId, screen: Screen, record: Re
         max_top_k=1,
     )
     settings = RolloutConfig(
-        max_steps=args.max_steps, max_turn_tokens=args.max_turn_tokens, temperature=args.temperature, show_actions=args.show_actions
+        max_steps=args.max_steps,
+        max_turn_tokens=args.max_turn_tokens,
+        temperature=args.temperature,
+        show_actions=args.show_actions,
     )
 
     def show(_episode: Episode, turn: Turn) -> None:
@@ -262,7 +305,11 @@ def watch(args: PlayArgs, name: str, game_id: GameId, screen: Screen, record: Re
         else:
             screen.move(turn.action, turn.thought)
 
-    episode = Episode(game=game_id, system_prompt=prompt, key=keys.fold(keys.root_key(args.seed), "play", str(game_id)))
+    episode = Episode(
+        game=game_id,
+        system_prompt=prompt,
+        key=keys.fold(keys.root_key(args.seed), "play", str(game_id)),
+    )
     with (
         Sampler(model, params, sizes, chat.pad_id) as sampler,
         WorkerPool(name, num_workers=1, max_live_games=1, options=args.options) as pool,
@@ -284,7 +331,8 @@ def choose(args: PlayArgs, environment: Environment) -> GameId:
         game = GameId.parse(args.game)
         if game.env != environment.name or args.family not in ("", game.family):
             raise ValueError(
-                f"--game {args.game} is not of --env {environment.name} --family {args.family or game.family}: drop one of them."
+                f"--game {args.game} is not of --env {environment.name} --family"
+                f" {args.family or game.family}: drop one of them."
             )
         check_families(environment, [game.family])
         return game
@@ -295,7 +343,10 @@ def choose(args: PlayArgs, environment: Environment) -> GameId:
         return GameId(env=environment.name, family=args.family, key=args.game)
     games = environment.games(args.family, args.split)
     if args.seed >= len(games):
-        raise ValueError(f"Split {args.split!r} of {args.family} has {len(games)} games, counted from 0: --seed {args.seed} is none.")
+        raise ValueError(
+            f"Split {args.split!r} of {args.family} has {len(games)} games, counted from 0: --seed"
+            f" {args.seed} is none."
+        )
     return games[args.seed]
 
 
@@ -328,14 +379,31 @@ def _main(argv: list[str]) -> None:
         mover = expert(environment.name, game_id.family, args.seed)
     elif args.policy == "random":
         mover = chance(environment.name, args.seed)
-    screen.text(str(game_id) + ("" if args.model or args.policy != "human" else " (help: how to play, quit: stop)"), style="dim")
+    screen.text(
+        str(game_id)
+        + ("" if args.model or args.policy != "human" else " (help: how to play, quit: stop)"),
+        style="dim",
+    )
     record = Record(game_id, prompt)
     try:
         if args.model:
             watch(args, name, game_id, screen, record, prompt)
         else:
-            play(environment, game_id, mover, screen, record, max_steps=args.max_steps, echo=args.policy != "human")
-        screen.end(record.observation, record.outcome or Outcome.STEP_LIMIT, len(record.turns), record.outcome is None)
+            play(
+                environment,
+                game_id,
+                mover,
+                screen,
+                record,
+                max_steps=args.max_steps,
+                echo=args.policy != "human",
+            )
+        screen.end(
+            record.observation,
+            record.outcome or Outcome.STEP_LIMIT,
+            len(record.turns),
+            record.outcome is None,
+        )
     finally:
         if args.record is not None and (record.turns or record.state_hash):
             write_lines(args.record, [to_json(record.trajectory())])

@@ -33,7 +33,8 @@ QWEN_7B = ModelConfig(
     param_dtype="bfloat16",
 )
 
-# Fake games in seconds: a pipeline check for the tests, with no model of its own (give --actor.model and --reflector.model).
+# Fake games in seconds: a pipeline check for the tests, with no model of its own (give
+# --actor.model and --reflector.model).
 FAKE_TINY = TrainConfig(
     actor=RoleConfig(model="./models/tiny", dtype="float32"),
     reflector=TrainedRoleConfig(model="./models/tiny", dtype="float32"),
@@ -52,12 +53,26 @@ FAKE_TINY = TrainConfig(
         malformed_reward=-0.5,
     ),
     rollout=tasks.FAKE.rollout,
-    reflection=ReflectorConfig(style="compact", max_context_tokens=112, max_reply_tokens=8, max_prompt_tokens=4),
+    reflection=ReflectorConfig(
+        style="compact", max_context_tokens=112, max_reply_tokens=8, max_prompt_tokens=4
+    ),
     actor_sampler=SamplerConfig(
-        num_slots=4, max_len=160, extend_buckets=(64,), row_buckets=(4,), decode_steps=8, max_top_k=1, attended_buckets=(160,)
+        num_slots=4,
+        max_len=160,
+        extend_buckets=(64,),
+        row_buckets=(4,),
+        decode_steps=8,
+        max_top_k=1,
+        attended_buckets=(160,),
     ),
     reflector_sampler=SamplerConfig(
-        num_slots=4, max_len=120, extend_buckets=(64,), row_buckets=(4,), decode_steps=8, max_top_k=1, attended_buckets=(120,)
+        num_slots=4,
+        max_len=120,
+        extend_buckets=(64,),
+        row_buckets=(4,),
+        decode_steps=8,
+        max_top_k=1,
+        attended_buckets=(120,),
     ),
     grpo=dataclasses.replace(PAPER, group_size=4, kl_coefficient=0.01),
     optimizer=OptimizerConfig(learning_rate=0.03),
@@ -66,8 +81,8 @@ FAKE_TINY = TrainConfig(
     evaluation=EvaluationConfig(runs=2, meta_turns=1, test_games=2),
 )
 
-# The demo: real MiniHack games and the pocket pair that ships with the repository: a stand-in that shows the system, never evidence about
-# language models.
+# The demo: real MiniHack games and the pocket pair that ships with the repository: a stand-in that
+# shows the system, never evidence about language models.
 POCKET_MINIHACK = TrainConfig(
     actor=RoleConfig(model="experiments/pocket/checkpoints/actor", dtype="float32"),
     reflector=TrainedRoleConfig(model="experiments/pocket/checkpoints/reflector", dtype="float32"),
@@ -87,7 +102,12 @@ POCKET_MINIHACK = TrainConfig(
     ),
     rollout=tasks.POCKET_MINIHACK.rollout,
     reflection=ReflectorConfig(
-        style="compact", max_context_tokens=384, max_reply_tokens=64, max_prompt_tokens=48, head_turns=1, tail_turns=1
+        style="compact",
+        max_context_tokens=384,
+        max_reply_tokens=64,
+        max_prompt_tokens=48,
+        head_turns=1,
+        tail_turns=1,
     ),
     # One dispatch appends an observation and samples the whole reply to it.
     actor_sampler=SamplerConfig(
@@ -101,7 +121,13 @@ POCKET_MINIHACK = TrainConfig(
         attended_buckets=(192, 352, 512),
     ),
     reflector_sampler=SamplerConfig(
-        num_slots=64, max_len=448, extend_buckets=(256,), row_buckets=(8, 64), decode_steps=16, max_top_k=1, attended_buckets=(320, 448)
+        num_slots=64,
+        max_len=448,
+        extend_buckets=(256,),
+        row_buckets=(8, 64),
+        decode_steps=16,
+        max_top_k=1,
+        attended_buckets=(320, 448),
     ),
     grpo=GRPOConfig(
         group_size=8,
@@ -124,9 +150,10 @@ POCKET_MINIHACK = TrainConfig(
     checkpoint_every=1,
 )
 
-# The paper's setting (arXiv 2605.20477): k = 5 games, 25 steps, greedy actor, replay reward, contexts of the base reflector, groups of 8,
-# all weights trained. With --reflector.lora.rank 64 an adapter of the actor's own weights is trained instead; it wants a learning rate about
-# ten times higher.
+# The paper's setting (arXiv 2605.20477): k = 5 games, 25 steps, greedy actor, replay reward,
+# contexts of the base reflector, groups of 8, all weights trained. With --reflector.lora.rank 64 an
+# adapter of the actor's own weights is trained instead; it wants a learning rate about ten times
+# higher.
 QWEN_7B_MINIHACK = TrainConfig(
     actor=RoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
     reflector=TrainedRoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
@@ -145,24 +172,39 @@ QWEN_7B_MINIHACK = TrainConfig(
         malformed_reward=0.0,
     ),
     rollout=tasks.QWEN_MINIHACK.rollout,
-    reflection=ReflectorConfig(style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024),
+    reflection=ReflectorConfig(
+        style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
+    ),
     actor_sampler=SamplerConfig(
-        num_slots=32, max_len=32_768, extend_buckets=(256, 1024), row_buckets=(8, 32), decode_steps=32, max_top_k=64
+        num_slots=32,
+        max_len=32_768,
+        extend_buckets=(256, 1024),
+        row_buckets=(8, 32),
+        decode_steps=32,
+        max_top_k=64,
     ),
     reflector_sampler=SamplerConfig(
-        num_slots=16, max_len=32_768, extend_buckets=(2048,), row_buckets=(4, 16), decode_steps=32, max_top_k=64
+        num_slots=16,
+        max_len=32_768,
+        extend_buckets=(2048,),
+        row_buckets=(4, 16),
+        decode_steps=32,
+        max_top_k=64,
     ),
     grpo=PAPER,
     optimizer=PAPER_OPTIMIZER,
     learner=LearnerConfig(num_microbatches=32, positions_per_chunk=256),
-    batch=BatchConfig(num_rows=64, token_buckets=(8192, 16_384, 32_768), response_buckets=(512, 2048)),
+    batch=BatchConfig(
+        num_rows=64, token_buckets=(8192, 16_384, 32_768), response_buckets=(512, 2048)
+    ),
     evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
     remat=True,
     shape=QWEN_7B,
 )
 
-# On ALFWorld: official games where a download is found, else generated ones (the run's manifest says which). The pocket pair here reads both
-# benchmarks, so that `--train-env minihack` measures what a reflector carries over; rooms are small, and so always generated.
+# On ALFWorld: official games where a download is found, else generated ones (the run's manifest
+# says which). The pocket pair here reads both benchmarks, so that `--train-env minihack` measures
+# what a reflector carries over; rooms are small, and so always generated.
 POCKET_ALFWORLD = POCKET_MINIHACK.on(tasks.POCKET_ALFWORLD).with_models(
     "experiments/pocket/checkpoints/both/actor", "experiments/pocket/checkpoints/both/reflector"
 )
@@ -201,12 +243,16 @@ def task(preset_name: str, name: str) -> TaskConfig:
     """A task for the models of a preset; ValueError lists the names there are."""
     known = TASKS.get(preset_name, {})
     if name not in known:
-        raise ValueError(f"Preset {preset_name!r} has no task {name!r}: use one of {', '.join(known) or 'those in experiments/tasks.py'}.")
+        raise ValueError(
+            f"Preset {preset_name!r} has no task {name!r}: use one of"
+            f" {', '.join(known) or 'those in experiments/tasks.py'}."
+        )
     return known[name]
 
 
 def model_folder(name: str, flags: str = "--actor.model and --reflector.model") -> str:
-    """Where a model is: the path as given, below the repository for the models that ship with it, or where the hub's files of that id are.
+    """Where a model is: the path as given, below the repository for the models that ship with it,
+    or where the hub's files of that id are.
 
     Args:
       flags: what names models on the command line, for the error message.
@@ -220,18 +266,23 @@ def model_folder(name: str, flags: str = "--actor.model and --reflector.model") 
     if is_hub_id(name):
         return str(local_folder(name))
     raise ValueError(
-        f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face layout there, or name its folder or hub id with "
-        f"{flags}."
+        f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face layout"
+        f" there, or name its folder or hub id with {flags}."
     )
 
 
 def in_folders(config: TrainConfig) -> TrainConfig:
     """The same run with its models by their folders."""
-    return config.with_models(model_folder(config.actor.model), model_folder(config.reflector.model))
+    return config.with_models(
+        model_folder(config.actor.model), model_folder(config.reflector.model)
+    )
 
 
 def on_named_mesh(config: TrainConfig, name: str) -> TrainConfig:
     """The same run on the devices of a name; ValueError lists the names there are."""
     if name not in MESHES:
-        raise ValueError(f"Unknown mesh {name!r}: use one of {', '.join(MESHES)}, or give sizes such as --reflector.mesh.tensor 4.")
+        raise ValueError(
+            f"Unknown mesh {name!r}: use one of {', '.join(MESHES)}, or give sizes such as"
+            " --reflector.mesh.tensor 4."
+        )
     return config.on_mesh(MESHES[name])

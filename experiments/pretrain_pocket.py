@@ -1,8 +1,11 @@
-"""Trains the pocket models from scripted play, and measures them: `python -m experiments.pretrain_pocket --help`.
+"""Trains the pocket models from scripted play, and measures them: `python -m
+experiments.pretrain_pocket --help`.
 
-Everything is made here: the episodes (scripted players in real MiniHack and ALFWorld games), the tokenizer, the actor, the reflector. The actor
-learns to search its prompt on MiniHack alone, then goes on with both benchmarks in equal shares. The same seed on the same machine gives the same
-weights. On two CPU cores the actor takes about 40 minutes for each of the two parts, the reflector 10.
+Everything is made here: the episodes (scripted players in real MiniHack and ALFWorld games), the
+tokenizer, the actor, the reflector. The actor learns to search its prompt on MiniHack alone, then
+goes on with both benchmarks in equal shares. The same seed on the same machine gives the same
+weights. On two CPU cores the actor takes about 40 minutes for each of the two parts, the reflector
+10.
 """
 
 import collections
@@ -16,7 +19,14 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
@@ -42,18 +52,23 @@ _KEEP_EVERY = 500  # steps after which the weights are written, so that a crash 
 class Config:
     """What to train and how long.
 
-    The pair in `checkpoints/both` was made with `--start checkpoints/actor` in three parts while the compact text still changed: 5,500 joint steps at
-    2e-3, 3,400 at 1.3e-3, 1,000 at 7e-4, and 650 steps of the reflector before the last; the defaults do the same work in one go.
+    The pair in `checkpoints/both` was made with `--start checkpoints/actor` in three parts while
+    the compact text still changed: 5,500 joint steps at 2e-3, 3,400 at 1.3e-3, 1,000 at 7e-4, and
+    650 steps of the reflector before the last; the defaults do the same work in one go.
     """
 
     stage: Literal["all", "actor", "reflector", "measure"] = "all"
-    """Train both models and measure them, or do one part with what the output folder already holds."""
+    """Train both models and measure them, or do one part with what the output folder already
+    holds.
+    """
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")] = _OUT
     """Where the folders `actor` and `reflector` and measurements.json go."""
     seed: int = 0
     """Of the scripted players, the rows and the initial weights."""
     start: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """An actor that knows MiniHack already: its weights replace the first part of the actor's training. Words that it lacks are added."""
+    """An actor that knows MiniHack already: its weights replace the first part of the actor's
+    training. Words that it lacks are added.
+    """
     minihack_games: int = 80
     """Training games of a MiniHack family that the scripted players play, each in four ways."""
     alfworld_games: int = 300
@@ -107,8 +122,15 @@ def main(config: Config) -> None:
                 if config.stage in ("all", name):
                     folder = config.out / name
                     tokenizer.save_pretrained(folder)
-                    save_checkpoint(folder, shape, train(config, shape, games, words, tokenizer, progress))
-        report = measure.measure(config.out, test_games=config.test_games, progress=progress, actor_only=config.stage == "actor")
+                    save_checkpoint(
+                        folder, shape, train(config, shape, games, words, tokenizer, progress)
+                    )
+        report = measure.measure(
+            config.out,
+            test_games=config.test_games,
+            progress=progress,
+            actor_only=config.stage == "actor",
+        )
     path = config.out / "measurements.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     show(report, console)
@@ -117,11 +139,22 @@ def main(config: Config) -> None:
 
 def collect(config: Config, progress: Progress) -> list[PlayedGame]:
     """The scripted episodes of all families of both benchmarks."""
-    counts = (len(lessons.MINIHACK_LESSONS) * config.minihack_games, len(lessons.ALFWORLD_LESSONS) * config.alfworld_games)
+    counts = (
+        len(lessons.MINIHACK_LESSONS) * config.minihack_games,
+        len(lessons.ALFWORLD_LESSONS) * config.alfworld_games,
+    )
     task = progress.add_task("scripted play", total=4 * sum(counts), note="")
     played = itertools.chain(
-        play.play_minihack(games_per_family=config.minihack_games, max_steps=_PLAY_STEPS["minihack"], seed=config.seed),
-        play.play_alfworld(games_per_family=config.alfworld_games, max_steps=_PLAY_STEPS["alfworld"], seed=config.seed),
+        play.play_minihack(
+            games_per_family=config.minihack_games,
+            max_steps=_PLAY_STEPS["minihack"],
+            seed=config.seed,
+        ),
+        play.play_alfworld(
+            games_per_family=config.alfworld_games,
+            max_steps=_PLAY_STEPS["alfworld"],
+            seed=config.seed,
+        ),
     )
     games = []
     for game in played:
@@ -131,16 +164,34 @@ def collect(config: Config, progress: Progress) -> list[PlayedGame]:
 
 
 def vocabulary(games: list[PlayedGame]) -> tuple[list[str], list[str]]:
-    """The texts and the single words that the pocket models must know: what the scripted players saw and said, and the lessons."""
-    texts = [text for game in games for turn in game.turns for text in (turn.observation, turn.reply)]
+    """The texts and the single words that the pocket models must know: what the scripted players
+    saw and said, and the lessons.
+    """
+    texts = [
+        text for game in games for turn in game.turns for text in (turn.observation, turn.reply)
+    ]
     texts += [game.final_observation for game in games] + lessons.training_texts() + target_texts()
     texts += ["reflect", "prompt : episode : success yes no . ... action : none"]
-    named = (lessons.THINGS, lessons.VERBS, lessons.TASKS, lessons.TASK_VERBS, lessons.STATIONS, lessons.OTHER_NOUNS)
+    named = (
+        lessons.THINGS,
+        lessons.VERBS,
+        lessons.TASKS,
+        lessons.TASK_VERBS,
+        lessons.STATIONS,
+        lessons.OTHER_NOUNS,
+    )
     words = [*itertools.chain(*named), *map(str, range(10))]
     return texts, words
 
 
-def train_actor(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, tokenizer, progress: Progress):
+def train_actor(
+    config: Config,
+    shape: ModelConfig,
+    games: list[PlayedGame],
+    words: WordTable,
+    tokenizer,
+    progress: Progress,
+):
     """First MiniHack alone (or weights that know it), then both benchmarks."""
     params = init_params(shape, jax.random.key(config.seed))
 
@@ -157,7 +208,9 @@ def train_actor(config: Config, shape: ModelConfig, games: list[PlayedGame], wor
 
 
 def with_known_words(params, start: pathlib.Path, tokenizer):
-    """The weights of the checkpoint `start`, its embeddings moved to the ids of `tokenizer`; words it lacks keep their row of `params`."""
+    """The weights of the checkpoint `start`, its embeddings moved to the ids of `tokenizer`; words
+    it lacks keep their row of `params`.
+    """
     known = PreTrainedTokenizerFast.from_pretrained(start).get_vocab()
     _, old = load_checkpoint(start)
     moved = [(index, known[word]) for word, index in tokenizer.get_vocab().items() if word in known]
@@ -166,9 +219,19 @@ def with_known_words(params, start: pathlib.Path, tokenizer):
 
 
 def teach_routing(
-    config: Config, shape: ModelConfig, params, rows: ActorRows, name: str, steps: int, fresh: bool, tokenizer, progress: Progress
+    config: Config,
+    shape: ModelConfig,
+    params,
+    rows: ActorRows,
+    name: str,
+    steps: int,
+    fresh: bool,
+    tokenizer,
+    progress: Progress,
 ):
-    """Drills with more and more lessons, then whole episodes among them; a `fresh` model copies random words first. Consumes `params`."""
+    """Drills with more and more lessons, then whole episodes among them; a `fresh` model copies
+    random words first. Consumes `params`.
+    """
     recent: collections.deque[float] = collections.deque(maxlen=_LEVEL_WINDOW)
     state = {"level": 1}
 
@@ -186,20 +249,43 @@ def teach_routing(
         if full and sum(recent) / len(recent) > _LEVEL_ACCURACY and state["level"] < _MAX_LEVEL:
             state["level"] += 1
             recent.clear()
-        note = f"level {state['level']}  loss {loss:.3f}  accuracy {sum(recent) / max(len(recent), 1):.3f}"
+        note = (
+            f"level {state['level']}  loss {loss:.3f}  accuracy"
+            f" {sum(recent) / max(len(recent), 1):.3f}"
+        )
         progress.update(task, advance=1, note=note)
         if step % 100 == 99:
-            progress.console.log(f"{name}, step {step + 1}: {note}") if not progress.console.is_terminal else None
+            (
+                progress.console.log(f"{name}, step {step + 1}: {note}")
+                if not progress.console.is_terminal
+                else None
+            )
 
     def keep(params) -> None:
         save_checkpoint(config.out / "actor", shape, params)
 
-    fitting = FitConfig(steps=steps, tokens_per_step=2048, learning_rate=config.learning_rate, keep_every=_KEEP_EVERY)
-    return fit(shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report, keep=keep)
+    fitting = FitConfig(
+        steps=steps,
+        tokens_per_step=2048,
+        learning_rate=config.learning_rate,
+        keep_every=_KEEP_EVERY,
+    )
+    return fit(
+        shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report, keep=keep
+    )
 
 
-def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame], words: WordTable, tokenizer, progress: Progress):
-    """From the actor's weights: contexts of scripted play and the replies of a mediocre coach, until what is named decides the lesson."""
+def train_reflector(
+    config: Config,
+    shape: ModelConfig,
+    games: list[PlayedGame],
+    words: WordTable,
+    tokenizer,
+    progress: Progress,
+):
+    """From the actor's weights: contexts of scripted play and the replies of a mediocre coach,
+    until what is named decides the lesson.
+    """
     shares = {"right_share": config.right_share, "vague_share": config.vague_share}
     rows = ReflectorRows(games, words, POCKET_MINIHACK.reflection, **shares, seed=config.seed)
     task = progress.add_task("reflector", total=config.reflector_steps, note="")
@@ -211,11 +297,14 @@ def train_reflector(config: Config, shape: ModelConfig, games: list[PlayedGame],
             progress.console.log(f"reflector step {step + 1}: {note}")
 
     fitting = FitConfig(steps=config.reflector_steps, tokens_per_step=4096, learning_rate=1.5e-3)
-    # The actor's look-up of the prompt is what naming a thing and repeating it takes: from random weights it would be learned a second time.
+    # The actor's look-up of the prompt is what naming a thing and repeating it takes: from random
+    # weights it would be learned a second time.
     _, params = load_checkpoint(config.out / "actor")
 
     def draw(step: int):
-        return rows.draw(1 if step < config.reflector_steps // 4 else POCKET_MINIHACK.meta.games_per_context)
+        return rows.draw(
+            1 if step < config.reflector_steps // 4 else POCKET_MINIHACK.meta.games_per_context
+        )
 
     return fit(shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report)
 
@@ -224,12 +313,19 @@ def show(report: dict, console: Console) -> None:
     """The measurements as one table per benchmark, in percent."""
     columns = [*measure.ARMS, "reflector right"]
     for name, part in report.items():
-        table = Table(title=f"Pocket models on test games of {name}: success of the actor by prompt, right lessons of the reflector (%)")
+        table = Table(
+            title=(
+                f"Pocket models on test games of {name}: success of the actor by prompt, right"
+                " lessons of the reflector (%)"
+            )
+        )
         table.add_column("family")
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for family, row in [*part["families"].items(), ("mean", part["mean"])]:
-            table.add_row(family, *(f"{100 * row[column]:.0f}" if column in row else "" for column in columns))
+            table.add_row(
+                family, *(f"{100 * row[column]:.0f}" if column in row else "" for column in columns)
+            )
         console.print(table)
 
 

@@ -1,6 +1,8 @@
-"""`python -m experiments.report --run-dir R`: one self-contained page, R/report.html, and the table of results on the terminal.
+"""`python -m experiments.report --run-dir R`: one self-contained page, R/report.html, and the table
+of results on the terminal.
 
-Reads the run directory only: config.json, manifest.json, metrics.jsonl, evaluation*.json, prompts/ and episodes/. What is not there yet is
+Reads the run directory only: config.json, manifest.json, metrics.jsonl, evaluation*.json, prompts/
+and episodes/. What is not there yet is
 said on the page: a report can be made at any moment of a run.
 """
 
@@ -37,7 +39,9 @@ def write_report(run: RunData) -> Path:
 
 
 def result_table(run: RunData) -> Table | None:
-    """The families, what each arm won, and the paired tests, within 80 columns; None before the evaluation."""
+    """The families, what each arm won, and the paired tests, within 80 columns; None before the
+    evaluation.
+    """
     splits = [split for evaluation in run.evaluations for split in split_summaries(evaluation)]
     if not splits:
         return None
@@ -54,21 +58,41 @@ def result_table(run: RunData) -> Table | None:
         table.add_column(name, justify="right", no_wrap=True)
     for split in splits:
         for name, family in split.families.items():
-            table.add_row(name, *_cells(family.get("games"), family.get("arms", {}), family.get("tests", {}).get("trained_vs_untrained")))
-        table.add_row(split.title, *_cells(split.games, split.arms, split.test), style="bold", end_section=True)
+            table.add_row(
+                name,
+                *_cells(
+                    family.get("games"),
+                    family.get("arms", {}),
+                    family.get("tests", {}).get("trained_vs_untrained"),
+                ),
+            )
+        table.add_row(
+            split.title,
+            *_cells(split.games, split.arms, split.test),
+            style="bold",
+            end_section=True,
+        )
     return table
 
 
 def _cells(games: int | None, arms: Mapping[str, Any], test: Mapping[str, Any] | None) -> list[str]:
-    cells = [str(games or ""), *(report_page.percent(arms[arm]["mean"]) if arm in arms else "" for arm in ARMS)]
+    cells = [
+        str(games or ""),
+        *(report_page.percent(arms[arm]["mean"]) if arm in arms else "" for arm in ARMS),
+    ]
     if test is None:
         return [*cells, "", ""]
-    difference = f"{report_page.points(test['difference'])} {report_page.interval(test['ci95'], signed=True)}"
+    difference = (
+        f"{report_page.points(test['difference'])}"
+        f" {report_page.interval(test['ci95'], signed=True)}"
+    )
     return [*cells, difference.replace("[", r"\["), report_page.p_value(test["p"])]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence for a directory that cannot be reported on."""
+    """The command line; exit code 2 with one sentence for a directory that cannot be reported
+    on.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     run_main(lambda: _main(arguments), "start it again to write the report.")
 
@@ -79,7 +103,9 @@ def _main(argv: Sequence[str]) -> None:
     run = load_run(args.run_dir)
     path = write_report(run)
     table = result_table(run)
-    console.print("No evaluation yet: run experiments.evaluate for the table." if table is None else table)
+    console.print(
+        "No evaluation yet: run experiments.evaluate for the table." if table is None else table
+    )
     console.print(f"Report: {path}", soft_wrap=True)
 
 

@@ -1,4 +1,6 @@
-"""What a report shows, read from the files of a run directory and summarised: no drawing, no HTML."""
+"""What a report shows, read from the files of a run directory and summarised: no drawing, no
+HTML.
+"""
 
 import dataclasses
 import json
@@ -10,14 +12,17 @@ from typing import Any
 from ictjax.metrics import read_metrics
 
 ARMS = ("initial", "untrained", "trained")
-SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}  # transfer: of another benchmark
+# transfer: of another benchmark
+SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}
 
 Json = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation of a run, with the prompts and episodes behind it. "evaluation" is that of the task trained on."""
+    """One evaluation of a run, with the prompts and episodes behind it. "evaluation" is that of the
+    task trained on.
+    """
 
     name: str
     results: Json  # NAME.json
@@ -30,7 +35,9 @@ class Evaluation:
 
     @property
     def environment(self) -> Json:
-        """Which games were played: name, options, and what the environment says of itself; empty in files of older versions."""
+        """Which games were played: name, options, and what the environment says of itself; empty in
+        files of older versions.
+        """
         return self.results.get("environment", {})
 
     @property
@@ -52,12 +59,16 @@ class RunData:
     @property
     def pocket(self) -> bool:
         """Whether a player is one of the pocket models that ship with the package."""
-        return any("pocket" in str(self.config.get(role, "")) for role in ("actor", "reflector", "preset"))
+        return any(
+            "pocket" in str(self.config.get(role, "")) for role in ("actor", "reflector", "preset")
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """The families of one split, and the statistics of all their runs: per arm {"mean", "ci95"}, and one paired test or None."""
+    """The families of one split, and the statistics of all their runs: per arm {"mean", "ci95"},
+    and one paired test or None.
+    """
 
     name: str  # a key of SPLITS
     title: str
@@ -78,11 +89,20 @@ class Pair:
 
 
 def load_run(folder: Path) -> RunData:
-    """Reads a run directory. Raises ValueError, naming the file, when it is no run or a file is damaged."""
+    """Reads a run directory. Raises ValueError, naming the file, when it is no run or a file is
+    damaged.
+    """
     if not folder.is_dir():
-        raise ValueError(f"There is no run directory {str(folder)!r}: train first, or name one with --run-dir.")
-    if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "evaluation.json")):
-        raise ValueError(f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name another with --run-dir.")
+        raise ValueError(
+            f"There is no run directory {str(folder)!r}: train first, or name one with --run-dir."
+        )
+    if not any(
+        (folder / name).exists() for name in ("config.json", "metrics.jsonl", "evaluation.json")
+    ):
+        raise ValueError(
+            f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name"
+            " another with --run-dir."
+        )
     return RunData(
         folder=folder,
         config=_json(folder / "config.json"),
@@ -91,14 +111,23 @@ def load_run(folder: Path) -> RunData:
         # The name without a hyphen sorts first.
         evaluations=tuple(
             _load_evaluation(folder, name)
-            for name in sorted(path.stem for pattern in ("evaluation.json", "evaluation-*.json") for path in folder.glob(pattern))
+            for name in sorted(
+                path.stem
+                for pattern in ("evaluation.json", "evaluation-*.json")
+                for path in folder.glob(pattern)
+            )
         ),
     )
 
 
 def _load_evaluation(folder: Path, name: str) -> Evaluation:
     episodes = {
-        arm: [line for path in sorted((folder / "episodes").glob(f"{name}_{arm}_*.jsonl")) for line in _lines(path)] for arm in ARMS
+        arm: [
+            line
+            for path in sorted((folder / "episodes").glob(f"{name}_{arm}_*.jsonl"))
+            for line in _lines(path)
+        ]
+        for arm in ARMS
     }
     return Evaluation(
         name=name,
@@ -109,15 +138,27 @@ def _load_evaluation(folder: Path, name: str) -> Evaluation:
 
 
 def games_played(environment: Mapping[str, Any]) -> str:
-    """Which games, in a few words: "alfworld, generated games, rooms=small"; empty when nothing is known."""
+    """Which games, in a few words: "alfworld, generated games, rooms=small"; empty when nothing is
+    known.
+    """
     source = environment.get("source")
-    options = (f"{key}={value}" for key, value in sorted(environment.get("options", {}).items()) if value != source)
-    return ", ".join(filter(None, (environment.get("name"), source and f"{source} games", *options)))
+    options = (
+        f"{key}={value}"
+        for key, value in sorted(environment.get("options", {}).items())
+        if value != source
+    )
+    return ", ".join(
+        filter(None, (environment.get("name"), source and f"{source} games", *options))
+    )
 
 
 def split_summary(evaluation: Evaluation, split: str) -> Split | None:
-    """One split of an evaluation, its families and the statistics over all their runs; None when it holds no family."""
-    families = {name: family for name, family in evaluation.families.items() if family.get("split") == split}
+    """One split of an evaluation, its families and the statistics over all their runs; None when it
+    holds no family.
+    """
+    families = {
+        name: family for name, family in evaluation.families.items() if family.get("split") == split
+    }
     if not families:
         return None
     overall = evaluation.results.get("overall", {}).get(split, {})
@@ -135,12 +176,16 @@ def split_summary(evaluation: Evaluation, split: str) -> Split | None:
 
 def split_summaries(evaluation: Evaluation) -> list[Split]:
     """All splits that an evaluation holds."""
-    return [summary for split in SPLITS if (summary := split_summary(evaluation, split)) is not None]
+    return [
+        summary for split in SPLITS if (summary := split_summary(evaluation, split)) is not None
+    ]
 
 
 def series(metrics: Sequence[Json], name: str) -> list[float | None]:
     """One metric over the iterations; None where a line lacks it."""
-    return [value if isinstance(value := record.get(name), (int, float)) else None for record in metrics]
+    return [
+        value if isinstance(value := record.get(name), (int, float)) else None for record in metrics
+    ]
 
 
 def counter_total(values: Sequence[float | None]) -> float:
@@ -154,7 +199,9 @@ def counter_total(values: Sequence[float | None]) -> float:
 
 
 def phase_seconds(metrics: Sequence[Json]) -> dict[str, float]:
-    """Total seconds per phase over all iterations: the keys of "time" that end in "_s", longest first."""
+    """Total seconds per phase over all iterations: the keys of "time" that end in "_s", longest
+    first.
+    """
     totals: dict[str, float] = {}
     for record in metrics:
         for name, value in record.get("time", {}).items():
@@ -164,7 +211,9 @@ def phase_seconds(metrics: Sequence[Json]) -> dict[str, float]:
 
 
 def gains(evaluation: Evaluation) -> list[str]:
-    """Family names, training families first, each split by falling gain of trained over untrained (over initial where that is missing)."""
+    """Family names, training families first, each split by falling gain of trained over untrained
+    (over initial where that is missing).
+    """
 
     def order(name: str) -> tuple[int, float]:
         arms = evaluation.families[name].get("arms", {})
@@ -176,7 +225,9 @@ def gains(evaluation: Evaluation) -> list[str]:
 
 
 def prompt_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
-    """Untrained and trained prompts of the same family and loop, of the families that gained most; at least one held-out family if any."""
+    """Untrained and trained prompts of the same family and loop, of the families that gained most;
+    at least one held-out family if any.
+    """
     by_place: dict[tuple[str, Any], dict[str, Json]] = {}
     for row in evaluation.prompts:
         by_place.setdefault((row.get("family", ""), row.get("run")), {})[row.get("arm", "")] = row
@@ -188,15 +239,24 @@ def prompt_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
     # A typical loop, not the best: the one in the middle by what its trained prompt won.
     found = {}
     for family in gains(evaluation):
-        rows = sorted((pair for pair in complete if pair.family == family), key=lambda pair: pair.after.get("success") or 0.0)
+        rows = sorted(
+            (pair for pair in complete if pair.family == family),
+            key=lambda pair: pair.after.get("success") or 0.0,
+        )
         if rows:
             found[family] = rows[len(rows) // 2]
     return _with_heldout(evaluation, found, limit)
 
 
 def game_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
-    """Games lost under the initial prompt and won under a trained one; per family the one with the fewest turns to show."""
-    lost = {game_name(t): t for t in evaluation.episodes["initial"] if t["outcome"] not in ("success", "failed")}
+    """Games lost under the initial prompt and won under a trained one; per family the one with the
+    fewest turns to show.
+    """
+    lost = {
+        game_name(t): t
+        for t in evaluation.episodes["initial"]
+        if t["outcome"] not in ("success", "failed")
+    }
     found: dict[str, Pair] = {}
     for won in evaluation.episodes["trained"]:
         before = lost.get(game_name(won))
@@ -206,7 +266,11 @@ def game_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
         known = found.get(pair.family)
         if known is None or _num_turns(pair) < _num_turns(known):
             found[pair.family] = pair
-    return _with_heldout(evaluation, {family: found[family] for family in gains(evaluation) if family in found}, limit)
+    return _with_heldout(
+        evaluation,
+        {family: found[family] for family in gains(evaluation) if family in found},
+        limit,
+    )
 
 
 def game_name(trajectory: Json) -> str:
@@ -216,8 +280,12 @@ def game_name(trajectory: Json) -> str:
 
 def _with_heldout(evaluation: Evaluation, found: Mapping[str, Pair], limit: int) -> list[Pair]:
     """The first pairs, the last place given to a held-out family when there is one."""
-    heldout = [pair for name, pair in found.items() if evaluation.families[name].get("split") == "heldout"]
-    train = [pair for name, pair in found.items() if evaluation.families[name].get("split") != "heldout"]
+    heldout = [
+        pair for name, pair in found.items() if evaluation.families[name].get("split") == "heldout"
+    ]
+    train = [
+        pair for name, pair in found.items() if evaluation.families[name].get("split") != "heldout"
+    ]
     kept = train[: limit - 1] if heldout else train[:limit]
     return kept + heldout[: limit - len(kept)]
 
@@ -232,9 +300,15 @@ def _json(path: Path) -> Json:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): write it again by the command that made it, or remove it.") from None
+        raise ValueError(
+            f"{path} is not JSON ({error}): write it again by the command that made it, or"
+            " remove it."
+        ) from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds no JSON object: write it again by the command that made it, or remove it.")
+        raise ValueError(
+            f"{path} holds no JSON object: write it again by the command that made it, or"
+            " remove it."
+        )
     return data
 
 
@@ -246,4 +320,7 @@ def _lines(path: Path) -> Iterator[Json]:
             try:
                 yield json.loads(line)
             except ValueError:
-                raise ValueError(f"Line {number} of {path} is not JSON: run the evaluation again, or remove the file.") from None
+                raise ValueError(
+                    f"Line {number} of {path} is not JSON: run the evaluation again, or remove the"
+                    " file."
+                ) from None

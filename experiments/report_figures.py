@@ -1,4 +1,6 @@
-"""The figures of a report: matplotlib drawings as inline SVG, with the colours and fonts of the page, in its light or dark look."""
+"""The figures of a report: matplotlib drawings as inline SVG, with the colours and fonts of the
+page, in its light or dark look.
+"""
 
 import io
 import re
@@ -55,11 +57,16 @@ Series = Sequence[float | None]
 
 
 def learning_curve(iterations: Sequence[int], replay: Series, fresh: Series) -> str:
-    """Mean reward of the candidates per iteration, on replayed and on fresh games: points as measured, lines smoothed."""
+    """Mean reward of the candidates per iteration, on replayed and on fresh games: points as
+    measured, lines smoothed.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 3.3), layout="constrained")
         axes = figure.subplots()
-        for values, colour, label in ((replay, TRAINED, "replayed games"), (fresh, FRESH, "fresh games")):
+        for values, colour, label in (
+            (replay, TRAINED, "replayed games"),
+            (fresh, FRESH, "fresh games"),
+        ):
             points = [(x, y) for x, y in zip(iterations, values, strict=True) if y is not None]
             if points:
                 xs, ys = zip(*points, strict=True)
@@ -76,7 +83,11 @@ def learning_curve(iterations: Sequence[int], replay: Series, fresh: Series) -> 
 
 def small_multiples(iterations: Sequence[int], panels: Mapping[str, Series]) -> str:
     """One small panel for each named series that holds a value; "" when none does."""
-    shown = {title: values for title, values in panels.items() if any(value is not None for value in values)}
+    shown = {
+        title: values
+        for title, values in panels.items()
+        if any(value is not None for value in values)
+    }
     if not shown:
         return ""
     columns = min(3, len(shown))
@@ -87,7 +98,10 @@ def small_multiples(iterations: Sequence[int], panels: Mapping[str, Series]) -> 
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
         for axes, (title, values) in zip(grid.flat, shown.items(), strict=False):
-            xs, ys = zip(*((x, y) for x, y in zip(iterations, values, strict=True) if y is not None), strict=True)
+            xs, ys = zip(
+                *((x, y) for x, y in zip(iterations, values, strict=True) if y is not None),
+                strict=True,
+            )
             axes.plot(xs, ys, "o", ms=2.4, mew=0, color=_MUTED, alpha=0.4)
             axes.plot(xs, smooth(ys), lw=1.8, color=_INK)
             axes.set_title(title)
@@ -106,18 +120,44 @@ def family_bars(splits: Mapping[str, Mapping[str, Mapping[str, Any]]], arms: Seq
     step = len(arms) + 1.2  # rows per family: its bars and a gap
     rows = [max(1, len(families)) * step for families in splits.values()]
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x", "axes.spines.bottom": False}):
-        figure = Figure(figsize=(9.2, 0.19 * sum(rows) + 0.5 * len(rows) + 0.35), layout="constrained")
-        panels = figure.subplots(len(splits), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+        figure = Figure(
+            figsize=(9.2, 0.19 * sum(rows) + 0.5 * len(rows) + 0.35), layout="constrained"
+        )
+        panels = figure.subplots(len(splits), 1, sharex=True, squeeze=False, height_ratios=rows)[
+            :, 0
+        ]
         for axes, (title, families) in zip(panels, splits.items(), strict=True):
             for index, arm in enumerate(arms):
-                cells = [(n * step + index, measured[arm]) for n, measured in enumerate(families.values()) if arm in measured]
-                axes.barh([y for y, _ in cells], [100 * cell["mean"] for _, cell in cells], height=0.86, color=ARM_COLOURS[arm], zorder=2)
+                cells = [
+                    (n * step + index, measured[arm])
+                    for n, measured in enumerate(families.values())
+                    if arm in measured
+                ]
+                axes.barh(
+                    [y for y, _ in cells],
+                    [100 * cell["mean"] for _, cell in cells],
+                    height=0.86,
+                    color=ARM_COLOURS[arm],
+                    zorder=2,
+                )
                 for y, cell in cells:
                     low, high = (100 * value for value in cell["ci95"])
-                    axes.plot([low, high], [y, y], color=_INK, lw=1.3, zorder=3, solid_capstyle="butt")
-                    axes.text(high + 1.2, y, f"{100 * cell['mean']:.0f}", va="center", ha="left", fontsize=8.5, color=_MUTED)
+                    axes.plot(
+                        [low, high], [y, y], color=_INK, lw=1.3, zorder=3, solid_capstyle="butt"
+                    )
+                    axes.text(
+                        high + 1.2,
+                        y,
+                        f"{100 * cell['mean']:.0f}",
+                        va="center",
+                        ha="left",
+                        fontsize=8.5,
+                        color=_MUTED,
+                    )
             axes.set_title(title)
-            axes.set_yticks([n * step + (len(arms) - 1) / 2 for n in range(len(families))], list(families))
+            axes.set_yticks(
+                [n * step + (len(arms) - 1) / 2 for n in range(len(families))], list(families)
+            )
             axes.tick_params(axis="y", labelcolor=_INK, pad=6)
             axes.set_ylim(len(families) * step - 1, -1)
         panels[-1].set_xlim(0, 107)
@@ -137,18 +177,32 @@ def smooth(values: Sequence[float], weight: float = 0.75) -> list[float]:
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """An <svg> element that scales with the page: no prolog, no fixed size, no metadata, colours by CSS variables."""
+    """An <svg> element that scales with the page: no prolog, no fixed size, no metadata, colours by
+    CSS variables.
+    """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(
-        r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1, flags=re.DOTALL
+        r'<svg[^>]*?viewBox="([^"]+)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{label}">',
+        text,
+        count=1,
+        flags=re.DOTALL,
     )
-    text = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|PathCollection)_\d+"', "", text)
+    text = re.sub(
+        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend'
+        r'|PathCollection)_\d+"',
+        "",
+        text,
+    )
     text = re.sub(r" font-family: [^;\"]+;", "", text)  # the page's font
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)  # would style the whole page
+    # would style the whole page
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return text

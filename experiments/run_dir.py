@@ -1,4 +1,6 @@
-"""What the entry points share: flags, signals, and run directories that are never overwritten by mistake."""
+"""What the entry points share: flags, signals, and run directories that are never overwritten by
+mistake.
+"""
 
 import contextlib
 import datetime
@@ -25,7 +27,19 @@ from envs.registry import describe
 from ictjax.config import EnvironmentConfig, TrainConfig, differences, to_dict
 from ictjax.run_files import write_lines
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "minihack", "nle", "alfworld")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "minihack",
+    "nle",
+    "alfworld",
+)
 _MIN_FREE_BYTES = 256 * 2**20
 _Args = TypeVar("_Args")
 
@@ -39,7 +53,9 @@ class Stopped(BaseException):
 
 
 def run_main(body: Callable[[], None], remedy: str) -> None:
-    """Runs an entry point: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM with a word on how to go on."""
+    """Runs an entry point: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM
+    with a word on how to go on.
+    """
 
     def stop(number: int, _frame: Any) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -60,25 +76,43 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
             signal.signal(each, handler)
 
 
-def parse(args_type: type[_Args], description: str, argv: Sequence[str], default: _Args | None = None) -> _Args:
-    """Flags -> a dataclass. Raises ValueError, with what the parser says in one line, for flags and values that do not exist."""
+def parse(
+    args_type: type[_Args], description: str, argv: Sequence[str], default: _Args | None = None
+) -> _Args:
+    """Flags -> a dataclass. Raises ValueError, with what the parser says in one line, for flags and
+    values that do not exist.
+    """
     extra = {} if default is None else {"default": default}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            args, unknown = tyro.cli(args_type, description=description, args=list(argv), return_unknown_args=True, **extra)
+            args, unknown = tyro.cli(
+                args_type,
+                description=description,
+                args=list(argv),
+                return_unknown_args=True,
+                **extra,
+            )
     except SystemExit as ended:
         if not ended.code:
             raise
-        text = " ".join(re.sub("[\u2500-\u257f]|-{4,}", " ", complaint.getvalue()).partition("For full helptext")[0].split())
-        raise ValueError(f"{text.partition('Error parsing ')[2] or text} (--help lists the flags).") from None
+        text = " ".join(
+            re.sub("[\u2500-\u257f]|-{4,}", " ", complaint.getvalue())
+            .partition("For full helptext")[0]
+            .split()
+        )
+        raise ValueError(
+            f"{text.partition('Error parsing ')[2] or text} (--help lists the flags)."
+        ) from None
     if unknown:
         raise ValueError(f"Unknown flag {unknown[0]!r}: --help lists the flags.")
     return args
 
 
 def flag_value(argv: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that has to be known before the others are parsed (it decides their defaults)."""
+    """The value of a flag that has to be known before the others are parsed (it decides their
+    defaults).
+    """
     for index, each in enumerate(argv):
         if each == flag and index + 1 < len(argv):
             return argv[index + 1]
@@ -91,35 +125,54 @@ def check_families(environment: Environment, families: Sequence[str]) -> None:
     """Raises ValueError for a family that the environment does not have."""
     for family in families:
         if family not in environment.families:
-            raise ValueError(f"Unknown family {family!r} of {environment.name}: use some of {', '.join(environment.families)}.")
+            raise ValueError(
+                f"Unknown family {family!r} of {environment.name}: use some of"
+                f" {', '.join(environment.families)}."
+            )
 
 
-def open_run(run_dir: pathlib.Path, preset: str, config: TrainConfig, environment: Environment) -> bool:
-    """Makes the run directory with config.json and manifest.json, or checks that it is of this configuration; True if it is new.
+def open_run(
+    run_dir: pathlib.Path, preset: str, config: TrainConfig, environment: Environment
+) -> bool:
+    """Makes the run directory with config.json and manifest.json, or checks that it is of this
+    configuration; True if it is new.
 
     Raises:
-      ValueError: it belongs to another configuration or to other games, holds something else, or the disk is too full. Nothing is
-        changed then.
+      ValueError: it belongs to another configuration or to other games, holds something else, or
+        the disk is too full. Nothing is changed then.
     """
     wanted, path = to_dict(config), run_dir / "config.json"
     if path.is_file():
         try:
             found = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not readable ({error}): choose a new --run-dir.") from error
+            raise ValueError(
+                f"{path} is not readable ({error}): choose a new --run-dir."
+            ) from error
         if found:
-            raise ValueError(f"{run_dir} is a run of another configuration ({', '.join(found[:4])} differ): choose a new --run-dir.")
+            raise ValueError(
+                f"{run_dir} is a run of another configuration ({', '.join(found[:4])} differ):"
+                " choose a new --run-dir."
+            )
         _check_games(run_dir, config.environment, environment)
         return False
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise ValueError(f"{run_dir} exists and is no run directory (it has no config.json): choose a new --run-dir.")
+        raise ValueError(
+            f"{run_dir} exists and is no run directory (it has no config.json): choose a new"
+            " --run-dir."
+        )
     _check_disk(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"Cannot make the run directory {run_dir} ({error.strerror}): choose another --run-dir.") from error
-    write_lines(run_dir / "manifest.json", [json.dumps(_manifest(preset, config, environment), indent=1)])
-    write_lines(path, [json.dumps(wanted, indent=1)])  # last: from here on the directory counts as a run
+        raise ValueError(
+            f"Cannot make the run directory {run_dir} ({error.strerror}): choose another --run-dir."
+        ) from error
+    write_lines(
+        run_dir / "manifest.json", [json.dumps(_manifest(preset, config, environment), indent=1)]
+    )
+    # last: from here on the directory counts as a run
+    write_lines(path, [json.dumps(wanted, indent=1)])
     return True
 
 
@@ -128,8 +181,8 @@ def _check_disk(run_dir: pathlib.Path) -> None:
     free = shutil.disk_usage(existing).free
     if free < _MIN_FREE_BYTES:
         raise ValueError(
-            f"Only {free / 2**20:.0f} MiB of disk are free for {run_dir}, a run needs {_MIN_FREE_BYTES / 2**20:.0f}: free some space "
-            "or choose another --run-dir."
+            f"Only {free / 2**20:.0f} MiB of disk are free for {run_dir}, a run needs"
+            f" {_MIN_FREE_BYTES / 2**20:.0f}: free some space or choose another --run-dir."
         )
 
 
@@ -156,7 +209,9 @@ def package_versions(names: Sequence[str]) -> dict[str, str | None]:
 
 
 def describe_games(settings: EnvironmentConfig, environment: Environment) -> dict[str, Any]:
-    """Which games are played: the environment with its options, what it says of itself (where games come from, how many), and their hash."""
+    """Which games are played: the environment with its options, what it says of itself (where games
+    come from, how many), and their hash.
+    """
     about = {"name": environment.name, "options": dict(settings.options), **describe(environment)}
     return {**about, "games_sha256": _games_sha256(settings, environment)}
 
@@ -169,15 +224,17 @@ def _games_sha256(settings: EnvironmentConfig, environment: Environment) -> str:
     return games.hexdigest()
 
 
-def _check_games(run_dir: pathlib.Path, settings: EnvironmentConfig, environment: Environment) -> None:
+def _check_games(
+    run_dir: pathlib.Path, settings: EnvironmentConfig, environment: Environment
+) -> None:
     path = run_dir / "manifest.json"
     if not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     if before.get("games_sha256", "") != _games_sha256(settings, environment):
         raise ValueError(
-            f"The games of {settings.name!r} are no longer those that {run_dir} was started with (a download or a package has changed): "
-            "choose a new --run-dir."
+            f"The games of {settings.name!r} are no longer those that {run_dir} was started with (a"
+            " download or a package has changed): choose a new --run-dir."
         )
 
 
@@ -201,7 +258,11 @@ def _git_revision() -> str | None:
     here = pathlib.Path(__file__).parent
     try:
         result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,4 +1,6 @@
-"""Intervals and paired tests for evaluation: pure functions of numbers, deterministic, numpy and scipy only."""
+"""Intervals and paired tests for evaluation: pure functions of numbers, deterministic, numpy and
+scipy only.
+"""
 
 import dataclasses
 import itertools
@@ -30,7 +32,9 @@ class MeanInterval:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """The mean of the paired differences a - b, its confidence interval, and the two-sided p-value of "no difference"."""
+    """The mean of the paired differences a - b, its confidence interval, and the two-sided p-value
+    of "no difference".
+    """
 
     difference: float
     ci: tuple[float, float]
@@ -45,15 +49,19 @@ class PairedTest:
 def mean_ci(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
     """Mean of independent values (one per game, averaged over its runs) with Student's t interval.
 
-    One value, or equal values, give an interval of no width: such a sample cannot tell its own error. Values that all lie
-    in [0, 1] (success rates) get an interval cut to [0, 1].
-    Raises ValueError for an empty or non-finite sample, or a confidence outside (0, 1).
+    One value, or equal values, give an interval of no width: such a sample cannot tell its own
+    error. Values that all lie in [0, 1] (success rates) get an interval cut to [0, 1]. Raises
+    ValueError for an empty or non-finite sample, or a confidence outside (0, 1).
     """
     sample = _sample("values", values)
     _check_confidence(confidence)
     mean = float(sample.mean())
     sd = float(sample.std(ddof=1)) if sample.size > 1 else 0.0
-    half = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1)) * sd / np.sqrt(sample.size) if sample.size > 1 else 0.0
+    half = (
+        float(stats.t.ppf((1 + confidence) / 2, sample.size - 1)) * sd / np.sqrt(sample.size)
+        if sample.size > 1
+        else 0.0
+    )
     low, high = mean - half, mean + half
     if sample.min() >= 0.0 and sample.max() <= 1.0:
         low, high = max(low, 0.0), min(high, 1.0)
@@ -61,30 +69,39 @@ def mean_ci(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
 
 
 def paired_test(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedTest:
-    """Sign-flip permutation test of the mean paired difference a - b, with a percentile bootstrap interval over the pairs.
+    """Sign-flip permutation test of the mean paired difference a - b, with a percentile bootstrap
+    interval over the pairs.
 
-    Pair i is game i under both arms. Under the null hypothesis the sign of every difference is a fair coin: with at most
-    `EXACT_PAIRS` nonzero differences all patterns are counted and p is exact; beyond that p is (1 + hits) / (1 + PERMUTATIONS) with a
-    fixed seed, never 0. Zero differences change no sum and are left out of the patterns.
-    Raises ValueError for empty, non-finite or unequally long samples.
+    Pair i is game i under both arms. Under the null hypothesis the sign of every difference is a
+    fair coin: with at most `EXACT_PAIRS` nonzero differences all patterns are counted and p is
+    exact; beyond that p is (1 + hits) / (1 + PERMUTATIONS) with a fixed seed, never 0. Zero
+    differences change no sum and are left out of the patterns. Raises ValueError for empty,
+    non-finite or unequally long samples.
     """
     first, second = _sample("a", a), _sample("b", b)
     if first.size != second.size:
-        raise ValueError(f"A paired test needs one value per pair in both samples, got {first.size} and {second.size}.")
+        raise ValueError(
+            f"A paired test needs one value per pair in both samples, got {first.size} and"
+            f" {second.size}."
+        )
     _check_confidence(confidence)
     difference = first - second
     generator = np.random.default_rng(SEED)
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(_bootstrap_means(difference, generator), [tail, 100 - tail])
     return PairedTest(
-        difference=float(difference.mean()), ci=(float(low), float(high)), p=_sign_flip_p(difference, generator), num_pairs=difference.size
+        difference=float(difference.mean()),
+        ci=(float(low), float(high)),
+        p=_sign_flip_p(difference, generator),
+        num_pairs=difference.size,
     )
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction: p-values adjusted for testing all of them, in the order given.
 
-    Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979. Raises ValueError for values outside [0, 1].
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979. Raises
+      ValueError for values outside [0, 1].
     """
     for name, p in p_values.items():
         if not 0.0 <= p <= 1.0:
@@ -97,23 +114,31 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def detectable_effect(sd_of_differences: float, num_pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true mean difference that a two-sided paired t-test of this size finds with the given power.
+def detectable_effect(
+    sd_of_differences: float, num_pairs: int, *, power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """The smallest true mean difference that a two-sided paired t-test of this size finds with the
+    given power.
 
-    sd_of_differences has the unit of the result (a success rate, say). Solved by bisection on the noncentral t distribution.
-    Raises ValueError for a negative deviation, fewer than two pairs, or power or alpha outside (0, 1), or power not above alpha.
+    sd_of_differences has the unit of the result (a success rate, say). Solved by bisection on the
+    noncentral t distribution. Raises ValueError for a negative deviation, fewer than two pairs, or
+    power or alpha outside (0, 1), or power not above alpha.
     """
     if sd_of_differences < 0:
         raise ValueError(f"A standard deviation is not negative, got {sd_of_differences!r}.")
     if num_pairs < 2:
         raise ValueError(f"Power needs at least two pairs, got {num_pairs!r}: play more games.")
     if not 0 < alpha < power < 1:
-        raise ValueError(f"Expected 0 < alpha < power < 1, got alpha {alpha!r} and power {power!r}.")
+        raise ValueError(
+            f"Expected 0 < alpha < power < 1, got alpha {alpha!r} and power {power!r}."
+        )
     critical = stats.t.ppf(1 - alpha / 2, num_pairs - 1)
     low, high = 0.0, critical + 40.0  # noncentrality
     for _ in range(60):
         middle = (low + high) / 2
-        reached = stats.nct.sf(critical, num_pairs - 1, middle) + stats.nct.cdf(-critical, num_pairs - 1, middle)
+        reached = stats.nct.sf(critical, num_pairs - 1, middle) + stats.nct.cdf(
+            -critical, num_pairs - 1, middle
+        )
         low, high = (middle, high) if reached < power else (low, middle)
     return float(high * sd_of_differences / np.sqrt(num_pairs))
 
@@ -121,7 +146,9 @@ def detectable_effect(sd_of_differences: float, num_pairs: int, *, power: float 
 def _sample(name: str, values: Sequence[float]) -> np.ndarray:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
-        raise ValueError(f"{name} must be a flat, non-empty sample of finite numbers, got {values!r}.")
+        raise ValueError(
+            f"{name} must be a flat, non-empty sample of finite numbers, got {values!r}."
+        )
     return sample
 
 
@@ -134,7 +161,9 @@ def _bootstrap_means(sample: np.ndarray, generator: np.random.Generator) -> np.n
     """Means of RESAMPLES resamples, drawn in blocks that bound the memory."""
     block = max(1, 4_000_000 // sample.size)
     means = [
-        sample[generator.integers(sample.size, size=(min(block, RESAMPLES - start), sample.size))].mean(axis=1)
+        sample[
+            generator.integers(sample.size, size=(min(block, RESAMPLES - start), sample.size))
+        ].mean(axis=1)
         for start in range(0, RESAMPLES, block)
     ]
     return np.concatenate(means)
@@ -148,11 +177,19 @@ def _sign_flip_p(difference: np.ndarray, generator: np.random.Generator) -> floa
     observed = abs(nonzero.sum()) - 1e-9 * np.abs(nonzero).sum()
     if nonzero.size <= EXACT_PAIRS:
         # The first sign stays: a pattern and its opposite have the same absolute sum.
-        signs = np.array([(1, *rest) for rest in itertools.product((1, -1), repeat=nonzero.size - 1)])
+        signs = np.array(
+            [(1, *rest) for rest in itertools.product((1, -1), repeat=nonzero.size - 1)]
+        )
         return float((np.abs(signs @ nonzero) >= observed).mean())
     block = max(1, 4_000_000 // nonzero.size)
     hits = 0
     for start in range(0, PERMUTATIONS, block):
-        signs = generator.integers(2, size=(min(block, PERMUTATIONS - start), nonzero.size), dtype=np.int8) * 2 - 1
+        signs = (
+            generator.integers(
+                2, size=(min(block, PERMUTATIONS - start), nonzero.size), dtype=np.int8
+            )
+            * 2
+            - 1
+        )
         hits += int((np.abs(signs @ nonzero) >= observed).sum())
     return (1 + hits) / (1 + PERMUTATIONS)

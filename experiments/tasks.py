@@ -1,6 +1,7 @@
 """Named tasks: a benchmark as one pair of models plays it, for `--train-env` and `--eval-env`.
 
-A preset names the set of its models, so the same name ("alfworld") means the same games in the words and limits that suit them.
+A preset names the set of its models, so the same name ("alfworld") means the same games in the
+words and limits that suit them.
 """
 
 import dataclasses
@@ -16,26 +17,31 @@ ALFWORLD_TRAIN = ("put", "look", "clean", "heat")
 ALFWORLD_HELDOUT = ("cool", "pick_two")
 
 QWEN_MINIHACK_PROMPT = """\
-You play short NetHack games as text. Every turn shows you what happened, what is around you and what you carry; reach the goal \
-of the game in as few actions as you can.
+You play short NetHack games as text. Every turn shows you what happened, what is around you and \
+what you carry; reach the goal of the game in as few actions as you can.
 
-Before every action, think about what the observation tells you and what the action will change. Then answer in exactly this form:
+Before every action, think about what the observation tells you and what the action will change. \
+Then answer in exactly this form:
 
 Thought: <your reasoning, in one or two sentences>
 Action: <one action>"""
 
 QWEN_ALFWORLD_PROMPT = """\
-You do a household task in a room described as text. The first turn shows you the room and the task; every later turn shows you what your \
-action changed, and every turn lists the actions you may take. Finish the task in as few actions as you can.
+You do a household task in a room described as text. The first turn shows you the room and the \
+task; every later turn shows you what your action changed, and every turn lists the actions you \
+may take. Finish the task in as few actions as you can.
 
-Before every action, think about what the task still needs and where it may be found. Then answer in exactly this form:
+Before every action, think about what the task still needs and where it may be found. Then answer \
+in exactly this form:
 
 Thought: <your reasoning, in one or two sentences>
 Action: <one action, word for word from the list>"""
 
 
 def _split(base: TaskConfig, train: tuple[str, ...], heldout: tuple[str, ...]) -> TaskConfig:
-    environment = dataclasses.replace(base.environment, train_families=train, heldout_families=heldout)
+    environment = dataclasses.replace(
+        base.environment, train_families=train, heldout_families=heldout
+    )
     return dataclasses.replace(base, environment=environment)
 
 
@@ -43,7 +49,11 @@ def _split(base: TaskConfig, train: tuple[str, ...], heldout: tuple[str, ...]) -
 FAKE = TaskConfig(
     initial_prompt="play",
     environment=EnvironmentConfig(
-        name="fake", train_families=("door", "lamp"), heldout_families=("bell",), num_workers=1, max_live_games=8
+        name="fake",
+        train_families=("door", "lamp"),
+        heldout_families=("bell",),
+        num_workers=1,
+        max_live_games=8,
     ),
     rollout=RolloutConfig(max_steps=2, max_turn_tokens=4),
 )
@@ -84,7 +94,9 @@ POCKET_ALFWORLD = TaskConfig(
 )
 
 # The paper's limits: 25 steps, 500 tokens a turn, greedy, the admissible actions shown.
-_PAPER_ROLLOUT = RolloutConfig(max_steps=25, max_turn_tokens=500, temperature=0.0, show_actions=True)
+_PAPER_ROLLOUT = RolloutConfig(
+    max_steps=25, max_turn_tokens=500, temperature=0.0, show_actions=True
+)
 QWEN_MINIHACK = TaskConfig(
     initial_prompt=QWEN_MINIHACK_PROMPT,
     environment=EnvironmentConfig(
@@ -128,17 +140,25 @@ QWEN_TASKS = _tasks(QWEN_MINIHACK, QWEN_ALFWORLD)
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """Reads options of an environment, "KEY=VALUE,KEY=VALUE". Raises ValueError for text that is not of this form."""
+    """Reads options of an environment, "KEY=VALUE,KEY=VALUE". Raises ValueError for text that is
+    not of this form.
+    """
     options = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not (key.isidentifier() and equals):
-            raise ValueError(f"Environment options read KEY=VALUE,KEY=VALUE, got {part!r} in {text!r}.")
+            raise ValueError(
+                f"Environment options read KEY=VALUE,KEY=VALUE, got {part!r} in {text!r}."
+            )
         options[key] = value
     return options
 
 
 def with_options(task: TaskConfig, text: str) -> TaskConfig:
-    """A task with some options of its environment set, from "KEY=VALUE,KEY=VALUE". Raises ValueError for text that is not of this form."""
+    """A task with some options of its environment set, from "KEY=VALUE,KEY=VALUE". Raises
+    ValueError for text that is not of this form.
+    """
     options = {**task.environment.options, **parse_options(text)}
-    return dataclasses.replace(task, environment=dataclasses.replace(task.environment, options=options))
+    return dataclasses.replace(
+        task, environment=dataclasses.replace(task.environment, options=options)
+    )

@@ -1,4 +1,5 @@
-"""In-context Training in JAX: a reflector learns, by GRPO, to write system prompts that make an actor better.
+"""In-context Training in JAX: a reflector learns, by GRPO, to write system prompts that make an
+actor better.
 
 Dimension key: the letters of every array-name suffix and every jaxtyping annotation in the package.
 
@@ -29,7 +30,9 @@ __all__ = ["MetaEnv"]
 
 
 def __getattr__(name: str) -> Any:
-    """`ictjax.MetaEnv`, imported when it is first asked for: `import ictjax` alone stays light and touches no device."""
+    """`ictjax.MetaEnv`, imported when it is first asked for: `import ictjax` alone stays light and
+    touches no device.
+    """
     if name != "MetaEnv":
         raise AttributeError(f"module 'ictjax' has no attribute {name!r}")
     from ictjax.meta_gym import MetaEnv

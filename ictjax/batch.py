@@ -1,4 +1,6 @@
-"""Ragged prompts and replies -> one training batch of numpy arrays, whose shape comes from a closed set of buckets."""
+"""Ragged prompts and replies -> one training batch of numpy arrays, whose shape comes from a closed
+set of buckets.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,11 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Batch(NamedTuple):
-    """One batch of an update: rows of prompt + reply, padded on the right (R: response positions of a row).
+    """One batch of an update: rows of prompt + reply, padded on the right (R: response positions of
+    a row).
 
-    Logits are needed at response positions only, so these are listed: the r-th sampled token of row b is `target_br`, and the hidden state
-    that predicts it is the one of token `source_br`. Masked entries are zeros. Rows that only pad the batch hold one valid pad token (so that
-    no attention is over nothing), no response and weight 0.
+    Logits are needed at response positions only, so these are listed: the r-th sampled token of row
+    b is `target_br`, and the hidden state that predicts it is the one of token `source_br`. Masked
+    entries are zeros. Rows that only pad the batch hold one valid pad token (so that no attention
+    is over nothing), no response and weight 0.
     """
 
     tokens_bt: Int[Array, "B T"]
@@ -24,12 +28,15 @@ class Batch(NamedTuple):
     response_mask_br: Bool[Array, "B R"]
     advantage_b: Float[Array, "B"]
     weight_b: Float[Array, "B"]  # of the row in the loss and in the metrics
-    sampler_logp_br: Float[Array, "B R"]  # as the sampler reported them: a diagnostic, never part of the loss
+    # as the sampler reported them: a diagnostic, never part of the loss
+    sampler_logp_br: Float[Array, "B R"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """The closed set of batch shapes: every pair of a token bucket and a response bucket is one compiled update."""
+    """The closed set of batch shapes: every pair of a token bucket and a response bucket is one
+    compiled update.
+    """
 
     num_rows: int
     token_buckets: tuple[int, ...]  # T, prompt and reply together; ascending
@@ -41,7 +48,10 @@ class BatchConfig:
         for field in ("token_buckets", "response_buckets"):
             buckets = getattr(self, field)
             if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-                raise ValueError(f"BatchConfig.{field} must be one or more ascending lengths of at least 1, got {buckets}.")
+                raise ValueError(
+                    f"BatchConfig.{field} must be one or more ascending lengths of at least 1, got"
+                    f" {buckets}."
+                )
 
 
 def pack(
@@ -54,22 +64,29 @@ def pack(
     weights: Sequence[float] | None = None,
     sampler_logprobs: Sequence[Sequence[float]] | None = None,
 ) -> Batch:
-    """Packs samples, in their order, into the smallest bucket that holds all of them; rows up to `config.num_rows` are padding.
+    """Packs samples, in their order, into the smallest bucket that holds all of them; rows up to
+    `config.num_rows` are padding.
 
     Args:
       config: the shapes to choose from.
       prompt_ids: what each reply was sampled after; at least one token each.
-      reply_ids: the sampled tokens, the stop token included. An empty reply makes a row without loss.
+      reply_ids: the sampled tokens, the stop token included. An empty reply makes a row without
+        loss.
       advantages: one per sample.
       pad_id: the token at padding.
       weights: of each row in the loss; 1 unless given.
       sampler_logprobs: one per token of each reply; zeros unless given.
 
     Raises:
-      ValueError: too many samples, lists of different lengths, an empty prompt, or a sample longer than the largest bucket.
+      ValueError: too many samples, lists of different lengths, an empty prompt, or a sample longer
+        than the largest bucket.
     """
     weights = [1.0] * len(prompt_ids) if weights is None else weights
-    sampler_logprobs = [[0.0] * len(reply) for reply in reply_ids] if sampler_logprobs is None else sampler_logprobs
+    sampler_logprobs = (
+        [[0.0] * len(reply) for reply in reply_ids]
+        if sampler_logprobs is None
+        else sampler_logprobs
+    )
     for name, values in (
         ("reply_ids", reply_ids),
         ("advantages", advantages),
@@ -77,21 +94,43 @@ def pack(
         ("sampler_logprobs", sampler_logprobs),
     ):
         if len(values) != len(prompt_ids):
-            raise ValueError(f"Every sample needs one entry of each list: got {len(prompt_ids)} prompts and {len(values)} {name}.")
+            raise ValueError(
+                f"Every sample needs one entry of each list: got {len(prompt_ids)} prompts and"
+                f" {len(values)} {name}."
+            )
     if len(prompt_ids) > config.num_rows:
-        raise ValueError(f"{len(prompt_ids)} samples do not fit {config.num_rows} rows: raise BatchConfig.num_rows or pack fewer.")
-    for row, (prompt, reply, logprobs) in enumerate(zip(prompt_ids, reply_ids, sampler_logprobs, strict=True)):
+        raise ValueError(
+            f"{len(prompt_ids)} samples do not fit {config.num_rows} rows: raise"
+            " BatchConfig.num_rows or pack fewer."
+        )
+    for row, (prompt, reply, logprobs) in enumerate(
+        zip(prompt_ids, reply_ids, sampler_logprobs, strict=True)
+    ):
         if not prompt:
-            raise ValueError(f"Sample {row} has an empty prompt: the first token of its reply has nothing to be predicted from.")
+            raise ValueError(
+                f"Sample {row} has an empty prompt: the first token of its reply has nothing to be"
+                " predicted from."
+            )
         if len(logprobs) != len(reply):
-            raise ValueError(f"Sample {row} has {len(reply)} reply tokens and {len(logprobs)} sampler log-probabilities: give one each.")
+            raise ValueError(
+                f"Sample {row} has {len(reply)} reply tokens and {len(logprobs)} sampler"
+                " log-probabilities: give one each."
+            )
 
-    num_tokens = bucket(config.token_buckets, [len(p) + len(r) for p, r in zip(prompt_ids, reply_ids, strict=True)], "token_buckets")
-    num_responses = bucket(config.response_buckets, [len(reply) for reply in reply_ids], "response_buckets")
+    num_tokens = bucket(
+        config.token_buckets,
+        [len(p) + len(r) for p, r in zip(prompt_ids, reply_ids, strict=True)],
+        "token_buckets",
+    )
+    num_responses = bucket(
+        config.response_buckets, [len(reply) for reply in reply_ids], "response_buckets"
+    )
     rows = config.num_rows
     batch = Batch(
         tokens_bt=np.full((rows, num_tokens), pad_id, np.int32),
-        positions_bt=np.broadcast_to(np.arange(num_tokens, dtype=np.int32), (rows, num_tokens)).copy(),
+        positions_bt=np.broadcast_to(
+            np.arange(num_tokens, dtype=np.int32), (rows, num_tokens)
+        ).copy(),
         valid_bt=np.zeros((rows, num_tokens), bool),
         source_br=np.zeros((rows, num_responses), np.int32),
         target_br=np.zeros((rows, num_responses), np.int32),
@@ -115,12 +154,15 @@ def pack(
 
 
 def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str) -> int:
-    """The smallest bucket that holds the longest of `lengths` (the first if there are none); ValueError if none does."""
+    """The smallest bucket that holds the longest of `lengths` (the first if there are none);
+    ValueError if none does.
+    """
     longest = max(lengths, default=0)
     for size in buckets:
         if longest <= size:
             return size
     raise ValueError(
-        f"Sample {list(lengths).index(longest)} needs {longest} tokens, more than the largest of BatchConfig.{name} {tuple(buckets)}: "
-        "add a larger bucket, or shorten the prompt or the reply."
+        f"Sample {list(lengths).index(longest)} needs {longest} tokens, more than the largest of"
+        f" BatchConfig.{name} {tuple(buckets)}: add a larger bucket, or shorten the prompt or the"
+        " reply."
     )

@@ -1,4 +1,6 @@
-"""Chat templates turn by turn: token ids that only ever grow, with every sampled id kept as it was sampled."""
+"""Chat templates turn by turn: token ids that only ever grow, with every sampled id kept as it was
+sampled.
+"""
 
 import contextlib
 import datetime
@@ -16,35 +18,53 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from ictjax.models.hf.hub import local_folder
 from ictjax.records import Message
 
-_REMEDY = "Use a chat template that writes every message after the ones before it and closes a reply with a special token."
-# What templates are told is today: the ids of a prompt must not change at midnight. Llama's templates fall back to the same day.
+_REMEDY = (
+    "Use a chat template that writes every message after the ones before it and closes a reply with"
+    " a special token."
+)
+# What templates are told is today: the ids of a prompt must not change at midnight. Llama's
+# templates fall back to the same day.
 _TODAY = datetime.date(2024, 7, 26)
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-# Where two tokenizers differ: spaces, line breaks, contractions, digits, letters that normalise, code, other scripts.
-_SAMPLE = "The agent's 12,345th try:\n\n  don't  GO north\t(ok?) «naïve» ﬁne e\u0301 \u00e9 def f(x): return x**2\r\n東京 🙂 "
+# Where two tokenizers differ: spaces, line breaks, contractions, digits, letters that normalise,
+# code, other scripts.
+_SAMPLE = (
+    "The agent's 12,345th try:\n\n  don't  GO north\t(ok?) «naïve» ﬁne e\u0301 \u00e9 def f(x):"
+    " return x**2\r\n東京 🙂 "
+)
 _SAMPLED_WORDS = 200  # of the vocabulary
 _PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
 _REPLY = "probe reply"
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer and its chat template, read as start + reply + turn + reply + turn ...
+    """A Hugging Face tokenizer and its chat template, read as start + reply + turn + reply + turn
+    ...
 
-    For a conversation, `encode_start(first messages)` then, for every later message, the sampled reply ids followed by
-    `encode_turn(message, stopped=...)` equal the template applied to the whole conversation, up to the replies, which stay as they were
-    sampled and as the model saw them: they are not tokenised again, and a template that drops the thoughts of old replies (Qwen3) or trims
-    them drops nothing here. That includes what a generation prompt writes on the model's behalf, such as Qwen3's empty thinking block.
-    The sampled stop token belongs to the reply; what the template writes behind it (a newline in ChatML) opens the next turn.
-    Templates that write today's date write the same day always.
+    For a conversation, `encode_start(first messages)` then, for every later message, the sampled
+    reply ids followed by `encode_turn(message, stopped=...)` equal the template applied to the
+    whole conversation, up to the replies, which stay as they were sampled and as the model saw
+    them: they are not tokenised again, and a template that drops the thoughts of old replies
+    (Qwen3) or trims them drops nothing here. That includes what a generation prompt writes on the
+    model's behalf, such as Qwen3's empty thinking block. The sampled stop token belongs to the
+    reply; what the template writes behind it (a newline in ChatML) opens the next turn. Templates
+    that write today's date write the same day always.
 
     Args:
-      source: a folder with tokenizer files, an id on the Hugging Face hub, or a loaded tokenizer with a chat template.
+      source: a folder with tokenizer files, an id on the Hugging Face hub, or a loaded tokenizer
+        with a chat template.
       thinking: the template's switch `enable_thinking`; None leaves it to the template.
     Raises:
-      ValueError: there is no tokenizer or no chat template, the template cannot be extended turn by turn, or it has no thinking switch.
+      ValueError: there is no tokenizer or no chat template, the template cannot be extended turn by
+        turn, or it has no thinking switch.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | PreTrainedTokenizerBase, *, thinking: bool | None = None):
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | PreTrainedTokenizerBase,
+        *,
+        thinking: bool | None = None,
+    ):
         stop_ids: list[int] = []
         if isinstance(source, str | os.PathLike):
             folder = local_folder(source, weights=False)
@@ -53,14 +73,20 @@ class ChatTokenizer:
         self._tokenizer: Any = source
         if not self._tokenizer.chat_template:
             raise ValueError(
-                f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template, as those of base models: take the instruction-tuned "
-                "checkpoint, or put a chat_template.jinja beside it."
+                f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template, as those of"
+                " base models: take the instruction-tuned checkpoint, or put a chat_template.jinja"
+                " beside it."
             )
         self._template = _at_fixed_date(self._tokenizer.get_chat_template())
         self._switches = {} if thinking is None else {"enable_thinking": thinking}
         self._check_extensible()
-        if thinking is not None and self._render(_PROBE) == self._render(_PROBE, enable_thinking=not thinking):
-            raise ValueError("The chat template has no thinking switch (enable_thinking): leave the thinking option at None.")
+        if thinking is not None and self._render(_PROBE) == self._render(
+            _PROBE, enable_thinking=not thinking
+        ):
+            raise ValueError(
+                "The chat template has no thinking switch (enable_thinking): leave the thinking"
+                " option at None."
+            )
         closing = self._ids(self._turn_text("b"))[0]
         if self._tokenizer.eos_token_id is not None:
             stop_ids.append(self._tokenizer.eos_token_id)
@@ -68,7 +94,9 @@ class ChatTokenizer:
             stop_ids.append(closing)
         if closing not in stop_ids:
             text = self._tokenizer.decode([closing])
-            raise ValueError(f"The chat template ends a reply with {text!r}, which is no stop token. {_REMEDY}")
+            raise ValueError(
+                f"The chat template ends a reply with {text!r}, which is no stop token. {_REMEDY}"
+            )
         self.stop_ids: tuple[int, ...] = tuple(sorted(set(stop_ids)))
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = closing if pad is None else pad
@@ -83,7 +111,8 @@ class ChatTokenizer:
 
         Args:
           message: the user message that follows the reply.
-          stopped: whether the reply's last id is a stop token; otherwise (it was cut off) the template's own closing token comes first.
+          stopped: whether the reply's last id is a stop token; otherwise (it was cut off) the
+            template's own closing token comes first.
         """
         return self._ids(self._turn_text(message.content, message.role))[1 if stopped else 0 :]
 
@@ -93,7 +122,9 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply, without special tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -107,63 +138,98 @@ class ChatTokenizer:
         plain = [{"role": m.role, "content": m.content} for m in messages]
         options = {**self._switches, **switches}
         return self._tokenizer.apply_chat_template(
-            plain, chat_template=self._template, tokenize=False, add_generation_prompt=True, **options
+            plain,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **options,
         )
 
     @functools.cached_property
     def _before_reply(self) -> str:
-        """What the template writes before a reply that is no longer the last one; a generation prompt may go on from there."""
-        messages = [*_PROBE, Message(role="assistant", content=_REPLY), Message(role="user", content="b")]
+        """What the template writes before a reply that is no longer the last one; a generation
+        prompt may go on from there.
+        """
+        messages = [
+            *_PROBE,
+            Message(role="assistant", content=_REPLY),
+            Message(role="user", content="b"),
+        ]
         return self._render(messages).partition(_REPLY)[0]
 
     def _turn_text(self, content: str, role: str = "user") -> str:
-        """What the template writes between a reply and the next one, found on a conversation of one-letter messages."""
-        messages = [*_PROBE, Message(role="assistant", content="a"), Message(role=role, content=content)]
+        """What the template writes between a reply and the next one, found on a conversation of
+        one-letter messages.
+        """
+        messages = [
+            *_PROBE,
+            Message(role="assistant", content="a"),
+            Message(role=role, content=content),
+        ]
         return self._render(messages)[len(self._before_reply) + 1 :]
 
     def _check_extensible(self) -> None:
         replies, answers = [f"{_REPLY} {n}" for n in range(4)], [f"answer {n}" for n in range(4)]
         messages = [*_PROBE]
         for reply, answer in zip(replies, answers, strict=True):
-            messages += [Message(role="assistant", content=reply), Message(role="user", content=answer)]
+            messages += [
+                Message(role="assistant", content=reply),
+                Message(role="user", content=answer),
+            ]
         try:
             grown, whole = self._render(_PROBE), self._render(messages)
             turns = [self._turn_text(answer) for answer in answers]
         except Exception as error:  # jinja raises what the template asks for
-            message = f"The chat template refuses a conversation of system, user and assistant messages ({error}). {_REMEDY}"
+            message = (
+                "The chat template refuses a conversation of system, user and assistant messages"
+                f" ({error}). {_REMEDY}"
+            )
             raise ValueError(message) from error
         if grown.startswith(self._before_reply):
-            opened = grown.removeprefix(self._before_reply)  # by the generation prompt, for the model; old replies are shown without it
-            inside = "".join(reply + turn.removesuffix(opened) for reply, turn in zip(replies, turns, strict=True))
+            # by the generation prompt, for the model; old replies are shown without it
+            opened = grown.removeprefix(self._before_reply)
+            inside = "".join(
+                reply + turn.removesuffix(opened)
+                for reply, turn in zip(replies, turns, strict=True)
+            )
             grown = self._before_reply + inside + opened
         if grown != whole:
             at = max(0, _num_common(grown, whole) - 20)
             raise ValueError(
-                f"The chat template cannot be extended turn by turn: a grown conversation reads {grown[at : at + 60]!r} where the template "
-                f"writes {whole[at : at + 60]!r}. {_REMEDY}"
+                "The chat template cannot be extended turn by turn: a grown conversation reads"
+                f" {grown[at : at + 60]!r} where the template writes {whole[at : at + 60]!r}."
+                f" {_REMEDY}"
             )
         if not turns[0].strip():
-            raise ValueError(f"The chat template writes nothing between a reply and the next question. {_REMEDY}")
+            raise ValueError(
+                f"The chat template writes nothing between a reply and the next question. {_REMEDY}"
+            )
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of an id on the Hugging Face hub, as transformers' AutoTokenizer reads it.
+    """The tokenizer of a folder or of an id on the Hugging Face hub, as transformers' AutoTokenizer
+    reads it.
 
-    Where that splits text in another way than the folder's own tokenizer.json says, the file is obeyed: with a config.json of another
-    family beside it, AutoTokenizer silently replaces its rules by that family's.
+    Where that splits text in another way than the folder's own tokenizer.json says, the file is
+    obeyed: with a config.json of another family beside it, AutoTokenizer silently replaces its
+    rules by that family's.
 
     Raises:
       ValueError: there is no tokenizer, or its files cannot be read.
     """
     folder = local_folder(source, weights=False)
     if not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a checkpoint in HF layout.")
+        raise ValueError(
+            f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a"
+            " checkpoint in HF layout."
+        )
     auto: Any = AutoTokenizer  # its annotations say None, which it never returns
     rules = folder / "tokenizer.json"
     try:
         if not rules.is_file():
             return auto.from_pretrained(folder, local_files_only=True)
-        with contextlib.suppress(Exception):  # it fails where the file does not have what its family's tokenizers have
+        # it fails where the file does not have what its family's tokenizers have
+        with contextlib.suppress(Exception):
             tokenizer = auto.from_pretrained(folder, local_files_only=True)
             if _agree(tokenizer, tokenizers.Tokenizer.from_file(str(rules))):
                 return tokenizer
@@ -171,19 +237,32 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     except Exception as error:  # the libraries raise all kinds
         detail = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"The tokenizer in {folder} cannot be read ({detail}): take the files that the checkpoint was published with."
+            f"The tokenizer in {folder} cannot be read ({detail}): take the files that the"
+            " checkpoint was published with."
         ) from error
 
 
 def generation_stop_ids(folder: pathlib.Path) -> list[int]:
-    """The ids that end a generation by generation_config.json, or where there is none by config.json, as in transformers."""
-    path = next((path for name in ("generation_config.json", "config.json") if (path := folder / name).is_file()), None)
+    """The ids that end a generation by generation_config.json, or where there is none by
+    config.json, as in transformers.
+    """
+    path = next(
+        (
+            path
+            for name in ("generation_config.json", "config.json")
+            if (path := folder / name).is_file()
+        ),
+        None,
+    )
     if path is None:
         return []
     try:
         ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no JSON object ({error}): take the file that the checkpoint was published with.") from error
+        raise ValueError(
+            f"{path} is no JSON object ({error}): take the file that the checkpoint was published"
+            " with."
+        ) from error
     return [ids] if isinstance(ids, int) else list(ids or ())
 
 
@@ -195,11 +274,17 @@ def _num_common(one: str, two: str) -> int:
 def _agree(tokenizer: PreTrainedTokenizerBase, rules: tokenizers.Tokenizer) -> bool:
     vocabulary = sorted(rules.get_vocab(with_added_tokens=True))
     text = _SAMPLE + " ".join(vocabulary[:: len(vocabulary) // _SAMPLED_WORDS + 1])
-    return tokenizer(text, add_special_tokens=False)["input_ids"] == rules.encode(text, add_special_tokens=False).ids
+    return (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        == rules.encode(text, add_special_tokens=False).ids
+    )
 
 
 def _at_fixed_date(template: str) -> str:
     fixed = _DATE_CALL.sub(lambda call: f"{call[1]}{_TODAY.strftime(call[2])}{call[1]}", template)
     if "strftime_now(" in fixed:
-        raise ValueError(f"The chat template writes the date in a way that cannot be held fixed (strftime_now). {_REMEDY}")
+        raise ValueError(
+            "The chat template writes the date in a way that cannot be held fixed (strftime_now)."
+            f" {_REMEDY}"
+        )
     return fixed

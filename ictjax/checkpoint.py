@@ -1,4 +1,6 @@
-"""Orbax checkpoints of a run: a pytree of arrays and a JSON record of the host's state, saved together or not at all."""
+"""Orbax checkpoints of a run: a pytree of arrays and a JSON record of the host's state, saved
+together or not at all.
+"""
 
 import errno
 import json
@@ -18,25 +20,34 @@ _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
 class Checkpointer:
     """Checkpoints under one folder, one sub-folder per step. A context manager.
 
-    A save is written beside its final place and renamed there when it is complete: a process killed at any moment leaves the previous
-    checkpoint as the latest, and the next `Checkpointer` removes the remains. Saves are synchronous: the arrays may be donated as soon as
-    `save` returns.
+    A save is written beside its final place and renamed there when it is complete: a process killed
+      at any moment leaves the previous
+    checkpoint as the latest, and the next `Checkpointer` removes the remains. Saves are
+    synchronous: the arrays may be donated as soon as `save` returns.
 
     Args:
       folder: made if missing.
       keep_last: how many of the newest checkpoints stay.
       keep_every: steps divisible by this stay as well; None for none.
-      config: a JSON-able description of the run, saved with every checkpoint; `restore` refuses a checkpoint of another one.
+      config: a JSON-able description of the run, saved with every checkpoint; `restore` refuses a
+        checkpoint of another one.
 
     Raises:
       ValueError: for counts below 1, or a folder that cannot be made.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int | None = None, config: Mapping[str, Any] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
-            raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}, keep_every={keep_every}.")
+            raise ValueError(
+                f"Keep at least 1 checkpoint: got keep_last={keep_last}, keep_every={keep_every}."
+            )
         self._folder = Path(folder).absolute()
         self._config = _jsonable(config or {}, "config")
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
@@ -45,7 +56,10 @@ class Checkpointer:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose another.") from error
+            raise ValueError(
+                f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose"
+                " another."
+            ) from error
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -77,26 +91,42 @@ class Checkpointer:
         return tuple(sorted(self._manager.all_steps()))
 
     def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
-        """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are in place.
+        """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are
+        in place.
 
         Raises:
-          ValueError: the step is there already, `host` is not JSON, or the disk is too full; nothing is changed then.
+          ValueError: the step is there already, `host` is not JSON, or the disk is too full;
+            nothing is changed then.
         """
         if step in self.steps:
-            raise ValueError(f"Step {step} is already in {self._folder}: remove it to save it again.")
-        record = {"config": self._config, "host": _jsonable(host, "host"), "leaves": _describe(state)}
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _SLACK_BYTES
+            raise ValueError(
+                f"Step {step} is already in {self._folder}: remove it to save it again."
+            )
+        record = {
+            "config": self._config,
+            "host": _jsonable(host, "host"),
+            "leaves": _describe(state),
+        }
+        needed = (
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _SLACK_BYTES
+        )
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise ValueError(_too_full(step, self._folder, needed, free))
         try:
             saved = self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(_by_name(state)), host=ocp.args.JsonSave(record)), force=True
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_by_name(state)), host=ocp.args.JsonSave(record)
+                ),
+                force=True,
             )
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise ValueError(_too_full(step, self._folder, needed, shutil.disk_usage(self._folder).free)) from error
+            raise ValueError(
+                _too_full(step, self._folder, needed, shutil.disk_usage(self._folder).free)
+            ) from error
         assert saved, f"Orbax did not save step {step}"
 
     def restore(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
@@ -104,57 +134,85 @@ class Checkpointer:
 
         Args:
           step: which one.
-          template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its structure, and with its shardings where it
-            has them.
+          template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its
+            structure, and with its shardings where it has them.
 
         Returns:
           The state and the host's record.
 
         Raises:
-          ValueError: there is no such checkpoint, it cannot be read, or it is of another configuration or of other shapes.
+          ValueError: there is no such checkpoint, it cannot be read, or it is of another
+            configuration or of other shapes.
         """
         if step is None:
             step = self.latest_step
         if step is None or step not in self.steps:
             found = ", ".join(map(str, self.steps)) or "none"
-            raise ValueError(f"No checkpoint {'at all' if step is None else f'of step {step}'} in {self._folder} (there: {found}).")
+            raise ValueError(
+                f"No checkpoint {'at all' if step is None else f'of step {step}'} in {self._folder}"
+                f" (there: {found})."
+            )
         where = f"The checkpoint of step {step} in {self._folder}"
         try:
-            record = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
+            record = self._manager.restore(
+                step, args=ocp.args.Composite(host=ocp.args.JsonRestore())
+            )["host"]
         except Exception as error:
             raise ValueError(
-                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from an earlier one."
+                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
+                " an earlier one."
             ) from error
         difference = _first_difference(self._config, record["config"], "config")
         if difference:
-            raise ValueError(f"{where} is of another configuration: {difference}. Use its configuration, or another run directory.")
+            raise ValueError(
+                f"{where} is of another configuration: {difference}. Use its configuration, or"
+                " another run directory."
+            )
         difference = _first_difference(_describe(template), record["leaves"], "")
         if difference:
             raise ValueError(
-                f"{where} does not fit this model and optimizer: {difference}. Use its configuration, or another run directory."
+                f"{where} does not fit this model and optimizer: {difference}. Use its"
+                " configuration, or another run directory."
             )
         try:
             restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_by_name(jax.tree.map(_abstract, template))))
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_by_name(jax.tree.map(_abstract, template)))
+                ),
             )["state"]
         except Exception as error:
             raise ValueError(
-                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from an earlier one."
+                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
+                " an earlier one."
             ) from error
-        return jax.tree.unflatten(jax.tree.structure(template), [restored[name] for name in _names(template)]), record["host"]
+        return (
+            jax.tree.unflatten(
+                jax.tree.structure(template), [restored[name] for name in _names(template)]
+            ),
+            record["host"],
+        )
 
 
 def _names(tree: Any) -> list[str]:
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(tree)
+    ]
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    """The leaves under their paths: independent of how Orbax treats tuples, NamedTuples and empty nodes."""
+    """The leaves under their paths: independent of how Orbax treats tuples, NamedTuples and empty
+    nodes.
+    """
     return dict(zip(_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def _describe(tree: Any) -> dict[str, str]:
-    return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in _by_name(tree).items()}
+    return {
+        name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for name, leaf in _by_name(tree).items()
+    }
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -162,7 +220,9 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _jsonable(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """`value` as JSON reads it back (tuples are lists then), so that it compares equal with what was restored."""
+    """`value` as JSON reads it back (tuples are lists then), so that it compares equal with what
+    was restored.
+    """
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -191,6 +251,7 @@ def _first_line(error: Exception) -> str:
 
 def _too_full(step: int, folder: Path, needed: int, free: int) -> str:
     return (
-        f"Too little disk for the checkpoint of step {step}: {folder} needs {needed / 2**20:.0f} MiB and has {free / 2**20:.0f} MiB free. "
-        "Free some space, keep fewer checkpoints, or choose another run directory."
+        f"Too little disk for the checkpoint of step {step}: {folder} needs {needed / 2**20:.0f}"
+        f" MiB and has {free / 2**20:.0f} MiB free. Free some space, keep fewer checkpoints, or"
+        " choose another run directory."
     )

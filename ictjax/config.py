@@ -1,4 +1,6 @@
-"""Everything a training run is configured by: one frozen record, saved as config.json and compared on resume."""
+"""Everything a training run is configured by: one frozen record, saved as config.json and compared
+on resume.
+"""
 
 import dataclasses
 import json
@@ -37,12 +39,16 @@ class EnvironmentConfig:
             raise ValueError("environment.train_families is empty: name at least one family.")
         both = sorted(set(self.train_families) & set(self.heldout_families))
         if both:
-            raise ValueError(f"Families {', '.join(both)} are both trained on and held out: list each once.")
+            raise ValueError(
+                f"Families {', '.join(both)} are both trained on and held out: list each once."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """A benchmark as one actor plays it: what changes when a model trained on one benchmark is trained or evaluated on another."""
+    """A benchmark as one actor plays it: what changes when a model trained on one benchmark is
+    trained or evaluated on another.
+    """
 
     environment: EnvironmentConfig
     initial_prompt: str  # the actor's system prompt at meta-turn 0
@@ -51,7 +57,9 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST games."""
+    """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST
+    games.
+    """
 
     runs: int  # loops per family and arm: the unit of the statistics
     meta_turns: int  # reflections per loop
@@ -62,19 +70,27 @@ class EvaluationConfig:
     def __post_init__(self):
         for name in ("runs", "meta_turns", "test_games"):
             if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"evaluation.{name} must be at least 1, got {getattr(self, name)}."
+                )
         if self.temperature < 0:
-            raise ValueError(f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}.")
+            raise ValueError(
+                f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoleConfig:
     """A model in a role, and where it is."""
 
-    model: str  # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id on the hub
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of frozen weights, activations and caches; trained weights are float32
+    # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id
+    # on the hub
+    model: str
+    # of frozen weights, activations and caches; trained weights are float32
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    thinking: bool | None = None  # the chat template's thinking switch (Qwen3); None: as the template does without being told
+    # the chat template's thinking switch (Qwen3); None: as the template does without being told
+    thinking: bool | None = None
 
     @property
     def frozen_key(self) -> tuple[str, str, MeshConfig]:
@@ -109,9 +125,11 @@ class TrainConfig:
     learner: LearnerConfig
     batch: BatchConfig
     evaluation: EvaluationConfig
-    remat: bool = False  # recompute layers in the backward pass: less memory, about a third more time
+    # recompute layers in the backward pass: less memory, about a third more time
+    remat: bool = False
     checkpoint_every: int = 1  # iterations
-    shape: ModelConfig | None = None  # of both models, for `--check` where the checkpoints are not at hand
+    # of both models, for `--check` where the checkpoints are not at hand
+    shape: ModelConfig | None = None
 
     def __post_init__(self):
         for name in ("iterations", "checkpoint_every"):
@@ -120,14 +138,19 @@ class TrainConfig:
         rows = self.meta.contexts_per_iteration * self.grpo.group_size
         if self.batch.num_rows < rows or self.batch.num_rows % self.learner.num_microbatches:
             raise ValueError(
-                f"batch.num_rows must be at least contexts x candidates = {rows} and a multiple of learner.num_microbatches = "
-                f"{self.learner.num_microbatches}, got {self.batch.num_rows}."
+                f"batch.num_rows must be at least contexts x candidates = {rows} and a multiple of"
+                f" learner.num_microbatches = {self.learner.num_microbatches}, got"
+                f" {self.batch.num_rows}."
             )
-        part, shares = self.batch.num_rows // self.learner.num_microbatches, self.reflector.mesh.data * self.reflector.mesh.fsdp
+        part, shares = (
+            self.batch.num_rows // self.learner.num_microbatches,
+            self.reflector.mesh.data * self.reflector.mesh.fsdp,
+        )
         if part % shares:
             raise ValueError(
-                f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not divide over reflector.mesh data x fsdp = "
-                f"{shares}: lower learner.num_microbatches."
+                f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not"
+                f" divide over reflector.mesh data x fsdp = {shares}: lower"
+                " learner.num_microbatches."
             )
         whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
         for name, limit in (
@@ -136,44 +159,58 @@ class TrainConfig:
         ):
             if limit < whole:
                 raise ValueError(
-                    f"reflection.max_context_tokens + reflection.max_reply_tokens = {whole} exceeds {name} = {limit}: "
-                    "lower the former or raise the latter."
+                    f"reflection.max_context_tokens + reflection.max_reply_tokens = {whole} exceeds"
+                    f" {name} = {limit}: lower the former or raise the latter."
                 )
         if self.batch.response_buckets[-1] < self.reflection.max_reply_tokens:
             raise ValueError(
-                f"reflection.max_reply_tokens = {self.reflection.max_reply_tokens} exceeds the largest of batch.response_buckets "
-                f"{self.batch.response_buckets}: raise one or lower the other."
+                f"reflection.max_reply_tokens = {self.reflection.max_reply_tokens} exceeds the"
+                f" largest of batch.response_buckets {self.batch.response_buckets}: raise one or"
+                " lower the other."
             )
         if self.actor_sampler.max_len <= self.rollout.max_turn_tokens:
             raise ValueError(
-                f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside rollout.max_turn_tokens = "
-                f"{self.rollout.max_turn_tokens}: raise it."
+                f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"
+                f" rollout.max_turn_tokens = {self.rollout.max_turn_tokens}: raise it."
             )
 
     @property
     def task(self) -> TaskConfig:
         """What is trained on."""
-        return TaskConfig(environment=self.environment, initial_prompt=self.initial_prompt, rollout=self.rollout)
+        return TaskConfig(
+            environment=self.environment, initial_prompt=self.initial_prompt, rollout=self.rollout
+        )
 
     def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
-        """The same run on other devices, with so few microbatches that every device has a row of each."""
+        """The same run on other devices, with so few microbatches that every device has a row of
+        each.
+        """
         most = self.batch.num_rows // (meshes.reflector.data * meshes.reflector.fsdp)
         return dataclasses.replace(
             self,
             actor=dataclasses.replace(self.actor, mesh=meshes.actor),
             reflector=dataclasses.replace(self.reflector, mesh=meshes.reflector),
-            learner=dataclasses.replace(self.learner, num_microbatches=min(self.learner.num_microbatches, max(most, 1))),
+            learner=dataclasses.replace(
+                self.learner, num_microbatches=min(self.learner.num_microbatches, max(most, 1))
+            ),
         )
 
     def with_models(self, actor: str, reflector: str) -> "TrainConfig":
         """The same run with models from other folders."""
         return dataclasses.replace(
-            self, actor=dataclasses.replace(self.actor, model=actor), reflector=dataclasses.replace(self.reflector, model=reflector)
+            self,
+            actor=dataclasses.replace(self.actor, model=actor),
+            reflector=dataclasses.replace(self.reflector, model=reflector),
         )
 
     def on(self, task: TaskConfig) -> "TrainConfig":
         """The same models and settings on another task."""
-        return dataclasses.replace(self, environment=task.environment, initial_prompt=task.initial_prompt, rollout=task.rollout)
+        return dataclasses.replace(
+            self,
+            environment=task.environment,
+            initial_prompt=task.initial_prompt,
+            rollout=task.rollout,
+        )
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -200,11 +237,15 @@ def from_dict(data: Mapping[str, Any]) -> TrainConfig:
 
 def _build(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
     if not isinstance(data, Mapping):
-        raise ValueError(f"{kind.__name__} cannot be read from {data!r}: the file is of another version.")
+        raise ValueError(
+            f"{kind.__name__} cannot be read from {data!r}: the file is of another version."
+        )
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(data) - set(hints))
     if unknown:
-        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}: the file is of another version.")
+        raise ValueError(
+            f"{kind.__name__} has no field {unknown[0]!r}: the file is of another version."
+        )
     values = {name: _value(hints[name], value) for name, value in data.items()}
     try:
         return kind(**values)

@@ -8,9 +8,11 @@ Sources, named in the docstrings by these words:
 - GSPO: Group Sequence Policy Optimization, https://arxiv.org/abs/2507.18071, sections 4.1 and 4.3.
 - k1, k3: J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
 
-Shapes beside the package key: R response positions of a row. `mask_br` is true at sampled tokens, `weight_b` is 0 for rows that only pad
-the batch. Every reduction is a sum with coefficients fixed over the whole batch (`token_mean`, `sequence_mean`, `constant`), so the sum of
-the losses of any split of the rows is the loss of the batch. Values at masked positions never matter, not even when they are NaN.
+Shapes beside the package key: R response positions of a row. `mask_br` is true at sampled tokens,
+`weight_b` is 0 for rows that only pad the batch. Every reduction is a sum with coefficients fixed
+over the whole batch (`token_mean`, `sequence_mean`, `constant`), so the sum of the losses of any
+split of the rows is the loss of the batch. Values at masked positions never matter, not even when
+they are NaN.
 """
 
 import dataclasses
@@ -24,12 +26,16 @@ from jaxtyping import Array, Bool, Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
-    """What the estimator is. No field has a default: each one changes the gradient. Raises ValueError for values out of range."""
+    """What the estimator is. No field has a default: each one changes the gradient. Raises
+    ValueError for values out of range.
+    """
 
     group_size: int  # candidates per context
-    advantage: Literal["mean", "mean_std"]  # what rewards are centred and scaled with, within their group
+    # what rewards are centred and scaled with, within their group
+    advantage: Literal["mean", "mean_std"]
     std_eps: float  # added to the standard deviation; not read by "mean"
-    dead_groups: Literal["keep", "drop"]  # groups without signal: "keep" them in the normalisers and the KL term, or give them no weight
+    # groups without signal: "keep" them in the normalisers and the KL term, or give them no weight
+    dead_groups: Literal["keep", "drop"]
     loss_normalisation: Literal["token_mean", "sequence_mean", "constant"]
     constant_length: int  # tokens every sequence is divided by; read by "constant" only
     importance: Literal["none", "token", "sequence"]
@@ -42,14 +48,34 @@ class GRPOConfig:
     def __post_init__(self):
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"GRPOConfig.{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}.")
-        _require(self.group_size >= 2, "group_size", self.group_size, "at least 2: a group of one has no relative advantage")
+                raise ValueError(
+                    f"GRPOConfig.{field} must be one of {', '.join(allowed)}, got"
+                    f" {getattr(self, field)!r}."
+                )
+        _require(
+            self.group_size >= 2,
+            "group_size",
+            self.group_size,
+            "at least 2: a group of one has no relative advantage",
+        )
         _require(self.std_eps >= 0, "std_eps", self.std_eps, "0 or more")
-        _require(self.constant_length >= 1, "constant_length", self.constant_length, "at least 1 token")
-        _require(0 <= self.clip_low <= 1, "clip_low", self.clip_low, "in [0, 1]: a ratio is never negative")
+        _require(
+            self.constant_length >= 1, "constant_length", self.constant_length, "at least 1 token"
+        )
+        _require(
+            0 <= self.clip_low <= 1,
+            "clip_low",
+            self.clip_low,
+            "in [0, 1]: a ratio is never negative",
+        )
         _require(self.clip_high >= 0, "clip_high", self.clip_high, "0 or more")
         _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "0 or more")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0: greedy replies have no policy gradient")
+        _require(
+            self.temperature > 0,
+            "temperature",
+            self.temperature,
+            "above 0: greedy replies have no policy gradient",
+        )
 
 
 _CHOICES = {
@@ -80,21 +106,29 @@ PAPER = GRPOConfig(
     kl_coefficient=0.001,
     temperature=1.0,
 )
-"""The settings of arXiv 2605.20477 as far as facts are known (group size, KL coefficient); the rest follows GRPO and common libraries."""
+"""The settings of arXiv 2605.20477 as far as facts are known (group size, KL coefficient); the rest
+follows GRPO and common libraries.
+"""
 
 
 # Advantages.
 
 
 class Advantages(NamedTuple):
-    """Group-relative advantages; everything else about a group that the loss and the metrics need."""
+    """Group-relative advantages; everything else about a group that the loss and the metrics
+    need.
+    """
 
     advantage_qg: Float[Array, "Q G"]  # exactly 0 for invalid members and in dead groups
     weight_qg: Float[Array, "Q G"]  # 1 for members the loss counts, 0 for the others
     dead_q: Bool[Array, "Q"]  # the valid members (none, one or more) all have the same reward
 
 
-def advantages(config: GRPOConfig, reward_qg: Float[Array | np.ndarray, "Q G"], valid_qg: Bool[Array | np.ndarray, "Q G"]) -> Advantages:
+def advantages(
+    config: GRPOConfig,
+    reward_qg: Float[Array | np.ndarray, "Q G"],
+    valid_qg: Bool[Array | np.ndarray, "Q G"],
+) -> Advantages:
     """Composes the configured advantage with the treatment of dead groups.
 
     Args:
@@ -105,10 +139,14 @@ def advantages(config: GRPOConfig, reward_qg: Float[Array | np.ndarray, "Q G"], 
     Raises:
       ValueError: for groups of another size than the configuration names.
     """
-    if reward_qg.ndim != 2 or reward_qg.shape[1] != config.group_size or valid_qg.shape != reward_qg.shape:
+    if (
+        reward_qg.ndim != 2
+        or reward_qg.shape[1] != config.group_size
+        or valid_qg.shape != reward_qg.shape
+    ):
         raise ValueError(
-            f"Rewards and their validity must both have shape [contexts, group_size={config.group_size}], "
-            f"got {reward_qg.shape} and {valid_qg.shape}."
+            "Rewards and their validity must both have shape [contexts,"
+            f" group_size={config.group_size}], got {reward_qg.shape} and {valid_qg.shape}."
         )
     reward_qg, valid_qg = jnp.asarray(reward_qg, jnp.float32), jnp.asarray(valid_qg)
     if config.advantage == "mean":
@@ -117,13 +155,19 @@ def advantages(config: GRPOConfig, reward_qg: Float[Array | np.ndarray, "Q G"], 
         advantage_qg = mean_std_advantages(reward_qg, valid_qg, eps=config.std_eps)
     dead_q = dead_groups(reward_qg, valid_qg)
     counted_qg = valid_qg & ~dead_q[:, None] if config.dead_groups == "drop" else valid_qg
-    return Advantages(advantage_qg=advantage_qg, weight_qg=counted_qg.astype(jnp.float32), dead_q=dead_q)
+    return Advantages(
+        advantage_qg=advantage_qg, weight_qg=counted_qg.astype(jnp.float32), dead_q=dead_q
+    )
 
 
-def mean_advantages(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]) -> Float[Array, "Q G"]:
-    """A_i = r_i - mean(r), over the valid members of a group (Dr. GRPO: no division by the standard deviation).
+def mean_advantages(
+    reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]
+) -> Float[Array, "Q G"]:
+    """A_i = r_i - mean(r), over the valid members of a group (Dr. GRPO: no division by the standard
+    deviation).
 
-    Exactly 0 for invalid members and in dead groups, where float rounding of the mean would leave some 1e-8.
+    Exactly 0 for invalid members and in dead groups, where float rounding of the mean would leave
+    some 1e-8.
     """
     live_qg = valid_qg & ~dead_groups(reward_qg, valid_qg)[:, None]
     reward_qg = jnp.where(valid_qg, reward_qg, 0.0).astype(jnp.float32)
@@ -131,20 +175,27 @@ def mean_advantages(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]
     return jnp.where(live_qg, reward_qg - mean_q[:, None], 0.0)
 
 
-def mean_std_advantages(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"], *, eps: float) -> Float[Array, "Q G"]:
-    """A_i = (r_i - mean(r)) / (std(r) + eps), over the valid members of a group (GRPO, section 4.1.2).
+def mean_std_advantages(
+    reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"], *, eps: float
+) -> Float[Array, "Q G"]:
+    """A_i = (r_i - mean(r)) / (std(r) + eps), over the valid members of a group (GRPO, section
+    4.1.2).
 
-    The paper does not say which standard deviation; this is the population's (divided by the number of members, not by one less), so the
-    mean square of a group's advantages is 1. Libraries that divide by one less have advantages smaller by sqrt(7/8) at group size 8.
+    The paper does not say which standard deviation; this is the population's (divided by the number
+    of members, not by one less), so the mean square of a group's advantages is 1. Libraries that
+    divide by one less have advantages smaller by sqrt(7/8) at group size 8.
     """
     centred_qg = mean_advantages(reward_qg, valid_qg)
     variance_q = jnp.square(centred_qg).sum(axis=1) / jnp.maximum(valid_qg.sum(axis=1), 1)
-    std_q = jnp.sqrt(jnp.where(variance_q > 0, variance_q, 1.0))  # 1 in dead groups: their numerators are 0
+    # 1 in dead groups: their numerators are 0
+    std_q = jnp.sqrt(jnp.where(variance_q > 0, variance_q, 1.0))
     return centred_qg / (std_q[:, None] + eps)
 
 
 def dead_groups(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]) -> Bool[Array, "Q"]:
-    """True for groups that carry no signal: all valid rewards are equal, or there are fewer than two."""
+    """True for groups that carry no signal: all valid rewards are equal, or there are fewer than
+    two.
+    """
     highest_q = jnp.where(valid_qg, reward_qg, -jnp.inf).max(axis=1)
     lowest_q = jnp.where(valid_qg, reward_qg, jnp.inf).min(axis=1)
     return highest_q <= lowest_q
@@ -153,8 +204,12 @@ def dead_groups(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]) ->
 # Normalisation: coefficients c with loss = sum over b, r of c_br * loss_br.
 
 
-def token_coefficients(config: GRPOConfig, mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> Float[Array, "B R"]:
-    """The configured coefficients, of the WHOLE batch: compute them before splitting it into microbatches."""
+def token_coefficients(
+    config: GRPOConfig, mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]
+) -> Float[Array, "B R"]:
+    """The configured coefficients, of the WHOLE batch: compute them before splitting it into
+    microbatches.
+    """
     if config.loss_normalisation == "token_mean":
         return token_mean(mask_br, weight_b)
     if config.loss_normalisation == "sequence_mean":
@@ -163,21 +218,29 @@ def token_coefficients(config: GRPOConfig, mask_br: Bool[Array, "B R"], weight_b
 
 
 def token_mean(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> Float[Array, "B R"]:
-    """Every token counts the same: c = w_b m_br / sum(w m) (DAPO, equation 8). All 0 for an empty mask."""
+    """Every token counts the same: c = w_b m_br / sum(w m) (DAPO, equation 8). All 0 for an empty
+    mask.
+    """
     weight_br = jnp.where(mask_br, weight_b[:, None], 0.0).astype(jnp.float32)
     return weight_br / _nonzero(weight_br.sum())
 
 
 def sequence_mean(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> Float[Array, "B R"]:
-    """Every sequence counts the same: c = (w_b / sum(w)) m_br / |o_b| (GRPO, equation 3). Rows without a token count as no sequence."""
+    """Every sequence counts the same: c = (w_b / sum(w)) m_br / |o_b| (GRPO, equation 3). Rows
+    without a token count as no sequence.
+    """
     length_b = mask_br.sum(axis=1)
     weight_b = jnp.where(length_b > 0, weight_b, 0.0).astype(jnp.float32)
     per_token_b = weight_b / jnp.maximum(length_b, 1) / _nonzero(weight_b.sum())
     return jnp.where(mask_br, per_token_b[:, None], 0.0)
 
 
-def constant(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"], *, length: int) -> Float[Array, "B R"]:
-    """Every token counts the same in every batch: c = (w_b / sum(w)) m_br / length (Dr. GRPO). Rows without a token are no sequence."""
+def constant(
+    mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"], *, length: int
+) -> Float[Array, "B R"]:
+    """Every token counts the same in every batch: c = (w_b / sum(w)) m_br / length (Dr. GRPO). Rows
+    without a token are no sequence.
+    """
     weight_b = jnp.where(mask_br.any(axis=1), weight_b, 0.0).astype(jnp.float32)
     per_token_b = weight_b / length / _nonzero(weight_b.sum())
     return jnp.where(mask_br, per_token_b[:, None], 0.0)
@@ -191,23 +254,30 @@ def _nonzero(total: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def ratio_none(logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
-    """1 everywhere, with the gradient of log p: the surrogate becomes REINFORCE's, uncorrected for old weights."""
+    """1 everywhere, with the gradient of log p: the surrogate becomes REINFORCE's, uncorrected for
+    old weights.
+    """
     logp_br = jnp.where(mask_br, logp_br, 0.0)
     return jnp.exp(logp_br - jax.lax.stop_gradient(logp_br))
 
 
-def ratio_token(logp_br: Float[Array, "B R"], old_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
+def ratio_token(
+    logp_br: Float[Array, "B R"], old_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]
+) -> Float[Array, "B R"]:
     """p(o_t) / p_old(o_t) of each token (GRPO, equation 3). 1 at masked positions."""
-    # The mask goes in before the exponential: a masked overflow would still turn the gradient into NaN.
+    # The mask goes in before the exponential: a masked overflow would still turn the gradient into
+    # NaN.
     return jnp.exp(jnp.where(mask_br, logp_br - old_logp_br, 0.0))
 
 
-def ratio_sequence(logp_br: Float[Array, "B R"], old_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
+def ratio_sequence(
+    logp_br: Float[Array, "B R"], old_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]
+) -> Float[Array, "B R"]:
     """The sequence's geometric mean ratio at each of its tokens (GSPO-token, equations 7 and 13).
 
-    The value is s = exp(mean over t of log p(o_t) / p_old(o_t)); the gradient at token t is s times that of log p(o_t). For an advantage
-    that is the same at all tokens this is GSPO itself, under each of the three normalisations. Clip it with far smaller bounds (GSPO: 3e-4
-    and 4e-4).
+    The value is s = exp(mean over t of log p(o_t) / p_old(o_t)); the gradient at token t is s times
+    that of log p(o_t). For an advantage that is the same at all tokens this is GSPO itself, under
+    each of the three normalisations. Clip it with far smaller bounds (GSPO: 3e-4 and 4e-4).
     """
     logp_br = jnp.where(mask_br, logp_br, 0.0)
     length_b = jnp.maximum(mask_br.sum(axis=1), 1)
@@ -220,46 +290,63 @@ def ratio_sequence(logp_br: Float[Array, "B R"], old_logp_br: Float[Array, "B R"
 
 
 def clipped_surrogate(
-    ratio_br: Float[Array, "B R"], advantage_br: Float[Array, "B R"], *, clip_low: float, clip_high: float
+    ratio_br: Float[Array, "B R"],
+    advantage_br: Float[Array, "B R"],
+    *,
+    clip_low: float,
+    clip_high: float,
 ) -> tuple[Float[Array, "B R"], Bool[Array, "B R"]]:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (GRPO, equation 3; clip_high > clip_low is DAPO's clip-higher).
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (GRPO, equation 3; clip_high > clip_low is
+    DAPO's clip-higher).
 
     Returns the loss of each token and whether the clip stopped its gradient.
     """
     clipped_ratio_br = jax.lax.stop_gradient(jnp.clip(ratio_br, 1.0 - clip_low, 1.0 + clip_high))
     clipped_br = clipped_ratio_br * advantage_br < ratio_br * advantage_br
-    # `where` and not `minimum`: on the bound itself (always, on policy, when a clip is 0) the gradient is the ratio's, not half of it.
+    # `where` and not `minimum`: on the bound itself (always, on policy, when a clip is 0) the
+    # gradient is the ratio's, not half of it.
     objective_br = jnp.where(clipped_br, clipped_ratio_br * advantage_br, ratio_br * advantage_br)
     return -objective_br, clipped_br
 
 
-def kl_k1(logp_br: Float[Array, "B R"], ref_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
-    """log p - log p_ref: unbiased, of high variance, sometimes negative. Never a loss: its expected gradient is 0 (hence "in reward")."""
+def kl_k1(
+    logp_br: Float[Array, "B R"], ref_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]
+) -> Float[Array, "B R"]:
+    """log p - log p_ref: unbiased, of high variance, sometimes negative. Never a loss: its expected
+    gradient is 0 (hence "in reward").
+    """
     return jnp.where(mask_br, logp_br - ref_logp_br, 0.0)
 
 
-def kl_k3(logp_br: Float[Array, "B R"], ref_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
+def kl_k3(
+    logp_br: Float[Array, "B R"], ref_logp_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]
+) -> Float[Array, "B R"]:
     """p_ref / p - log(p_ref / p) - 1: unbiased and never negative (GRPO, equation 4)."""
     delta_br = jnp.where(mask_br, ref_logp_br - logp_br, 0.0)
     return jnp.expm1(delta_br) - delta_br
 
 
 def kl_reward_to_go(k1_br: Float[Array, "B R"], mask_br: Bool[Array, "B R"]) -> Float[Array, "B R"]:
-    """Sum of k1 from each token to the end of its response: what "k1_in_reward" subtracts, times the coefficient, from the advantage.
+    """Sum of k1 from each token to the end of its response: what "k1_in_reward" subtracts, times
+    the coefficient, from the advantage.
 
-    Deliberate deviation: added after the group's rewards were normalised. Before it, a dead group would be "normalised" by the noise of its
-    KL terms alone, and no group would ever count as dead. The estimate of the gradient of the sequence's KL is unbiased.
+    Deliberate deviation: added after the group's rewards were normalised. Before it, a dead group
+    would be "normalised" by the noise of its KL terms alone, and no group would ever count as dead.
+    The estimate of the gradient of the sequence's KL is unbiased.
     """
     k1_br = jnp.where(mask_br, k1_br, 0.0)
     return jnp.where(mask_br, jnp.cumsum(k1_br[:, ::-1], axis=1)[:, ::-1], 0.0)
 
 
 class TokenLoss(NamedTuple):
-    """The terms of the loss at each response position, before any reduction; 0 where masked (ratio: 1)."""
+    """The terms of the loss at each response position, before any reduction; 0 where masked (ratio:
+    1).
+    """
 
     loss_br: Float[Array, "B R"]  # policy_br, plus kl_coefficient * kl_br under "k3_in_loss"
     policy_br: Float[Array, "B R"]
-    kl_br: Float[Array, "B R"]  # k3 against the reference, whatever the configuration penalises; 0 without a reference
+    # k3 against the reference, whatever the configuration penalises; 0 without a reference
+    kl_br: Float[Array, "B R"]
     ratio_br: Float[Array, "B R"]
     clipped_br: Bool[Array, "B R"]
 
@@ -286,7 +373,10 @@ def token_loss(
       ValueError: if the configured KL needs the reference and there is none.
     """
     if ref_logp_br is None and config.kl != "none":
-        raise ValueError(f'kl={config.kl!r} needs the log-probabilities of the reference policy; pass them or set kl="none".')
+        raise ValueError(
+            f"kl={config.kl!r} needs the log-probabilities of the reference policy; pass them or"
+            ' set kl="none".'
+        )
     old_logp_br = jax.lax.stop_gradient(old_logp_br)
     advantage_br = jnp.where(mask_br, advantage_b[:, None], 0.0).astype(jnp.float32)
     kl_br = jnp.zeros_like(logp_br)
@@ -295,13 +385,19 @@ def token_loss(
         kl_br = kl_k3(logp_br, ref_logp_br, mask_br)
     if ref_logp_br is not None and config.kl == "k1_in_reward":
         # A reward is a property of the sample: the policy that drew it is the old one.
-        advantage_br -= config.kl_coefficient * kl_reward_to_go(kl_k1(old_logp_br, ref_logp_br, mask_br), mask_br)
+        advantage_br -= config.kl_coefficient * kl_reward_to_go(
+            kl_k1(old_logp_br, ref_logp_br, mask_br), mask_br
+        )
     if config.importance == "none":
         ratio_br = ratio_none(logp_br, mask_br)
     elif config.importance == "token":
         ratio_br = ratio_token(logp_br, old_logp_br, mask_br)
     else:
         ratio_br = ratio_sequence(logp_br, old_logp_br, mask_br)
-    policy_br, clipped_br = clipped_surrogate(ratio_br, advantage_br, clip_low=config.clip_low, clip_high=config.clip_high)
+    policy_br, clipped_br = clipped_surrogate(
+        ratio_br, advantage_br, clip_low=config.clip_low, clip_high=config.clip_high
+    )
     loss_br = policy_br + config.kl_coefficient * kl_br if config.kl == "k3_in_loss" else policy_br
-    return TokenLoss(loss_br=loss_br, policy_br=policy_br, kl_br=kl_br, ratio_br=ratio_br, clipped_br=clipped_br)
+    return TokenLoss(
+        loss_br=loss_br, policy_br=policy_br, kl_br=kl_br, ratio_br=ratio_br, clipped_br=clipped_br
+    )

@@ -1,4 +1,6 @@
-"""Keys of host-side randomness: two 32-bit words, folded like jax.random keys and usable as such, without touching a device."""
+"""Keys of host-side randomness: two 32-bit words, folded like jax.random keys and usable as such,
+without touching a device.
+"""
 
 import hashlib
 
@@ -13,10 +15,12 @@ def root_key(seed: int) -> Key:
 
 
 def fold(key: Key, *data: int | str) -> Key:
-    """A new key that depends on `key` and on every item of `data`, in order: the same on every machine and in every process.
+    """A new key that depends on `key` and on every item of `data`, in order: the same on every
+    machine and in every process.
 
-    Host code folds thousands of keys per iteration (iteration, context, candidate, game, turn); a hash does it in a microsecond where
-    `jax.random.fold_in` costs a dispatch. The two words are a valid raw threefry key for the sampler.
+    Host code folds thousands of keys per iteration (iteration, context, candidate, game, turn); a
+    hash does it in a microsecond where `jax.random.fold_in` costs a dispatch. The two words are a
+    valid raw threefry key for the sampler.
     """
     digest = hashlib.blake2b(repr((tuple(key), data)).encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")

@@ -1,7 +1,8 @@
-"""The policy-gradient update: token log-probabilities in chunks, microbatched gradients, one jitted and donated step. Pure.
+"""The policy-gradient update: token log-probabilities in chunks, microbatched gradients, one jitted
+and donated step. Pure.
 
-Nothing here builds [B, T, V] logits: hidden states are gathered at the response positions, and the vocabulary is visited one chunk of
-positions at a time, and in the backward pass again.
+Nothing here builds [B, T, V] logits: hidden states are gathered at the response positions, and the
+vocabulary is visited one chunk of positions at a time, and in the backward pass again.
 """
 
 import dataclasses
@@ -36,31 +37,47 @@ class Policy(NamedTuple):
 
     forward: Callable[..., Array]  # (params, tokens_bt, positions_bt, valid_bt) -> hidden_btd
     unembed: Callable[..., Array]  # (params, hidden_bcd) -> float32 logits_bcv
-    combine: Callable[[Params, Params | None], Params] = _trained_alone  # (trained, base) -> the params of the policy being trained
+    # (trained, base) -> the params of the policy being trained
+    combine: Callable[[Params, Params | None], Params] = _trained_alone
 
 
-def transformer_policy(config: ModelConfig, *, remat: bool, lora: LoraConfig | None = None, mesh: Mesh | None = None) -> Policy:
+def transformer_policy(
+    config: ModelConfig, *, remat: bool, lora: LoraConfig | None = None, mesh: Mesh | None = None
+) -> Policy:
     """The shipped decoder.
 
     Args:
       remat: recompute each layer in the backward pass: less memory, about a third more time.
-      lora: what is trained is an adapter of the base, if its rank is above 0; None trains all weights.
+      lora: what is trained is an adapter of the base, if its rank is above 0; None trains all
+        weights.
       mesh: hidden states are split by rows on it.
     """
     activations = None if mesh is None else NamedSharding(mesh, PartitionSpec(*BATCH, None, None))
 
     def forward(params: Params, tokens_bt: Array, positions_bt: Array, valid_bt: Array) -> Array:
         return transformer.forward(
-            config, params, tokens_bt, positions_bt=positions_bt, valid_bt=valid_bt, remat=remat, activations=activations
+            config,
+            params,
+            tokens_bt,
+            positions_bt=positions_bt,
+            valid_bt=valid_bt,
+            remat=remat,
+            activations=activations,
         )
 
     def combine(adapter: Params, base: Params | None) -> Params:
         if lora is None or base is None:
-            raise ValueError("An adapter is trained without its base: pass the frozen weights to the update.")
+            raise ValueError(
+                "An adapter is trained without its base: pass the frozen weights to the update."
+            )
         return with_adapter(lora, base, adapter)
 
     adapted = lora is not None and lora.rank > 0
-    return Policy(forward=forward, unembed=functools.partial(transformer.unembed, config), combine=combine if adapted else _trained_alone)
+    return Policy(
+        forward=forward,
+        unembed=functools.partial(transformer.unembed, config),
+        combine=combine if adapted else _trained_alone,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,23 +96,34 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"OptimizerConfig.schedule must be constant or cosine, got {self.schedule!r}.")
+            raise ValueError(
+                f"OptimizerConfig.schedule must be constant or cosine, got {self.schedule!r}."
+            )
         for field in ("learning_rate", "warmup_steps", "eps", "weight_decay"):
             if not getattr(self, field) >= 0:
-                raise ValueError(f"OptimizerConfig.{field} must be 0 or more, got {getattr(self, field)}.")
+                raise ValueError(
+                    f"OptimizerConfig.{field} must be 0 or more, got {getattr(self, field)}."
+                )
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"OptimizerConfig.{field} must be in [0, 1), got {getattr(self, field)}.")
+                raise ValueError(
+                    f"OptimizerConfig.{field} must be in [0, 1), got {getattr(self, field)}."
+                )
         if not self.max_grad_norm > 0:
-            raise ValueError(f"OptimizerConfig.max_grad_norm must be above 0, got {self.max_grad_norm}.")
+            raise ValueError(
+                f"OptimizerConfig.max_grad_norm must be above 0, got {self.max_grad_norm}."
+            )
         if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
             raise ValueError(
-                f"OptimizerConfig.total_steps must exceed warmup_steps={self.warmup_steps} for a cosine, got {self.total_steps}."
+                f"OptimizerConfig.total_steps must exceed warmup_steps={self.warmup_steps} for a"
+                f" cosine, got {self.total_steps}."
             )
 
 
 PAPER_OPTIMIZER = OptimizerConfig(learning_rate=3e-6)
-"""The learning rate of arXiv 2605.20477 for a 7B reflector; the rest is not known and set to common values."""
+"""The learning rate of arXiv 2605.20477 for a 7B reflector; the rest is not known and set to common
+values.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,12 +132,15 @@ class LearnerConfig:
 
     num_microbatches: int = 1  # gradients are accumulated over so many parts of the batch
     epochs: int = 1  # optimizer steps on the same batch
-    positions_per_chunk: int = 256  # response positions of each row whose logits exist at the same time
+    # response positions of each row whose logits exist at the same time
+    positions_per_chunk: int = 256
 
     def __post_init__(self):
         for field in ("num_microbatches", "epochs", "positions_per_chunk"):
             if getattr(self, field) < 1:
-                raise ValueError(f"LearnerConfig.{field} must be at least 1, got {getattr(self, field)}.")
+                raise ValueError(
+                    f"LearnerConfig.{field} must be at least 1, got {getattr(self, field)}."
+                )
 
 
 class LearnerState(NamedTuple):
@@ -122,46 +153,74 @@ class LearnerState(NamedTuple):
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """The schedule as a function of the optimizer steps taken. The first step of a warm-up over n steps has rate 1/n, not 0."""
+    """The schedule as a function of the optimizer steps taken. The first step of a warm-up over n
+    steps has rate 1/n, not 0.
+    """
     warm_up = optax.linear_schedule(
-        config.learning_rate / max(config.warmup_steps, 1), config.learning_rate, max(config.warmup_steps - 1, 1)
+        config.learning_rate / max(config.warmup_steps, 1),
+        config.learning_rate,
+        max(config.warmup_steps - 1, 1),
     )
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, config.total_steps - config.warmup_steps)
+        after = optax.cosine_decay_schedule(
+            config.learning_rate, config.total_steps - config.warmup_steps
+        )
     else:
         after = optax.constant_schedule(config.learning_rate)
-    return optax.join_schedules([warm_up, after], [config.warmup_steps]) if config.warmup_steps else after
+    return (
+        optax.join_schedules([warm_up, after], [config.warmup_steps])
+        if config.warmup_steps
+        else after
+    )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
+        optax.adamw(
+            learning_rate(config),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
     )
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
     """A fresh state of what is trained: all weights, or an adapter.
 
-    Copies `params`: updates donate their state, and the caller's weights often serve as the reference. On a mesh the moments lie like their
-    weights, and everything else of the state is on every device.
+    Copies `params`: updates donate their state, and the caller's weights often serve as the
+    reference. On a mesh the moments lie like their weights, and everything else of the state is on
+    every device.
 
     Raises:
-      ValueError: weights that are not float32. At learning rates of 1e-6 every update of a bfloat16 weight would be rounded away;
-        activations may be bfloat16 (`ModelConfig.dtype`), and so may the reference.
+      ValueError: weights that are not float32. At learning rates of 1e-6 every update of a bfloat16
+        weight would be rounded away; activations may be bfloat16 (`ModelConfig.dtype`), and so may
+        the reference.
     """
     for path, leaf in jax.tree.leaves_with_path(params):
         if leaf.dtype != jnp.float32:
-            raise ValueError(f'Trained weights must be float32, {jax.tree_util.keystr(path)} is {leaf.dtype}: set param_dtype="float32".')
+            raise ValueError(
+                f"Trained weights must be float32, {jax.tree_util.keystr(path)} is {leaf.dtype}:"
+                ' set param_dtype="float32".'
+            )
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
     zero = jnp.zeros((), jnp.int32)
-    state = LearnerState(params=params, opt_state=optimizer.init(params), step=zero, skipped=jnp.zeros((), jnp.int32))
+    state = LearnerState(
+        params=params, opt_state=optimizer.init(params), step=zero, skipped=jnp.zeros((), jnp.int32)
+    )
     mesh = _mesh_of(params)
     if mesh is None:
         return state
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf.sharding, NamedSharding) else jax.device_put(leaf, everywhere), state)
+    return jax.tree.map(
+        lambda leaf: (
+            leaf if isinstance(leaf.sharding, NamedSharding) else jax.device_put(leaf, everywhere)
+        ),
+        state,
+    )
 
 
 def _mesh_of(params: Params) -> Mesh | None:
@@ -176,13 +235,16 @@ def _mesh_of(params: Params) -> Mesh | None:
 def token_logprobs(
     policy: Policy, params: Params, batch: Batch, *, temperature: float, positions_per_chunk: int
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-    """Log-probabilities of the sampled tokens, and the entropy of the distribution each was drawn from (nats; no gradient).
+    """Log-probabilities of the sampled tokens, and the entropy of the distribution each was drawn
+    from (nats; no gradient).
 
-    Both are of softmax(logits / temperature) in float32, before any top-k or top-p: what the sampler reports. Zeros at masked positions.
+    Both are of softmax(logits / temperature) in float32, before any top-k or top-p: what the
+    sampler reports. Zeros at masked positions.
 
-    The logits of `positions_per_chunk` positions of every row exist at a time; `jax.checkpoint` makes the backward pass compute them again
-    instead of keeping them all. The gradient of the vocabulary matrix is accumulated over the chunks in the
-    dtype of that matrix (float32, see `init_state`).
+    The logits of `positions_per_chunk` positions of every row exist at a time; `jax.checkpoint`
+    makes the backward pass compute them again instead of keeping them all. The gradient of the
+    vocabulary matrix is accumulated over the chunks in the dtype of that matrix (float32, see
+    `init_state`).
     """
     hidden_btd = policy.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
     hidden_brd = jnp.take_along_axis(hidden_btd, batch.source_br[:, :, None], axis=1)
@@ -205,11 +267,16 @@ def token_logprobs(
 
     logp_cbr, entropy_cbr = jax.lax.map(
         jax.checkpoint(chunk),
-        (hidden_brd.reshape(rows, chunks, size, width).swapaxes(0, 1), target_br.reshape(rows, chunks, size).swapaxes(0, 1)),
+        (
+            hidden_brd.reshape(rows, chunks, size, width).swapaxes(0, 1),
+            target_br.reshape(rows, chunks, size).swapaxes(0, 1),
+        ),
     )
     logp_br = logp_cbr.swapaxes(0, 1).reshape(rows, -1)[:, :length]
     entropy_br = entropy_cbr.swapaxes(0, 1).reshape(rows, -1)[:, :length]
-    return jnp.where(batch.response_mask_br, logp_br, 0.0), jnp.where(batch.response_mask_br, entropy_br, 0.0)
+    return jnp.where(batch.response_mask_br, logp_br, 0.0), jnp.where(
+        batch.response_mask_br, entropy_br, 0.0
+    )
 
 
 def make_update(
@@ -220,38 +287,54 @@ def make_update(
     *,
     shardings: LearnerState | None = None,
 ) -> Callable[[LearnerState, Params | None, Batch], tuple[LearnerState, Metrics]]:
-    """Builds `update(state, base, batch) -> (state, metrics)`: jitted, one compilation per batch shape, `state` donated.
+    """Builds `update(state, base, batch) -> (state, metrics)`: jitted, one compilation per batch
+    shape, `state` donated.
 
-    `base` is what is never trained: the reference policy of the KL term, and the trunk of an adapter. It may be shared with samplers (it is
-    not donated), must not share buffers with the state, and may be None when neither use is there. Gradients are of `state.params` alone.
+    `base` is what is never trained: the reference policy of the KL term, and the trunk of an
+    adapter. It may be shared with samplers (it is not donated), must not share buffers with the
+    state, and may be None when neither use is there. Gradients are of `state.params` alone.
 
-    The old log-probabilities are recomputed here from the weights the update starts with, so the result depends on (state, base, batch) and
-    not on how the sampler batched. On a mesh give `shardings`, those of the state (`state_shardings`): the new state then lies as the old.
+    The old log-probabilities are recomputed here from the weights the update starts with, so the
+    result depends on (state, base, batch) and not on how the sampler batched. On a mesh give
+    `shardings`, those of the state (`state_shardings`): the new state then lies as the old.
 
-    A step whose loss or gradient is not finite changes neither the weights nor the optimizer state, and is counted.
+    A step whose loss or gradient is not finite changes neither the weights nor the optimizer state,
+    and is counted.
 
-    Metrics, float32 scalars of the last epoch over the whole batch: `loss`, `policy_loss` and `kl` (k3, without its coefficient) under the
-    configured normalisation; `entropy` (nats), `clip_fraction`, `ratio_mean` and `sampler_gap_mean` (absolute difference to the sampler's
-    log-probabilities) as means over tokens; `ratio_max`, `ratio_min`, `sampler_gap_max`; `grad_norm` before the clip; `update_norm`;
-    `tokens` in the loss; `skipped`, summed over the epochs of this update.
+    Metrics, float32 scalars of the last epoch over the whole batch: `loss`, `policy_loss` and `kl`
+    (k3, without its coefficient) under the configured normalisation; `entropy` (nats),
+    `clip_fraction`, `ratio_mean` and `sampler_gap_mean` (absolute difference to the sampler's
+    log-probabilities) as means over tokens; `ratio_max`, `ratio_min`, `sampler_gap_max`;
+    `grad_norm` before the clip; `update_norm`; `tokens` in the loss; `skipped`, summed over the
+    epochs of this update.
 
     Raises, when it is first called with a shape:
       ValueError: the rows do not divide into the microbatches, or the reference is missing.
     """
     parts = learner_config.num_microbatches
     logprobs = functools.partial(
-        token_logprobs, policy, temperature=config.temperature, positions_per_chunk=learner_config.positions_per_chunk
+        token_logprobs,
+        policy,
+        temperature=config.temperature,
+        positions_per_chunk=learner_config.positions_per_chunk,
     )
 
     def split(x: Array) -> Array:
-        # Row i goes to part i mod parts: with rows sharded in blocks, every device keeps its own rows in every part.
+        # Row i goes to part i mod parts: with rows sharded in blocks, every device keeps its own
+        # rows in every part.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def loss_of(trained: Params, base: Params | None, part: _Part) -> tuple[Array, tuple[Metrics, Metrics]]:
+    def loss_of(
+        trained: Params, base: Params | None, part: _Part
+    ) -> tuple[Array, tuple[Metrics, Metrics]]:
         logp_br, entropy_br = logprobs(policy.combine(trained, base), part.batch)
-        old_logp_br = jax.lax.stop_gradient(logp_br) if part.old_logp_br is None else part.old_logp_br
+        old_logp_br = (
+            jax.lax.stop_gradient(logp_br) if part.old_logp_br is None else part.old_logp_br
+        )
         mask_br = part.batch.response_mask_br
-        terms = grpo.token_loss(config, logp_br, old_logp_br, part.ref_logp_br, part.batch.advantage_b, mask_br)
+        terms = grpo.token_loss(
+            config, logp_br, old_logp_br, part.ref_logp_br, part.batch.advantage_b, mask_br
+        )
         loss = (part.loss_coefficient_br * terms.loss_br).sum()
         gap_br = jnp.abs(part.batch.sampler_logp_br - old_logp_br)
         counted_br = part.metric_coefficient_br > 0
@@ -267,22 +350,33 @@ def make_update(
         }
         maxima = {
             "ratio_max": jnp.where(counted_br, terms.ratio_br, -jnp.inf).max(),
-            "ratio_min": jnp.where(counted_br, -terms.ratio_br, -jnp.inf).max(),  # negated back below
+            # negated back below
+            "ratio_min": jnp.where(counted_br, -terms.ratio_br, -jnp.inf).max(),
             "sampler_gap_max": jnp.where(counted_br, gap_br, 0.0).max(),
         }
         return loss, (sums, maxima)
 
-    def step(state: LearnerState, base: Params | None, parts_of_batch: _Part) -> tuple[LearnerState, Metrics]:
+    def step(
+        state: LearnerState, base: Params | None, parts_of_batch: _Part
+    ) -> tuple[LearnerState, Metrics]:
         def accumulate(carry: Any, part: _Part) -> tuple[Any, None]:
             grads, sums, maxima = carry
-            (_, (part_sums, part_maxima)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, base, part)
+            (_, (part_sums, part_maxima)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, base, part
+            )
             grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, part_grads)
-            return (grads, jax.tree.map(jnp.add, sums, part_sums), jax.tree.map(jnp.maximum, maxima, part_maxima)), None
+            return (
+                grads,
+                jax.tree.map(jnp.add, sums, part_sums),
+                jax.tree.map(jnp.maximum, maxima, part_maxima),
+            ), None
 
         zero_grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         zero_sums = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
         lowest = {name: jnp.full((), -jnp.inf, jnp.float32) for name in _MAXIMA}
-        (grads, sums, maxima), _ = jax.lax.scan(accumulate, (zero_grads, zero_sums, lowest), parts_of_batch)
+        (grads, sums, maxima), _ = jax.lax.scan(
+            accumulate, (zero_grads, zero_sums, lowest), parts_of_batch
+        )
 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
@@ -312,11 +406,19 @@ def make_update(
         }
         return new_state, metrics
 
-    def update(state: LearnerState, base: Params | None, batch: Batch) -> tuple[LearnerState, Metrics]:
+    def update(
+        state: LearnerState, base: Params | None, batch: Batch
+    ) -> tuple[LearnerState, Metrics]:
         if batch.tokens_bt.shape[0] % parts:
-            raise ValueError(f"{batch.tokens_bt.shape[0]} rows do not divide into {parts} microbatches: choose a divisor.")
+            raise ValueError(
+                f"{batch.tokens_bt.shape[0]} rows do not divide into {parts} microbatches: choose a"
+                " divisor."
+            )
         if base is None and config.kl != "none":
-            raise ValueError(f'kl={config.kl!r} needs the parameters of the reference policy; pass them or set kl="none".')
+            raise ValueError(
+                f"kl={config.kl!r} needs the parameters of the reference policy; pass them or set"
+                ' kl="none".'
+            )
         split_batch = jax.tree.map(split, batch)
 
         def frozen_logprobs(params: Params) -> Array:
@@ -324,13 +426,22 @@ def make_update(
 
         parts_of_batch = _Part(
             batch=split_batch,
-            loss_coefficient_br=split(grpo.token_coefficients(config, batch.response_mask_br, batch.weight_b)),
+            loss_coefficient_br=split(
+                grpo.token_coefficients(config, batch.response_mask_br, batch.weight_b)
+            ),
             metric_coefficient_br=split(grpo.token_mean(batch.response_mask_br, batch.weight_b)),
-            # In a single epoch the weights being trained are the old ones: their log-probabilities come with the loss.
-            old_logp_br=frozen_logprobs(policy.combine(state.params, base)) if learner_config.epochs > 1 else None,
+            # In a single epoch the weights being trained are the old ones: their log-probabilities
+            # come with the loss.
+            old_logp_br=(
+                frozen_logprobs(policy.combine(state.params, base))
+                if learner_config.epochs > 1
+                else None
+            ),
             ref_logp_br=None if config.kl == "none" else frozen_logprobs(base),
         )
-        state, metrics = jax.lax.scan(lambda s, _: step(s, base, parts_of_batch), state, length=learner_config.epochs)
+        state, metrics = jax.lax.scan(
+            lambda s, _: step(s, base, parts_of_batch), state, length=learner_config.epochs
+        )
         last = {name: values[-1] for name, values in metrics.items()}
         return state, last | {"skipped": metrics["skipped"].sum()}
 
@@ -339,15 +450,28 @@ def make_update(
 
 def state_shardings(state: LearnerState) -> LearnerState | None:
     """Where every leaf of a state on a mesh lies; None for a state on one device."""
-    return None if _mesh_of(state.params) is None else jax.tree.map(lambda leaf: leaf.sharding, state)
+    return (
+        None if _mesh_of(state.params) is None else jax.tree.map(lambda leaf: leaf.sharding, state)
+    )
 
 
-_SUMS = ("loss", "policy_loss", "kl", "entropy", "clip_fraction", "ratio_mean", "sampler_gap_mean", "tokens")
+_SUMS = (
+    "loss",
+    "policy_loss",
+    "kl",
+    "entropy",
+    "clip_fraction",
+    "ratio_mean",
+    "sampler_gap_mean",
+    "tokens",
+)
 _MAXIMA = ("ratio_max", "ratio_min", "sampler_gap_max")
 
 
 class _Part(NamedTuple):
-    """One microbatch, or all of them stacked along a leading axis, with what was computed over the whole batch."""
+    """One microbatch, or all of them stacked along a leading axis, with what was computed over the
+    whole batch.
+    """
 
     batch: Batch
     loss_coefficient_br: Float[Array, "B R"]

@@ -1,12 +1,14 @@
 """The device mesh, and where weights, batches and caches lie on it.
 
-Weights that are only read (a frozen base, a sampler's copy) follow `RULES`; weights that are trained follow `TRAINED_RULES`, and so do
-their optimizer moments: every device of a mesh then keeps a different part. Batches are split over data and fsdp; the rows of a sampler's
-cache over data, its kv heads over tensor.
+Weights that are only read (a frozen base, a sampler's copy) follow `RULES`; weights that are
+trained follow `TRAINED_RULES`, and so do their optimizer moments: every device of a mesh then keeps
+a different part. Batches are split over data and fsdp; the rows of a sampler's cache over data, its
+kv heads over tensor.
 
-Several hosts (not built yet): the update runs on one mesh of all devices, and each host feeds the rows of its own devices
-(`jax.make_array_from_process_local_data` in place of `split_rows`); each host's sampler and worker pool run on a mesh of
-`jax.local_devices()`, so that no dispatch waits for another host.
+Several hosts (not built yet): the update runs on one mesh of all devices, and each host feeds the
+rows of its own devices (`jax.make_array_from_process_local_data` in place of `split_rows`); each
+host's sampler and worker pool run on a mesh of `jax.local_devices()`, so that no dispatch waits for
+another host.
 """
 
 import dataclasses
@@ -36,7 +38,9 @@ BATCH = PartitionSpec(("data", "fsdp"))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The sizes of a mesh; their product is the number of devices. All 1: the default device, without a mesh."""
+    """The sizes of a mesh; their product is the number of devices. All 1: the default device,
+    without a mesh.
+    """
 
     data: int = 1  # copies of the frozen weights, each with rows of its own
     fsdp: int = 1  # parts that the width of the weights is split into
@@ -55,7 +59,9 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoleMeshes:
-    """One mesh per role. With one shared base both must be the same; the update runs on the reflector's."""
+    """One mesh per role. With one shared base both must be the same; the update runs on the
+    reflector's.
+    """
 
     actor: MeshConfig
     reflector: MeshConfig
@@ -65,7 +71,8 @@ def _both(**sizes: int) -> RoleMeshes:
     return RoleMeshes(actor=MeshConfig(**sizes), reflector=MeshConfig(**sizes))
 
 
-# Made for 7B models with 4 kv heads: tensor beyond 4 would keep every kv head twice, so the other devices are copies (data).
+# Made for 7B models with 4 kv heads: tensor beyond 4 would keep every kv head twice, so the other
+# devices are copies (data).
 MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
     {
         "h200": _both(),
@@ -77,39 +84,56 @@ MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes data (copies), fsdp (weights split by width) and tensor (heads, feed-forward and vocabulary split).
+def make_mesh(
+    data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with axes data (copies), fsdp (weights split by width) and tensor (heads, feed-forward
+    and vocabulary split).
 
     Raises:
-      ValueError: the product of the sizes is not the number of devices (all there are, unless given).
+      ValueError: the product of the sizes is not the number of devices (all there are, unless
+        given).
     """
     count = jax.device_count() if devices is None else len(devices)
     if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
-        raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use all {count} devices: make the product equal")
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use all {count} devices:"
+            " make the product equal"
+        )
     return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 def open_mesh(config: MeshConfig) -> Mesh | None:
-    """The mesh of all devices that a configuration asks for; None for one device. Raises ValueError as `make_mesh` does."""
+    """The mesh of all devices that a configuration asks for; None for one device. Raises ValueError
+    as `make_mesh` does.
+    """
     return None if config.num_devices == 1 else make_mesh(config.data, config.fsdp, config.tensor)
 
 
-def param_specs(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None] = RULES) -> Any:
+def param_specs(
+    axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None] = RULES
+) -> Any:
     """PartitionSpecs of a parameter tree.
 
     Args:
       axes: tree of tuples of logical axis names (`transformer.param_axes`).
       shapes: the same tree of arrays or ShapeDtypeStructs (`transformer.abstract_params`).
 
-    A dimension that its mesh axes do not divide stays whole on every device (4 kv heads on 8 tensor shards).
+    A dimension that its mesh axes do not divide stays whole on every device (4 kv heads on 8 tensor
+    shards).
     """
 
     def spec(names: tuple[str, ...], leaf: Any) -> PartitionSpec:
         if len(names) != leaf.ndim:
-            raise ValueError(f"a weight of shape {leaf.shape} has the logical axes {names}: name one axis per dimension")
+            raise ValueError(
+                f"a weight of shape {leaf.shape} has the logical axes {names}: name one axis per"
+                " dimension"
+            )
         unknown = [name for name in names if name not in rules]
         if unknown:
-            raise ValueError(f"logical axis {unknown[0]!r} has no rule; known are {', '.join(rules)}")
+            raise ValueError(
+                f"logical axis {unknown[0]!r} has no rule; known are {', '.join(rules)}"
+            )
         targets = [rules[name] for name in names]
         return PartitionSpec(
             *(
@@ -121,30 +145,43 @@ def param_specs(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | tu
     return jax.tree.map(spec, axes, shapes, is_leaf=_is_axes)
 
 
-def param_shardings(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None] = RULES) -> Any:
+def param_shardings(
+    axes: Any, shapes: Any, mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None] = RULES
+) -> Any:
     """`param_specs` bound to the mesh, for `jax.device_put` and `jax.jit`."""
     specs = param_specs(axes, shapes, mesh, rules)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
 
 
 def split_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """Puts a batch on the mesh, its rows (the first axis of every leaf) split over data and fsdp; without a mesh, as it is."""
+    """Puts a batch on the mesh, its rows (the first axis of every leaf) split over data and fsdp;
+    without a mesh, as it is.
+    """
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, BATCH))
 
 
 def table_sharding(num_rows: int, mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Of an embedding table where rows of it are looked up: split by rows only, where tensor divides them.
+    """Of an embedding table where rows of it are looked up: split by rows only, where tensor
+    divides them.
 
-    Looked up in a table that is split by width too, [B, T, D] would be split by width, and held whole once to be split by rows.
+    Looked up in a table that is split by width too, [B, T, D] would be split by width, and held
+    whole once to be split by rows.
     """
-    return NamedSharding(mesh, PartitionSpec("tensor" if num_rows % mesh.shape["tensor"] == 0 else None))
+    return NamedSharding(
+        mesh, PartitionSpec("tensor" if num_rows % mesh.shape["tensor"] == 0 else None)
+    )
 
 
 def kv_copies(num_heads: int, num_kv_heads: int, mesh: Mesh | None) -> int:
     """How often a cache holds every kv head, so that the tensor axis can split it.
 
-    1 where it divides the kv heads. Where it is a multiple of them, every device holds the one head that its query heads read. Where it
-    fits neither them nor the query heads, 1: every device holds all heads.
+    1 where it divides the kv heads. Where it is a multiple of them, every device holds the one head
+    that its query heads read. Where it fits neither them nor the query heads, 1: every device holds
+    all heads.
     """
     shards = 1 if mesh is None else mesh.shape["tensor"]
     return shards // num_kv_heads if shards % num_kv_heads == 0 and num_heads % shards == 0 else 1
@@ -152,7 +189,10 @@ def kv_copies(num_heads: int, num_kv_heads: int, mesh: Mesh | None) -> int:
 
 def cache_sharding(num_cached_heads: int, mesh: Mesh) -> NamedSharding:
     """Of the arrays of a `KVCache`: rows over data, heads over tensor where it divides them."""
-    return NamedSharding(mesh, PartitionSpec("data", "tensor" if num_cached_heads % mesh.shape["tensor"] == 0 else None))
+    return NamedSharding(
+        mesh,
+        PartitionSpec("data", "tensor" if num_cached_heads % mesh.shape["tensor"] == 0 else None),
+    )
 
 
 def _size(mesh: Mesh, target: str | tuple[str, ...]) -> int:

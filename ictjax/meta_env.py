@@ -1,7 +1,9 @@
-"""The meta-environment: contexts collected over meta-turns, G candidate prompts for each, and their rewards on replayed and fresh games.
+"""The meta-environment: contexts collected over meta-turns, G candidate prompts for each, and their
+rewards on replayed and fresh games.
 
-Host logic only: no arrays, no weights. Everything random is keyed by what it belongs to (iteration, context, candidate, game), and
-`MetaState` is all there is to remember between iterations, so a resumed run draws the same games, prompts and tokens.
+Host logic only: no arrays, no weights. Everything random is keyed by what it belongs to (iteration,
+context, candidate, game), and `MetaState` is all there is to remember between iterations, so a
+resumed run draws the same games, prompts and tokens.
 """
 
 import dataclasses
@@ -29,10 +31,13 @@ class MetaConfig:
 
     contexts_per_iteration: int
     games_per_context: int  # k: games the reflector reads, and those of the replay reward
-    fresh_games: int  # other games of the family, the same for all candidates of a context; may outnumber k
-    replay_weight: float  # reward = replay_weight * replay + (1 - replay_weight) * fresh; 1 is the paper's reward
+    # other games of the family, the same for all candidates of a context; may outnumber k
+    fresh_games: int
+    # reward = replay_weight * replay + (1 - replay_weight) * fresh; 1 is the paper's reward
+    replay_weight: float
     meta_turns: int  # after as many prompts a loop restarts with the initial prompt
-    collection: Literal["online", "precollected"]  # contexts of the current reflector, or of the base reflector before training (the paper)
+    # contexts of the current reflector, or of the base reflector before training (the paper)
+    collection: Literal["online", "precollected"]
     precollected_loops: int  # read by "precollected" only
     malformed_reward: float  # of a reply without a usable prompt; a won game is 1, a lost one 0
 
@@ -41,13 +46,23 @@ class MetaConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"meta.{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.replay_weight <= 1:
-            raise ValueError(f"meta.replay_weight must lie between 0 and 1, got {self.replay_weight}.")
+            raise ValueError(
+                f"meta.replay_weight must lie between 0 and 1, got {self.replay_weight}."
+            )
         if self.replay_weight < 1 and self.fresh_games < 1:
-            raise ValueError(f"meta.fresh_games must be at least 1 when meta.replay_weight is below 1, got {self.fresh_games}.")
+            raise ValueError(
+                "meta.fresh_games must be at least 1 when meta.replay_weight is below 1, got"
+                f" {self.fresh_games}."
+            )
         if self.collection not in ("online", "precollected"):
-            raise ValueError(f"meta.collection must be 'online' or 'precollected', got {self.collection!r}.")
+            raise ValueError(
+                f"meta.collection must be 'online' or 'precollected', got {self.collection!r}."
+            )
         if self.collection == "precollected" and self.precollected_loops < 1:
-            raise ValueError(f"meta.precollected_loops must be at least 1 for precollected contexts, got {self.precollected_loops}.")
+            raise ValueError(
+                "meta.precollected_loops must be at least 1 for precollected contexts, got"
+                f" {self.precollected_loops}."
+            )
 
 
 class Loop(NamedTuple):
@@ -70,7 +85,9 @@ class MetaState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
-    """The players, the games and the settings: fixed during a run, apart from the reflector's weights inside its sampler."""
+    """The players, the games and the settings: fixed during a run, apart from the reflector's
+    weights inside its sampler.
+    """
 
     actor: Sampler
     actor_chat: ChatTokenizer
@@ -87,11 +104,14 @@ class World:
     progress: Progress | None = None
 
     def __post_init__(self):
-        needed = max(self.meta.games_per_context, self.meta.fresh_games if self.meta.replay_weight < 1 else 0)
+        needed = max(
+            self.meta.games_per_context, self.meta.fresh_games if self.meta.replay_weight < 1 else 0
+        )
         for family, games in self.games.items():
             if len(games) < needed:
                 raise ValueError(
-                    f"Family {family!r} has {len(games)} games, a context needs {needed}: lower meta.games_per_context or fresh_games."
+                    f"Family {family!r} has {len(games)} games, a context needs {needed}: lower"
+                    " meta.games_per_context or fresh_games."
                 )
 
     def play(self, episodes: Sequence[Episode], phase: str) -> list[Trajectory]:
@@ -101,41 +121,67 @@ class World:
 
 
 class Scored(NamedTuple):
-    """One iteration's candidates with their rewards, and every reward episode, in the order played."""
+    """One iteration's candidates with their rewards, and every reward episode, in the order
+    played.
+    """
 
     groups: list[list[Candidate]]
     trajectories: list[Trajectory]
 
 
 def initial_state(world: World, num_loops: int) -> MetaState:
-    """New loops, staggered: the first life of loop i ends after meta-turn i (modulo), so that later iterations mix all meta-turns."""
-    loops = tuple(_new_loop(world, number, number % world.meta.meta_turns) for number in range(num_loops))
+    """New loops, staggered: the first life of loop i ends after meta-turn i (modulo), so that later
+    iterations mix all meta-turns.
+    """
+    loops = tuple(
+        _new_loop(world, number, number % world.meta.meta_turns) for number in range(num_loops)
+    )
     return MetaState(loops, num_loops, dict.fromkeys(world.games, 0))
 
 
 def state_to_json(state: MetaState) -> dict[str, Any]:
     """Plain lists and dicts."""
-    return {"loops": [loop._asdict() for loop in state.loops], "next_loop": state.next_loop, "positions": dict(state.positions)}
+    return {
+        "loops": [loop._asdict() for loop in state.loops],
+        "next_loop": state.next_loop,
+        "positions": dict(state.positions),
+    }
 
 
 def state_from_json(data: Mapping[str, Any]) -> MetaState:
     """Reads what `state_to_json` wrote."""
-    return MetaState(tuple(Loop(**loop) for loop in data["loops"]), data["next_loop"], dict(data["positions"]))
+    return MetaState(
+        tuple(Loop(**loop) for loop in data["loops"]), data["next_loop"], dict(data["positions"])
+    )
 
 
-def draw_games(world: World, state: MetaState, family: str, count: int) -> tuple[tuple[GameId, ...], MetaState]:
-    """The next `count` different games of a family: none comes back before the others were used, and every pass has its own order."""
-    games, position = next_games(world.key, world.games[family], family, state.positions[family], count)
+def draw_games(
+    world: World, state: MetaState, family: str, count: int
+) -> tuple[tuple[GameId, ...], MetaState]:
+    """The next `count` different games of a family: none comes back before the others were used,
+    and every pass has its own order.
+    """
+    games, position = next_games(
+        world.key, world.games[family], family, state.positions[family], count
+    )
     return games, state._replace(positions={**state.positions, family: position})
 
 
-def next_games(key: keys.Key, games: Sequence[GameId], family: str, position: int, count: int) -> tuple[tuple[GameId, ...], int]:
-    """The `count` games at `position` of a family's shuffled passes, and the position behind them."""
+def next_games(
+    key: keys.Key, games: Sequence[GameId], family: str, position: int, count: int
+) -> tuple[tuple[GameId, ...], int]:
+    """The `count` games at `position` of a family's shuffled passes, and the position behind
+    them.
+    """
     total = len(games)
     if position % total + count > total:
-        position += total - position % total  # a draw never straddles two passes, so it holds no game twice
+        # a draw never straddles two passes, so it holds no game twice
+        position += total - position % total
     order = _order(key, family, position // total, total)
-    return tuple(games[i] for i in order[position % total : position % total + count]), position + count
+    return (
+        tuple(games[i] for i in order[position % total : position % total + count]),
+        position + count,
+    )
 
 
 def collect(world: World, state: MetaState, iteration: int) -> tuple[list[Context], MetaState]:
@@ -145,7 +191,11 @@ def collect(world: World, state: MetaState, iteration: int) -> tuple[list[Contex
         games, state = draw_games(world, state, loop.family, world.meta.games_per_context)
         batches.append(games)
     episodes = [
-        Episode(game=game, system_prompt=loop.system_prompt, key=keys.fold(world.key, "context", iteration, q, str(game)))
+        Episode(
+            game=game,
+            system_prompt=loop.system_prompt,
+            key=keys.fold(world.key, "context", iteration, q, str(game)),
+        )
         for q, (loop, games) in enumerate(zip(state.loops, batches, strict=True))
         for game in games
     ]
@@ -163,24 +213,43 @@ def collect(world: World, state: MetaState, iteration: int) -> tuple[list[Contex
     return contexts, state
 
 
-def propose(world: World, contexts: Sequence[Context], group_size: int, iteration: int) -> list[list[Candidate]]:
+def propose(
+    world: World, contexts: Sequence[Context], group_size: int, iteration: int
+) -> list[list[Candidate]]:
     """Samples `group_size` replies to every context from the reflector."""
-    prompts = [reflector_prompt_ids(world.reflector_chat, world.reflector_config, context) for context in contexts]
-    group_keys = [[keys.fold(world.key, "candidate", iteration, q, g) for g in range(group_size)] for q in range(len(contexts))]
+    prompts = [
+        reflector_prompt_ids(world.reflector_chat, world.reflector_config, context)
+        for context in contexts
+    ]
+    group_keys = [
+        [keys.fold(world.key, "candidate", iteration, q, g) for g in range(group_size)]
+        for q in range(len(contexts))
+    ]
     report = None if world.progress is None else functools.partial(world.progress, "candidates")
     return sample_candidates(
-        world.reflector, world.reflector_chat, world.reflector_config, prompts, group_keys, world.temperature, progress=report
+        world.reflector,
+        world.reflector_chat,
+        world.reflector_config,
+        prompts,
+        group_keys,
+        world.temperature,
+        progress=report,
     )
 
 
 def score(
-    world: World, state: MetaState, contexts: Sequence[Context], groups: Sequence[Sequence[Candidate]], iteration: int
+    world: World,
+    state: MetaState,
+    contexts: Sequence[Context],
+    groups: Sequence[Sequence[Candidate]],
+    iteration: int,
 ) -> tuple[Scored, MetaState]:
     """Plays the reward games of every candidate, all in one rollout, and fills in the rewards.
 
-    Replay: the context's own games under the new prompt (the paper's reward). Fresh: `fresh_games` other games of the family, the same
-    for all candidates of a context. A reply without a usable prompt gets `malformed_reward`. A candidate whose reward games all failed
-    through the environment's fault has reward None and is left out of its group.
+    Replay: the context's own games under the new prompt (the paper's reward). Fresh: `fresh_games`
+    other games of the family, the same for all candidates of a context. A reply without a usable
+    prompt gets `malformed_reward`. A candidate whose reward games all failed through the
+    environment's fault has reward None and is left out of its group.
     """
     meta = world.meta
     batches: list[tuple[tuple[GameId, ...], tuple[GameId, ...]]] = []
@@ -190,7 +259,11 @@ def score(
             fresh, state = draw_games(world, state, context.family, meta.fresh_games)
         batches.append((context.games if meta.replay_weight > 0 else (), fresh))
     episodes = [
-        Episode(game=game, system_prompt=candidate.system_prompt, key=keys.fold(world.key, "reward", iteration, q, g, str(game)))
+        Episode(
+            game=game,
+            system_prompt=candidate.system_prompt,
+            key=keys.fold(world.key, "reward", iteration, q, g, str(game)),
+        )
         for q, group in enumerate(groups)
         for g, candidate in enumerate(group)
         if candidate.system_prompt is not None
@@ -209,50 +282,74 @@ def score(
             replay = success_rate([next(played) for _ in replay_games])
             fresh_rate = success_rate([next(played) for _ in fresh_games])
             reward = mixed_reward(replay, fresh_rate, meta.replay_weight)
-            rewarded.append(dataclasses.replace(candidate, replay_reward=replay, fresh_reward=fresh_rate, reward=reward))
+            rewarded.append(
+                dataclasses.replace(
+                    candidate, replay_reward=replay, fresh_reward=fresh_rate, reward=reward
+                )
+            )
         scored.append(rewarded)
     return Scored(scored, trajectories), state
 
 
 def mixed_reward(replay: float | None, fresh: float | None, replay_weight: float) -> float | None:
-    """The weighted mean of the parts that the weight asks for; None when one of them could not be measured."""
-    parts = [(weight, rate) for weight, rate in ((replay_weight, replay), (1 - replay_weight, fresh)) if weight > 0]
+    """The weighted mean of the parts that the weight asks for; None when one of them could not be
+    measured.
+    """
+    parts = [
+        (weight, rate)
+        for weight, rate in ((replay_weight, replay), (1 - replay_weight, fresh))
+        if weight > 0
+    ]
     if any(rate is None for _, rate in parts):
         return None
     return sum(weight * rate for weight, rate in parts)
 
 
-def advance(world: World, state: MetaState, groups: Sequence[Sequence[Candidate]], iteration: int) -> MetaState:
-    """Moves every loop to its next meta-turn under one of the valid candidates, drawn by key (the old prompt when there is none)."""
+def advance(
+    world: World, state: MetaState, groups: Sequence[Sequence[Candidate]], iteration: int
+) -> MetaState:
+    """Moves every loop to its next meta-turn under one of the valid candidates, drawn by key (the
+    old prompt when there is none).
+    """
     loops, next_loop = [], state.next_loop
     for q, (loop, group) in enumerate(zip(state.loops, groups, strict=True)):
         if loop.meta_turn >= loop.last_turn:
             loops.append(_new_loop(world, next_loop, world.meta.meta_turns - 1))
             next_loop += 1
         else:
-            prompt = next_prompt(group, keys.fold(world.key, "next", iteration, q)) or loop.system_prompt
+            prompt = (
+                next_prompt(group, keys.fold(world.key, "next", iteration, q)) or loop.system_prompt
+            )
             loops.append(loop._replace(meta_turn=loop.meta_turn + 1, system_prompt=prompt))
     return state._replace(loops=tuple(loops), next_loop=next_loop)
 
 
 def next_prompt(group: Sequence[Candidate], key: keys.Key) -> str | None:
     """The prompt of one valid candidate drawn by key; None when no candidate is valid."""
-    prompts = [candidate.system_prompt for candidate in group if candidate.system_prompt is not None]
+    prompts = [
+        candidate.system_prompt for candidate in group if candidate.system_prompt is not None
+    ]
     return prompts[int(keys.generator(key).integers(len(prompts)))] if prompts else None
 
 
 def precollected(world: World, path: pathlib.Path) -> list[Context]:
-    """The contexts of the base reflector: collected once, before the first update, and read from `path` ever after."""
+    """The contexts of the base reflector: collected once, before the first update, and read from
+    `path` ever after.
+    """
     if not path.exists():
         write_lines(path, map(to_json, precollect(world)))
     return [context_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def precollect(world: World) -> list[Context]:
-    """The paper's contexts: `precollected_loops` loops x `meta_turns` meta-turns of the reflector as it is now."""
+    """The paper's contexts: `precollected_loops` loops x `meta_turns` meta-turns of the reflector
+    as it is now.
+    """
     world = dataclasses.replace(world, key=keys.fold(world.key, "precollect"))
     state = initial_state(world, world.meta.precollected_loops)
-    state = state._replace(loops=tuple(loop._replace(last_turn=world.meta.meta_turns - 1) for loop in state.loops))
+    state = state._replace(
+        loops=tuple(loop._replace(last_turn=world.meta.meta_turns - 1) for loop in state.loops)
+    )
     contexts = []
     for meta_turn in range(world.meta.meta_turns):
         new, state = collect(world, state, meta_turn)
@@ -263,14 +360,21 @@ def precollect(world: World) -> list[Context]:
 
 
 def draw_contexts(world: World, contexts: Sequence[Context], iteration: int) -> list[Context]:
-    """The precollected contexts of one iteration (counted from 1): passes over all of them, each pass in its own order."""
+    """The precollected contexts of one iteration (counted from 1): passes over all of them, each
+    pass in its own order.
+    """
     first = (iteration - 1) * world.meta.contexts_per_iteration
     total = len(contexts)
     positions = range(first, first + world.meta.contexts_per_iteration)
-    return [contexts[_order(world.key, "contexts", position // total, total)[position % total]] for position in positions]
+    return [
+        contexts[_order(world.key, "contexts", position // total, total)[position % total]]
+        for position in positions
+    ]
 
 
-def reflector_prompt_ids(chat: ChatTokenizer, config: ReflectorConfig, context: Context) -> tuple[int, ...]:
+def reflector_prompt_ids(
+    chat: ChatTokenizer, config: ReflectorConfig, context: Context
+) -> tuple[int, ...]:
     """The token ids of the question put to the reflector, within the configured budget."""
     messages = reflector_messages(context, config, lambda shown: len(chat.encode_start(shown)))
     return chat.encode_start(messages)
@@ -285,7 +389,9 @@ def sample_candidates(
     temperature: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Candidate]]:
-    """One candidate for every key of every prompt, parsed; a prompt is prefilled once and forked for its group."""
+    """One candidate for every key of every prompt, parsed; a prompt is prefilled once and forked
+    for its group.
+    """
     requests = [
         [
             Request(
@@ -302,7 +408,8 @@ def sample_candidates(
     ]
     generations = sample_groups(sampler, prompts, requests, progress)
     return [
-        [_candidate(chat, config, prompt, generation) for generation in group] for prompt, group in zip(prompts, generations, strict=True)
+        [_candidate(chat, config, prompt, generation) for generation in group]
+        for prompt, group in zip(prompts, generations, strict=True)
     ]
 
 
@@ -336,20 +443,33 @@ def sample_groups(
 
 
 def summarise(world: World, contexts: Sequence[Context], scored: Scored) -> dict[str, Any]:
-    """The host-side metrics of an iteration; rates and rewards are fractions, lengths are tokens. None where nothing was measured."""
+    """The host-side metrics of an iteration; rates and rewards are fractions, lengths are tokens.
+    None where nothing was measured.
+    """
     candidates = [candidate for group in scored.groups for candidate in group]
-    prompts = [candidate.system_prompt for candidate in candidates if candidate.system_prompt is not None]
+    prompts = [
+        candidate.system_prompt for candidate in candidates if candidate.system_prompt is not None
+    ]
     by_family: dict[str, list[float | None]] = defaultdict(list)
     for context, group in zip(contexts, scored.groups, strict=True):
         by_family[context.family] += [candidate.reward for candidate in group]
     played = [t for context in contexts for t in context.trajectories] + scored.trajectories
-    kinds = [kind for kind in ParseFailure if kind not in (ParseFailure.NO_ACTION, ParseFailure.EMPTY_ACTION)]
+    kinds = [
+        kind
+        for kind in ParseFailure
+        if kind not in (ParseFailure.NO_ACTION, ParseFailure.EMPTY_ACTION)
+    ]
     failures = [candidate.failure for candidate in candidates]
     return {
         "reward": _mean([c.reward for c in candidates]),
         "reward_replay": _mean([c.replay_reward for c in candidates]),
         "reward_fresh": _mean([c.fresh_reward for c in candidates]),
-        "reward_best": _mean([max((c.reward for c in group if c.reward is not None), default=None) for group in scored.groups]),
+        "reward_best": _mean(
+            [
+                max((c.reward for c in group if c.reward is not None), default=None)
+                for group in scored.groups
+            ]
+        ),
         "reward_family": {family: _mean(rewards) for family, rewards in sorted(by_family.items())},
         "context_success": success_rate([t for context in contexts for t in context.trajectories]),
         "context_meta_turn": _mean([float(context.meta_turn) for context in contexts]),
@@ -367,10 +487,15 @@ def summarise(world: World, contexts: Sequence[Context], scored: Scored) -> dict
     }
 
 
-def _candidate(chat: ChatTokenizer, config: ReflectorConfig, prompt: tuple[int, ...], generation: Generation) -> Candidate:
+def _candidate(
+    chat: ChatTokenizer, config: ReflectorConfig, prompt: tuple[int, ...], generation: Generation
+) -> Candidate:
     text = chat.decode(generation.ids)
     parsed = parse_reply(text, truncated=generation.finish != "stop")
-    if not isinstance(parsed, ParseFailure) and chat.count(parsed.system_prompt) > config.max_prompt_tokens:
+    if (
+        not isinstance(parsed, ParseFailure)
+        and chat.count(parsed.system_prompt) > config.max_prompt_tokens
+    ):
         parsed = ParseFailure.PROMPT_TOO_LONG
     failed = isinstance(parsed, ParseFailure)
     return Candidate(
@@ -385,11 +510,19 @@ def _candidate(chat: ChatTokenizer, config: ReflectorConfig, prompt: tuple[int, 
 
 
 def _new_loop(world: World, number: int, last_turn: int) -> Loop:
-    return Loop(number, family_of_loop(world.key, sorted(world.games), number), 0, last_turn, world.initial_prompt)
+    return Loop(
+        number,
+        family_of_loop(world.key, sorted(world.games), number),
+        0,
+        last_turn,
+        world.initial_prompt,
+    )
 
 
 def family_of_loop(key: keys.Key, families: Sequence[str], number: int) -> str:
-    """The family of the n-th loop: they take turns, in an order of their own for every pass over them."""
+    """The family of the n-th loop: they take turns, in an order of their own for every pass over
+    them.
+    """
     order = _order(key, "families", number // len(families), len(families))
     return families[order[number % len(families)]]
 

@@ -1,4 +1,6 @@
-"""In-context Training as an environment: an action is a system prompt, the answer is how an actor fares under it on games not seen before."""
+"""In-context Training as an environment: an action is a system prompt, the answer is how an actor
+fares under it on games not seen before.
+"""
 
 import contextlib
 import dataclasses
@@ -23,7 +25,8 @@ from ictjax.rollout import Episode, RolloutConfig, parse_failures, rollout, succ
 from ictjax.sampler import Sampler, SamplerConfig
 
 INITIAL_PROMPT = """\
-You play a text game. Every turn shows you what happened and what you may do; reach the goal of the game in as few actions as you can.
+You play a text game. Every turn shows you what happened and what you may do; reach the goal of \
+the game in as few actions as you can.
 
 Answer in exactly this form:
 
@@ -31,7 +34,9 @@ Thought: <your reasoning, in one or two sentences>
 Action: <one action>"""
 """For environments that bring no prompt of their own."""
 
-REFLECTION = ReflectorConfig(style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024)
+REFLECTION = ReflectorConfig(
+    style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
+)
 
 _CHARS_PER_TOKEN = 3  # fewer than English text has, so an estimate stays within the budget
 _MAX_LEN = 8192  # of a conversation with a local model, unless a SamplerConfig says otherwise
@@ -60,20 +65,24 @@ class _Actor(NamedTuple):
 class MetaEnv:
     """A meta-environment over the games of a benchmark. A context manager; not thread-safe.
 
-    `reset` starts a loop: it takes the next family and plays a batch of games under the initial prompt. `step` plays the next batch under
-    the prompt it is given. Both return the `Context` that a reflector reads, with the trajectories in the order of the batch. Games are
-    drawn without replacement over steps and loops: none comes back before the family's split is used up, which `terminated` announces.
+    `reset` starts a loop: it takes the next family and plays a batch of games under the initial
+    prompt. `step` plays the next batch under the prompt it is given. Both return the `Context` that
+    a reflector reads, with the trajectories in the order of the batch. Games are drawn without
+    replacement over steps and loops: none comes back before the family's split is used up, which
+    `terminated` announces.
 
     Args:
-      environment: a name for `envs.registry.load_environment`, whose games run in worker processes; or an environment object, whose games run
-        in this process, unprotected.
-      policy: the actor: a folder with a model in Hugging Face layout, a function (see `ictjax.policy.Policy`), or a `FunctionActor`, which
-        stays the caller's to shut down.
+      environment: a name for `envs.registry.load_environment`, whose games run in worker processes;
+        or an environment object, whose games run in this process, unprotected.
+      policy: the actor: a folder with a model in Hugging Face layout, a function (see
+        `ictjax.policy.Policy`), or a `FunctionActor`, which stays the caller's to shut down.
       families: which take turns; all by default.
       split: "train", "select" or "test".
       num_games: games of a batch (the paper's k).
-      draw: "fresh", new games in every batch; or "fixed", the same ones again and again, for validation.
-      initial_prompt: the actor's at meta-turn 0; by default the environment's own, else `INITIAL_PROMPT`.
+      draw: "fresh", new games in every batch; or "fixed", the same ones again and again, for
+        validation.
+      initial_prompt: the actor's at meta-turn 0; by default the environment's own, else
+        `INITIAL_PROMPT`.
       max_steps: of an episode.
       meta_turns: steps of a loop, after which `truncated` is true; no limit by default.
       seed: of the order of games and families, and of sampling.
@@ -83,7 +92,8 @@ class MetaEnv:
       options: keyword arguments of a named environment.
       num_workers: processes of a named environment.
       deadline_s: of one reset or step of a named environment.
-      sampler: sizes of a model's sampler; by default fit for `num_games` conversations of at most 8,192 tokens.
+      sampler: sizes of a model's sampler; by default fit for `num_games` conversations of at most
+        8,192 tokens.
     Raises:
       ValueError: an argument makes no sense, or names something that does not exist.
     """
@@ -111,23 +121,36 @@ class MetaEnv:
     ):
         self._environment = _environment(environment, options)
         if isinstance(families, str):
-            raise ValueError(f"families is a sequence of names, got the string {families!r}: write [{families!r}].")
+            raise ValueError(
+                f"families is a sequence of names, got the string {families!r}: write"
+                f" [{families!r}]."
+            )
         for family in families:
             if family not in self._environment.families:
                 known = ", ".join(self._environment.families)
-                raise ValueError(f"Unknown family {family!r} of {self._environment.name}: use some of {known}.")
+                raise ValueError(
+                    f"Unknown family {family!r} of {self._environment.name}: use some of {known}."
+                )
         for name, value in (("num_games", num_games), ("meta_turns", meta_turns)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if draw not in ("fresh", "fixed"):
             raise ValueError(f"draw must be 'fresh' or 'fixed', got {draw!r}.")
-        self.initial_prompt = initial_prompt or registry.initial_prompt(self._environment) or INITIAL_PROMPT
+        self.initial_prompt = (
+            initial_prompt or registry.initial_prompt(self._environment) or INITIAL_PROMPT
+        )
         self.families = tuple(families or self._environment.families)
-        self._split, self._num_games, self._draw, self._meta_turns = split, num_games, draw, meta_turns
+        self._split, self._num_games, self._draw, self._meta_turns = (
+            split,
+            num_games,
+            draw,
+            meta_turns,
+        )
         self._rollout = RolloutConfig(
             max_steps=max_steps,
             max_turn_tokens=max_turn_tokens,
-            # Greedy rollouts play equal games once; nobody knows whether a function would answer twice the same.
+            # Greedy rollouts play equal games once; nobody knows whether a function would answer
+            # twice the same.
             temperature=temperature if _is_folder(policy) else 1.0,
             show_actions=show_actions,
         )
@@ -135,7 +158,9 @@ class MetaEnv:
         self._rewind(seed)
         with contextlib.ExitStack() as stack:
             if isinstance(environment, str):
-                pool = WorkerPool(environment, num_workers=num_workers, deadline_s=deadline_s, options=options)
+                pool = WorkerPool(
+                    environment, num_workers=num_workers, deadline_s=deadline_s, options=options
+                )
             else:
                 pool = LocalPool(self._environment)
             self._pool: Pool = stack.enter_context(pool)
@@ -153,22 +178,29 @@ class MetaEnv:
         self._stack.close()
 
     def describe(self) -> dict[str, Any]:
-        """What the environment says about itself (source, counts, versions), for a record of results."""
+        """What the environment says about itself (source, counts, versions), for a record of
+        results.
+        """
         return registry.describe(self._environment)
 
     def games(self, family: str) -> tuple[GameId, ...]:
-        """The games of a family in this split, sorted: their order depends on no directory walk and no hash seed."""
+        """The games of a family in this split, sorted: their order depends on no directory walk and
+        no hash seed.
+        """
         if family not in self._games:
             found = tuple(sorted(set(self._environment.games(family, self._split))))
             if len(found) < self._num_games:
                 raise ValueError(
-                    f"Family {family!r} has {len(found)} games in {self._split!r}, a batch needs {self._num_games}: lower num_games."
+                    f"Family {family!r} has {len(found)} games in {self._split!r}, a batch needs"
+                    f" {self._num_games}: lower num_games."
                 )
             self._games[family] = found
         return self._games[family]
 
     def reset(self, *, seed: int | None = None) -> tuple[Context, dict[str, Any]]:
-        """Starts the next loop: a batch of the next family under the initial prompt. With a seed, everything starts over."""
+        """Starts the next loop: a batch of the next family under the initial prompt. With a seed,
+        everything starts over.
+        """
         if seed is not None:
             self._rewind(seed)
         self._loop += 1
@@ -183,21 +215,32 @@ class MetaEnv:
 
         Returns:
           context: the prompt and its episodes, for the reflector.
-          reward: the share of games won, over those that were played to an end; None when the environment or the policy failed in all.
-          terminated: fewer unseen games are left than a batch needs; after the next `reset` games come back, in another order.
+          reward: the share of games won, over those that were played to an end; None when the
+            environment or the policy failed in all.
+          terminated: fewer unseen games are left than a batch needs; after the next `reset` games
+            come back, in another order.
           truncated: the loop has had its meta-turns.
-          info: "games" has one `GameResult` for every game of the batch, in order; further "failed" (how many have no outcome of their own),
-            "parse_failures", "loop", "meta_turn", "family", "pass" (how often the family's games were used up), "pool".
+          info: "games" has one `GameResult` for every game of the batch, in order; further "failed"
+            (how many have no outcome of their own), "parse_failures", "loop", "meta_turn",
+            "family", "pass" (how often the family's games were used up), "pool".
         Raises:
-          ValueError: the prompt is no text, for example a reflector's `ParseFailure`; or the loop has ended.
+          ValueError: the prompt is no text, for example a reflector's `ParseFailure`; or the loop
+            has ended.
         """
         # A ParseFailure is a string too, and would make a fine prompt to look at.
-        if not isinstance(system_prompt, str) or isinstance(system_prompt, enum.Enum) or not system_prompt.strip():
+        if (
+            not isinstance(system_prompt, str)
+            or isinstance(system_prompt, enum.Enum)
+            or not system_prompt.strip()
+        ):
             raise ValueError(
-                f"step takes a system prompt, got {system_prompt!r}: ask the reflector again, or pass the old prompt on purpose."
+                f"step takes a system prompt, got {system_prompt!r}: ask the reflector again, or"
+                " pass the old prompt on purpose."
             )
         if not self._running:
-            raise ValueError("No loop is running: call reset first, and again after terminated or truncated.")
+            raise ValueError(
+                "No loop is running: call reset first, and again after terminated or truncated."
+            )
         self._meta_turn += 1
         context, info = self._turn(system_prompt)
         terminated, truncated = info["terminated"], info["truncated"]
@@ -205,7 +248,9 @@ class MetaEnv:
         return context, info["reward"], terminated, truncated, info
 
     def play(self, system_prompt: str, games: Sequence[GameId]) -> tuple[Trajectory, ...]:
-        """Plays given games under a prompt, outside of any loop: `context.games` again is the paper's replay. One trajectory per entry."""
+        """Plays given games under a prompt, outside of any loop: `context.games` again is the
+        paper's replay. One trajectory per entry.
+        """
         return self._play(system_prompt, games, keys.fold(self._key, "play", system_prompt))
 
     def messages(
@@ -214,9 +259,11 @@ class MetaEnv:
         config: ReflectorConfig = REFLECTION,
         count_tokens: Callable[[Sequence[Message]], int] | None = None,
     ) -> list[Message]:
-        """A context as the question to a reflector; read its answer with `ictjax.reflector.parse_reply`.
+        """A context as the question to a reflector; read its answer with
+        `ictjax.reflector.parse_reply`.
 
-        `count_tokens` measures a conversation against `config.max_context_tokens`; by default a token is taken to be three characters.
+        `count_tokens` measures a conversation against `config.max_context_tokens`; by default a
+        token is taken to be three characters.
         """
         return reflector_messages(context, config, count_tokens or _estimate_tokens)
 
@@ -231,8 +278,16 @@ class MetaEnv:
         position = 0 if self._draw == "fixed" else self._positions[family]
         batch, position = meta_env.next_games(self._key, games, family, position, self._num_games)
         self._positions[family] = position
-        trajectories = self._play(system_prompt, batch, keys.fold(self._key, "loop", self._loop, self._meta_turn))
-        context = Context(loop=self._loop, meta_turn=self._meta_turn, family=family, system_prompt=system_prompt, trajectories=trajectories)
+        trajectories = self._play(
+            system_prompt, batch, keys.fold(self._key, "loop", self._loop, self._meta_turn)
+        )
+        context = Context(
+            loop=self._loop,
+            meta_turn=self._meta_turn,
+            family=family,
+            system_prompt=system_prompt,
+            trajectories=trajectories,
+        )
         left = len(games) - ((position - 1) % len(games) + 1)
         return context, {
             "reward": success_rate(trajectories),
@@ -248,22 +303,34 @@ class MetaEnv:
             "pool": dataclasses.asdict(self._pool.stats),
         }
 
-    def _play(self, system_prompt: str, games: Sequence[GameId], key: keys.Key) -> tuple[Trajectory, ...]:
+    def _play(
+        self, system_prompt: str, games: Sequence[GameId], key: keys.Key
+    ) -> tuple[Trajectory, ...]:
         episodes = [
-            Episode(game=game, system_prompt=system_prompt, key=keys.fold(key, index, str(game))) for index, game in enumerate(games)
+            Episode(game=game, system_prompt=system_prompt, key=keys.fold(key, index, str(game)))
+            for index, game in enumerate(games)
         ]
-        return tuple(rollout(self._actor.sampler, self._actor.chat, self._pool, episodes, self._rollout))
+        return tuple(
+            rollout(self._actor.sampler, self._actor.chat, self._pool, episodes, self._rollout)
+        )
 
 
 def _environment(environment: str | Environment, options: Mapping[str, str]) -> Environment:
     if isinstance(environment, str):
         return registry.load_environment(environment, options)
     if isinstance(environment, type):
-        raise ValueError(f"environment is a name or an object, got the class {environment.__name__}: call it first.")
+        raise ValueError(
+            f"environment is a name or an object, got the class {environment.__name__}: call it"
+            " first."
+        )
     if fault := registry.fault_of(environment):
-        raise ValueError(f"{environment!r} is not an environment: {fault} (see envs.api.Environment).")
+        raise ValueError(
+            f"{environment!r} is not an environment: {fault} (see envs.api.Environment)."
+        )
     if options:
-        raise ValueError("options are for an environment given by name; an object has been built already.")
+        raise ValueError(
+            "options are for an environment given by name; an object has been built already."
+        )
     return environment
 
 
@@ -271,7 +338,9 @@ def _is_folder(policy: object) -> bool:
     return isinstance(policy, str | os.PathLike)
 
 
-def _open_actor(policy: Any, sampler: SamplerConfig | None, num_games: int, stack: contextlib.ExitStack) -> _Actor:
+def _open_actor(
+    policy: Any, sampler: SamplerConfig | None, num_games: int, stack: contextlib.ExitStack
+) -> _Actor:
     if isinstance(policy, FunctionActor):
         return _Actor(policy, policy)
     if not _is_folder(policy):
@@ -279,7 +348,10 @@ def _open_actor(policy: Any, sampler: SamplerConfig | None, num_games: int, stac
         return _Actor(function, function)
     folder = pathlib.Path(policy)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"No model in {str(folder)!r} (config.json is missing): name a folder in Hugging Face layout, or pass a function.")
+        raise ValueError(
+            f"No model in {str(folder)!r} (config.json is missing): name a folder in Hugging Face"
+            " layout, or pass a function."
+        )
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder)
     sizes = sampler or _sampler_config(min(model.max_positions, _MAX_LEN), num_games)

@@ -1,4 +1,6 @@
-"""Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed; Weights & Biases when asked for."""
+"""Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed; Weights
+& Biases when asked for.
+"""
 
 import importlib
 import json
@@ -17,16 +19,19 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends to `run_dir/metrics.jsonl`, and mirrors numbers to `run_dir/tensorboard`. A context manager.
+    """Appends to `run_dir/metrics.jsonl`, and mirrors numbers to `run_dir/tensorboard`. A context
+    manager.
 
     Args:
       run_dir: made if missing.
-      last_iteration: the last one a restored run has done: lines past it are dropped. None drops every line (a fresh run).
+      last_iteration: the last one a restored run has done: lines past it are dropped. None drops
+        every line (a fresh run).
       tensorboard: write event files too, if tensorboardX is installed.
       wandb_project: also log to this Weights & Biases project.
 
     Raises:
-      ValueError: `wandb_project` is given and wandb is not installed; or a line before the last is not what `write` writes.
+      ValueError: `wandb_project` is given and wandb is not installed; or a line before the last is
+        not what `write` writes.
     """
 
     def __init__(
@@ -55,13 +60,17 @@ class MetricsWriter:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def write(self, iteration: int, values: Mapping[str, Any], time: Mapping[str, float] | None = None) -> None:
+    def write(
+        self, iteration: int, values: Mapping[str, Any], time: Mapping[str, float] | None = None
+    ) -> None:
         """Writes one line and waits until it is on disk.
 
         Args:
           iteration: which iteration the numbers are of.
-          values: numbers, JAX or numpy scalars included, and any other JSON values. NaN and infinities become null.
-          time: seconds and rates, everything that depends on the wall clock: kept under the key "time", so that two runs can be compared.
+          values: numbers, JAX or numpy scalars included, and any other JSON values. NaN and
+            infinities become null.
+          time: seconds and rates, everything that depends on the wall clock: kept under the key
+            "time", so that two runs can be compared.
 
         Raises:
           ValueError: `values` uses a reserved key, or holds something JSON cannot.
@@ -71,7 +80,9 @@ class MetricsWriter:
                 raise ValueError(f"The metric name {key!r} is reserved: choose another.")
         seconds = _plain(time or {})
         record = {"iteration": iteration, **_plain(values), "time": seconds}
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
+        self._file.write(
+            json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+        )
         self._file.flush()
         os.fsync(self._file.fileno())
         flat = {**_numbers(record, ()), **_numbers(seconds, ("time",))}
@@ -95,18 +106,22 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a metrics file (or of the one in a run directory), in order; [] if there is none.
+    """The records of a metrics file (or of the one in a run directory), in order; [] if there is
+    none.
 
-    A last line that a killed process left half-written is ignored; ValueError for any other line that is not a record.
+    A last line that a killed process left half-written is ignored; ValueError for any other line
+    that is not a record.
     """
     path = Path(path)
-    return _records(path if path.suffix == ".jsonl" else path / FILE_NAME)  # by name: a run directory may come into being right now
+    # by name: a run directory may come into being right now
+    return _records(path if path.suffix == ".jsonl" else path / FILE_NAME)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a whole last line leaves "" behind its newline
+    # a whole last line leaves "" behind its newline
+    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
     del torn
     records = []
     for number, line in enumerate(lines, start=1):
@@ -115,26 +130,39 @@ def _records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
-            raise ValueError(f"Line {number} of {path} is not a metrics record: {line[:80]!r}. Remove it, or restore the file.")
+            raise ValueError(
+                f"Line {number} of {path} is not a metrics record: {line[:80]!r}. Remove it, or"
+                " restore the file."
+            )
         records.append(record)
     return records
 
 
 def _truncate(path: Path, last_iteration: int | None) -> None:
-    """Rewrites the file, atomically, without the lines past `last_iteration` and without a torn last line."""
-    kept = [] if last_iteration is None else [record for record in _records(path) if record["iteration"] <= last_iteration]
+    """Rewrites the file, atomically, without the lines past `last_iteration` and without a torn
+    last line.
+    """
+    kept = (
+        []
+        if last_iteration is None
+        else [record for record in _records(path) if record["iteration"] <= last_iteration]
+    )
     if not path.exists() and not kept:
         return
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in kept)
+        file.writelines(
+            json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in kept
+        )
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON types; scalars of numpy and JAX become Python numbers, numbers that are not finite become None."""
+    """`value` in JSON types; scalars of numpy and JAX become Python numbers, numbers that are not
+    finite become None.
+    """
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -146,7 +174,8 @@ def _plain(value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return _plain(value.item())
     raise ValueError(
-        f"A metric must be a number, a string, None, or a list or mapping of these; got {type(value).__name__}: {value!r:.80}."
+        "A metric must be a number, a string, None, or a list or mapping of these; got"
+        f" {type(value).__name__}: {value!r:.80}."
     )
 
 
@@ -164,6 +193,9 @@ def _start_wandb(folder: Path, project: str) -> Any:
         wandb = importlib.import_module("wandb")
     except ImportError:
         raise ValueError(
-            f"Logging to the wandb project {project!r} needs the package wandb: install it, or leave the project out."
+            f"Logging to the wandb project {project!r} needs the package wandb: install it, or"
+            " leave the project out."
         ) from None
-    return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)
+    return wandb.init(
+        project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name
+    )

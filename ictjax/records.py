@@ -60,7 +60,9 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the reflector reads: the prompt in force and the episodes played under it on a batch of games."""
+    """What the reflector reads: the prompt in force and the episodes played under it on a batch of
+    games.
+    """
 
     loop: int  # which In-context Training loop
     meta_turn: int  # 0 for the initial prompt
@@ -107,7 +109,20 @@ def context_from_json(text: str) -> Context:
 
 def _trajectory(data: dict[str, Any]) -> Trajectory:
     turns = tuple(
-        Turn(**{**t, "actions": tuple(t["actions"]), "failure": ParseFailure(t["failure"]) if t["failure"] else None})
+        Turn(
+            **{
+                **t,
+                "actions": tuple(t["actions"]),
+                "failure": ParseFailure(t["failure"]) if t["failure"] else None,
+            }
+        )
         for t in data["turns"]
     )
-    return Trajectory(**{**data, "game": GameId(**data["game"]), "turns": turns, "outcome": Outcome(data["outcome"])})
+    return Trajectory(
+        **{
+            **data,
+            "game": GameId(**data["game"]),
+            "turns": turns,
+            "outcome": Outcome(data["outcome"]),
+        }
+    )

@@ -1,4 +1,6 @@
-"""What the reflector reads and writes: a context becomes chat messages, a reply becomes a new system prompt."""
+"""What the reflector reads and writes: a context becomes chat messages, a reply becomes a new
+system prompt.
+"""
 
 import dataclasses
 import re
@@ -10,15 +12,17 @@ from ictjax.actions import after_thinking
 from ictjax.records import Context, Message, ParseFailure, Trajectory, Turn
 
 SYSTEM_PROMPT = """\
-You coach an agent that plays text games. You never play yourself: you study episodes that the agent played and rewrite the \
-instructions it plays by.
+You coach an agent that plays text games. You never play yourself: you study episodes that the \
+agent played and rewrite the instructions it plays by.
 
 Do three things:
-1. Find out what the agent did well and where it lost: compare episodes, and say which action or missing action decided each one.
-2. Judge the instructions: which parts helped, which misled the agent, and what it needed to know but was not told.
-3. Write better instructions for FUTURE games of the same kind. Those games are new to the agent: other places, other objects, \
-other orders. State rules that carry over, not the solution of an episode you saw. Keep the required reply format of the agent \
-unchanged.
+1. Find out what the agent did well and where it lost: compare episodes, and say which action or \
+missing action decided each one.
+2. Judge the instructions: which parts helped, which misled the agent, and what it needed to know \
+but was not told.
+3. Write better instructions for FUTURE games of the same kind. Those games are new to the agent: \
+other places, other objects, other orders. State rules that carry over, not the solution of an \
+episode you saw. Keep the required reply format of the agent unchanged.
 
 Answer in exactly two sections, with these headings and nothing after them:
 
@@ -39,10 +43,13 @@ _ANALYSIS, _PROMPT = r"analysis", r"improved\s+prompt"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReflectorConfig:
-    """How episodes are shown to the reflector, and the limits of what it writes. Lengths are in the reflector's tokens."""
+    """How episodes are shown to the reflector, and the limits of what it writes. Lengths are in the
+    reflector's tokens.
+    """
 
     style: Literal["full", "compact"]  # "compact" is for word-level pocket models
-    max_context_tokens: int  # budget of the conversation before the reply; middle turns are dropped to meet it
+    # budget of the conversation before the reply; middle turns are dropped to meet it
+    max_context_tokens: int
     max_reply_tokens: int
     max_prompt_tokens: int  # a longer improved prompt counts as PROMPT_TOO_LONG
     head_turns: int | None = None  # turns shown from the start of an episode; None shows all
@@ -56,7 +63,10 @@ class ReflectorConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"reflector.{name} must be at least 1, got {getattr(self, name)}.")
         if (self.head_turns is None) != (self.tail_turns is None):
-            raise ValueError("reflector.head_turns and reflector.tail_turns are set together: give both, or neither to show all turns.")
+            raise ValueError(
+                "reflector.head_turns and reflector.tail_turns are set together: give both, or"
+                " neither to show all turns."
+            )
 
 
 class Reflection(NamedTuple):
@@ -66,10 +76,13 @@ class Reflection(NamedTuple):
     system_prompt: str
 
 
-def reflector_messages(context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]) -> list[Message]:
+def reflector_messages(
+    context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]
+) -> list[Message]:
     """The conversation that asks for a new prompt, within `config.max_context_tokens`.
 
-    When the whole does not fit, the middle turns of every episode longer than some length are left out, evenly and as few as possible.
+    When the whole does not fit, the middle turns of every episode longer than some length are left
+    out, evenly and as few as possible.
 
     Args:
       context: the prompt in force and the episodes played under it.
@@ -79,7 +92,10 @@ def reflector_messages(context: Context, config: ReflectorConfig, count_tokens: 
       ValueError: not even the episodes without their turns fit.
     """
     # An episode that the environment broke off says nothing about the prompt.
-    context = dataclasses.replace(context, trajectories=tuple(t for t in context.trajectories if t.outcome is not Outcome.FAILED))
+    context = dataclasses.replace(
+        context,
+        trajectories=tuple(t for t in context.trajectories if t.outcome is not Outcome.FAILED),
+    )
     build = _full if config.style == "full" else _compact
     longest = max((len(t.turns) for t in context.trajectories), default=0)
     if config.head_turns is not None and config.tail_turns is not None:
@@ -96,12 +112,17 @@ def reflector_messages(context: Context, config: ReflectorConfig, count_tokens: 
         return messages(high)
     while low + 1 < high:
         middle = (low + high) // 2
-        low, high = (middle, high) if count_tokens(messages(middle)) <= config.max_context_tokens else (low, middle)
+        low, high = (
+            (middle, high)
+            if count_tokens(messages(middle)) <= config.max_context_tokens
+            else (low, middle)
+        )
     best = messages(low)
     if (size := count_tokens(best)) > config.max_context_tokens:
         raise ValueError(
-            f"A context of {len(context.trajectories)} episodes needs {size} tokens without any turn, reflector.max_context_tokens is "
-            f"{config.max_context_tokens}: raise it, lower reflector.max_prompt_tokens, or show fewer games."
+            f"A context of {len(context.trajectories)} episodes needs {size} tokens without any"
+            f" turn, reflector.max_context_tokens is {config.max_context_tokens}: raise it, lower"
+            " reflector.max_prompt_tokens, or show fewer games."
         )
     return best
 
@@ -109,8 +130,9 @@ def reflector_messages(context: Context, config: ReflectorConfig, count_tokens: 
 def parse_reply(text: str, *, truncated: bool = False) -> Reflection | ParseFailure:
     """Reads `ANALYSIS:` and the `IMPROVED PROMPT:` after it.
 
-    Headings count at the start of a line; where a reply has none there, inside a line (word-level models write one line). Case, markdown
-    and numbering are forgiven, and a code fence or quotes around the whole prompt are removed; a thinking block is not looked at.
+    Headings count at the start of a line; where a reply has none there, inside a line (word-level
+    models write one line). Case, markdown and numbering are forgiven, and a code fence or quotes
+    around the whole prompt are removed; a thinking block is not looked at.
 
     Returns:
       The two sections, or TRUNCATED, NO_ANALYSIS, NO_PROMPT, EMPTY_PROMPT.
@@ -125,7 +147,9 @@ def parse_reply(text: str, *, truncated: bool = False) -> Reflection | ParseFail
     system_prompt = _unwrap(text[prompt.end() :])
     if not system_prompt:
         return ParseFailure.EMPTY_PROMPT
-    return Reflection(analysis=text[analysis.end() : prompt.start()].strip(), system_prompt=system_prompt)
+    return Reflection(
+        analysis=text[analysis.end() : prompt.start()].strip(), system_prompt=system_prompt
+    )
 
 
 def compact_text(text: str) -> str:
@@ -148,7 +172,9 @@ def _unwrap(text: str) -> str:
     return text
 
 
-def _shown(trajectory: Trajectory, head: int, tail: int) -> tuple[Sequence[Turn], int, Sequence[Turn]]:
+def _shown(
+    trajectory: Trajectory, head: int, tail: int
+) -> tuple[Sequence[Turn], int, Sequence[Turn]]:
     """The first turns, how many are left out, the last turns."""
     turns = trajectory.turns
     if head + tail >= len(turns):
@@ -164,12 +190,17 @@ def _full(context: Context, config: ReflectorConfig, head: int, tail: int) -> li
         lines += [_full_turn(turn, i, config) for i, turn in enumerate(first, 1)]
         if left_out:
             lines.append(f"[{left_out} steps left out]")
-        lines += [_full_turn(turn, len(first) + left_out + i, config) for i, turn in enumerate(last, 1)]
+        lines += [
+            _full_turn(turn, len(first) + left_out + i, config) for i, turn in enumerate(last, 1)
+        ]
         if trajectory.turns:
             lines.append(f"Final observation: {trajectory.final_observation}")
         lines.append(f"Total reward: {sum(turn.reward for turn in trajectory.turns):g}")
         blocks.append("\n".join(lines))
-    return [Message(role="system", content=SYSTEM_PROMPT), Message(role="user", content="\n\n".join([*blocks, REQUEST]))]
+    return [
+        Message(role="system", content=SYSTEM_PROMPT),
+        Message(role="user", content="\n\n".join([*blocks, REQUEST])),
+    ]
 
 
 def _full_turn(turn: Turn, number: int, config: ReflectorConfig) -> str:
@@ -188,7 +219,10 @@ def _compact(context: Context, config: ReflectorConfig, head: int, tail: int) ->
             parts.append("...")
         parts += [_compact_turn(turn, config) for turn in last]
         parts.append(trajectory.final_observation)
-    return [Message(role="system", content="reflect"), Message(role="user", content=compact_text(" ".join(parts)))]
+    return [
+        Message(role="system", content="reflect"),
+        Message(role="user", content=compact_text(" ".join(parts))),
+    ]
 
 
 def _compact_turn(turn: Turn, config: ReflectorConfig) -> str:

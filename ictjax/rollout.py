@@ -1,4 +1,6 @@
-"""Games x system prompt -> trajectories: token generation overlaps with environment steps, and every conversation keeps its KV cache."""
+"""Games x system prompt -> trajectories: token generation overlaps with environment steps, and
+every conversation keeps its KV cache.
+"""
 
 import collections
 import dataclasses
@@ -12,13 +14,16 @@ from ictjax.chat import ChatTokenizer
 from ictjax.records import Message, ParseFailure, Trajectory, Turn
 from ictjax.sampler import Generation, Request, Sampler
 
-# How long one wait for an environment may last when nothing is left to decode. Deadlines are the pool's; this only bounds a single poll.
+# How long one wait for an environment may last when nothing is left to decode. Deadlines are the
+# pool's; this only bounds a single poll.
 _POLL_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """How the actor plays. Limits: per episode (`max_steps`), per turn (`max_turn_tokens`), and the sampler's context for both together."""
+    """How the actor plays. Limits: per episode (`max_steps`), per turn (`max_turn_tokens`), and the
+    sampler's context for both together.
+    """
 
     max_steps: int
     max_turn_tokens: int
@@ -26,15 +31,20 @@ class RolloutConfig:
     top_k: int = 0
     top_p: float = 1.0
     show_actions: bool = False  # list the available actions below each observation
-    share_min_tokens: int = 256  # starts this long wait for the first episode of their system prompt, whose prefix they then share
-    gather_s: float = 0.002  # how long to wait for more environment answers before decoding without them
+    # starts this long wait for the first episode of their system prompt, whose prefix they then
+    # share
+    share_min_tokens: int = 256
+    # how long to wait for more environment answers before decoding without them
+    gather_s: float = 0.002
 
     def __post_init__(self):
         for name in ("max_steps", "max_turn_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}.")
         if self.temperature < 0:
-            raise ValueError(f"rollout.temperature must be 0 (greedy) or above, got {self.temperature}.")
+            raise ValueError(
+                f"rollout.temperature must be 0 (greedy) or above, got {self.temperature}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,13 +83,16 @@ def rollout(
 ) -> list[Trajectory]:
     """Plays every episode and returns the trajectories in the order asked.
 
-    Whenever an environment answers, its conversation is extended by the new observation's tokens only, while the others keep decoding; a
-    long system prompt is prefilled once for all its games. Tokens depend on (weights, prompt, game, key) alone, so slots, workers and
-    arrival order do not change a trajectory. At temperature 0 equal (system prompt, game) pairs are played once and shared.
+    Whenever an environment answers, its conversation is extended by the new observation's tokens
+    only, while the others keep decoding; a long system prompt is prefilled once for all its games.
+    Tokens depend on (weights, prompt, game, key) alone, so slots, workers and arrival order do not
+    change a trajectory. At temperature 0 equal (system prompt, game) pairs are played once and
+    shared.
 
-    A reply without a usable action is played as the empty action, which every game answers with a note and which costs a step; the turn
-    records the failure. A context that is full ends the episode like a step limit. A fault of the environment gives an `Outcome.FAILED`
-    trajectory with its error, and never stops the others.
+    A reply without a usable action is played as the empty action, which every game answers with a
+    note and which costs a step; the turn records the failure. A context that is full ends the
+    episode like a step limit. A fault of the environment gives an `Outcome.FAILED` trajectory with
+    its error, and never stops the others.
 
     Args:
       sampler: of the actor.
@@ -94,7 +107,11 @@ def rollout(
     unique: dict[tuple, _Play] = {}
     plays = []
     for episode in episodes:
-        identity = (episode.system_prompt, episode.game) if greedy else (episode.system_prompt, episode.game, episode.key, len(plays))
+        identity = (
+            (episode.system_prompt, episode.game)
+            if greedy
+            else (episode.system_prompt, episode.game, episode.key, len(plays))
+        )
         plays.append(unique.setdefault(identity, _Play(episode=episode)))
     run = _Rollout(sampler, chat, pool, config, list(unique.values()), progress, watch)
     try:
@@ -112,20 +129,26 @@ def parse_failures(trajectories: Sequence[Trajectory]) -> dict[str, int]:
 
 
 def success_rate(trajectories: Sequence[Trajectory]) -> float | None:
-    """The share of won episodes among those the environment did not fail; None when it failed all of them."""
+    """The share of won episodes among those the environment did not fail; None when it failed all
+    of them.
+    """
     valid = [t.success for t in trajectories if t.outcome is not Outcome.FAILED]
     return sum(valid) / len(valid) if valid else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObservationMessage(Message):
-    """What the actor is shown in one turn, with the actions that were available, whether the text lists them or not."""
+    """What the actor is shown in one turn, with the actions that were available, whether the text
+    lists them or not.
+    """
 
     actions: tuple[str, ...] = ()
 
 
 def user_message(text: str, actions: Sequence[str], show_actions: bool) -> ObservationMessage:
-    """What the actor is shown each turn: the observation and, if asked for, the actions it may take."""
+    """What the actor is shown each turn: the observation and, if asked for, the actions it may
+    take.
+    """
     listed = f"\nAvailable actions: {', '.join(actions)}" if show_actions and actions else ""
     return ObservationMessage(role="user", content=text + listed, actions=tuple(actions))
 
@@ -148,12 +171,19 @@ class _Rollout:
         progress: Callable[[int, int], None] | None,
         watch: Callable[[Episode, Turn], None] | None,
     ):
-        self.sampler, self.chat, self.pool, self.config, self.plays = sampler, chat, pool, config, plays
+        self.sampler, self.chat, self.pool, self.config, self.plays = (
+            sampler,
+            chat,
+            pool,
+            config,
+            plays,
+        )
         self.progress, self.watch = progress, watch
         self.by_ticket: dict[int, _Play] = {}
         self.by_conversation: dict[int, _Play] = {}
         self.num_games = collections.Counter(play.episode.system_prompt for play in plays)
-        self.followers: dict[str, list[tuple[_Play, tuple[int, ...]]]] = {}  # prompts whose first episode has no reply yet
+        # prompts whose first episode has no reply yet
+        self.followers: dict[str, list[tuple[_Play, tuple[int, ...]]]] = {}
         self.shared: set[str] = set()  # prompts that had a first episode
         self.num_done, self.num_busy = 0, 0  # busy: calls that the pool has not answered
 
@@ -178,7 +208,9 @@ class _Rollout:
             self.sampler.close(conversation)
 
     def answers(self) -> list[PoolEvent]:
-        """Environment answers: waits briefly for stragglers while there is something to decode, and long when there is nothing."""
+        """Environment answers: waits briefly for stragglers while there is something to decode, and
+        long when there is nothing.
+        """
         if not self.num_busy:
             return []
         if self.sampler.idle:
@@ -201,18 +233,31 @@ class _Rollout:
         if step.outcome is not None:
             self.finish(play, step.outcome, step.error)
         elif play.turns:
-            self.sampler.extend(play.conversation, self.chat.encode_turn(message, stopped=play.stopped))
+            self.sampler.extend(
+                play.conversation, self.chat.encode_turn(message, stopped=play.stopped)
+            )
             self.generate(play)
         else:
-            self.begin(play, self.chat.encode_start([Message(role="system", content=play.episode.system_prompt), message]))
+            self.begin(
+                play,
+                self.chat.encode_start(
+                    [Message(role="system", content=play.episode.system_prompt), message]
+                ),
+            )
 
     def begin(self, play: _Play, ids: tuple[int, ...]) -> None:
-        """Opens the conversation; a long start waits for the first reply under the same prompt, since the sampler then has its prefix."""
+        """Opens the conversation; a long start waits for the first reply under the same prompt,
+        since the sampler then has its prefix.
+        """
         prompt = play.episode.system_prompt
         if prompt in self.followers:
             self.followers[prompt].append((play, ids))
             return
-        if self.num_games[prompt] > 1 and prompt not in self.shared and len(ids) >= self.config.share_min_tokens:
+        if (
+            self.num_games[prompt] > 1
+            and prompt not in self.shared
+            and len(ids) >= self.config.share_min_tokens
+        ):
             self.shared.add(prompt)
             self.followers[prompt] = []
         play.conversation = self.sampler.open(ids)
@@ -220,7 +265,11 @@ class _Rollout:
         self.generate(play)
 
     def generate(self, play: _Play) -> None:
-        key = keys.fold(play.episode.key, "turn", len(play.turns)) if self.config.temperature > 0 else (0, 0)
+        key = (
+            keys.fold(play.episode.key, "turn", len(play.turns))
+            if self.config.temperature > 0
+            else (0, 0)
+        )
         request = Request(
             max_new_tokens=self.config.max_turn_tokens,
             temperature=self.config.temperature,
@@ -236,7 +285,8 @@ class _Rollout:
             self.begin(follower, ids)
         play.stopped = generation.finish == "stop"
         text = self.chat.decode(generation.ids)
-        if generation.finish == "failed":  # an actor outside the sampler (see ictjax.policy) gave a reason where a reply was expected
+        # an actor outside the sampler (see ictjax.policy) gave a reason where a reply was expected
+        if generation.finish == "failed":
             self.finish(play, Outcome.FAILED, text)
             return
         parsed = parse_react(text, truncated=not play.stopped)

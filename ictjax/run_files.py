@@ -31,10 +31,12 @@ def write_iteration(
     groups: Sequence[Sequence[Candidate]],
     trajectories: Sequence[Trajectory],
 ) -> None:
-    """Writes what one iteration played and wrote: contexts with their episodes, the reward episodes, and one line per candidate prompt.
+    """Writes what one iteration played and wrote: contexts with their episodes, the reward
+    episodes, and one line per candidate prompt.
 
-    A prompt line holds iteration, context (the line number in the contexts file), candidate (its number in the group), loop, family,
-    meta_turn, old_prompt, reply, analysis, system_prompt, failure, num_reply_tokens, replay_reward, fresh_reward and reward.
+    A prompt line holds iteration, context (the line number in the contexts file), candidate (its
+    number in the group), loop, family, meta_turn, old_prompt, reply, analysis, system_prompt,
+    failure, num_reply_tokens, replay_reward, fresh_reward and reward.
     """
     name = f"iteration_{iteration:05d}.jsonl"
     write_lines(run_dir / "contexts" / name, map(to_json, contexts))
@@ -50,16 +52,25 @@ def write_iteration(
 
 
 def prompt_line(asked: Context, written: Candidate, **where: int | str) -> str:
-    """One line of a prompts file: where it belongs, the context it answers, and the candidate without its token ids."""
+    """One line of a prompts file: where it belongs, the context it answers, and the candidate
+    without its token ids.
+    """
     fields = dataclasses.asdict(written)
     del fields["prompt_ids"], fields["logprobs"]
     fields["num_reply_tokens"] = len(fields.pop("reply_ids"))
-    about = {"loop": asked.loop, "family": asked.family, "meta_turn": asked.meta_turn, "old_prompt": asked.system_prompt}
+    about = {
+        "loop": asked.loop,
+        "family": asked.family,
+        "meta_turn": asked.meta_turn,
+        "old_prompt": asked.system_prompt,
+    }
     return json.dumps({**where, **about, **fields}, ensure_ascii=False, separators=(",", ":"))
 
 
 def drop_after(run_dir: pathlib.Path, iteration: int) -> None:
-    """Removes the files of later iterations, which a resumed run writes again, and what a killed process left half-written."""
+    """Removes the files of later iterations, which a resumed run writes again, and what a killed
+    process left half-written.
+    """
     for folder in FOLDERS:
         for path in (run_dir / folder).glob("*"):
             match = _ITERATION.fullmatch(path.name)

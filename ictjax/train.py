@@ -1,4 +1,6 @@
-"""The training loop: contexts -> candidates -> rewards -> advantages -> update -> metrics -> checkpoint."""
+"""The training loop: contexts -> candidates -> rewards -> advantages -> update -> metrics ->
+checkpoint.
+"""
 
 import dataclasses
 import pathlib
@@ -15,7 +17,13 @@ from ictjax.batch import Batch, pack
 from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import TrainConfig
-from ictjax.learner import init_state, make_optimizer, make_update, state_shardings, transformer_policy
+from ictjax.learner import (
+    init_state,
+    make_optimizer,
+    make_update,
+    state_shardings,
+    transformer_policy,
+)
 from ictjax.mesh import split_rows
 from ictjax.metrics import MetricsWriter
 from ictjax.records import Candidate
@@ -32,29 +40,63 @@ class Progress(Protocol):
     def iteration(self, number: int, total: int, metrics: dict[str, Any]) -> None: ...
 
 
-def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environment, pool: Pool, progress: Progress | None = None) -> int:
-    """Trains the reflector, continuing from the newest checkpoint in `run_dir`, and returns the iteration it continued from.
+def train(
+    config: TrainConfig,
+    run_dir: pathlib.Path,
+    *,
+    environment: Environment,
+    pool: Pool,
+    progress: Progress | None = None,
+) -> int:
+    """Trains the reflector, continuing from the newest checkpoint in `run_dir`, and returns the
+    iteration it continued from.
 
-    Per iteration it writes episodes, contexts and prompts (one file each), a line of metrics.jsonl, and a checkpoint (every
-    `checkpoint_every`). All randomness is keyed by the iteration, and the loss is computed from the learner's own log-probabilities at
-    fixed shapes, so a run that was killed and resumed writes the same lines, the key "time" apart.
+    Per iteration it writes episodes, contexts and prompts (one file each), a line of metrics.jsonl,
+    and a checkpoint (every `checkpoint_every`). All randomness is keyed by the iteration, and the
+    loss is computed from the learner's own log-probabilities at fixed shapes, so a run that was
+    killed and resumed writes the same lines, the key "time" apart.
 
     Raises:
-      ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been overwritten then.
+      ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been
+        overwritten then.
     """
-    actor_chat, reflector_chat = (ChatTokenizer(role.model, thinking=role.thinking) for role in (config.actor, config.reflector))
+    actor_chat, reflector_chat = (
+        ChatTokenizer(role.model, thinking=role.thinking)
+        for role in (config.actor, config.reflector)
+    )
     roles = load_roles(
-        config, None if progress is None else lambda done, total: progress.phase("reading weights, MiB", done >> 20, total >> 20)
+        config,
+        (
+            None
+            if progress is None
+            else lambda done, total: progress.phase("reading weights, MiB", done >> 20, total >> 20)
+        ),
     )
     optimizer = make_optimizer(config.optimizer)
     state = init_state(initial_weights(config, roles), optimizer)
-    policy = transformer_policy(roles.reflector, remat=config.remat, lora=roles.lora, mesh=roles.mesh)
-    update = make_update(policy, config.grpo, optimizer, config.learner, shardings=state_shardings(state))
+    policy = transformer_policy(
+        roles.reflector, remat=config.remat, lora=roles.lora, mesh=roles.mesh
+    )
+    update = make_update(
+        policy, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
+    )
     weights = roles.reflecting(state.params)
     with (
         Checkpointer(run_dir / "checkpoints") as checkpointer,
-        Sampler(roles.actor, roles.actor_params, config.actor_sampler, actor_chat.pad_id, mesh=roles.actor_mesh) as actor,
-        Sampler(roles.reflector, weights, config.reflector_sampler, reflector_chat.pad_id, mesh=roles.mesh) as reflector,
+        Sampler(
+            roles.actor,
+            roles.actor_params,
+            config.actor_sampler,
+            actor_chat.pad_id,
+            mesh=roles.actor_mesh,
+        ) as actor,
+        Sampler(
+            roles.reflector,
+            weights,
+            config.reflector_sampler,
+            reflector_chat.pad_id,
+            mesh=roles.mesh,
+        ) as reflector,
     ):
         world = meta_env.World(
             actor=actor,
@@ -62,7 +104,10 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
             reflector=reflector,
             reflector_chat=reflector_chat,
             pool=pool,
-            games={family: environment.games(family, "train") for family in config.environment.train_families},
+            games={
+                family: environment.games(family, "train")
+                for family in config.environment.train_families
+            },
             initial_prompt=config.initial_prompt,
             key=keys.root_key(config.seed),
             meta=config.meta,
@@ -77,7 +122,9 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
             first, meta = host["iteration"], meta_env.state_from_json(host["meta"])
         drop_after(run_dir, first)
         collected = (
-            meta_env.precollected(world, run_dir / "contexts" / "precollected.jsonl") if config.meta.collection == "precollected" else None
+            meta_env.precollected(world, run_dir / "contexts" / "precollected.jsonl")
+            if config.meta.collection == "precollected"
+            else None
         )
         reflector.set_params(roles.reflecting(state.params))
         with MetricsWriter(run_dir, last_iteration=first) as writer:
@@ -105,19 +152,35 @@ def train(config: TrainConfig, run_dir: pathlib.Path, *, environment: Environmen
                     # What the sampler reported depends on how requests happened to be batched.
                     (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
                 metrics["dead_groups"] = dead_groups
-                for who, stats in (("worker", pool.stats), ("actor", actor.stats), ("reflector", reflector.stats)):
-                    timing |= {f"{who}_{name}": count for name, count in dataclasses.asdict(stats).items()}
+                for who, stats in (
+                    ("worker", pool.stats),
+                    ("actor", actor.stats),
+                    ("reflector", reflector.stats),
+                ):
+                    timing |= {
+                        f"{who}_{name}": count for name, count in dataclasses.asdict(stats).items()
+                    }
                 writer.write(iteration, metrics, timing)
                 if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
-                    checkpointer.save(iteration, state, {"iteration": iteration, "meta": meta_env.state_to_json(meta)})
+                    checkpointer.save(
+                        iteration,
+                        state,
+                        {"iteration": iteration, "meta": meta_env.state_to_json(meta)},
+                    )
                 if progress is not None:
                     progress.iteration(iteration, config.iterations, metrics)
     return first
 
 
-def pack_groups(config: TrainConfig, groups: Sequence[Sequence[Candidate]], pad_id: int) -> tuple[Batch, int]:
-    """The update's batch of all candidates with their group-relative advantages, and how many groups hold no signal."""
-    reward_qg = np.array([[0.0 if c.reward is None else c.reward for c in group] for group in groups], np.float32)
+def pack_groups(
+    config: TrainConfig, groups: Sequence[Sequence[Candidate]], pad_id: int
+) -> tuple[Batch, int]:
+    """The update's batch of all candidates with their group-relative advantages, and how many
+    groups hold no signal.
+    """
+    reward_qg = np.array(
+        [[0.0 if c.reward is None else c.reward for c in group] for group in groups], np.float32
+    )
     valid_qg = np.array([[c.reward is not None for c in group] for group in groups])
     result = jax.device_get(grpo.advantages(config.grpo, reward_qg, valid_qg))
     candidates = [candidate for group in groups for candidate in group]

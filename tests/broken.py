@@ -1,4 +1,6 @@
-"""Fake environments that each break one promise, for tests of `envs.contract`. Importable by worker processes."""
+"""Fake environments that each break one promise, for tests of `envs.contract`. Importable by worker
+processes.
+"""
 
 import dataclasses
 import itertools
@@ -51,13 +53,21 @@ class _ListedActions(FakeGame):
 
 class Overlap(_Environment):
     def games(self, family, split):
-        return super().games(family, "train")[500:510] if split == "test" else super().games(family, split)
+        return (
+            super().games(family, "train")[500:510]
+            if split == "test"
+            else super().games(family, split)
+        )
 
 
 class SameStates(_Environment):
     def games(self, family, split):
         games = super().games(family, "train" if split == "test" else split)
-        return tuple(dataclasses.replace(game, key=f"0{game.key}") for game in games[:10]) if split == "test" else games
+        return (
+            tuple(dataclasses.replace(game, key=f"0{game.key}") for game in games[:10])
+            if split == "test"
+            else games
+        )
 
 
 class Unsorted(_Environment):
@@ -100,7 +110,9 @@ class _HashOrder(FakeGame):
     """Names things in the order of a set of strings, which PYTHONHASHSEED decides."""
 
     def _observe(self, message):
-        return super()._observe(f"{message} You see: {', '.join({'cup', 'egg', 'key', 'mug', 'pan', 'pot'})}.")
+        return super()._observe(
+            f"{message} You see: {', '.join({'cup', 'egg', 'key', 'mug', 'pan', 'pot'})}."
+        )
 
 
 class _Pid(FakeGame):
@@ -144,7 +156,9 @@ class _Limited(FakeGame):
     def step(self, action):
         self._left -= 1
         step = super().step(action)
-        return dataclasses.replace(step, outcome=step.outcome or (Outcome.STEP_LIMIT if self._left <= 0 else None))
+        return dataclasses.replace(
+            step, outcome=step.outcome or (Outcome.STEP_LIMIT if self._left <= 0 else None)
+        )
 
 
 class _NoNumber(FakeGame):
@@ -193,8 +207,24 @@ class _ClosesOnce(FakeGame):
 
 
 AnyId, ListedActions = _with(_AnyId), _with(_ListedActions)
-Counting, Leftover, ConstantHash, MovingHash = _with(_Counting), _with(_Leftover), _with(_ConstantHash), _with(_MovingHash)
+Counting, Leftover, ConstantHash, MovingHash = (
+    _with(_Counting),
+    _with(_Leftover),
+    _with(_ConstantHash),
+    _with(_MovingHash),
+)
 HashOrder, Pid = _with(_HashOrder), _with(_Pid)
-Unrewarded, RewardedDeath, Rewarding, Undead = _with(_Unrewarded), _with(_RewardedDeath), _with(_Rewarding), _with(_Undead)
+Unrewarded, RewardedDeath, Rewarding, Undead = (
+    _with(_Unrewarded),
+    _with(_RewardedDeath),
+    _with(_Rewarding),
+    _with(_Undead),
+)
 Limited, NoNumber, Unwinnable = _with(_Limited), _with(_NoNumber), _with(_Unwinnable)
-Raising, Echo, EmptyWins, Silent, ClosesOnce = _with(_Raising), _with(_Echo), _with(_EmptyWins), _with(_Silent), _with(_ClosesOnce)
+Raising, Echo, EmptyWins, Silent, ClosesOnce = (
+    _with(_Raising),
+    _with(_Echo),
+    _with(_EmptyWins),
+    _with(_Silent),
+    _with(_ClosesOnce),
+)

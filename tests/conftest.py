@@ -1,8 +1,12 @@
-"""Settings that must stand before JAX is imported: eight CPU devices, strict rank promotion, nothing fetched from a hub."""
+"""Settings that must stand before JAX is imported: eight CPU devices, strict rank promotion,
+nothing fetched from a hub.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -54,18 +54,32 @@ def test_failures(text, failure):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Thought: long", "Thought: x\nAction: go to cab", "Thought: x\nAction:\n go to cab", "<think>\nAction: go\nSo"]
+    "text",
+    [
+        "",
+        "Thought: long",
+        "Thought: x\nAction: go to cab",
+        "Thought: x\nAction:\n go to cab",
+        "<think>\nAction: go\nSo",
+    ],
 )
 def test_a_cut_off_reply_is_truncated_unless_its_action_line_is_complete(text):
     assert parse_react(text, truncated=True) is ParseFailure.TRUNCATED
 
 
 def test_a_complete_action_line_survives_truncation():
-    assert parse_react("Thought: x\nAction: go east\nThought", truncated=True) == React(thought="x", action="go east")
-    assert parse_react("Thought: x\nAction: go east\nObservation: I see", truncated=True) == React(thought="x", action="go east")
+    assert parse_react("Thought: x\nAction: go east\nThought", truncated=True) == React(
+        thought="x", action="go east"
+    )
+    assert parse_react("Thought: x\nAction: go east\nObservation: I see", truncated=True) == React(
+        thought="x", action="go east"
+    )
 
 
-@given(st.text(alphabet=st.sampled_from("Thought:Aciton\n *`'\".[](){}<> 1ab"), max_size=60), st.booleans())
+@given(
+    st.text(alphabet=st.sampled_from("Thought:Aciton\n *`'\".[](){}<> 1ab"), max_size=60),
+    st.booleans(),
+)
 def test_never_raises_and_never_gives_an_empty_or_multiline_action(text, truncated):
     parsed = parse_react(text, truncated=truncated)
     if isinstance(parsed, React):

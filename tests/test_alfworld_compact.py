@@ -8,8 +8,9 @@ from envs.alfworld.expert import make_expert, next_command
 from envs.alfworld.game import AlfworldGame
 
 ROOM = (
-    "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, "
-    "a fridge 1, and a shelf 1.\n\nYour task is to: put a clean apple in fridge."
+    "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around"
+    " you, you see a drawer 2, a drawer 1, a fridge 1, and a shelf 1.\n\nYour task is to: put a"
+    " clean apple in fridge."
 )
 GO = ("go to drawer 1", "go to drawer 2", "go to fridge 1", "go to shelf 1")
 
@@ -46,22 +47,45 @@ def test_a_turn_says_what_the_official_text_showed_and_no_more():
     compact = CompactText(ROOM, GO)
     assert compact.text == "task clean apple fridge . left shelf drawer fridge ."
     text = compact.update(
-        "go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see a bowl 1, an apple 2, and an apple 1.", ("look",)
+        "go to shelf 1",
+        "You arrive at shelf 1. On the shelf 1, you see a bowl 1, an apple 2, and an apple 1.",
+        ("look",),
     )
-    assert text == "task clean apple fridge . at shelf . found apple . see bowl . left drawer fridge ."
-    text = compact.update("go to fridge 1", "You arrive at fridge 1. The fridge 1 is closed.", ("open fridge 1",))
-    assert text == "task clean apple fridge . at place fridge closed . know apple shelf . left drawer ."
-    text = compact.update("open fridge 1", "You open the fridge 1. The fridge 1 is open. In it, you see nothing.", ("look",))
+    assert (
+        text == "task clean apple fridge . at shelf . found apple . see bowl . left drawer fridge ."
+    )
+    text = compact.update(
+        "go to fridge 1", "You arrive at fridge 1. The fridge 1 is closed.", ("open fridge 1",)
+    )
+    assert (
+        text
+        == "task clean apple fridge . at place fridge closed . know apple shelf . left drawer ."
+    )
+    text = compact.update(
+        "open fridge 1",
+        "You open the fridge 1. The fridge 1 is open. In it, you see nothing.",
+        ("look",),
+    )
     assert text == "task clean apple fridge . at place fridge . know apple shelf . left drawer ."
     text = compact.update("jump", "Nothing happens.", ("look",))
-    assert text == "nothing happens . task clean apple fridge . at place fridge . know apple shelf . left drawer ."
+    assert (
+        text
+        == "nothing happens . task clean apple fridge . at place fridge . know apple shelf . left"
+        " drawer ."
+    )
 
 
 def test_marks_and_things_put_down_are_remembered():
     compact = CompactText(ROOM, GO)
-    compact.update("go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see an apple 1.", ())
-    assert "carry apple" in compact.update("take apple 1 from shelf 1", "You pick up the apple 1 from the shelf 1.", ())
-    assert "carry clean apple" in compact.update("clean apple 1 with sinkbasin 1", "You clean the apple 1 using the sinkbasin 1.", ())
+    compact.update(
+        "go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see an apple 1.", ()
+    )
+    assert "carry apple" in compact.update(
+        "take apple 1 from shelf 1", "You pick up the apple 1 from the shelf 1.", ()
+    )
+    assert "carry clean apple" in compact.update(
+        "clean apple 1 with sinkbasin 1", "You clean the apple 1 using the sinkbasin 1.", ()
+    )
     text = compact.update("move apple 1 to shelf 1", "You move the apple 1 to the shelf 1.", ())
     assert "done apple" in text and "found" not in text and "carry" not in text
 
@@ -69,7 +93,11 @@ def test_marks_and_things_put_down_are_remembered():
 def test_what_was_closed_again_is_not_seen():
     compact = CompactText(ROOM, GO)
     compact.update("go to fridge 1", "You arrive at fridge 1. The fridge 1 is closed.", ())
-    assert "found apple" in compact.update("open fridge 1", "You open the fridge 1. The fridge 1 is open. In it, you see an apple 1.", ())
+    assert "found apple" in compact.update(
+        "open fridge 1",
+        "You open the fridge 1. The fridge 1 is open. In it, you see an apple 1.",
+        (),
+    )
     text = compact.update("close fridge 1", "You close the fridge 1.", ())
     assert "at place fridge closed" in text and "found" not in text
 
@@ -77,11 +105,23 @@ def test_what_was_closed_again_is_not_seen():
 def test_words_mean_the_place_and_thing_that_matter():
     compact = CompactText(ROOM, GO)
     assert compact.command("go drawer") == "go to drawer 1"  # the first not looked into
-    compact.update("go to drawer 1", "You arrive at drawer 1. The drawer 1 is closed.", (*GO[1:], "open drawer 1"))
+    compact.update(
+        "go to drawer 1",
+        "You arrive at drawer 1. The drawer 1 is closed.",
+        (*GO[1:], "open drawer 1"),
+    )
     assert compact.command("open drawer") == "open drawer 1"
     assert compact.command("go drawer") == "go to drawer 2"  # another than where one is
-    compact.update("open drawer 1", "You open the drawer 1. The drawer 1 is open. In it, you see an apple 3.", GO[1:])
-    compact.update("go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see an apple 1.", (*GO[:3], "take apple 1 from shelf 1"))
+    compact.update(
+        "open drawer 1",
+        "You open the drawer 1. The drawer 1 is open. In it, you see an apple 3.",
+        GO[1:],
+    )
+    compact.update(
+        "go to shelf 1",
+        "You arrive at shelf 1. On the shelf 1, you see an apple 1.",
+        (*GO[:3], "take apple 1 from shelf 1"),
+    )
     assert compact.command("go drawer") == "go to drawer 1"  # it holds the thing of the task
     assert compact.command("take apple") == "take apple 1 from shelf 1"
     # A place that shares the agent's spot cannot be gone to: it is looked at.
@@ -89,24 +129,35 @@ def test_words_mean_the_place_and_thing_that_matter():
     assert compact.command("go fridge") == "examine fridge 1"
 
 
-@pytest.mark.parametrize("action", ["go moon", "take", "eat apple", "", "look", "go to drawer 2", "take apple 1 from shelf 1"])
+@pytest.mark.parametrize(
+    "action",
+    ["go moon", "take", "eat apple", "", "look", "go to drawer 2", "take apple 1 from shelf 1"],
+)
 def test_other_actions_pass_unchanged(action):
     assert CompactText(ROOM, GO).command(action) == action
 
 
 def test_what_the_agent_put_down_is_taken_last():
     compact = CompactText(ROOM, GO)
-    compact.update("go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see an apple 1, and an apple 2.", ())
+    compact.update(
+        "go to shelf 1",
+        "You arrive at shelf 1. On the shelf 1, you see an apple 1, and an apple 2.",
+        (),
+    )
     compact.update("take apple 1 from shelf 1", "You pick up the apple 1 from the shelf 1.", ())
     compact.update(
-        "move apple 1 to shelf 1", "You move the apple 1 to the shelf 1.", ("take apple 1 from shelf 1", "take apple 2 from shelf 1")
+        "move apple 1 to shelf 1",
+        "You move the apple 1 to the shelf 1.",
+        ("take apple 1 from shelf 1", "take apple 2 from shelf 1"),
     )
     assert compact.command("take apple") == "take apple 2 from shelf 1"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_words_are_enough_to_win(family):
-    """Each command of the expert, cut to two words, means a command that wins too; the game shows what its own notes say."""
+    """Each command of the expert, cut to two words, means a command that wins too; the game shows
+    what its own notes say.
+    """
     environment = ALFWorld(data="generated", rooms="small", text="compact")
     game = environment.open(family)
     assert isinstance(game, AlfworldGame)
@@ -115,7 +166,12 @@ def test_two_words_are_enough_to_win(family):
         compact = CompactText(game.official().text, game.official().commands)
         for _ in range(20):
             assert text == compact.text and len(text.split()) <= 40
-            action = " ".join(next_command(compact.notes).replace("go to", "go").replace("move", "put").split()[:2])
+            action = " ".join(
+                next_command(compact.notes)
+                .replace("go to", "go")
+                .replace("move", "put")
+                .split()[:2]
+            )
             step = game.step(action)
             text = step.observation.text
             compact.update(compact.command(action), game.official().text, game.official().commands)
@@ -153,7 +209,9 @@ def test_the_expert_starts_from_a_reset():
 
 
 def test_notes_follow_any_play():
-    """Random commands, good and bad: what the notes say is carried and open is what the game says."""
+    """Random commands, good and bad: what the notes say is carried and open is what the game
+    says.
+    """
     game = ALFWorld(data="generated", rooms="full").open("clean")
     rng = random.Random(0)
     for game_id in ALFWorld(data="generated", rooms="full").games("clean", "test")[:3]:
@@ -163,7 +221,11 @@ def test_notes_follow_any_play():
             command = rng.choice([*seen.actions, "take moon 1 from shelf 1"])
             seen = game.step(command).observation
             notes.update(command, seen.text, seen.actions)
-            holding = {action.split(" to ")[0].removeprefix("move ") for action in seen.actions if action.startswith("move ")}
+            holding = {
+                action.split(" to ")[0].removeprefix("move ")
+                for action in seen.actions
+                if action.startswith("move ")
+            }
             assert holding <= {notes.held}
             assert (notes.here in notes.closed) == (f"open {notes.here}" in seen.actions)
     game.close()

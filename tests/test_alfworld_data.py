@@ -65,7 +65,9 @@ def key_of(trial):
 def rewrite(trial, **changes):
     content = json.loads((trial / "game.tw-pddl").read_text())
     content.update(changes)
-    (trial / "game.tw-pddl").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    (trial / "game.tw-pddl").write_text(
+        json.dumps({name: value for name, value in content.items() if value is not None})
+    )
 
 
 def play(content, commands):
@@ -84,14 +86,22 @@ def play(content, commands):
 
 def test_index_applies_the_rule_of_the_stock_environment(tree):
     plain = index.Tree(tree).index()
-    assert {split: {family: len(keys) for family, keys in of.items()} for split, of in plain.games.items()} == {
-        split: dict.fromkeys(FAMILIES, 2) for split in index.OFFICIAL_SPLITS
-    }
+    assert {
+        split: {family: len(keys) for family, keys in of.items()}
+        for split, of in plain.games.items()
+    } == {split: dict.fromkeys(FAMILIES, 2) for split in index.OFFICIAL_SPLITS}
     assert plain.left_out == {} and not plain.official
     first, second, third, fourth, fifth, sixth, *_ = trials(tree)
     task = tree / "json_2.1.1" / "train" / "pick_and_place_with_movable_recep-Apple-Bowl-Shelf-3"
     shutil.copytree(first, task / "trial_T1")
-    shutil.copytree(first, tree / "json_2.1.1" / "train" / "pick_clean_then_place_in_recep-AppleSliced-None-Shelf-3" / "trial_T1")
+    shutil.copytree(
+        first,
+        tree
+        / "json_2.1.1"
+        / "train"
+        / "pick_clean_then_place_in_recep-AppleSliced-None-Shelf-3"
+        / "trial_T1",
+    )
     (tree / "json_2.1.1" / "train" / "notes").mkdir()
     rewrite(second, solvable=False)
     rewrite(third, solvable=None)
@@ -109,7 +119,13 @@ def test_index_applies_the_rule_of_the_stock_environment(tree):
     }
     assert found.count("train") == plain.count("train") - 5
     keys = [key for of in found.games.values() for family in of.values() for key in family]
-    assert keys == [key for of in plain.games.values() for family in of.values() for key in family if key in keys]
+    assert keys == [
+        key
+        for of in plain.games.values()
+        for family in of.values()
+        for key in family
+        if key in keys
+    ]
     assert not {key_of(each) for each in (second, third, fourth, fifth, sixth)} & set(keys)
     assert index.Tree(tree / "json_2.1.1").index() == found
 
@@ -128,14 +144,17 @@ def test_index_is_cached_until_the_tree_changes(tree, monkeypatch):
     shutil.rmtree(trial)
     forget()
     assert index.Tree(tree).index().count("train") == first.count("train") - 1
-    next((pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "ictjax").glob("alfworld-*.json")).write_text("{not json")
+    next(
+        (pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "ictjax").glob("alfworld-*.json")
+    ).write_text("{not json")
     forget()
     assert index.Tree(tree).index().count("train") == first.count("train") - 1
 
 
 def test_partial_download_is_reported_with_counts_and_the_command(tree):
     for trial in trials(tree):
-        trial.rename(trial.with_name(trial.name.replace("generated_small", "T2019")))  # as if they were official
+        # as if they were official
+        trial.rename(trial.with_name(trial.name.replace("generated_small", "T2019")))
     shutil.rmtree(tree / "json_2.1.1" / "valid_unseen")
     environment = ALFWorld(data=str(tree))
     said = environment.describe()["incomplete"]
@@ -144,9 +163,15 @@ def test_partial_download_is_reported_with_counts_and_the_command(tree):
     content.write_text(content.read_text()[:-100])
     forget()
     damaged = ALFWorld(data=str(tree)).describe()["incomplete"]
-    assert f"(1 damaged, the first is {key_of(content.parent)})" in damaged and f"`alfworld-download --data-dir {tree} -f`" in damaged
+    assert (
+        f"(1 damaged, the first is {key_of(content.parent)})" in damaged
+        and f"`alfworld-download --data-dir {tree} -f`" in damaged
+    )
     assert f"`alfworld-download --data-dir {tree}`" in said
-    assert environment.describe()["source"] == "official" and environment.describe()["test"] == "valid_seen"
+    assert (
+        environment.describe()["source"] == "official"
+        and environment.describe()["test"] == "valid_seen"
+    )
     with pytest.raises(ValueError, match="No put games for valid_unseen.*alfworld-download"):
         environment.games("put", "valid_unseen")
     with pytest.raises(ValueError, match="No ALFWorld games|There are no ALFWorld games"):
@@ -159,7 +184,10 @@ def test_damaged_game_is_named_and_the_others_go_on(tree):
     (damaged / "game.tw-pddl").write_text(whole[: len(whole) // 2])
     source = index.Tree(tree)
     assert source.index().damaged == (key_of(damaged),)
-    assert f"1 games in {tree} are damaged, the first is {key_of(damaged)}" in index.what_is_missing(source.index(), tree)
+    assert (
+        f"1 games in {tree} are damaged, the first is {key_of(damaged)}"
+        in index.what_is_missing(source.index(), tree)
+    )
     with pytest.raises(ValueError, match=r"game\.tw-pddl is damaged .*alfworld-download.* -f"):
         source.load(key_of(damaged))
     rewrite(gone, grammar=None)
@@ -172,7 +200,17 @@ def test_damaged_game_is_named_and_the_others_go_on(tree):
 
 
 @pytest.mark.parametrize(
-    "key", ["", "train", "train/a/b/c", "train/../b", "/etc/passwd", "test/a/b", "generated/full/-1", "generated/huge/1"]
+    "key",
+    [
+        "",
+        "train",
+        "train/a/b/c",
+        "train/../b",
+        "/etc/passwd",
+        "test/a/b",
+        "generated/full/-1",
+        "generated/huge/1",
+    ],
 )
 def test_key_of_no_game_is_refused(key, tree):
     with pytest.raises(ValueError, match=r"ALFWorld game|rooms"):
@@ -185,7 +223,11 @@ def test_key_of_no_game_is_refused(key, tree):
 def test_pack_gives_back_every_game_and_the_same_index(tree, tmp_path):
     source, path, calls = index.Tree(tree), tmp_path / "all.games", []
     keys = [key_of(trial) for split in index.OFFICIAL_SPLITS for trial in trials(tree, split)]
-    assert pack.write_pack(source, path, lambda done, total: calls.append((done, total))) == len(keys) == 36
+    assert (
+        pack.write_pack(source, path, lambda done, total: calls.append((done, total)))
+        == len(keys)
+        == 36
+    )
     assert calls == [(done, 36) for done in range(1, 37)]
     packed = pack.Pack(path)
     assert packed.index() == source.index()
@@ -262,7 +304,9 @@ def test_generated_games_are_equal_in_every_process():
         ).stdout.strip()
         for seed in ("0", "1")
     }
-    games = [generate.generate(seed, rooms) for rooms in generate.ROOMS.values() for seed in range(12)]
+    games = [
+        generate.generate(seed, rooms) for rooms in generate.ROOMS.values() for seed in range(12)
+    ]
     assert digests == {hashlib.sha256(json.dumps(games).encode()).hexdigest()}
 
 
@@ -284,9 +328,12 @@ def test_small_rooms_are_won_within_ten_actions_by_searching_every_surface():
     for seed in range(180):
         draft = generate.draw(seed, generate.SMALL)
         low, high = generate.SMALL.receptacles
-        assert low <= len(draft.places) <= high + 1, seed  # one more where a lamp's place holds nothing else
+        # one more where a lamp's place holds nothing else
+        assert low <= len(draft.places) <= high + 1, seed
         lie = {thing.place for thing in draft.things}
-        assert None not in lie and all(draft.places[place].type not in tables.openable for place in lie)
+        assert None not in lie and all(
+            draft.places[place].type not in tables.openable for place in lie
+        )
         searched = [
             place
             for place in draft.places
@@ -303,12 +350,15 @@ def test_generated_text_is_worded_and_numbered_as_the_official_one():
         draft, content = generate.draw(seed, rooms), generate.generate(seed, rooms)
         text = compile_game(content).start().reset().text
         listed, task = re.fullmatch(
-            r"-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room\. Looking quickly around you, you see (.*)\.\n\n"
+            r"-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room\. Looking"
+            r" quickly around you, you see (.*)\.\n\n"
             r"Your task is to: (.*)\.\n*",
             text,
         ).groups()
         named = generate.names(draft)
-        assert sorted(re.findall(r"an? (\w+ \d+)", listed)) == sorted(named[place.thor] for place in draft.places)
+        assert sorted(re.findall(r"an? (\w+ \d+)", listed)) == sorted(
+            named[place.thor] for place in draft.places
+        )
         assert task == draft.sentence
 
 
@@ -324,7 +374,9 @@ def test_generated_problem_keeps_the_rules_that_the_stock_engine_needs():
         lamps = [thing for thing in draft.things if thing.type == "DeskLamp"]
         assert draft.family != "look" or (lamps and all(lamp.place is not None for lamp in lamps))
         ids = re.findall(r"^ +(\S+_bar_\S+) - (?:object|receptacle)$", problem, re.MULTILINE)
-        assert len(ids) == len({each.lower() for each in ids}) == len(draft.places) + len(draft.things)
+        assert (
+            len(ids) == len({each.lower() for each in ids}) == len(draft.places) + len(draft.things)
+        )
         held = re.findall(r"\(inReceptacle (\S+) (\S+)\)", problem)
         assert len({thing for thing, _ in held}) == len(held)
 
@@ -338,15 +390,22 @@ def test_generated_splits_are_disjoint_by_initial_state():
                 assert len(seeds) == generate.WANTED[split]
                 for seed in (*seeds[:5], seeds[-1]):
                     assert (generate.family_of(seed), generate.split_of(seed)) == (family, split)
-                    states.setdefault(compile_game(generate.generate(seed, rooms)).state_hash, set()).add(split)
+                    states.setdefault(
+                        compile_game(generate.generate(seed, rooms)).state_hash, set()
+                    ).add(split)
         assert len(states) == 6 * 3 * 6 and all(len(each) == 1 for each in states.values())
 
 
 def test_a_replayed_game_is_read_once_and_plays_alike(monkeypatch):
     generated = []
     real = generate.generate
-    monkeypatch.setattr(generate, "generate", lambda seed, rooms: generated.append(seed) or real(seed, rooms))
-    kept, forgetful = ALFWorld(data="generated", rooms="small"), ALFWorld(data="generated", rooms="small", keep="0")
+    monkeypatch.setattr(
+        generate, "generate", lambda seed, rooms: generated.append(seed) or real(seed, rooms)
+    )
+    kept, forgetful = (
+        ALFWorld(data="generated", rooms="small"),
+        ALFWorld(data="generated", rooms="small", keep="0"),
+    )
     first, second = kept.games("put", "train")[:2]
     for environment, reads in ((kept, 2), (forgetful, 4)):
         generated.clear()
@@ -371,10 +430,16 @@ def test_tables_of_another_version_are_refused(monkeypatch):
 
 def test_environment_offers_disjoint_splits_and_plays_them():
     environment = ALFWorld(rooms="small")
-    assert environment.describe()["source"] == "generated" and environment.families == tuple(sorted(FAMILIES))
+    assert environment.describe()["source"] == "generated" and environment.families == tuple(
+        sorted(FAMILIES)
+    )
     for family in environment.families:
         splits = {split: environment.games(family, split) for split in ("train", "select", "test")}
-        assert {split: len(games) for split, games in splits.items()} == {"train": 3000, "select": 200, "test": 200}
+        assert {split: len(games) for split, games in splits.items()} == {
+            "train": 3000,
+            "select": 200,
+            "test": 200,
+        }
         assert len(set().union(*splits.values())) == 3400
     game, won = environment.games("put", "test")[3], None
     live = environment.open("put")
@@ -395,11 +460,18 @@ def test_official_splits_hold_out_whole_task_folders(tree):
             shutil.copytree(trial, target)
     environment = ALFWorld(data=str(tree))
     for family in environment.families:
-        train, select = ({game.key.split("/")[1] for game in environment.games(family, split)} for split in ("train", "select"))
+        train, select = (
+            {game.key.split("/")[1] for game in environment.games(family, split)}
+            for split in ("train", "select")
+        )
         assert train and select and not train & select
-        assert len(environment.games(family, "train")) + len(environment.games(family, "select")) == 62
+        assert (
+            len(environment.games(family, "train")) + len(environment.games(family, "select")) == 62
+        )
     assert environment.games("put", "test") == environment.games("put", "valid_unseen")
-    assert ALFWorld(data=str(tree), test="valid_seen").games("put", "test") == environment.games("put", "valid_seen")
+    assert ALFWorld(data=str(tree), test="valid_seen").games("put", "test") == environment.games(
+        "put", "valid_seen"
+    )
 
 
 @pytest.mark.parametrize(
@@ -428,15 +500,22 @@ def test_unknown_family_and_split_are_named():
     with pytest.raises(ValueError, match="no split 'valid_seen'"):
         environment.games("put", "valid_seen")
     with pytest.raises(ValueError, match="is no generated one"):
-        environment.walkthrough(GameId(env="alfworld", family="put", key="train/pick_and_place_simple-A-None-B-1/trial_T1"))
+        environment.walkthrough(
+            GameId(
+                env="alfworld", family="put", key="train/pick_and_place_simple-A-None-B-1/trial_T1"
+            )
+        )
 
 
 def test_environment_is_light_until_a_game_is_opened():
     program = (
-        "import sys; from envs.alfworld import ALFWorld; ALFWorld(data='generated').games('put', 'train')\n"
-        "print(sorted({'numpy', 'alfworld', 'textworld', 'jax', 'envs.alfworld.engine', 'envs.alfworld.pack'} & set(sys.modules)))"
+        "import sys; from envs.alfworld import ALFWorld; ALFWorld(data='generated').games('put',"
+        " 'train')\nprint(sorted({'numpy', 'alfworld', 'textworld', 'jax', 'envs.alfworld.engine',"
+        " 'envs.alfworld.pack'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -444,25 +523,40 @@ def test_environment_is_light_until_a_game_is_opened():
 
 
 def test_official_counts(monkeypatch, tmp_path):
-    """All of the games where a download is at hand, else the archive: train by its paths, valid_seen through the index."""
+    """All of the games where a download is at hand, else the archive: train by its paths,
+    valid_seen through the index.
+    """
     data = pathlib.Path(os.environ.get("ICTJAX_TEST_ALFWORLD", ""))
     if str(data) == ".":
         if not ARCHIVES:
-            pytest.skip("no official games: neither $ICTJAX_TEST_ALFWORLD nor ../shared/data/alfworld/*.tar.xz")
+            pytest.skip(
+                "no official games: neither $ICTJAX_TEST_ALFWORLD nor"
+                " ../shared/data/alfworld/*.tar.xz"
+            )
         data, train = tmp_path / "official", collections.Counter()
-        with lzma.open(ARCHIVES[0]) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:  # 3 s of CPU, 1 GB of stream
+        # 3 s of CPU, 1 GB of stream
+        with lzma.open(ARCHIVES[0]) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 split, task = (*pathlib.PurePosixPath(member.name).parts[-4:-2], "", "")[:2]
-                if split == "train" and member.name.endswith("game.tw-pddl") and "movable" not in task and "Sliced" not in task:
+                if (
+                    split == "train"
+                    and member.name.endswith("game.tw-pddl")
+                    and "movable" not in task
+                    and "Sliced" not in task
+                ):
                     train[task.partition("-")[0]] += 1
                 if split == "valid_seen" and member.isfile():
                     archive.extract(member, data, filter="data")
-        assert train == {FAMILIES[family]: number for family, number in index.COUNTS["train"].items()}
+        assert train == {
+            FAMILIES[family]: number for family, number in index.COUNTS["train"].items()
+        }
     environment = ALFWorld(data=str(data))
     found = environment._source.index()
     for split in index.OFFICIAL_SPLITS:
         if found.count(split):
-            assert {family: len(keys) for family, keys in found.games[split].items()} == index.COUNTS[split]
+            assert {
+                family: len(keys) for family, keys in found.games[split].items()
+            } == index.COUNTS[split]
     for family in FAMILIES:
         game = environment.games(family, "valid_seen")[0]
         assert play(index.load_game(game.key, str(data)), environment.walkthrough(game))
@@ -516,4 +610,9 @@ def test_bad_command_lines_end_with_one_sentence(argv, message, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(argv)
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and said.startswith("ictjax: ") and message in said and said.count("\n") == 1
+    assert (
+        ended.value.code == 2
+        and said.startswith("ictjax: ")
+        and message in said
+        and said.count("\n") == 1
+    )

@@ -1,4 +1,6 @@
-"""The ALFWorld engine: the quirks of the original, what it refuses, and the original itself as the oracle."""
+"""The ALFWorld engine: the quirks of the original, what it refuses, and the original itself as the
+oracle.
+"""
 
 import gc
 import json
@@ -110,9 +112,11 @@ def play(live, *commands: str) -> Answer:
 
 def test_the_first_text_and_commands():
     first = compile_game(kitchen()).start().reset()
-    assert first.text == (
-        "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a cabinet 2, a cabinet 1, "
-        "a countertop 1, a fridge 1, a microwave 1, and a sinkbasin 1.\n\nYour task is to: put a cool apple in fridge."
+    assert (
+        first.text
+        == "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly"
+        " around you, you see a cabinet 2, a cabinet 1, a countertop 1, a fridge 1, a microwave"
+        " 1, and a sinkbasin 1.\n\nYour task is to: put a cool apple in fridge."
     )
     places = ("cabinet 1", "cabinet 2", "countertop 1", "fridge 1", "microwave 1", "sinkbasin 1")
     assert first.commands == (*(f"go to {place}" for place in places), "help", "inventory", "look")
@@ -128,23 +132,49 @@ def test_places_that_share_a_location():
 
 def test_look():
     live = start()
-    assert play(live, "look").text == "You are in the middle of a room. Looking quickly around you, you see nothing."
+    assert (
+        play(live, "look").text
+        == "You are in the middle of a room. Looking quickly around you, you see nothing."
+    )
     play(live, "go to sinkbasin 1")
-    assert play(live, "look").text == "You are facing the countertop 1, and sinkbasin 1. Next to it, you see nothing."
-    play(live, "take apple 1 from countertop 1", "go to fridge 1", "open fridge 1", "move apple 1 to fridge 1")
+    assert (
+        play(live, "look").text
+        == "You are facing the countertop 1, and sinkbasin 1. Next to it, you see nothing."
+    )
+    play(
+        live,
+        "take apple 1 from countertop 1",
+        "go to fridge 1",
+        "open fridge 1",
+        "move apple 1 to fridge 1",
+    )
     assert play(live, "look").text == "You are facing the fridge 1. Next to it, you see nothing."
 
 
 def test_next_to_it_tells_of_what_was_taken_away():
-    live = start(kitchen(pddl_problem=KITCHEN.replace("(canContain CabinetType AppleType)", "(canContain SinkBasinType AppleType)")))
-    play(live, "go to countertop 1", "take apple 1 from countertop 1", "move apple 1 to sinkbasin 1")
-    assert play(live, "look").text == "You are facing the countertop 1, and sinkbasin 1. Next to it, you see a apple 1."
+    live = start(
+        kitchen(
+            pddl_problem=KITCHEN.replace(
+                "(canContain CabinetType AppleType)", "(canContain SinkBasinType AppleType)"
+            )
+        )
+    )
+    play(
+        live, "go to countertop 1", "take apple 1 from countertop 1", "move apple 1 to sinkbasin 1"
+    )
+    assert (
+        play(live, "look").text
+        == "You are facing the countertop 1, and sinkbasin 1. Next to it, you see a apple 1."
+    )
 
 
 def test_examine_is_for_places_and_the_thing_in_hand():
     live = start()
     assert "examine apple 1" not in play(live, "go to countertop 1").commands
-    assert play(live, "examine countertop 1").text == "On the countertop 1, you see a apple 1, a desklamp 1, and a knife 1."
+    assert (
+        play(live, "examine countertop 1").text
+        == "On the countertop 1, you see a apple 1, a desklamp 1, and a knife 1."
+    )
     assert "examine apple 1" in play(live, "take apple 1 from countertop 1").commands
     assert play(live, "examine apple 1").text == "There's nothing special about apple 1."
 
@@ -153,14 +183,19 @@ def test_doors_matter_for_hands_but_not_for_heat_and_cold():
     live = start()
     play(live, "go to countertop 1", "take apple 1 from countertop 1")
     assert "move apple 1 to fridge 1" not in play(live, "go to fridge 1").commands
-    assert play(live, "cool apple 1 with fridge 1").text == "You cool the apple 1 using the fridge 1."
+    assert (
+        play(live, "cool apple 1 with fridge 1").text == "You cool the apple 1 using the fridge 1."
+    )
     assert play(live, "examine apple 1").text == "This is a cold apple 1."
     play(live, "go to microwave 1", "heat apple 1 with microwave 1")
     assert play(live, "examine apple 1").text == "This is a hot apple 1."
     play(live, "go to sinkbasin 1", "clean apple 1 with sinkbasin 1")
     assert play(live, "examine apple 1").text == "This is a hot and clean apple 1."
     assert "move apple 1 to sinkbasin 1" not in live.step("look").commands  # not in canContain
-    assert play(live, "go to fridge 1", "open fridge 1").text == "You open the fridge 1. The fridge 1 is open. In it, you see nothing."
+    assert (
+        play(live, "go to fridge 1", "open fridge 1").text
+        == "You open the fridge 1. The fridge 1 is open. In it, you see nothing."
+    )
     assert play(live, "move apple 1 to fridge 1").text == "You move the apple 1 to the fridge 1."
     assert "take apple 1 from fridge 1" not in play(live, "close fridge 1").commands
 
@@ -169,7 +204,11 @@ def test_hands_hold_one_thing():
     live = start()
     assert play(live, "inventory").text == "You are not carrying anything."
     assert "take knife 1 from countertop 1" in play(live, "go to countertop 1").commands
-    assert not [command for command in play(live, "take apple 1 from countertop 1").commands if command.startswith("take")]
+    assert not [
+        command
+        for command in play(live, "take apple 1 from countertop 1").commands
+        if command.startswith("take")
+    ]
     assert play(live, "inventory").text == "You are carrying: a apple 1."
 
 
@@ -182,14 +221,18 @@ def test_use_always_turns_on():
 def test_slice():
     live = start()
     play(live, "go to countertop 1", "take knife 1 from countertop 1")
-    assert play(live, "slice apple 1 with knife 1").text == "You sliced the apple 1 with the knife 1."
+    assert (
+        play(live, "slice apple 1 with knife 1").text == "You sliced the apple 1 with the knife 1."
+    )
     play(live, "move knife 1 to countertop 1", "take apple 1 from countertop 1")
     assert play(live, "examine apple 1").text == "This is a sliced apple 1."
 
 
 def test_help_starts_with_its_first_word_and_ends_with_a_newline():
     text = play(start(), "help").text
-    assert text.startswith("Available commands:\n  look:   ") and text.endswith("using a sharp object\n")
+    assert text.startswith("Available commands:\n  look:   ") and text.endswith(
+        "using a sharp object\n"
+    )
 
 
 @pytest.mark.parametrize("blank", [" {}", "{}\n", "\t{} \r\n", "\u3000{}"])
@@ -236,22 +279,57 @@ def test_after_the_win_the_last_answer_is_repeated():
 @pytest.mark.parametrize(
     ("field", "old", "new", "message"),
     [
-        ("grammar", "move {o} to {r}", "put {o} in/on {r}", "The game's grammar differs from alfworld .*commands of 'putobject'.*"),
+        (
+            "grammar",
+            "move {o} to {r}",
+            "put {o} in/on {r}",
+            "The game's grammar differs from alfworld .*commands of 'putobject'.*",
+        ),
         (
             "grammar",
             "You move the {o.name}",
             "You put the {o.name}",
             "The game's grammar differs from alfworld .*rule 'PutObject.feedback'",
         ),
-        ("grammar", "look around your", "look round your", "The game's grammar differs from alfworld .*feedback of 'help'"),
+        (
+            "grammar",
+            "look around your",
+            "look round your",
+            "The game's grammar differs from alfworld .*feedback of 'help'",
+        ),
         ("grammar", '"task": [', '"tusk": [', 'no rule "task"'),
-        ("grammar", "action look", "motion look", "The grammar is not understood at '.*motion look"),
-        ("pddl_domain", "(not (holdsAny ?a))", "(holdsAny ?a)", "The game's PDDL domain differs from alfworld .*pickupobject"),
-        ("pddl_domain", "(checked ?r)\n", "(inspected ?r)\n", "Undefined predicate 'inspected' in the action 'examinereceptacle'"),
+        (
+            "grammar",
+            "action look",
+            "motion look",
+            "The grammar is not understood at '.*motion look",
+        ),
+        (
+            "pddl_domain",
+            "(not (holdsAny ?a))",
+            "(holdsAny ?a)",
+            "The game's PDDL domain differs from alfworld .*pickupobject",
+        ),
+        (
+            "pddl_domain",
+            "(checked ?r)\n",
+            "(inspected ?r)\n",
+            "Undefined predicate 'inspected' in the action 'examinereceptacle'",
+        ),
         ("pddl_domain", "(define (domain alfred)", "(define (domain alfred2)", "must start with"),
         ("pddl_domain", "(define", "define", "closes a parenthesis that was never opened"),
-        ("pddl_problem", "(isCool ?o)", "(isFrozen ?o)", "Undefined predicate 'isfrozen' in the goal"),
-        ("pddl_problem", "(heatable Apple_bar_1)", "(eatable Apple_bar_1)", "Undefined predicate 'eatable' in the initial facts"),
+        (
+            "pddl_problem",
+            "(isCool ?o)",
+            "(isFrozen ?o)",
+            "Undefined predicate 'isfrozen' in the goal",
+        ),
+        (
+            "pddl_problem",
+            "(heatable Apple_bar_1)",
+            "(eatable Apple_bar_1)",
+            "Undefined predicate 'eatable' in the initial facts",
+        ),
         (
             "pddl_problem",
             "(heatable Apple_bar_1)",
@@ -264,12 +342,42 @@ def test_after_the_win_the_last_answer_is_repeated():
             "(heatable Apple_bar_1 Fridge_bar_1)",
             "initial fact 'heatable apple_bar_1 fridge_bar_1'",
         ),
-        ("pddl_problem", "(heatable Apple_bar_1)", "heatable Apple_bar_1", "'heatable apple_bar_1' among its initial facts"),
-        ("pddl_problem", "(heatable Apple_bar_1)", "(not (heatable Apple_bar_1))", "among its initial facts"),
-        ("pddl_problem", "(heatable Apple_bar_1)", "((heatable Apple_bar_1)", "opening and .* closing parentheses"),
-        ("pddl_problem", "AppleType) (receptacleType ?r", "PearType) (receptacleType ?r", "goal of the game names 'peartype'"),
-        ("pddl_problem", "  Apple_bar_1 - object\n", "  Apple_bar_1 - object\n  Apple_bar_1 - object\n", "declares 'apple_bar_1' twice"),
-        ("pddl_problem", "(isCool ?o)", "(not (isCool ?o) (isHot ?o))", "formula .* in the goal is not understood"),
+        (
+            "pddl_problem",
+            "(heatable Apple_bar_1)",
+            "heatable Apple_bar_1",
+            "'heatable apple_bar_1' among its initial facts",
+        ),
+        (
+            "pddl_problem",
+            "(heatable Apple_bar_1)",
+            "(not (heatable Apple_bar_1))",
+            "among its initial facts",
+        ),
+        (
+            "pddl_problem",
+            "(heatable Apple_bar_1)",
+            "((heatable Apple_bar_1)",
+            "opening and .* closing parentheses",
+        ),
+        (
+            "pddl_problem",
+            "AppleType) (receptacleType ?r",
+            "PearType) (receptacleType ?r",
+            "goal of the game names 'peartype'",
+        ),
+        (
+            "pddl_problem",
+            "  Apple_bar_1 - object\n",
+            "  Apple_bar_1 - object\n  Apple_bar_1 - object\n",
+            "declares 'apple_bar_1' twice",
+        ),
+        (
+            "pddl_problem",
+            "(isCool ?o)",
+            "(not (isCool ?o) (isHot ?o))",
+            "formula .* in the goal is not understood",
+        ),
         ("pddl_problem", "(isCool ?o)", "(isCool ?x)", "declared nowhere"),
         ("pddl_problem", "(isCool ?o)", "(not (isCool ?x))", "declared nowhere"),
         ("pddl_problem", "(:init", "(:start", "must have :objects, :init and :goal"),
@@ -283,7 +391,9 @@ def test_refusals(field, old, new, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [None, [], {}, {"pddl_domain": 3}, kitchen() | {"grammar": None}])
+@pytest.mark.parametrize(
+    "content", [None, [], {}, {"pddl_domain": 3}, kitchen() | {"grammar": None}]
+)
 def test_a_mapping_that_is_no_game_is_refused(content):
     with pytest.raises(ValueError, match="A game file must hold"):
         compile_game(content)
@@ -301,7 +411,9 @@ def test_damage_is_refused_or_harmless():
     for seed in range(80):
         rng = random.Random(seed)
         words = KITCHEN.split(" ")
-        words[rng.randrange(len(words))] = rng.choice([*words[5:], "(and)", "?x", "(not)", "()", "(", ")"])
+        words[rng.randrange(len(words))] = rng.choice(
+            [*words[5:], "(and)", "?x", "(not)", "()", "(", ")"]
+        )
         try:
             live = start(kitchen(pddl_problem=" ".join(words)))
         except ValueError:
@@ -313,12 +425,22 @@ def test_damage_is_refused_or_harmless():
 def test_the_two_differences_of_downloaded_games_are_accepted():
     content = kitchen()
     rule = re.search(r'action help \{.*?"rhs": "(.*?)".*?\n\}', content["grammar"], re.DOTALL)
-    in_place = 'action help {\n    template :: "help";\n    feedback :: "' + rule.group(1).replace("\\n", "\n") + '";\n}'
+    in_place = (
+        'action help {\n    template :: "help";\n    feedback :: "'
+        + rule.group(1).replace("\\n", "\n")
+        + '";\n}'
+    )
     theirs = content | {
-        "pddl_domain": content["pddl_domain"].replace(";(receptacleType ?r SinkType)", "(receptacleType ?r SinkType)"),
+        "pddl_domain": (
+            content["pddl_domain"].replace(
+                ";(receptacleType ?r SinkType)", "(receptacleType ?r SinkType)"
+            )
+        ),
         "grammar": content["grammar"].replace(rule.group(), in_place),
     }
-    assert theirs["pddl_domain"] != content["pddl_domain"] and theirs["grammar"] != content["grammar"]
+    assert (
+        theirs["pddl_domain"] != content["pddl_domain"] and theirs["grammar"] != content["grammar"]
+    )
     ours, other = start(content), start(theirs)
     for command in ("help", *WIN):
         assert ours.step(command) == other.step(command)
@@ -395,11 +517,16 @@ def test_state_hash_is_of_the_state_alone():
         return before
 
     facts = [line for line in KITCHEN.splitlines() if line.startswith("  (")][:-1]
-    shuffled = KITCHEN.replace("\n".join(facts), "\n".join(reversed(facts))).replace("problem kitchen", "problem other")
+    shuffled = KITCHEN.replace("\n".join(facts), "\n".join(reversed(facts))).replace(
+        "problem kitchen", "problem other"
+    )
     assert shuffled != KITCHEN
     assert digest(KITCHEN) == digest(shuffled) == digest(KITCHEN, "chilled")
     assert digest(KITCHEN) != digest(
-        KITCHEN.replace("(inReceptacle Apple_bar_1 CounterTop_bar_1)", "(inReceptacle Apple_bar_1 Cabinet_bar_1)")
+        KITCHEN.replace(
+            "(inReceptacle Apple_bar_1 CounterTop_bar_1)",
+            "(inReceptacle Apple_bar_1 Cabinet_bar_1)",
+        )
     )
     assert digest(KITCHEN) != digest(KITCHEN.replace("(isCool ?o)", "(isHot ?o)"))
     assert digest(KITCHEN) != digest(KITCHEN.replace("?r FridgeType)", "?r CabinetType)"))
@@ -460,7 +587,9 @@ def test_memory_stays_flat():
             observation = game.reset(game_id(str(number % 6), "put"))
             game.state_hash()
             for _ in range(3):
-                observation = game.step(random.Random(number).choice(observation.actions)).observation
+                observation = game.step(
+                    random.Random(number).choice(observation.actions)
+                ).observation
 
     episodes(12)
     gc.collect()
@@ -519,7 +648,11 @@ def test_the_stock_engine_as_a_game():
 
 
 def rows(table: str) -> dict[str, list[int]]:
-    return {line.split()[1]: [int(word) for word in line.split()[2:]] for line in table.splitlines() if line.startswith("all")}
+    return {
+        line.split()[1]: [int(word) for word in line.split()[2:]]
+        for line in table.splitlines()
+        if line.startswith("all")
+    }
 
 
 def test_results_are_kept_for_the_same_settings_only(tmp_path):
@@ -535,7 +668,14 @@ def test_results_are_kept_for_the_same_settings_only(tmp_path):
 
 def official_data() -> dict[str, str]:
     places = [os.environ.get("ALFWORLD_DATA", ""), os.path.expanduser("~/.cache/alfworld")]
-    found = next((place for place in places if place and (pathlib.Path(place) / "json_2.1.1" / "valid_seen").is_dir()), None)
+    found = next(
+        (
+            place
+            for place in places
+            if place and (pathlib.Path(place) / "json_2.1.1" / "valid_seen").is_dir()
+        ),
+        None,
+    )
     if found is None:
         pytest.skip("no official ALFWorld games in $ALFWORLD_DATA or ~/.cache/alfworld")
     return {"ALFWORLD_DATA": found}
@@ -560,7 +700,10 @@ def test_equal_to_the_stock_engine_in_every_family(data, split):
         **environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert all(games == 6 and steps >= 24 and differ == 0 for games, steps, _, differ in rows(done.stdout).values())
+    assert all(
+        games == 6 and steps >= 24 and differ == 0
+        for games, steps, _, differ in rows(done.stdout).values()
+    )
 
 
 class Echo:
@@ -584,8 +727,16 @@ class Echo:
     def _spoil(self, answer: Answer) -> Answer:
         if self._steps < self._wrong_from:
             return answer
-        changed = {"text": answer.text + "!", "commands": answer.commands[::-1], "won": not answer.won}
-        return answer._replace(**{self._field: changed[self._field]}) if self._field in changed else answer
+        changed = {
+            "text": answer.text + "!",
+            "commands": answer.commands[::-1],
+            "won": not answer.won,
+        }
+        return (
+            answer._replace(**{self._field: changed[self._field]})
+            if self._field in changed
+            else answer
+        )
 
 
 @pytest.mark.parametrize("field", ["text", "commands", "won", "reward"])
@@ -594,14 +745,24 @@ def test_the_comparison_sees_every_difference(policy, field):
     for wrong_from in (0, 3):
         if (field, wrong_from) == ("reward", 0):
             continue  # a reset pays nothing
-        episode = differential.play_both(game_id(), kitchen(), Echo(kitchen(), wrong_from, field), policy, seed=0, steps=9)
+        episode = differential.play_both(
+            game_id(), kitchen(), Echo(kitchen(), wrong_from, field), policy, seed=0, steps=9
+        )
         assert field in episode["difference"] and episode["steps"] == wrong_from
-    equal = differential.play_both(game_id(), kitchen(), Echo(kitchen(), 10**9, "text"), policy, seed=0, steps=9)
+    equal = differential.play_both(
+        game_id(), kitchen(), Echo(kitchen(), 10**9, "text"), policy, seed=0, steps=9
+    )
     assert not equal["difference"] and equal["steps"] >= 9
-    assert policy != "expert" or equal == {"steps": len(WIN) + differential.PAST_END, "won": True, "difference": {}}
+    assert policy != "expert" or equal == {
+        "steps": len(WIN) + differential.PAST_END,
+        "won": True,
+        "difference": {},
+    }
 
 
 def test_games_are_spread_over_families():
     chosen = differential.choose(ALFWorld(data="generated"), "test", 13)
     assert len(set(chosen)) == 13
-    assert {family: sum(game.family == family for game in chosen) for family in ("clean", "put")} == {"clean": 3, "put": 2}
+    assert {
+        family: sum(game.family == family for game in chosen) for family in ("clean", "put")
+    } == {"clean": 3, "put": 2}

@@ -13,7 +13,9 @@ def test_a_game_id_reads_back_what_it_wrote():
     assert GameId.parse(str(game)) == game
 
 
-@pytest.mark.parametrize("text", ["", "fake", "fake|door", "fake|door|1|2", "|door|1", "fake||1", "fake|door|"])
+@pytest.mark.parametrize(
+    "text", ["", "fake", "fake|door", "fake|door|1|2", "|door|1", "fake||1", "fake|door|"]
+)
 def test_text_that_is_no_game_id_is_refused_by_name(text):
     with pytest.raises(ValueError, match="game id|GameId"):
         GameId.parse(text)
@@ -48,10 +50,17 @@ def test_short_names_and_import_paths_resolve():
     assert import_path("fake") == "envs.fake:FakeEnvironment"
     assert import_path("some.where:Thing") == "some.where:Thing"
     assert set(BUILT_IN) >= {"fake", "minihack"}
-    assert load_environment("fake").name == load_environment("envs.fake:FakeEnvironment").name == "fake"
+    assert (
+        load_environment("fake").name
+        == load_environment("envs.fake:FakeEnvironment").name
+        == "fake"
+    )
 
 
-@pytest.mark.parametrize("name", ["", "alfword", "envs.fake", "envs.fake:", ":FakeEnvironment", "envs fake:X", "envs.fake:a.b"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "alfword", "envs.fake", "envs.fake:", ":FakeEnvironment", "envs fake:X", "envs.fake:a.b"],
+)
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match="use one of alfworld, fake, minihack, or an import path"):
         import_path(name)
@@ -64,5 +73,7 @@ def test_what_cannot_be_imported_or_built_is_said_in_one_sentence():
         load_environment("envs.fake:Nothing")
     with pytest.raises(ValueError, match="'fake' does not take the options {'speed': '3'}"):
         load_environment("fake", {"speed": "3"})
-    with pytest.raises(ValueError, match="'builtins:dict' is not an environment: dict lacks name, families"):
+    with pytest.raises(
+        ValueError, match="'builtins:dict' is not an environment: dict lacks name, families"
+    ):
         load_environment("builtins:dict")

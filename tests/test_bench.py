@@ -1,4 +1,6 @@
-"""The benchmarks at tiny sizes: designs compute the same thing, counts are what the workload says, nothing is timed."""
+"""The benchmarks at tiny sizes: designs compute the same thing, counts are what the workload says,
+nothing is timed.
+"""
 
 import dataclasses
 import importlib.util
@@ -21,7 +23,15 @@ def quiet(_text: str) -> None:
 
 @pytest.fixture
 def tiny(monkeypatch):
-    shape = dataclasses.replace(bench_models.SHAPES["pocket"], vocab_size=50, num_layers=1, d_model=16, d_ff=16, num_heads=2, head_dim=8)
+    shape = dataclasses.replace(
+        bench_models.SHAPES["pocket"],
+        vocab_size=50,
+        num_layers=1,
+        d_model=16,
+        d_ff=16,
+        num_heads=2,
+        head_dim=8,
+    )
     monkeypatch.setattr(bench_models, "SHAPES", {"pocket": shape})
 
 
@@ -46,15 +56,24 @@ def test_interleaving_is_fair():
 
 def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
     settings = bench_models.SamplerBench(
-        repetitions=2, rows=ROWS, prompt=PROMPT, turns=TURNS, observed=OBSERVED, reply=REPLY, decode_steps=4, transformers=False
+        repetitions=2,
+        rows=ROWS,
+        prompt=PROMPT,
+        turns=TURNS,
+        observed=OBSERVED,
+        reply=REPLY,
+        decode_steps=4,
+        transformers=False,
     )
     result = bench_models.bench_sampler(settings, quiet)
     found = {row["design"]: row for row in result.rows}
     assert [row["same_tokens"] for row in result.rows] == [1.0, 1.0, 1.0]
-    # In later turns the last token of the reply has no cache position yet and is computed with the observation.
+    # In later turns the last token of the reply has no cache position yet and is computed with the
+    # observation.
     later = ROWS * (TURNS - 1) * (OBSERVED + 1)
     assert found["keep cache"]["prefilled"] == ROWS * (PROMPT + OBSERVED) + later
-    assert found["keep cache, shared prompt"]["prefilled"] == PROMPT + ROWS * OBSERVED + later - 1  # one row waits with 1 token
+    # one row waits with 1 token
+    assert found["keep cache, shared prompt"]["prefilled"] == PROMPT + ROWS * OBSERVED + later - 1
     lengths = [PROMPT + OBSERVED + turn * (OBSERVED + REPLY) for turn in range(TURNS)]
     assert found["prefill again"]["prefilled"] == ROWS * sum(lengths)
     assert found["prefill again"]["padding"] == found["keep cache"]["padding"] == 0
@@ -64,16 +83,22 @@ def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="compares with PyTorch")
 def test_transformers_generates_the_same_tokens(tiny):
-    settings = bench_models.SamplerBench(repetitions=1, rows=2, prompt=9, turns=2, observed=3, reply=4, decode_steps=4)
+    settings = bench_models.SamplerBench(
+        repetitions=1, rows=2, prompt=9, turns=2, observed=3, reply=4, decode_steps=4
+    )
     result = bench_models.bench_sampler(settings, quiet)
     last = result.rows[-1]
     assert (last["design"], last["same_tokens"], last["speedup_hf"]) == ("transformers", 1.0, 1.0)
 
 
 def test_update_equals_its_peer(tiny):
-    result = bench_models.bench_update(bench_models.UpdateBench(repetitions=1, rows=4, prompt=9, reply=5, microbatches=2), quiet)
+    result = bench_models.bench_update(
+        bench_models.UpdateBench(repetitions=1, rows=4, prompt=9, reply=5, microbatches=2), quiet
+    )
     ours, peer = result.rows
-    assert ours["loss"] == pytest.approx(peer["loss"], abs=1e-5) and ours["grad_norm"] == pytest.approx(peer["grad_norm"], rel=1e-3)
+    assert ours["loss"] == pytest.approx(peer["loss"], abs=1e-5) and ours[
+        "grad_norm"
+    ] == pytest.approx(peer["grad_norm"], rel=1e-3)
     assert ours["grad_norm"] > 0
     assert ours["memory_mib"] > 0
 
@@ -94,13 +119,19 @@ def measured(argv, path):
 
 def test_environments(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_envs, "play_stock", bench_envs_double)
-    argv = "envs --minihack lava_cross eat --alfworld put --data generated --workers 1 2 --episodes 3 --steps 4 --published-games 2 --repetitions 1"
+    argv = (
+        "envs --minihack lava_cross eat --alfworld put --data generated --workers 1 2 --episodes 3"
+        " --steps 4 --published-games 2 --repetitions 1"
+    )
     report = measured(argv, tmp_path / "bench.json")
     assert report["machine"]["packages"]["alfworld"] and report["machine"]["cores"] >= 1
     assert report["results"]["envs"]["settings"]["minihack"] == ["lava_cross", "eat"]
     rows = report["results"]["envs"]["rows"]
     pools = ["pool, 1 worker", "pool, 2 workers"]
-    games = {game: [row["design"] for row in rows if row["game"] == game] for game in dict.fromkeys(row["game"] for row in rows)}
+    games = {
+        game: [row["design"] for row in rows if row["game"] == game]
+        for game in dict.fromkeys(row["game"] for row in rows)
+    }
     assert games == {
         "fake door": ["in process", *pools],
         "alfworld put": ["in process", *pools, "stock TextWorld"],
@@ -109,10 +140,14 @@ def test_environments(tmp_path, capsys, monkeypatch):
         "minihack all families": ["in process", *pools, "gym.make per episode"],
     }
     for row in rows:
-        assert row["resets_per_s"] * row["reset_ms"] == pytest.approx(1e3) and row["steps_per_s"] * row["step_us"] == pytest.approx(1e6)
+        assert row["resets_per_s"] * row["reset_ms"] == pytest.approx(1e3) and row[
+            "steps_per_s"
+        ] * row["step_us"] == pytest.approx(1e6)
         assert 0 < row["episodes_per_s"] < row["resets_per_s"]
         own = row["design"] in ("stock TextWorld", "gym.make per episode")
-        assert (row["step_speedup"] is None) == row["game"].startswith("fake") and (row["step_speedup"] == pytest.approx(1.0) or not own)
+        assert (row["step_speedup"] is None) == row["game"].startswith("fake") and (
+            row["step_speedup"] == pytest.approx(1.0) or not own
+        )
     printed = capsys.readouterr().out
     assert "gym.make per episode" in printed and "lava_cross" in printed and "50 us" in printed
 
@@ -125,9 +160,16 @@ def bench_envs_double(_stock, walks):
 
 
 def test_engines_can_be_left_out(tmp_path):
-    argv = "envs --minihack --alfworld look --data generated --no-stock --workers 1 --episodes 2 --steps 3 --repetitions 1"
+    argv = (
+        "envs --minihack --alfworld look --data generated --no-stock --workers 1 --episodes 2"
+        " --steps 3 --repetitions 1"
+    )
     rows = measured(argv, tmp_path / "bench.json")["results"]["envs"]["rows"]
-    assert [(row["game"], row["design"], row["step_speedup"]) for row in rows if row["game"] != "fake door"] == [
+    assert [
+        (row["game"], row["design"], row["step_speedup"])
+        for row in rows
+        if row["game"] != "fake door"
+    ] == [
         ("alfworld look", "in process", None),
         ("alfworld look", "pool, 1 worker", None),
     ]
@@ -135,13 +177,19 @@ def test_engines_can_be_left_out(tmp_path):
 
 def test_all_designs_play_the_same_number_of_steps():
     walks = bench_envs.moving_walks("room_random", 4, 6)
-    assert walks == bench_envs.moving_walks("room_random", 4, 6) and len({walk.actions for walk in walks}) == 4
+    assert (
+        walks == bench_envs.moving_walks("room_random", 4, 6)
+        and len({walk.actions for walk in walks}) == 4
+    )
     game = load_environment("minihack").open("room_random")
     here = bench_envs.play_here(game, walks)
     game.close()
     with WorkerPool("minihack", num_workers=1) as pool:
         pooled = bench_envs.play_in_pool(pool, walks)
-    assert (here.num_resets, here.num_steps) == (pooled.num_resets, pooled.num_steps) == (4, here.num_steps) and 4 < here.num_steps <= 24
+    assert (here.num_resets, here.num_steps) == (pooled.num_resets, pooled.num_steps) == (
+        4,
+        here.num_steps,
+    ) and 4 < here.num_steps <= 24
     assert bench_envs.play_published_way(walks).num_resets == 4
 
 
@@ -154,8 +202,16 @@ def test_walks_stop_where_a_game_ends():
 
 
 def test_ratios_are_of_the_same_round():
-    ours = [bench_envs.Played(1.0, 2.0, 10, 100), bench_envs.Played(2.0, 4.0, 10, 100), bench_envs.Played(1.0, 1.0, 10, 100)]
-    peer = [bench_envs.Played(1.0, 2.0, 1, 10), bench_envs.Played(4.0, 8.0, 1, 10), bench_envs.Played(1.0, 5.0, 1, 10)]
+    ours = [
+        bench_envs.Played(1.0, 2.0, 10, 100),
+        bench_envs.Played(2.0, 4.0, 10, 100),
+        bench_envs.Played(1.0, 1.0, 10, 100),
+    ]
+    peer = [
+        bench_envs.Played(1.0, 2.0, 1, 10),
+        bench_envs.Played(4.0, 8.0, 1, 10),
+        bench_envs.Played(1.0, 5.0, 1, 10),
+    ]
     row = bench_envs._row("a game", "ours", ours, peer)
     assert row["steps_per_s"] == 50 and row["step_us"] == 20_000 and row["resets_per_s"] == 10
     assert row["step_speedup"] == 20 and row["reset_speedup"] == 10  # of 10, 20, 50; of 10, 20, 10
@@ -164,7 +220,10 @@ def test_ratios_are_of_the_same_round():
 
 def test_a_game_that_fails_ends_the_measurement():
     walks = [bench_envs.Walk(GameId(env="fake", family="door", key="0"), ("walk", "look"))]
-    with WorkerPool("fake", num_workers=1, options={"raise_on": "look"}) as pool, pytest.raises(ValueError, match="raise"):
+    with (
+        WorkerPool("fake", num_workers=1, options={"raise_on": "look"}) as pool,
+        pytest.raises(ValueError, match="raise"),
+    ):
         bench_envs.play_in_pool(pool, walks)
 
 
@@ -174,7 +233,12 @@ def test_bad_input(capsys, tmp_path):
     refused(capsys, bench.main, ["update", "--rows", "0"], "--rows", "0")
     refused(capsys, bench.main, ["envs", "--minihack", "castle"], "'castle'")
     refused(capsys, bench.main, ["envs", "--alfworld", "castle"], "'castle'")
-    refused(capsys, bench.main, ["envs", "--alfworld", "put", "--data", "/no/such/place"], "/no/such/place")
+    refused(
+        capsys,
+        bench.main,
+        ["envs", "--alfworld", "put", "--data", "/no/such/place"],
+        "/no/such/place",
+    )
     refused(capsys, bench.main, ["envs", "--workers", "0"], "--workers")
     refused(capsys, bench.main, ["--json", str(tmp_path)], "--json", "folder")
     refused(capsys, bench.main, ["all", "--json", str(tmp_path / "no" / "b.json")], "--json", "no")
@@ -182,6 +246,8 @@ def test_bad_input(capsys, tmp_path):
 
 
 def test_cells():
-    assert [bench._cell(value) for value in (None, 0.0, 0.01234, 2.5, 123.4, 12345.6, 1200, "x")] == [
+    assert [
+        bench._cell(value) for value in (None, 0.0, 0.01234, 2.5, 123.4, 12345.6, 1200, "x")
+    ] == [
         *("-", "0.00", "0.0123", "2.50", "123", "12,346", "1,200", "x"),
     ]

@@ -12,8 +12,9 @@ from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
 from ictjax.records import Message
 from tests.tiny import QWEN_TEMPLATE, byte_tokenizer, save_tiny_model, word_tokenizer
 
-# In the shape of the published templates, without their tools.
-# Old replies lose their thoughts; the last one, if nothing is asked after it, shows them; a switch closes the thoughts before they begin.
+# In the shape of the published templates, without their tools. Old replies lose their thoughts; the
+# last one, if nothing is asked after it, shows them; a switch closes the thoughts before they
+# begin.
 QWEN3_TEMPLATE = """\
 {%- if messages[0].role == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
@@ -73,7 +74,8 @@ LLAMA3_TEMPLATE = """\
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
-# Has no system role: the text goes before the first question. Roles must alternate; contents are trimmed.
+# Has no system role: the text goes before the first question. Roles must alternate; contents are
+# trimmed.
 GEMMA3_TEMPLATE = """\
 {{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
@@ -96,7 +98,12 @@ GEMMA3_TEMPLATE = """\
     {{ '<start_of_turn>model\\n' }}
 {%- endif -%}
 """
-TEMPLATES = {"qwen2.5": QWEN_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "llama3": LLAMA3_TEMPLATE, "gemma3": GEMMA3_TEMPLATE}
+TEMPLATES = {
+    "qwen2.5": QWEN_TEMPLATE,
+    "qwen3": QWEN3_TEMPLATE,
+    "llama3": LLAMA3_TEMPLATE,
+    "gemma3": GEMMA3_TEMPLATE,
+}
 SPECIAL = {
     "qwen2.5": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "more": ["<|im_start|>"]},
     "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "more": ["<|im_start|>"]},
@@ -105,15 +112,23 @@ SPECIAL = {
         "eos_token": "<|eot_id|>",
         "more": ["<|end_of_text|>", "<|eom_id|>", "<|start_header_id|>", "<|end_header_id|>"],
     },
-    "gemma3": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "more": ["<start_of_turn>", "<end_of_turn>"]},
+    "gemma3": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "more": ["<start_of_turn>", "<end_of_turn>"],
+    },
 }
-# How Qwen and Llama cut text before they merge bytes: a line break joins the spaces and breaks around it.
+# How Qwen and Llama cut text before they merge bytes: a line break joins the spaces and breaks
+# around it.
 CUT = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 EMPTY_THOUGHTS = "<think>\n\n</think>\n\n"
 
 
 def family_tokenizer(family):
-    """A small byte-level BPE tokenizer with merges, and the special tokens and template of a family."""
+    """A small byte-level BPE tokenizer with merges, and the special tokens and template of a
+    family.
+    """
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.normalizer = tokenizers.normalizers.NFC() if family.startswith("qwen") else None
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
@@ -130,7 +145,9 @@ def family_tokenizer(family):
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator([*TEMPLATES.values(), "go north\n\nopen the door\n\n\nthe question and the answer"], trainer)
+    backend.train_from_iterator(
+        [*TEMPLATES.values(), "go north\n\nopen the door\n\n\nthe question and the answer"], trainer
+    )
     backend.add_tokens(["<think>", "</think>"])  # not special: they stay in the text
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     tokenizer.chat_template = TEMPLATES[family]
@@ -138,7 +155,12 @@ def family_tokenizer(family):
 
 
 FAMILIES = {family: family_tokenizer(family) for family in TEMPLATES}
-CLOSING = {"qwen2.5": "<|im_end|>", "qwen3": "<|im_end|>", "llama3": "<|eot_id|>", "gemma3": "<end_of_turn>"}
+CLOSING = {
+    "qwen2.5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "gemma3": "<end_of_turn>",
+}
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size=1, max_size=12)
 BYTES = byte_tokenizer()
@@ -167,30 +189,50 @@ def test_start_and_turns_equal_the_template_of_the_whole_conversation(system, tu
 
 
 def grown_and_expected(family, messages, replies, *, thinking=None, opened=""):
-    """A conversation turn by turn, and the template of the whole of it with the sampled replies in the places that it gives to replies."""
+    """A conversation turn by turn, and the template of the whole of it with the sampled replies in
+    the places that it gives to replies.
+    """
     tokenizer = FAMILIES[family]
     chat = ChatTokenizer(tokenizer, thinking=thinking)
     stop = tokenizer.convert_tokens_to_ids(CLOSING[family])
-    sampled = [(*tokenizer(reply, add_special_tokens=False)["input_ids"], stop) for reply in replies]
+    sampled = [
+        (*tokenizer(reply, add_special_tokens=False)["input_ids"], stop) for reply in replies
+    ]
     first = len(messages) - len(replies)  # later messages are questions, one after every reply
-    grown, plain = chat.encode_start(messages[:first]), [{"role": m.role, "content": m.content} for m in messages[:first]]
+    grown, plain = (
+        chat.encode_start(messages[:first]),
+        [{"role": m.role, "content": m.content} for m in messages[:first]],
+    )
     for index, question in enumerate(messages[first:]):
         grown += sampled[index] + chat.encode_turn(question, stopped=True)
-        plain += [{"role": "assistant", "content": f"@{index}@"}, {"role": "user", "content": question.content}]
+        plain += [
+            {"role": "assistant", "content": f"@{index}@"},
+            {"role": "user", "content": question.content},
+        ]
     switch = {} if thinking is None else {"enable_thinking": thinking}
     # The templates' own fallback date, which they write where they are not told another.
-    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024", **switch)
+    text = tokenizer.apply_chat_template(
+        plain, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024", **switch
+    )
     pieces = re.split(r"@\d@" + re.escape(CLOSING[family]), text)
     expected = ()
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
-        expected += tuple(tokenizer(piece + ("" if last else opened), add_special_tokens=False)["input_ids"])
+        expected += tuple(
+            tokenizer(piece + ("" if last else opened), add_special_tokens=False)["input_ids"]
+        )
         expected += () if last else sampled[index]
     return chat, grown, expected
 
 
-TALK = (Message(role="system", content="Play well."), Message(role="user", content="You see a door.\n"))
-QUESTIONS = [Message(role="user", content=text) for text in ("  It is open.", "You win.\n\nGo on?", "naïve 東京 🙂")]
+TALK = (
+    Message(role="system", content="Play well."),
+    Message(role="user", content="You see a door.\n"),
+)
+QUESTIONS = [
+    Message(role="user", content=text)
+    for text in ("  It is open.", "You win.\n\nGo on?", "naïve 東京 🙂")
+]
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -200,17 +242,28 @@ def test_turns_equal_the_template_of_the_whole_conversation_for_every_family(fam
     replies = ["open the door", "Thought: go north\n\nAction: go north", "é"]
     chat, grown, expected = grown_and_expected(family, talk, replies)
     assert grown == expected
-    # And without placing replies by hand: these are replies that no template rewrites and no tokenizer merges with their surroundings.
+    # And without placing replies by hand: these are replies that no template rewrites and no
+    # tokenizer merges with their surroundings.
     plain = [{"role": m.role, "content": m.content} for m in talk[: -len(replies)]]
     for reply, question in zip(replies, QUESTIONS, strict=True):
-        plain += [{"role": "assistant", "content": reply}, {"role": "user", "content": question.content}]
-    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False, "date_string": "26 Jul 2024"}
+        plain += [
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": question.content},
+        ]
+    options = {
+        "tokenize": True,
+        "add_generation_prompt": True,
+        "return_dict": False,
+        "date_string": "26 Jul 2024",
+    }
     assert grown == tuple(FAMILIES[family].apply_chat_template(plain, **options))
     assert FAMILIES[family].convert_tokens_to_ids(CLOSING[family]) in chat.stop_ids
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_replies_stay_as_they_were_sampled_where_the_template_trims_them_or_drops_their_thoughts(family):
+def test_replies_stay_as_they_were_sampled_where_the_template_trims_them_or_drops_their_thoughts(
+    family,
+):
     replies = [" \n open ", "<think>\nIs it locked?\n</think>\n\nopen the door", "<think>cut off"]
     _, grown, expected = grown_and_expected(family, [*TALK, *QUESTIONS], replies)
     assert grown == expected
@@ -218,12 +271,22 @@ def test_replies_stay_as_they_were_sampled_where_the_template_trims_them_or_drop
 
 
 def test_thinking_is_switched_off_by_an_empty_block_that_stays_where_the_model_saw_it():
-    _, grown, expected = grown_and_expected("qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"], thinking=False, opened=EMPTY_THOUGHTS)
+    _, grown, expected = grown_and_expected(
+        "qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"], thinking=False, opened=EMPTY_THOUGHTS
+    )
     assert grown == expected
     assert FAMILIES["qwen3"].decode(grown).count(EMPTY_THOUGHTS) == 4
-    chat, grown, expected = grown_and_expected("qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"], thinking=True)
-    assert grown == expected == grown_and_expected("qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"])[1]
-    assert chat.encode_turn(QUESTIONS[0], stopped=False)[0] == FAMILIES["qwen3"].convert_tokens_to_ids("<|im_end|>")
+    chat, grown, expected = grown_and_expected(
+        "qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"], thinking=True
+    )
+    assert (
+        grown
+        == expected
+        == grown_and_expected("qwen3", [*TALK, *QUESTIONS], ["open", "go", "é"])[1]
+    )
+    assert chat.encode_turn(QUESTIONS[0], stopped=False)[0] == FAMILIES[
+        "qwen3"
+    ].convert_tokens_to_ids("<|im_end|>")
 
 
 @pytest.mark.parametrize("family", ["qwen2.5", "llama3", "gemma3"])
@@ -241,7 +304,9 @@ def test_the_date_of_a_template_never_changes(monkeypatch):
     monkeypatch.setattr(template_utils, "datetime", Clock)
     text = FAMILIES["llama3"].decode(ChatTokenizer(FAMILIES["llama3"]).encode_start(TALK))
     assert "Today Date: 26 Jul 2024" in text
-    hidden = QWEN_TEMPLATE.replace("messages[0]['content'] +", "messages[0]['content'] + strftime_now(messages[0]['role']) +")
+    hidden = QWEN_TEMPLATE.replace(
+        "messages[0]['content'] +", "messages[0]['content'] + strftime_now(messages[0]['role']) +"
+    )
     with pytest.raises(ValueError, match="date in a way"):
         ChatTokenizer(byte_tokenizer(hidden))
 
@@ -250,12 +315,20 @@ def test_a_reply_that_was_cut_off_is_closed_by_the_next_turn():
     chat = ChatTokenizer(BYTES)
     stop = BYTES.convert_tokens_to_ids("<|im_end|>")
     message = Message(role="user", content="and now?")
-    assert chat.encode_turn(message, stopped=False) == (stop, *chat.encode_turn(message, stopped=True))
-    assert BYTES.decode(chat.encode_turn(message, stopped=True)) == "\n<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.encode_turn(message, stopped=False) == (
+        stop,
+        *chat.encode_turn(message, stopped=True),
+    )
+    assert (
+        BYTES.decode(chat.encode_turn(message, stopped=True))
+        == "\n<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_sampled_ids_are_kept_even_where_tokenising_their_text_gives_others():
-    """ "ab" has a token of its own, but a model may sample "a" then "b": nothing re-tokenises what it sampled."""
+    """ "ab" has a token of its own, but a model may sample "a" then "b": nothing re-tokenises what
+    it sampled.
+    """
     tokenizer = word_tokenizer(["a", "b", "question"])
     chat = ChatTokenizer(tokenizer)
     ids = tokenizer.convert_tokens_to_ids(["a", "b"])
@@ -266,7 +339,9 @@ def test_stop_ids_come_from_the_generation_config_the_tokenizer_and_the_template
     BYTES.save_pretrained(tmp_path)
     end_of_text, end = BYTES.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert ChatTokenizer(tmp_path).stop_ids == (end,)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, end_of_text]}))
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [end, end_of_text]})
+    )
     chat = ChatTokenizer(tmp_path)
     assert chat.stop_ids == tuple(sorted((end, end_of_text)))
     assert chat.pad_id == end_of_text
@@ -284,25 +359,48 @@ def test_the_pocket_style_template_of_one_token_per_role_is_extended_exactly():
     reply = [*tokenizer.convert_tokens_to_ids(["z", "z"]), tokenizer.eos_token_id]
     question = Message(role="user", content="x y")
     grown = (*chat.encode_start(messages), *reply, *chat.encode_turn(question, stopped=True))
-    assert grown == whole(tokenizer, [*messages, Message(role="assistant", content="z z"), question])
+    assert grown == whole(
+        tokenizer, [*messages, Message(role="assistant", content="z z"), question]
+    )
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         (
-            "{% for m in messages %}{% if m.role != 'assistant' %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+            (
+                "{% for m in messages %}{% if m.role != 'assistant' %}<|im_start|>{{ m.content"
+                " }}<|im_end|>{% endif %}{% endfor %}"
+            ),
             "cannot be extended",
         ),
-        ("{% for m in messages %}<|im_start|>{{ m.content }} {{ messages|length }}<|im_end|>{% endfor %}", "cannot be extended"),
-        # Numbers the rounds from the third on; says when it is the last question; moves the system text to the last question.
         (
-            QWEN_TEMPLATE.replace("+ message.content +", "+ (message.content if loop.index0 < 6 else loop.index0|string) +"),
+            (
+                "{% for m in messages %}<|im_start|>{{ m.content }} {{ messages|length"
+                " }}<|im_end|>{% endfor %}"
+            ),
             "cannot be extended",
         ),
-        (QWEN_TEMPLATE.replace("+ message.content +", "+ message.content + (' (last)' if loop.last else '') +"), "cannot be extended"),
+        # Numbers the rounds from the third on; says when it is the last question; moves the system
+        # text to the last question.
         (
-            "{% for m in messages[1:] %}<|im_start|>{{ messages[0].content if loop.last }} {{ m.content }}<|im_end|>{% endfor %}",
+            QWEN_TEMPLATE.replace(
+                "+ message.content +",
+                "+ (message.content if loop.index0 < 6 else loop.index0|string) +",
+            ),
+            "cannot be extended",
+        ),
+        (
+            QWEN_TEMPLATE.replace(
+                "+ message.content +", "+ message.content + (' (last)' if loop.last else '') +"
+            ),
+            "cannot be extended",
+        ),
+        (
+            (
+                "{% for m in messages[1:] %}<|im_start|>{{ messages[0].content if loop.last }} {{"
+                " m.content }}<|im_end|>{% endfor %}"
+            ),
             "cannot be extended",
         ),
         (QWEN_TEMPLATE.replace("+ '<|im_end|>' +", "+"), "no stop token"),
@@ -318,7 +416,9 @@ def test_unusable_templates_are_refused(template, message):
 def test_the_tokenizer_file_is_obeyed_beside_a_qwen_config(tmp_path):
     save_tiny_model(tmp_path)
     chat = ChatTokenizer(tmp_path)
-    start = chat.encode_start([Message(role="system", content="play"), Message(role="user", content="walk look open")])
+    start = chat.encode_start(
+        [Message(role="system", content="play"), Message(role="user", content="walk look open")]
+    )
     assert " walk look open " in f" {chat.decode(start)} "
 
 
@@ -326,7 +426,10 @@ def test_the_tokenizer_file_is_obeyed_beside_a_qwen_config(tmp_path):
     ("files", "ids"),
     [
         ({}, []),
-        ({"generation_config.json": '{"eos_token_id": 0}', "config.json": '{"eos_token_id": 5}'}, [0]),
+        (
+            {"generation_config.json": '{"eos_token_id": 0}', "config.json": '{"eos_token_id": 5}'},
+            [0],
+        ),
         ({"generation_config.json": '{"eos_token_id": [3, 4]}'}, [3, 4]),
         ({"generation_config.json": "{}", "config.json": '{"eos_token_id": 5}'}, []),
         ({"config.json": '{"eos_token_id": 5}'}, [5]),
@@ -344,18 +447,25 @@ def test_stop_ids_of_the_generation_config(tmp_path, files, ids):
         ("qwen2.5", "qwen2", "Qwen2Tokenizer", Qwen2Tokenizer),
         ("qwen3", "qwen3", "Qwen2Tokenizer", Qwen2Tokenizer),
         ("llama3", "llama", "PreTrainedTokenizerFast", PreTrainedTokenizerFast),
-        ("gemma3", "gemma3_text", "GemmaTokenizer", PreTrainedTokenizerFast),  # ours lacks what AutoTokenizer wants of Gemma's
+        # ours lacks what AutoTokenizer wants of Gemma's
+        ("gemma3", "gemma3_text", "GemmaTokenizer", PreTrainedTokenizerFast),
     ],
 )
-def test_the_tokenizer_of_a_checkpoint_reads_as_its_file_says(tmp_path, family, model_type, tokenizer_class, loaded):
+def test_the_tokenizer_of_a_checkpoint_reads_as_its_file_says(
+    tmp_path, family, model_type, tokenizer_class, loaded
+):
     FAMILIES[family].save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": tokenizer_class}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"tokenizer_class": tokenizer_class})
+    )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     text = "It's  12 o'clock:\n\n ﬁne, naïve, e\u0301 <think>x</think> 東京"
     assert isinstance(load_tokenizer(tmp_path), loaded)
     assert load_tokenizer(tmp_path)(text)["input_ids"] == FAMILIES[family](text)["input_ids"]
-    assert ChatTokenizer(tmp_path).encode_start(TALK) == ChatTokenizer(FAMILIES[family]).encode_start(TALK)
+    assert ChatTokenizer(tmp_path).encode_start(TALK) == ChatTokenizer(
+        FAMILIES[family]
+    ).encode_start(TALK)
 
 
 def test_tokenizer_files_that_cannot_be_read_are_named(tmp_path):

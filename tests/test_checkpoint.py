@@ -65,7 +65,9 @@ def test_restore_onto_the_shardings_of_the_template(tmp_path):
     state = {"w": jnp.arange(8.0).reshape(4, 2)}
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(0, state, {})
-        restored, _ = checkpointer.restore(0, {"w": jax.ShapeDtypeStruct((4, 2), jnp.float32, sharding=sharding)})
+        restored, _ = checkpointer.restore(
+            0, {"w": jax.ShapeDtypeStruct((4, 2), jnp.float32, sharding=sharding)}
+        )
     assert restored["w"].sharding.is_equivalent_to(sharding, 2)
     np.testing.assert_array_equal(restored["w"], state["w"])
 
@@ -92,10 +94,16 @@ def test_another_model_is_refused_by_its_first_differing_leaf(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(0, state, {})
         wider = state._replace(params={"layers": {"w": jnp.zeros((3, 5))}, "norm": jnp.ones(3)})
-        with pytest.raises(ValueError, match=r"params/layers/w is 'float32\[3, 4\]', expected 'float32\[3, 5\]'"):
+        with pytest.raises(
+            ValueError, match=r"params/layers/w is 'float32\[3, 4\]', expected 'float32\[3, 5\]'"
+        ):
             checkpointer.restore(0, wider)
-        with pytest.raises(ValueError, match=r"params/norm is 'float32\[3\]', expected 'bfloat16\[3\]'"):
-            checkpointer.restore(0, state._replace(params={**state.params, "norm": jnp.ones(3, jnp.bfloat16)}))
+        with pytest.raises(
+            ValueError, match=r"params/norm is 'float32\[3\]', expected 'bfloat16\[3\]'"
+        ):
+            checkpointer.restore(
+                0, state._replace(params={**state.params, "norm": jnp.ones(3, jnp.bfloat16)})
+            )
         with pytest.raises(ValueError, match="it has no params/head"):
             checkpointer.restore(0, state._replace(params={**state.params, "head": jnp.ones(3)}))
         with pytest.raises(ValueError, match="it has params/norm, which is not expected"):
@@ -106,7 +114,10 @@ def test_another_configuration_is_refused_by_its_first_differing_field(tmp_path)
     with Checkpointer(tmp_path, config={"model": {"width": 8}, "seed": 1}) as checkpointer:
         checkpointer.save(0, _state(), {})
     message = "another configuration: config.model.width is 8, expected 9"
-    with Checkpointer(tmp_path, config={"model": {"width": 9}, "seed": 1}) as checkpointer, pytest.raises(ValueError, match=message):
+    with (
+        Checkpointer(tmp_path, config={"model": {"width": 9}, "seed": 1}) as checkpointer,
+        pytest.raises(ValueError, match=message),
+    ):
         checkpointer.restore(None, _state())
 
 
@@ -123,7 +134,8 @@ def test_missing_and_repeated_steps_are_named(tmp_path):
         assert checkpointer.steps == (4, 5)
 
 
-# Orbax leaves the other reads of a failed restore on a closed event loop: the garbage collector complains, so collect here and not in a later test.
+# Orbax leaves the other reads of a failed restore on a closed event loop: the garbage collector
+# complains, so collect here and not in a later test.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
@@ -146,7 +158,12 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(0, _state(), {})
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
-        with pytest.raises(ValueError, match=r"Too little disk for the checkpoint of step 1: .* needs 16 MiB and has 1 MiB free"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                r"Too little disk for the checkpoint of step 1: .* needs 16 MiB and has 1 MiB free"
+            ),
+        ):
             checkpointer.save(1, _state(), {})
         assert checkpointer.steps == (0,)
     assert not (tmp_path / "1").exists()
@@ -199,7 +216,9 @@ def test_sigkill_during_a_save_leaves_the_previous_checkpoint(tmp_path):
     with Checkpointer(tmp_path, keep_last=3) as checkpointer:
         assert checkpointer.latest_step in (reported, reported + 1)
         step = checkpointer.latest_step
-        state, host = checkpointer.restore(None, {"x": jnp.zeros(200_000), "y": jnp.zeros(50, jnp.int32)})
+        state, host = checkpointer.restore(
+            None, {"x": jnp.zeros(200_000), "y": jnp.zeros(50, jnp.int32)}
+        )
         assert host == {"step": step} and (state["x"] == step).all() and (state["y"] == step).all()
         checkpointer.save(step + 1, state, {})
         assert checkpointer.latest_step == step + 1

@@ -14,7 +14,17 @@ def models(tmp_path_factory):
 
 
 def flags(models, folder, *more):
-    return ["--preset", "fake-tiny", "--actor.model", str(models[0]), "--reflector.model", str(models[1]), "--run-dir", str(folder), *more]
+    return [
+        "--preset",
+        "fake-tiny",
+        "--actor.model",
+        str(models[0]),
+        "--reflector.model",
+        str(models[1]),
+        "--run-dir",
+        str(folder),
+        *more,
+    ]
 
 
 def refused(capsys, main, argv, *words):
@@ -42,7 +52,13 @@ def test_unknown_flag(capsys, models, tmp_path):
 
 
 def test_values_that_do_not_fit(capsys, models, tmp_path):
-    refused(capsys, train.main, flags(models, tmp_path / "run", "--meta.replay-weight", "3"), "replay_weight", "3")
+    refused(
+        capsys,
+        train.main,
+        flags(models, tmp_path / "run", "--meta.replay-weight", "3"),
+        "replay_weight",
+        "3",
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -57,7 +73,12 @@ def test_unknown_family_and_environment(capsys, models, tmp_path):
 def test_missing_checkpoint(capsys, models, tmp_path):
     argv = [*flags(models, tmp_path / "run"), "--reflector.model", str(tmp_path / "nothing")]
     refused(capsys, train.main, argv, "nothing", "--reflector.model")
-    refused(capsys, train.main, ["--preset", "qwen2.5-7b-minihack", "--run-dir", str(tmp_path / "run")], "Qwen2.5-7B-Instruct")
+    refused(
+        capsys,
+        train.main,
+        ["--preset", "qwen2.5-7b-minihack", "--run-dir", str(tmp_path / "run")],
+        "Qwen2.5-7B-Instruct",
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -100,7 +121,9 @@ def test_help_names_the_main_flags(capsys, main):
     text = capsys.readouterr().out
     assert "--run-dir" in text
     if main is train.main:
-        assert all(flag in text for flag in ("--preset", "--seed", "--iterations", "--meta.fresh-games"))
+        assert all(
+            flag in text for flag in ("--preset", "--seed", "--iterations", "--meta.fresh-games")
+        )
 
 
 def test_the_7b_preset_builds_on_shapes_alone(capsys):

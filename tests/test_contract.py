@@ -1,4 +1,6 @@
-"""The contract test holds on real environments and fails, by name, on an environment that breaks each rule."""
+"""The contract test holds on real environments and fails, by name, on an environment that breaks
+each rule.
+"""
 
 import os
 import pathlib
@@ -24,12 +26,16 @@ def solve(game):
 
 @pytest.fixture
 def lake(tmp_path, monkeypatch):
-    """The example as a user has it: a module of their own, in a folder of their own, and the entry point of its package."""
+    """The example as a user has it: a module of their own, in a folder of their own, and the entry
+    point of its package.
+    """
     (tmp_path / "my_lake.py").write_text(LAKE.read_text())
     info = tmp_path / "my_lake-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_lake\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text("[ictjax.environments]\nfrozen_lake = my_lake:FrozenLake\n")
+    (info / "entry_points.txt").write_text(
+        "[ictjax.environments]\nfrozen_lake = my_lake:FrozenLake\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
@@ -42,7 +48,9 @@ def test_the_fake_games_keep_every_rule_and_every_rule_compares_something():
     assert report.violations == report.notes == ()
 
 
-@pytest.mark.parametrize("name", ["frozen_lake", "my_lake:FrozenLake"], ids=["entry point", "import path"])
+@pytest.mark.parametrize(
+    "name", ["frozen_lake", "my_lake:FrozenLake"], ids=["entry point", "import path"]
+)
 def test_the_example_keeps_every_rule_outside_the_package(lake, name):
     report = check_environment(name, num_games=3, num_steps=6, seed=1)
     assert report.families == ("firm", "slippery")
@@ -51,14 +59,23 @@ def test_the_example_keeps_every_rule_outside_the_package(lake, name):
 
 def test_minihack_keeps_every_rule():
     pytest.importorskip("minihack")
-    report = check_environment("minihack", families=["eat", "room_random"], num_games=2, num_steps=4)
+    report = check_environment(
+        "minihack", families=["eat", "room_random"], num_games=2, num_steps=4
+    )
     assert report.violations == ()
 
 
 def test_alfworld_keeps_every_rule():
     options = {"data": "generated"}
     walkthrough = load_environment("alfworld", options).walkthrough
-    report = check_environment("alfworld", options=options, families=["put", "look"], num_games=2, num_steps=4, solve=walkthrough)
+    report = check_environment(
+        "alfworld",
+        options=options,
+        families=["put", "look"],
+        num_games=2,
+        num_steps=4,
+        solve=walkthrough,
+    )
     assert report.violations == report.notes == ()
 
 
@@ -70,7 +87,11 @@ def test_alfworld_keeps_every_rule():
         ("AnyId", "names", "another|door|0 is of another environment or family, and is played"),
         ("ListedActions", "names", "not with an Observation of text and actions"),
         ("Overlap", "splits", "fake|door|500 stands in the splits train and test"),
-        ("SameStates", "splits", "fake|door|00 (test) has the same initial state as fake|door|0 (train)"),
+        (
+            "SameStates",
+            "splits",
+            "fake|door|00 (test) has the same initial state as fake|door|0 (train)",
+        ),
         ("Unsorted", "order", "whose order changes"),
         ("Counting", "determinism", "differs the second time at action 1"),
         ("Leftover", "fresh", "differs on a live game that has played another one"),
@@ -105,7 +126,11 @@ def test_a_broken_environment_is_named_with_rule_and_game(environment, rule, mes
 
 
 def test_every_rule_has_a_broken_environment():
-    (mark,) = (mark for mark in test_a_broken_environment_is_named_with_rule_and_game.pytestmark if mark.name == "parametrize")
+    (mark,) = (
+        mark
+        for mark in test_a_broken_environment_is_named_with_rule_and_game.pytestmark
+        if mark.name == "parametrize"
+    )
     assert {rule for _, rule, _ in mark.args[1]} == set(RULES)
 
 
@@ -113,7 +138,12 @@ def test_a_broken_rule_hides_no_other():
     in_process = [rule for rule in RULES if rule not in ("processes", "replay")]
     with pytest.raises(ContractError, match="breaks 4 rules") as caught:
         check_environment("tests.broken:Counting", families=["door"], rules=in_process)
-    assert [violation.rule for violation in caught.value.report.violations] == ["determinism", "fresh", "junk", "close"]
+    assert [violation.rule for violation in caught.value.report.violations] == [
+        "determinism",
+        "fresh",
+        "junk",
+        "close",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +161,20 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_the_command_line_says_what_it_checked(capsys):
-    assert main(["fake", "--families", "door", "--rules", "names", "outcome", "--option", "print_on="]) == 0
+    assert (
+        main(["fake", "--families", "door", "--rules", "names", "outcome", "--option", "print_on="])
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.startswith("names        holds ")
     assert out.endswith(" s.\n") and "fake keeps all 2 rules: 1 family" in out
     assert main(["tests.broken:Unsorted", "--families", "door", "--rules", "names", "order"]) == 1
     out = capsys.readouterr().out
-    assert "order        BROKEN" in out and "breaks 1 of 2 rules" in out and "order (door): fake|door|" in out
+    assert (
+        "order        BROKEN" in out
+        and "breaks 1 of 2 rules" in out
+        and "order (door): fake|door|" in out
+    )
     assert main(["fake", "--option", "text"]) == 2
     assert "--option takes KEY=VALUE, got 'text'" in capsys.readouterr().err
     assert main(["nothing"]) == 2
@@ -145,8 +182,21 @@ def test_the_command_line_says_what_it_checked(capsys):
 
 def test_the_command_finds_modules_of_the_working_folder(lake):
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "envs.contract", "my_lake:FrozenLake", "--families", "firm", "--games", "2", "--steps", "2"]
-    done = subprocess.run(command, cwd=lake, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "envs.contract",
+        "my_lake:FrozenLake",
+        "--families",
+        "firm",
+        "--games",
+        "2",
+        "--steps",
+        "2",
+    ]
+    done = subprocess.run(
+        command, cwd=lake, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "my_lake:FrozenLake keeps all 11 rules: 1 family" in done.stdout
 

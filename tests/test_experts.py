@@ -24,7 +24,9 @@ from envs.minihack.view import Thing, View
 
 
 def picture(*rows, floating=False, here=()):
-    """A view of a drawn map: @ hero, . floor, # wall, + closed door, o open door, ~ lava, ^ trap, M monster, > stairs."""
+    """A view of a drawn map: @ hero, . floor, # wall, + closed door, o open door, ~ lava, ^ trap, M
+    monster, > stairs.
+    """
     kinds = {
         ".": ("floor", "floor"),
         "#": ("wall", "wall"),
@@ -99,7 +101,9 @@ def test_the_expert_solves_the_family_and_reads_no_hidden_state(family):
         wins = 0
         for seed in range(10_000, 10_000 + num_games):
             game_id = GameId(env="minihack", family=family, key=str(seed))
-            outcome, steps = play(game, game_id, make_expert(family, random.Random(seed)), max_steps=limit)
+            outcome, steps = play(
+                game, game_id, make_expert(family, random.Random(seed)), max_steps=limit
+            )
             wins += outcome is Outcome.SUCCESS
             assert 1 <= steps <= limit
     finally:
@@ -113,7 +117,9 @@ def test_the_exceptions_can_be_played(family):
     try:
         for seed in range(10_000, 10_002):
             game_id = GameId(env="minihack", family=family, key=str(seed))
-            outcome, steps = play(game, game_id, make_expert(family, random.Random(seed)), max_steps=40)
+            outcome, steps = play(
+                game, game_id, make_expert(family, random.Random(seed)), max_steps=40
+            )
             assert outcome is not Outcome.FAILED and steps >= 1
     finally:
         game.close()
@@ -142,7 +148,18 @@ def test_the_table_is_written(capsys):
 
 
 def test_the_table_of_alfworld_is_written(capsys):
-    flags = ["--env", "alfworld", "--data", "generated", "--rooms", "small", "--families", "put", "--games", "3"]
+    flags = [
+        "--env",
+        "alfworld",
+        "--data",
+        "generated",
+        "--rooms",
+        "small",
+        "--families",
+        "put",
+        "--games",
+        "3",
+    ]
     assert main(flags) == 0
     assert "| put | 100 |" in capsys.readouterr().out
 

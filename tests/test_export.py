@@ -22,7 +22,9 @@ LORA = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
 
 
 def save_run(tmp_path, lora):
-    """A run directory whose newest checkpoint (of iterations 1 and 2) holds weights of its own; returns them and the base."""
+    """A run directory whose newest checkpoint (of iterations 1 and 2) holds weights of its own;
+    returns them and the base.
+    """
     save_tiny_model(tmp_path / "base")
     (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": 2}')
     model, base = load_checkpoint(tmp_path / "base")
@@ -35,7 +37,9 @@ def save_run(tmp_path, lora):
     (run_dir / "config.json").write_text(json.dumps(to_dict(config)))
     with Checkpointer(run_dir / "checkpoints") as checkpointer:
         for step, weights in ((1, start), (2, trained)):
-            checkpointer.save(step, init_state(weights, make_optimizer(config.optimizer)), {"iteration": step})
+            checkpointer.save(
+                step, init_state(weights, make_optimizer(config.optimizer)), {"iteration": step}
+            )
     return trained, base
 
 
@@ -47,19 +51,34 @@ def test_all_weights(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "base").iterdir()}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     for name in names - {"model.safetensors"}:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "base" / name).read_bytes() or name == "config.json"
+        assert (tmp_path / "out" / name).read_bytes() == (
+            tmp_path / "base" / name
+        ).read_bytes() or name == "config.json"
     with pytest.raises(SystemExit, match="2"):
-        export.main(["--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "adapter"), "--adapter"])
+        export.main(
+            ["--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "adapter"), "--adapter"]
+        )
     assert "trained all weights" in capsys.readouterr().err
     assert not (tmp_path / "adapter").exists()
 
 
 def test_adapter_merged_and_alone(tmp_path):
     trained, base = save_run(tmp_path, LORA)
-    export.main(["--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "merged"), "--dtype", "bfloat16"])
+    export.main(
+        [
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--out",
+            str(tmp_path / "merged"),
+            "--dtype",
+            "bfloat16",
+        ]
+    )
     model, merged = load_checkpoint(tmp_path / "merged")
     assert model.param_dtype == "bfloat16"
-    chex.assert_trees_all_equal(merged, jax.tree.map(lambda leaf: leaf.astype("bfloat16"), merge(LORA, base, trained)))
+    chex.assert_trees_all_equal(
+        merged, jax.tree.map(lambda leaf: leaf.astype("bfloat16"), merge(LORA, base, trained))
+    )
     export.main(["--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "alone"), "--adapter"])
     lora, adapter = load_adapter(tmp_path / "alone", model)
     assert lora == LORA

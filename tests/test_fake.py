@@ -30,7 +30,11 @@ def test_only_the_word_of_its_family_wins_a_game(environment, family):
 
 
 def test_the_word_does_nothing_from_afar(environment):
-    far = [game for game in environment.games("door", "train")[:20] if "2 steps away" in environment.open("door").reset(game).text]
+    far = [
+        game
+        for game in environment.games("door", "train")[:20]
+        if "2 steps away" in environment.open("door").reset(game).text
+    ]
     assert far
     for game in far:
         texts, step = play(environment, game, ["walk", "open"])
@@ -86,7 +90,9 @@ def test_unknown_names_are_refused(environment):
         environment.open("cup")
 
 
-@pytest.mark.parametrize("game", ["real|door|1", "fake|lamp|1", "fake|door|one", "fake|door|-1", "fake|door|²"])
+@pytest.mark.parametrize(
+    "game", ["real|door|1", "fake|lamp|1", "fake|door|one", "fake|door|-1", "fake|door|²"]
+)
 def test_a_game_of_another_family_is_refused(environment, game):
     with pytest.raises(ValueError, match="is not a game of fake.door"):
         environment.open("door").reset(GameId.parse(game))

@@ -21,13 +21,23 @@ from ictjax.sampler import Generation
 from tests.tiny import byte_tokenizer, programs_kept_in
 
 CONFIG = ModelConfig(
-    vocab_size=260, num_layers=1, d_model=16, d_ff=16, num_heads=2, num_kv_heads=1, head_dim=8, max_positions=96, rope_theta=100.0
+    vocab_size=260,
+    num_layers=1,
+    d_model=16,
+    d_ff=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_positions=96,
+    rope_theta=100.0,
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
-    """Every call makes a sampler of its own; those of the same sizes share their compiled programs through JAX's cache on disk."""
+    """Every call makes a sampler of its own; those of the same sizes share their compiled programs
+    through JAX's cache on disk.
+    """
     with programs_kept_in(tmp_path_factory.mktemp("programs")):
         yield
 
@@ -37,7 +47,13 @@ def bare(tmp_path_factory):
     """A checkpoint without a tokenizer."""
     folder = tmp_path_factory.mktemp("bare")
     rng = np.random.default_rng(0)
-    save_checkpoint(folder, CONFIG, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), abstract_params(CONFIG)))
+    save_checkpoint(
+        folder,
+        CONFIG,
+        jax.tree.map(
+            lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), abstract_params(CONFIG)
+        ),
+    )
     return folder
 
 
@@ -63,9 +79,12 @@ def test_tokens_in_and_out_without_a_tokenizer(capsys, bare):
     assert list(said) == ["ids", "logprobs"]
     assert text == "".join(f"{each} " for each in said["ids"])
     assert len(said["ids"]) == len(said["logprobs"]) == 13
-    # One forward pass over prompt and reply: every token is the likeliest, with that log-probability.
+    # One forward pass over prompt and reply: every token is the likeliest, with that
+    # log-probability.
     _, params = load_checkpoint(bare)
-    logits = unembed(CONFIG, params, forward(CONFIG, params, np.array([prompt + said["ids"]])))[0, len(prompt) - 1 : -1]
+    logits = unembed(CONFIG, params, forward(CONFIG, params, np.array([prompt + said["ids"]])))[
+        0, len(prompt) - 1 : -1
+    ]
     logprobs = np.asarray(jax.nn.log_softmax(logits))
     np.testing.assert_array_equal(logprobs.argmax(-1), said["ids"])
     np.testing.assert_allclose(logprobs.max(-1), said["logprobs"], atol=1e-5)
@@ -73,24 +92,52 @@ def test_tokens_in_and_out_without_a_tokenizer(capsys, bare):
 
 def test_sampling_is_keyed_by_the_seed(capsys, bare):
     drawn = [
-        run(capsys, bare, "--tokens", "1,2", "--max-new-tokens", "8", "--temperature", "2", "--top-p", "0.99", "--seed", seed)[1]
+        run(
+            capsys,
+            bare,
+            "--tokens",
+            "1,2",
+            "--max-new-tokens",
+            "8",
+            "--temperature",
+            "2",
+            "--top-p",
+            "0.99",
+            "--seed",
+            seed,
+        )[1]
         for seed in "331"
     ]
     assert drawn[0] == drawn[1]
     assert drawn[0]["ids"] != drawn[2]["ids"]
 
 
-def test_chat_equals_transformers_and_ends_with_the_stop_ids_of_the_generation_config(capsys, tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is not installed; it is needed only to compare with the PyTorch models")
+def test_chat_equals_transformers_and_ends_with_the_stop_ids_of_the_generation_config(
+    capsys, tmp_path
+):
+    torch = pytest.importorskip(
+        "torch",
+        reason="torch is not installed; it is needed only to compare with the PyTorch models",
+    )
     from experiments import parity  # needs torch
 
     tokenizer = byte_tokenizer()
-    case = parity.Case(family="qwen3", option="", changes={"vocab_size": len(tokenizer), "eos_token_id": 0})
+    case = parity.Case(
+        family="qwen3", option="", changes={"vocab_size": len(tokenizer), "eos_token_id": 0}
+    )
     theirs = parity.random_checkpoint(tmp_path, case)
     tokenizer.save_pretrained(tmp_path)
     plain = [{"role": "system", "content": "play"}, {"role": "user", "content": "door"}]
-    prompt = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_tensors="pt", return_dict=False)
-    free = theirs.generate(prompt, do_sample=False, max_new_tokens=12, eos_token_id=None, attention_mask=torch.ones_like(prompt))
+    prompt = tokenizer.apply_chat_template(
+        plain, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    free = theirs.generate(
+        prompt,
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(prompt),
+    )
     expected = free[0, prompt.shape[1] :].tolist()
     stop = next(index for index in range(3, 12) if expected[index] not in expected[:index])
     transformers.GenerationConfig(eos_token_id=[expected[stop], 1]).save_pretrained(tmp_path)
@@ -112,16 +159,24 @@ def test_a_conversation_is_one_growing_sequence(capsys, talking):
     grown += (*first, *chat.encode_turn(Message(role="user", content="two"), stopped=stopped))
     tokens = ",".join(map(str, grown))
     assert len(grown) > 64
-    assert run(capsys, talking, "--tokens", tokens, "--greedy", "--max-new-tokens", "5")[1]["ids"] == second
+    assert (
+        run(capsys, talking, "--tokens", tokens, "--greedy", "--max-new-tokens", "5")[1]["ids"]
+        == second
+    )
 
 
 def test_an_adapter_is_put_on_the_model(capsys, bare, tmp_path):
     lora = LoraConfig(rank=2, targets=("q", "down"))
-    adapter = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1, init_adapter(CONFIG, lora, jax.random.key(0)))
+    adapter = jax.tree.map(
+        lambda leaf: np.asarray(leaf) + 0.1, init_adapter(CONFIG, lora, jax.random.key(0))
+    )
     save_adapter(tmp_path / "adapter", CONFIG, lora, adapter, base=str(bare))
     save_checkpoint(tmp_path / "merged", CONFIG, merge(lora, load_checkpoint(bare)[1], adapter))
     flags = ["--tokens", "9,8,7", "--max-new-tokens", "6", "--greedy"]
-    adapted, merged = run(capsys, bare, *flags, "--adapter", str(tmp_path / "adapter"))[1], run(capsys, tmp_path / "merged", *flags)[1]
+    adapted, merged = (
+        run(capsys, bare, *flags, "--adapter", str(tmp_path / "adapter"))[1],
+        run(capsys, tmp_path / "merged", *flags)[1],
+    )
     assert adapted["ids"] == merged["ids"]
     np.testing.assert_allclose(adapted["logprobs"], merged["logprobs"], atol=1e-5)
 
@@ -147,14 +202,18 @@ class SlowSampler:
 
     def step(self):
         self._count += 1
-        done = Generation(conversation=7, ids=self._ids, logprobs=(0.0,) * len(self._ids), finish="length")
+        done = Generation(
+            conversation=7, ids=self._ids, logprobs=(0.0,) * len(self._ids), finish="length"
+        )
         return [done] if self._count == len(self._ids) else []
 
 
 def test_text_comes_as_it_is_sampled_whole_characters_at_a_time():
     tokenizer, pieces = byte_tokenizer(), []
     sampler = SlowSampler(tuple(tokenizer("né🙂!")["input_ids"]))
-    generate.Speaker(sampler, tokenizer.decode, pieces.append, with_json=False).reply(7, request=None)
+    generate.Speaker(sampler, tokenizer.decode, pieces.append, with_json=False).reply(
+        7, request=None
+    )
     assert [piece for piece in pieces if piece] == ["n", "é", "🙂", "!", "\n"]
     half = SlowSampler(tuple(tokenizer("é")["input_ids"][:1]))
     pieces.clear()
@@ -185,7 +244,10 @@ def refused(capsys, *argv):
         (["--prompt", "x", "--raw", "--system", "y"], "--system is for the chat template"),
         (["--tokens", "1,two"], "give ids as 1,2,3"),
         (["--tokens", ""], "give ids as 1,2,3"),
-        (["--tokens", "1,260"], "--tokens holds 260, which is not in the model's vocabulary, 0 to 259"),
+        (
+            ["--tokens", "1,260"],
+            "--tokens holds 260, which is not in the model's vocabulary, 0 to 259",
+        ),
         (["--tokens=-1"], "--tokens holds -1"),
         (["--tokens", "1", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--tokens", "1", "--top-p", "0"], "top_p is 0"),
@@ -207,10 +269,14 @@ def test_bad_models_are_one_sentence(capsys, bare, talking, tmp_path):
         for path in folder.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 7)
-    assert "model.safetensors cannot be read" in refused(capsys, "--model", tmp_path, "--tokens", "1")
+    assert "model.safetensors cannot be read" in refused(
+        capsys, "--model", tmp_path, "--tokens", "1"
+    )
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 200}))
-    assert "has the id 258, but the model has embeddings of 200 ids" in refused(capsys, "--model", tmp_path, "--tokens", "1")
+    assert "has the id 258, but the model has embeddings of 200 ids" in refused(
+        capsys, "--model", tmp_path, "--tokens", "1"
+    )
     (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "int8"}))
     assert "int8" in refused(capsys, "--model", tmp_path, "--tokens", "1")
 
@@ -219,4 +285,15 @@ def test_help_names_the_flags(capsys):
     with contextlib.suppress(SystemExit):
         generate.main(["--help"])
     text = capsys.readouterr().out
-    assert all(flag in text for flag in ("--prompt", "--tokens", "--max-new-tokens", "--greedy", "--json", "--adapter", "--system"))
+    assert all(
+        flag in text
+        for flag in (
+            "--prompt",
+            "--tokens",
+            "--max-new-tokens",
+            "--greedy",
+            "--json",
+            "--adapter",
+            "--system",
+        )
+    )

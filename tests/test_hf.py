@@ -1,4 +1,6 @@
-"""Hugging Face checkpoints: there and back, straight to a mesh, and clear refusals (tests/test_parity.py compares with PyTorch)."""
+"""Hugging Face checkpoints: there and back, straight to a mesh, and clear refusals
+(tests/test_parity.py compares with PyTorch).
+"""
 
 import dataclasses
 import json
@@ -19,7 +21,15 @@ from ictjax.models.hf import hub, load_checkpoint, reader, save_checkpoint
 from ictjax.models.transformer import param_axes
 
 TINY = ModelConfig(
-    vocab_size=67, num_layers=3, d_model=32, d_ff=40, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=10_000.0, max_positions=64
+    vocab_size=67,
+    num_layers=3,
+    d_model=32,
+    d_ff=40,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=10_000.0,
+    max_positions=64,
 )
 
 
@@ -35,7 +45,9 @@ def random_params(config):
     def weight(axes):
         return rng.standard_normal([config.axis_sizes[axis] for axis in axes]).astype(dtype)
 
-    return {name: weight(axes) for name, axes in top.items()} | {"layers": {name: weight(axes) for name, axes in layers.items()}}
+    return {name: weight(axes) for name, axes in top.items()} | {
+        "layers": {name: weight(axes) for name, axes in layers.items()}
+    }
 
 
 @pytest.fixture
@@ -54,11 +66,18 @@ def folder(tmp_path):
         {"rope_scaling": SCALED, "max_positions": 256},
         {"sliding_window": 7, "sliding_layers": (False, True, True)},
         {"family": "qwen3", "qk_norm": True, "qkv_bias": False},
-        {"family": "llama", "o_bias": True, "mlp_bias": True, "rope_scaling": RopeScaling(kind="linear", factor=2.0)},
+        {
+            "family": "llama",
+            "o_bias": True,
+            "mlp_bias": True,
+            "rope_scaling": RopeScaling(kind="linear", factor=2.0),
+        },
         {
             "family": "llama",
             "qkv_bias": False,
-            "rope_scaling": RopeScaling(kind="llama3", factor=8.0, original_max_positions=32, high_freq_factor=3.0),
+            "rope_scaling": RopeScaling(
+                kind="llama3", factor=8.0, original_max_positions=32, high_freq_factor=3.0
+            ),
         },
         {
             "family": "gemma3_text",
@@ -86,7 +105,9 @@ def test_round_trip(tmp_path, change):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (1, 2, 4), (2, 2, 2)])
 def test_goes_straight_to_a_mesh(tmp_path, monkeypatch, sizes):
-    """Equal to the weights that lie on one device; every shard is read once, however many devices hold it, and no more is read."""
+    """Equal to the weights that lie on one device; every shard is read once, however many devices
+    hold it, and no more is read.
+    """
     config = dataclasses.replace(TINY, num_heads=8, d_ff=48, vocab_size=64)
     params = random_params(config)
     save_checkpoint(tmp_path, config, params, max_shard_bytes=20_000)
@@ -97,9 +118,17 @@ def test_goes_straight_to_a_mesh(tmp_path, monkeypatch, sizes):
     _, placed = load_checkpoint(tmp_path, mesh=mesh)
     chex.assert_trees_all_equal(placed, params)
     expected = meshes.param_shardings(param_axes(config), params, mesh)
-    assert jax.tree.all(jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, placed, expected))
-    largest = max(each.data.nbytes for leaf in jax.tree.leaves(placed) for each in leaf.addressable_shards)
-    assert max(each.nbytes for each in read) == largest < max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert jax.tree.all(
+        jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, placed, expected)
+    )
+    largest = max(
+        each.data.nbytes for leaf in jax.tree.leaves(placed) for each in leaf.addressable_shards
+    )
+    assert (
+        max(each.nbytes for each in read)
+        == largest
+        < max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    )
     assert sum(each.nbytes for each in read) == config.num_params * 4
 
 
@@ -120,13 +149,19 @@ def test_reads_only_its_part_of_the_file(tmp_path, monkeypatch):
 
         def get_slice(self, name):
             stored = self.file.get_slice(name)
-            return type("Slice", (), {"__getitem__": lambda _, window: parts.append(stored[window]) or parts[-1]})()
+            return type(
+                "Slice",
+                (),
+                {"__getitem__": lambda _, window: parts.append(stored[window]) or parts[-1]},
+            )()
 
     plain = reader._open
     monkeypatch.setattr(reader, "_open", lambda path: Counted(plain(path)))
     shape = jax.ShapeDtypeStruct((3, 32, 48), np.float32)
     sources = [
-        (tensor, name, tmp_path / "model.safetensors") for name, tensor in reader.layout(config).items() if tensor.path[-1] == "gate"
+        (tensor, name, tmp_path / "model.safetensors")
+        for name, tensor in reader.layout(config).items()
+        if tensor.path[-1] == "gate"
     ]
     got = reader._read(shape, [slice(1, 3), slice(8, 16), slice(0, 12)], sources)
     np.testing.assert_array_equal(got, random_params(config)["layers"]["gate"][1:3, 8:16, :12])
@@ -136,7 +171,9 @@ def test_reads_only_its_part_of_the_file(tmp_path, monkeypatch):
 def test_converts(folder):
     config, params = load_checkpoint(folder, dtype="bfloat16")
     assert config == dataclasses.replace(TINY, param_dtype="bfloat16")
-    chex.assert_trees_all_equal(params, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), random_params(TINY)))
+    chex.assert_trees_all_equal(
+        params, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), random_params(TINY))
+    )
 
 
 def test_progress_ends_at_the_total(folder):
@@ -147,7 +184,9 @@ def test_progress_ends_at_the_total(folder):
 
 
 def test_export_keeps_what_the_source_has(folder, tmp_path):
-    """Tokenizer and generation config are copied, config.json keeps the keys that we do not read, and old shards go."""
+    """Tokenizer and generation config are copied, config.json keeps the keys that we do not read,
+    and old shards go.
+    """
     edit_config(folder, eos_token_id=7)
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
     (folder / "tokenizer_config.json").write_text("{}")
@@ -162,7 +201,10 @@ def test_export_keeps_what_the_source_has(folder, tmp_path):
         "model.safetensors",
         "tokenizer_config.json",
     ]
-    assert json.loads((out / "config.json").read_text()) == {**json.loads((folder / "config.json").read_text()), "dtype": "bfloat16"}
+    assert json.loads((out / "config.json").read_text()) == {
+        **json.loads((folder / "config.json").read_text()),
+        "dtype": "bfloat16",
+    }
 
 
 def test_hub_ids_are_looked_up_in_the_local_cache(folder, tmp_path, monkeypatch):
@@ -172,7 +214,11 @@ def test_hub_ids_are_looked_up_in_the_local_cache(folder, tmp_path, monkeypatch)
     (tmp_path / "cache/models--tiny--qwen/refs/main").write_text("abc")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
-        ValueError, match="'tiny/qwen' is no folder, not in the local Hugging Face cache, and the hub cannot be reached: .*hf download"
+        ValueError,
+        match=(
+            "'tiny/qwen' is no folder, not in the local Hugging Face cache, and the hub cannot be"
+            " reached: .*hf download"
+        ),
     ):
         load_checkpoint("tiny/qwen")
     snapshot.symlink_to(folder)
@@ -206,17 +252,34 @@ def edit_tensors(folder, edit):
 def edit_config(folder, **changes):
     data = json.loads((folder / "config.json").read_text())
     data.update(changes)
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in data.items() if value is not None})
+    )
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"missing tensors: model\.layers\.1\.mlp\.up_proj\.weight"),
-        (lambda t: t.update({"model.extra": np.zeros(2, np.float32)}), r"unknown tensors: model\.extra"),
-        (lambda t: t.update({"model.norm.weight": np.zeros(5, np.float32)}), r"model\.norm\.weight is \[5\], expected \[32\]"),
-        (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}), r"not float32, bfloat16, float16 .*model\.norm\.weight is I8"),
-        (lambda t: t.update({"model.norm.weight": np.zeros(32, ml_dtypes.float8_e4m3fn)}), r"model\.norm\.weight is F8_E4M3"),
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            r"missing tensors: model\.layers\.1\.mlp\.up_proj\.weight",
+        ),
+        (
+            lambda t: t.update({"model.extra": np.zeros(2, np.float32)}),
+            r"unknown tensors: model\.extra",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(5, np.float32)}),
+            r"model\.norm\.weight is \[5\], expected \[32\]",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}),
+            r"not float32, bfloat16, float16 .*model\.norm\.weight is I8",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(32, ml_dtypes.float8_e4m3fn)}),
+            r"model\.norm\.weight is F8_E4M3",
+        ),
     ],
 )
 def test_names_bad_tensors(folder, edit, message):
@@ -228,10 +291,25 @@ def test_names_bad_tensors(folder, edit, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}, "model_type 'mixtral' .* supported are Qwen2ForCausalLM"),
+        (
+            {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]},
+            "model_type 'mixtral' .* supported are Qwen2ForCausalLM",
+        ),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "supported are Qwen2ForCausalLM"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}}, "rope_type to 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor to 0.5"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}},
+            "rope_type to 'dynamic'",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e6,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+            "partial_rotary_factor to 0.5",
+        ),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer_types to 'chunked_attention'"),
         ({"dtype": "float64"}, "dtype to 'float64'"),
@@ -278,14 +356,20 @@ def test_older_config_fields():
     for name in ("rope_parameters", "head_dim", "dtype"):
         del data[name]
     data |= {"torch_dtype": "float16", "rope_theta": 500.0}
-    assert ModelConfig.from_hf(data) == dataclasses.replace(TINY, rope_theta=500.0, param_dtype="float16")
+    assert ModelConfig.from_hf(data) == dataclasses.replace(
+        TINY, rope_theta=500.0, param_dtype="float16"
+    )
 
 
 def test_refuses_a_tokenizer_with_more_ids_than_embeddings(folder):
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{index}": index for index in range(67)}, unk_token="w0"))
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"w{index}": index for index in range(67)}, unk_token="w0")
+    )
     backend.save(str(folder / "tokenizer.json"))
     load_checkpoint(folder)
     backend.add_special_tokens(["<new>"])
     backend.save(str(folder / "tokenizer.json"))
-    with pytest.raises(ValueError, match=r"tokenizer.json has the id 67, but the model has embeddings of 67 ids"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json has the id 67, but the model has embeddings of 67 ids"
+    ):
         load_checkpoint(folder)

@@ -25,7 +25,16 @@ from ictjax.learner import (
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import forward, init_params, unembed
 
-MODEL = ModelConfig(vocab_size=11, num_layers=1, d_model=8, d_ff=8, num_heads=2, num_kv_heads=1, head_dim=4, tie_embeddings=True)
+MODEL = ModelConfig(
+    vocab_size=11,
+    num_layers=1,
+    d_model=8,
+    d_ff=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    tie_embeddings=True,
+)
 GRPO = dataclasses.replace(grpo.PAPER, kl_coefficient=0.1)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 SHAPES = BatchConfig(num_rows=4, token_buckets=(8, 16), response_buckets=(4, 8))
@@ -37,11 +46,16 @@ def _grams(params, tokens_bt, positions_bt, valid_bt):
 
 
 BIGRAM = Policy(forward=_grams, unembed=lambda params, hidden: hidden * params["scale"])
-"""The cheapest model there is to compile: the logits of the next token are a row of a table (times a scale that every chunk shares)."""
+"""The cheapest model there is to compile: the logits of the next token are a row of a table (times
+a scale that every chunk shares).
+"""
 
 
 def _bigram_params(seed=0, vocabulary=11):
-    return {"table": jax.random.normal(jax.random.key(seed), (vocabulary, vocabulary)), "scale": jnp.ones(())}
+    return {
+        "table": jax.random.normal(jax.random.key(seed), (vocabulary, vocabulary)),
+        "scale": jnp.ones(()),
+    }
 
 
 def _batch(config=SHAPES, seed=0) -> Batch:
@@ -52,7 +66,9 @@ def _batch(config=SHAPES, seed=0) -> Batch:
 
 
 def _sgd_step(config, batch, *, policy=BIGRAM, params=None, learner_config=None, reference=None):
-    """The gradient, as the change that plain gradient descent with rate 1 makes, and the metrics."""
+    """The gradient, as the change that plain gradient descent with rate 1 makes, and the
+    metrics.
+    """
     params = _bigram_params() if params is None else params
     optimizer = optax.sgd(1.0)
     update = make_update(policy, config, optimizer, learner_config or LearnerConfig())
@@ -64,29 +80,39 @@ def _sgd_step(config, batch, *, policy=BIGRAM, params=None, learner_config=None,
 def _bigram_logprobs(params, batch, temperature=1.0):
     """The definition, written out without chunks."""
     logits = params["table"] * params["scale"] / temperature
-    previous_br = jnp.take_along_axis(jnp.asarray(batch.tokens_bt), jnp.asarray(batch.source_br), axis=1)
+    previous_br = jnp.take_along_axis(
+        jnp.asarray(batch.tokens_bt), jnp.asarray(batch.source_br), axis=1
+    )
     return jax.nn.log_softmax(logits, axis=-1)[previous_br, batch.target_br]
 
 
 @pytest.mark.parametrize("positions_per_chunk", [1, 3, 4, 100])
 def test_logprobs_and_entropy_do_not_depend_on_the_chunks(positions_per_chunk):
     batch, params = _batch(), _bigram_params()
-    logp_br, entropy_br = token_logprobs(BIGRAM, params, batch, temperature=0.7, positions_per_chunk=positions_per_chunk)
+    logp_br, entropy_br = token_logprobs(
+        BIGRAM, params, batch, temperature=0.7, positions_per_chunk=positions_per_chunk
+    )
     expected_br = jnp.where(batch.response_mask_br, _bigram_logprobs(params, batch, 0.7), 0.0)
     np.testing.assert_allclose(logp_br, expected_br, atol=1e-6)
     last = batch.tokens_bt[0, batch.source_br[0, 0]]
     probability = jax.nn.softmax(params["table"][last] / 0.7)
-    np.testing.assert_allclose(entropy_br[0, 0], -(probability * jnp.log(probability)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        entropy_br[0, 0], -(probability * jnp.log(probability)).sum(), rtol=1e-5
+    )
     assert (np.asarray(entropy_br)[~batch.response_mask_br] == 0).all()
 
 
 def test_logprobs_of_the_transformer_are_those_of_full_logits():
     params, batch = init_params(MODEL, jax.random.key(0)), _batch()
-    logp_br, _ = token_logprobs(transformer_policy(MODEL, remat=True), params, batch, temperature=1.0, positions_per_chunk=3)
+    logp_br, _ = token_logprobs(
+        transformer_policy(MODEL, remat=True), params, batch, temperature=1.0, positions_per_chunk=3
+    )
     logits_btv = unembed(MODEL, params, forward(MODEL, params, batch.tokens_bt))
     for row in range(3):
         mask = batch.response_mask_br[row]
-        expected = jax.nn.log_softmax(logits_btv[row])[batch.source_br[row, mask], batch.target_br[row, mask]]
+        expected = jax.nn.log_softmax(logits_btv[row])[
+            batch.source_br[row, mask], batch.target_br[row, mask]
+        ]
         np.testing.assert_allclose(logp_br[row, mask], expected, atol=1e-5)
 
 
@@ -95,21 +121,38 @@ def test_no_array_of_the_update_has_the_size_of_all_logits():
     batch, params = _batch(), init_params(wide, jax.random.key(0))
 
     def loss(params):
-        return token_logprobs(transformer_policy(wide, remat=False), params, batch, temperature=1.0, positions_per_chunk=2)[0].sum()
+        return token_logprobs(
+            transformer_policy(wide, remat=False),
+            params,
+            batch,
+            temperature=1.0,
+            positions_per_chunk=2,
+        )[0].sum()
 
     jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
     assert "f32[4,2,499]" in jaxpr
-    assert "f32[4,4,499]" not in jaxpr and "f32[4,8,499]" not in jaxpr and "f32[2,4,2,499]" not in jaxpr
+    assert (
+        "f32[4,4,499]" not in jaxpr
+        and "f32[4,8,499]" not in jaxpr
+        and "f32[2,4,2,499]" not in jaxpr
+    )
 
 
 @pytest.mark.parametrize("loss_normalisation", ["token_mean", "sequence_mean", "constant"])
 def test_on_policy_gradient_is_reinforce_plus_the_kl(loss_normalisation):
-    config = dataclasses.replace(GRPO, loss_normalisation=loss_normalisation, constant_length=5, temperature=0.8)
+    config = dataclasses.replace(
+        GRPO, loss_normalisation=loss_normalisation, constant_length=5, temperature=0.8
+    )
     batch, params, reference = _batch(), _bigram_params(), _bigram_params(seed=1)
-    coefficient_br = grpo.token_coefficients(config, jnp.asarray(batch.response_mask_br), jnp.asarray(batch.weight_b))
+    coefficient_br = grpo.token_coefficients(
+        config, jnp.asarray(batch.response_mask_br), jnp.asarray(batch.weight_b)
+    )
 
     def reinforce(params):
-        logp_br, ref_br = _bigram_logprobs(params, batch, 0.8), _bigram_logprobs(reference, batch, 0.8)
+        logp_br, ref_br = (
+            _bigram_logprobs(params, batch, 0.8),
+            _bigram_logprobs(reference, batch, 0.8),
+        )
         k3_br = jnp.exp(ref_br - logp_br) - (ref_br - logp_br) - 1
         return (coefficient_br * (-logp_br * batch.advantage_b[:, None] + 0.1 * k3_br)).sum()
 
@@ -118,21 +161,33 @@ def test_on_policy_gradient_is_reinforce_plus_the_kl(loss_normalisation):
 
 
 @pytest.mark.parametrize(
-    ("loss_normalisation", "importance"), [("token_mean", "token"), ("sequence_mean", "sequence"), ("constant", "none")]
+    ("loss_normalisation", "importance"),
+    [("token_mean", "token"), ("sequence_mean", "sequence"), ("constant", "none")],
 )
 def test_microbatches_padding_or_order_do_not_change_the_gradient(loss_normalisation, importance):
     config = dataclasses.replace(GRPO, loss_normalisation=loss_normalisation, importance=importance)
     expected, expected_metrics = _sgd_step(config, _batch())
-    padded = jax.tree.map(lambda x: x[::-1], _batch(BatchConfig(num_rows=6, token_buckets=(16,), response_buckets=(8,))))
+    padded = jax.tree.map(
+        lambda x: x[::-1],
+        _batch(BatchConfig(num_rows=6, token_buckets=(16,), response_buckets=(8,))),
+    )
     for batch, parts in ((_batch(), 4), (padded, 3)):
-        grads, metrics = _sgd_step(config, batch, learner_config=LearnerConfig(num_microbatches=parts, positions_per_chunk=3))
+        grads, metrics = _sgd_step(
+            config,
+            batch,
+            learner_config=LearnerConfig(num_microbatches=parts, positions_per_chunk=3),
+        )
         chex.assert_trees_all_close(grads, expected, atol=1e-6)
         chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-5)
 
 
 def test_padding_does_not_change_the_gradient_of_the_transformer():
     params = init_params(MODEL, jax.random.key(0))
-    arguments = dict(policy=transformer_policy(MODEL, remat=False), params=params, reference=init_params(MODEL, jax.random.key(1)))
+    arguments = dict(
+        policy=transformer_policy(MODEL, remat=False),
+        params=params,
+        reference=init_params(MODEL, jax.random.key(1)),
+    )
     expected, _ = _sgd_step(GRPO, _batch(), **arguments)
     padded = _batch(BatchConfig(num_rows=5, token_buckets=(16,), response_buckets=(8,)))
     grads, _ = _sgd_step(GRPO, padded, **arguments)
@@ -151,13 +206,23 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     update = make_update(BIGRAM, GRPO, optimizer, LearnerConfig())
     params = _bigram_params()
     batch = _batch()
-    state, metrics = update(init_state(params, optimizer), params, batch._replace(advantage_b=np.float32([np.nan, 0, 0, 0])))
-    assert metrics["skipped"] == 1 and metrics["update_norm"] == 0 and not np.isfinite(metrics["grad_norm"])
+    state, metrics = update(
+        init_state(params, optimizer),
+        params,
+        batch._replace(advantage_b=np.float32([np.nan, 0, 0, 0])),
+    )
+    assert (
+        metrics["skipped"] == 1
+        and metrics["update_norm"] == 0
+        and not np.isfinite(metrics["grad_norm"])
+    )
     chex.assert_trees_all_equal(state.params, params)
     chex.assert_trees_all_equal(state.opt_state, optimizer.init(params))
     state, metrics = update(state, params, batch)
     assert metrics["skipped"] == 0 and (state.step, state.skipped) == (2, 1)
-    chex.assert_trees_all_equal(state.params, update(init_state(params, optimizer), params, batch)[0].params)
+    chex.assert_trees_all_equal(
+        state.params, update(init_state(params, optimizer), params, batch)[0].params
+    )
 
 
 def test_metrics_by_hand():
@@ -166,7 +231,9 @@ def test_metrics_by_hand():
     mask = batch.response_mask_br
     sampler_br = np.where(mask, np.asarray(logp_br), 0.0).astype(np.float32)
     sampler_br[0, 1] += 0.5
-    grads, metrics = _sgd_step(GRPO, batch._replace(sampler_logp_br=sampler_br), params=params, reference=reference)
+    grads, metrics = _sgd_step(
+        GRPO, batch._replace(sampler_logp_br=sampler_br), params=params, reference=reference
+    )
     kl = np.asarray(grpo.kl_k3(logp_br, ref_br, jnp.asarray(mask)))[mask].mean()
     policy_loss = -np.broadcast_to(batch.advantage_b[:, None], mask.shape)[mask].mean()
     expected = {
@@ -197,16 +264,22 @@ def test_a_second_epoch_sees_the_ratio_to_the_weights_of_the_first():
     update = make_update(BIGRAM, config, optimizer, LearnerConfig(epochs=2, num_microbatches=2))
     state, metrics = update(init_state(params, optimizer), None, batch)
 
-    one = make_update(BIGRAM, config, optimizer, LearnerConfig())(init_state(params, optimizer), None, batch)[0]
+    one = make_update(BIGRAM, config, optimizer, LearnerConfig())(
+        init_state(params, optimizer), None, batch
+    )[0]
     mask_br = jnp.asarray(batch.response_mask_br)
-    ratio_br = grpo.ratio_token(_bigram_logprobs(one.params, batch), _bigram_logprobs(params, batch), mask_br)
+    ratio_br = grpo.ratio_token(
+        _bigram_logprobs(one.params, batch), _bigram_logprobs(params, batch), mask_br
+    )
     np.testing.assert_allclose(metrics["ratio_max"], ratio_br[mask_br].max(), rtol=1e-5)
     np.testing.assert_allclose(metrics["ratio_min"], ratio_br[mask_br].min(), rtol=1e-5)
     assert metrics["clip_fraction"] > 0 and state.step == 2
 
 
 def test_the_learner_solves_a_bandit():
-    """Two prompts, four arms each, the best arm differs: sample groups, reward the best arm, update."""
+    """Two prompts, four arms each, the best arm differs: sample groups, reward the best arm,
+    update.
+    """
     best = {1: 3, 2: 5}
     config = dataclasses.replace(GRPO, group_size=8, kl_coefficient=0.0)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1))
@@ -219,9 +292,17 @@ def test_the_learner_solves_a_bandit():
         logits = np.asarray(state.params["table"] * state.params["scale"])
         prompts = [prompt for prompt in best for _ in range(8)]
         replies = [int(np.argmax(logits[prompt] + rng.gumbel(size=11))) for prompt in prompts]
-        reward_qg = jnp.asarray([float(best[p] == r) for p, r in zip(prompts, replies, strict=True)]).reshape(2, 8)
+        reward_qg = jnp.asarray(
+            [float(best[p] == r) for p, r in zip(prompts, replies, strict=True)]
+        ).reshape(2, 8)
         result = grpo.advantages(config, reward_qg, jnp.ones((2, 8), bool))
-        batch = pack(shapes, [[p] for p in prompts], [[r] for r in replies], advantages=np.ravel(result.advantage_qg).tolist(), pad_id=0)
+        batch = pack(
+            shapes,
+            [[p] for p in prompts],
+            [[r] for r in replies],
+            advantages=np.ravel(result.advantage_qg).tolist(),
+            pad_id=0,
+        )
         state, _ = update(state, params, batch)
     final = jax.nn.softmax(state.params["table"] * state.params["scale"], axis=-1)
     assert final[1, 3] > 0.9 and final[2, 5] > 0.9
@@ -238,13 +319,19 @@ def test_update_compiles_once_a_shape_and_donates_its_state():
     for seed in range(2):
         state, _ = update(state, params, _batch(seed=seed))
     assert update._cache_size() == 1
-    update(state, params, _batch(BatchConfig(num_rows=4, token_buckets=(16,), response_buckets=(4,))))
+    update(
+        state, params, _batch(BatchConfig(num_rows=4, token_buckets=(16,), response_buckets=(4,)))
+    )
     assert update._cache_size() == 2
 
 
 def test_a_resumed_run_is_bit_identical(tmp_path):
-    optimizer = make_optimizer(dataclasses.replace(OPTIMIZER, warmup_steps=3, schedule="cosine", total_steps=9))
-    update = make_update(transformer_policy(MODEL, remat=False), GRPO, optimizer, LearnerConfig(num_microbatches=2))
+    optimizer = make_optimizer(
+        dataclasses.replace(OPTIMIZER, warmup_steps=3, schedule="cosine", total_steps=9)
+    )
+    update = make_update(
+        transformer_policy(MODEL, remat=False), GRPO, optimizer, LearnerConfig(num_microbatches=2)
+    )
     params = init_params(MODEL, jax.random.key(0))
     straight, metrics = init_state(params, optimizer), {}
     for step in range(5):
@@ -262,7 +349,8 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
         resumed, resumed_metrics = update(resumed, params, _batch(seed=step))
     chex.assert_trees_all_equal(resumed, straight)
     chex.assert_trees_all_equal(resumed_metrics, metrics)
-    assert update._cache_size() <= compiled + 1  # restored arrays are committed to their device: one program more, then no other
+    # restored arrays are committed to their device: one program more, then no other
+    assert update._cache_size() <= compiled + 1
 
 
 def test_learning_rate_schedules_by_hand():
@@ -273,8 +361,12 @@ def test_learning_rate_schedules_by_hand():
     np.testing.assert_allclose(rates(), [1] * 6)
     np.testing.assert_allclose(rates(warmup_steps=4), [0.25, 0.5, 0.75, 1, 1, 1])
     np.testing.assert_allclose(rates(warmup_steps=1), [1] * 6)
-    np.testing.assert_allclose(rates(schedule="cosine", total_steps=4), [1, 0.853553, 0.5, 0.146447, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(rates(schedule="cosine", warmup_steps=2, total_steps=4), [0.5, 1, 1, 0.5, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        rates(schedule="cosine", total_steps=4), [1, 0.853553, 0.5, 0.146447, 0, 0], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        rates(schedule="cosine", warmup_steps=2, total_steps=4), [0.5, 1, 1, 0.5, 0, 0], atol=1e-6
+    )
     assert PAPER_OPTIMIZER.learning_rate == 3e-6
 
 
@@ -290,18 +382,29 @@ def test_optimizer_clips_before_it_adapts():
     [
         (lambda: OptimizerConfig(learning_rate=-1.0), "learning_rate.*-1.0"),
         (lambda: OptimizerConfig(learning_rate=1.0, schedule="step"), "schedule.*'step'"),
-        (lambda: OptimizerConfig(learning_rate=1.0, schedule="cosine", warmup_steps=5, total_steps=5), "total_steps.*got 5"),
+        (
+            lambda: OptimizerConfig(
+                learning_rate=1.0, schedule="cosine", warmup_steps=5, total_steps=5
+            ),
+            "total_steps.*got 5",
+        ),
         (lambda: OptimizerConfig(learning_rate=1.0, b2=1.0), "b2.*1.0"),
         (lambda: OptimizerConfig(learning_rate=1.0, max_grad_norm=0.0), "max_grad_norm.*0.0"),
         (lambda: LearnerConfig(epochs=0), "epochs.*0"),
-        (lambda: _sgd_step(GRPO, _batch(), learner_config=LearnerConfig(num_microbatches=3)), "4 rows do not divide into 3"),
+        (
+            lambda: _sgd_step(GRPO, _batch(), learner_config=LearnerConfig(num_microbatches=3)),
+            "4 rows do not divide into 3",
+        ),
         (
             lambda: make_update(BIGRAM, GRPO, optax.sgd(1.0), LearnerConfig())(
                 init_state(_bigram_params(), optax.sgd(1.0)), None, _batch()
             ),
             "reference",
         ),
-        (lambda: init_state({"w": jnp.zeros(2, jnp.bfloat16)}, optax.sgd(1.0)), r"\['w'\] is bfloat16"),
+        (
+            lambda: init_state({"w": jnp.zeros(2, jnp.bfloat16)}, optax.sgd(1.0)),
+            r"\['w'\] is bfloat16",
+        ),
     ],
 )
 def test_bad_values_are_named(build, message):

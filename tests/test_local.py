@@ -26,7 +26,12 @@ def answers(pool, actions, *, max_steps=20):
 
 @pytest.mark.parametrize(
     "actions",
-    [["walk", "walk", "open"], ["jump"], ["look"] * 9, ["x" * (MAX_ACTION_CHARS + 1), "a\ud800b", ""]],
+    [
+        ["walk", "walk", "open"],
+        ["jump"],
+        ["look"] * 9,
+        ["x" * (MAX_ACTION_CHARS + 1), "a\ud800b", ""],
+    ],
     ids=["won", "dead", "long", "junk"],
 )
 def test_the_answers_are_those_of_the_worker_pool(actions):
@@ -40,7 +45,11 @@ def test_a_game_that_raises_ends_its_own_episode():
         events = answers(pool, ["look", "boom", "look"])
         assert len(events) == 3
         assert events[-1][0].outcome is Outcome.FAILED
-        assert events[-1][0].error == "The game fake|door|1 failed: it raised RuntimeError: the fake game was told to raise on 'boom'."
+        assert (
+            events[-1][0].error
+            == "The game fake|door|1 failed: it raised RuntimeError: the fake game was told to"
+            " raise on 'boom'."
+        )
         assert answers(pool, ["walk", "walk", "open"])[-1][0].outcome is Outcome.SUCCESS
         assert pool.stats.quarantined == 1
 

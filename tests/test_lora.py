@@ -12,20 +12,48 @@ from flax import nnx
 
 from ictjax import grpo
 from ictjax.batch import BatchConfig, pack
-from ictjax.learner import LearnerConfig, OptimizerConfig, init_state, make_optimizer, make_update, transformer_policy
+from ictjax.learner import (
+    LearnerConfig,
+    OptimizerConfig,
+    init_state,
+    make_optimizer,
+    make_update,
+    transformer_policy,
+)
 from ictjax.models import lora, transformer
 from ictjax.models.config import ModelConfig
 from ictjax.sampler import Request, Sampler, SamplerConfig, raw_key, sampling_weights
 
-MODEL = ModelConfig(vocab_size=23, num_layers=2, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=4, max_positions=64)
+MODEL = ModelConfig(
+    vocab_size=23,
+    num_layers=2,
+    d_model=16,
+    d_ff=24,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    max_positions=64,
+)
 LORA = lora.LoraConfig(rank=3, alpha=6.0)
-SIZES = SamplerConfig(num_slots=2, max_len=32, extend_buckets=(8,), row_buckets=(2,), decode_steps=4, max_top_k=1, attended_buckets=(32,))
+SIZES = SamplerConfig(
+    num_slots=2,
+    max_len=32,
+    extend_buckets=(8,),
+    row_buckets=(2,),
+    decode_steps=4,
+    max_top_k=1,
+    attended_buckets=(32,),
+)
 
 
 @pytest.fixture(scope="module")
 def base():
     return sampling_weights(
-        MODEL, jax.tree.map(lambda leaf: leaf * (8 if leaf.ndim > 2 else 1), transformer.init_params(MODEL, jax.random.key(0)))
+        MODEL,
+        jax.tree.map(
+            lambda leaf: leaf * (8 if leaf.ndim > 2 else 1),
+            transformer.init_params(MODEL, jax.random.key(0)),
+        ),
     )
 
 
@@ -33,7 +61,14 @@ def base():
 def adapter():
     fresh = lora.init_adapter(MODEL, LORA, jax.random.key(1))
     return {
-        name: leaf + (0.3 * jax.random.normal(jax.random.key(len(name)), leaf.shape) if name.endswith("_b") else 0)
+        name: (
+            leaf
+            + (
+                0.3 * jax.random.normal(jax.random.key(len(name)), leaf.shape)
+                if name.endswith("_b")
+                else 0
+            )
+        )
         for name, leaf in fresh.items()
     }
 
@@ -41,18 +76,32 @@ def adapter():
 @pytest.fixture(scope="module")
 def logits():
     tokens = jax.random.randint(jax.random.key(2), (2, 7), 0, MODEL.vocab_size)
-    return jax.jit(lambda params: transformer.unembed(MODEL, params, transformer.forward(MODEL, params, tokens)))
+    return jax.jit(
+        lambda params: transformer.unembed(
+            MODEL, params, transformer.forward(MODEL, params, tokens)
+        )
+    )
 
 
-def test_a_new_adapter_changes_nothing_and_a_trained_one_equals_the_merged_weights(base, adapter, logits):
+def test_a_new_adapter_changes_nothing_and_a_trained_one_equals_the_merged_weights(
+    base, adapter, logits
+):
     plain = logits(base)
-    chex.assert_trees_all_equal(logits(lora.with_adapter(LORA, base, lora.init_adapter(MODEL, LORA, jax.random.key(1)))), plain)
+    chex.assert_trees_all_equal(
+        logits(lora.with_adapter(LORA, base, lora.init_adapter(MODEL, LORA, jax.random.key(1)))),
+        plain,
+    )
     adapted = logits(lora.with_adapter(LORA, base, adapter))
     assert float(jnp.abs(adapted - plain).max()) > 0.1
     merged = lora.merge(LORA, base, adapter)
     chex.assert_trees_all_close(logits(merged), adapted, atol=2e-5)
-    assert merged["embed"] is base["embed"] and merged["layers"][0]["attn_norm"] is base["layers"][0]["attn_norm"]
-    stacked = {name: jnp.stack([weights[name] for weights in base["layers"]]) for name in base["layers"][0]}
+    assert (
+        merged["embed"] is base["embed"]
+        and merged["layers"][0]["attn_norm"] is base["layers"][0]["attn_norm"]
+    )
+    stacked = {
+        name: jnp.stack([weights[name] for weights in base["layers"]]) for name in base["layers"][0]
+    }
     again = lora.merge(LORA, {**base, "layers": stacked}, adapter)
     chex.assert_trees_all_close(transformer.unstack_layers(MODEL, again), merged, atol=1e-6)
 
@@ -60,7 +109,10 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_equals_the_merged_weigh
 def test_one_projection_by_hand(base):
     """The definition, for o: y = x W + (alpha / rank) (x A) B."""
     only_o = lora.LoraConfig(rank=1, alpha=2.0, targets=("o",))
-    factors = {"o_lora_a": jnp.zeros((2, 4, 4, 1)).at[1, 2, 3, 0].set(5.0), "o_lora_b": jnp.zeros((2, 1, 16)).at[1, 0, 7].set(3.0)}
+    factors = {
+        "o_lora_a": jnp.zeros((2, 4, 4, 1)).at[1, 2, 3, 0].set(5.0),
+        "o_lora_b": jnp.zeros((2, 1, 16)).at[1, 0, 7].set(3.0),
+    }
     merged = lora.merge(only_o, base, factors)
     expected = np.asarray(base["layers"][1]["o"]).copy()
     expected[2, 3, 7] += 2.0 / 1 * 5.0 * 3.0
@@ -69,11 +121,19 @@ def test_one_projection_by_hand(base):
 
 
 def test_filters_tell_trained_from_frozen(logits):
-    module = lora.AdaptedTransformer(transformer.Transformer(MODEL, rngs=nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1))
+    module = lora.AdaptedTransformer(
+        transformer.Transformer(MODEL, rngs=nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1)
+    )
     trained, frozen = lora.split(module)
     assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == lora.num_params(MODEL, LORA)
-    assert sum(leaf.size for leaf in jax.tree.leaves(frozen)) == MODEL.num_params == lora.num_params(MODEL, lora.LoraConfig())
-    assert {name: leaf.shape for name, leaf in trained.items() if name.startswith(("q", "o", "down"))} == {
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(frozen))
+        == MODEL.num_params
+        == lora.num_params(MODEL, lora.LoraConfig())
+    )
+    assert {
+        name: leaf.shape for name, leaf in trained.items() if name.startswith(("q", "o", "down"))
+    } == {
         "q_lora_a": (2, 16, 3),
         "q_lora_b": (2, 3, 4, 4),
         "o_lora_a": (2, 4, 4, 3),
@@ -84,18 +144,28 @@ def test_filters_tell_trained_from_frozen(logits):
     assert all(leaf.dtype == jnp.float32 for leaf in trained.values())
     chex.assert_trees_all_close(
         module(jnp.arange(7)[None])[0],
-        transformer.unembed(MODEL, frozen, transformer.forward(MODEL, frozen, jnp.arange(7)[None]))[0],
+        transformer.unembed(MODEL, frozen, transformer.forward(MODEL, frozen, jnp.arange(7)[None]))[
+            0
+        ],
         atol=1e-6,
     )
 
 
 def batch():
     shapes = BatchConfig(num_rows=4, token_buckets=(12,), response_buckets=(4,))
-    return pack(shapes, [[1, 2, 3]] * 4, [[4, 5], [6], [7, 8, 9], [10]], advantages=[1.0, -1.0, 0.5, -0.5], pad_id=0)
+    return pack(
+        shapes,
+        [[1, 2, 3]] * 4,
+        [[4, 5], [6], [7, 8, 9], [10]],
+        advantages=[1.0, -1.0, 0.5, -0.5],
+        pad_id=0,
+    )
 
 
 def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter):
-    """dL/dA and dL/dB of the update equal those through `merge`; the reference is the base with its adapter off."""
+    """dL/dA and dL/dB of the update equal those through `merge`; the reference is the base with its
+    adapter off.
+    """
     config = dataclasses.replace(grpo.PAPER, kl_coefficient=0.1)
     policy = transformer_policy(MODEL, remat=False, lora=LORA)
     optimizer = optax.sgd(1.0)
@@ -103,7 +173,9 @@ def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter)
     state, metrics = update(init_state(adapter, optimizer), base, batch())
     assert float(metrics["kl"]) > 1e-3
 
-    full = transformer_policy(MODEL, remat=False)._replace(combine=lambda factors, base: lora.merge(LORA, base, factors))
+    full = transformer_policy(MODEL, remat=False)._replace(
+        combine=lambda factors, base: lora.merge(LORA, base, factors)
+    )
     merged_update = make_update(full, config, optimizer, LearnerConfig(positions_per_chunk=4))
     merged_state, merged_metrics = merged_update(init_state(adapter, optimizer), base, batch())
     chex.assert_trees_all_close(state.params, merged_state.params, atol=1e-5)
@@ -115,25 +187,39 @@ def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter)
 
 
 def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
-    """Counts the device buffers while both samplers and the learner's state are there, before and after an update."""
+    """Counts the device buffers while both samplers and the learner's state are there, before and
+    after an update.
+    """
     before = buffers()
     base = sampling_weights(MODEL, transformer.init_params(MODEL, jax.random.key(3)), consume=True)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
     assert buffers() - before == size
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
-    update = make_update(transformer_policy(MODEL, remat=False, lora=LORA), grpo.PAPER, optimizer, LearnerConfig())
+    update = make_update(
+        transformer_policy(MODEL, remat=False, lora=LORA), grpo.PAPER, optimizer, LearnerConfig()
+    )
     state = init_state(adapter, optimizer)
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    with Sampler(MODEL, base, SIZES, 0) as actor, Sampler(MODEL, lora.with_adapter(LORA, base, state.params), SIZES, 0) as reflector:
+    with (
+        Sampler(MODEL, base, SIZES, 0) as actor,
+        Sampler(MODEL, lora.with_adapter(LORA, base, state.params), SIZES, 0) as reflector,
+    ):
         cache = 2 * sum(array.nbytes for array in (*actor._cache.k, *actor._cache.v))
-        most = sum(leaf.nbytes for leaf in adapter.values())  # the factors as the reflector samples with them
+        # the factors as the reflector samples with them
+        most = sum(leaf.nbytes for leaf in adapter.values())
         for _ in range(2):
-            assert [leaf is held for leaf, held in zip(jax.tree.leaves(base), jax.tree.leaves(actor._params), strict=True)].count(
-                False
-            ) == 0
+            assert [
+                leaf is held
+                for leaf, held in zip(
+                    jax.tree.leaves(base), jax.tree.leaves(actor._params), strict=True
+                )
+            ].count(False) == 0
             assert reflector._params["layers"][1]["gate"] is base["layers"][1]["gate"]
-            assert size + trained + cache <= buffers() - before <= size + trained + cache + most + 4096
-            state, _ = update(state, base, batch())  # donates the factors that the reflector sampled with, never the base
+            assert (
+                size + trained + cache <= buffers() - before <= size + trained + cache + most + 4096
+            )
+            # donates the factors that the reflector sampled with, never the base
+            state, _ = update(state, base, batch())
             reflector.set_params(lora.with_adapter(LORA, base, state.params))
             last = ask(reflector)
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(base))
@@ -152,7 +238,10 @@ def buffers() -> int:
 
 def ask(sampler):
     conversation = sampler.open([1, 2, 3])
-    sampler.generate(conversation, Request(max_new_tokens=6, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0)))
+    sampler.generate(
+        conversation,
+        Request(max_new_tokens=6, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0)),
+    )
     (generation,) = sampler.run()
     sampler.close(conversation)
     return generation.ids, np.round(generation.logprobs, 4).tolist()
@@ -182,7 +271,10 @@ def test_the_sampler_decodes_with_the_adapter(base, adapter):
         (lambda: lora.LoraConfig(rank=2, alpha=0.0), "lora.alpha is 0.0"),
         (lambda: lora.LoraConfig(rank=2, targets=("q", "wq")), "lora.targets are q, wq"),
         (lambda: lora.LoraConfig(rank=2, targets=("q", "q")), "each once"),
-        (lambda: lora.init_adapter(MODEL, lora.LoraConfig(), jax.random.key(0)), "there is no adapter"),
+        (
+            lambda: lora.init_adapter(MODEL, lora.LoraConfig(), jax.random.key(0)),
+            "there is no adapter",
+        ),
     ],
 )
 def test_bad_values_are_named(build, message):

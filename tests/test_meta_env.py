@@ -29,16 +29,22 @@ META = MetaConfig(
     precollected_loops=0,
     malformed_reward=-0.5,
 )
-REFLECTION = ReflectorConfig(style="compact", max_context_tokens=4000, max_reply_tokens=200, max_prompt_tokens=20)
+REFLECTION = ReflectorConfig(
+    style="compact", max_context_tokens=4000, max_reply_tokens=200, max_prompt_tokens=20
+)
 
 
 def reflect(ids, request):
-    """One of: the right word, a wrong one, no prompt, too long a prompt; drawn by the request's key."""
+    """One of: the right word, a wrong one, no prompt, too long a prompt; drawn by the request's
+    key.
+    """
     text = TOKENIZER.decode(ids)
     family = next(family for family in WORDS if f"the {family} is" in text)
     kind = int(request.key[0]) % 4
     prompt = (f"say {WORDS[family]}", "say jump", "", "say " + "very " * 20 + "much")[kind]
-    return TOKENIZER(f"ANALYSIS: about the {family}\nIMPROVED PROMPT: {prompt}")["input_ids"] + [END]
+    return TOKENIZER(f"ANALYSIS: about the {family}\nIMPROVED PROMPT: {prompt}")["input_ids"] + [
+        END
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,12 @@ def test_rewards_are_the_known_ones_of_a_scripted_policy(pool):
                 kinds[candidate.failure] += 1
             else:
                 right = candidate.system_prompt == f"say {WORDS[context.family]}"
-                assert candidate.reward == candidate.replay_reward == candidate.fresh_reward == float(right)
+                assert (
+                    candidate.reward
+                    == candidate.replay_reward
+                    == candidate.fresh_reward
+                    == float(right)
+                )
                 assert candidate.analysis == f"about the {context.family}"
                 kinds[right] += 1
     assert set(kinds) == {True, False, ParseFailure.EMPTY_PROMPT, ParseFailure.PROMPT_TOO_LONG}
@@ -93,7 +104,10 @@ def test_rewards_are_the_known_ones_of_a_scripted_policy(pool):
     rewards = [candidate.reward for group in scored.groups for candidate in group]
     assert metrics["reward"] == pytest.approx(sum(rewards) / len(rewards))
     assert metrics["context_success"] == 0
-    assert metrics["malformed_candidates"] == kinds[ParseFailure.EMPTY_PROMPT] + kinds[ParseFailure.PROMPT_TOO_LONG]
+    assert (
+        metrics["malformed_candidates"]
+        == kinds[ParseFailure.EMPTY_PROMPT] + kinds[ParseFailure.PROMPT_TOO_LONG]
+    )
     assert metrics["reflector_failures"]["empty_prompt"] == kinds[ParseFailure.EMPTY_PROMPT]
     assert metrics["episodes"] == 3 * 2 + 5 * (kinds[True] + kinds[False])
     assert set(metrics["reward_family"]) == {"bell", "door", "lamp"}
@@ -131,7 +145,9 @@ def test_a_candidate_whose_games_the_environment_failed_has_no_reward():
     with WorkerPool("fake", num_workers=1, options={"raise_on": "jump"}) as pool:
         world = make_world(pool)
         _, scored, _ = iterate(world, meta_env.initial_state(world, 3), 1)
-    by_prompt = {c.system_prompt: c.reward for group in scored.groups for c in group if c.system_prompt}
+    by_prompt = {
+        c.system_prompt: c.reward for group in scored.groups for c in group if c.system_prompt
+    }
     assert by_prompt.pop("say jump") is None
     assert set(by_prompt.values()) == {1.0}
 
@@ -160,14 +176,22 @@ def test_families_take_turns_and_loops_restart_with_the_initial_prompt(pool):
         contexts, scored, state = iterate(world, state, iteration, group_size=2)
         for context, loop, group in zip(contexts, state.loops, scored.groups, strict=True):
             if loop.number in before:
-                valid = [candidate.system_prompt for candidate in group if candidate.system_prompt is not None]
+                valid = [
+                    candidate.system_prompt
+                    for candidate in group
+                    if candidate.system_prompt is not None
+                ]
                 assert loop.meta_turn == context.meta_turn + 1 < 3
                 assert loop.system_prompt in (valid or [context.system_prompt])
             else:
                 assert (loop.meta_turn, loop.system_prompt) == (0, "say nothing")
                 started.append(loop.family)
-    assert len({context.meta_turn for context in contexts}) > 1  # staggered: not all loops are at the same meta-turn
-    assert all(sorted(started[i : i + 3]) == ["bell", "door", "lamp"] for i in range(0, len(started) - 2, 3))
+    # staggered: not all loops are at the same meta-turn
+    assert len({context.meta_turn for context in contexts}) > 1
+    assert all(
+        sorted(started[i : i + 3]) == ["bell", "door", "lamp"]
+        for i in range(0, len(started) - 2, 3)
+    )
 
 
 def test_state_survives_json_and_continues_equally(pool):
@@ -182,15 +206,23 @@ def test_state_survives_json_and_continues_equally(pool):
 
 
 def test_precollected_contexts_cover_all_loops_and_turns_and_are_drawn_in_passes(pool, tmp_path):
-    meta = dataclasses.replace(META, collection="precollected", precollected_loops=4, contexts_per_iteration=5)
+    meta = dataclasses.replace(
+        META, collection="precollected", precollected_loops=4, contexts_per_iteration=5
+    )
     path = tmp_path / "contexts" / "precollected.jsonl"
     contexts = meta_env.precollected(make_world(pool, meta=meta), path)
-    assert sorted((c.loop, c.meta_turn) for c in contexts) == [(loop, turn) for loop in range(4) for turn in range(3)]
+    assert sorted((c.loop, c.meta_turn) for c in contexts) == [
+        (loop, turn) for loop in range(4) for turn in range(3)
+    ]
     assert {c.system_prompt for c in contexts if c.meta_turn == 0} == {"say nothing"}
     assert any(c.system_prompt != "say nothing" for c in contexts if c.meta_turn > 0)
     silent = dataclasses.replace(make_world(pool, meta=meta), actor=None, reflector=None)
     assert meta_env.precollected(silent, path) == contexts  # read, not played again
-    drawn = [context for iteration in range(1, 13) for context in meta_env.draw_contexts(silent, contexts, iteration)]
+    drawn = [
+        context
+        for iteration in range(1, 13)
+        for context in meta_env.draw_contexts(silent, contexts, iteration)
+    ]
     assert len(drawn) == 60
     counts = collections.Counter((c.loop, c.meta_turn) for c in drawn)
     assert set(counts.values()) == {5}
@@ -199,18 +231,39 @@ def test_precollected_contexts_cover_all_loops_and_turns_and_are_drawn_in_passes
 def test_a_prompt_is_prefilled_once_for_its_group(pool):
     double = ScriptedSampler(lambda ids, request: [int(request.key[0]), END])
     requests = [
-        [meta_env.Request(max_new_tokens=9, temperature=1, top_k=0, top_p=1, stop_ids=(END,), key=keys.as_array((g, 0))) for g in group]
+        [
+            meta_env.Request(
+                max_new_tokens=9,
+                temperature=1,
+                top_k=0,
+                top_p=1,
+                stop_ids=(END,),
+                key=keys.as_array((g, 0)),
+            )
+            for g in group
+        ]
         for group in ([1, 2, 3], [4], [5, 6])
     ]
     answers = meta_env.sample_groups(double, [(7,), (8,), (9,)], requests)
-    assert [[generation.ids[0] for generation in group] for group in answers] == [[1, 2, 3], [4], [5, 6]]
+    assert [[generation.ids[0] for generation in group] for group in answers] == [
+        [1, 2, 3],
+        [4],
+        [5, 6],
+    ]
     assert sorted(ids for ids, _ in double.requests) == [(7,)] * 3 + [(8,)] + [(9,)] * 2
     assert not double.ids
 
 
 def test_the_next_prompt_is_a_valid_candidate_or_none():
     def candidate(prompt):
-        return Candidate(prompt_ids=(1,), reply_ids=(2,), logprobs=(0.0,), reply="", analysis="", system_prompt=prompt)
+        return Candidate(
+            prompt_ids=(1,),
+            reply_ids=(2,),
+            logprobs=(0.0,),
+            reply="",
+            analysis="",
+            system_prompt=prompt,
+        )
 
     group = [candidate(None), candidate("a"), candidate("b")]
     drawn = {meta_env.next_prompt(group, keys.fold(keys.root_key(0), i)) for i in range(20)}
@@ -220,7 +273,13 @@ def test_the_next_prompt_is_a_valid_candidate_or_none():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"replay_weight": 1.5}, {"fresh_games": 0}, {"collection": "never"}, {"meta_turns": 0}, {"collection": "precollected"}],
+    [
+        {"replay_weight": 1.5},
+        {"fresh_games": 0},
+        {"collection": "never"},
+        {"meta_turns": 0},
+        {"collection": "precollected"},
+    ],
 )
 def test_bad_settings_are_refused(changes):
     with pytest.raises(ValueError, match="meta"):

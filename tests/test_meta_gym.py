@@ -1,4 +1,6 @@
-"""`ictjax.MetaEnv`: its interface, and one test for each defect of the published library that it must not have."""
+"""`ictjax.MetaEnv`: its interface, and one test for each defect of the published library that it
+must not have.
+"""
 
 import collections
 import dataclasses
@@ -39,7 +41,11 @@ class Few(FakeEnvironment):
 
 
 def make(environment=None, policy=obedient, **settings):
-    return MetaEnv(environment or FakeEnvironment(), policy, **{"families": ["door"], "max_steps": 5, **settings})
+    return MetaEnv(
+        environment or FakeEnvironment(),
+        policy,
+        **{"families": ["door"], "max_steps": 5, **settings},
+    )
 
 
 def played(context):
@@ -53,19 +59,33 @@ def test_a_loop_returns_trajectories_reward_and_info_per_game():
     with make(num_games=3, meta_turns=2) as env:
         context, info = env.reset()
         assert isinstance(context, Context)
-        assert (context.meta_turn, context.family, context.system_prompt) == (0, "door", INITIAL_PROMPT)
+        assert (context.meta_turn, context.family, context.system_prompt) == (
+            0,
+            "door",
+            INITIAL_PROMPT,
+        )
         assert info["reward"] == 0.0
         context, reward, terminated, truncated, info = env.step("Say open")
         assert (reward, terminated, truncated) == (1.0, False, False)
         assert context.system_prompt == "Say open"
         assert [result.game for result in info["games"]] == played(context)
         for result, trajectory in zip(info["games"], context.trajectories, strict=True):
-            assert (result.outcome, result.reward, result.num_unusable, result.error) == (Outcome.SUCCESS, 1.0, 0, "")
+            assert (result.outcome, result.reward, result.num_unusable, result.error) == (
+                Outcome.SUCCESS,
+                1.0,
+                0,
+                "",
+            )
             assert result.num_steps == len(trajectory.turns)
             assert result.state_hash == trajectory.state_hash
         context, reward, terminated, truncated, info = env.step("Say ring")
         assert (reward, terminated, truncated) == (0.0, False, True)
-        assert (info["loop"], info["meta_turn"], info["family"], info["failed"]) == (0, 2, "door", 0)
+        assert (info["loop"], info["meta_turn"], info["family"], info["failed"]) == (
+            0,
+            2,
+            "door",
+            0,
+        )
         with pytest.raises(ValueError, match="No loop is running: call reset first"):
             env.step("Say open")
         _, info = env.reset()
@@ -92,7 +112,9 @@ def test_families_take_turns_and_a_seed_starts_everything_over():
     with make(families=(), num_games=2, seed=5) as env:
         first = [env.reset()[0] for _ in range(6)]
         assert (
-            sorted(context.family for context in first[:3]) == sorted(context.family for context in first[3:]) == ["bell", "door", "lamp"]
+            sorted(context.family for context in first[:3])
+            == sorted(context.family for context in first[3:])
+            == ["bell", "door", "lamp"]
         )
         assert env.reset(seed=5)[0] == first[0]
         assert env.reset(seed=6)[0] != first[0]
@@ -132,10 +154,20 @@ def test_a_context_becomes_the_reflectors_question_within_its_budget():
         context, _ = env.reset()
         system, user = env.messages(context)
         assert (system.role, user.role) == ("system", "user")
-        assert "ANALYSIS:" in system.content and "Success: No" in user.content and INITIAL_PROMPT in user.content
-        budget = ReflectorConfig(style="full", max_context_tokens=700, max_reply_tokens=9, max_prompt_tokens=9)
+        assert (
+            "ANALYSIS:" in system.content
+            and "Success: No" in user.content
+            and INITIAL_PROMPT in user.content
+        )
+        budget = ReflectorConfig(
+            style="full", max_context_tokens=700, max_reply_tokens=9, max_prompt_tokens=9
+        )
         short = env.messages(context, budget)
-        assert sum(len(message.content) for message in short) // 3 <= 700 < sum(len(m.content) for m in (system, user)) // 3
+        assert (
+            sum(len(message.content) for message in short) // 3
+            <= 700
+            < sum(len(m.content) for m in (system, user)) // 3
+        )
         assert "steps left out]" in short[1].content
 
 
@@ -167,7 +199,10 @@ def test_arguments_that_make_no_sense_are_refused(settings, message):
 
 
 def test_too_few_games_and_unknown_splits_are_refused():
-    with make(Few(), num_games=11) as env, pytest.raises(ValueError, match="Family 'door' has 10 games in 'train', a batch needs 11"):
+    with (
+        make(Few(), num_games=11) as env,
+        pytest.raises(ValueError, match="Family 'door' has 10 games in 'train', a batch needs 11"),
+    ):
         env.reset()
     with make(split="valid") as env, pytest.raises(ValueError, match="Unknown split 'valid'"):
         env.reset()
@@ -184,9 +219,22 @@ def test_close_is_idempotent_and_final():
 def test_the_readme_example_runs(capsys):
     readme = (ROOT / "README.md").read_text()
     (code,) = re.findall(r"<!-- metaenv -->\n.*?```python\n(.*?)```", readme, re.DOTALL)
-    answers = iter(["ANALYSIS: none\nIMPROVED PROMPT: Say ring", "I refuse.", "ANALYSIS: better\nIMPROVED PROMPT: Say open"])
+    answers = iter(
+        [
+            "ANALYSIS: none\nIMPROVED PROMPT: Say ring",
+            "I refuse.",
+            "ANALYSIS: better\nIMPROVED PROMPT: Say open",
+        ]
+    )
     code = code.replace('"minihack"', '"fake"').replace('"eat"', '"door"')
-    exec(compile(code, "README.md", "exec"), {"my_actor": obedient, "my_reflector": lambda messages: next(answers), "__name__": "readme"})
+    exec(
+        compile(code, "README.md", "exec"),
+        {
+            "my_actor": obedient,
+            "my_reflector": lambda messages: next(answers),
+            "__name__": "readme",
+        },
+    )
     out = capsys.readouterr().out
     assert "0%" in out and "100%" in out and "no_analysis" in out
 
@@ -229,11 +277,16 @@ def test_an_unresolvable_action_is_not_replaced():
 
 
 def test_a_reply_without_an_action_is_counted_and_not_replaced():
-    with FunctionActor(lambda messages, actions: "I would rather not.", replies="react") as actor, make(policy=actor, num_games=2) as env:
+    with (
+        FunctionActor(lambda messages, actions: "I would rather not.", replies="react") as actor,
+        make(policy=actor, num_games=2) as env,
+    ):
         context, info = env.reset()
     assert info["parse_failures"] == {"no_action": 10, "empty_action": 0, "truncated": 0}
     assert [result.num_unusable for result in info["games"]] == [5, 5]
-    assert {(turn.action, turn.reply) for turn in context.trajectories[0].turns} == {("", "I would rather not.")}
+    assert {(turn.action, turn.reply) for turn in context.trajectories[0].turns} == {
+        ("", "I would rather not.")
+    }
 
 
 class Numbered(FakeEnvironment):
@@ -283,7 +336,13 @@ def test_duplicates_of_a_game_deflate_no_reward():
 def test_unparseable_reflector_output_is_not_taken_for_the_old_prompt():
     with make() as env:
         env.reset()
-        for failure in (parse_reply("Looks fine to me."), parse_reply("ANALYSIS: x\nIMPROVED PROMPT:"), "", "  ", None):
+        for failure in (
+            parse_reply("Looks fine to me."),
+            parse_reply("ANALYSIS: x\nIMPROVED PROMPT:"),
+            "",
+            "  ",
+            None,
+        ):
             with pytest.raises(ValueError, match="step takes a system prompt, got"):
                 env.step(failure)
         assert parse_reply("Looks fine to me.") is ParseFailure.NO_ANALYSIS
@@ -302,7 +361,11 @@ def test_no_history_starts_on_an_assistant_message():
     assert len(conversations) == 8
     for messages in conversations:
         assert all(type(message) is Message for message in messages)
-        assert [message.role for message in messages] == ["system", *["user", "assistant"] * (len(messages) // 2 - 1), "user"]
+        assert [message.role for message in messages] == [
+            "system",
+            *["user", "assistant"] * (len(messages) // 2 - 1),
+            "user",
+        ]
     assert sorted(map(len, conversations)) == [2, 2, 4, 4, 6, 6, 8, 8]
 
 
@@ -332,7 +395,15 @@ with ictjax.MetaEnv(FakeEnvironment(), lambda messages, actions: "look", num_gam
     print(*env.reset()[0].games)
 """
     environ = {**os.environ, "PYTHONHASHSEED": "4242"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
     with make(families=(), num_games=9, max_steps=1) as env:
         assert done.stdout.split() == [str(game) for game in env.reset()[0].games]
 
@@ -346,12 +417,16 @@ def test_one_server_error_ends_its_own_episode_only():
             raise ConnectionError("the server hung up")
         return obedient(messages, actions)
 
-    with FunctionActor(flaky, threads=1) as actor, make(policy=actor, num_games=4, initial_prompt="Say open") as env:
+    with (
+        FunctionActor(flaky, threads=1) as actor,
+        make(policy=actor, num_games=4, initial_prompt="Say open") as env,
+    ):
         context, info = env.reset()
     (failed,) = [result for result in info["games"] if result.outcome is Outcome.FAILED]
     assert failed.error == "The policy failed: ConnectionError: the server hung up."
     assert [result.outcome for result in info["games"]].count(Outcome.SUCCESS) == 3
-    assert (info["failed"], info["reward"], len(context.trajectories)) == (1, 1.0, 4)  # the reward is of those that were played
+    # the reward is of those that were played
+    assert (info["failed"], info["reward"], len(context.trajectories)) == (1, 1.0, 4)
 
 
 def test_a_policy_that_always_fails_is_no_lost_game():
@@ -364,7 +439,9 @@ def test_a_policy_that_always_fails_is_no_lost_game():
 
 
 def test_the_slowest_episode_holds_back_no_other():
-    """The first call of one episode waits until all the others have ended: in lockstep it would wait for ever."""
+    """The first call of one episode waits until all the others have ended: in lockstep it would
+    wait for ever.
+    """
     lock, others_done, slow = threading.Lock(), threading.Event(), []
     ended = collections.Counter()
 
@@ -391,7 +468,9 @@ def test_the_slowest_episode_holds_back_no_other():
 
 @pytest.mark.parametrize("family", ["pray", "sink", "locked_door", "keyroom", "levitate_potion"])
 def test_the_families_that_lacked_verbs_are_won_through_the_interface(family):
-    """The expert's actions, written down in one game, win the same game as the text actions of a policy."""
+    """The expert's actions, written down in one game, win the same game as the text actions of a
+    policy.
+    """
     pytest.importorskip("minihack")
     from envs.experts import make_expert
     from envs.minihack import MiniHack
@@ -410,7 +489,12 @@ def test_the_families_that_lacked_verbs_are_won_through_the_interface(family):
         if step.outcome is Outcome.SUCCESS:
             break
     game.close()
-    with MetaEnv(MiniHack(), lambda messages, actions: script[len(messages) // 2 - 1], families=[family], max_steps=40) as env:
+    with MetaEnv(
+        MiniHack(),
+        lambda messages, actions: script[len(messages) // 2 - 1],
+        families=[family],
+        max_steps=40,
+    ) as env:
         (trajectory,) = env.play("Play.", [game_id])
     assert trajectory.success
     assert [turn.action for turn in trajectory.turns] == script
@@ -421,7 +505,9 @@ def test_step_east_is_not_taken_for_another_action():
     from envs.minihack import MiniHack
 
     says = iter(["step east", "step s", "look"])
-    with MetaEnv(MiniHack(), lambda messages, actions: next(says), families=["room"], max_steps=3) as env:
+    with MetaEnv(
+        MiniHack(), lambda messages, actions: next(says), families=["room"], max_steps=3
+    ) as env:
         (trajectory,) = env.play("Play.", [GameId(env="minihack", family="room", key="1")])
     assert [turn.action for turn in trajectory.turns] == ["step east", "step s", "look"]
     assert "Unknown action: 'step east'" in trajectory.turns[1].observation
@@ -441,20 +527,34 @@ def test_a_preset_can_be_pointed_at_another_environment_without_its_options(caps
     from experiments.train import main
 
     with pytest.raises(SystemExit):
-        main(["--preset", "pocket-minihack", "--environment.name", "envs.fake:FakeEnvironment", "--run-dir", str(tmp_path / "run")])
+        main(
+            [
+                "--preset",
+                "pocket-minihack",
+                "--environment.name",
+                "envs.fake:FakeEnvironment",
+                "--run-dir",
+                str(tmp_path / "run"),
+            ]
+        )
     assert "Unknown family 'eat' of fake: use some of bell, door, lamp." in capsys.readouterr().err
 
 
 def test_the_page_shows_what_its_example_prints(capsys):
     page = (ROOT / "docs" / "adding_an_environment.md").read_text()
-    ((code, printed),) = re.findall(r"```python\n(from ictjax import MetaEnv\n.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
+    ((code, printed),) = re.findall(
+        r"```python\n(from ictjax import MetaEnv\n.*?)```\n\n```\n(.*?)```", page, re.DOTALL
+    )
     exec(compile(code, "adding_an_environment.md", "exec"), {"__name__": "page"})
     assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"threads": 0}, "threads must be at least 1, got 0"), ({"replies": "json"}, "'action' or 'react', got 'json'")],
+    [
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"replies": "json"}, "'action' or 'react', got 'json'"),
+    ],
 )
 def test_settings_of_a_function_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -464,4 +564,6 @@ def test_settings_of_a_function_that_make_no_sense_are_refused(arguments, messag
 def test_a_function_may_answer_in_react_form():
     with make(policy=lambda messages, actions: "Thought: near?\nAction: look", num_games=1) as env:
         context, _ = env.reset()
-    assert {(turn.thought, turn.action) for turn in context.trajectories[0].turns} == {("near?", "look")}
+    assert {(turn.thought, turn.action) for turn in context.trajectories[0].turns} == {
+        ("near?", "look")
+    }

@@ -17,11 +17,25 @@ def _write(folder, iterations, **options):
 def test_one_line_an_iteration_with_time_apart(tmp_path):
     with MetricsWriter(tmp_path / "new" / "run", tensorboard=False) as writer:
         writer.write(
-            0, {"loss": jnp.float32(0.5), "count": np.int64(3), "name": "é", "families": {"Eat": np.float32(0.25)}}, time={"update": 2.0}
+            0,
+            {
+                "loss": jnp.float32(0.5),
+                "count": np.int64(3),
+                "name": "é",
+                "families": {"Eat": np.float32(0.25)},
+            },
+            time={"update": 2.0},
         )
         # On disk as soon as `write` returns: a killed process loses nothing.
         line = (tmp_path / "new" / "run" / "metrics.jsonl").read_text(encoding="utf-8")
-    assert json.loads(line) == {"iteration": 0, "loss": 0.5, "count": 3, "name": "é", "families": {"Eat": 0.25}, "time": {"update": 2.0}}
+    assert json.loads(line) == {
+        "iteration": 0,
+        "loss": 0.5,
+        "count": 3,
+        "name": "é",
+        "families": {"Eat": 0.25},
+        "time": {"update": 2.0},
+    }
     assert line.endswith("}\n") and line.count("\n") == 1
 
 
@@ -32,7 +46,9 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
     assert (record["a"], record["b"], record["c"]) == (None, [None, 1.0], None)
 
 
-@pytest.mark.parametrize(("last_iteration", "kept"), [(None, []), (-1, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("last_iteration", "kept"), [(None, []), (-1, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])]
+)
 def test_resume_drops_the_lines_past_the_restored_iteration(tmp_path, last_iteration, kept):
     _write(tmp_path, range(4))
     with MetricsWriter(tmp_path, last_iteration=last_iteration, tensorboard=False) as writer:
@@ -45,14 +61,17 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
     _write(tmp_path / "straight", range(5))
     _write(tmp_path / "resumed", range(4))
     _write(tmp_path / "resumed", range(2, 5), last_iteration=1)
-    assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (tmp_path / "resumed" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "resumed" / "metrics.jsonl"
+    ).read_bytes()
 
 
 def test_a_torn_last_line_is_ignored_and_removed_on_resume(tmp_path):
     _write(tmp_path, range(3))
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
-    for torn in (b'{"iteration":3,"lo', b'{"iteration":3}', '{"name":"é'.encode()[:-1]):  # the second: whole, but for its newline
+    # the second: whole, but for its newline
+    for torn in (b'{"iteration":3,"lo', b'{"iteration":3}', '{"name":"é'.encode()[:-1]):
         path.write_bytes(whole + torn)
         assert [record["iteration"] for record in read_metrics(path)] == [0, 1, 2]
     _write(tmp_path, [3], last_iteration=5)

@@ -15,7 +15,15 @@ from envs.experts import make_expert
 from envs.minihack import FAMILIES, MiniHack
 from envs.minihack import game as game_module
 from envs.minihack import index as splits
-from envs.minihack.families import FAMILY_SPLITS, LEFT_OUT, SOUND_RESERVE, STEPS, TASKS, step_limit, why_left_out
+from envs.minihack.families import (
+    FAMILY_SPLITS,
+    LEFT_OUT,
+    SOUND_RESERVE,
+    STEPS,
+    TASKS,
+    step_limit,
+    why_left_out,
+)
 from envs.minihack.game import MiniHackGame
 from envs.minihack.verbs import Command, find_item, parse
 from envs.minihack.view import Item, object_noun, plain_name
@@ -100,7 +108,9 @@ def test_another_process_plays_the_same(open_game):
         "print(json.dumps([transcript(MiniHack().open(f), f, s) for f, s in PLAYED[:2]]))"
     )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == here
 
@@ -132,7 +142,11 @@ def test_success_is_told_in_a_clean_sentence(open_game):
         outcome = step.outcome
     assert outcome is Outcome.SUCCESS and step.reward == 1.0
     assert step.observation.text.endswith("You succeeded.")
-    assert "float" in step.observation.text and "|" not in step.observation.text and "\n" not in step.observation.text
+    assert (
+        "float" in step.observation.text
+        and "|" not in step.observation.text
+        and "\n" not in step.observation.text
+    )
     assert game.step("north") == dataclasses.replace(step, reward=0.0)
 
 
@@ -231,7 +245,12 @@ def test_a_missing_direction_wastes_no_charge(open_game):
     step = game.step("zap wand")
     assert "needs a direction" in step.observation.text
     after = game.raw()
-    assert (after.turn, after.position, after.items, after.rows) == (before.turn, before.position, before.items, before.rows)
+    assert (after.turn, after.position, after.items, after.rows) == (
+        before.turn,
+        before.position,
+        before.items,
+        before.rows,
+    )
     assert "lava cools" in game.step("zap f e").observation.text
 
 
@@ -292,7 +311,9 @@ def test_actions_are_read_as_people_write_them(text, command):
     assert parse(text) == command
 
 
-@pytest.mark.parametrize("text", ["", "!!!", "zapp wand", "north please", "pray loudly", "kick", "n"])
+@pytest.mark.parametrize(
+    "text", ["", "!!!", "zapp wand", "north please", "pray loudly", "kick", "n"]
+)
 def test_other_actions_give_a_note(text):
     assert isinstance(parse(text), str)
 
@@ -318,7 +339,12 @@ def test_names_and_nouns(text, name, noun):
 def test_full_text_shows_the_pack_only_when_it_changed(open_game):
     game = open_game("zap", "full")
     text = game.reset(game_id("zap", 5)).text
-    assert "You carry:" in text and "- wand (2 north)" in text and "Legend:" in text and "/ wand" in text
+    assert (
+        "You carry:" in text
+        and "- wand (2 north)" in text
+        and "Legend:" in text
+        and "/ wand" in text
+    )
     assert "welcome to NetHack" not in text
     game.step("north")
     text = game.step("north").observation.text
@@ -337,7 +363,9 @@ def test_compact_text_is_short_lower_case_and_names_classes(open_game):
             act = make_expert(family, random.Random(seed))
             for _ in range(20):
                 text = observation.text
-                assert text == text.lower() and set(text) <= set("abcdefghijklmnopqrstuvwxyz0123456789 .,:")
+                assert text == text.lower() and set(text) <= set(
+                    "abcdefghijklmnopqrstuvwxyz0123456789 .,:"
+                )
                 lengths.append(len(text.split()))
                 step = game.step(act(game.raw()))
                 observation = step.observation
@@ -349,10 +377,18 @@ def test_compact_text_is_short_lower_case_and_names_classes(open_game):
 
 def test_compact_transcript_of_a_known_game(open_game):
     game = open_game("zap", "compact")
-    assert game.reset(game_id("zap", 5)).text == "here : upstairs . west : wall . see : wand 2 north ."
+    assert (
+        game.reset(game_id("zap", 5)).text == "here : upstairs . west : wall . see : wand 2 north ."
+    )
     game.step("north")
-    assert game.step("go north").observation.text == "you see here a wand . here : wand . west : wall . see : upstairs 2 south ."
-    assert game.step("pickup wand").observation.text == "a wand . west : wall . see : upstairs 2 south . items : wand ."
+    assert (
+        game.step("go north").observation.text
+        == "you see here a wand . here : wand . west : wall . see : upstairs 2 south ."
+    )
+    assert (
+        game.step("pickup wand").observation.text
+        == "a wand . west : wall . see : upstairs 2 south . items : wand ."
+    )
     step = game.step("zap wand")
     assert step.outcome is Outcome.SUCCESS and step.observation.text.endswith("you succeeded .")
 
@@ -369,7 +405,11 @@ def test_splits_are_disjoint_by_layout_and_skip_repeats(open_game):
     chosen = splits.assign(hashes)
     layouts = {name: {hashes[seed][1] for seed in seeds} for name, seeds in chosen.items()}
     assert all(layouts.values())
-    assert not layouts["train"] & layouts["test"] and not layouts["train"] & layouts["select"] and not layouts["select"] & layouts["test"]
+    assert (
+        not layouts["train"] & layouts["test"]
+        and not layouts["train"] & layouts["select"]
+        and not layouts["select"] & layouts["test"]
+    )
     states = [hashes[seed][0] for seeds in chosen.values() for seed in seeds]
     assert len(set(states)) == len(states)
 
@@ -377,7 +417,9 @@ def test_splits_are_disjoint_by_layout_and_skip_repeats(open_game):
 def test_a_family_with_one_layout_is_split_by_state():
     digests = [f"{i * 2654435761 % 2**32:08x}" for i in range(100)]
     chosen = splits.assign([(digest, "0" * 8) for digest in digests] + [(digests[0], "0" * 8)])
-    assert collections.Counter(seed for seeds in chosen.values() for seed in seeds) == collections.Counter(range(100))
+    assert collections.Counter(
+        seed for seeds in chosen.values() for seed in seeds
+    ) == collections.Counter(range(100))
     assert all(chosen.values())
 
 
@@ -406,7 +448,12 @@ def test_games_are_cached_and_an_unreadable_cache_is_made_again(tmp_path, monkey
 
 
 def test_the_scanner_runs_as_a_command(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "envs.minihack.index", "eet"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "envs.minihack.index", "eet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2 and "Unknown MiniHack family 'eet'" in done.stderr
     done = subprocess.run(
         [sys.executable, "-m", "envs.minihack.index", "eat"],
@@ -421,15 +468,33 @@ def test_the_scanner_runs_as_a_command(tmp_path):
 
 
 def test_the_report_counts_what_splits_share(monkeypatch, capsys):
-    # Of two families with the same first screen, the second was trained on what the first is tested on.
-    seeds = {"eat": {"train": [0], "select": [1], "test": [2]}, "wield": {"train": [2, 3], "select": [4], "test": [5]}}
-    starts = {0: ("a", "A"), 1: ("b", "B"), 2: ("c", "C"), 3: ("d", "B"), 4: ("e", "E"), 5: ("f", "F")}
-    monkeypatch.setattr(splits, "load_index", lambda family, name: [game_id(family, seed) for seed in seeds[family][name]])
-    monkeypatch.setattr(splits, "_start", lambda _family, games: [starts[int(game.key)] for game in games])
+    # Of two families with the same first screen, the second was trained on what the first is tested
+    # on.
+    seeds = {
+        "eat": {"train": [0], "select": [1], "test": [2]},
+        "wield": {"train": [2, 3], "select": [4], "test": [5]},
+    }
+    starts = {
+        0: ("a", "A"),
+        1: ("b", "B"),
+        2: ("c", "C"),
+        3: ("d", "B"),
+        4: ("e", "E"),
+        5: ("f", "F"),
+    }
+    monkeypatch.setattr(
+        splits,
+        "load_index",
+        lambda family, name: [game_id(family, seed) for seed in seeds[family][name]],
+    )
+    monkeypatch.setattr(
+        splits, "_start", lambda _family, games: [starts[int(game.key)] for game in games]
+    )
     check = splits.check_splits(["eat"])
     assert check == (dict(train=1, select=1, test=1), 3, 3, 0, 0)
     check = splits.check_splits(["wield"], ["eat"])
-    assert check == (dict(train=2, select=2, test=2), 5, 4, 1, 2)  # state c; screens C, and B by another state
+    # state c; screens C, and B by another state
+    assert check == (dict(train=2, select=2, test=2), 5, 4, 1, 2)
     assert splits.main(["--report", "eat"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "| eat | 1 | 1 | 1 | 3 | 3 | 0 | 0 |"
     assert splits.main(["--report", "eet"]) == 2 and splits.main([]) == 2
@@ -458,7 +523,9 @@ def test_every_registered_task_is_a_family_or_left_out_for_a_reason():
     assert (len(TASKS), len(left_out)) == (98, 63)
 
 
-@pytest.mark.parametrize("task", ["LavaCross-Levitate-Ring-Inv", "WoD-Hard", "Freeze-Random", "Levitate-Boots"])
+@pytest.mark.parametrize(
+    "task", ["LavaCross-Levitate-Ring-Inv", "WoD-Hard", "Freeze-Random", "Levitate-Boots"]
+)
 def test_restricted_tasks_are_the_same_games(task, monkeypatch):
     hashes = []
     for kind in ("Full", "Restricted"):

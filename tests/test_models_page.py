@@ -29,16 +29,24 @@ def per_device(preset, mesh, rank, monkeypatch):
     """GiB per device by what it is, as --check prints it."""
     monkeypatch.setattr(plan_shapes, "_trace_update", lambda *_: None)
     config = PRESETS[preset]
-    config = dataclasses.replace(config, reflector=dataclasses.replace(config.reflector, lora=LoraConfig(rank=rank)))
+    config = dataclasses.replace(
+        config, reflector=dataclasses.replace(config.reflector, lora=LoraConfig(rank=rank))
+    )
     printed = io.StringIO()
     plan_shapes.check(on_named_mesh(config, mesh), Console(file=printed, width=200))
-    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.getvalue().splitlines() if line.startswith("│")]
+    lines = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in printed.getvalue().splitlines()
+        if line.startswith("│")
+    ]
     return {cells[0]: float(cells[-1]) for cells in lines}
 
 
 def test_every_family_is_on_the_page():
     table = PAGE.partition("## Families")[2].partition("### Parity")[0]
-    assert [row[1].strip("`") for row in rows(table)] == [family.architecture for family in FAMILIES.values()]
+    assert [row[1].strip("`") for row in rows(table)] == [
+        family.architecture for family in FAMILIES.values()
+    ]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -53,7 +61,9 @@ def test_the_memory_table_is_what_check_prints(mesh, monkeypatch):
         memory = per_device("qwen2.5-7b-minihack", mesh, rank, monkeypatch)
         parts = {
             base: sum(size for what, size in memory.items() if what.startswith("actor, ")),
-            trained.split(r" \| ")[index]: sum(memory[name] for name in ("trained weights", "first moments", "second moments")),
+            trained.split(r" \| ")[index]: sum(
+                memory[name] for name in ("trained weights", "first moments", "second moments")
+            ),
             copy.split(r" \| ")[index]: memory.get("trained weights as they sample, bfloat16", 0.0),
             caches: sum(size for what, size in memory.items() if " cache, " in what),
             total.split(r" \| ")[index]: sum(memory.values()),

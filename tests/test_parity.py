@@ -1,4 +1,6 @@
-"""Every family and option against the PyTorch model of Hugging Face transformers, and checkpoints there and back."""
+"""Every family and option against the PyTorch model of Hugging Face transformers, and checkpoints
+there and back.
+"""
 
 import json
 
@@ -6,7 +8,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-torch = pytest.importorskip("torch", reason="torch is not installed; it is needed only to compare with the PyTorch models (extra: parity)")
+torch = pytest.importorskip(
+    "torch",
+    reason=(
+        "torch is not installed; it is needed only to compare with the PyTorch models (extra:"
+        " parity)"
+    ),
+)
 transformers = pytest.importorskip("transformers")
 
 from experiments import parity  # noqa: E402 (needs torch)
@@ -40,10 +48,19 @@ def test_logits_and_greedy_continuation(tmp_path, case):
     ids=lambda value: value if isinstance(value, str) else case_id(value),
 )
 def test_the_options_matter_at_these_sizes(tmp_path, case, option):
-    """PyTorch with the same weights and without the option gives visibly other logits: parity would fail if we ignored it."""
-    without = parity.Case(family=case.family, option="", changes={name: value for name, value in case.changes.items() if name != option})
+    """PyTorch with the same weights and without the option gives visibly other logits: parity would
+    fail if we ignored it.
+    """
+    without = parity.Case(
+        family=case.family,
+        option="",
+        changes={name: value for name, value in case.changes.items() if name != option},
+    )
     batch = parity.ragged_batch(padded_left=False)
-    first, second = (parity.torch_logits(parity.random_checkpoint(tmp_path, each), *batch) for each in (case, without))
+    first, second = (
+        parity.torch_logits(parity.random_checkpoint(tmp_path, each), *batch)
+        for each in (case, without)
+    )
     assert np.abs(first - second).max() > 1e-3 * np.abs(first).max()
 
 
@@ -62,20 +79,32 @@ ROUND_TRIPS = ((0, "float16"), (1, "bfloat16"), (5, "bfloat16"), (8, "float32"),
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), [(parity.CASES[index], dtype) for index, dtype in ROUND_TRIPS], ids=lambda each: getattr(each, "option", each)
+    ("case", "dtype"),
+    [(parity.CASES[index], dtype) for index, dtype in ROUND_TRIPS],
+    ids=lambda each: getattr(each, "option", each),
 )
 def test_round_trip_is_bit_exact(tmp_path, case, dtype):
     theirs = parity.random_checkpoint(tmp_path / "theirs", case).to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path / "theirs")
     config, params = load_checkpoint(tmp_path / "theirs")
     assert config.param_dtype == dtype
-    save_checkpoint(tmp_path / "ours", config, params, source=tmp_path / "theirs", max_shard_bytes=10_000)
+    save_checkpoint(
+        tmp_path / "ours", config, params, source=tmp_path / "theirs", max_shard_bytes=10_000
+    )
     assert tensors_of(tmp_path / "ours") == tensors_of(tmp_path / "theirs")
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 2
-    configs = [json.loads((tmp_path / each / "config.json").read_text()) for each in ("theirs", "ours")]
+    configs = [
+        json.loads((tmp_path / each / "config.json").read_text()) for each in ("theirs", "ours")
+    ]
     assert configs[0] == configs[1]
-    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True, dtype="auto")
-    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    for (name, mine), (_, expected) in zip(again.named_parameters(), theirs.named_parameters(), strict=True):
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, dtype="auto"
+    )
+    assert not any(
+        info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    for (name, mine), (_, expected) in zip(
+        again.named_parameters(), theirs.named_parameters(), strict=True
+    ):
         assert mine.dtype == expected.dtype
         assert torch.equal(mine, expected), name

@@ -14,7 +14,16 @@ from ictjax.models.hf.layout import layout
 from ictjax.models.lora import LoraConfig, init_adapter, merge
 from ictjax.models.peft import load_adapter, save_adapter
 
-MODEL = ModelConfig(vocab_size=19, num_layers=2, d_model=12, d_ff=20, num_heads=4, num_kv_heads=2, head_dim=6, max_positions=64)
+MODEL = ModelConfig(
+    vocab_size=19,
+    num_layers=2,
+    d_model=12,
+    d_ff=20,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    max_positions=64,
+)
 LORA = LoraConfig(rank=3, alpha=6.0)
 
 
@@ -40,26 +49,42 @@ def test_round_trip(tmp_path, lora):
 
 
 def test_files_are_what_peft_reads(folder):
-    """The names of https://huggingface.co/docs/peft/developer_guides/checkpoint, and W + alpha / r B A = the weights that we merge."""
+    """The names of https://huggingface.co/docs/peft/developer_guides/checkpoint, and W + alpha / r
+    B A = the weights that we merge.
+    """
     data = json.loads((folder / "adapter_config.json").read_text())
-    assert {name: data[name] for name in ("peft_type", "task_type", "r", "lora_alpha", "base_model_name_or_path")} == {
+    assert {
+        name: data[name]
+        for name in ("peft_type", "task_type", "r", "lora_alpha", "base_model_name_or_path")
+    } == {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": 3,
         "lora_alpha": 6.0,
         "base_model_name_or_path": "organisation/base",
     }
-    assert sorted(data["target_modules"]) == sorted("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
+    assert sorted(data["target_modules"]) == sorted(
+        "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    )
     tensors = load_file(folder / "adapter_model.safetensors")
-    assert tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"].shape == (3, 12)
+    assert tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"].shape == (
+        3,
+        12,
+    )
     assert tensors["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"].shape == (12, 3)
     base = transformer.init_params(MODEL, jax.random.key(2))
     merged = merge(LORA, base, random_adapter(LORA))
     for name, tensor in layout(MODEL).items():
         if tensor.layer is None or not name.endswith("proj.weight"):
             continue
-        before, after = (tensor.file_view(np.asarray(tree["layers"][tensor.path[1]][tensor.layer])) for tree in (base, merged))
-        a, b = (tensors[f"base_model.model.{name.removesuffix('weight')}lora_{each}.weight"] for each in "AB")
+        before, after = (
+            tensor.file_view(np.asarray(tree["layers"][tensor.path[1]][tensor.layer]))
+            for tree in (base, merged)
+        )
+        a, b = (
+            tensors[f"base_model.model.{name.removesuffix('weight')}lora_{each}.weight"]
+            for each in "AB"
+        )
         np.testing.assert_allclose(after, before + 6.0 / 3 * b @ a, rtol=1e-5, atol=1e-5)
 
 
@@ -88,10 +113,24 @@ def test_refuses_other_adapters(folder, changes, message):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: t.pop("base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"), "up_proj.lora_B.weight is missing"),
-        (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": np.zeros((3, 12), np.float32)}), "lm_head.lora_A.weight"),
         (
-            lambda t: t.update({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": np.zeros((3, 5), np.float32)}),
+            lambda t: t.pop("base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"),
+            "up_proj.lora_B.weight is missing",
+        ),
+        (
+            lambda t: t.update(
+                {"base_model.model.lm_head.lora_A.weight": np.zeros((3, 12), np.float32)}
+            ),
+            "lm_head.lora_A.weight",
+        ),
+        (
+            lambda t: t.update(
+                {
+                    "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": np.zeros(
+                        (3, 5), np.float32
+                    )
+                }
+            ),
             r"is \[3, 5\], expected \[3, 12\]",
         ),
         (lambda t: t.update({"x": np.zeros(3, np.int8)}), "holds x, which is not float32"),

@@ -1,4 +1,6 @@
-"""Playing in the terminal: a person on a pipe and on a pty, the expert, chance, and a model through the real rollout."""
+"""Playing in the terminal: a person on a pipe and on a pty, the expert, chance, and a model through
+the real rollout.
+"""
 
 import io
 import json
@@ -36,8 +38,12 @@ def flags(path, *more):
 
 def test_a_person_plays_and_the_episode_is_recorded(monkeypatch, capsys, tmp_path):
     path = tmp_path / "episode.json"
-    printed = run(monkeypatch, capsys, flags(path), "help\n\nactions\n!help\nwalk\nwalk\nopen\nignored\n")
-    assert "put ! before it" in printed and "Actions: walk, look, open, light, ring, jump" in printed
+    printed = run(
+        monkeypatch, capsys, flags(path), "help\n\nactions\n!help\nwalk\nwalk\nopen\nignored\n"
+    )
+    assert (
+        "put ! before it" in printed and "Actions: walk, look, open, light, ring, jump" in printed
+    )
     assert "success after 4 actions" in printed and str(path) in printed
     played = trajectory_from_json(path.read_text())
     assert played.game == DOOR and played.outcome is Outcome.SUCCESS
@@ -45,8 +51,13 @@ def test_a_person_plays_and_the_episode_is_recorded(monkeypatch, capsys, tmp_pat
     assert [turn.reward for turn in played.turns] == [0, 0, 0, 1]
     # What was shown and recorded is what the game says.
     game = FakeEnvironment().open("door")
-    texts = [game.reset(DOOR).text, *(game.step(turn.action).observation.text for turn in played.turns)]
-    assert [turn.observation for turn in played.turns] == texts[:-1] and played.final_observation == texts[-1]
+    texts = [
+        game.reset(DOOR).text,
+        *(game.step(turn.action).observation.text for turn in played.turns),
+    ]
+    assert [turn.observation for turn in played.turns] == texts[
+        :-1
+    ] and played.final_observation == texts[-1]
     game.reset(DOOR)
     assert played.state_hash == game.state_hash()
     assert all(text in printed for text in texts)
@@ -64,7 +75,9 @@ def test_who_leaves_early_is_recorded(monkeypatch, capsys, tmp_path, typed):
     printed = run(monkeypatch, capsys, flags(path), typed)
     assert "stopped after 1 action\n" in printed
     played = trajectory_from_json(path.read_text())
-    assert [turn.action for turn in played.turns] == ["walk"] and played.outcome is Outcome.STEP_LIMIT
+    assert [turn.action for turn in played.turns] == [
+        "walk"
+    ] and played.outcome is Outcome.STEP_LIMIT
     assert "1 step away" in played.final_observation
 
 
@@ -77,15 +90,38 @@ def test_the_step_limit_ends_the_episode(monkeypatch, capsys, tmp_path):
 
 def test_the_expert_and_chance_play(monkeypatch, capsys, tmp_path):
     path = tmp_path / "episode.json"
-    argv = ["--game", "minihack|eat|10000", "--policy", "expert", "--options", "text", "compact", "--record", str(path)]
+    argv = [
+        "--game",
+        "minihack|eat|10000",
+        "--policy",
+        "expert",
+        "--options",
+        "text",
+        "compact",
+        "--record",
+        str(path),
+    ]
     printed = run(monkeypatch, capsys, argv)
     played = trajectory_from_json(path.read_text())
-    assert played.success and played.turns[-1].action == "eat apple" and "Action: eat apple" in printed
+    assert (
+        played.success and played.turns[-1].action == "eat apple" and "Action: eat apple" in printed
+    )
     argv = ["--game", "minihack|eat|10000", "--policy", "random", "--max-steps", "3"]
-    assert run(monkeypatch, capsys, argv) == run(monkeypatch, capsys, argv) != run(monkeypatch, capsys, [*argv, "--seed", "1"])
+    assert (
+        run(monkeypatch, capsys, argv)
+        == run(monkeypatch, capsys, argv)
+        != run(monkeypatch, capsys, [*argv, "--seed", "1"])
+    )
     path.unlink()
     run(monkeypatch, capsys, flags(path, "--policy", "random", "--max-steps", "30"))
-    assert {turn.action for turn in trajectory_from_json(path.read_text()).turns} <= {"walk", "look", "open", "light", "ring", "jump"}
+    assert {turn.action for turn in trajectory_from_json(path.read_text()).turns} <= {
+        "walk",
+        "look",
+        "open",
+        "light",
+        "ring",
+        "jump",
+    }
 
 
 def test_a_model_is_watched(monkeypatch, capsys, tmp_path):
@@ -93,20 +129,44 @@ def test_a_model_is_watched(monkeypatch, capsys, tmp_path):
     actor, _ = save_pair(tmp_path)
     path, prompt = tmp_path / "episode.json", tmp_path / "prompt.txt"
     prompt.write_text("play OPEN\n")
-    argv = ["--game", "fake|door|0", "--model", str(actor), "--max-turn-tokens", "4", "--record", str(path)]
+    argv = [
+        "--game",
+        "fake|door|0",
+        "--model",
+        str(actor),
+        "--max-turn-tokens",
+        "4",
+        "--record",
+        str(path),
+    ]
     printed = run(monkeypatch, capsys, [*argv, "--prompt", str(prompt)])
     played = trajectory_from_json(path.read_text())
     assert played.system_prompt == "play OPEN" and played.success
     assert [(turn.action, turn.reply) for turn in played.turns] == [("open", "Action: open")]
     assert (
-        played.state_hash and played.turns[0].observation in printed and "Action: open" in printed and "success after 1 action" in printed
+        played.state_hash
+        and played.turns[0].observation in printed
+        and "Action: open" in printed
+        and "success after 1 action" in printed
     )
     printed = run(monkeypatch, capsys, [*argv, "--prompt", "play RING", "--max-steps", "2"])
-    assert trajectory_from_json(path.read_text()).turns[1].action == "ring" and "step limit after 2 actions" in printed
-    printed = run(monkeypatch, capsys, [*argv, "--prompt", "play OPEN", "--max-turn-tokens", "1", "--max-steps", "1"])
+    assert (
+        trajectory_from_json(path.read_text()).turns[1].action == "ring"
+        and "step limit after 2 actions" in printed
+    )
+    printed = run(
+        monkeypatch,
+        capsys,
+        [*argv, "--prompt", "play OPEN", "--max-turn-tokens", "1", "--max-steps", "1"],
+    )
     assert "(no usable action: truncated)" in printed
     before = path.read_text()
-    refused(capsys, play.main, ["--game", "fake|door|x", "--model", str(actor), "--record", str(path)], "fake|door|x")
+    refused(
+        capsys,
+        play.main,
+        ["--game", "fake|door|x", "--model", str(actor), "--record", str(path)],
+        "fake|door|x",
+    )
     assert path.read_text() == before
 
 
@@ -122,18 +182,59 @@ def test_the_prompt_is_the_environments_own_unless_given():
 def test_bad_input(capsys, tmp_path):
     refused(capsys, play.main, ["--env", "chess"], "'chess'")
     refused(capsys, play.main, ["--env", "fake"], "--family is missing", "bell, door, lamp")
-    refused(capsys, play.main, ["--env", "fake", "--family", "castle"], "'castle'", "bell, door, lamp")
+    refused(
+        capsys, play.main, ["--env", "fake", "--family", "castle"], "'castle'", "bell, door, lamp"
+    )
     refused(capsys, play.main, ["--env", "fake", "--family", "door", "--split", "dev"], "'dev'")
-    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--split", "test", "--seed", "200"], "200")
-    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--seed", "-1"], "--seed", "-1")
-    refused(capsys, play.main, ["--env", "fake", "--game", "minihack|eat|1"], "minihack|eat|1", "--env fake")
+    refused(
+        capsys,
+        play.main,
+        ["--env", "fake", "--family", "door", "--split", "test", "--seed", "200"],
+        "200",
+    )
+    refused(
+        capsys, play.main, ["--env", "fake", "--family", "door", "--seed", "-1"], "--seed", "-1"
+    )
+    refused(
+        capsys,
+        play.main,
+        ["--env", "fake", "--game", "minihack|eat|1"],
+        "minihack|eat|1",
+        "--env fake",
+    )
     refused(capsys, play.main, ["--game", "fake|door|x"], "fake|door|x")
     refused(capsys, play.main, ["--game", "fake|door"], "env|family|key")
-    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--policy", "expert"], "no scripted expert for 'fake'", "minihack")
-    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--model", str(tmp_path)], "config.json")
-    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--model", "m", "--policy", "expert"], "--model")
-    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--record", str(tmp_path / "no" / "r.json")], "--record")
-    refused(capsys, play.main, ["--env", "fake", "--family", "door", "--options", "speed", "fast"], "speed")
+    refused(
+        capsys,
+        play.main,
+        ["--env", "fake", "--family", "door", "--policy", "expert"],
+        "no scripted expert for 'fake'",
+        "minihack",
+    )
+    refused(
+        capsys,
+        play.main,
+        ["--env", "fake", "--family", "door", "--model", str(tmp_path)],
+        "config.json",
+    )
+    refused(
+        capsys,
+        play.main,
+        ["--env", "fake", "--family", "door", "--model", "m", "--policy", "expert"],
+        "--model",
+    )
+    refused(
+        capsys,
+        play.main,
+        ["--env", "fake", "--family", "door", "--record", str(tmp_path / "no" / "r.json")],
+        "--record",
+    )
+    refused(
+        capsys,
+        play.main,
+        ["--env", "fake", "--family", "door", "--options", "speed", "fast"],
+        "speed",
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +260,9 @@ def test_a_terminal_has_history_completion_and_a_polite_ctrl_c(tmp_path):
     parent, child = pty.openpty()
     argv = [sys.executable, "-m", "experiments.play", *flags(path)]
     environ = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull}
-    process = subprocess.Popen(argv, stdin=child, stdout=child, stderr=child, cwd=ROOT, env=environ, start_new_session=True)
+    process = subprocess.Popen(
+        argv, stdin=child, stdout=child, stderr=child, cwd=ROOT, env=environ, start_new_session=True
+    )
     os.close(child)
     terminal = Terminal(parent)
     try:
@@ -169,7 +272,9 @@ def test_a_terminal_has_history_completion_and_a_polite_ctrl_c(tmp_path):
         terminal.until(b"\n> ")
         os.write(parent, b"\x1b[A\r")  # arrow up: the last action again
         assert b"right here" in terminal.until(b"\n> ")
-        time.sleep(1)  # readline shows its prompt just before it waits; a signal in between would wait with it for the next key
+        # readline shows its prompt just before it waits; a signal in between would wait with it for
+        # the next key
+        time.sleep(1)
         process.send_signal(signal.SIGINT)
         shown = terminal.until(b"SIGINT")
         assert b"Recorded in" in shown and b"Traceback" not in shown
@@ -179,4 +284,6 @@ def test_a_terminal_has_history_completion_and_a_polite_ctrl_c(tmp_path):
         process.wait()
         os.close(parent)
     played = json.loads(path.read_text())
-    assert [turn["action"] for turn in played["turns"]] == ["walk", "walk"] and played["outcome"] == "step_limit"
+    assert [turn["action"] for turn in played["turns"]] == ["walk", "walk"] and played[
+        "outcome"
+    ] == "step_limit"

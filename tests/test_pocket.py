@@ -1,4 +1,6 @@
-"""The pocket lessons and rows, and the shipped actor: it obeys its prompt in real games of both benchmarks, right or wrong."""
+"""The pocket lessons and rows, and the shipped actor: it obeys its prompt in real games of both
+benchmarks, right or wrong.
+"""
 
 import random
 
@@ -41,10 +43,16 @@ def test_held_out_wordings_are_no_training_wordings():
 def test_a_task_is_renamed_where_it_is_named_and_not_where_it_is_a_verb():
     renaming = {"task clean": "kettle", "apple": "sock"}
     turn = "task clean apple fridge . at sinkbasin . carry clean apple ."
-    assert rename_words(turn, renaming) == "task kettle sock fridge . at sinkbasin . carry clean sock ."
+    assert (
+        rename_words(turn, renaming)
+        == "task kettle sock fridge . at sinkbasin . carry clean sock ."
+    )
     reply = "Thought: clean sinkbasin clean Action: clean apple"
     assert rename_words(reply, renaming) == "Thought: kettle sinkbasin clean Action: clean sock"
-    assert things_in([PlayedTurn(observation=turn, thought="", action="")]) == {"task clean", "apple"}
+    assert things_in([PlayedTurn(observation=turn, thought="", action="")]) == {
+        "task clean",
+        "apple",
+    }
 
 
 def test_scripted_players_win_by_the_right_lesson_alone():
@@ -56,9 +64,14 @@ def test_scripted_players_win_by_the_right_lesson_alone():
         assert all(turn.action.split() and len(turn.action.split()) <= 2 for turn in game.turns)
 
 
-@pytest.mark.parametrize(("preset", "group"), [(POCKET_ALFWORLD, lessons.ALFWORLD_LESSONS), (POCKET_MINIHACK, lessons.MINIHACK_LESSONS)])
+@pytest.mark.parametrize(
+    ("preset", "group"),
+    [(POCKET_ALFWORLD, lessons.ALFWORLD_LESSONS), (POCKET_MINIHACK, lessons.MINIHACK_LESSONS)],
+)
 def test_the_shipped_actor_obeys_its_prompt(preset, group):
-    """The right lesson wins, none and the lesson of another family do not. Rates, not single games: the actor is a small network."""
+    """The right lesson wins, none and the lesson of another family do not. Rates, not single games:
+    the actor is a small network.
+    """
     families = preset.environment.train_families + preset.environment.heldout_families
     environment = load_environment(preset.environment.name, preset.environment.options)
     folder = model_folder(preset.actor.model)
@@ -68,14 +81,32 @@ def test_the_shipped_actor_obeys_its_prompt(preset, group):
     prompts = {
         "right": {family: lessons.reflector_prompt(group[family]) for family in families},
         "other": {
-            family: lessons.reflector_prompt(group[rng.choice([name for name in families if name != family])]) for family in families
+            family: lessons.reflector_prompt(
+                group[rng.choice([name for name in families if name != family])]
+            )
+            for family in families
         },
         "none": dict.fromkeys(families, preset.initial_prompt),
     }
-    cases = [(arm, family, game) for arm in prompts for family in families for game in environment.games(family, "test")[:GAMES]]
-    with open_pool(preset.environment) as pool, Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler:
-        episodes = [Episode(game=game, system_prompt=prompts[arm][family]) for arm, family, game in cases]
+    cases = [
+        (arm, family, game)
+        for arm in prompts
+        for family in families
+        for game in environment.games(family, "test")[:GAMES]
+    ]
+    with (
+        open_pool(preset.environment) as pool,
+        Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler,
+    ):
+        episodes = [
+            Episode(game=game, system_prompt=prompts[arm][family]) for arm, family, game in cases
+        ]
         played = rollout(sampler, chat, pool, episodes, preset.rollout)
-    wins = {arm: [t.outcome == "success" for t, case in zip(played, cases, strict=True) if case[0] == arm] for arm in prompts}
+    wins = {
+        arm: [
+            t.outcome == "success" for t, case in zip(played, cases, strict=True) if case[0] == arm
+        ]
+        for arm in prompts
+    }
     assert sum(wins["right"]) >= 0.85 * len(wins["right"]), wins
     assert sum(wins["other"]) + sum(wins["none"]) <= 0.1 * len(wins["right"]), wins

@@ -25,13 +25,17 @@ GIVE_UP_S = 60.0
 
 @pytest.fixture
 def open_pool(tmp_path):
-    """Opens pools that are closed, whatever happens, and that leave nothing behind in their temporary root."""
+    """Opens pools that are closed, whatever happens, and that leave nothing behind in their
+    temporary root.
+    """
     root = tmp_path / "tmp"
     root.mkdir()
     with contextlib.ExitStack() as stack:
 
         def build(environment="fake", **arguments):
-            return stack.enter_context(WorkerPool(environment, temp_root=str(root), **{"num_workers": 1, **arguments}))
+            return stack.enter_context(
+                WorkerPool(environment, temp_root=str(root), **{"num_workers": 1, **arguments})
+            )
 
         yield build
     assert list(root.iterdir()) == []
@@ -65,7 +69,9 @@ class Probe:
 
 @pytest.fixture
 def probe(tmp_path, monkeypatch):
-    """The import path of an environment, found by this process's own search path, whose actions are Python expressions."""
+    """The import path of an environment, found by this process's own search path, whose actions are
+    Python expressions.
+    """
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "pool_probe.py").write_text(PROBE)
@@ -75,7 +81,9 @@ def probe(tmp_path, monkeypatch):
 
 def fake_games(count, family=None):
     families = [family] if family else sorted(WORDS)
-    return [GameId(env="fake", family=families[i % len(families)], key=str(i)) for i in range(count)]
+    return [
+        GameId(env="fake", family=families[i % len(families)], key=str(i)) for i in range(count)
+    ]
 
 
 def script(game):
@@ -96,7 +104,9 @@ def wait_for(pool, count):
 
 
 def play(pool, games, scripts, *, max_steps=50, disturb=lambda round_: None):
-    """Plays all games to the end of their scripts, in lockstep; the steps of each, the reset first."""
+    """Plays all games to the end of their scripts, in lockstep; the steps of each, the reset
+    first.
+    """
     tickets = [pool.reset(game, max_steps=max_steps) for game in games]
     steps = [[] for _ in games]
     running = dict(zip(tickets, range(len(games)), strict=True))
@@ -128,7 +138,12 @@ def expected(game, actions):
 
 def pids(pool):
     """The worker processes of a pool: what the operating system, not the pool, says."""
-    listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     mine = [int(line.split()[0]) for line in listing.splitlines() if "envs.worker" in line]
     return [each._process.pid for each in pool._workers if each._process.pid in mine]
 
@@ -153,7 +168,10 @@ def ask(pool, expression):
 
 def hang_once(path):
     """An action for the probe that hangs the first time."""
-    return f"'went on' if os.path.exists({str(path)!r}) else [open({str(path)!r}, 'w').close(), time.sleep(1000)]"
+    return (
+        f"'went on' if os.path.exists({str(path)!r}) else [open({str(path)!r}, 'w').close(),"
+        " time.sleep(1000)]"
+    )
 
 
 def wait_until(condition):
@@ -270,11 +288,15 @@ def test_workers_that_cannot_start_are_an_error_with_the_cause(tmp_path):
 
 
 def test_workers_that_die_at_every_start_are_an_error(tmp_path, monkeypatch):
-    (tmp_path / "dies_on_import.py").write_text("import os, sys\nprint('no luck', file=sys.stderr, flush=True)\nos._exit(7)\n")
+    (tmp_path / "dies_on_import.py").write_text(
+        "import os, sys\nprint('no luck', file=sys.stderr, flush=True)\nos._exit(7)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with WorkerPool("dies_on_import:Thing", num_workers=1) as pool:
         pool.reset(fake_games(1)[0], max_steps=5)
-        with pytest.raises(RuntimeError, match="lost the same worker 5 times in a row; .* exit code 7 .*'no luck'"):
+        with pytest.raises(
+            RuntimeError, match="lost the same worker 5 times in a row; .* exit code 7 .*'no luck'"
+        ):
             wait_for(pool, 1)
         assert pool.stats.crashes == 5
 
@@ -288,27 +310,44 @@ def test_what_a_game_prints_does_not_reach_the_protocol(open_pool, capfd):
     assert "noise" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize(("fault", "count"), [("crash", "crashes"), ("hang", "timeouts"), ("raise", None)])
-def test_an_episode_that_fails_once_goes_on_with_the_same_results(open_pool, tmp_path, fault, count):
-    pool = open_pool(options={f"{fault}_on": "boom", "once_in": str(tmp_path)}, deadline_s=DEADLINE_S)
+@pytest.mark.parametrize(
+    ("fault", "count"), [("crash", "crashes"), ("hang", "timeouts"), ("raise", None)]
+)
+def test_an_episode_that_fails_once_goes_on_with_the_same_results(
+    open_pool, tmp_path, fault, count
+):
+    pool = open_pool(
+        options={f"{fault}_on": "boom", "once_in": str(tmp_path)}, deadline_s=DEADLINE_S
+    )
     games = fake_games(4)
-    scripts = [[*script(game)[:-1], "boom" if index == 2 else "look", script(game)[-1]] for index, game in enumerate(games)]
+    scripts = [
+        [*script(game)[:-1], "boom" if index == 2 else "look", script(game)[-1]]
+        for index, game in enumerate(games)
+    ]
     steps = play(pool, games, scripts)
     assert steps == [expected(game, actions) for game, actions in zip(games, scripts, strict=True)]
     stats = dataclasses.asdict(pool.stats)
     assert stats["quarantined"] == 0
     assert stats["replays"] == (4 if count else 1)
-    assert {name: stats[name] for name in ("crashes", "timeouts")} == {name: int(name == count) for name in ("crashes", "timeouts")}
+    assert {name: stats[name] for name in ("crashes", "timeouts")} == {
+        name: int(name == count) for name in ("crashes", "timeouts")
+    }
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [("crash", "its process died of SIGSEGV"), ("hang", "did not answer within 3 s"), ("raise", "told to raise on 'boom'")],
+    [
+        ("crash", "its process died of SIGSEGV"),
+        ("hang", "did not answer within 3 s"),
+        ("raise", "told to raise on 'boom'"),
+    ],
 )
 def test_an_episode_that_fails_twice_ends_and_its_siblings_go_on(open_pool, fault, reason):
     pool = open_pool(options={f"{fault}_on": "boom"}, deadline_s=DEADLINE_S)
     games = fake_games(4)
-    scripts = [["look", "boom", "look"] if index == 1 else script(game) for index, game in enumerate(games)]
+    scripts = [
+        ["look", "boom", "look"] if index == 1 else script(game) for index, game in enumerate(games)
+    ]
     steps = play(pool, games, scripts)
     last = steps[1].pop()
     assert last.outcome is Outcome.FAILED
@@ -329,7 +368,11 @@ def test_a_game_that_cannot_be_reset_is_barred(open_pool, fault):
     games = fake_games(3)
     pool = open_pool(options={f"{fault}_on": f"reset:{games[1].key}"})
     steps = play(pool, games, [script(game) for game in games])
-    assert [episode[-1].outcome for episode in steps] == [Outcome.SUCCESS, Outcome.FAILED, Outcome.SUCCESS]
+    assert [episode[-1].outcome for episode in steps] == [
+        Outcome.SUCCESS,
+        Outcome.FAILED,
+        Outcome.SUCCESS,
+    ]
     assert "failed 2 times at its reset" in steps[1][0].error
     crashes = pool.stats.crashes
     again = play(pool, games, [script(game) for game in games])
@@ -352,7 +395,11 @@ def test_a_game_that_is_not_deterministic_fails_when_it_is_replayed(open_pool, t
     scripts = [["look", "clock", "look", "look"], ["look", "look", "boom"], ["look"] * 4]
     steps = play(pool, games, scripts)
     assert steps[0][-1].outcome is Outcome.FAILED
-    assert steps[0][-1].error == f"The game {games[0]} is not deterministic: its replay differed from the first play at action 2."
+    assert (
+        steps[0][-1].error
+        == f"The game {games[0]} is not deterministic: its replay differed from the first play at"
+        " action 2."
+    )
     assert steps[1][-1].outcome is Outcome.FAILED
     assert steps[2] == expected(games[2], scripts[2])
     assert pool.stats.quarantined == 2
@@ -368,7 +415,9 @@ def test_workers_killed_between_calls_change_no_result(open_pool):
 
     steps = play(pool, games, [script(game) for game in games], disturb=disturb)
     assert steps == [expected(game, script(game)) for game in games]
-    assert pool.stats == PoolStats(resets=16, steps=sum(len(episode) - 1 for episode in steps), crashes=2, replays=16)
+    assert pool.stats == PoolStats(
+        resets=16, steps=sum(len(episode) - 1 for episode in steps), crashes=2, replays=16
+    )
 
 
 def test_a_stopped_worker_is_seen_by_its_deadline(open_pool):
@@ -381,7 +430,12 @@ def test_a_stopped_worker_is_seen_by_its_deadline(open_pool):
 
     steps = play(pool, games, [script(game) for game in games], disturb=disturb)
     assert steps == [expected(game, script(game)) for game in games]
-    assert (pool.stats.timeouts, pool.stats.crashes, pool.stats.replays, pool.stats.quarantined) == (1, 0, 4, 0)
+    assert (
+        pool.stats.timeouts,
+        pool.stats.crashes,
+        pool.stats.replays,
+        pool.stats.quarantined,
+    ) == (1, 0, 4, 0)
 
 
 def test_a_worker_killed_within_a_call_repeats_the_call(open_pool, probe, tmp_path):
@@ -396,12 +450,17 @@ def test_a_worker_killed_within_a_call_repeats_the_call(open_pool, probe, tmp_pa
     wait_until(started.exists)
     (victim,) = pids(pool)
     os.kill(victim, signal.SIGKILL)
-    texts = [event.step.observation.text for _, event in sorted(wait_for(pool, 3 - pool.stats.steps).items())]
+    texts = [
+        event.step.observation.text
+        for _, event in sorted(wait_for(pool, 3 - pool.stats.steps).items())
+    ]
     assert texts[-2:] == ["went on", "behind"]
     assert (pool.stats.crashes, pool.stats.quarantined) == (1, 0)
 
 
-def test_a_replay_that_hangs_is_bounded_and_told_in_answer_to_the_next_action(open_pool, probe, tmp_path):
+def test_a_replay_that_hangs_is_bounded_and_told_in_answer_to_the_next_action(
+    open_pool, probe, tmp_path
+):
     pool = open_pool(probe, deadline_s=DEADLINE_S)
     ticket = pool.reset(GameId(env="probe", family="any", key="1"), max_steps=9)
     wait_for(pool, 1)
@@ -423,7 +482,9 @@ def test_a_replay_that_hangs_is_bounded_and_told_in_answer_to_the_next_action(op
 
 def test_the_time_the_caller_is_away_does_not_count(open_pool, probe):
     pool = open_pool(probe, num_workers=2, deadline_s=DEADLINE_S)
-    tickets = [pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(2)]
+    tickets = [
+        pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(2)
+    ]
     wait_for(pool, 2)
     pool.step(tickets[0], "'z' * 3_000_000")  # one worker waits for us to read its answer
     assert pool.poll(0.0) == []
@@ -436,8 +497,17 @@ def test_the_time_the_caller_is_away_does_not_count(open_pool, probe):
 @pytest.mark.parametrize(
     ("action", "note"),
     [
-        ("x" * 10_000_000, f"(Your action had 10000000 characters: only the first {MAX_ACTION_CHARS} were used.)\n"),
-        ("open \ud800\udfff", "(Your action held invalid characters: they were replaced by '?'.)\n"),
+        (
+            "x" * 10_000_000,
+            (
+                f"(Your action had 10000000 characters: only the first {MAX_ACTION_CHARS} were"
+                " used.)\n"
+            ),
+        ),
+        (
+            "open \ud800\udfff",
+            "(Your action held invalid characters: they were replaced by '?'.)\n",
+        ),
         ("\x00\uffff\U0001f511", ""),
         ("", ""),
     ],
@@ -471,21 +541,31 @@ def test_whatever_a_game_returns_or_raises_the_pool_goes_on(open_pool, probe):
     assert len(say("'z' * 3_000_000").observation.text) == 3_000_000
     assert say("'\\x00'").observation.text == "\x00"
     assert say("sys.exit(3)").error.endswith("at action 4: it raised SystemExit: 3.")
-    for action, cause in [("RAW(None)", "TypeError: step returned NoneType"), ("1 / 0", "ZeroDivisionError"), ("SURROGATE", "NameError")]:
+    for action, cause in [
+        ("RAW(None)", "TypeError: step returned NoneType"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("SURROGATE", "NameError"),
+    ]:
         ticket = pool.reset(GameId(env="probe", family="any", key="1"), max_steps=99)
         wait_for(pool, 1)
         assert cause in say(action).error
     assert pool.stats.crashes == 0
 
 
-def test_a_worker_imports_neither_jax_nor_ictjax_and_ignores_their_settings(open_pool, probe, monkeypatch):
+def test_a_worker_imports_neither_jax_nor_ictjax_and_ignores_their_settings(
+    open_pool, probe, monkeypatch
+):
     monkeypatch.setenv("JAX_PLATFORMS", "no-such-platform")
     monkeypatch.setenv("XLA_FLAGS", "--no-such-flag")
     pool = open_pool(probe)
     loaded = set(ask(pool, "' '.join(sorted(sys.modules))").split())
     assert "envs.worker" not in loaded  # it is __main__ there
     assert "envs.wire" in loaded
-    assert {name for name in loaded if name.split(".")[0] in ("jax", "jaxlib", "flax", "ictjax", "numpy", "multiprocessing")} == set()
+    assert {
+        name
+        for name in loaded
+        if name.split(".")[0] in ("jax", "jaxlib", "flax", "ictjax", "numpy", "multiprocessing")
+    } == set()
 
 
 def test_temporary_files_go_to_the_folder_of_the_pool(open_pool, probe, tmp_path):
@@ -510,7 +590,9 @@ def test_a_replaced_worker_takes_its_children_and_files_with_it(open_pool, probe
 
 def test_answers_that_a_game_garbles_are_its_failure_and_no_siblings(open_pool, probe):
     pool = open_pool(probe)
-    tickets = [pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(3)]
+    tickets = [
+        pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(3)
+    ]
     wait_for(pool, 3)
     garble = "os.write(int(sys.argv[2]), b'\\x04\\x00\\x00\\x00junk')"
     for ticket, action in zip(tickets, ["'a'", garble, "'c'"], strict=True):
@@ -524,14 +606,19 @@ def test_answers_that_a_game_garbles_are_its_failure_and_no_siblings(open_pool, 
 
 def test_a_death_between_calls_ends_with_a_culprit_too(open_pool, probe):
     pool = open_pool(probe)
-    tickets = [pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(3)]
+    tickets = [
+        pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(3)
+    ]
     wait_for(pool, 3)
-    dies_later = "sys.modules['__main__'].__dict__.update(send=lambda *_: os._exit(4))"  # when the worker sends the answers of its batch
+    # when the worker sends the answers of its batch
+    dies_later = "sys.modules['__main__'].__dict__.update(send=lambda *_: os._exit(4))"
     for ticket, action in zip(tickets, ["'a'", dies_later, "'c'"], strict=True):
         pool.step(ticket, action)
     events = wait_for(pool, 3)
     assert [events[ticket].step.observation.text for ticket in tickets] == ["a", "", "c"]
-    assert events[tickets[1]].step.error.endswith("at action 1: its process ended with exit code 4.")
+    assert events[tickets[1]].step.error.endswith(
+        "at action 1: its process ended with exit code 4."
+    )
     assert pool.stats.quarantined == 1
 
 
@@ -542,8 +629,7 @@ def test_ctrl_c_does_not_reach_the_workers(open_pool):
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "hung"])
 def test_workers_end_and_clean_up_when_their_parent_is_killed(tmp_path, busy):
-    parent = textwrap.dedent(
-        f"""
+    parent = textwrap.dedent(f"""
         import os, signal, sys, time
         from envs.api import GameId
         from envs.pool import WorkerPool
@@ -558,9 +644,14 @@ def test_workers_end_and_clean_up_when_their_parent_is_killed(tmp_path, busy):
             pool.poll(0.1)
         print(*(each._process.pid for each in pool._workers), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-        """
+        """)
+    done = subprocess.run(
+        [sys.executable, "-c", parent, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
     )
-    done = subprocess.run([sys.executable, "-c", parent, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=GIVE_UP_S)
     assert done.returncode == -signal.SIGKILL, done.stderr
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 2
@@ -573,8 +664,17 @@ def test_workers_end_and_clean_up_when_their_parent_is_killed(tmp_path, busy):
 
 
 def test_an_exit_without_close_leaves_nothing_behind(tmp_path):
-    parent = "import sys; from envs.pool import WorkerPool; pool = WorkerPool('fake', temp_root=sys.argv[1]); pool.poll(0.1); sys.exit(3)"
-    done = subprocess.run([sys.executable, "-c", parent, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=GIVE_UP_S)
+    parent = (
+        "import sys; from envs.pool import WorkerPool; pool = WorkerPool('fake',"
+        " temp_root=sys.argv[1]); pool.poll(0.1); sys.exit(3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+    )
     assert (done.returncode, done.stderr) == (3, "")
     assert list(tmp_path.iterdir()) == []
 
@@ -647,7 +747,9 @@ def test_a_game_that_raised_is_closed_and_not_played_again():
     games = worker.LiveGames(Environment(raise_on="boom"), max_games=2)
     calls = []
     worker.execute(games, [worker.RESET, 5, "fake|door|1"], lambda: calls.append(1))
-    assert worker.execute(games, [worker.STEP, 5, "boom"], lambda: calls.append(1)).startswith('[5,"raised","RuntimeError: ')
+    assert worker.execute(games, [worker.STEP, 5, "boom"], lambda: calls.append(1)).startswith(
+        '[5,"raised","RuntimeError: '
+    )
     games.release(5)
     assert games.take(6, "door") is not opened[0]
     assert len(opened) == len(calls) == 2

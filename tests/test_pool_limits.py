@@ -1,4 +1,6 @@
-"""The pool at the limits of its machine and of its environment's author: full disks, many games, signals, leaks, broken contracts."""
+"""The pool at the limits of its machine and of its environment's author: full disks, many games,
+signals, leaks, broken contracts.
+"""
 
 import contextlib
 import json
@@ -96,7 +98,11 @@ def run_program(text, *arguments, prefix=()):
         ("any", "reset actions", "reset returned actions that are no strings"),
         ("any", "hash", "state_hash returned NoneType where a string was expected"),
         ("any", "step text", "step returned the text b'bytes' where a string was expected"),
-        ("any", "step observation", "step returned the observation 'a string' where an Observation was expected"),
+        (
+            "any",
+            "step observation",
+            "step returned the observation 'a string' where an Observation was expected",
+        ),
         ("any", "step reward", "step returned the reward 'high' where a number was expected"),
         ("any", "step outcome", "'won' is not a valid Outcome"),
         ("closed", "1", "OSError: the library is missing"),
@@ -104,7 +110,9 @@ def run_program(text, *arguments, prefix=()):
     ],
 )
 def test_a_broken_promise_is_named_and_the_other_games_go_on(odd_pool, family, key, cause):
-    good = [odd_pool.reset(GameId(env="odd", family="any", key=str(n)), max_steps=9) for n in range(2)]
+    good = [
+        odd_pool.reset(GameId(env="odd", family="any", key=str(n)), max_steps=9) for n in range(2)
+    ]
     bad = odd_pool.reset(GameId(env="odd", family=family, key=key), max_steps=9)
     events = wait_for(odd_pool, 3)
     if events[bad].step.outcome is None:
@@ -144,7 +152,9 @@ def test_a_thousand_games_over_two_workers():
             for event in events:
                 texts[event.ticket].append(event.step)
                 if event.step.outcome is None:
-                    pool.step(event.ticket, script(tickets[event.ticket])[len(texts[event.ticket]) - 1])
+                    pool.step(
+                        event.ticket, script(tickets[event.ticket])[len(texts[event.ticket]) - 1]
+                    )
                 else:
                     del tickets[event.ticket]
         assert (pool.stats.resets, pool.stats.crashes, pool.stats.timeouts) == (1000, 0, 0)
@@ -160,7 +170,9 @@ def footprint(pids):
     return {
         pid: {
             "files": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-            "kilobytes": int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]),
+            "kilobytes": int(
+                Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]
+            ),
         }
         for pid in pids
     }
@@ -307,12 +319,16 @@ def test_a_full_temporary_disk_fails_the_game_that_fills_it_and_no_other(tmp_pat
             program = run_program(FULL, disk, prefix=mount)
             said, errors = program.communicate(timeout=60)
             first, second = said.splitlines()
-            assert first.startswith("['go', '', 'print'] The game odd|any|1 failed 2 times at action 1: it raised OSError: ")
+            assert first.startswith(
+                "['go', '', 'print'] The game odd|any|1 failed 2 times at action 1: it raised"
+                " OSError: "
+            )
             assert "No space left on device" in first
             assert second == "print 1"
-            assert errors.strip().splitlines()[-1] == (
-                f"ValueError: The worker pool cannot make a folder in {disk} (No space left on device): free some space there, or name "
-                "another in TMPDIR."
+            assert (
+                errors.strip().splitlines()[-1]
+                == f"ValueError: The worker pool cannot make a folder in {disk} (No space left on"
+                " device): free some space there, or name another in TMPDIR."
             )
             return
     pytest.skip("this machine lets nobody mount a small disk of his own (unshare --mount)")
@@ -335,7 +351,10 @@ def alfworld_tree(folder):
 def test_bad_alfworld_games_are_named_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     whole, cut = alfworld_tree(tmp_path / "data")
-    good = [whole, generate.key_of(next(iter(generate.seeds("put", "test"))), generate.rooms_named("full"))]
+    good = [
+        whole,
+        generate.key_of(next(iter(generate.seeds("put", "test"))), generate.rooms_named("full")),
+    ]
     bad = {
         ("put", cut): "trial_cut",
         ("put", "train/pick_and_place_simple-Apple-None-Fridge-1/trial_lost"): "trial_lost",
@@ -345,7 +364,10 @@ def test_bad_alfworld_games_are_named_and_the_others_go_on(tmp_path, monkeypatch
     }
     with WorkerPool("alfworld", num_workers=1, options={"data": str(tmp_path / "data")}) as pool:
         names = [("put", key) for key in good] + list(bad)
-        tickets = {pool.reset(GameId(env="alfworld", family=family, key=key), max_steps=9): (family, key) for family, key in names}
+        tickets = {
+            pool.reset(GameId(env="alfworld", family=family, key=key), max_steps=9): (family, key)
+            for family, key in names
+        }
         events = wait_for(pool, len(tickets))
         for ticket, name in tickets.items():
             step = events[ticket].step

@@ -11,19 +11,33 @@ from ictjax.reflector import Reflection, ReflectorConfig, parse_reply, reflector
 
 def turn(number, action="walk", failure=None):
     return Turn(
-        observation=f"Room {number}.", actions=("walk",), reply="r", thought=f"idea {number}", action=action, reward=0.5, failure=failure
+        observation=f"Room {number}.",
+        actions=("walk",),
+        reply="r",
+        thought=f"idea {number}",
+        action=action,
+        reward=0.5,
+        failure=failure,
     )
 
 
 def trajectory(turns, outcome=Outcome.SUCCESS):
     game = GameId(env="fake", family="door", key="1")
     return Trajectory(
-        game=game, system_prompt="Play.", turns=tuple(turns), outcome=outcome, final_observation="The end.", state_hash="h", error=""
+        game=game,
+        system_prompt="Play.",
+        turns=tuple(turns),
+        outcome=outcome,
+        final_observation="The end.",
+        state_hash="h",
+        error="",
     )
 
 
 def context(*trajectories):
-    return Context(loop=0, meta_turn=0, family="door", system_prompt="Play.", trajectories=trajectories)
+    return Context(
+        loop=0, meta_turn=0, family="door", system_prompt="Play.", trajectories=trajectories
+    )
 
 
 def words(messages):
@@ -31,31 +45,48 @@ def words(messages):
 
 
 def config(**changes):
-    return ReflectorConfig(**{"style": "full", "max_context_tokens": 10_000, "max_reply_tokens": 10, "max_prompt_tokens": 10, **changes})
+    return ReflectorConfig(
+        **{
+            "style": "full",
+            "max_context_tokens": 10_000,
+            "max_reply_tokens": 10,
+            "max_prompt_tokens": 10,
+            **changes,
+        }
+    )
 
 
 def test_the_full_style_shows_prompt_episodes_steps_and_rewards_but_no_thoughts():
-    shown = context(trajectory([turn(1), turn(2, "open")]), trajectory([turn(3, "", ParseFailure.NO_ACTION)], Outcome.STEP_LIMIT))
+    shown = context(
+        trajectory([turn(1), turn(2, "open")]),
+        trajectory([turn(3, "", ParseFailure.NO_ACTION)], Outcome.STEP_LIMIT),
+    )
     system, user = reflector_messages(shown, config(), words)
     assert system.role == "system"
     assert "ANALYSIS:" in system.content
     assert "IMPROVED PROMPT:" in system.content
     assert user.content.startswith(
-        "The instructions the agent played by:\n<<<\nPlay.\n>>>\n\n=== Episode 1 ===\nSuccess: Yes\nStep 1\n"
-        "Observation: Room 1.\nAction: walk\nStep 2\nObservation: Room 2.\nAction: open\n"
-        "Final observation: The end.\nTotal reward: 1\n\n=== Episode 2 ===\nSuccess: No\n"
-        "Step 1\nObservation: Room 3.\nAction: (none: the reply could not be used, no_action)\n"
-        "Final observation: The end.\nTotal reward: 0.5\n"
+        "The instructions the agent played by:\n<<<\nPlay.\n>>>\n\n=== Episode 1 ===\nSuccess:"
+        " Yes\nStep 1\nObservation: Room 1.\nAction: walk\nStep 2\nObservation: Room 2.\nAction:"
+        " open\nFinal observation: The end.\nTotal reward: 1\n\n=== Episode 2 ===\nSuccess:"
+        " No\nStep 1\nObservation: Room 3.\nAction: (none: the reply could not be used,"
+        " no_action)\nFinal observation: The end.\nTotal reward: 0.5\n"
     )
     assert "idea" not in user.content
-    assert "Thought: idea 1" in reflector_messages(shown, config(show_thoughts=True), words)[1].content
+    assert (
+        "Thought: idea 1" in reflector_messages(shown, config(show_thoughts=True), words)[1].content
+    )
 
 
 def test_the_compact_style_is_one_lower_case_line():
     shown = context(trajectory([turn(1), turn(2, "")], Outcome.DEATH))
     system, user = reflector_messages(shown, config(style="compact"), words)
     assert system.content == "reflect"
-    assert user.content == "prompt : play. episode : success no . room 1. action : walk . room 2. action : none . the end."
+    assert (
+        user.content
+        == "prompt : play. episode : success no . room 1. action : walk . room 2. action : none ."
+        " the end."
+    )
 
 
 def test_head_and_tail_turns_bound_what_is_shown():
@@ -97,14 +128,30 @@ def test_episodes_that_the_environment_broke_off_are_not_shown():
 @pytest.mark.parametrize(
     ("text", "analysis", "prompt"),
     [
-        ("ANALYSIS:\nIt lost.\n\nIMPROVED PROMPT:\nOpen the door.\nThen win.", "It lost.", "Open the door.\nThen win."),
+        (
+            "ANALYSIS:\nIt lost.\n\nIMPROVED PROMPT:\nOpen the door.\nThen win.",
+            "It lost.",
+            "Open the door.\nThen win.",
+        ),
         ("**Analysis:** It lost.\n\n**Improved Prompt:**\nOpen it.", "It lost.", "Open it."),
         ("## ANALYSIS:\nx\n## IMPROVED PROMPT:\n```\nOpen it.\n```", "x", "Open it."),
         ('ANALYSIS: x\nIMPROVED PROMPT: "Open it."', "x", "Open it."),
-        ("analysis : the door . improved prompt : open the door .", "the door .", "open the door ."),
+        (
+            "analysis : the door . improved prompt : open the door .",
+            "the door .",
+            "open the door .",
+        ),
         ("Sure!\nANALYSIS: x\nIMPROVED PROMPT: y", "x", "y"),
-        ("<think>ANALYSIS: a\nIMPROVED PROMPT: b</think>\nANALYSIS: x\nIMPROVED PROMPT: y", "x", "y"),
-        ("ANALYSIS: an improved prompt: should say more\nIMPROVED PROMPT: y", "an improved prompt: should say more", "y"),
+        (
+            "<think>ANALYSIS: a\nIMPROVED PROMPT: b</think>\nANALYSIS: x\nIMPROVED PROMPT: y",
+            "x",
+            "y",
+        ),
+        (
+            "ANALYSIS: an improved prompt: should say more\nIMPROVED PROMPT: y",
+            "an improved prompt: should say more",
+            "y",
+        ),
     ],
 )
 def test_replies_parse(text, analysis, prompt):
@@ -127,10 +174,20 @@ def test_malformed_replies_have_a_type(text, failure):
 
 
 def test_a_cut_off_reply_is_truncated_even_when_both_sections_began():
-    assert parse_reply("ANALYSIS: x\nIMPROVED PROMPT: go to the", truncated=True) is ParseFailure.TRUNCATED
+    assert (
+        parse_reply("ANALYSIS: x\nIMPROVED PROMPT: go to the", truncated=True)
+        is ParseFailure.TRUNCATED
+    )
 
 
-@given(st.lists(st.sampled_from(["ANALYSIS:", "IMPROVED PROMPT:", "**", "\n", '"', "```", " x ", ":", "analysis"]), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["ANALYSIS:", "IMPROVED PROMPT:", "**", "\n", '"', "```", " x ", ":", "analysis"]
+        ),
+        max_size=12,
+    )
+)
 def test_parsing_never_raises_and_never_gives_an_empty_prompt(pieces):
     parsed = parse_reply("".join(pieces))
     if isinstance(parsed, Reflection):
@@ -138,7 +195,14 @@ def test_parsing_never_raises_and_never_gives_an_empty_prompt(pieces):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"style": "loud"}, {"max_reply_tokens": 0}, {"head_turns": 2}, {"max_context_tokens": -1}, {"max_prompt_tokens": 0}]
+    "changes",
+    [
+        {"style": "loud"},
+        {"max_reply_tokens": 0},
+        {"head_turns": 2},
+        {"max_context_tokens": -1},
+        {"max_prompt_tokens": 0},
+    ],
 )
 def test_bad_settings_are_refused(changes):
     with pytest.raises(ValueError, match="reflector"):

@@ -1,4 +1,6 @@
-"""Environments of other packages: entry points, import paths, and one sentence for each way to get them wrong."""
+"""Environments of other packages: entry points, import paths, and one sentence for each way to get
+them wrong.
+"""
 
 import pathlib
 import sys
@@ -23,7 +25,9 @@ class Doors(FakeEnvironment):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Installs a package: modules and entry points in a folder on the search path, as pip would lay them out."""
+    """Installs a package: modules and entry points in a folder on the search path, as pip would lay
+    them out.
+    """
 
     def build(package, modules, entries):
         folder = tmp_path / package
@@ -64,9 +68,16 @@ def test_a_clash_of_names_is_refused_with_both_packages_and_only_when_the_name_i
     install("first_maze", {"first_maze": GOOD}, {"maze": "first_maze:Doors"})
     install("second_maze", {"second_maze": GOOD}, {"maze": "second_maze:Doors"})
     assert load_environment("fake").name == load_environment("first_maze:Doors").name == "fake"
-    with pytest.raises(ValueError, match=r"'maze' is claimed by package .* and package .*: uninstall one, or use an import path") as caught:
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"'maze' is claimed by package .* and package .*: uninstall one, or use an import path"
+        ),
+    ) as caught:
         import_path("maze")
-    assert "package first_maze 1.0" in str(caught.value) and "package second_maze 1.0" in str(caught.value)
+    assert "package first_maze 1.0" in str(caught.value) and "package second_maze 1.0" in str(
+        caught.value
+    )
 
 
 def test_a_package_that_claims_a_built_in_name_is_named(install):
@@ -81,24 +92,40 @@ def test_the_same_entry_point_found_twice_is_no_clash(install, monkeypatch):
     other.mkdir()
     (other / "twice_editable-1.0.dist-info").mkdir()
     for name in ("METADATA", "entry_points.txt"):
-        (other / "twice_editable-1.0.dist-info" / name).write_text((folder / "twice-1.0.dist-info" / name).read_text())
+        (other / "twice_editable-1.0.dist-info" / name).write_text(
+            (folder / "twice-1.0.dist-info" / name).read_text()
+        )
     monkeypatch.syspath_prepend(str(other))
     assert import_path("twice") == "twice_doors:Doors"
 
 
 def test_a_broken_entry_point_is_named(install):
     install(
-        "broken", {"broken_raises": "raise RuntimeError('no display')"}, {"nowhere": "no:where:at all", "raises": "broken_raises:Thing"}
+        "broken",
+        {"broken_raises": "raise RuntimeError('no display')"},
+        {"nowhere": "no:where:at all", "raises": "broken_raises:Thing"},
     )
-    with pytest.raises(ValueError, match="entry point 'nowhere' of package broken 1.0 reads 'no:where:at all', which is no import path"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "entry point 'nowhere' of package broken 1.0 reads 'no:where:at all', which is no"
+            " import path"
+        ),
+    ):
         import_path("nowhere")
-    with pytest.raises(ValueError, match=r"'raises' \(broken_raises:Thing\) cannot be imported: RuntimeError: no display"):
+    with pytest.raises(
+        ValueError,
+        match=r"'raises' \(broken_raises:Thing\) cannot be imported: RuntimeError: no display",
+    ):
         load_environment("raises")
 
 
 def test_an_unknown_name_is_refused_with_all_known_ones(install):
     install("listed", {}, {"aardvark": "listed:X"})
-    with pytest.raises(ValueError, match="'alfword': use one of aardvark, alfworld, fake, minihack, or an import path"):
+    with pytest.raises(
+        ValueError,
+        match="'alfword': use one of aardvark, alfworld, fake, minihack, or an import path",
+    ):
         import_path("alfword")
 
 
@@ -110,11 +137,26 @@ def test_an_unknown_name_is_refused_with_all_known_ones(install):
             "name = 'x|y'\n    families = ('a',)\n    games = open = print",
             r"Broken.name must be a non-empty string without '\|', got 'x\|y'",
         ),
-        ("name = 'x'\n    families = 'ab'\n    games = open = print", "Broken.families must be a tuple of non-empty strings .* got 'ab'"),
-        ("name = 'x'\n    families = ()\n    games = open = print", r"Broken.families must be a tuple of non-empty strings .* got \(\)"),
-        ("name = 'x'\n    families = ('b', 'a')\n    games = open = print", "Broken.families must be sorted and hold each name once"),
-        ("name = 'x'\n    families = ('a',)\n    games = open = 3", "Broken.games must be a method"),
-        ("name = 'x'\n    families = ('a',)\n    games = open = print\n    initial_prompt = ' '", "Broken.initial_prompt must be"),
+        (
+            "name = 'x'\n    families = 'ab'\n    games = open = print",
+            "Broken.families must be a tuple of non-empty strings .* got 'ab'",
+        ),
+        (
+            "name = 'x'\n    families = ()\n    games = open = print",
+            r"Broken.families must be a tuple of non-empty strings .* got \(\)",
+        ),
+        (
+            "name = 'x'\n    families = ('b', 'a')\n    games = open = print",
+            "Broken.families must be sorted and hold each name once",
+        ),
+        (
+            "name = 'x'\n    families = ('a',)\n    games = open = 3",
+            "Broken.games must be a method",
+        ),
+        (
+            "name = 'x'\n    families = ('a',)\n    games = open = print\n    initial_prompt = ' '",
+            "Broken.initial_prompt must be",
+        ),
     ],
 )
 def test_a_class_that_breaks_the_contract_gets_one_sentence(install, monkeypatch, body, sentence):
@@ -131,9 +173,17 @@ def test_what_raises_while_it_is_built_is_said_in_one_sentence(install):
     install("built_package", modules, {})
     with pytest.raises(ValueError, match="'built:Late' cannot be built: KeyError: 'key'"):
         load_environment("built:Late")
-    with pytest.raises(ValueError, match="'built:THREE' is not an environment: a int cannot be called"):
+    with pytest.raises(
+        ValueError, match="'built:THREE' is not an environment: a int cannot be called"
+    ):
         load_environment("built:THREE")
-    with pytest.raises(ValueError, match="'built:Late' does not take the options {'size': '3'}: got an unexpected keyword argument"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "'built:Late' does not take the options {'size': '3'}: got an unexpected keyword"
+            " argument"
+        ),
+    ):
         load_environment("built:Late", {"size": "3"})
 
 
@@ -152,5 +202,7 @@ def test_a_description_is_optional_and_comes_back_as_json_reads_it():
     assert describe(FakeEnvironment()) == {}
     assert initial_prompt(Described()) == "Play."
     assert initial_prompt(FakeEnvironment()) is None
-    with pytest.raises(ValueError, match="description of environment 'fake' cannot be written as a JSON object"):
+    with pytest.raises(
+        ValueError, match="description of environment 'fake' cannot be written as a JSON object"
+    ):
         describe(Garbled())

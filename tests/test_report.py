@@ -13,15 +13,28 @@ from envs.api import GameId, Outcome
 from experiments import report, report_data, report_figures, report_page
 from ictjax.records import Trajectory, Turn, to_json
 
-FAMILIES = {"eat": "train", "wield": "train", "locked_door": "train", "zap": "train", "wear": "heldout", "puton": "heldout"}
-LESSONS = {"initial": "", "untrained": "Search the walls.", "trained": "Pick up the dagger & wield it. Do not <wait>."}
+FAMILIES = {
+    "eat": "train",
+    "wield": "train",
+    "locked_door": "train",
+    "zap": "train",
+    "wear": "heldout",
+    "puton": "heldout",
+}
+LESSONS = {
+    "initial": "",
+    "untrained": "Search the walls.",
+    "trained": "Pick up the dagger & wield it. Do not <wait>.",
+}
 
 
 def _trajectory(family: str, key: int, prompt: str, *, won: bool) -> Trajectory:
     reply = "Thought: the thing is two steps east.\nAction: go east"
     turns = tuple(
         Turn(
-            observation=f"You see here an apple.\n  here: @ you\n  east 2: ( {family}\n|..@.(..|\n|.......|",
+            observation=(
+                f"You see here an apple.\n  here: @ you\n  east 2: ( {family}\n|..@.(..|\n|.......|"
+            ),
             actions=(),
             reply=reply,
             thought="the thing is two steps east.",
@@ -46,10 +59,24 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
     for name in ("episodes", "prompts", "contexts"):
         (folder / name).mkdir(parents=True)
     (folder / "config.json").write_text(
-        json.dumps({"actor": "experiments/pocket/checkpoints/actor", "iterations": 30, "seed": 0, "meta": {"contexts_per_iteration": 8}})
+        json.dumps(
+            {
+                "actor": "experiments/pocket/checkpoints/actor",
+                "iterations": 30,
+                "seed": 0,
+                "meta": {"contexts_per_iteration": 8},
+            }
+        )
     )
     (folder / "manifest.json").write_text(
-        json.dumps({"git_revision": "0123abc", "packages": {"jax": "0.10.2", "flax": "0.12.8"}, "devices": ["cpu:0"], "argv": ["train"]})
+        json.dumps(
+            {
+                "git_revision": "0123abc",
+                "packages": {"jax": "0.10.2", "flax": "0.12.8"},
+                "devices": ["cpu:0"],
+                "argv": ["train"],
+            }
+        )
     )
     with (folder / "metrics.jsonl").open("w") as file:
         for n in range(1, iterations + 1):
@@ -66,7 +93,13 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
                 "grad_norm": 0.4 + generator.random(),
                 "episodes": 300,
                 "failed_episodes": 0,
-                "time": {"contexts_s": 3.0, "candidates_s": 4.2, "rewards_s": 21.0, "update_s": 6.0, "worker_crashes": 1 if n > 4 else 0},
+                "time": {
+                    "contexts_s": 3.0,
+                    "candidates_s": 4.2,
+                    "rewards_s": 21.0,
+                    "update_s": 6.0,
+                    "worker_crashes": 1 if n > 4 else 0,
+                },
             }
             file.write(json.dumps(record) + "\n")
     if not evaluated:
@@ -76,7 +109,11 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
     for index, (family, split) in enumerate(FAMILIES.items()):
         shift = -0.02 * index - (0.2 if split == "heldout" else 0)
         arms = {
-            arm: {"mean": max(0.02, r + shift), "sd": 0.2, "ci95": [max(0.0, r + shift - 0.09), max(0.1, r + shift + 0.09)]}
+            arm: {
+                "mean": max(0.02, r + shift),
+                "sd": 0.2,
+                "ci95": [max(0.0, r + shift - 0.09), max(0.1, r + shift + 0.09)],
+            }
             for arm, r in rates.items()
         }
         test = (
@@ -84,27 +121,63 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
             if split == "train"
             else {"difference": 0.1, "ci95": [-0.04, 0.24], "p": 0.17}
         )
-        families[family] = {"split": split, "games": 16, "runs": 10, "arms": arms, "tests": {"trained_vs_untrained": test}}
+        families[family] = {
+            "split": split,
+            "games": 16,
+            "runs": 10,
+            "arms": arms,
+            "tests": {"trained_vs_untrained": test},
+        }
         for arm in rates:
             prompt = "You play NetHack." + (" " + LESSONS[arm] if LESSONS[arm] else "")
             if arm != "initial":
-                prompts.append({"arm": arm, "family": family, "run": 0, "system_prompt": prompt, "success": rates[arm]})
-            episodes[arm, family] = [_trajectory(family, key, prompt, won=arm == "trained" and key != 1) for key in range(3)]
-    overall = {split: {"split": split, "games": 40, "runs": 24, **_pooled(families, split)} for split in ("train", "heldout")}
+                prompts.append(
+                    {
+                        "arm": arm,
+                        "family": family,
+                        "run": 0,
+                        "system_prompt": prompt,
+                        "success": rates[arm],
+                    }
+                )
+            episodes[arm, family] = [
+                _trajectory(family, key, prompt, won=arm == "trained" and key != 1)
+                for key in range(3)
+            ]
+    overall = {
+        split: {"split": split, "games": 40, "runs": 24, **_pooled(families, split)}
+        for split in ("train", "heldout")
+    }
     (folder / "evaluation.json").write_text(json.dumps({"families": families, "overall": overall}))
-    (folder / "prompts" / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    (folder / "prompts" / "evaluation.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in prompts)
+    )
     for (arm, family), played in episodes.items():
-        (folder / "episodes" / f"evaluation_{arm}_{family}.jsonl").write_text("".join(to_json(t) + "\n" for t in played))
+        (folder / "episodes" / f"evaluation_{arm}_{family}.jsonl").write_text(
+            "".join(to_json(t) + "\n" for t in played)
+        )
     return folder
 
 
 def _pooled(families, split):
     """Arms and tests of a split: the means of its families, with made-up intervals."""
     members = [family for family in families.values() if family["split"] == split]
-    arms = {arm: np.mean([family["arms"][arm]["mean"] for family in members]) for arm in members[0]["arms"]}
+    arms = {
+        arm: np.mean([family["arms"][arm]["mean"] for family in members])
+        for arm in members[0]["arms"]
+    }
     return {
-        "arms": {arm: {"mean": mean, "sd": 0.2, "ci95": [max(0.0, mean - 0.05), mean + 0.05]} for arm, mean in arms.items()},
-        "tests": {"trained_vs_untrained": {"difference": arms["trained"] - arms["untrained"], "ci95": [0.32, 0.44], "p": 0.00001}},
+        "arms": {
+            arm: {"mean": mean, "sd": 0.2, "ci95": [max(0.0, mean - 0.05), mean + 0.05]}
+            for arm, mean in arms.items()
+        },
+        "tests": {
+            "trained_vs_untrained": {
+                "difference": arms["trained"] - arms["untrained"],
+                "ci95": [0.32, 0.44],
+                "p": 0.00001,
+            }
+        },
     }
 
 
@@ -125,7 +198,9 @@ class _Checker(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         self.fetched += [
-            value for name, value in attrs if name in ("src", "srcset", "data") or (name == "href" and tag in ("link", "image"))
+            value
+            for name, value in attrs
+            if name in ("src", "srcset", "data") or (name == "href" and tag in ("link", "image"))
         ]
 
     def handle_endtag(self, tag):
@@ -155,7 +230,16 @@ def page(tmp_path_factory) -> str:
 
 def test_page_is_self_contained_and_well_formed(page):
     text = _check(page)
-    for expected in ("eat", "held out", "groups without signal (of 8)", "You won.", "p, Holm", "0123abc", "0.10.2", "worker crashes"):
+    for expected in (
+        "eat",
+        "held out",
+        "groups without signal (of 8)",
+        "You won.",
+        "p, Holm",
+        "0123abc",
+        "0.10.2",
+        "worker crashes",
+    ):
         assert expected in text
 
 
@@ -163,7 +247,8 @@ def test_headline_states_result_and_interval_and_what_pocket_models_are(page):
     text = _check(page)
     # Means .80 - .02 n over four training families: .77; untrained .39.
     assert (
-        "win 77 % of the games, those of the untrained one 39 %: better than before training (+38 points, 95 % interval +32 to +44)" in text
+        "win 77 % of the games, those of the untrained one 39 %: better than before training (+38"
+        " points, 95 % interval +32 to +44)" in text
     )
     assert "never evidence about language models" in text
 
@@ -174,7 +259,9 @@ def test_prompts_of_models_cannot_break_the_page(page):
 
 
 def test_only_what_one_prompt_has_is_marked():
-    before, after = report_page._marked("You play. Search <walls>.", "You play. Pick up\nthe dagger. Wield it.")
+    before, after = report_page._marked(
+        "You play. Search <walls>.", "You play. Pick up\nthe dagger. Wield it."
+    )
     assert before == "You play. <mark>Search &lt;walls&gt;.</mark>"
     assert re.sub("</?mark>", "", after) == "You play. Pick up\nthe dagger. Wield it."
     assert not after.startswith("<mark>You")
@@ -201,7 +288,9 @@ def test_evaluation_of_some_families_and_arms_only(tmp_path):
     for family in data["families"].values():
         del family["arms"]["untrained"], family["tests"]
     del data["overall"]
-    data["families"] = {name: family for name, family in data["families"].items() if family["split"] == "train"}
+    data["families"] = {
+        name: family for name, family in data["families"].items() if family["split"] == "train"
+    }
     (run / "evaluation.json").write_text(json.dumps(data))
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "locked_door" in text
@@ -218,9 +307,16 @@ def test_another_benchmark_stands_beside_with_its_games(tmp_path):
     for path in [*run.glob("evaluation.json"), *run.glob("*/evaluation*")]:
         shutil.copy(path, path.with_name(path.name.replace("evaluation", "evaluation-alfworld", 1)))
     data = json.loads((run / "evaluation.json").read_text())
-    data["families"] = {name: {**data["families"]["zap"], "split": "transfer"} for name in ("heat", "cool")}
+    data["families"] = {
+        name: {**data["families"]["zap"], "split": "transfer"} for name in ("heat", "cool")
+    }
     data["overall"] = {"transfer": {**data["overall"]["train"], "games": 7, "split": "transfer"}}
-    data["environment"] = {"name": "alfworld", "options": {"rooms": "small"}, "source": "generated", "games_sha256": "aa"}
+    data["environment"] = {
+        "name": "alfworld",
+        "options": {"rooms": "small"},
+        "source": "generated",
+        "games_sha256": "aa",
+    }
     (run / "evaluation-alfworld.json").write_text(json.dumps(data))
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "On the training families, prompts of the trained reflector win 77 %" in text
@@ -244,7 +340,9 @@ def test_game_pairs_are_the_same_game_lost_then_won(tmp_path):
     (evaluation,) = run.evaluations
     pairs = report_data.game_pairs(evaluation, 4)
     assert len(pairs) == 4
-    assert [evaluation.families[pair.family]["split"] for pair in pairs] == ["train"] * 3 + ["heldout"]
+    assert [evaluation.families[pair.family]["split"] for pair in pairs] == ["train"] * 3 + [
+        "heldout"
+    ]
     for pair in pairs:
         assert report_data.game_name(pair.before) == report_data.game_name(pair.after)
         assert (pair.before["outcome"], pair.after["outcome"]) == ("step_limit", "success")
@@ -269,12 +367,21 @@ def test_unknown_flag_is_one_sentence(capsys):
 
 
 def test_numbers_as_text():
-    assert (report_page.percent(0.417), report_page.points(-0.06), report_page.interval([0.3, 0.5], signed=True)) == (
+    assert (
+        report_page.percent(0.417),
+        report_page.points(-0.06),
+        report_page.interval([0.3, 0.5], signed=True),
+    ) == (
         "42",
         "-6",
         "[+30, +50]",
     )
-    assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == ["<1e-4", "0.0007", "0.012", "0.500"]
+    assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == [
+        "<1e-4",
+        "0.0007",
+        "0.012",
+        "0.500",
+    ]
 
 
 def test_terminal_shows_the_table_and_ends_with_the_path(tmp_path, capsys):
@@ -285,7 +392,10 @@ def test_terminal_shows_the_table_and_ends_with_the_path(tmp_path, capsys):
     assert out.strip().splitlines()[-1] == f"Report: {run / 'report.html'}"
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [("evaluation.json", "{oops", "is not JSON"), (None, None, "no run directory")])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [("evaluation.json", "{oops", "is not JSON"), (None, None, "no run directory")],
+)
 def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, capsys, name, text, message):
     run = tmp_path / "missing"
     if name is not None:

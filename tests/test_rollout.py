@@ -8,7 +8,14 @@ from envs.pool import WorkerPool
 from ictjax import keys
 from ictjax.chat import ChatTokenizer
 from ictjax.records import ParseFailure
-from ictjax.rollout import Episode, RolloutConfig, parse_failures, rollout, success_rate, user_message
+from ictjax.rollout import (
+    Episode,
+    RolloutConfig,
+    parse_failures,
+    rollout,
+    success_rate,
+    user_message,
+)
 from tests.tiny import ScriptedSampler, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -22,7 +29,9 @@ def game(key, family="door"):
 
 
 def play(ids, request):
-    """Walks to the thing, then says the last word of the system prompt. Reads the whole conversation, so lost or mixed-up tokens show."""
+    """Walks to the thing, then says the last word of the system prompt. Reads the whole
+    conversation, so lost or mixed-up tokens show.
+    """
     system, *turns = TOKENIZER.decode(ids).split("<|im_start|>")[1:]
     word = system.removesuffix("<|im_end|>\n").split()[-1]
     action = word if "right here" in turns[-2] else "walk"
@@ -43,7 +52,11 @@ def run(pool, episodes, config=CONFIG, script=play, **sampler):
 
 
 def test_a_good_prompt_wins_and_a_bad_one_loses_with_every_turn_recorded(pool):
-    episodes = [Episode(game=game(key), system_prompt=prompt) for key in range(4) for prompt in ("Say open", "Say ring")]
+    episodes = [
+        Episode(game=game(key), system_prompt=prompt)
+        for key in range(4)
+        for prompt in ("Say open", "Say ring")
+    ]
     trajectories, _ = run(pool, episodes)
     assert [t.game for t in trajectories] == [e.game for e in episodes]
     assert [t.success for t in trajectories] == [True, False] * 4
@@ -51,7 +64,9 @@ def test_a_good_prompt_wins_and_a_bad_one_loses_with_every_turn_recorded(pool):
     for trajectory in trajectories:
         assert trajectory.outcome is (Outcome.SUCCESS if trajectory.success else Outcome.STEP_LIMIT)
         assert sum(turn.reward for turn in trajectory.turns) == float(trajectory.success)
-        assert [turn.thought for turn in trajectory.turns] == [f"turn {i + 1}" for i in range(len(trajectory.turns))]
+        assert [turn.thought for turn in trajectory.turns] == [
+            f"turn {i + 1}" for i in range(len(trajectory.turns))
+        ]
         assert trajectory.turns[0].observation.startswith(f"You are in room {trajectory.game.key}.")
         assert trajectory.turns[0].actions == ("walk", "look", "open", "light", "ring", "jump")
         assert len(trajectory.state_hash) == 64
@@ -67,7 +82,10 @@ def test_the_conversation_grows_by_the_new_tokens_only_and_reads_like_the_templa
         assert longer[: len(shorter)] == shorter
     messages = [{"role": "system", "content": "Say light"}]
     for turn in trajectory.turns[:-1]:
-        messages += [{"role": "user", "content": turn.observation}, {"role": "assistant", "content": turn.reply}]
+        messages += [
+            {"role": "user", "content": turn.observation},
+            {"role": "assistant", "content": turn.reply},
+        ]
     messages.append({"role": "user", "content": trajectory.turns[-1].observation})
     whole = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert before[-1] == tuple(TOKENIZER(whole)["input_ids"])
@@ -81,16 +99,23 @@ def test_arrival_order_slots_and_workers_do_not_change_a_trajectory(pool):
         return TOKENIZER(f"Thought: x\nAction: {choice}")["input_ids"] + [END]
 
     root = keys.root_key(0)
-    episodes = [Episode(game=game(i % 5), system_prompt=f"p{i % 2}", key=keys.fold(root, "episode", i)) for i in range(12)]
+    episodes = [
+        Episode(game=game(i % 5), system_prompt=f"p{i % 2}", key=keys.fold(root, "episode", i))
+        for i in range(12)
+    ]
     wanted, _ = run(pool, episodes, config, noisy, num_slots=1)
     assert len({tuple(turn.action for turn in t.turns) for t in wanted}) > 3
     with WorkerPool("fake", num_workers=2, max_live_games=3) as other:
         for num_slots, order in ((12, 1), (3, 2)):
-            assert run(other, episodes, config, noisy, num_slots=num_slots, order=order)[0] == wanted
+            assert (
+                run(other, episodes, config, noisy, num_slots=num_slots, order=order)[0] == wanted
+            )
 
 
 def test_equal_games_are_played_once_when_greedy_and_each_for_itself_when_sampling(pool):
-    episodes = [Episode(game=game(1), system_prompt="Say open")] * 3 + [Episode(game=game(1), system_prompt="Say ring")]
+    episodes = [Episode(game=game(1), system_prompt="Say open")] * 3 + [
+        Episode(game=game(1), system_prompt="Say ring")
+    ]
     trajectories, double = run(pool, episodes)
     assert trajectories[0] is trajectories[1] is trajectories[2]
     greedy_replies = len(double.requests)
@@ -109,7 +134,11 @@ def test_turns_can_be_watched_as_they_are_played(pool):
 
 def test_long_prompts_wait_for_the_first_reply_under_them(pool):
     """The sampler can reuse a prefix only once it has been computed."""
-    episodes = [Episode(game=game(key), system_prompt=prompt) for prompt in ("Say open", "Say ring") for key in range(3)]
+    episodes = [
+        Episode(game=game(key), system_prompt=prompt)
+        for prompt in ("Say open", "Say ring")
+        for key in range(3)
+    ]
     opened = []
 
     class Watching(ScriptedSampler):
@@ -129,13 +158,28 @@ def test_long_prompts_wait_for_the_first_reply_under_them(pool):
 
 
 def test_useless_replies_cost_a_step_with_the_empty_action_and_are_counted(pool):
-    replies = ["no idea", "Action:", "Thought: I will think for a very long time and never get anywhere at all before the limit"]
+    replies = [
+        "no idea",
+        "Action:",
+        "Thought: I will think for a very long time and never get anywhere at all before the limit",
+    ]
 
     def useless(ids, request):
-        return TOKENIZER(replies[TOKENIZER.decode(ids).count("<|im_start|>assistant") - 1])["input_ids"] + [END]
+        return TOKENIZER(replies[TOKENIZER.decode(ids).count("<|im_start|>assistant") - 1])[
+            "input_ids"
+        ] + [END]
 
-    (trajectory,), _ = run(pool, [Episode(game=game(3), system_prompt="p")], dataclasses.replace(CONFIG, max_steps=3), useless)
-    assert [turn.failure for turn in trajectory.turns] == [ParseFailure.NO_ACTION, ParseFailure.EMPTY_ACTION, ParseFailure.TRUNCATED]
+    (trajectory,), _ = run(
+        pool,
+        [Episode(game=game(3), system_prompt="p")],
+        dataclasses.replace(CONFIG, max_steps=3),
+        useless,
+    )
+    assert [turn.failure for turn in trajectory.turns] == [
+        ParseFailure.NO_ACTION,
+        ParseFailure.EMPTY_ACTION,
+        ParseFailure.TRUNCATED,
+    ]
     assert [turn.action for turn in trajectory.turns] == [""] * 3
     assert trajectory.turns[1].observation.startswith("Nothing happens")
     assert trajectory.outcome is Outcome.STEP_LIMIT
@@ -145,17 +189,25 @@ def test_useless_replies_cost_a_step_with_the_empty_action_and_are_counted(pool)
 def test_a_full_context_ends_the_episode_like_a_step_limit(pool):
     double = ScriptedSampler(play)
     double.max_len = 200
-    (trajectory,) = rollout(double, CHAT, pool, [Episode(game=game(1), system_prompt="Say ring")], CONFIG)
+    (trajectory,) = rollout(
+        double, CHAT, pool, [Episode(game=game(1), system_prompt="Say ring")], CONFIG
+    )
     assert trajectory.outcome is Outcome.STEP_LIMIT
     assert trajectory.turns[-1].failure is ParseFailure.TRUNCATED
     assert 1 < len(trajectory.turns) < CONFIG.max_steps
-    (again,) = rollout(ScriptedSampler(play), CHAT, pool, [Episode(game=game(1), system_prompt="Say open")], CONFIG)
+    (again,) = rollout(
+        ScriptedSampler(play), CHAT, pool, [Episode(game=game(1), system_prompt="Say open")], CONFIG
+    )
     assert again.success  # the pool is still in order
 
 
 def test_a_fault_of_the_environment_is_a_typed_trajectory_and_no_reward():
     with WorkerPool("fake", num_workers=1, options={"raise_on": "ring"}) as pool:
-        episodes = [Episode(game=game(key), system_prompt=prompt) for key in (1, 2) for prompt in ("Say ring", "Say open")]
+        episodes = [
+            Episode(game=game(key), system_prompt=prompt)
+            for key in (1, 2)
+            for prompt in ("Say ring", "Say open")
+        ]
         trajectories, _ = run(pool, episodes)
     assert [t.outcome for t in trajectories] == [Outcome.FAILED, Outcome.SUCCESS] * 2
     assert "told to raise" in trajectories[0].error
@@ -169,19 +221,32 @@ def test_an_exception_gives_back_games_and_conversations(pool):
 
     double = ScriptedSampler(broken)
     with pytest.raises(RuntimeError, match="no reply today"):
-        rollout(double, CHAT, pool, [Episode(game=game(key), system_prompt="p") for key in range(3)], CONFIG)
+        rollout(
+            double,
+            CHAT,
+            pool,
+            [Episode(game=game(key), system_prompt="p") for key in range(3)],
+            CONFIG,
+        )
     assert not double.ids
-    trajectories, _ = run(pool, [Episode(game=game(key), system_prompt="Say open") for key in range(3)])
+    trajectories, _ = run(
+        pool, [Episode(game=game(key), system_prompt="Say open") for key in range(3)]
+    )
     assert all(t.success for t in trajectories)
 
 
 def test_actions_are_listed_only_when_asked_for():
     assert user_message("You see.", ("go", "stay"), False).content == "You see."
-    assert user_message("You see.", ("go", "stay"), True).content == "You see.\nAvailable actions: go, stay"
+    assert (
+        user_message("You see.", ("go", "stay"), True).content
+        == "You see.\nAvailable actions: go, stay"
+    )
     assert user_message("You see.", (), True).content == "You see."
 
 
-@pytest.mark.parametrize("changes", [{"max_steps": 0}, {"max_turn_tokens": 0}, {"temperature": -1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"max_steps": 0}, {"max_turn_tokens": 0}, {"temperature": -1.0}]
+)
 def test_bad_settings_are_refused(changes):
     with pytest.raises(ValueError, match="rollout"):
         dataclasses.replace(CONFIG, **changes)

@@ -1,4 +1,6 @@
-"""The slot sampler against plain loops over full forward passes, and against itself at other sizes and orders."""
+"""The slot sampler against plain loops over full forward passes, and against itself at other sizes
+and orders.
+"""
 
 import dataclasses
 
@@ -13,22 +15,42 @@ from ictjax.sampler import Generation, Request, Sampler, SamplerConfig, raw_key
 from ictjax.sampler.step import sample
 
 MODEL = ModelConfig(
-    vocab_size=23, num_layers=1, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=4, max_positions=64, tie_embeddings=True
+    vocab_size=23,
+    num_layers=1,
+    d_model=16,
+    d_ff=24,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    max_positions=64,
+    tie_embeddings=True,
 )
 SIZES = SamplerConfig(
-    num_slots=2, max_len=40, extend_buckets=(8,), row_buckets=(2,), decode_steps=3, max_top_k=8, attended_buckets=(40,), max_stop_ids=2
+    num_slots=2,
+    max_len=40,
+    extend_buckets=(8,),
+    row_buckets=(2,),
+    decode_steps=3,
+    max_top_k=8,
+    attended_buckets=(40,),
+    max_stop_ids=2,
 )
 
 
 @pytest.fixture(scope="module")
 def params():
     # Larger than initial weights: replies then depend on the whole context, and are not uniform.
-    return jax.tree.map(lambda leaf: leaf * (12 if leaf.ndim > 1 else 1), transformer.init_params(MODEL, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf: leaf * (12 if leaf.ndim > 1 else 1),
+        transformer.init_params(MODEL, jax.random.key(0)),
+    )
 
 
 @pytest.fixture(scope="module")
 def sampler(params):
-    """One sampler for the tests that only need some: they close what they open, so nothing but time is shared."""
+    """One sampler for the tests that only need some: they close what they open, so nothing but time
+    is shared.
+    """
     with Sampler(MODEL, params, SIZES, 0) as made:
         made.warmup()
         yield made
@@ -43,13 +65,24 @@ def full_logits(params):
         return transformer.unembed(MODEL, params, transformer.forward(MODEL, params, tokens))
 
     def logits(ids):
-        return np.asarray(padded(np.pad(np.asarray(ids, np.int32), (0, SIZES.max_len - len(ids)))[None])[0, : len(ids)])
+        return np.asarray(
+            padded(np.pad(np.asarray(ids, np.int32), (0, SIZES.max_len - len(ids)))[None])[
+                0, : len(ids)
+            ]
+        )
 
     return logits
 
 
 def request(seed=0, **changes):
-    defaults = {"max_new_tokens": 7, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop_ids": (), "key": raw_key(seed)}
+    defaults = {
+        "max_new_tokens": 7,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "stop_ids": (),
+        "key": raw_key(seed),
+    }
     return Request(**defaults | changes)
 
 
@@ -63,7 +96,9 @@ def ask(sampler, ids, asked):
 
 def prompts(number, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, MODEL.vocab_size, int(rng.integers(1, 20))).tolist() for _ in range(number)]
+    return [
+        rng.integers(0, MODEL.vocab_size, int(rng.integers(1, 20))).tolist() for _ in range(number)
+    ]
 
 
 def replies(sampler, order):
@@ -90,22 +125,34 @@ def test_tokens_depend_on_neither_slots_nor_order(sampler, params):
     expected = replies(sampler, range(9))
     assert sorted(expected) == list(range(9))
     other = dataclasses.replace(
-        SIZES, num_slots=8, row_buckets=(8,), decode_steps=2, extend_steps=4, extend_buckets=(5,), attended_buckets=(20,)
+        SIZES,
+        num_slots=8,
+        row_buckets=(8,),
+        decode_steps=2,
+        extend_steps=4,
+        extend_buckets=(5,),
+        attended_buckets=(20,),
     )
     with Sampler(MODEL, params, other, 0) as wide:
         assert replies(wide, [4, 8, 1, 0, 7, 3, 2, 6, 5]) == expected
 
 
 def test_equals_a_plain_loop(sampler, full_logits):
-    """Gumbel-max with the stated key of each token, by full forward passes, and the stated log-probabilities."""
+    """Gumbel-max with the stated key of each token, by full forward passes, and the stated
+    log-probabilities.
+    """
     prompt, asked = prompts(1)[0], request(5, temperature=0.7)
     generation = ask(sampler, prompt, asked)
     ids = list(prompt)
     for count in range(7):
         scaled = full_logits(ids)[-1] / np.float32(0.7)
-        noise = jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(asked.key), count), (MODEL.vocab_size,))
+        noise = jax.random.gumbel(
+            jax.random.fold_in(jax.random.wrap_key_data(asked.key), count), (MODEL.vocab_size,)
+        )
         ids.append(int(np.argmax(scaled + noise)))
-        np.testing.assert_allclose(generation.logprobs[count], jax.nn.log_softmax(scaled)[ids[-1]], atol=1e-4)
+        np.testing.assert_allclose(
+            generation.logprobs[count], jax.nn.log_softmax(scaled)[ids[-1]], atol=1e-4
+        )
     assert (generation.ids, generation.finish) == (tuple(ids[len(prompt) :]), "length")
     assert len(set(generation.ids)) > 1
 
@@ -126,14 +173,23 @@ def test_logprobs_are_before_truncation(sampler, full_logits):
     prompt = prompts(1)[0]
     generation = ask(sampler, prompt, request(4, temperature=1.5, top_k=3, top_p=0.9))
     logits = full_logits(prompt + list(generation.ids))[len(prompt) - 1 : -1] / 1.5
-    np.testing.assert_allclose(generation.logprobs, np.asarray(jax.nn.log_softmax(logits))[np.arange(7), list(generation.ids)], atol=1e-4)
-    assert all((row > row[chosen]).sum() < 3 for row, chosen in zip(logits, generation.ids, strict=True))
+    np.testing.assert_allclose(
+        generation.logprobs,
+        np.asarray(jax.nn.log_softmax(logits))[np.arange(7), list(generation.ids)],
+        atol=1e-4,
+    )
+    assert all(
+        (row > row[chosen]).sum() < 3 for row, chosen in zip(logits, generation.ids, strict=True)
+    )
 
 
 def test_seeds_reproduce(sampler):
     prompt = prompts(1)[0]
     first = ask(sampler, prompt, request(11))
-    assert dataclasses.replace(ask(sampler, prompt, request(11)), conversation=first.conversation) == first
+    assert (
+        dataclasses.replace(ask(sampler, prompt, request(11)), conversation=first.conversation)
+        == first
+    )
     assert ask(sampler, prompt, request(12)).ids != first.ids
     assert ask(sampler, prompt, request(key=jax.random.wrap_key_data(raw_key(11)))).ids == first.ids
 
@@ -143,7 +199,9 @@ def test_stop_budget_and_context(sampler):
     free = ask(sampler, prompt, request(6, max_new_tokens=12)).ids
     stop = free[4]
     first = free.index(stop)
-    stopped = ask(sampler, prompt, request(6, max_new_tokens=12, stop_ids=(22 if stop != 22 else 21, stop)))
+    stopped = ask(
+        sampler, prompt, request(6, max_new_tokens=12, stop_ids=(22 if stop != 22 else 21, stop))
+    )
     assert (stopped.ids, stopped.finish) == (free[: first + 1], "stop")
     assert ask(sampler, prompt, request(6, max_new_tokens=1)).ids == free[:1]
     long = ask(sampler, prompt, request(6, max_new_tokens=100))
@@ -168,7 +226,9 @@ def test_context_overflow_is_a_finish_and_frees_the_slot(sampler):
 
 
 def test_many_turns_equal_one_prompt(sampler):
-    """Open, generate, extend, extend, generate: the second reply is that of a fresh conversation with all the tokens."""
+    """Open, generate, extend, extend, generate: the second reply is that of a fresh conversation
+    with all the tokens.
+    """
     first, second = [5, 1, 9], [2, 2, 17, 4, 4, 8, 1, 0, 6, 3]
     conversation = sampler.open(first)
     sampler.generate(conversation, request(1))
@@ -199,7 +259,8 @@ def test_fork_equals_separate_prefill(sampler):
         sampler.close(other)
     before = sampler.stats
     source = sampler.open(prompt)
-    forks = [source, *(sampler.fork(source) for _ in range(4))]  # more than slots: the last ones wait, also past the end of the source
+    # more than slots: the last ones wait, also past the end of the source
+    forks = [source, *(sampler.fork(source) for _ in range(4))]
     for seed, conversation in enumerate(forks):
         sampler.generate(conversation, request(seed))
     found = {}
@@ -246,7 +307,9 @@ def test_nothing_recompiles_after_warmup(params):
         assert fresh.stats.compile_count == 2 * 2 * 1 + 1
         compilations = []
         jax.monitoring.register_event_duration_secs_listener(
-            lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+            lambda event, seconds, **_: (
+                compilations.append(event) if "backend_compile" in event else None
+            )
         )
         jax.jit(lambda x: x + 1)(np.float32(1)).block_until_ready()
         assert len(compilations) == 1  # the listener works
@@ -271,7 +334,8 @@ def test_stats_account_for_every_position(sampler):
         "prefilled_tokens": 11,
         "reused_tokens": 0,
         "decoded_tokens": 6,
-        # Two extends of 2 rows x 8 positions for 11 tokens; the second samples 1; decodes of 3 and 2 steps x 2 rows for the other 5.
+        # Two extends of 2 rows x 8 positions for 11 tokens; the second samples 1; decodes of 3 and
+        # 2 steps x 2 rows for the other 5.
         "padded_tokens": (2 * 2 * 8 - 11) + (2 * 5 - 5),
         "dispatches": 4,
         "row_copies": 0,
@@ -341,7 +405,10 @@ def test_truncation_of_one_row_leaves_the_others_alone():
         (lambda s: s.extend(10_000, [1]), "conversation 10000 is not open"),
         (lambda s: s.generate(s.open([1]), request(top_k=9)), "top_k 9 exceeds"),
         (lambda s: s.generate(s.open([1]), request(stop_ids=(1, 2, 3))), "3 stop ids exceed"),
-        (lambda s: s.generate(s.open([1]), request(key=np.zeros(4, np.uint32))), "key has words of shape"),
+        (
+            lambda s: s.generate(s.open([1]), request(key=np.zeros(4, np.uint32))),
+            "key has words of shape",
+        ),
         (lambda s: [s.generate(c, request()) for c in [s.open([1])] * 2], "is still generating"),
     ],
 )

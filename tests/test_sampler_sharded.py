@@ -1,4 +1,6 @@
-"""The sampler on a mesh of eight virtual devices: the same tokens, nothing gathered, no more programs than without."""
+"""The sampler on a mesh of eight virtual devices: the same tokens, nothing gathered, no more
+programs than without.
+"""
 
 import dataclasses
 import functools
@@ -20,22 +22,44 @@ from ictjax.sampler.step import turn
 from ictjax.sampler.weights import sampling_weights
 
 MODEL = ModelConfig(
-    vocab_size=32, num_layers=1, d_model=16, d_ff=32, num_heads=8, num_kv_heads=4, head_dim=4, max_positions=64, tie_embeddings=True
+    vocab_size=32,
+    num_layers=1,
+    d_model=16,
+    d_ff=32,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=4,
+    max_positions=64,
+    tie_embeddings=True,
 )
 SIZES = SamplerConfig(
-    num_slots=4, max_len=40, extend_buckets=(24,), row_buckets=(4,), decode_steps=4, max_top_k=8, attended_buckets=(40,), max_stop_ids=1
+    num_slots=4,
+    max_len=40,
+    extend_buckets=(24,),
+    row_buckets=(4,),
+    decode_steps=4,
+    max_top_k=8,
+    attended_buckets=(40,),
+    max_stop_ids=1,
 )
 
 
 def weights(model):
     # Larger than initial weights: replies then depend on the whole context, and are not uniform.
-    return jax.tree.map(lambda leaf: leaf * (12 if leaf.ndim > 1 else 1), transformer.init_params(model, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf: leaf * (12 if leaf.ndim > 1 else 1),
+        transformer.init_params(model, jax.random.key(0)),
+    )
 
 
 def replies(sampler):
-    """Two turns of six conversations, more than there are slots, and a fork of every reply; by conversation and turn."""
+    """Two turns of six conversations, more than there are slots, and a fork of every reply; by
+    conversation and turn.
+    """
     rng = np.random.default_rng(0)
-    texts = [rng.integers(0, MODEL.vocab_size, int(rng.integers(16, 22))).tolist() for _ in range(6)]
+    texts = [
+        rng.integers(0, MODEL.vocab_size, int(rng.integers(16, 22))).tolist() for _ in range(6)
+    ]
     found, turns = {}, {}
     for index, text in enumerate(texts):
         conversation = sampler.open(text)
@@ -50,7 +74,8 @@ def replies(sampler):
                 fork = sampler.fork(generation.conversation)
                 sampler.generate(fork, request(100 + turn_of[0]))
                 turns[fork] = (*turn_of, "fork")
-                sources.append(generation.conversation)  # stays open for a while: a row cannot be copied out of a slot that was reused
+                # stays open for a while: a row cannot be copied out of a slot that was reused
+                sources.append(generation.conversation)
             else:
                 sampler.close(generation.conversation)
         if sampler.idle and sources:
@@ -63,7 +88,9 @@ def replies(sampler):
 
 
 def request(seed):
-    return Request(max_new_tokens=5, temperature=1.0, top_k=0, top_p=1.0, stop_ids=(3,), key=raw_key(seed))
+    return Request(
+        max_new_tokens=5, temperature=1.0, top_k=0, top_p=1.0, stop_ids=(3,), key=raw_key(seed)
+    )
 
 
 @functools.cache
@@ -89,10 +116,14 @@ def test_tokens_equal_those_of_one_device(kv_heads, sizes, cached):
         found = replies(sampler)
         heads, spec = cached
         for array in (*sampler._cache.k, *sampler._cache.v):
-            assert array.shape[1] == heads and array.sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), 4)
+            assert array.shape[1] == heads and array.sharding.is_equivalent_to(
+                jax.NamedSharding(mesh, spec), 4
+            )
         used = sampler._params["layers"][0]
         for name in ("q", "o", "gate", "up", "down"):
-            assert used[name].addressable_shards[0].data.size * mesh.shape["tensor"] == used[name].size, name
+            assert (
+                used[name].addressable_shards[0].data.size * mesh.shape["tensor"] == used[name].size
+            ), name
         assert sampler.stats.compile_count == stats.compile_count
         assert sampler.stats.row_copies > 0
         for program in sampler._programs.values():
@@ -105,37 +136,66 @@ def test_tokens_equal_those_of_one_device(kv_heads, sizes, cached):
 
 def largest_collective(program: str) -> int:
     """Elements of the largest array that a program exchanges between devices."""
-    shapes = re.findall(r"= \(?\w+\[([\d,]*)\][^=]*? (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(", program)
-    return max((int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes), default=0)
+    shapes = re.findall(
+        r"= \(?\w+\[([\d,]*)\][^=]*?"
+        r" (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(",
+        program,
+    )
+    return max(
+        (int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes),
+        default=0,
+    )
 
 
 def biggest_message(model) -> int:
-    """Activations of one dispatch: nothing of the size of a weight matrix of all layers, nor of the cache, may travel."""
-    return SIZES.num_slots * SIZES.extend_buckets[-1] * max(model.d_model, model.num_heads * model.head_dim)
+    """Activations of one dispatch: nothing of the size of a weight matrix of all layers, nor of the
+    cache, may travel.
+    """
+    return (
+        SIZES.num_slots
+        * SIZES.extend_buckets[-1]
+        * max(model.d_model, model.num_heads * model.head_dim)
+    )
 
 
 def test_a_dispatch_takes_rows_of_every_copy_of_the_weights():
-    """Two conversations on two copies fill one dispatch of two rows, one each; two on the same copy would need four rows."""
+    """Two conversations on two copies fill one dispatch of two rows, one each; two on the same copy
+    would need four rows.
+    """
     mesh = meshes.make_mesh(2, 1, 4)
-    with Sampler(MODEL, weights(MODEL), dataclasses.replace(SIZES, row_buckets=(2, 4)), 0, mesh=mesh) as sampler:
+    with Sampler(
+        MODEL, weights(MODEL), dataclasses.replace(SIZES, row_buckets=(2, 4)), 0, mesh=mesh
+    ) as sampler:
         opened = [sampler.open([1, 2, 3]), sampler.open([4, 5, 6])]
         for conversation in opened:
-            sampler.generate(conversation, dataclasses.replace(request(conversation), max_new_tokens=1))
+            sampler.generate(
+                conversation, dataclasses.replace(request(conversation), max_new_tokens=1)
+            )
         sampler.run()
         assert [sampler._conversations[c].slot // 2 for c in opened] == [0, 1]
         assert {rows for rows, _, _ in sampler._programs} == {2}
-    with pytest.raises(ValueError, match=r"row_buckets \(1, 4\) are not multiples of the mesh's data axis 2"):
+    with pytest.raises(
+        ValueError, match=r"row_buckets \(1, 4\) are not multiples of the mesh's data axis 2"
+    ):
         Sampler(MODEL, weights(MODEL), dataclasses.replace(SIZES, row_buckets=(1, 4)), 0, mesh=mesh)
 
 
 def test_decoding_holds_no_second_copy_of_the_weights():
-    """Stacked weights would be copied layer by layer before the first step, and weights of another dtype converted."""
+    """Stacked weights would be copied layer by layer before the first step, and weights of another
+    dtype converted.
+    """
     wide = dataclasses.replace(MODEL, num_layers=4, d_model=256, d_ff=1024, head_dim=32)
-    params = jax.eval_shape(lambda: transformer.unstack_layers(wide, transformer.init_params(wide, jax.random.key(0))))
+    params = jax.eval_shape(
+        lambda: transformer.unstack_layers(wide, transformer.init_params(wide, jax.random.key(0)))
+    )
     cache = jax.eval_shape(lambda: make_cache(wide, 2, 16))
     packed = blank_rows(2, 1, num_stop_ids=1, num_slots=2, pad_id=0)
-    step = functools.partial(turn, wide, attended=16, max_steps=4, num_stop_ids=1, max_top_k=4, pad_id=0)
-    memory = jax.jit(step, donate_argnums=1).lower(params, cache, packed).compile().memory_analysis()
+    step = functools.partial(
+        turn, wide, attended=16, max_steps=4, num_stop_ids=1, max_top_k=4, pad_id=0
+    )
+    memory = (
+        jax.jit(step, donate_argnums=1).lower(params, cache, packed).compile().memory_analysis()
+    )
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     assert memory.temp_size_in_bytes < 0.1 * size
 
@@ -146,7 +206,9 @@ def test_sampling_weights_are_made_once_and_shared():
     made = sampling_weights(model, stacked)
     assert len(made["layers"]) == 3 and made["layers"][1]["gate"].dtype == jnp.bfloat16
     assert made["layers"][0]["attn_norm"].dtype == jnp.float32  # norms compute in float32
-    np.testing.assert_array_equal(made["layers"][2]["gate"], stacked["layers"]["gate"][2].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(
+        made["layers"][2]["gate"], stacked["layers"]["gate"][2].astype(jnp.bfloat16)
+    )
     again = sampling_weights(model, made)
     assert all(a is b for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(again), strict=True))
     hidden = [transformer.forward(model, tree, jnp.arange(8)[None]) for tree in (stacked, made)]

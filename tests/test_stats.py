@@ -10,7 +10,9 @@ from experiments import stats
 def test_mean_ci_is_students_t():
     values = [0.2, 0.5, 0.4, 0.9, 0.7]
     interval = stats.mean_ci(values)
-    expected = scipy_stats.t.interval(0.95, df=4, loc=np.mean(values), scale=scipy_stats.sem(values))
+    expected = scipy_stats.t.interval(
+        0.95, df=4, loc=np.mean(values), scale=scipy_stats.sem(values)
+    )
     np.testing.assert_allclose(interval.ci, expected)
     assert interval.mean == pytest.approx(0.54)
     assert interval.sd == pytest.approx(np.std(values, ddof=1))
@@ -60,14 +62,21 @@ def test_paired_test_equals_scipys_exact_permutation_test():
     generator = np.random.default_rng(3)
     a, b = generator.normal(0.4, 1, size=9), generator.normal(0, 1, size=9)
     expected = scipy_stats.permutation_test(
-        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+        (a, b),
+        lambda x, y: np.mean(x - y),
+        permutation_type="samples",
+        n_resamples=np.inf,
+        alternative="two-sided",
     )
     assert stats.paired_test(a, b).p == pytest.approx(expected.pvalue)
 
 
 def test_drawn_p_agrees_with_the_exact_one(monkeypatch):
     generator = np.random.default_rng(5)
-    a, b = generator.integers(2, size=14).astype(float) + 0.3, generator.integers(2, size=14).astype(float)
+    a, b = (
+        generator.integers(2, size=14).astype(float) + 0.3,
+        generator.integers(2, size=14).astype(float),
+    )
     exact = stats.paired_test(a, b).p
     monkeypatch.setattr(stats, "EXACT_PAIRS", 4)
     assert stats.paired_test(a, b).p == pytest.approx(exact, abs=0.006)
@@ -75,18 +84,26 @@ def test_drawn_p_agrees_with_the_exact_one(monkeypatch):
 
 def test_zero_differences_do_not_change_p():
     a, b = [0.9, 0.8, 0.7, 0.6, 0.9], [0.1, 0.2, 0.3, 0.4, 0.2]
-    assert stats.paired_test(a + [0.5] * 30, b + [0.5] * 30).p == stats.paired_test(a, b).p == pytest.approx(2 / 32)
+    assert (
+        stats.paired_test(a + [0.5] * 30, b + [0.5] * 30).p
+        == stats.paired_test(a, b).p
+        == pytest.approx(2 / 32)
+    )
 
 
 def test_equal_arms_give_p_one_and_the_opposite_order_the_opposite_difference():
     assert stats.paired_test([0.5, 0.25], [0.5, 0.25]).p == 1.0
-    forward, backward = stats.paired_test([1, 0, 1], [0, 0, 0]), stats.paired_test([0, 0, 0], [1, 0, 1])
+    forward, backward = (
+        stats.paired_test([1, 0, 1], [0, 0, 0]),
+        stats.paired_test([0, 0, 0], [1, 0, 1]),
+    )
     assert forward.difference == -backward.difference
     assert forward.p == backward.p
 
 
 def test_ties_by_rounding_are_counted():
-    # 0.1 + 0.2 and 0.3 differ in the last bit: the pattern -0.3 + 0.1 + 0.2 - ... must not be lost by it.
+    # 0.1 + 0.2 and 0.3 differ in the last bit: the pattern -0.3 + 0.1 + 0.2 - ... must not be lost
+    # by it.
     result = stats.paired_test([0.1, 0.2, 0.3], [0.0, 0.0, 0.0])
     assert result.p == pytest.approx(2 / 8)
 
@@ -100,7 +117,10 @@ def test_large_samples_are_deterministic_and_never_zero():
 
 def test_paired_test_keeps_its_level_under_the_null():
     generator = np.random.default_rng(11)
-    p_values = [stats.paired_test(generator.normal(size=10), generator.normal(size=10)).p for _ in range(300)]
+    p_values = [
+        stats.paired_test(generator.normal(size=10), generator.normal(size=10)).p
+        for _ in range(300)
+    ]
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 
@@ -123,7 +143,9 @@ def test_detectable_effect_reaches_its_power():
     effect = stats.detectable_effect(0.4, 20)
     critical = scipy_stats.t.ppf(0.975, 19)
     noncentrality = effect * np.sqrt(20) / 0.4
-    power = scipy_stats.nct.sf(critical, 19, noncentrality) + scipy_stats.nct.cdf(-critical, 19, noncentrality)
+    power = scipy_stats.nct.sf(critical, 19, noncentrality) + scipy_stats.nct.cdf(
+        -critical, 19, noncentrality
+    )
     assert power == pytest.approx(0.8, abs=1e-6)
     # The textbook's normal approximation (1.96 + 0.8416) * sd / sqrt(n) for many pairs.
     assert stats.detectable_effect(1.0, 10_000) == pytest.approx(2.8016 / 100, rel=1e-3)

@@ -1,4 +1,6 @@
-"""Tasks by name, and the whole loop across benchmarks: trained on generated ALFWorld games, evaluated there and on fake ones."""
+"""Tasks by name, and the whole loop across benchmarks: trained on generated ALFWorld games,
+evaluated there and on fake ones.
+"""
 
 import dataclasses
 import json
@@ -74,21 +76,34 @@ def test_training_plays_the_families_of_the_task(trained):
     assert set(record["reward_family"]) == {"look", "put"}
     assert record["failed_episodes"] == 0
     lines = (trained / "contexts" / "iteration_00001.jsonl").read_text().splitlines()
-    shown = [turn["observation"] for line in lines for t in json.loads(line)["trajectories"] for turn in t["turns"]]
+    shown = [
+        turn["observation"]
+        for line in lines
+        for t in json.loads(line)["trajectories"]
+        for turn in t["turns"]
+    ]
     assert shown and all("task " in text for text in shown)
 
 
 def test_evaluations_stand_side_by_side(evaluated):
     own, other = read(evaluated / "evaluation.json"), read(evaluated / "evaluation-fake.json")
-    assert {name: family["split"] for name, family in own["families"].items()} == {"put": "train", "look": "train", "cool": "heldout"}
-    assert {name: family["split"] for name, family in other["families"].items()} == dict.fromkeys(("door", "lamp", "bell"), "transfer")
+    assert {name: family["split"] for name, family in own["families"].items()} == {
+        "put": "train",
+        "look": "train",
+        "cool": "heldout",
+    }
+    assert {name: family["split"] for name, family in other["families"].items()} == dict.fromkeys(
+        ("door", "lamp", "bell"), "transfer"
+    )
     assert (own["environment"]["source"], own["environment"]["rooms"]) == ("generated", "small")
     assert other["environment"]["name"] == "fake"
     assert other["overall"]["transfer"]["runs"] == 3 * other["protocol"]["runs"]
     assert own["environment"]["games_sha256"] != other["environment"]["games_sha256"]
     for name, env in (("evaluation", "alfworld"), ("evaluation-fake", "fake")):
-        (episodes, *_) = sorted((evaluated / "episodes").glob(f"{name}_trained_*.jsonl"))
-        assert {trajectory_from_json(line).game.env for line in episodes.read_text().splitlines()} == {env}
+        episodes, *_ = sorted((evaluated / "episodes").glob(f"{name}_trained_*.jsonl"))
+        assert {
+            trajectory_from_json(line).game.env for line in episodes.read_text().splitlines()
+        } == {env}
 
 
 def test_the_report_names_the_games_of_every_number(evaluated):
@@ -96,7 +111,11 @@ def test_the_report_names_the_games_of_every_number(evaluated):
     assert "trained on alfworld, generated games, rooms=small, text=compact" in page
     assert "Measured on alfworld, generated games, rooms=small, text=compact." in page
     assert "Results, on fake" in page and "Measured on fake." in page
-    assert list(compare.compare((evaluated,)).columns[2].cells) == ["train", "heldout", "transfer fake"]
+    assert list(compare.compare((evaluated,)).columns[2].cells) == [
+        "train",
+        "heldout",
+        "transfer fake",
+    ]
 
 
 def test_an_evaluation_is_named_by_what_differs_from_training():
@@ -105,25 +124,62 @@ def test_an_evaluation_is_named_by_what_differs_from_training():
     assert evaluate.evaluation_name(own, own, "alfworld", "") == "evaluation"
     assert evaluate.evaluation_name(own, task("fake-tiny", "fake"), "fake", "") == "evaluation-fake"
     options = "test=valid_seen,data=/my games"
-    assert evaluate.evaluation_name(own, with_options(own, options), None, options) == "evaluation-alfworld,data=_my_games,test=valid_seen"
+    assert (
+        evaluate.evaluation_name(own, with_options(own, options), None, options)
+        == "evaluation-alfworld,data=_my_games,test=valid_seen"
+    )
 
 
 def test_a_run_whose_games_changed_does_not_go_on(trained, start, capsys):
     path = trained / "manifest.json"
     before = path.read_text()
-    path.write_text(json.dumps({**json.loads(before), "games_sha256": "of a download that came later"}))
+    path.write_text(
+        json.dumps({**json.loads(before), "games_sha256": "of a download that came later"})
+    )
     try:
-        refused(capsys, train.main, [*start, "--train-env", "alfworld"], "'alfworld' are no longer those", "--run-dir")
+        refused(
+            capsys,
+            train.main,
+            [*start, "--train-env", "alfworld"],
+            "'alfworld' are no longer those",
+            "--run-dir",
+        )
     finally:
         path.write_text(before)
 
 
 def test_an_unknown_task_or_option_is_one_sentence(trained, start, capsys):
-    refused(capsys, train.main, [*start, "--train-env", "chess"], "'fake-tiny' has no task 'chess'", "fake, alfworld")
-    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-env", "chess"], "no task 'chess'")
-    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-options", "rooms"], "KEY=VALUE", "'rooms'")
-    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-options", "rooms=huge"], "'huge'", "small")
-    refused(capsys, evaluate.main, ["--run-dir", str(trained), "--eval-options", "size=9"], "does not take the options", "size")
+    refused(
+        capsys,
+        train.main,
+        [*start, "--train-env", "chess"],
+        "'fake-tiny' has no task 'chess'",
+        "fake, alfworld",
+    )
+    refused(
+        capsys, evaluate.main, ["--run-dir", str(trained), "--eval-env", "chess"], "no task 'chess'"
+    )
+    refused(
+        capsys,
+        evaluate.main,
+        ["--run-dir", str(trained), "--eval-options", "rooms"],
+        "KEY=VALUE",
+        "'rooms'",
+    )
+    refused(
+        capsys,
+        evaluate.main,
+        ["--run-dir", str(trained), "--eval-options", "rooms=huge"],
+        "'huge'",
+        "small",
+    )
+    refused(
+        capsys,
+        evaluate.main,
+        ["--run-dir", str(trained), "--eval-options", "size=9"],
+        "does not take the options",
+        "size",
+    )
 
 
 def refused(capsys, main, argv, *words):
@@ -140,9 +196,15 @@ def test_the_tasks_of_a_preset_fit_its_models_and_their_environments(name):
     for each, setting in TASKS[name].items():
         config = preset(name).on(task(name, each))  # its limits are checked
         assert config.task == setting
-        options = {**setting.environment.options, **({"data": "generated"} if setting.environment.name == "alfworld" else {})}
+        options = {
+            **setting.environment.options,
+            **({"data": "generated"} if setting.environment.name == "alfworld" else {}),
+        }
         environment = load_environment(setting.environment.name, options)
-        check_families(environment, (*setting.environment.train_families, *setting.environment.heldout_families))
+        check_families(
+            environment,
+            (*setting.environment.train_families, *setting.environment.heldout_families),
+        )
 
 
 def test_options_are_added_to_those_of_the_task():

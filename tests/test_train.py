@@ -38,12 +38,23 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def flags(models):
     actor, reflector = map(str, models)
-    return ["--preset", "fake-tiny", "--actor.model", actor, "--reflector.model", reflector, "--iterations", str(ITERATIONS)]
+    return [
+        "--preset",
+        "fake-tiny",
+        "--actor.model",
+        actor,
+        "--reflector.model",
+        reflector,
+        "--iterations",
+        str(ITERATIONS),
+    ]
 
 
 @pytest.fixture(scope="module")
 def start(flags, tmp_path_factory):
-    """Starts the program; compiled code is kept from start to start. Whatever still runs at the end is killed."""
+    """Starts the program; compiled code is kept from start to start. Whatever still runs at the end
+    is killed.
+    """
     environ = {
         **os.environ,
         "XLA_FLAGS": "",
@@ -53,7 +64,15 @@ def start(flags, tmp_path_factory):
     started = []
 
     def begin(run_dir, *more):
-        command = [sys.executable, "-m", "experiments.train", *flags, "--run-dir", str(run_dir), *more]
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.train",
+            *flags,
+            "--run-dir",
+            str(run_dir),
+            *more,
+        ]
         started.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -77,7 +96,10 @@ def finish(process):
 
 
 def timeless(run_dir):
-    return [{name: value for name, value in record.items() if name != "time"} for record in read_metrics(run_dir)]
+    return [
+        {name: value for name, value in record.items() if name != "time"}
+        for record in read_metrics(run_dir)
+    ]
 
 
 def kill_after(process, run_dir, iteration):
@@ -107,7 +129,9 @@ def test_a_run_killed_twice_and_resumed_equals_an_uninterrupted_one(start, unint
 def worker_of(process) -> int:
     """The process id of an environment worker of a running program."""
     while process.poll() is None:
-        for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        for child in (
+            pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ):
             with contextlib.suppress(FileNotFoundError):
                 if b"envs.worker" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
                     return int(child)
@@ -116,9 +140,13 @@ def worker_of(process) -> int:
 
 
 @pytest.mark.parametrize(
-    ("number", "counter"), [(signal.SIGKILL, "worker_crashes"), (signal.SIGSTOP, "worker_timeouts")], ids=["killed", "stopped"]
+    ("number", "counter"),
+    [(signal.SIGKILL, "worker_crashes"), (signal.SIGSTOP, "worker_timeouts")],
+    ids=["killed", "stopped"],
 )
-def test_a_worker_that_dies_or_hangs_changes_no_number(start, uninterrupted, tmp_path, number, counter):
+def test_a_worker_that_dies_or_hangs_changes_no_number(
+    start, uninterrupted, tmp_path, number, counter
+):
     run_dir = tmp_path / "hit"
     process = start(run_dir, "--environment.deadline-s", "2")
     while not read_metrics(run_dir):
@@ -138,8 +166,24 @@ def test_the_run_directory_holds_what_the_design_says(uninterrupted):
     records = read_metrics(uninterrupted)
     assert [record["iteration"] for record in records] == list(range(1, ITERATIONS + 1))
     for record in records:
-        assert {"reward", "reward_replay", "reward_fresh", "kl", "entropy", "grad_norm", "dead_groups", "reward_family"} <= set(record)
-        assert {"contexts_s", "candidates_s", "rewards_s", "update_s", "worker_replays", "sampler_gap_max"} <= set(record["time"])
+        assert {
+            "reward",
+            "reward_replay",
+            "reward_fresh",
+            "kl",
+            "entropy",
+            "grad_norm",
+            "dead_groups",
+            "reward_family",
+        } <= set(record)
+        assert {
+            "contexts_s",
+            "candidates_s",
+            "rewards_s",
+            "update_s",
+            "worker_replays",
+            "sampler_gap_max",
+        } <= set(record["time"])
         assert record["time"]["sampler_gap_max"] < 1e-4
         assert record["skipped"] == 0
     first = uninterrupted / "contexts" / "iteration_00001.jsonl"
@@ -147,24 +191,39 @@ def test_the_run_directory_holds_what_the_design_says(uninterrupted):
     assert sorted(context.family for context in contexts) == ["door", "lamp"]
     lines = (uninterrupted / "episodes" / "iteration_00001.jsonl").read_text().splitlines()
     assert all(trajectory_from_json(line).game.env == "fake" for line in lines)
-    prompts = [json.loads(line) for line in (uninterrupted / "prompts" / "iteration_00001.jsonl").read_text().splitlines()]
-    assert [(p["context"], p["candidate"]) for p in prompts] == [(q, g) for q in range(2) for g in range(4)]
+    prompts = [
+        json.loads(line)
+        for line in (uninterrupted / "prompts" / "iteration_00001.jsonl").read_text().splitlines()
+    ]
+    assert [(p["context"], p["candidate"]) for p in prompts] == [
+        (q, g) for q in range(2) for g in range(4)
+    ]
 
 
 def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(models, tmp_path):
-    """The reflector starts with every word equally likely; only "OPEN" makes the actor win at doors, and only where the door is near."""
+    """The reflector starts with every word equally likely; only "OPEN" makes the actor win at
+    doors, and only where the door is near.
+    """
     actor, reflector = map(str, models)
     base = PRESETS["fake-tiny"]
     config = dataclasses.replace(
         base.with_models(actor, reflector),
         iterations=15,
-        environment=dataclasses.replace(base.environment, train_families=("door",), heldout_families=("lamp",)),
+        environment=dataclasses.replace(
+            base.environment, train_families=("door",), heldout_families=("lamp",)
+        ),
         evaluation=dataclasses.replace(base.evaluation, runs=12, test_games=2),
     )
     with WorkerPool("fake", num_workers=1) as pool:
         assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == 0
-        assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == config.iterations  # nothing is left to do
-    last = [json.loads(line) for line in (tmp_path / "prompts" / "iteration_00015.jsonl").read_text().splitlines()]
+        # nothing is left to do
+        assert (
+            train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == config.iterations
+        )
+    last = [
+        json.loads(line)
+        for line in (tmp_path / "prompts" / "iteration_00015.jsonl").read_text().splitlines()
+    ]
     assert [prompt["system_prompt"] for prompt in last].count("OPEN") >= 7
     report = evaluate(tmp_path, config, Console(quiet=True))
     door, lamp = report["families"]["door"], report["families"]["lamp"]
@@ -182,25 +241,35 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "evaluation").iterdir()}
     assert len(parts) == 6
     next(iter(parts)).unlink()
-    assert evaluate(tmp_path, config, Console(quiet=True)) == report  # only the missing part is played again
+    # only the missing part is played again
+    assert evaluate(tmp_path, config, Console(quiet=True)) == report
     changed = [path for path, before in parts.items() if path.stat().st_mtime_ns != before]
     assert changed == [next(iter(parts))]
 
 
 def check_games(run_dir):
-    """All arms played the same TEST games in the same order, none of which begins like a game of training."""
+    """All arms played the same TEST games in the same order, none of which begins like a game of
+    training.
+    """
     trained_on = set()
     for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
-        trained_on |= {trajectory_from_json(line).state_hash for line in path.read_text().splitlines()}
+        trained_on |= {
+            trajectory_from_json(line).state_hash for line in path.read_text().splitlines()
+        }
     for family in ("door", "lamp"):
         played = {}
         for arm in ("initial", "untrained", "trained"):
-            lines = (run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl").read_text().splitlines()
+            lines = (
+                (run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl").read_text().splitlines()
+            )
             trajectories = [trajectory_from_json(line) for line in lines]
             played[arm] = [t.game for t in trajectories]
             assert not {t.state_hash for t in trajectories} & trained_on
         assert played["initial"] == played["untrained"] == played["trained"]
-    rows = [json.loads(line) for line in (run_dir / "prompts" / "evaluation.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (run_dir / "prompts" / "evaluation.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 3 * 2 * 12
     assert {row["arm"] for row in rows} == {"initial", "untrained", "trained"}
 
@@ -208,7 +277,9 @@ def check_games(run_dir):
 def test_precollected_contexts_train_too(models, tmp_path):
     actor, reflector = map(str, models)
     base = PRESETS["fake-tiny"]
-    meta = dataclasses.replace(base.meta, collection="precollected", precollected_loops=2, replay_weight=1.0)
+    meta = dataclasses.replace(
+        base.meta, collection="precollected", precollected_loops=2, replay_weight=1.0
+    )
     config = dataclasses.replace(base.with_models(actor, reflector), iterations=2, meta=meta)
     with WorkerPool("fake", num_workers=1) as pool:
         train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
@@ -219,12 +290,24 @@ def test_precollected_contexts_train_too(models, tmp_path):
 def test_a_run_with_an_adapter_resumes_from_the_adapter_alone(models, tmp_path):
     """The base is read from the model's folder again."""
     base = PRESETS["fake-tiny"].with_models(*map(str, models))
-    config = dataclasses.replace(base, iterations=1, reflector=dataclasses.replace(base.reflector, lora=LoraConfig(rank=2)))
+    config = dataclasses.replace(
+        base, iterations=1, reflector=dataclasses.replace(base.reflector, lora=LoraConfig(rank=2))
+    )
     with WorkerPool("fake", num_workers=1) as pool:
         assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == 0
-        assert train(dataclasses.replace(config, iterations=2), tmp_path, environment=FakeEnvironment(), pool=pool) == 1
+        assert (
+            train(
+                dataclasses.replace(config, iterations=2),
+                tmp_path,
+                environment=FakeEnvironment(),
+                pool=pool,
+            )
+            == 1
+        )
     assert [record["skipped"] for record in read_metrics(tmp_path)] == [0, 0]
-    template = init_state(initial_weights(config, load_roles(config)), make_optimizer(config.optimizer))
+    template = init_state(
+        initial_weights(config, load_roles(config)), make_optimizer(config.optimizer)
+    )
     assert set(template.params) == set(adapter_axes(config.reflector.lora))
     with Checkpointer(tmp_path / "checkpoints") as checkpointer:
         state, _ = checkpointer.restore(2, template)
@@ -248,15 +331,24 @@ def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
 def test_configurations_survive_json(name):
     config = PRESETS[name]
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-    changed = to_dict(dataclasses.replace(config, seed=7, rollout=dataclasses.replace(config.rollout, max_steps=3)))
+    changed = to_dict(
+        dataclasses.replace(
+            config, seed=7, rollout=dataclasses.replace(config.rollout, max_steps=3)
+        )
+    )
     assert differences(to_dict(config), changed) == ["seed", "rollout.max_steps"]
 
 
 def test_configurations_of_other_versions_are_refused():
     config = to_dict(PRESETS["fake-tiny"])
-    with pytest.raises(ValueError, match="RoleConfig cannot be read from 'models/tiny': the file is of another version"):
+    with pytest.raises(
+        ValueError,
+        match="RoleConfig cannot be read from 'models/tiny': the file is of another version",
+    ):
         from_dict({**config, "actor": "models/tiny"})
-    with pytest.raises(ValueError, match="TrainConfig has no field 'colour': the file is of another version"):
+    with pytest.raises(
+        ValueError, match="TrainConfig has no field 'colour': the file is of another version"
+    ):
         from_dict({**config, "colour": "red"})
 
 
@@ -265,11 +357,31 @@ def test_configurations_of_other_versions_are_refused():
     [
         ({"iterations": 0}, "iterations"),
         ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=4)}, "batch.num_rows"),
-        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, token_buckets=(64,))}, "batch.token_buckets = 64"),
-        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, response_buckets=(4,))}, "response_buckets"),
-        ({"reflector_sampler": dataclasses.replace(PRESETS["fake-tiny"].reflector_sampler, max_len=100, attended_buckets=())}, "max_len"),
         (
-            {"actor_sampler": dataclasses.replace(PRESETS["fake-tiny"].actor_sampler, max_len=4, extend_buckets=(4,), attended_buckets=())},
+            {"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, token_buckets=(64,))},
+            "batch.token_buckets = 64",
+        ),
+        (
+            {"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, response_buckets=(4,))},
+            "response_buckets",
+        ),
+        (
+            {
+                "reflector_sampler": dataclasses.replace(
+                    PRESETS["fake-tiny"].reflector_sampler, max_len=100, attended_buckets=()
+                )
+            },
+            "max_len",
+        ),
+        (
+            {
+                "actor_sampler": dataclasses.replace(
+                    PRESETS["fake-tiny"].actor_sampler,
+                    max_len=4,
+                    extend_buckets=(4,),
+                    attended_buckets=(),
+                )
+            },
             "actor",
         ),
     ],

@@ -15,7 +15,16 @@ from ictjax.models import transformer
 from ictjax.models.cache import copy_row, make_cache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
 
-TINY = ModelConfig(vocab_size=61, num_layers=2, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=64)
+TINY = ModelConfig(
+    vocab_size=61,
+    num_layers=2,
+    d_model=16,
+    d_ff=24,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=64,
+)
 QWEN_7B = ModelConfig(
     vocab_size=152_064,
     num_layers=28,
@@ -31,8 +40,12 @@ QWEN_7B = ModelConfig(
 
 @pytest.fixture(scope="module")
 def params():
-    # Weights of this size make attention depend visibly on every key; the initial ones are nearly uniform.
-    return jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 2 else leaf, transformer.init_params(TINY, jax.random.key(0)))
+    # Weights of this size make attention depend visibly on every key; the initial ones are nearly
+    # uniform.
+    return jax.tree.map(
+        lambda leaf: leaf * 8 if leaf.ndim > 2 else leaf,
+        transformer.init_params(TINY, jax.random.key(0)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +62,19 @@ def test_forward_is_causal_and_ignores_padding(params, tokens, forward):
     whole = forward(TINY, params, tokens)
     changed = forward(TINY, params, tokens.at[:, 5].add(1) % TINY.vocab_size)
     chex.assert_trees_all_close(changed[:, :5], whole[:, :5], atol=1e-6)
-    assert float(jnp.abs(changed[:, 5:] - whole[:, 5:]).max(axis=-1).min()) > 1e-3  # every later token sees the change
+    # every later token sees the change
+    assert float(jnp.abs(changed[:, 5:] - whole[:, 5:]).max(axis=-1).min()) > 1e-3
     # The same tokens after three positions of padding on the left.
     padded = jnp.pad(tokens, ((0, 0), (3, 0)))
     valid = jnp.arange(12)[None] >= 3
     positions = jnp.maximum(jnp.arange(12)[None] - 3, 0)
-    shifted = forward(TINY, params, padded, positions_bt=jnp.tile(positions, (2, 1)), valid_bt=jnp.tile(valid, (2, 1)))
+    shifted = forward(
+        TINY,
+        params,
+        padded,
+        positions_bt=jnp.tile(positions, (2, 1)),
+        valid_bt=jnp.tile(valid, (2, 1)),
+    )
     chex.assert_trees_all_close(shifted[:, 3:], whole, atol=1e-5)
     assert bool(jnp.isfinite(shifted).all())
 
@@ -64,12 +84,18 @@ def test_mask_overrides_causality(params, tokens, forward):
     row = jnp.concatenate([tokens[0], tokens[1]])[None]
     segment = jnp.repeat(jnp.arange(2), 9)
     mask = (segment[:, None] == segment[None]) & jnp.tril(jnp.ones((18, 18), bool))
-    packed = forward(TINY, params, row, positions_bt=jnp.tile(jnp.arange(9), 2)[None], mask_bts=mask[None])
-    chex.assert_trees_all_close(packed[0].reshape(2, 9, -1), forward(TINY, params, tokens), atol=1e-5)
+    packed = forward(
+        TINY, params, row, positions_bt=jnp.tile(jnp.arange(9), 2)[None], mask_bts=mask[None]
+    )
+    chex.assert_trees_all_close(
+        packed[0].reshape(2, 9, -1), forward(TINY, params, tokens), atol=1e-5
+    )
 
 
 def test_prefill_and_decode_equal_one_forward(params, tokens, forward):
-    """In pieces of 4, 1 and 4 tokens, rows 3 and 1 of a cache, through a shorter copy of the rows for the second half."""
+    """In pieces of 4, 1 and 4 tokens, rows 3 and 1 of a cache, through a shorter copy of the rows
+    for the second half.
+    """
     extend = jax.jit(transformer.extend, static_argnums=0)
     rows = jnp.array([3, 1])
     cache = make_cache(TINY, 5, 16)
@@ -80,12 +106,18 @@ def test_prefill_and_decode_equal_one_forward(params, tokens, forward):
     part = take_rows(cache, rows, 12)
     padded = jnp.pad(tokens[:, 5:], ((0, 0), (0, 3)))
     third, part = extend(TINY, params, part, padded, jnp.array([5, 5]), jnp.array([4, 4]))
-    chex.assert_trees_all_close(jnp.concatenate([first, second, third[:, :4]], axis=1), forward(TINY, params, tokens), atol=1e-5)
+    chex.assert_trees_all_close(
+        jnp.concatenate([first, second, third[:, :4]], axis=1),
+        forward(TINY, params, tokens),
+        atol=1e-5,
+    )
     assert not np.asarray(part.v[0])[:, :, 9:].any()  # padding writes nothing
     untouched = [0, 2, 4]
     assert not any(np.asarray(array)[untouched].any() for array in (*cache.k, *cache.v))
     copied = copy_row(cache, jnp.int32(3), jnp.int32(0))
-    chex.assert_trees_all_equal(take_rows(copied, jnp.array([0]), 16), take_rows(cache, jnp.array([3]), 16))
+    chex.assert_trees_all_equal(
+        take_rows(copied, jnp.array([0]), 16), take_rows(cache, jnp.array([3]), 16)
+    )
 
 
 def test_remat_changes_no_gradient(params, tokens, forward):
@@ -116,14 +148,18 @@ def test_bfloat16_model_has_float32_logits(tokens):
     assert transformer.unembed(config, params, hidden).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("config", [TINY, dataclasses.replace(TINY, qkv_bias=False, tie_embeddings=True), QWEN_7B])
+@pytest.mark.parametrize(
+    "config", [TINY, dataclasses.replace(TINY, qkv_bias=False, tie_embeddings=True), QWEN_7B]
+)
 def test_shapes_without_allocation(config):
     shapes = transformer.abstract_params(config)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == config.num_params
     axes = transformer.param_axes(config)
     one = mesh.make_mesh(jax.device_count(), 1, 1)
     specs = mesh.param_specs(axes, shapes, one)
-    assert jax.tree.structure(specs, is_leaf=lambda node: isinstance(node, PartitionSpec)) == jax.tree.structure(shapes)
+    assert jax.tree.structure(
+        specs, is_leaf=lambda node: isinstance(node, PartitionSpec)
+    ) == jax.tree.structure(shapes)
     assert specs["layers"]["gate"] == PartitionSpec(None, "fsdp", "tensor")
 
 
@@ -142,8 +178,13 @@ def test_7b_traces_forward_and_backward_on_shapes_alone():
 def test_mesh_rules():
     shapes = {"w": jax.ShapeDtypeStruct((6, 4), jnp.float32)}
     abstract = jax.sharding.AbstractMesh((1, 2, 4), mesh.AXES)
-    assert mesh.param_specs({"w": ("embed", "heads")}, shapes, abstract) == {"w": PartitionSpec("fsdp", "tensor")}
-    assert mesh.param_specs({"w": ("heads", "embed")}, shapes, abstract) == {"w": PartitionSpec(None, "fsdp")}  # 4 does not divide 6
+    assert mesh.param_specs({"w": ("embed", "heads")}, shapes, abstract) == {
+        "w": PartitionSpec("fsdp", "tensor")
+    }
+    # 4 does not divide 6
+    assert mesh.param_specs({"w": ("heads", "embed")}, shapes, abstract) == {
+        "w": PartitionSpec(None, "fsdp")
+    }
     with pytest.raises(ValueError, match="'color' has no rule"):
         mesh.param_specs({"w": ("color", "embed")}, shapes, abstract)
     with pytest.raises(ValueError, match="one axis per dimension"):

@@ -1,4 +1,6 @@
-"""Test doubles that several tests share: a tiny tokenizer and checkpoint on disk, and a sampler that says what a script tells it."""
+"""Test doubles that several tests share: a tiny tokenizer and checkpoint on disk, and a sampler
+that says what a script tells it.
+"""
 
 import collections
 import contextlib
@@ -17,7 +19,8 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.sampler import Generation, Request
 
-# The shape of Qwen2.5's template: a default system message, and every message between <|im_start|>role and <|im_end|>.
+# The shape of Qwen2.5's template: a default system message, and every message between
+# <|im_start|>role and <|im_end|>.
 QWEN_TEMPLATE = """\
 {%- if messages[0]['role'] == 'system' %}
 {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
@@ -73,17 +76,34 @@ def word_tokenizer(words: Sequence[str], template: str = QWEN_TEMPLATE) -> PreTr
 
 
 def _finish(backend: tokenizers.Tokenizer, template: str) -> PreTrainedTokenizerFast:
-    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     tokenizer.chat_template = template
     return tokenizer
 
 
-# A pair of hand-made models that play the fake games. The actor answers "Action: WORD" with the word that its system prompt shouts (OPEN -> open;
-# "walk" without one). The reflector is a table of next words: it answers in the two sections with a shout drawn evenly, or breaks off.
+# A pair of hand-made models that play the fake games. The actor answers "Action: WORD" with the
+# word that its system prompt shouts (OPEN -> open; "walk" without one). The reflector is a table of
+# next words: it answers in the two sections with a shout drawn evenly, or breaks off.
 SHOUTS = ("OPEN", "LIGHT", "RING")
 _ACTIONS = ("open", "light", "ring", "walk")
-_WORDS = ("system", "user", "assistant", "Action:", "ANALYSIS:", "seen", "IMPROVED", "PROMPT:", "play", *SHOUTS, *_ACTIONS)
+_WORDS = (
+    "system",
+    "user",
+    "assistant",
+    "Action:",
+    "ANALYSIS:",
+    "seen",
+    "IMPROVED",
+    "PROMPT:",
+    "play",
+    *SHOUTS,
+    *_ACTIONS,
+)
 _REFLECTOR_TABLE = {
     "assistant": {"ANALYSIS:": 0.9, "<|im_end|>": 0.1},
     "ANALYSIS:": {"seen": 1.0},
@@ -108,9 +128,20 @@ def save_pair(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 def _save_model(folder: pathlib.Path, table: dict[str, dict[str, float]], *, listens: bool) -> None:
     tokenizer = word_tokenizer(_WORDS)
-    ids, heard = tokenizer.get_vocab(), len(tokenizer)  # the first of three residual dimensions that say which shout was heard
-    config = ModelConfig(vocab_size=heard, num_layers=1, d_model=heard + len(SHOUTS), d_ff=2, num_heads=1, num_kv_heads=1, head_dim=8)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), transformer.abstract_params(config))
+    # the first of three residual dimensions that say which shout was heard
+    ids, heard = tokenizer.get_vocab(), len(tokenizer)
+    config = ModelConfig(
+        vocab_size=heard,
+        num_layers=1,
+        d_model=heard + len(SHOUTS),
+        d_ff=2,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+    )
+    params = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), transformer.abstract_params(config)
+    )
     scale = config.d_model**0.5  # what the norm makes of a one-hot embedding
     params["embed"][:] = np.eye(heard, config.d_model)
     params["norm"][:] = 1
@@ -134,15 +165,31 @@ def _save_model(folder: pathlib.Path, table: dict[str, dict[str, float]], *, lis
 def save_tiny_model(folder: pathlib.Path) -> None:
     """A random one-layer model with a word tokenizer, in HF layout."""
     tokenizer = word_tokenizer("walk look open".split())
-    config = ModelConfig(vocab_size=len(tokenizer), num_layers=1, d_model=8, d_ff=8, num_heads=1, num_kv_heads=1, head_dim=8)
+    config = ModelConfig(
+        vocab_size=len(tokenizer),
+        num_layers=1,
+        d_model=8,
+        d_ff=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+    )
     save_checkpoint(folder, config, transformer.init_params(config, jax.random.key(0)))
     tokenizer.save_pretrained(folder)
 
 
 class ScriptedSampler:
-    """Answers `generate` with `script(ids so far, request)`; replies come in an order that depends on `order`, as if slots were scarce."""
+    """Answers `generate` with `script(ids so far, request)`; replies come in an order that depends
+    on `order`, as if slots were scarce.
+    """
 
-    def __init__(self, script: Callable[[tuple[int, ...], Request], Sequence[int]], *, num_slots: int = 4, order: int = 0):
+    def __init__(
+        self,
+        script: Callable[[tuple[int, ...], Request], Sequence[int]],
+        *,
+        num_slots: int = 4,
+        order: int = 0,
+    ):
         self._script, self._num_slots, self._rng = script, num_slots, np.random.default_rng(order)
         self._numbers = itertools.count()
         self.ids: dict[int, list[int]] = {}
@@ -179,12 +226,19 @@ class ScriptedSampler:
             before = tuple(self.ids[conversation])
             self.requests.append((before, request))
             if len(before) >= self.max_len:
-                finished.append(Generation(conversation=conversation, ids=(), logprobs=(), finish="context"))
+                finished.append(
+                    Generation(conversation=conversation, ids=(), logprobs=(), finish="context")
+                )
                 continue
             reply = tuple(self._script(before, request))[: request.max_new_tokens]
             self.ids[conversation] += reply
             stopped = bool(reply) and reply[-1] in request.stop_ids
             finished.append(
-                Generation(conversation=conversation, ids=reply, logprobs=(-0.5,) * len(reply), finish="stop" if stopped else "length")
+                Generation(
+                    conversation=conversation,
+                    ids=reply,
+                    logprobs=(-0.5,) * len(reply),
+                    finish="stop" if stopped else "length",
+                )
             )
         return finished

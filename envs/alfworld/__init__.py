@@ -1,4 +1,6 @@
-"""ALFWorld as text games: official games or generated ones, the package's own rules and wording at the speed of plain Python."""
+"""ALFWorld as text games: official games or generated ones, the package's own rules and wording at
+the speed of plain Python.
+"""
 
 import functools
 import importlib.metadata
@@ -21,29 +23,46 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 class ALFWorld:
-    """The ALFWorld environment; implements `envs.api.Environment`. All options are text, so that a configuration can carry them.
+    """The ALFWorld environment; implements `envs.api.Environment`. All options are text, so that a
+    configuration can carry them.
 
-    - `data`: "auto" (official games where a download is found in $ALFWORLD_DATA, then in ~/.cache/alfworld, else generated ones), "official",
-      "generated", or the path of a downloaded tree or a packed file.
-    - `rooms`: "full", or "small" for tiny models; official games have no small rooms, so with "auto" these are generated.
-    - `test`: the official split behind "test": "auto" takes valid_unseen where it is present, else valid_seen.
+    - `data`: "auto" (official games where a download is found in $ALFWORLD_DATA, then in
+      ~/.cache/alfworld, else generated ones), "official", "generated", or the path of a downloaded
+      tree or a packed file.
+    - `rooms`: "full", or "small" for tiny models; official games have no small rooms, so with
+      "auto" these are generated.
+    - `test`: the official split behind "test": "auto" takes valid_unseen where it is present, else
+      valid_seen.
     - `text`: "full" is the official wording, "compact" is for tiny word-level models.
     - `engine`: "python", or "textworld" for the stock one.
-    - `keep`: so many compiled games, of about 92 kB, stay at hand in each process: the candidates of a group replay the same few games.
+    - `keep`: so many compiled games, of about 92 kB, stay at hand in each process: the candidates
+      of a group replay the same few games.
 
     Raises ValueError for other values, and for data that is not there.
     """
 
     def __init__(
-        self, data: str = "auto", engine: str = "python", text: str = "full", test: str = "auto", rooms: str = "full", keep: str = "128"
+        self,
+        data: str = "auto",
+        engine: str = "python",
+        text: str = "full",
+        test: str = "auto",
+        rooms: str = "full",
+        keep: str = "128",
     ):
         for option, value in (("engine", engine), ("text", text), ("test", test), ("rooms", rooms)):
             if value not in _CHOICES[option]:
-                raise ValueError(f"Unknown {option} {value!r} of ALFWorld: use one of {', '.join(_CHOICES[option])}.")
+                raise ValueError(
+                    f"Unknown {option} {value!r} of ALFWorld: use one of"
+                    f" {', '.join(_CHOICES[option])}."
+                )
         if not keep.isdecimal():
             raise ValueError(f"The option keep of ALFWorld is a number of games, got {keep!r}.")
         if rooms != "full" and data not in ("auto", "generated"):
-            raise ValueError(f"Official games have no {rooms} rooms: use rooms=full with data={data}, or data=generated.")
+            raise ValueError(
+                f"Official games have no {rooms} rooms: use rooms=full with data={data}, or"
+                " data=generated."
+            )
         self._engine, self._text, self._test = engine, text, test
         self._rooms = generate.rooms_named(rooms)
         self._source = index.open_source(data if rooms == "full" else "generated")
@@ -60,20 +79,28 @@ class ALFWorld:
         return tuple(FAMILIES)
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
-        """The games of "train", "select" or "test", or of official "valid_seen" or "valid_unseen", sorted by key (generated ones by seed).
+        """The games of "train", "select" or "test", or of official "valid_seen" or "valid_unseen",
+        sorted by key (generated ones by seed).
 
-        "select" is held out of official train by whole task folders. Raises ValueError for an unknown family or split, and for a split without games.
+        "select" is held out of official train by whole task folders. Raises ValueError for an
+        unknown family or split, and for a split without games.
         """
         _check_family(family)
         if self._source is None:
             if split not in _SPLITS:
-                raise ValueError(f"Generated ALFWorld games have no split {split!r}: use one of {', '.join(_SPLITS)}.")
-            keys = tuple(generate.key_of(seed, self._rooms) for seed in generate.seeds(family, split))
+                raise ValueError(
+                    f"Generated ALFWorld games have no split {split!r}: use one of"
+                    f" {', '.join(_SPLITS)}."
+                )
+            keys = tuple(
+                generate.key_of(seed, self._rooms) for seed in generate.seeds(family, split)
+            )
         else:
             keys = self._downloaded(family, split)
             if not keys:
                 raise ValueError(
-                    f"No {family} games for {split}. {index.what_is_missing(self._source.index(), self._source.path)}".rstrip()
+                    f"No {family} games for {split}."
+                    f" {index.what_is_missing(self._source.index(), self._source.path)}".rstrip()
                 )
         return tuple(GameId(env="alfworld", family=family, key=key) for key in keys)
 
@@ -82,20 +109,40 @@ class ALFWorld:
         from envs.alfworld.game import AlfworldGame  # the engine is for those who play
 
         load = functools.partial(self._load, _check_family(family))
-        return AlfworldGame(family, load, style=self._text, engine=self._engine, compiled=self._compiled)
+        return AlfworldGame(
+            family, load, style=self._text, engine=self._engine, compiled=self._compiled
+        )
 
     def walkthrough(self, game: GameId) -> tuple[str, ...]:
-        """Official commands that win a game, as it came with them. Raises ValueError for a game that cannot be read."""
+        """Official commands that win a game, as it came with them. Raises ValueError for a game
+        that cannot be read.
+        """
         return tuple(self._load(game.family, game.key)["walkthrough"])
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest of a run: where games come from, how many there are, what "test" is, and a hash that names exactly these games."""
-        found = {"engine": self._engine, "text": self._text, "packages": {"alfworld": importlib.metadata.version("alfworld")}}
+        """For the manifest of a run: where games come from, how many there are, what "test" is, and
+        a hash that names exactly these games.
+        """
+        found = {
+            "engine": self._engine,
+            "text": self._text,
+            "packages": {"alfworld": importlib.metadata.version("alfworld")},
+        }
         if self._source is None:
-            counts = {split: dict.fromkeys(self.families, generate.WANTED[split]) for split in _SPLITS}
-            games = {"source": "generated", "rooms": self._rooms.name, "test": "test", "manifest_sha256": generate.manifest(self._rooms)}
+            counts = {
+                split: dict.fromkeys(self.families, generate.WANTED[split]) for split in _SPLITS
+            }
+            games = {
+                "source": "generated",
+                "rooms": self._rooms.name,
+                "test": "test",
+                "manifest_sha256": generate.manifest(self._rooms),
+            }
             return {**games, "counts": counts, **found}
-        counts = {split: {family: len(self._downloaded(family, split)) for family in self.families} for split in _SPLITS}
+        counts = {
+            split: {family: len(self._downloaded(family, split)) for family in self.families}
+            for split in _SPLITS
+        }
         held = self._source.index()
         return {
             "source": "official" if held.official else "generated",
@@ -114,33 +161,56 @@ class ALFWorld:
     def _load(self, family: str, key: str) -> Mapping[str, Any]:
         if key.startswith("generated/"):
             rooms, seed = generate.parse_key(key)
-            found, read = generate.family_of(seed), functools.partial(generate.generate, seed, rooms)
+            found, read = (
+                generate.family_of(seed),
+                functools.partial(generate.generate, seed, rooms),
+            )
         else:
             if self._source is None:
                 raise ValueError(f"The game {key!r} is no generated one: use data=official for it.")
             found, read = index.key_family(key), functools.partial(self._source.load, key)
         if found != family:
-            raise ValueError(f"The ALFWorld game {key!r} is of family {found!r}, not {family!r}: correct the game id.")
+            raise ValueError(
+                f"The ALFWorld game {key!r} is of family {found!r}, not {family!r}: correct the"
+                " game id."
+            )
         return read()
 
     def _downloaded(self, family: str, split: str) -> tuple[str, ...]:
         assert self._source is not None
         games = self._source.index()
         if split not in (*_SPLITS, *index.OFFICIAL_SPLITS):
-            raise ValueError(f"Unknown split {split!r} of ALFWorld: use one of {', '.join((*_SPLITS, *index.OFFICIAL_SPLITS[1:]))}.")
+            raise ValueError(
+                f"Unknown split {split!r} of ALFWorld: use one of"
+                f" {', '.join((*_SPLITS, *index.OFFICIAL_SPLITS[1:]))}."
+            )
         if split in ("train", "select") and games.official:
-            return tuple(key for key in games.games["train"][family] if index.held_out(key) == (split == "select"))
+            return tuple(
+                key
+                for key in games.games["train"][family]
+                if index.held_out(key) == (split == "select")
+            )
         return games.games[self._stands_for(split)][family]
 
     def _stands_for(self, split: str) -> str:
-        """The split of the download behind one of ours. A tree of generated games has ours under official names."""
+        """The split of the download behind one of ours. A tree of generated games has ours under
+        official names.
+        """
         assert self._source is not None
         if split == "test":
-            return self._test if self._test != "auto" else "valid_unseen" if self._source.index().count("valid_unseen") else "valid_seen"
+            return (
+                self._test
+                if self._test != "auto"
+                else "valid_unseen"
+                if self._source.index().count("valid_unseen")
+                else "valid_seen"
+            )
         return "valid_seen" if split == "select" else split
 
 
 def _check_family(family: str) -> str:
     if family not in FAMILIES:
-        raise ValueError(f"Unknown family {family!r} of ALFWorld: use one of {', '.join(FAMILIES)}.")
+        raise ValueError(
+            f"Unknown family {family!r} of ALFWorld: use one of {', '.join(FAMILIES)}."
+        )
     return family

@@ -1,10 +1,13 @@
-"""ALFWorld in few words, for tiny word-level models: notes of what the official text has shown, one line per turn, two-word actions.
+"""ALFWorld in few words, for tiny word-level models: notes of what the official text has shown, one
+line per turn, two-word actions.
 
-A turn reads `task clean apple fridge . at countertop . found apple . see bread cup . left drawer sinkbasin .`: the task, where the agent is
-(`at place fridge` where that is the kind of place that the task names), whether the thing (or `lamp`) of the task is there, what else it sees
-there, what it carries, where else the things of the task were seen, and which places it has not looked into yet. Nothing in it goes beyond the
-official text of the episode so far and the admissible actions. Numbers are left out; where a word could mean several things of a kind, a fixed
-rule decides (`CompactText.command`).
+A turn reads `task clean apple fridge . at countertop . found apple . see bread cup . left drawer
+sinkbasin .`: the task, where the agent is (`at place fridge` where that is the kind of place that
+the task names), whether the thing (or `lamp`) of the task is there, what else it sees there, what
+it carries, where else the things of the task were seen, and which places it has not looked into
+yet. Nothing in it goes beyond the official text of the episode so far and the admissible actions.
+Numbers are left out; where a word could mean several things of a kind, a fixed rule decides
+(`CompactText.command`).
 """
 
 import dataclasses
@@ -14,12 +17,16 @@ KINDS: tuple[str, ...] = ("put", "look", "clean", "heat", "cool", "two")
 _MARKS = {"clean": "clean", "heat": "hot", "cool": "cold"}
 _MOST_SEEN = 3  # kinds of other things listed per turn
 _MOST_LEFT = 3
-_CLOSING = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})  # kinds of places that take a second action to look into
+# kinds of places that take a second action to look into
+_CLOSING = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
 
 _TASKS = tuple(
     (kind, re.compile(rf"^{pattern}\.?$"))
     for kind, pattern in (
-        ("look", r"(?:look at|examine) (?:an? |the |some )?(\w+) (?:under|with) (?:an? |the )?(\w+)"),
+        (
+            "look",
+            r"(?:look at|examine) (?:an? |the |some )?(\w+) (?:under|with) (?:an? |the )?(\w+)",
+        ),
         ("two", r"put two (\w+) (?:in|on) (?:an? |the )?(\w+)"),
         ("two", r"find two (\w+) and put them (?:in|on) (?:an? |the )?(\w+)"),
         ("clean", r"put (?:an? |some )?clean (\w+) (?:in|on) (?:an? |the )?(\w+)"),
@@ -41,7 +48,9 @@ _MARKED = re.compile(r"You (clean|heat|cool) the (\w+ \d+) using the")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """The task of a game: its kind (one of KINDS), the kind of thing, and the kind of place to bring it to (for `look`: the lamp)."""
+    """The task of a game: its kind (one of KINDS), the kind of thing, and the kind of place to
+    bring it to (for `look`: the lamp).
+    """
 
     kind: str
     thing: str
@@ -49,12 +58,17 @@ class Task:
 
 
 def read_task(text: str) -> Task:
-    """The task in an observation that states it. Raises ValueError where it is missing or of no known form."""
+    """The task in an observation that states it. Raises ValueError where it is missing or of no
+    known form.
+    """
     sentence = text.partition("Your task is to: ")[2].partition("\n")[0].strip()
     for kind, pattern in _TASKS:
         if found := pattern.match(sentence):
             return Task(kind=kind, thing=found[1], place=found[2])
-    raise ValueError(f"No known ALFWorld task in {(sentence or text)[:200]!r}: start from the text that a reset gives.")
+    raise ValueError(
+        f"No known ALFWorld task in {(sentence or text)[:200]!r}: start from the text that a reset"
+        " gives."
+    )
 
 
 def kind_of(name: str) -> str:
@@ -85,7 +99,9 @@ class Notes:
 
     def __init__(self, text: str, actions: tuple[str, ...]):
         self.task = read_task(text)
-        self.places = tuple(dict.fromkeys(_NAME.findall(text.partition("you see ")[2].partition("\n")[0])))
+        self.places = tuple(
+            dict.fromkeys(_NAME.findall(text.partition("you see ")[2].partition("\n")[0]))
+        )
         self.contents: dict[str, tuple[str, ...]] = {}
         self.closed: set[str] = set()
         self.here = ""
@@ -115,7 +131,9 @@ class Notes:
             thing, place = found[1], found[2]
             self.held = thing
             self.placed.pop(thing, None)
-            self.contents[place] = tuple(name for name in self.contents.get(place, ()) if name != thing)
+            self.contents[place] = tuple(
+                name for name in self.contents.get(place, ()) if name != thing
+            )
         elif found := _MOVED.search(text):
             thing, place = found[1], found[2]
             self.held = ""
@@ -125,14 +143,21 @@ class Notes:
             self.marks[found[2]] = _MARKS[found[1]]
 
     def unseen(self) -> list[str]:
-        """The places not looked into yet (never visited, or closed): those of kinds that close come last, else in the order of the first text."""
+        """The places not looked into yet (never visited, or closed): those of kinds that close come
+        last, else in the order of the first text.
+        """
         left = [place for place in self.places if place not in self.contents]
         return sorted(left, key=lambda place: kind_of(place) in _CLOSING)
 
     def find(self, kind: str) -> list[tuple[str, str]]:
-        """The things of a kind that the agent has seen and not itself put down, with their places; those here come first, then by number."""
+        """The things of a kind that the agent has seen and not itself put down, with their places;
+        those here come first, then by number.
+        """
         found = [
-            (name, place) for place, names in self.contents.items() for name in names if kind_of(name) == kind and name not in self.placed
+            (name, place)
+            for place, names in self.contents.items()
+            for name in names
+            if kind_of(name) == kind and name not in self.placed
         ]
         return sorted(found, key=lambda item: (item[1] != self.here, _number(item[0])))
 
@@ -155,7 +180,16 @@ def describe(notes: Notes) -> str:
     parts.append(f"task {task.kind} {task.thing} {task.place}")
     if notes.here:
         kind = kind_of(notes.here)
-        parts.append(" ".join(["at", *["place"] * (kind == task.place), kind, *["closed"] * (notes.here in notes.closed)]))
+        parts.append(
+            " ".join(
+                [
+                    "at",
+                    *["place"] * (kind == task.place),
+                    kind,
+                    *["closed"] * (notes.here in notes.closed),
+                ]
+            )
+        )
     wanted = {task.thing: "found", notes.lamp: "lamp"}
     seen = list(dict.fromkeys(map(kind_of, notes.visible())))
     parts += [f"{word} {kind}" for kind, word in wanted.items() if kind in seen]
@@ -163,7 +197,13 @@ def describe(notes: Notes) -> str:
     if others:
         parts.append(" ".join(["see", *others[:_MOST_SEEN]]))
     if notes.held:
-        parts.append(" ".join(word for word in ("carry", notes.marks.get(notes.held, ""), kind_of(notes.held)) if word))
+        parts.append(
+            " ".join(
+                word
+                for word in ("carry", notes.marks.get(notes.held, ""), kind_of(notes.held))
+                if word
+            )
+        )
     if notes.placed:
         parts.append(" ".join(["done", *dict.fromkeys(map(kind_of, notes.placed))]))
     for kind in filter(None, wanted):
@@ -177,7 +217,9 @@ def describe(notes: Notes) -> str:
 
 
 class CompactText:
-    """One episode in the compact style: official text in, compact text out, and compact actions in, official commands out."""
+    """One episode in the compact style: official text in, compact text out, and compact actions in,
+    official commands out.
+    """
 
     def __init__(self, text: str, actions: tuple[str, ...]):
         self.notes = Notes(text, actions)
@@ -188,17 +230,21 @@ class CompactText:
         return describe(self.notes)
 
     def update(self, command: str, text: str, actions: tuple[str, ...]) -> str:
-        """Takes in the official answer to an official command, and returns the compact text of the new turn."""
+        """Takes in the official answer to an official command, and returns the compact text of the
+        new turn.
+        """
         self.notes.update(command, text, actions)
         return self.text
 
     def command(self, action: str) -> str:
-        """The official command for a compact action such as `go fridge` or `take apple`; an action without a meaning here is returned as it is.
+        """The official command for a compact action such as `go fridge` or `take apple`; an action
+        without a meaning here is returned as it is.
 
-        `go KIND` goes to the place of that kind that matters: with a thing in hand, the one where the agent put a thing before or saw the
-        lamp; else the one where it saw the task's thing; then the first not looked into; then the first other than where it is. A place that
-        shares the agent's spot is looked at instead. Other verbs mean the first admissible command with that thing or place, the place where
-        the agent is before others.
+        `go KIND` goes to the place of that kind that matters: with a thing in hand, the one where
+        the agent put a thing before or saw the lamp; else the one where it saw the task's thing;
+        then the first not looked into; then the first other than where it is. A place that shares
+        the agent's spot is looked at instead. Other verbs mean the first admissible command with
+        that thing or place, the place where the agent is before others.
         """
         notes = self.notes
         verb, _, rest = action.strip().partition(" ")
@@ -208,10 +254,17 @@ class CompactText:
             options = [f"go to {place}", f"examine {place}"]
             return next((option for option in options if option in notes.actions), action)
         official = "move" if verb == "put" else verb
-        options = [option for option in notes.actions if option.startswith(f"{official} {kind} ") or option == f"{official} {kind}"]
+        options = [
+            option
+            for option in notes.actions
+            if option.startswith(f"{official} {kind} ") or option == f"{official} {kind}"
+        ]
         options.sort(key=lambda option: not option.endswith(f" {notes.here}"))
-        if verb == "take":  # what the agent itself put down stays there, unless nothing else can be meant
-            options.sort(key=lambda option: option.split(" from ")[0].removeprefix("take ") in notes.placed)
+        # what the agent itself put down stays there, unless nothing else can be meant
+        if verb == "take":
+            options.sort(
+                key=lambda option: option.split(" from ")[0].removeprefix("take ") in notes.placed
+            )
         return options[0] if kind and options else action
 
     def _destination(self, kind: str) -> str:

@@ -1,12 +1,14 @@
-"""Plays the same games with both engines, ours and the stock one, and compares everything that a player sees.
+"""Plays the same games with both engines, ours and the stock one, and compares everything that a
+player sees.
 
-    python -m envs.alfworld.differential --split valid_seen --json seen.json              # all 140 games
-    python -m envs.alfworld.differential --split train --limit 600 --json train.json      # 600, spread over the families
+    python -m envs.alfworld.differential --split valid_seen --json seen.json         # all 140
+    python -m envs.alfworld.differential --split train --limit 600 --json train.json # 600 of them
     python -m envs.alfworld.differential --data generated --split test --limit 60
-    python -m envs.alfworld.differential --split valid_seen --limit 24 --stock plain      # without the shortcuts of `StockEngine(cached=True)`
+    python -m envs.alfworld.differential --split valid_seen --limit 24 --stock plain # as is
 
-Compared after every action: the text, the admissible commands in their order, whether the game is won, and the reward. The stock score is
-cumulative (1 from the win on), so the reward of a step must be the difference of two scores. With --json the run goes on where it was stopped.
+Compared after every action: the text, the admissible commands in their order, whether the game is
+won, and the reward. The stock score is cumulative (1 from the win on), so the reward of a step must
+be the difference of two scores. With --json the run goes on where it was stopped.
 The exit code is 1 when anything differs.
 """
 
@@ -49,29 +51,43 @@ _JUNK = (
 Reply = Callable[[], Answer]
 
 
-def expert(rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply) -> Iterator[str]:
+def expert(
+    rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply
+) -> Iterator[str]:
     """The walkthrough that comes with the game."""
     yield from walkthrough
 
 
-def detour(rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply) -> Iterator[str]:
-    """The walkthrough with other actions in between, seldom such that it cannot go on: into states that random play hardly reaches."""
+def detour(
+    rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply
+) -> Iterator[str]:
+    """The walkthrough with other actions in between, seldom such that it cannot go on: into states
+    that random play hardly reaches.
+    """
     for command in walkthrough:
         while rng.random() < 0.6 and steps:
-            harmless = [other for other in reply().commands if not other.startswith(("go ", "take ", "move ", "close "))]
+            harmless = [
+                other
+                for other in reply().commands
+                if not other.startswith(("go ", "take ", "move ", "close "))
+            ]
             yield any_verb(rng, harmless if rng.random() < 0.9 else reply().commands)
             steps -= 1
         yield command
 
 
-def at_random(rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply) -> Iterator[str]:
+def at_random(
+    rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply
+) -> Iterator[str]:
     """Admissible commands, every verb as likely as the others."""
     for _ in range(steps):
         yield any_verb(rng, reply().commands)
 
 
 def junk(rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply) -> Iterator[str]:
-    """What no one should type, commands in other spellings, and now and then a command, so that the junk meets many states."""
+    """What no one should type, commands in other spellings, and now and then a command, so that the
+    junk meets many states.
+    """
     for _ in range(steps):
         command = any_verb(rng, reply().commands)
         spellings = (
@@ -83,10 +99,17 @@ def junk(rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Repl
             command[:-1],
             "examine " + command,
         )
-        yield rng.choice((command, command, rng.choice(spellings), rng.choice(spellings), rng.choice(_JUNK)))
+        yield rng.choice(
+            (command, command, rng.choice(spellings), rng.choice(spellings), rng.choice(_JUNK))
+        )
 
 
-POLICIES: Mapping[str, Callable[..., Iterator[str]]] = {"expert": expert, "detour": detour, "random": at_random, "junk": junk}
+POLICIES: Mapping[str, Callable[..., Iterator[str]]] = {
+    "expert": expert,
+    "detour": detour,
+    "random": at_random,
+    "junk": junk,
+}
 
 
 def any_verb(rng: random.Random, commands: Sequence[str]) -> str:
@@ -96,8 +119,11 @@ def any_verb(rng: random.Random, commands: Sequence[str]) -> str:
     return rng.choice([command for command in commands if command.partition(" ")[0] == verb])
 
 
-def play_both(game: GameId, content: Mapping[str, Any], stock_game: Any, policy: str, *, seed: int, steps: int) -> dict[str, Any]:
-    """One episode on both engines. Returns the number of steps, whether it was won, and the first difference (empty when there is none).
+def play_both(
+    game: GameId, content: Mapping[str, Any], stock_game: Any, policy: str, *, seed: int, steps: int
+) -> dict[str, Any]:
+    """One episode on both engines. Returns the number of steps, whether it was won, and the first
+    difference (empty when there is none).
 
     `stock_game` is what `StockEngine.load` returned for this content.
     """
@@ -122,14 +148,22 @@ def play_both(game: GameId, content: Mapping[str, Any], stock_game: Any, policy:
     return {"steps": len(taken), "won": answer.won, "difference": difference}
 
 
-def _difference(ours: Answer, our_reward: float, stock: Answer, stock_reward: float) -> dict[str, Any]:
+def _difference(
+    ours: Answer, our_reward: float, stock: Answer, stock_reward: float
+) -> dict[str, Any]:
     """By field, what the two engines say, where they do not say the same."""
-    fields = zip((*Answer._fields, "reward"), (*ours, our_reward), (*stock, stock_reward), strict=True)
-    return {field: {"ours": mine, "stock": theirs} for field, mine, theirs in fields if mine != theirs}
+    fields = zip(
+        (*Answer._fields, "reward"), (*ours, our_reward), (*stock, stock_reward), strict=True
+    )
+    return {
+        field: {"ours": mine, "stock": theirs} for field, mine, theirs in fields if mine != theirs
+    }
 
 
 def choose(environment: ALFWorld, split: str, limit: int) -> list[GameId]:
-    """`limit` games of a split (0 for all), in turn from every family and evenly spread within it."""
+    """`limit` games of a split (0 for all), in turn from every family and evenly spread within
+    it.
+    """
     by_family = []
     for family in environment.families:
         games = environment.games(family, split)
@@ -142,22 +176,51 @@ def choose(environment: ALFWorld, split: str, limit: int) -> list[GameId]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="auto", help="as in ALFWorld(data=...): auto, official, generated, or a path")
-    parser.add_argument("--split", default="test", help="train, select, test, or official valid_seen, valid_unseen")
-    parser.add_argument("--limit", type=int, default=0, help="so many games, spread over the families (0: all)")
-    parser.add_argument("--policies", default=",".join(POLICIES), help=f"comma-separated, of {', '.join(POLICIES)}")
-    parser.add_argument("--steps", type=int, default=40, help="actions of one random or junk episode")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default="auto",
+        help="as in ALFWorld(data=...): auto, official, generated, or a path",
+    )
+    parser.add_argument(
+        "--split", default="test", help="train, select, test, or official valid_seen, valid_unseen"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=0, help="so many games, spread over the families (0: all)"
+    )
+    parser.add_argument(
+        "--policies", default=",".join(POLICIES), help=f"comma-separated, of {', '.join(POLICIES)}"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=40, help="actions of one random or junk episode"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--stock", choices=("cached", "plain"), default="cached", help="the stock engine with parse caches, or untouched (50 times slower)"
+        "--stock",
+        choices=("cached", "plain"),
+        default="cached",
+        help="the stock engine with parse caches, or untouched (50 times slower)",
     )
-    parser.add_argument("--json", type=pathlib.Path, help="results by game; finished games in it are not played again")
+    parser.add_argument(
+        "--json",
+        type=pathlib.Path,
+        help="results by game; finished games in it are not played again",
+    )
     options = parser.parse_args(argv)
     policies = options.policies.split(",")
     if unknown := set(policies) - set(POLICIES):
-        parser.error(f"unknown policies {', '.join(sorted(unknown))}: use some of {', '.join(POLICIES)}")
-    settings = {"data": options.data, "policies": policies, "steps": options.steps, "seed": options.seed, "stock": options.stock}
+        parser.error(
+            f"unknown policies {', '.join(sorted(unknown))}: use some of {', '.join(POLICIES)}"
+        )
+    settings = {
+        "data": options.data,
+        "policies": policies,
+        "steps": options.steps,
+        "seed": options.seed,
+        "stock": options.stock,
+    }
     try:
         games = choose(ALFWorld(data=options.data), options.split, options.limit)
         done = _read(options.json, settings)
@@ -174,7 +237,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             content = load_game(game.key, options.data)
             loaded = stock.load(content)
             done[str(game)] = {
-                policy: play_both(game, content, loaded, policy, seed=options.seed, steps=options.steps) for policy in policies
+                policy: play_both(
+                    game, content, loaded, policy, seed=options.seed, steps=options.steps
+                )
+                for policy in policies
             }
             if options.json:
                 _write(options.json, {"settings": settings, "games": done})
@@ -183,31 +249,49 @@ def main(argv: Sequence[str] | None = None) -> int:
             peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             seconds = time.perf_counter() - start
             sys.stderr.write(
-                f"[{number}/{len(games)}] {game}: {steps} steps, {wrong} episodes differ ({seconds:.1f} s, peak {peak_mb:.0f} MB)\n"
+                f"[{number}/{len(games)}] {game}: {steps} steps, {wrong} episodes differ"
+                f" ({seconds:.1f} s, peak {peak_mb:.0f} MB)\n"
             )
     chosen = {str(game): done[str(game)] for game in games}
     sys.stdout.write(table(chosen, policies))
-    wrong = {game: episodes for game, episodes in chosen.items() if any(episode["difference"] for episode in episodes.values())}
+    wrong = {
+        game: episodes
+        for game, episodes in chosen.items()
+        if any(episode["difference"] for episode in episodes.values())
+    }
     for game, episodes in list(wrong.items())[:5]:
         for policy, episode in episodes.items():
             if episode["difference"]:
-                sys.stdout.write(f"\n{game} ({policy}) differs:\n{json.dumps(episode['difference'], indent=1)[:3000]}\n")
+                sys.stdout.write(
+                    f"\n{game} ({policy})"
+                    f" differs:\n{json.dumps(episode['difference'], indent=1)[:3000]}\n"
+                )
     return 1 if wrong else 0
 
 
 def table(games: Mapping[str, Mapping[str, Any]], policies: Sequence[str]) -> str:
     """Episodes, steps, wins and differing episodes, by family and policy."""
-    counts: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
+    counts: dict[tuple[str, str], collections.Counter] = collections.defaultdict(
+        collections.Counter
+    )
     for game, episodes in games.items():
         for policy in policies:
             episode = episodes[policy]
-            row = {"games": 1, "steps": episode["steps"], "won": int(episode["won"]), "differ": int(bool(episode["difference"]))}
+            row = {
+                "games": 1,
+                "steps": episode["steps"],
+                "won": int(episode["won"]),
+                "differ": int(bool(episode["difference"])),
+            }
             for key in ((GameId.parse(game).family, policy), ("all", policy)):
                 counts[key].update(row)
     columns = ("games", "steps", "won", "differ")
     lines = [f"{'family':10}{'policy':10}" + "".join(f"{column:>10}" for column in columns)]
     for family, policy in sorted(counts, key=lambda key: (key[0] == "all", key)):
-        lines.append(f"{family:10}{policy:10}" + "".join(f"{counts[family, policy][column]:>10}" for column in columns))
+        lines.append(
+            f"{family:10}{policy:10}"
+            + "".join(f"{counts[family, policy][column]:>10}" for column in columns)
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -220,7 +304,10 @@ def _read(path: pathlib.Path | None, settings: Mapping[str, Any]) -> dict[str, A
             return data["games"]
     except (json.JSONDecodeError, KeyError, TypeError):
         pass
-    raise ValueError(f"{path} holds something else than a run with these settings: give another --json file, or the settings of that run.")
+    raise ValueError(
+        f"{path} holds something else than a run with these settings: give another --json file, or"
+        " the settings of that run."
+    )
 
 
 def _write(path: pathlib.Path, data: Mapping[str, Any]):

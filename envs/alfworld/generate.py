@@ -1,9 +1,12 @@
-"""New ALFWorld games from the installed package's own rules, text grammar, floor plans and object tables; no download.
+"""New ALFWorld games from the installed package's own rules, text grammar, floor plans and object
+tables; no download.
 
-A game is a function of (rooms, seed): the seed fixes the family and the split, everything else is drawn from it. Rooms are the package's 120 floor
-plans with their real receptacles and standing places; objects are laid out anew. Where the initial state of a draw does not hash into the split of
-the seed, the next draw is taken: the splits are disjoint by initial state, and no index has to be scanned. Every game comes with a walkthrough that
-wins it. Content and text have the form of the official `game.tw-pddl` files.
+A game is a function of (rooms, seed): the seed fixes the family and the split, everything else is
+drawn from it. Rooms are the package's 120 floor plans with their real receptacles and standing
+places; objects are laid out anew. Where the initial state of a draw does not hash into the split of
+the seed, the next draw is taken: the splits are disjoint by initial state, and no index has to be
+scanned. Every game comes with a walkthrough that wins it. Content and text have the form of the
+official `game.tw-pddl` files.
 """
 
 import bisect
@@ -32,12 +35,25 @@ _TOOLS = MappingProxyType({"clean": "SinkBasin", "heat": "Microwave", "cool": "F
 _TOOL_NEEDS = MappingProxyType({"clean": "Cleanable", "heat": "Heatable", "cool": "Coolable"})
 _LAMP = "DeskLamp"
 _LAMP_PLACES = frozenset({"Desk", "Dresser", "SideTable", "Shelf", "CoffeeTable", "DiningTable"})
-_NEVER_GOALS = frozenset({"SinkBasin", "BathtubBasin", "TVStand", "TowelHolder", "HandTowelHolder", "Toaster", "LaundryHamper"})
+_NEVER_GOALS = frozenset(
+    {
+        "SinkBasin",
+        "BathtubBasin",
+        "TVStand",
+        "TowelHolder",
+        "HandTowelHolder",
+        "Toaster",
+        "LaundryHamper",
+    }
+)
 
-_BESIDE = 0.15  # share of fixtures that are seen from a receptacle's place, as in the official games
-_WORDS = (("-", "_minus_"), ("|", "_bar_"), ("+", "_plus_"), (".", "_dot_"))  # how PDDL spells THOR's ids
+# share of fixtures that are seen from a receptacle's place, as in the official games
+_BESIDE = 0.15
+# how PDDL spells THOR's ids
+_WORDS = (("-", "_minus_"), ("|", "_bar_"), ("+", "_plus_"), (".", "_dot_"))
 
-# Mean number of objects on or in one receptacle of each type over 500 official games: where a thing is likely to lie.
+# Mean number of objects on or in one receptacle of each type over 500 official games: where a thing
+# is likely to lie.
 _CROWD: Mapping[str, float] = MappingProxyType(
     {
         "ArmChair": 0.8,
@@ -76,28 +92,46 @@ _CROWD: Mapping[str, float] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rooms:
-    """How large rooms are and how hard things are to find. Ranges are inclusive; None leaves what the floor plan has."""
+    """How large rooms are and how hard things are to find. Ranges are inclusive; None leaves what
+    the floor plan has.
+    """
 
     name: str
-    receptacles: tuple[int, int] | None = None  # receptacles in a room, as far as the floor plan has them
-    surfaces: tuple[int, int] | None = None  # open receptacles on which objects may lie, the sought ones among them; None: anywhere
+    # receptacles in a room, as far as the floor plan has them
+    receptacles: tuple[int, int] | None = None
+    # open receptacles on which objects may lie, the sought ones among them; None: anywhere
+    surfaces: tuple[int, int] | None = None
     kinds: tuple[int, int] | None = None  # types of objects beside the sought one
     copies: tuple[int, int] = (1, 3)  # objects of each type
-    sought: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 3, 3, 4)  # how many of the sought object there are, drawn uniformly
+    # how many of the sought object there are, drawn uniformly
+    sought: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 3, 3, 4)
     fixtures: bool = True  # windows, chairs, ...: named by `look` beside some receptacles
 
     def __post_init__(self):
         for field in ("receptacles", "surfaces", "kinds", "copies"):
             value = getattr(self, field)
             if value is not None and not 0 <= value[0] <= value[1]:
-                raise ValueError(f"Rooms.{field} must be a range (low, high) with 0 <= low <= high, got {value!r}.")
+                raise ValueError(
+                    f"Rooms.{field} must be a range (low, high) with 0 <= low <= high, got"
+                    f" {value!r}."
+                )
 
 
 FULL = Rooms(name="full")
 """Rooms as in the official games."""
 
-SMALL = Rooms(name="small", receptacles=(5, 8), surfaces=(2, 3), kinds=(2, 4), copies=(1, 1), sought=(1,), fixtures=False)
-"""Rooms for tiny models: what is sought lies on one of 2 or 3 open receptacles, so that a search of all of them wins within 10 actions."""
+SMALL = Rooms(
+    name="small",
+    receptacles=(5, 8),
+    surfaces=(2, 3),
+    kinds=(2, 4),
+    copies=(1, 1),
+    sought=(1,),
+    fixtures=False,
+)
+"""Rooms for tiny models: what is sought lies on one of 2 or 3 open receptacles, so that a search of
+all of them wins within 10 actions.
+"""
 
 ROOMS: Mapping[str, Rooms] = MappingProxyType({each.name: each for each in (FULL, SMALL)})
 
@@ -113,7 +147,9 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Thing:
-    """An object: its type, the index of the place it lies on (None for a fixture), the pose from which it is seen, and THOR's id."""
+    """An object: its type, the index of the place it lies on (None for a fixture), the pose from
+    which it is seen, and THOR's id.
+    """
 
     type: str
     place: int | None
@@ -169,12 +205,15 @@ def parse_key(key: str) -> tuple[Rooms, int]:
     prefix, _, rest = key.partition("/")
     name, _, seed = rest.partition("/")
     if prefix != "generated" or not re.fullmatch(r"0|[1-9][0-9]{0,17}", seed):
-        raise ValueError(f"A key of a generated ALFWorld game reads 'generated/ROOMS/SEED', got {key!r}.")
+        raise ValueError(
+            f"A key of a generated ALFWorld game reads 'generated/ROOMS/SEED', got {key!r}."
+        )
     return rooms_named(name), int(seed)
 
 
 def generate(seed: int, rooms: Rooms = FULL) -> dict[str, Any]:
-    """One game in the form of an official `game.tw-pddl`: pddl_domain, grammar, pddl_problem, walkthrough, solvable.
+    """One game in the form of an official `game.tw-pddl`: pddl_domain, grammar, pddl_problem,
+    walkthrough, solvable.
 
     The same arguments give the same game in every process. Raises ValueError for a negative seed.
     """
@@ -194,7 +233,9 @@ def content(draft: Draft, name: str) -> dict[str, Any]:
 
 
 def draw(seed: int, rooms: Rooms = FULL) -> Draft:
-    """The draft behind `generate`: the first draw of the seed whose initial state falls into the seed's split."""
+    """The draft behind `generate`: the first draw of the seed whose initial state falls into the
+    seed's split.
+    """
     if seed < 0:
         raise ValueError(f"The seed of a generated game must not be negative, got {seed}.")
     rng = random.Random(f"ictjax alfworld {_FORMAT} {rooms} {seed}")
@@ -205,22 +246,48 @@ def draw(seed: int, rooms: Rooms = FULL) -> Draft:
 
 
 def initial_hash(draft: Draft) -> str:
-    """A hex digest of the task, whatever its wording, the receptacles by name, and the types of what lies where."""
+    """A hex digest of the task, whatever its wording, the receptacles by name, and the types of
+    what lies where.
+    """
     named = _numbered(place.thor for place in draft.places)
     contents: list[list[str]] = [[] for _ in draft.places]
     for thing in draft.things:
         if thing.place is not None:
             contents[thing.place].append(thing.type)
-    lines = sorted(f"{named[place.thor]}: {', '.join(sorted(within))}" for place, within in zip(draft.places, contents, strict=True))
-    return hashlib.sha256("\n".join([draft.family, draft.sought, draft.goal, *lines]).encode()).hexdigest()
+    lines = sorted(
+        f"{named[place.thor]}: {', '.join(sorted(within))}"
+        for place, within in zip(draft.places, contents, strict=True)
+    )
+    return hashlib.sha256(
+        "\n".join([draft.family, draft.sought, draft.goal, *lines]).encode()
+    ).hexdigest()
 
 
 def manifest(rooms: Rooms) -> str:
-    """A hex digest of all that decides which games the seeds are: this module's format, the rooms, and the package's tables."""
+    """A hex digest of all that decides which games the seeds are: this module's format, the rooms,
+    and the package's tables.
+    """
     tables = load_tables()
-    parts = [_FORMAT, rooms, tables.domain, tables.grammar, tables.object_types, tables.receptacle_types]
-    parts += [sorted((name, sorted(types)) for name, types in (*tables.contains.items(), *tables.actions.items()))]
-    parts += [sorted(tables.goals.items()), sorted(tables.sentences.items()), list(tables.plans.values()), sorted(_CROWD.items())]
+    parts = [
+        _FORMAT,
+        rooms,
+        tables.domain,
+        tables.grammar,
+        tables.object_types,
+        tables.receptacle_types,
+    ]
+    parts += [
+        sorted(
+            (name, sorted(types))
+            for name, types in (*tables.contains.items(), *tables.actions.items())
+        )
+    ]
+    parts += [
+        sorted(tables.goals.items()),
+        sorted(tables.sentences.items()),
+        list(tables.plans.values()),
+        sorted(_CROWD.items()),
+    ]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
@@ -281,7 +348,9 @@ def _draw(rng: random.Random, family: str, rooms: Rooms) -> Draft:
         plan=number,
         sought=sought,
         goal=goal,
-        sentence=rng.choice(tables.sentences[family]).format(obj=sought.lower(), recep=goal.lower(), toggle=goal.lower()),
+        sentence=rng.choice(tables.sentences[family]).format(
+            obj=sought.lower(), recep=goal.lower(), toggle=goal.lower()
+        ),
         places=places,
         things=tuple(layout.things),
         start=layout.free_pose(),
@@ -304,9 +373,18 @@ class _Layout:
         self._poses = {place.pose for place in places}
 
     def add(self, kind: str, avoid: str | None = None) -> int:
-        """Lays down one more object of a type, not on a receptacle of type `avoid`; returns the place."""
+        """Lays down one more object of a type, not on a receptacle of type `avoid`; returns the
+        place.
+        """
         homes = self.holdable[kind]
-        return self._lay(kind, homes if avoid is None else [index for index in homes if self._places[index].type != avoid])
+        return self._lay(
+            kind,
+            (
+                homes
+                if avoid is None
+                else [index for index in homes if self._places[index].type != avoid]
+            ),
+        )
 
     def add_lamp(self):
         """Puts a lamp where it can be used, if there is such a place."""
@@ -315,7 +393,11 @@ class _Layout:
 
     def add_fixture(self, kind: str):
         """Stands something that is not for taking into the room, sometimes beside a receptacle."""
-        pose = self._rng.choice(self._places).pose if self._rng.random() < _BESIDE else self.free_pose()
+        pose = (
+            self._rng.choice(self._places).pose
+            if self._rng.random() < _BESIDE
+            else self.free_pose()
+        )
         self.things.append(Thing(type=kind, place=None, pose=pose))
 
     def free_pose(self) -> Pose:
@@ -348,13 +430,17 @@ def _with_ids(rng: random.Random, draft: Draft) -> Draft:
 def _choose_places(
     rng: random.Random, rooms: Rooms, room: tuple[Place, ...], family: str, sought: str, goal: str
 ) -> tuple[tuple[Place, ...], tuple[int, ...]]:
-    """Some of a room's places, and which of them objects may lie on: a goal, a tool, a few surfaces to search, the rest closed or unfit."""
+    """Some of a room's places, and which of them objects may lie on: a goal, a tool, a few surfaces
+    to search, the rest closed or unfit.
+    """
     assert rooms.surfaces is not None
     surfaces = _surfaces(room, family, sought, goal)
     number = min(rng.randint(*rooms.surfaces), len(surfaces))
     chosen = rng.sample(surfaces, number)
     if family == "look" and not any(room[index].type in _LAMP_PLACES for index in chosen):
-        chosen[0] = rng.choice([index for index in range(len(room)) if room[index].type in _LAMP_PLACES])
+        chosen[0] = rng.choice(
+            [index for index in range(len(room)) if room[index].type in _LAMP_PLACES]
+        )
         if not any(sought in load_tables().contains[room[index].type] for index in chosen):
             chosen.append(rng.choice(surfaces))
     kept = set(chosen)
@@ -366,11 +452,15 @@ def _choose_places(
     low, high = rooms.receptacles or (0, len(room))
     kept.update(rng.sample(rest, min(max(rng.randint(low, high) - len(kept), 0), len(rest))))
     order = sorted(kept)
-    return _apart(room[index] for index in order), tuple(order.index(index) for index in sorted(chosen))
+    return _apart(room[index] for index in order), tuple(
+        order.index(index) for index in sorted(chosen)
+    )
 
 
 def _apart(places: Iterable[Place]) -> tuple[Place, ...]:
-    """The places with no two used from one pose, which would forbid to go from one to the other: a rule that small rooms do without."""
+    """The places with no two used from one pose, which would forbid to go from one to the other: a
+    rule that small rooms do without.
+    """
     used: set[Pose] = set()
     apart = []
     for place in places:
@@ -386,12 +476,20 @@ def _surfaces(room: tuple[Place, ...], family: str, sought: str, goal: str) -> l
     """The open places of a room that may hold what is sought, beside the goal and the tool."""
     tables = load_tables()
     barred = tables.openable | {goal, _TOOLS.get(family)}
-    return [index for index, place in enumerate(room) if place.type not in barred and sought in tables.contains[place.type]]
+    return [
+        index
+        for index, place in enumerate(room)
+        if place.type not in barred and sought in tables.contains[place.type]
+    ]
 
 
 def _rest(room: tuple[Place, ...], surfaces: Sequence[int], goal: str) -> list[int]:
     """The places of a room that need no search: closed, or unfit for what is sought."""
-    searched = {index for index, place in enumerate(room) if place.type == goal and goal not in load_tables().openable}.union(surfaces)
+    searched = {
+        index
+        for index, place in enumerate(room)
+        if place.type == goal and goal not in load_tables().openable
+    }.union(surfaces)
     return [index for index in range(len(room)) if index not in searched]
 
 
@@ -411,7 +509,11 @@ def _feasible(family: str, rooms: Rooms) -> Mapping[int, tuple[tuple[str, tuple[
             if family == "look":
                 goals = [_LAMP] if _LAMP in plan.types and present & _LAMP_PLACES else []
             else:
-                goals = [each for each in sorted(present - _NEVER_GOALS - {tool}) if sought in tables.contains[each]]
+                goals = [
+                    each
+                    for each in sorted(present - _NEVER_GOALS - {tool})
+                    if sought in tables.contains[each]
+                ]
                 if rooms.surfaces is not None and family == "pick_two":
                     goals = [each for each in goals if each not in tables.openable]
             if tool and sought not in tables.actions[_TOOL_NEEDS[family]]:
@@ -425,9 +527,13 @@ def _feasible(family: str, rooms: Rooms) -> Mapping[int, tuple[tuple[str, tuple[
 
 
 def _has_home(room: tuple[Place, ...], rooms: Rooms, family: str, sought: str, goal: str) -> bool:
-    """Whether what is sought can lie somewhere in the room, and the room is as large as `rooms` says."""
+    """Whether what is sought can lie somewhere in the room, and the room is as large as `rooms`
+    says.
+    """
     if rooms.surfaces is None:
-        return any(place.type != goal and sought in load_tables().contains[place.type] for place in room)
+        return any(
+            place.type != goal and sought in load_tables().contains[place.type] for place in room
+        )
     surfaces = _surfaces(room, family, sought, goal)
     open_goal = goal not in load_tables().openable and any(place.type == goal for place in room)
     size = min(len(surfaces), rooms.surfaces[0]) + open_goal + len(_rest(room, surfaces, goal))
@@ -436,7 +542,9 @@ def _has_home(room: tuple[Place, ...], rooms: Rooms, family: str, sought: str, g
 
 @functools.cache
 def _furniture(number: int) -> tuple[Place, ...]:
-    """The receptacles of a floor plan; those that the tables give no place get one that depends on the plan alone."""
+    """The receptacles of a floor plan; those that the tables give no place get one that depends on
+    the plan alone.
+    """
     rng = random.Random(f"ictjax alfworld {_FORMAT} plan {number}")
     plan = load_tables().plans[number]
     used = {name.lower() for name, _ in plan.receptacles}
@@ -456,15 +564,23 @@ def _furniture(number: int) -> tuple[Place, ...]:
 
 @functools.cache
 def _fixtures() -> frozenset[str]:
-    """Types of objects that lie on no receptacle: windows, chairs, switches. Lamps are placed by themselves."""
+    """Types of objects that lie on no receptacle: windows, chairs, switches. Lamps are placed by
+    themselves.
+    """
     tables = load_tables()
     return frozenset(tables.object_types) - frozenset().union(*tables.contains.values()) - {_LAMP}
 
 
 def _thor_id(rng: random.Random, kind: str) -> str:
-    """An id as THOR makes them: type and position in metres; basins name the thing that they are in first."""
-    position = "|".join(f"{rng.randint(*span) / 100:+06.2f}" for span in ((-399, 399), (5, 190), (-399, 399)))
-    return f"{kind.removesuffix('Basin')}|{position}" + (f"|{kind}" if kind.endswith("Basin") else "")
+    """An id as THOR makes them: type and position in metres; basins name the thing that they are in
+    first.
+    """
+    position = "|".join(
+        f"{rng.randint(*span) / 100:+06.2f}" for span in ((-399, 399), (5, 190), (-399, 399))
+    )
+    return f"{kind.removesuffix('Basin')}|{position}" + (
+        f"|{kind}" if kind.endswith("Basin") else ""
+    )
 
 
 def _pose(rng: random.Random) -> Pose:
@@ -491,7 +607,9 @@ def names(draft: Draft) -> dict[str, str]:
 
 
 def _numbered(thor_ids: Iterable[str]) -> dict[str, str]:
-    """Counts within each type, from the last of the sorted lower-case PDDL ids to the first, as the stock environment does."""
+    """Counts within each type, from the last of the sorted lower-case PDDL ids to the first, as the
+    stock environment does.
+    """
     numbers: collections.Counter[str] = collections.Counter()
     found = {}
     for lower, thor in sorted(((_pddl(each).lower(), each) for each in thor_ids), reverse=True):
@@ -517,11 +635,16 @@ class _Walk:
         draft, do = self._draft, self._commands.append
         lamp = draft.family == "look"
         # What needs no opening comes first, as in a planner's shortest walkthrough.
-        thing, *more = sorted((each for each in draft.things if each.type == draft.sought), key=lambda each: self._shut(self._place(each)))
+        thing, *more = sorted(
+            (each for each in draft.things if each.type == draft.sought),
+            key=lambda each: self._shut(self._place(each)),
+        )
         self._take(thing)
         name = self._names[thing.thor]
         if lamp:
-            light = next(each for each in draft.things if each.type == draft.goal and each.place is not None)
+            light = next(
+                each for each in draft.things if each.type == draft.goal and each.place is not None
+            )
             self._go(self._place(light))
             do(f"use {self._names[light.thor]}")
             return self._commands
@@ -567,20 +690,40 @@ class _Walk:
 
 def _problem(draft: Draft, name: str, tables: Tables) -> str:
     places = [(_pddl(place.thor), place.type, _location(place.pose)) for place in draft.places]
-    things = [(_pddl(thing.thor), thing.type, thing.place, _location(thing.pose)) for thing in draft.things]
-    locations = sorted({pose for _, _, pose in places} | {pose for *_, pose in things} | {_location(draft.start)})
+    things = [
+        (_pddl(thing.thor), thing.type, thing.place, _location(thing.pose))
+        for thing in draft.things
+    ]
+    locations = sorted(
+        {pose for _, _, pose in places} | {pose for *_, pose in things} | {_location(draft.start)}
+    )
     receptacle_types = sorted({kind for _, kind, _ in places})
     object_types = sorted({kind for _, kind, *_ in things})
     facts = [f"(receptacleType {place} {kind}Type)" for place, kind, _ in places]
     facts += [f"(objectType {thing} {kind}Type)" for thing, kind, *_ in things]
-    facts += [f"(canContain {kind}Type {each}Type)" for kind in receptacle_types for each in object_types if each in tables.contains[kind]]
-    facts += [f"(pickupable {thing})" for thing, kind, place, _ in things if place is not None and kind != _LAMP]
-    facts += [f"(isReceptacleObject {thing})" for thing, kind, *_ in things if kind in tables.movable]
+    facts += [
+        f"(canContain {kind}Type {each}Type)"
+        for kind in receptacle_types
+        for each in object_types
+        if each in tables.contains[kind]
+    ]
+    facts += [
+        f"(pickupable {thing})"
+        for thing, kind, place, _ in things
+        if place is not None and kind != _LAMP
+    ]
+    facts += [
+        f"(isReceptacleObject {thing})" for thing, kind, *_ in things if kind in tables.movable
+    ]
     facts += [f"(openable {place})" for place, kind, _ in places if kind in tables.openable]
     facts += [f"(atLocation agent1 {_location(draft.start)})"]
     for action, types in tables.actions.items():
         facts += [f"({action.lower()} {thing})" for thing, kind, *_ in things if kind in types]
-    facts += [f"(inReceptacle {thing} {places[place][0]})" for thing, _, place, _ in things if place is not None]
+    facts += [
+        f"(inReceptacle {thing} {places[place][0]})"
+        for thing, _, place, _ in things
+        if place is not None
+    ]
     facts += [f"(receptacleAtLocation {place} {pose})" for place, _, pose in places]
     facts += [f"(objectAtLocation {thing} {pose})" for thing, *_, pose in things]
     objects = [f"{thing} - object" for thing, *_ in things]
@@ -588,7 +731,8 @@ def _problem(draft: Draft, name: str, tables: Tables) -> str:
     objects += [f"{each} - location" for each in locations]
     goal = tables.goals[draft.family].format(obj=draft.sought, recep=draft.goal, toggle=draft.goal)
     return (
-        f"(define (problem plan_{name})\n(:domain alfred)\n(:objects\n{_types()}\n{_lines(objects)}\n)\n"
+        f"(define (problem plan_{name})\n(:domain"
+        f" alfred)\n(:objects\n{_types()}\n{_lines(objects)}\n)\n"
         f"(:init\n{_lines(facts)}\n)\n{goal}\n"
     )
 
@@ -597,7 +741,8 @@ def _problem(draft: Draft, name: str, tables: Tables) -> str:
 def _types() -> str:
     tables = load_tables()
     lines = ["agent1 - agent"]
-    lines += [f"{each} - object" for each in tables.object_types]  # one bare object of each type, as the official files have
+    # one bare object of each type, as the official files have
+    lines += [f"{each} - object" for each in tables.object_types]
     lines += [f"{each}Type - otype" for each in tables.object_types]
     lines += [f"{each}Type - rtype" for each in tables.receptacle_types]
     return _lines(lines)

@@ -1,7 +1,9 @@
-"""Reads the texts of ALFWorld: the grammar `alfred.twl2`, with one command template and one feedback text per action.
+"""Reads the texts of ALFWorld: the grammar `alfred.twl2`, with one command template and one
+feedback text per action.
 
-A text is a tuple of parts: `Text` as it stands, `Call` of another rule (`#name#`), `Show` of a value (`{r.name}`) and `Each` of the facts that
-match a query (`[{o.name | inreceptacle(o:object, r:receptacle)}]`, a list in words when in brackets). A rule is a list of alternatives: the first
+A text is a tuple of parts: `Text` as it stands, `Call` of another rule (`#name#`), `Show` of a
+value (`{r.name}`) and `Each` of the facts that match a query (`[{o.name | inreceptacle(o:object,
+r:receptacle)}]`, a list in words when in brackets). A rule is a list of alternatives: the first
 whose condition holds is the text.
 """
 
@@ -18,18 +20,25 @@ from envs.alfworld.rules import Formula
 
 # Possessive: a truncated file must fail at once, not after trying every way to read it.
 _BLOCK = re.compile(
-    r'\s*(?:grammar\s*::\s*"""(?P<grammar>.*?)"""\s*;|action\s+(?P<action>[\w/-]+)\s*\{(?P<body>(?>[^{}"]+|""".*?"""|"[^"]*")*+)\})',
+    r'\s*(?:grammar\s*::\s*"""(?P<grammar>.*?)"""\s*;'
+    r'|action\s+(?P<action>[\w/-]+)\s*\{(?P<body>(?>[^{}"]+|""".*?"""|"[^"]*")*+)\})',
     re.DOTALL,
 )
-_FIELD = re.compile(r'\s*(?P<name>template|feedback|grammar|pddl)\s*::\s*(?:"""(?P<block>.*?)"""|"(?P<text>[^"]*)")\s*;', re.DOTALL)
+_FIELD = re.compile(
+    r"\s*(?P<name>template|feedback|grammar|pddl)\s*::"
+    r'\s*(?:"""(?P<block>.*?)"""|"(?P<text>[^"]*)")\s*;',
+    re.DOTALL,
+)
 _COMMENT = re.compile(r"^\s*#.*?$", re.MULTILINE)
 _LITERAL = re.compile(r'[^;|"<>\[\]#{}]+')
 _CALL = re.compile(r"#([\w()/!<>\-\s,.]+)#")
 _QUERY = re.compile(
-    r"(?P<list>\[)?\{(?:#(?P<call>[\w()/!<>\-\s,.]+)#|(?P<show>[^|\[\]{}\n<>#]+))\s*(?:\|\s*(?P<given>[^;|{}\n\[\]#]+))?\}(?(list)\])"
+    r"(?P<list>\[)?\{(?:#(?P<call>[\w()/!<>\-\s,.]+)#|(?P<show>[^|\[\]{}\n<>#]+))"
+    r"\s*(?:\|\s*(?P<given>[^;|{}\n\[\]#]+))?\}(?(list)\])"
 )
 _CONDITION = re.compile(r"(\w+)\(([^()]*)\)")
-# The parser that ALFWorld's grammar was written for takes blank lines at the start of a text for comments: so `help` starts with its first word.
+# The parser that ALFWorld's grammar was written for takes blank lines at the start of a text for
+# comments: so `help` starts with its first word.
 _LEADING = re.compile(r"\A\s+")
 _TASK = re.compile(r'"task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*("(?:[^"\\\n]|\\.)*")')
 
@@ -50,14 +59,18 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """A value in words: `terms` are joined; a variable `o` is meant by `("o", "name")`, a plain string stands for itself."""
+    """A value in words: `terms` are joined; a variable `o` is meant by `("o", "name")`, a plain
+    string stands for itself.
+    """
 
     terms: tuple[tuple[str, str] | str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Each:
-    """`part` for every match of `given`: the query's atoms, and the types of the variables in it."""
+    """`part` for every match of `given`: the query's atoms, and the types of the variables in
+    it.
+    """
 
     part: Call | Show
     given: tuple[Formula, ...]
@@ -79,7 +92,9 @@ class Alternative:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grammar:
-    """`rules` by name; `commands` and `feedback` are the texts of every action, by its lower-case name."""
+    """`rules` by name; `commands` and `feedback` are the texts of every action, by its lower-case
+    name.
+    """
 
     rules: Mapping[str, tuple[Alternative, ...]]
     commands: Mapping[str, tuple[Part, ...]]
@@ -87,13 +102,21 @@ class Grammar:
 
 
 def split_task(text: str) -> tuple[str, str]:
-    """Takes the task sentence out of a game's grammar, so that the rest is the same for all games. Raises ValueError when there is none."""
+    """Takes the task sentence out of a game's grammar, so that the rest is the same for all games.
+    Raises ValueError when there is none.
+    """
     found = _TASK.search(text)
     if not found:
-        raise ValueError('The grammar has no rule "task" with one text: the game file is damaged or of another ALFWorld version.')
+        raise ValueError(
+            'The grammar has no rule "task" with one text: the game file is damaged or of another'
+            " ALFWorld version."
+        )
     task = json.loads(found.group(1), strict=False)
     if not task or not _LITERAL.fullmatch(task):
-        raise ValueError(f"The task sentence {task!r} is empty or holds characters with a meaning in the grammar.")
+        raise ValueError(
+            f"The task sentence {task!r} is empty or holds characters with a meaning in the"
+            " grammar."
+        )
     return text[: found.start(1)] + '"TASK"' + text[found.end(1) :], task
 
 
@@ -108,7 +131,9 @@ def parse_grammar(text: str) -> Grammar:
     while position < len(text):
         found = _BLOCK.match(text, position)
         if not found:
-            raise ValueError(f"The grammar is not understood at {text[position : position + 40]!r}.")
+            raise ValueError(
+                f"The grammar is not understood at {text[position : position + 40]!r}."
+            )
         position = found.end()
         if found["grammar"] is not None:
             rules |= _rules(found["grammar"])
@@ -118,22 +143,40 @@ def parse_grammar(text: str) -> Grammar:
         while at < len(body):
             field = _FIELD.match(body, at)
             if not field:
-                raise ValueError(f"The action {name!r} of the grammar is not understood at {body[at : at + 40]!r}.")
+                raise ValueError(
+                    f"The action {name!r} of the grammar is not understood at"
+                    f" {body[at : at + 40]!r}."
+                )
             fields[field["name"]] = field["block"] if field["block"] is not None else field["text"]
             at = field.end()
         if not {"template", "feedback"} <= set(fields):
-            raise ValueError(f"The action {name!r} of the grammar must have a template and a feedback, got {sorted(fields)!r}.")
-        commands[name], feedback[name] = parse_text(fields["template"]), parse_text(fields["feedback"])
+            raise ValueError(
+                f"The action {name!r} of the grammar must have a template and a feedback, got"
+                f" {sorted(fields)!r}."
+            )
+        commands[name], feedback[name] = (
+            parse_text(fields["template"]),
+            parse_text(fields["feedback"]),
+        )
         rules |= _rules(_COMMENT.sub("", fields.get("grammar", "{}")))
-    return Grammar(rules=MappingProxyType(rules), commands=MappingProxyType(commands), feedback=MappingProxyType(feedback))
+    return Grammar(
+        rules=MappingProxyType(rules),
+        commands=MappingProxyType(commands),
+        feedback=MappingProxyType(feedback),
+    )
 
 
 def _rules(block: str) -> dict[str, tuple[Alternative, ...]]:
     try:
         data = json.loads(textwrap.dedent(block))
-        return {name: tuple(_alternative(alternative) for alternative in alternatives) for name, alternatives in data.items()}
+        return {
+            name: tuple(_alternative(alternative) for alternative in alternatives)
+            for name, alternatives in data.items()
+        }
     except (json.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"A block of rules of the grammar is no JSON of the known form: {error}.") from error
+        raise ValueError(
+            f"A block of rules of the grammar is no JSON of the known form: {error}."
+        ) from error
 
 
 def _alternative(data: Mapping) -> Alternative:
@@ -142,7 +185,9 @@ def _alternative(data: Mapping) -> Alternative:
 
 
 def parse_text(text: str) -> tuple[Part, ...]:
-    """Reads one text. What follows a character that fits nowhere is left out, as the original parser does."""
+    """Reads one text. What follows a character that fits nowhere is left out, as the original
+    parser does.
+    """
     parts: list[Part] = []
     text = _LEADING.sub("", text).replace("\\n", "\n")
     position = 0
@@ -154,7 +199,13 @@ def parse_text(text: str) -> tuple[Part, ...]:
         elif found := _QUERY.match(text, position):
             inner = Call(found["call"]) if found["call"] else _show(found["show"])
             given, types = _conjunction(found["given"] or "")
-            parts.append(Each(inner, given, types, True) if found["list"] else Each(inner, given, types, False) if given else inner)
+            parts.append(
+                Each(inner, given, types, True)
+                if found["list"]
+                else Each(inner, given, types, False)
+                if given
+                else inner
+            )
         else:
             break
         position = found.end()
@@ -166,18 +217,27 @@ def _conjunction(text: str) -> tuple[tuple[Formula, ...], Mapping[str, str]]:
     atoms, types = [], {}
     for term in filter(None, (part.strip() for part in text.split("&"))):
         found = _CONDITION.fullmatch(term)
-        arguments = [argument.strip().split(":") for argument in found.group(2).split(",")] if found else [[]]
+        arguments = (
+            [argument.strip().split(":") for argument in found.group(2).split(",")]
+            if found
+            else [[]]
+        )
         if not found or any(len(argument) != 2 for argument in arguments):
             raise ValueError(f"The condition {term!r} of the grammar is not understood.")
         for variable, kind in arguments:
             if types.setdefault(variable, kind) != kind:
-                raise ValueError(f"The variable {variable!r} has two types in the condition {text!r} of the grammar.")
+                raise ValueError(
+                    f"The variable {variable!r} has two types in the condition {text!r} of the"
+                    " grammar."
+                )
         atoms.append((found.group(1), *(variable for variable, _ in arguments)))
     return tuple(atoms), MappingProxyType(types)
 
 
 def _show(expression: str) -> Show:
-    """Reads the few Python expressions that the texts use: `o`, `o.name`, string constants, `+`, and `x or y` (names are never empty)."""
+    """Reads the few Python expressions that the texts use: `o`, `o.name`, string constants, `+`,
+    and `x or y` (names are never empty).
+    """
 
     def terms(node: ast.expr) -> tuple:
         match node:
@@ -196,4 +256,6 @@ def _show(expression: str) -> Show:
     try:
         return Show(terms(ast.parse(expression.strip(), mode="eval").body))
     except SyntaxError as error:
-        raise ValueError(f"The expression {expression!r} of the grammar is not understood.") from error
+        raise ValueError(
+            f"The expression {expression!r} of the grammar is not understood."
+        ) from error

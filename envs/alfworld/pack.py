@@ -1,7 +1,9 @@
-"""All games of a download in one file, for a fast start on many hosts: 1 GB of files becomes about 13 MB, and any game is read alone.
+"""All games of a download in one file, for a fast start on many hosts: 1 GB of files becomes about
+13 MB, and any game is read alone.
 
-The file is an SQLite database that is only ever read after it was written. What games share (rules, text grammar, and a sample of a problem, as the
-dictionary of the compressor) is stored once; of each game there is what is its own, and the sha256 of its whole content, checked on every read.
+The file is an SQLite database that is only ever read after it was written. What games share (rules,
+text grammar, and a sample of a problem, as the dictionary of the compressor) is stored once; of
+each game there is what is its own, and the sha256 of its whole content, checked on every read.
 """
 
 import functools
@@ -24,12 +26,17 @@ _DICTIONARY_BYTES = 32 * 1024  # what zlib can look back
 _SCHEMA = """
     CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE shared (id INTEGER PRIMARY KEY, body BLOB NOT NULL UNIQUE);
-    CREATE TABLE games (key TEXT PRIMARY KEY, domain INTEGER NOT NULL, grammar INTEGER NOT NULL, body BLOB NOT NULL, sha256 TEXT NOT NULL);
+    CREATE TABLE games (
+        key TEXT PRIMARY KEY, domain INTEGER NOT NULL, grammar INTEGER NOT NULL, body BLOB NOT NULL,
+        sha256 TEXT NOT NULL
+    );
 """
 
 
 class Pack:
-    """A packed file, opened for every read (so any thread and process may); implements `envs.alfworld.index.Source`."""
+    """A packed file, opened for every read (so any thread and process may); implements
+    `envs.alfworld.index.Source`.
+    """
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -44,29 +51,51 @@ class Pack:
         return _about(str(self._path.absolute()))[0]
 
     def load(self, key: str) -> dict[str, Any]:
-        """The content of one game. Raises ValueError, naming it, when it is missing or its hash does not match."""
+        """The content of one game. Raises ValueError, naming it, when it is missing or its hash
+        does not match.
+        """
         check_key(key)
         shared = _about(str(self._path.absolute()))[1]
-        rows = _query(self._path, "SELECT domain, grammar, body, sha256 FROM games WHERE key = ?", (key,))
+        rows = _query(
+            self._path, "SELECT domain, grammar, body, sha256 FROM games WHERE key = ?", (key,)
+        )
         if not rows:
-            raise ValueError(f"There is no game {key} in {self._path}: pack a complete download again with experiments.games pack.")
+            raise ValueError(
+                f"There is no game {key} in {self._path}: pack a complete download again with"
+                " experiments.games pack."
+            )
         domain, grammar, body, digest = rows[0]
         try:
             unpacker = zlib.decompressobj(zdict=shared[0])
             own = json.loads(unpacker.decompress(body) + unpacker.flush())
-            content = {"pddl_domain": shared[domain].decode(), "grammar": shared[grammar].decode().replace(_mark(), own.pop("task")), **own}
+            content = {
+                "pddl_domain": shared[domain].decode(),
+                "grammar": shared[grammar].decode().replace(_mark(), own.pop("task")),
+                **own,
+            }
             check_game(content, key)
         except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"The game {key} in {self._path} is damaged ({error}): copy the file again.") from error
+            raise ValueError(
+                f"The game {key} in {self._path} is damaged ({error}): copy the file again."
+            ) from error
         if _digest(content) != digest:
-            raise ValueError(f"The game {key} in {self._path} is damaged (its sha256 does not match): copy the file again.")
+            raise ValueError(
+                f"The game {key} in {self._path} is damaged (its sha256 does not match): copy the"
+                " file again."
+            )
         return content
 
 
-def write_pack(source: Source, path: pathlib.Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Packs all playable games of a source into one file, whole or not at all; returns their number.
+def write_pack(
+    source: Source,
+    path: pathlib.Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Packs all playable games of a source into one file, whole or not at all; returns their
+    number.
 
-    `progress` is called with (done, total). Raises ValueError when the source has no games, a game is damaged, or the file cannot be written.
+    `progress` is called with (done, total). Raises ValueError when the source has no games, a game
+    is damaged, or the file cannot be written.
     """
     index = source.index()
     keys = sorted(key for of in index.games.values() for family in of.values() for key in family)
@@ -76,7 +105,9 @@ def write_pack(source: Source, path: pathlib.Path, progress: Callable[[int, int]
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     except OSError as error:
-        raise ValueError(f"Cannot write {path} ({error.strerror}): choose another place.") from error
+        raise ValueError(
+            f"Cannot write {path} ({error.strerror}): choose another place."
+        ) from error
     os.close(handle)
     temporary = pathlib.Path(name)
     try:
@@ -84,18 +115,29 @@ def write_pack(source: Source, path: pathlib.Path, progress: Callable[[int, int]
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, sqlite3.Error) as error:
-        raise ValueError(f"Cannot write {path} ({error}): free some space or choose another place.") from error
+        raise ValueError(
+            f"Cannot write {path} ({error}): free some space or choose another place."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     _about.cache_clear()
     return len(keys)
 
 
-def _write(source: Source, index: Index, keys: list[str], path: pathlib.Path, progress: Callable[[int, int], None]):
+def _write(
+    source: Source,
+    index: Index,
+    keys: list[str],
+    path: pathlib.Path,
+    progress: Callable[[int, int], None],
+):
     dictionary = source.load(keys[len(keys) // 2])["pddl_problem"].encode()[:_DICTIONARY_BYTES]
     database = sqlite3.connect(path, isolation_level=None)
     try:
-        database.executescript(f"PRAGMA page_size = 1024; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_SCHEMA} BEGIN;")
+        database.executescript(
+            "PRAGMA page_size = 1024; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+            f" {_SCHEMA} BEGIN;"
+        )
         shared = {dictionary: 0}
 
         def number(text: str) -> int:
@@ -103,15 +145,26 @@ def _write(source: Source, index: Index, keys: list[str], path: pathlib.Path, pr
 
         for done, key in enumerate(keys, 1):
             content = source.load(key)
-            own = {name: value for name, value in content.items() if name not in ("pddl_domain", "grammar")}
+            own = {
+                name: value
+                for name, value in content.items()
+                if name not in ("pddl_domain", "grammar")
+            }
             grammar, own["task"] = _split_task(content["grammar"])
             packer = zlib.compressobj(9, zdict=dictionary)
             body = packer.compress(json.dumps(own).encode()) + packer.flush()
             row = (key, number(content["pddl_domain"]), number(grammar), body, _digest(content))
             database.execute("INSERT INTO games VALUES (?, ?, ?, ?, ?)", row)
             progress(done, len(keys))
-        database.executemany("INSERT INTO shared VALUES (?, ?)", ((position, body) for body, position in shared.items()))
-        about = {"format": _FORMAT, "index": json.dumps(index.to_json()), "shared": _digest_all(shared)}
+        database.executemany(
+            "INSERT INTO shared VALUES (?, ?)",
+            ((position, body) for body, position in shared.items()),
+        )
+        about = {
+            "format": _FORMAT,
+            "index": json.dumps(index.to_json()),
+            "shared": _digest_all(shared),
+        }
         database.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         database.execute("COMMIT")
     finally:
@@ -120,33 +173,50 @@ def _write(source: Source, index: Index, keys: list[str], path: pathlib.Path, pr
 
 @functools.cache
 def _about(path: str) -> tuple[Index, Mapping[int, bytes]]:
-    """The index and the shared texts of a file, read once. Raises ValueError when it is no pack, of another format, cut short or damaged."""
+    """The index and the shared texts of a file, read once. Raises ValueError when it is no pack, of
+    another format, cut short or damaged.
+    """
     try:
         about = dict(_query(pathlib.Path(path), "SELECT name, value FROM about"))
     except ValueError as error:
-        raise ValueError(f"{path} is no packed file of ALFWorld games, or is damaged: write it with experiments.games pack.") from error
+        raise ValueError(
+            f"{path} is no packed file of ALFWorld games, or is damaged: write it with"
+            " experiments.games pack."
+        ) from error
     if about.get("format") != _FORMAT:
-        raise ValueError(f"{path} is of another format ({about.get('format')!r}, wanted {_FORMAT!r}): pack the download again.")
+        raise ValueError(
+            f"{path} is of another format ({about.get('format')!r}, wanted {_FORMAT!r}): pack the"
+            " download again."
+        )
     shared = dict(_query(pathlib.Path(path), "SELECT id, body FROM shared ORDER BY id"))
     try:
         index = Index.from_json(json.loads(about["index"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"The index in {path} is damaged ({error}): copy the file again.") from error
+        raise ValueError(
+            f"The index in {path} is damaged ({error}): copy the file again."
+        ) from error
     if _digest_all(shared.values()) != about.get("shared"):
-        raise ValueError(f"{path} is damaged (the sha256 of its shared texts does not match): copy the file again.")
+        raise ValueError(
+            f"{path} is damaged (the sha256 of its shared texts does not match): copy the file"
+            " again."
+        )
     return index, shared
 
 
 def _query(path: pathlib.Path, statement: str, values: tuple[str, ...] = ()) -> list[Any]:
     try:
         # Immutable: nothing is locked, so a read-only or a network file system will do.
-        database = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True)
+        database = sqlite3.connect(
+            f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True
+        )
         try:
             return database.execute(statement, values).fetchall()
         finally:
             database.close()
     except (sqlite3.Error, OverflowError) as error:
-        raise ValueError(f"The packed file {path} cannot be read ({error}): copy it again.") from error
+        raise ValueError(
+            f"The packed file {path} cannot be read ({error}): copy it again."
+        ) from error
 
 
 def _mark() -> str:

@@ -1,6 +1,7 @@
 """Reads the rules of ALFWorld: the PDDL domain `alfred.pddl`, and formulas in PDDL.
 
-Formulas and actions stay nested tuples of lower-case words, as written: `("and", ("atlocation", "?a", "?l"), ("not", ("opened", "?r")))`.
+Formulas and actions stay nested tuples of lower-case words, as written: `("and", ("atlocation",
+"?a", "?l"), ("not", ("opened", "?r")))`.
 """
 
 import dataclasses
@@ -35,7 +36,9 @@ class Action:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domain:
-    """The rules. `predicates` gives the type of every argument; `source` is the whole domain as nested tuples, without comments."""
+    """The rules. `predicates` gives the type of every argument; `source` is the whole domain as
+    nested tuples, without comments.
+    """
 
     types: frozenset[str]
     predicates: Mapping[str, tuple[str, ...]]
@@ -44,7 +47,9 @@ class Domain:
 
 
 def parse_formula(text: str) -> Formula:
-    """Reads one parenthesised expression. Raises ValueError when parentheses do not match or something follows."""
+    """Reads one parenthesised expression. Raises ValueError when parentheses do not match or
+    something follows.
+    """
     stack: list[list] = [[]]
     for token in _TOKEN.findall(_COMMENT.sub("", text).lower()):
         if token == "(":
@@ -52,19 +57,25 @@ def parse_formula(text: str) -> Formula:
         elif token != ")":
             stack[-1].append(token)
         elif len(stack) == 1:
-            raise ValueError(f"PDDL closes a parenthesis that was never opened, near {_near(stack[-1])}.")
+            raise ValueError(
+                f"PDDL closes a parenthesis that was never opened, near {_near(stack[-1])}."
+            )
         else:
             done = tuple(stack.pop())
             stack[-1].append(done)
     if len(stack) != 1:
-        raise ValueError(f"PDDL ends inside {len(stack) - 1} open parentheses, near {_near(stack[-1])}.")
+        raise ValueError(
+            f"PDDL ends inside {len(stack) - 1} open parentheses, near {_near(stack[-1])}."
+        )
     if len(stack[0]) != 1 or not isinstance(stack[0][0], tuple):
         raise ValueError(f"PDDL must be one parenthesised expression, got {_near(stack[0])}.")
     return stack[0][0]
 
 
 def typed_names(words: tuple) -> dict[str, str]:
-    """Reads `a b - t c - u` as {a: t, b: t, c: u}; names without a type are objects. Raises ValueError for a name given twice."""
+    """Reads `a b - t c - u` as {a: t, b: t, c: u}; names without a type are objects. Raises
+    ValueError for a name given twice.
+    """
     found: dict[str, str] = {}
     waiting: list[str] = []
     position = 0
@@ -86,10 +97,14 @@ def typed_names(words: tuple) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=8)
 def parse_domain(text: str) -> Domain:
-    """Reads a PDDL domain. Raises ValueError, naming the place, for anything it does not understand."""
+    """Reads a PDDL domain. Raises ValueError, naming the place, for anything it does not
+    understand.
+    """
     source = parse_formula(text)
     if source[:1] != ("define",) or source[1:2] != (("domain", "alfred"),):
-        raise ValueError(f"The PDDL domain must start with (define (domain alfred), got {_near(source)}.")
+        raise ValueError(
+            f"The PDDL domain must start with (define (domain alfred), got {_near(source)}."
+        )
     types: frozenset[str] = frozenset()
     predicates: dict[str, tuple[str, ...]] = {}
     actions: dict[str, Action] = {}
@@ -98,24 +113,43 @@ def parse_domain(text: str) -> Domain:
         if head == ":types":
             types = frozenset(typed_names(section[1:])) | {"object"}
         elif head == ":predicates":
-            predicates = {name: tuple(typed_names(tuple(words)).values()) for name, *words in section[1:]}
+            predicates = {
+                name: tuple(typed_names(tuple(words)).values()) for name, *words in section[1:]
+            }
         elif head == ":action":
             action = _action(section, predicates)
             actions[action.name] = action
         elif head not in (":requirements", ":functions"):
             raise ValueError(f"The PDDL domain has an unknown section {head!r}.")
-    return Domain(types=types, predicates=MappingProxyType(predicates), actions=MappingProxyType(actions), source=source)
+    return Domain(
+        types=types,
+        predicates=MappingProxyType(predicates),
+        actions=MappingProxyType(actions),
+        source=source,
+    )
 
 
 def _action(section: tuple, predicates: Mapping[str, tuple[str, ...]]) -> Action:
     name, fields = section[1], dict(zip(section[2::2], section[3::2], strict=True))
     if set(fields) != {":parameters", ":precondition", ":effect"}:
-        raise ValueError(f"The action {name!r} must have parameters, a precondition and an effect, got {sorted(fields)!r}.")
+        raise ValueError(
+            f"The action {name!r} must have parameters, a precondition and an effect, got"
+            f" {sorted(fields)!r}."
+        )
     precondition = fields[":precondition"] or ("and",)
     effects = tuple(_effects(fields[":effect"], ("and",), name))
-    for formula in (precondition, *(effect.condition for effect in effects), *(effect.atom for effect in effects)):
+    for formula in (
+        precondition,
+        *(effect.condition for effect in effects),
+        *(effect.atom for effect in effects),
+    ):
         check_predicates(formula, predicates, f"the action {name!r}")
-    return Action(name=name, parameters=MappingProxyType(typed_names(fields[":parameters"])), precondition=precondition, effects=effects)
+    return Action(
+        name=name,
+        parameters=MappingProxyType(typed_names(fields[":parameters"])),
+        precondition=precondition,
+        effects=effects,
+    )
 
 
 def _effects(formula: Formula, condition: Formula, action: str):
@@ -130,13 +164,17 @@ def _effects(formula: Formula, condition: Formula, action: str):
         case ("not", tuple() as atom):
             yield Effect(condition=condition, holds=False, atom=atom)
         case ("forall" | "or" | "exists", *_):
-            raise ValueError(f"The action {action!r} has an effect with {formula[0]!r}, which is not supported.")
+            raise ValueError(
+                f"The action {action!r} has an effect with {formula[0]!r}, which is not supported."
+            )
         case _:
             yield Effect(condition=condition, holds=True, atom=formula)
 
 
 def check_predicates(formula: Formula, predicates: Mapping[str, tuple[str, ...]], where: str):
-    """Raises ValueError for what is no formula, and for atoms of undeclared predicates or with too many or few arguments; `where` names the place."""
+    """Raises ValueError for what is no formula, and for atoms of undeclared predicates or with too
+    many or few arguments; `where` names the place.
+    """
     match formula:
         case ("and" | "or", *parts):
             for part in parts:
@@ -145,11 +183,16 @@ def check_predicates(formula: Formula, predicates: Mapping[str, tuple[str, ...]]
             check_predicates(part, predicates, where)
         case ("=", str(), str()):
             pass
-        case (str() as name, *arguments) if all(isinstance(argument, str) for argument in arguments):
+        case (str() as name, *arguments) if all(
+            isinstance(argument, str) for argument in arguments
+        ):
             if name not in predicates:
                 raise ValueError(f"Undefined predicate {name!r} in {where}.")
             if len(predicates[name]) != len(arguments):
-                raise ValueError(f"The predicate {name!r} takes {len(predicates[name])} arguments, got {len(arguments)} in {where}.")
+                raise ValueError(
+                    f"The predicate {name!r} takes {len(predicates[name])} arguments, got"
+                    f" {len(arguments)} in {where}."
+                )
         case _:
             raise ValueError(f"PDDL formula {_near(formula)} in {where} is not understood.")
 

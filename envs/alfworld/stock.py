@@ -1,9 +1,11 @@
-"""The stock engine (TextWorld with fast-downward), as `alfworld.agents.environment.AlfredTWEnv` sets it up, without an expert: the oracle.
+"""The stock engine (TextWorld with fast-downward), as `alfworld.agents.environment.AlfredTWEnv`
+sets it up, without an expert: the oracle.
 
-It plays ONE game per process: its parsers and its planner are process-wide, and it is not thread-safe. A second open engine is refused. Its
-unbounded cache of logic objects is emptied with every game, `sys.argv` is put back, and the planner's library (34 MB, which the original copies and
-loads anew for every environment) is loaded once per process. Importing this module imports TextWorld, tatsu and fast-downward; nothing else of
-`envs` does.
+It plays ONE game per process: its parsers and its planner are process-wide, and it is not
+thread-safe. A second open engine is refused. Its unbounded cache of logic objects is emptied with
+every game, `sys.argv` is put back, and the planner's library (34 MB, which the original copies and
+loads anew for every environment) is loaded once per process. Importing this module imports
+TextWorld, tatsu and fast-downward; nothing else of `envs` does.
 """
 
 import contextlib
@@ -27,7 +29,9 @@ _open_engines: list["StockEngine"] = []
 
 @contextlib.contextmanager
 def _quiet_import():
-    """alfworld makes a folder for its data and sets ALFWORLD_DATA when it is imported: let it do so in a folder that goes away."""
+    """alfworld makes a folder for its data and sets ALFWORLD_DATA when it is imported: let it do so
+    in a folder that goes away.
+    """
     before = os.environ.get("ALFWORLD_DATA")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ALFWORLD_DATA"] = folder
@@ -51,22 +55,27 @@ try:
         from textworld.gym.envs.textworld_batch import TextworldBatchGymEnv
 except ImportError as error:
     raise ImportError(
-        f"The stock ALFWorld engine needs the packages alfworld and textworld[pddl] ({error}): install ictjax again."
+        f"The stock ALFWorld engine needs the packages alfworld and textworld[pddl] ({error}):"
+        " install ictjax again."
     ) from error
 
 
 class StockEngine:
-    """The stock environment; a context manager. `load` gives a live game that lasts until the next `load`.
+    """The stock environment; a context manager. `load` gives a live game that lasts until the next
+    `load`.
 
-    `cached` keeps what the original works out again and again with the same result: the translation of the present game from PDDL, the
-    text of every command of it (which depends on constant facts alone), parsed queries and texts.
-    `envs.alfworld.differential --stock plain` plays without.
+    `cached` keeps what the original works out again and again with the same result: the translation
+    of the present game from PDDL, the text of every command of it (which depends on constant facts
+    alone), parsed queries and texts. `envs.alfworld.differential --stock plain` plays without.
     Raises RuntimeError when the process has an open one already.
     """
 
     def __init__(self, *, cached: bool = False):
         if _open_engines:
-            raise RuntimeError("The stock ALFWorld engine plays one game per process: close the open one first, or use engine='python'.")
+            raise RuntimeError(
+                "The stock ALFWorld engine plays one game per process: close the open one first, or"
+                " use engine='python'."
+            )
         self._cached = cached
         self._folder = tempfile.TemporaryDirectory(prefix="alfworld-stock-")
         self._file = pathlib.Path(self._folder.name) / "game.tw-pddl"
@@ -88,11 +97,15 @@ class StockEngine:
             if self._env is None:
                 infos = textworld.EnvInfos(won=True, admissible_commands=True, extras=["gamefile"])
                 wrappers: Any = [AlfredDemangler(shuffle=False), AlfredInfos]
-                self._env = TextworldBatchGymEnv([str(self._file)], infos, batch_size=1, asynchronous=False, wrappers=wrappers)
+                self._env = TextworldBatchGymEnv(
+                    [str(self._file)], infos, batch_size=1, asynchronous=False, wrappers=wrappers
+                )
             self._env.batch_env.load([str(self._file)])
             if self._cached:
                 logic = self._planner._logic
-                logic.grammar.derive = _keep_commands(logic.grammar.derive, {action.template for action in logic.actions.values()})
+                logic.grammar.derive = _keep_commands(
+                    logic.grammar.derive, {action.template for action in logic.actions.values()}
+                )
         return StockGame(self)
 
     def reset(self) -> Answer:
@@ -102,13 +115,21 @@ class StockEngine:
         return Answer(texts[0], tuple(infos["admissible_commands"][0]), bool(infos["won"][0]))
 
     def step(self, command: str) -> tuple[Answer, float, bool]:
-        """Plays one command; also gives the score, which is cumulative, and whether the game is done."""
+        """Plays one command; also gives the score, which is cumulative, and whether the game is
+        done.
+        """
         with self._contained():
             texts, scores, dones, infos = self._env.batch_env.step([command])
-        return Answer(texts[0], tuple(infos["admissible_commands"][0]), bool(infos["won"][0])), float(scores[0]), bool(dones[0])
+        return (
+            Answer(texts[0], tuple(infos["admissible_commands"][0]), bool(infos["won"][0])),
+            float(scores[0]),
+            bool(dones[0]),
+        )
 
     def close(self) -> None:
-        """Frees the game and removes the temporary folder; the planner's library stays for the next engine. Idempotent."""
+        """Frees the game and removes the temporary folder; the planner's library stays for the next
+        engine. Idempotent.
+        """
         if self not in _open_engines:
             return
         _open_engines.remove(self)
@@ -123,19 +144,35 @@ class StockEngine:
 
     @contextlib.contextmanager
     def _contained(self):
-        """Keeps the traces of a load or reset inside: the original sets `sys.argv`, leaves files open, and copies its library every time."""
+        """Keeps the traces of a load or reset inside: the original sets `sys.argv`, leaves files
+        open, and copies its library every time.
+        """
         argv = sys.argv
-        originals = fast_downward.load_lib, fast_downward.pddl2sas, textgen.Rule, textgen._parse_and_convert
+        originals = (
+            fast_downward.load_lib,
+            fast_downward.pddl2sas,
+            textgen.Rule,
+            textgen._parse_and_convert,
+        )
         fast_downward.load_lib = _library
         if self._cached:
-            fast_downward.pddl2sas, textgen.Rule, textgen._parse_and_convert = _last_translation, _RULE, _parsed
+            fast_downward.pddl2sas, textgen.Rule, textgen._parse_and_convert = (
+                _last_translation,
+                _RULE,
+                _parsed,
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
                 yield
         finally:
             sys.argv = argv
-            fast_downward.load_lib, fast_downward.pddl2sas, textgen.Rule, textgen._parse_and_convert = originals
+            (
+                fast_downward.load_lib,
+                fast_downward.pddl2sas,
+                textgen.Rule,
+                textgen._parse_and_convert,
+            ) = originals
 
 
 def _forget():
@@ -175,7 +212,8 @@ def _last_translation(domain: str, problem: str, verbose: bool = False, optimize
 
 
 _parsed_query = functools.lru_cache(maxsize=1024)(textworld.logic.Rule.parse_conjunctive_query)
-_RULE: Any = types.SimpleNamespace(parse_conjunctive_query=_parsed_query)  # all that the texts need of the class
+# all that the texts need of the class
+_RULE: Any = types.SimpleNamespace(parse_conjunctive_query=_parsed_query)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -184,7 +222,8 @@ def _parsed_text(text: str, **options: Any):
 
 
 def _parsed(text: str, **options: Any):
-    return copy.deepcopy(_parsed_text(text, **options))  # the original hangs a context on each symbol
+    # the original hangs a context on each symbol
+    return copy.deepcopy(_parsed_text(text, **options))
 
 
 def _keep_commands(derive: Callable[..., str], templates: set[str]) -> Callable[..., str]:

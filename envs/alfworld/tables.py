@@ -1,4 +1,6 @@
-"""What the installed alfworld package knows about rooms: its data files, read without importing it (the import makes folders and sets variables)."""
+"""What the installed alfworld package knows about rooms: its data files, read without importing it
+(the import makes folders and sets variables).
+"""
 
 import ast
 import dataclasses
@@ -23,17 +25,21 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 )
 """Our short names of the six families -> `task_type` of the benchmark."""
 
-_ROOMS = {0: "Kitchen", 2: "LivingRoom", 3: "Bedroom", 4: "Bathroom"}  # by the hundreds of a floor plan's number
+# by the hundreds of a floor plan's number
+_ROOMS = {0: "Kitchen", 2: "LivingRoom", 3: "Bedroom", 4: "Bathroom"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FloorPlan:
-    """One of the 120 rooms: its number, type of room, the types of things in it, and its receptacles with where one stands to use them."""
+    """One of the 120 rooms: its number, type of room, the types of things in it, and its
+    receptacles with where one stands to use them.
+    """
 
     number: int
     room: str
     types: tuple[str, ...]
-    receptacles: tuple[tuple[str, tuple[int, int, int, int] | None], ...]  # THOR's id -> pose; None where the tables have none
+    # THOR's id -> pose; None where the tables have none
+    receptacles: tuple[tuple[str, tuple[int, int, int, int] | None], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,10 @@ class Tables:
 
     domain: str
     grammar: str
-    contains: Mapping[str, frozenset[str]]  # type of receptacle -> types of objects that it may hold
-    actions: Mapping[str, frozenset[str]]  # Heatable, Coolable, Cleanable, Toggleable, Sliceable -> types of objects
+    # type of receptacle -> types of objects that it may hold
+    contains: Mapping[str, frozenset[str]]
+    # Heatable, Coolable, Cleanable, Toggleable, Sliceable -> types of objects
+    actions: Mapping[str, frozenset[str]]
     movable: frozenset[str]  # receptacles that can be carried: objects to the rules
     openable: frozenset[str]
     object_types: tuple[str, ...]
@@ -63,46 +71,63 @@ def package_folder() -> pathlib.Path:
 
 
 def package_text(name: str) -> str:
-    """A data file of the installed package, by its path inside it. Raises ValueError when it is missing."""
+    """A data file of the installed package, by its path inside it. Raises ValueError when it is
+    missing.
+    """
     path = package_folder() / name
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"The installed alfworld lacks {name} ({error.strerror}): install alfworld 0.4.2 again.") from error
+        raise ValueError(
+            f"The installed alfworld lacks {name} ({error.strerror}): install alfworld 0.4.2 again."
+        ) from error
 
 
 @functools.cache
 def load_tables() -> Tables:
-    """Reads all tables once (about 30 ms). Raises ValueError when the installed package has other ones."""
+    """Reads all tables once (about 30 ms). Raises ValueError when the installed package has other
+    ones.
+    """
     constants = _literals(package_text("gen/constants.py"))
     goals = _literals(package_text("gen/goal_library.py"))
     try:
         movable = frozenset(constants["MOVABLE_RECEPTACLES"])
         receptacles = frozenset(constants["RECEPTACLES"]) - movable
-        contains = {each: frozenset(constants["VAL_RECEPTACLE_OBJECTS"].get(each, ())) for each in sorted(receptacles)}
+        contains = {
+            each: frozenset(constants["VAL_RECEPTACLE_OBJECTS"].get(each, ()))
+            for each in sorted(receptacles)
+        }
         texts = {family: goals["gdict"][task] for family, task in FAMILIES.items()}
         return Tables(
             domain=package_text("data/alfred.pddl"),
             grammar=package_text("data/alfred.twl2"),
             contains=contains,
-            actions={name: frozenset(types) for name, types in constants["VAL_ACTION_OBJECTS"].items()},
+            actions={
+                name: frozenset(types) for name, types in constants["VAL_ACTION_OBJECTS"].items()
+            },
             movable=movable,
             openable=frozenset(constants["OPENABLE_CLASS_LIST"]) & receptacles,
             object_types=tuple(sorted((frozenset(constants["OBJECTS"]) | movable) - receptacles)),
             receptacle_types=tuple(sorted(receptacles)),
-            rooms={family: frozenset(constants["GOALS_VALID"][task]) for family, task in FAMILIES.items()},
+            rooms={
+                family: frozenset(constants["GOALS_VALID"][task])
+                for family, task in FAMILIES.items()
+            },
             goals={family: _goal(each["pddl"]) for family, each in texts.items()},
             sentences={family: tuple(each["templates"]) for family, each in texts.items()},
             plans=_floor_plans(receptacles),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"The tables of the installed alfworld are not those of version 0.4.2 (at {error}): install that version."
+            f"The tables of the installed alfworld are not those of version 0.4.2 (at {error}):"
+            " install that version."
         ) from error
 
 
 def _literals(source: str) -> dict[str, Any]:
-    """The module-level names that are bound to literals; `X[a] = X[b]` and `del X[a]` are followed, all else is left out."""
+    """The module-level names that are bound to literals; `X[a] = X[b]` and `del X[a]` are followed,
+    all else is left out.
+    """
     names: dict[str, Any] = {}
 
     def value(node: ast.expr) -> Any:
@@ -125,7 +150,9 @@ def _literals(source: str) -> dict[str, Any]:
 
 
 def _goal(text: str) -> str:
-    """The goal as PDDL has it: the package writes '#' for '-', and one bracket more than it opens, which closes the problem."""
+    """The goal as PDDL has it: the package writes '#' for '-', and one bracket more than it opens,
+    which closes the problem.
+    """
     return text.replace("#", "-").strip()
 
 
@@ -135,14 +162,20 @@ def _floor_plans(receptacles: frozenset[str]) -> dict[int, FloorPlan]:
     for path in folder.glob("FloorPlan*-objects.json"):
         number = int(re.findall(r"\d+", path.name)[0])
         types = frozenset(json.loads(path.read_text(encoding="utf-8")))
-        poses = json.loads((folder / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8"))
+        poses = json.loads(
+            (folder / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8")
+        )
         standing: list[tuple[str, tuple[int, int, int, int] | None]] = [
             (name, (round(x / 0.25), round(z / 0.25), round(turn / 90), round(tilt)))
             for name, (x, z, turn, tilt) in poses.items()
             if thor_type(name) in receptacles
         ]
         found = {thor_type(name) for name, _ in standing}
-        standing += [(each, None) for each in types & receptacles - found for _ in range(4 if each == "StoveBurner" else 1)]
+        standing += [
+            (each, None)
+            for each in types & receptacles - found
+            for _ in range(4 if each == "StoveBurner" else 1)
+        ]
         plans[number] = FloorPlan(
             number=number,
             room=_ROOMS[number // 100],

@@ -12,7 +12,9 @@ _STYLES = ("full", "compact")
 
 
 class MiniHack:
-    """The MiniHack environment; implements `envs.api.Environment`. `text` is "full" (language models) or "compact" (tiny word-level models)."""
+    """The MiniHack environment; implements `envs.api.Environment`. `text` is "full" (language
+    models) or "compact" (tiny word-level models).
+    """
 
     def __init__(self, text: str = "full"):
         if text not in _STYLES:
@@ -30,11 +32,19 @@ class MiniHack:
         return FAMILIES
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest of a run: the packages, which decide what a seed means, and how games were split."""
-        return {"packages": package_versions(), "text": self._text, "splits": "seeds, disjoint by initial state"}
+        """For the manifest of a run: the packages, which decide what a seed means, and how games
+        were split.
+        """
+        return {
+            "packages": package_versions(),
+            "text": self._text,
+            "splits": "seeds, disjoint by initial state",
+        }
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
-        """The games of one split, disjoint from the others by initial state. The first call for a family takes seconds, later ones none."""
+        """The games of one split, disjoint from the others by initial state. The first call for a
+        family takes seconds, later ones none.
+        """
         from envs.minihack.index import load_index
 
         return load_index(family, split)

@@ -1,4 +1,6 @@
-"""The families of games: short name -> MiniHack task id, in groups; which suit which use; and which ids are no family, with the reason."""
+"""The families of games: short name -> MiniHack task id, in groups; which suit which use; and which
+ids are no family, with the reason.
+"""
 
 import importlib.metadata
 import re
@@ -6,7 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-# Sizes: rooms and mazes without a number are 5x5 and 9x9. "mazewalk" shows its map, "mazewalk_dark" does not. "held": in the pack from the start.
+# Sizes: rooms and mazes without a number are 5x5 and 9x9. "mazewalk" shows its map, "mazewalk_dark"
+# does not. "held": in the pack from the start.
 GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "rooms": {
@@ -126,21 +129,59 @@ GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
-TASKS: Mapping[str, str] = MappingProxyType({family: task for group in GROUPS.values() for family, task in group.items()})
+TASKS: Mapping[str, str] = MappingProxyType(
+    {family: task for group in GROUPS.values() for family, task in group.items()}
+)
 FAMILIES: tuple[str, ...] = tuple(sorted(TASKS))
 
-# Actions within which a family is meant to be solved, where the usual 25 are too few. The scripted experts are measured with these.
+# Actions within which a family is meant to be solved, where the usual 25 are too few. The scripted
+# experts are measured with these.
 _USUAL_STEPS = 25
 STEPS: Mapping[str, int] = MappingProxyType(
     {
-        **dict.fromkeys(("closed_door", "mazewalk_15", "mazewalk_dark", "room_ultimate", "wod_hard", "wod_medium"), 50),
-        **dict.fromkeys(("hidenseek", "hidenseek_big", "hidenseek_lava", "hidenseek_mapped"), 50),
-        **dict.fromkeys(("corridor_battle", "corridor_battle_dark", "labyrinth", "quest_easy", "quest_medium"), 100),
-        **dict.fromkeys(("keyroom_15", "mazewalk_dark_15", "room_dark_15", "room_ultimate_15"), 150),
         **dict.fromkeys(
-            ("keyroom_dark_15", "mazewalk_45", "river", "river_lava", "river_monster", "river_monster_lava", "river_narrow"), 200
+            (
+                "closed_door",
+                "mazewalk_15",
+                "mazewalk_dark",
+                "room_ultimate",
+                "wod_hard",
+                "wod_medium",
+            ),
+            50,
         ),
-        **dict.fromkeys(("corridor_2", "corridor_3", "corridor_5", "labyrinth_big", "mazewalk_dark_45", "quest_hard", "wod_pro"), 400),
+        **dict.fromkeys(("hidenseek", "hidenseek_big", "hidenseek_lava", "hidenseek_mapped"), 50),
+        **dict.fromkeys(
+            ("corridor_battle", "corridor_battle_dark", "labyrinth", "quest_easy", "quest_medium"),
+            100,
+        ),
+        **dict.fromkeys(
+            ("keyroom_15", "mazewalk_dark_15", "room_dark_15", "room_ultimate_15"), 150
+        ),
+        **dict.fromkeys(
+            (
+                "keyroom_dark_15",
+                "mazewalk_45",
+                "river",
+                "river_lava",
+                "river_monster",
+                "river_monster_lava",
+                "river_narrow",
+            ),
+            200,
+        ),
+        **dict.fromkeys(
+            (
+                "corridor_2",
+                "corridor_3",
+                "corridor_5",
+                "labyrinth_big",
+                "mazewalk_dark_45",
+                "quest_hard",
+                "wod_pro",
+            ),
+            400,
+        ),
         **{family: 1000 for family in GROUPS["long quests"] if family.startswith("sokoban")},
     }
 )
@@ -148,12 +189,27 @@ STEPS: Mapping[str, int] = MappingProxyType(
 # Task ids (whole, as patterns) that are no family, and why.
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
-        r".*-Restricted-v0": "the same games as the id with Full: they differ in the keys offered, and we offer words",
-        r"MiniHack-(MultiRoom|LavaCrossing|SimpleCrossing).*": "draws its map with the package minigrid, from a generator of its own",
-        r"MiniHack-Boxoban-.*": "needs levels that are downloaded, and picks one by Python's global random numbers, not by the seed",
-        r"MiniHack-ExploreMaze-.*": "pays 0.5 for every apple and 1 on every step upon the stairs, and never ends: no reward means success",
-        r"MiniHack-Memento-.*": "pays -1 for the wrong choice and plays on: one game can end both ways",
-        r"MiniHack-(Navigation|Skill)-Custom-v0": "has no level of its own: it is the base that users write theirs on",
+        r".*-Restricted-v0": (
+            "the same games as the id with Full: they differ in the keys offered, and we offer"
+            " words"
+        ),
+        r"MiniHack-(MultiRoom|LavaCrossing|SimpleCrossing).*": (
+            "draws its map with the package minigrid, from a generator of its own"
+        ),
+        r"MiniHack-Boxoban-.*": (
+            "needs levels that are downloaded, and picks one by Python's global random numbers, not"
+            " by the seed"
+        ),
+        r"MiniHack-ExploreMaze-.*": (
+            "pays 0.5 for every apple and 1 on every step upon the stairs, and never ends: no"
+            " reward means success"
+        ),
+        r"MiniHack-Memento-.*": (
+            "pays -1 for the wrong choice and plays on: one game can end both ways"
+        ),
+        r"MiniHack-(Navigation|Skill)-Custom-v0": (
+            "has no level of its own: it is the base that users write theirs on"
+        ),
     }
 )
 
@@ -166,7 +222,16 @@ class Split(NamedTuple):
 
 
 # What the experts solve and random play does not (facts measured by `python -m envs.experts`).
-SOUND_TRAIN = ("eat", "wield", "zap", "room_monster", "locked_door", "keyroom", "mazewalk", "lava_levitate")
+SOUND_TRAIN = (
+    "eat",
+    "wield",
+    "zap",
+    "room_monster",
+    "locked_door",
+    "keyroom",
+    "mazewalk",
+    "lava_levitate",
+)
 SOUND_HELDOUT = ("wear", "puton", "levitate", "lava_cross")
 SOUND_RESERVE = ("read", "pray", "closed_door")
 
@@ -182,18 +247,26 @@ FAMILY_SPLITS: Mapping[str, Split] = MappingProxyType(
 def check_family(family: str) -> str:
     """Returns `family`; raises ValueError naming the known ones for any other."""
     if family not in TASKS:
-        raise ValueError(f"Unknown MiniHack family {family!r}; the families are: {', '.join(FAMILIES)}.")
+        raise ValueError(
+            f"Unknown MiniHack family {family!r}; the families are: {', '.join(FAMILIES)}."
+        )
     return family
 
 
 def step_limit(family: str) -> int:
-    """Actions within which a family is meant to be solved. Raises ValueError for an unknown family."""
+    """Actions within which a family is meant to be solved. Raises ValueError for an unknown
+    family.
+    """
     return STEPS.get(check_family(family), _USUAL_STEPS)
 
 
 def why_left_out(task: str) -> str | None:
-    """The reason why a registered task id is no family; None for one that is, or that this list does not know."""
-    return next((reason for pattern, reason in LEFT_OUT.items() if re.fullmatch(pattern, task)), None)
+    """The reason why a registered task id is no family; None for one that is, or that this list
+    does not know.
+    """
+    return next(
+        (reason for pattern, reason in LEFT_OUT.items() if re.fullmatch(pattern, task)), None
+    )
 
 
 def package_versions() -> dict[str, str]:

@@ -1,9 +1,11 @@
 """One live, re-seedable MiniHack game, driven key by key at the level of NLE.
 
-Stock `env.step` is bypassed: it loses the messages before a `--More--` (and the rewards that hang on them), overwrites the last screen, counts its
-own step limit and cannot pick one object out of several. Here the task's own events are checked after every single key, so that success is what
-MiniHack defines (reward > 0.5, or the staircase where that is the task), and nothing else of the stock step is used. The stock penalty of -0.01 for
-keys that pass no time is left out: an action pays 1 for success and 0 otherwise.
+Stock `env.step` is bypassed: it loses the messages before a `--More--` (and the rewards that hang
+on them), overwrites the last screen, counts its own step limit and cannot pick one object out of
+several. Here the task's own events are checked after every single key, so that success is what
+MiniHack defines (reward > 0.5, or the staircase where that is the task), and nothing else of the
+stock step is used. The stock penalty of -0.01 for keys that pass no time is left out: an action
+pays 1 for success and 0 otherwise.
 """
 
 import dataclasses
@@ -22,14 +24,19 @@ with warnings.catch_warnings():
     try:
         import pkg_resources  # noqa: F401  (minihack needs it; setuptools 82 dropped it)
     except ImportError as error:
-        raise ImportError("minihack needs pkg_resources, which setuptools 82 removed: install 'setuptools<82'.") from error
+        raise ImportError(
+            "minihack needs pkg_resources, which setuptools 82 removed: install 'setuptools<82'."
+        ) from error
     try:
         import gymnasium
         import minihack  # noqa: F401  (registers the tasks)
         from minihack.base import MH_FULL_ACTIONS
         from nle import nethack
     except ImportError as error:
-        raise ImportError(f"The MiniHack environment needs the packages minihack and nle>=1.3 ({error}): install ictjax again.") from error
+        raise ImportError(
+            f"The MiniHack environment needs the packages minihack and nle>=1.3 ({error}): install"
+            " ictjax again."
+        ) from error
 
 from envs.minihack import text as rendering
 from envs.minihack import verbs
@@ -66,21 +73,31 @@ _VERB_KEYS = {
 _ESC, _SPACE, _ENTER, _LOOK = 27, ord(" "), 13, int(_COMMANDS.LOOK)
 _MAX_KEYS = 300  # keys one action may take before the game is called stuck
 _RECYCLE_AFTER = 5000  # episodes: NLE leaks about 2 kB each
-# The greeting, and the phase of the moon that `fix_moon_phase` pins: they say nothing about the game.
-_BANNER = re.compile(r"^((?:Hello|Salutations) Agent, welcome to NetHack!|You are a |You are lucky!|Full moon tonight)")
+# The greeting, and the phase of the moon that `fix_moon_phase` pins: they say nothing about the
+# game.
+_BANNER = re.compile(
+    r"^((?:Hello|Salutations) Agent, welcome to NetHack!|You are a |You are lucky!|Full moon"
+    r" tonight)"
+)
 # NLE ships no rumours file, so what an artifact would whisper becomes an internal complaint.
-_FAULTS = re.compile(r"rumors|^Program in disorder|^\(?Saving and reloading|^Report (?:the|this|these)|whispers:?$")
+_FAULTS = re.compile(
+    r"rumors|^Program in disorder|^\(?Saving and reloading|^Report (?:the|this|these)|whispers:?$"
+)
 _SUGGESTED = re.compile(r"\[(.*?) or \?\*\]|\[(.*?)\]")
 _FLOOR_FOOD = re.compile(r"There (?:is|are) (.+?) here; eat (?:it|one)\?")
 _DRINK_FROM = re.compile(r"Drink from the (\w+)\?")
 
 
 class MiniHackGame:
-    """A live game of one family; implements `envs.api.Game`. `style` is "full" (for language models) or "compact" (for tiny word-level models)."""
+    """A live game of one family; implements `envs.api.Game`. `style` is "full" (for language
+    models) or "compact" (for tiny word-level models).
+    """
 
     def __init__(self, family: str, *, style: str):
         if style not in rendering.STYLES:
-            raise ValueError(f"Unknown text style {style!r}; the styles are: {', '.join(rendering.STYLES)}.")
+            raise ValueError(
+                f"Unknown text style {style!r}; the styles are: {', '.join(rendering.STYLES)}."
+            )
         self._family = check_family(family)
         self._style = style
         self._env = None
@@ -98,7 +115,11 @@ class MiniHackGame:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = gymnasium.make(
-                TASKS[self._family], fix_moon_phase=True, actions=tuple(MH_FULL_ACTIONS), max_episode_steps=10**9, disable_env_checker=True
+                TASKS[self._family],
+                fix_moon_phase=True,
+                actions=tuple(MH_FULL_ACTIONS),
+                max_episode_steps=10**9,
+                disable_env_checker=True,
             )
         self._env = made.unwrapped
         self._keys = list(self._env._observation_keys)
@@ -107,11 +128,15 @@ class MiniHackGame:
     # --- the interface of envs.api.Game ---
 
     def reset(self, game: GameId) -> Observation:
-        """Starts the game whose key is a seed. Raises ValueError for an id of another environment or family, or a key that is no seed."""
+        """Starts the game whose key is a seed. Raises ValueError for an id of another environment
+        or family, or a key that is no seed.
+        """
         if game.env != "minihack" or game.family != self._family:
             raise ValueError(f"{game} is not a game of minihack|{self._family}.")
         if not game.key.isdecimal() or int(game.key) >= 2**31:
-            raise ValueError(f"The key of a MiniHack game is a seed from 0 to {2**31 - 1}, got {game.key!r}.")
+            raise ValueError(
+                f"The key of a MiniHack game is a seed from 0 to {2**31 - 1}, got {game.key!r}."
+            )
         if self._env is None:
             raise ValueError("This game is closed: open another one.")
         if self._episodes >= _RECYCLE_AFTER:
@@ -149,14 +174,17 @@ class MiniHackGame:
     def _restart(self):
         """Brings the live environment to the start of the seed's game."""
         env = self._env
-        # Seeds hold for the next reset only. A stale action would be scored against the new episode.
+        # Seeds hold for the next reset only. A stale action would be scored against the new
+        # episode.
         env._previous_action = env._previous_obs = None
         env.seed(self._seed, self._seed, reseed=False)
         env.reset()
         self._observation = env.last_observation
 
     def _rewind(self):
-        """Undoes the keys of the running action: the game is deterministic, so it starts again and replays all earlier keys."""
+        """Undoes the keys of the running action: the game is deterministic, so it starts again and
+        replays all earlier keys.
+        """
         del self._history[self._checkpoint :]
         self._restart()
         for key in self._history:
@@ -165,7 +193,9 @@ class MiniHackGame:
         self._pages.clear()
 
     def step(self, action: str) -> Step:
-        """Plays one action. What cannot be read or resolved costs a step, passes no game time, and is explained in the text."""
+        """Plays one action. What cannot be read or resolved costs a step, passes no game time, and
+        is explained in the text.
+        """
         if self._view is None:
             raise ValueError("This game was never reset: call reset first.")
         if self._final is not None:
@@ -182,7 +212,9 @@ class MiniHackGame:
             return self._finish(Outcome.SUCCESS)
         if self._open_prompt():
             return self._finish(
-                Outcome.FAILED, f"The game still asks {self._message()!r} after {_MAX_KEYS} keys for the action {action!r}."
+                Outcome.FAILED,
+                f"The game still asks {self._message()!r} after {_MAX_KEYS} keys for the action"
+                f" {action!r}.",
             )
         self._previous = self._view
         self._remember_locks(command)
@@ -206,7 +238,9 @@ class MiniHackGame:
             self._env = None
 
     def raw(self) -> View:
-        """The visible state as data, for scripted players. Raises ValueError before the first reset."""
+        """The visible state as data, for scripted players. Raises ValueError before the first
+        reset.
+        """
         if self._view is None:
             raise ValueError("This game was never reset: call reset first.")
         return self._view
@@ -214,11 +248,18 @@ class MiniHackGame:
     # --- text ---
 
     def _observe(self) -> Observation:
-        return Observation(text=rendering.render(self.raw(), self._previous, self._style), actions=verbs.ACTIONS)
+        return Observation(
+            text=rendering.render(self.raw(), self._previous, self._style), actions=verbs.ACTIONS
+        )
 
     def _finish(self, outcome: Outcome, error: str = "") -> Step:
         text = rendering.render_end(tuple(self._pages), outcome, self.raw(), self._style)
-        self._final = Step(observation=Observation(text=text), reward=float(outcome is Outcome.SUCCESS), outcome=outcome, error=error)
+        self._final = Step(
+            observation=Observation(text=text),
+            reward=float(outcome is Outcome.SUCCESS),
+            outcome=outcome,
+            error=error,
+        )
         return self._final
 
     # --- reading NLE ---
@@ -233,12 +274,18 @@ class MiniHackGame:
         return bytes(self._array("message")).split(b"\0", 1)[0].decode("latin-1").strip()
 
     def _window(self) -> list[str]:
-        """The lines of a text window or menu that covers part of the map; empty when there is none."""
+        """The lines of a text window or menu that covers part of the map; empty when there is
+        none.
+        """
         rows = [bytes(row).decode("latin-1") for row in self._array("tty_chars")]
         for index, row in enumerate(rows):
             found = re.search(r"--More--|\(end\)|\(\d+ of \d+\)", row)
             if found and not (index == 0 and found.start() > 0 and row[: found.start()].strip()):
-                return [line[found.start() :].rstrip() for line in rows[:index] if line[found.start() :].strip()]
+                return [
+                    line[found.start() :].rstrip()
+                    for line in rows[:index]
+                    if line[found.start() :].strip()
+                ]
         return []
 
     def _waits(self) -> bool:
@@ -268,7 +315,11 @@ class MiniHackGame:
         if self._done:
             return
         status = env._is_episode_end(self._observation)
-        reward = env.reward_manager.collect_reward() if env.reward_manager is not None else float(status == env.StepStatus.TASK_SUCCESSFUL)
+        reward = (
+            env.reward_manager.collect_reward()
+            if env.reward_manager is not None
+            else float(status == env.StepStatus.TASK_SUCCESSFUL)
+        )
         if status == env.StepStatus.TASK_SUCCESSFUL and reward > 0.5:
             self._success = True
             # The message that proves the success must be kept, whatever page it stands on.
@@ -278,7 +329,8 @@ class MiniHackGame:
         """Stores what the game says now."""
         if self._waits() and not self._message():
             window = self._window()
-            if len(window) > 1 and window[0].startswith("Things that"):  # other windows (lists of attributes) tell nothing of the task
+            # other windows (lists of attributes) tell nothing of the task
+            if len(window) > 1 and window[0].startswith("Things that"):
                 self._pages.append(f"{window[0]} {', '.join(window[1:])}.")
             return
         self._pages += [line for line in _lines(self._message()) if not _FAULTS.search(line)]
@@ -311,14 +363,23 @@ class MiniHackGame:
             if direction is None:
                 return
         if verb in ("go", "far") and direction not in DIRECTIONS:
-            self._notes.append(f"{verb} needs one of the eight directions, got {direction!r}; stairs are taken with up and down.")
+            self._notes.append(
+                f"{verb} needs one of the eight directions, got {direction!r}; stairs are taken"
+                " with up and down."
+            )
             return
-        if verb in ("open", "close", "kick", "fight", "untrap") and direction in ("self", "up", "down"):
+        if verb in ("open", "close", "kick", "fight", "untrap") and direction in (
+            "self",
+            "up",
+            "down",
+        ):
             self._notes.append(f"{verb} needs one of the eight directions, got {direction!r}.")
             return
         self._direction = direction
         item = None
-        if verb in ("apply", "zap", "throw", "drop") or (command.item is not None and verb not in ("pickup", "eat", "quaff")):
+        if verb in ("apply", "zap", "throw", "drop") or (
+            command.item is not None and verb not in ("pickup", "eat", "quaff")
+        ):
             item = self._resolve_item(verb, command.item)
             if item is None:
                 return
@@ -335,34 +396,49 @@ class MiniHackGame:
             self._press(ord(chr(_STEP_KEYS[direction]).upper()))
         else:
             self._press(_VERB_KEYS[verb])
-            if verb == "fight" and direction is not None:  # a prefix key, which waits for a move without asking
+            # a prefix key, which waits for a move without asking
+            if verb == "fight" and direction is not None:
                 self._press(_STEP_KEYS[direction])
         self._answer_all()
 
     def _neighbour(self, noun: str) -> str | None:
-        """The direction of the one neighbour cell that shows `noun` ("door", "goblin"); leaves a note otherwise."""
+        """The direction of the one neighbour cell that shows `noun` ("door", "goblin"); leaves a
+        note otherwise.
+        """
         x, y = self._view.position
         found = []
         for word, (dx, dy) in DIRECTIONS.items():
             thing = self._view.cell((x + dx, y + dy))
-            if thing is not None and thing.kind not in ("floor", "wall") and verbs.matches(noun, noun=thing.noun, name=thing.name):
+            if (
+                thing is not None
+                and thing.kind not in ("floor", "wall")
+                and verbs.matches(noun, noun=thing.noun, name=thing.name)
+            ):
                 found.append(word)
         if len(found) == 1:
             return found[0]
         if found:
-            self._notes.append(f"Which {noun}? There is one {', one '.join(found)}: name a direction.")
+            self._notes.append(
+                f"Which {noun}? There is one {', one '.join(found)}: name a direction."
+            )
         else:
             self._notes.append(f"{noun!r} is no direction and no such thing is next to you.")
         return None
 
     def _resolve_item(self, verb: str, wanted: str | None) -> Item | None:
-        """The item meant, before any key is sent; leaves a note and returns None when that is unclear."""
+        """The item meant, before any key is sent; leaves a note and returns None when that is
+        unclear.
+        """
         items = self.raw().items
         if wanted is None:
             wands = [item for item in items if verb == "zap" and item.noun == "wand"]
             if len(wands) == 1:
                 return wands[0]
-            self._notes.append(f"{verb} needs an item: {verbs.listing(wands or list(items))}." if items else f"You have nothing to {verb}.")
+            self._notes.append(
+                f"{verb} needs an item: {verbs.listing(wands or list(items))}."
+                if items
+                else f"You have nothing to {verb}."
+            )
             return None
         found = verbs.find_item(wanted, items, "")
         if isinstance(found, str):
@@ -371,7 +447,9 @@ class MiniHackGame:
         return found
 
     def _answer_all(self):
-        """Answers questions while they have one meaning and leaves the others with the safe answer and a note."""
+        """Answers questions while they have one meaning and leaves the others with the safe answer
+        and a note.
+        """
         self._settle()
         while self._asks() and not self._done and not self._success and self._keys_used < _MAX_KEYS:
             keys = self._answer(self._message())
@@ -390,7 +468,8 @@ class MiniHackGame:
             if direction is None and verb == "apply":
                 direction = self._only_door()
             if direction is None:
-                # No answer would waste the charge of a wand or horn, so the whole command is undone.
+                # No answer would waste the charge of a wand or horn, so the whole command is
+                # undone.
                 self._rewind()
                 words = f"{verb} {self._item.noun}" if self._item else verb
                 self._notes.append(f"{words} needs a direction here, for example: {words} east.")
@@ -399,7 +478,11 @@ class MiniHackGame:
         if found := _FLOOR_FOOD.search(question):
             name = re.sub(r"^(?:an?|the|\d+) ", "", found.group(1))
             wanted = command.item
-            if verb == "eat" and (wanted is None or wanted in ("here", "it") or verbs.matches(wanted, noun=name.split()[-1], name=name)):
+            if verb == "eat" and (
+                wanted is None
+                or wanted in ("here", "it")
+                or verbs.matches(wanted, noun=name.split()[-1], name=name)
+            ):
                 return (ord("y"),)
             return (ord("n"),)
         if found := _DRINK_FROM.search(question):
@@ -409,7 +492,10 @@ class MiniHackGame:
             return (ord("n"),)
         if "Right or Left?" in question:
             return (ord("r"),)
-        if any(part in question for part in ("sure you want to pray?", "nlock it?", "Improvise?", "Continue?")):
+        if any(
+            part in question
+            for part in ("sure you want to pray?", "nlock it?", "Improvise?", "Continue?")
+        ):
             return (ord("y"),)
         if "eally attack" in question:
             if verb == "fight":
@@ -420,7 +506,9 @@ class MiniHackGame:
         return (ord("n") if "[yn" in question else _ESC,)
 
     def _answer_item(self, question: str) -> tuple[int, ...]:
-        """Answers "What do you want to wield? [- abf or ?*]": the named item, or the only one offered."""
+        """Answers "What do you want to wield? [- abf or ?*]": the named item, or the only one
+        offered.
+        """
         verb, wanted = self._command.verb, self._command.item
         if self._item is not None:
             return (ord(self._item.letter),)
@@ -450,7 +538,9 @@ class MiniHackGame:
         return doors[0] if len(doors) == 1 else None
 
     def _pick_up(self, wanted: str | None):
-        """Picks up what lies here, out of a menu when there are several objects. Without a name: everything."""
+        """Picks up what lies here, out of a menu when there are several objects. Without a name:
+        everything.
+        """
         here = [thing for thing in self._view.here if thing.kind == "object"]
         if wanted in ("here", "it", "all", "everything"):
             wanted = None
@@ -462,14 +552,21 @@ class MiniHackGame:
             self._answer_all()
             return
         if wanted is not None:
-            found = [thing for thing in here if verbs.matches(wanted, noun=thing.noun, name=thing.name)]
+            found = [
+                thing for thing in here if verbs.matches(wanted, noun=thing.noun, name=thing.name)
+            ]
             exact = [thing for thing in found if thing.name.lower() == wanted.lower()]
             found = exact or found
             if not found:
-                self._notes.append(f"There is no {wanted} here. Here is: {', '.join(thing.name for thing in here)}.")
+                self._notes.append(
+                    f"There is no {wanted} here. Here is:"
+                    f" {', '.join(thing.name for thing in here)}."
+                )
                 return
             if len({thing.name for thing in found}) > 1:
-                self._notes.append(f"Which {wanted}? Here is: {', '.join(thing.name for thing in found)}.")
+                self._notes.append(
+                    f"Which {wanted}? Here is: {', '.join(thing.name for thing in found)}."
+                )
                 return
             names = {thing.name for thing in found}
         else:
@@ -479,7 +576,9 @@ class MiniHackGame:
         self._answer_all()
 
     def _settle_menu(self, names: set[str]):
-        """Marks the lines of a pick-up menu that bear one of the names, on every page, and confirms."""
+        """Marks the lines of a pick-up menu that bear one of the names, on every page, and
+        confirms.
+        """
         from_menu = re.compile(r"^([A-Za-z]) - (.+)$")
         for _ in range(20):
             window = self._window() if self._waits() and not self._message() else []
@@ -516,7 +615,9 @@ class MiniHackGame:
             self._locked.discard(door)
 
     def _look(self, messages: tuple[str, ...], notes: tuple[str, ...]) -> View:
-        """Reads the state. The game's look command (`:`) passes no time; it is left out when blind, where feeling around does."""
+        """Reads the state. The game's look command (`:`) passes no time; it is left out when blind,
+        where feeling around does.
+        """
         arrays = self._arrays()
         blstats = arrays["blstats"]
         condition = int(blstats[nethack.NLE_BL_CONDITION])
@@ -525,7 +626,9 @@ class MiniHackGame:
         cells = read_cells(arrays)
         for door in list(self._locked):
             if cells.get(door) is not None and cells[door].kind == "closed":
-                cells[door] = Thing(noun="locked door", name="locked door", kind="closed", position=door)
+                cells[door] = Thing(
+                    noun="locked door", name="locked door", kind="closed", position=door
+                )
             else:
                 self._locked.discard(door)
         items = read_items(arrays, self._start)
@@ -572,4 +675,8 @@ def _expand(question: str) -> str:
     """The letters a question offers: "[- a-ce or ?*]" -> "abce"."""
     found = _SUGGESTED.search(question)
     letters = (found.group(1) or found.group(2) or "") if found else ""
-    return re.sub(r"([A-Za-z])-([A-Za-z])", lambda m: "".join(chr(c) for c in range(ord(m.group(1)), ord(m.group(2)) + 1)), letters)
+    return re.sub(
+        r"([A-Za-z])-([A-Za-z])",
+        lambda m: "".join(chr(c) for c in range(ord(m.group(1)), ord(m.group(2)) + 1)),
+        letters,
+    )

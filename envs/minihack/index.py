@@ -1,15 +1,18 @@
 """Which seeds make up the splits of a family, disjoint by initial state.
 
-Two seeds often give the same first screen, so disjoint seeds alone would leak test games into training. Every seed is hashed twice: its `state`
-(glyphs, position, pack) and its `layout` (glyphs and position: what decides how the game is played). Seeds whose state was seen before are skipped,
-and the split is chosen by the layout's own hash, so no first screen stands in two splits. A family with fewer than 20 layouts in its first 300 seeds
-(the `_fixed` tasks) is split by the state instead.
+Two seeds often give the same first screen, so disjoint seeds alone would leak test games into
+training. Every seed is hashed twice: its `state` (glyphs, position, pack) and its `layout` (glyphs
+and position: what decides how the game is played). Seeds whose state was seen before are skipped,
+and the split is chosen by the layout's own hash, so no first screen stands in two splits. A family
+with fewer than 20 layouts in its first 300 seeds (the `_fixed` tasks) is split by the state
+instead.
 
-Scanning takes seconds, so it runs once in a subprocess (`python -m envs.minihack.index FAMILY`) and its result is cached as JSON under
-`$XDG_CACHE_HOME/ictjax` (default `~/.cache/ictjax`), keyed by the family and the versions of minihack and nle.
+Scanning takes seconds, so it runs once in a subprocess (`python -m envs.minihack.index FAMILY`) and
+its result is cached as JSON under `$XDG_CACHE_HOME/ictjax` (default `~/.cache/ictjax`), keyed by
+the family and the versions of minihack and nle.
 
-`python -m envs.minihack.index --report [FAMILY ...]` starts every game of the splits again and counts what they share; without families, those of
-the two family splits, "sound" and "paper".
+`python -m envs.minihack.index --report [FAMILY ...]` starts every game of the splits again and
+counts what they share; without families, those of the two family splits, "sound" and "paper".
 """
 
 import functools
@@ -44,7 +47,9 @@ def split_of(digest: str) -> str:
 
 
 def assign(hashes: list[tuple[str, str]]) -> dict[str, list[int]]:
-    """Seeds per split, from the (state, layout) hashes of seeds 0, 1, 2, ...; stops when every split is full."""
+    """Seeds per split, from the (state, layout) hashes of seeds 0, 1, 2, ...; stops when every
+    split is full.
+    """
     few = len({layout for _, layout in hashes[:_PROBE]}) < _FEW_LAYOUTS
     splits: dict[str, list[int]] = {name: [] for name in SPLITS}
     seen = set()
@@ -60,10 +65,16 @@ def assign(hashes: list[tuple[str, str]]) -> dict[str, list[int]]:
 def scan(family: str) -> dict[str, list[int]]:
     """Resets seeds 0, 1, 2, ... until every split is full or 3,000 seeds were seen."""
     hashes: list[tuple[str, str]] = []
-    for pair in _start(family, (GameId(env="minihack", family=family, key=str(seed)) for seed in range(_MAX_SEEDS))):
+    for pair in _start(
+        family, (GameId(env="minihack", family=family, key=str(seed)) for seed in range(_MAX_SEEDS))
+    ):
         hashes.append(pair)
         count = len(hashes)
-        if count % 100 == 0 and count > _PROBE and all(len(s) == WANTED[name] for name, s in assign(hashes).items()):
+        if (
+            count % 100 == 0
+            and count > _PROBE
+            and all(len(s) == WANTED[name] for name, s in assign(hashes).items())
+        ):
             break
     return assign(hashes)
 
@@ -85,7 +96,9 @@ def _read(path: pathlib.Path) -> dict[str, list[int]] | None:
     """The cached index, or None when there is none or it cannot be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if sorted(data) == sorted(SPLITS) and all(isinstance(seed, int) for seeds in data.values() for seed in seeds):
+        if sorted(data) == sorted(SPLITS) and all(
+            isinstance(seed, int) for seeds in data.values() for seed in seeds
+        ):
             return data
     except (OSError, ValueError, AttributeError, TypeError):
         pass
@@ -98,7 +111,10 @@ def _splits(family: str) -> dict[str, tuple[GameId, ...]]:
     data = _read(path)
     if data is None:
         root = pathlib.Path(__file__).parents[2]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
+        }
         done = subprocess.run(
             [sys.executable, "-m", "envs.minihack.index", family],
             env=environment,
@@ -108,20 +124,29 @@ def _splits(family: str) -> dict[str, tuple[GameId, ...]]:
             check=False,
         )
         if done.returncode != 0:
-            raise RuntimeError(f"Scanning the games of {family!r} failed: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(
+                f"Scanning the games of {family!r} failed: {done.stderr.strip()[-500:]}"
+            )
         data = json.loads(done.stdout.strip().splitlines()[-1])
-    return {name: tuple(GameId(env="minihack", family=family, key=str(seed)) for seed in data[name]) for name in SPLITS}
+    return {
+        name: tuple(GameId(env="minihack", family=family, key=str(seed)) for seed in data[name])
+        for name in SPLITS
+    }
 
 
 def load_index(family: str, split: str) -> tuple[GameId, ...]:
-    """The games of a split, in the order of their seeds. Raises ValueError for an unknown family or split."""
+    """The games of a split, in the order of their seeds. Raises ValueError for an unknown family or
+    split.
+    """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; the splits are: {', '.join(SPLITS)}.")
     return _splits(check_family(family))[split]
 
 
 class SplitCheck(NamedTuple):
-    """What the splits of one family, or of several, were found to hold. Shared: in training and in SELECT or TEST as well."""
+    """What the splits of one family, or of several, were found to hold. Shared: in training and in
+    SELECT or TEST as well.
+    """
 
     num_games: Mapping[str, int]  # by split
     num_states: int  # different initial states (screen, position, pack)
@@ -131,9 +156,11 @@ class SplitCheck(NamedTuple):
 
 
 def check_splits(train: Sequence[str], heldout: Sequence[str] = ()) -> SplitCheck:
-    """Starts every game and compares the TRAIN games of `train` with the SELECT and TEST games of all families, by initial state.
+    """Starts every game and compares the TRAIN games of `train` with the SELECT and TEST games of
+    all families, by initial state.
 
-    `check_splits([family])` checks one family. Takes about 2 ms a game. Raises ValueError for an unknown family.
+    `check_splits([family])` checks one family. Takes about 2 ms a game. Raises ValueError for an
+    unknown family.
     """
     found: dict[str, list[tuple[str, str]]] = {name: [] for name in SPLITS}
     for family in (*train, *heldout):
@@ -151,12 +178,23 @@ def check_splits(train: Sequence[str], heldout: Sequence[str] = ()) -> SplitChec
 
 
 def report(families: Sequence[str]) -> Iterator[str]:
-    """The lines of a Markdown table of `check_splits`, family by family; without families also of the family splits as a whole."""
+    """The lines of a Markdown table of `check_splits`, family by family; without families also of
+    the family splits as a whole.
+    """
     rows = {family: ([family], ()) for family in map(check_family, families)}
     if not rows:
-        known = {family: None for split in FAMILY_SPLITS.values() for family in (*split.train, *split.heldout)}
-        rows = {family: ([family], ()) for family in known} | {f"**{name}**": split for name, split in FAMILY_SPLITS.items()}
-    yield "| family | train | select | test | initial states | first screens | states shared | screens shared |"
+        known = {
+            family: None
+            for split in FAMILY_SPLITS.values()
+            for family in (*split.train, *split.heldout)
+        }
+        rows = {family: ([family], ()) for family in known} | {
+            f"**{name}**": split for name, split in FAMILY_SPLITS.items()
+        }
+    yield (
+        "| family | train | select | test | initial states | first screens | states shared |"
+        " screens shared |"
+    )
     yield "|---|---|---|---|---|---|---|---|"
     for name, (train, heldout) in rows.items():
         check = check_splits(train, heldout)
@@ -164,7 +202,9 @@ def report(families: Sequence[str]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Scans one family, stores its index and writes it to standard output as one line of JSON; or writes the report."""
+    """Scans one family, stores its index and writes it to standard output as one line of JSON; or
+    writes the report.
+    """
     if arguments[:1] != ["--report"] and len(arguments) != 1:
         sys.stderr.write("Usage: python -m envs.minihack.index FAMILY, or --report [FAMILY ...]\n")
         return 2
@@ -181,7 +221,9 @@ def main(arguments: list[str]) -> int:
     data = scan(family)
     try:
         write_json(cache_path(family), data)
-    except OSError as error:  # a read-only home is no reason to fail: the parent reads standard output
+    except (
+        OSError
+    ) as error:  # a read-only home is no reason to fail: the parent reads standard output
         sys.stderr.write(f"The index could not be cached: {error}\n")
     sys.stdout.write(json.dumps(data) + "\n")
     return 0

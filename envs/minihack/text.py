@@ -1,4 +1,6 @@
-"""Views to text, in two styles: "full" for language models, "compact" for tiny word-level models (20-35 words a turn, all lower case)."""
+"""Views to text, in two styles: "full" for language models, "compact" for tiny word-level models
+(20-35 words a turn, all lower case).
+"""
 
 import re
 
@@ -10,9 +12,20 @@ _MESSAGE_WORDS = 12
 _NEAREST = 4
 # What `here :` says already, and the phase of the moon.
 _SAID_ELSEWHERE = re.compile(
-    r"^There is .* here\.?$|^Be careful!|^New moon tonight|^You are lucky!|^Full moon tonight|^Watch out!|^Friday the 13th"
+    r"^There is .* here\.?$|^Be careful!|^New moon tonight|^You are lucky!|^Full moon"
+    r" tonight|^Watch out!|^Friday the 13th"
 )
-_NOTABLE = ("object", "monster", "feature", "trap", "boulder", "open", "closed", "doorway", "liquid")
+_NOTABLE = (
+    "object",
+    "monster",
+    "feature",
+    "trap",
+    "boulder",
+    "open",
+    "closed",
+    "doorway",
+    "liquid",
+)
 _MARK = re.compile("[^ ]")
 _TERRAIN_WORDS = ("liquid", "open", "closed", "doorway", "boulder")
 
@@ -26,8 +39,16 @@ def render(view: View, previous: View | None, style: str) -> str:
 
 def render_end(messages: tuple[str, ...], outcome: Outcome, view: View, style: str) -> str:
     """The last observation: what happened, and how it ended."""
-    end = {Outcome.SUCCESS: "You succeeded.", Outcome.DEATH: "You died.", Outcome.FAILED: "The game broke down."}[outcome]
-    kept = [m for m in messages if not m.startswith(("Do you want your possessions", "Goodbye", "You die..."))]
+    end = {
+        Outcome.SUCCESS: "You succeeded.",
+        Outcome.DEATH: "You died.",
+        Outcome.FAILED: "The game broke down.",
+    }[outcome]
+    kept = [
+        m
+        for m in messages
+        if not m.startswith(("Do you want your possessions", "Goodbye", "You die..."))
+    ]
     if style == "compact":
         message = _message_words(tuple(kept), view)
         return " ".join([*message, *(["."] if message else []), *_words(end), "."])
@@ -35,7 +56,9 @@ def render_end(messages: tuple[str, ...], outcome: Outcome, view: View, style: s
 
 
 def offset_words(origin: Position, position: Position) -> str:
-    """ "2 north 1 east": how far a position lies from another, vertical first; "here" for the same."""
+    """ "2 north 1 east": how far a position lies from another, vertical first; "here" for the
+    same.
+    """
     dx, dy = position[0] - origin[0], position[1] - origin[1]
     parts = []
     if dy:
@@ -54,7 +77,8 @@ def distance(a: Position, b: Position) -> tuple[int, int]:
 def notable(view: View) -> list[Thing]:
     """Everything worth naming, nearest first; of each liquid only its nearest cell."""
     things = sorted(
-        (t for t in view.cells.values() if t.kind in _NOTABLE), key=lambda t: (*distance(view.position, t.position), t.position)
+        (t for t in view.cells.values() if t.kind in _NOTABLE),
+        key=lambda t: (*distance(view.position, t.position), t.position),
     )
     seen: set[str] = set()
     kept = []
@@ -76,7 +100,10 @@ def _words(text: str) -> list[str]:
 
 def _message_words(messages: tuple[str, ...], view: View) -> list[str]:
     """At most 12 words of the messages, names of things replaced by their canonical nouns."""
-    names = sorted({(t.name, t.noun) for t in (*view.here, *view.items) if t.name != t.noun and t.name}, key=lambda pair: -len(pair[0]))
+    names = sorted(
+        {(t.name, t.noun) for t in (*view.here, *view.items) if t.name != t.noun and t.name},
+        key=lambda pair: -len(pair[0]),
+    )
     out: list[str] = []
     for message in messages:
         if _SAID_ELSEWHERE.search(message):
@@ -112,19 +139,33 @@ def _compact(view: View) -> str:
         thing = view.cell((x + dx, y + dy))
         noun = "wall" if thing is None else thing.noun
         straight = not (dx and dy)
-        if ((thing is None or thing.kind == "wall") and straight) or (thing is not None and thing.kind in _TERRAIN_WORDS):
+        if ((thing is None or thing.kind == "wall") and straight) or (
+            thing is not None and thing.kind in _TERRAIN_WORDS
+        ):
             parts.append(f"{word} : {noun}")
-    adjacent_terrain = {t.noun for t in view.cells.values() if t.kind in _TERRAIN_WORDS and distance(view.position, t.position)[0] == 1}
+    adjacent_terrain = {
+        t.noun
+        for t in view.cells.values()
+        if t.kind in _TERRAIN_WORDS and distance(view.position, t.position)[0] == 1
+    }
     seen = [
         t
         for t in notable(view)
         if not (
             t.kind in _TERRAIN_WORDS
-            and (distance(view.position, t.position)[0] == 1 or (t.kind == "liquid" and t.noun in adjacent_terrain))
+            and (
+                distance(view.position, t.position)[0] == 1
+                or (t.kind == "liquid" and t.noun in adjacent_terrain)
+            )
         )
     ]
     if seen:
-        parts.append("see : " + " , ".join(f"{t.noun} {offset_words(view.position, t.position)}" for t in seen[:_NEAREST]))
+        parts.append(
+            "see : "
+            + " , ".join(
+                f"{t.noun} {offset_words(view.position, t.position)}" for t in seen[:_NEAREST]
+            )
+        )
     gained = [item.noun for item in view.items if item.gained]
     if gained:
         parts.append("items : " + " ".join(gained))
@@ -147,17 +188,16 @@ def _full(view: View, previous: View | None) -> str:
     if view.messages:
         parts.append(_sentences(view.messages))
     parts += _map(view)
-    things = [
-        f"- {_article(t)} ({offset_words(view.position, t.position).replace(' north ', ' north, ').replace(' south ', ' south, ')})"
-        for t in notable(view)
-    ]
+    things = [f"- {_article(t)} ({_where(view, t)})" for t in notable(view)]
     if things:
         parts.append("You see:\n" + "\n".join(things[:12]))
     if view.here:
         parts.append("Here: " + ", ".join(_article(t) for t in view.here) + ".")
     if previous is None or previous.items != view.items:
         parts.append(
-            "You carry:\n" + "\n".join(f"{item.letter} - {item.text}" for item in view.items) if view.items else "You carry nothing."
+            "You carry:\n" + "\n".join(f"{item.letter} - {item.text}" for item in view.items)
+            if view.items
+            else "You carry nothing."
         )
     if previous is None or (previous.hp, previous.max_hp) != (view.hp, view.max_hp):
         parts.append(f"Health: {view.hp} of {view.max_hp}.")
@@ -168,12 +208,20 @@ def _full(view: View, previous: View | None) -> str:
     return "\n".join(parts)
 
 
+def _where(view: View, thing: Thing) -> str:
+    """Where a thing is, in words: "3 north, 1 east"."""
+    words = offset_words(view.position, thing.position)
+    return words.replace(" north ", " north, ").replace(" south ", " south, ")
+
+
 def _article(thing: Thing) -> str:
     return thing.name
 
 
 def _map(view: View) -> list[str]:
-    """The part of the map that is not blank, within 10 rows and 20 columns of the hero, and what its characters mean."""
+    """The part of the map that is not blank, within 10 rows and 20 columns of the hero, and what
+    its characters mean.
+    """
     hx, hy = view.position
     top, bottom = max(hy - 10, 0), hy + 11
     left, right = max(hx - 20, 0), hx + 21
@@ -191,4 +239,8 @@ def _map(view: View) -> list[str]:
             name = "you" if position == view.position else thing.name if thing is not None else ""
             if name and name not in legend.setdefault(found.group(), []):
                 legend[found.group()].append(name)
-    return ["Map:\n" + "\n".join(lines), "Legend: " + ", ".join(f"{char} {' or '.join(names)}" for char, names in legend.items() if names)]
+    return [
+        "Map:\n" + "\n".join(lines),
+        "Legend: "
+        + ", ".join(f"{char} {' or '.join(names)}" for char, names in legend.items() if names),
+    ]

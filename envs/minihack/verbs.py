@@ -1,4 +1,6 @@
-"""Words to intentions: what an agent may type, and how it is read. Nothing is ever guessed; what cannot be read becomes a note."""
+"""Words to intentions: what an agent may type, and how it is read. Nothing is ever guessed; what
+cannot be read becomes a note.
+"""
 
 import dataclasses
 import re
@@ -93,7 +95,9 @@ ACTIONS: tuple[str, ...] = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """An action that was understood. `item` and `direction` are as typed or None; a direction may also be the noun of a neighbour cell."""
+    """An action that was understood. `item` and `direction` are as typed or None; a direction may
+    also be the noun of a neighbour cell.
+    """
 
     verb: str
     item: str | None = None
@@ -103,8 +107,9 @@ class Command:
 def parse(text: str) -> Command | str:
     """Reads one action, or says in a sentence why it cannot be read.
 
-    Grammar: VERB [ITEM] [DIRECTION], any case, articles ignored; a direction alone is a step. An item is a letter of the pack or a name. For verbs
-    that take both, the last word is the direction when it names one and another word stands before it.
+    Grammar: VERB [ITEM] [DIRECTION], any case, articles ignored; a direction alone is a step. An
+    item is a letter of the pack or a name. For verbs that take both, the last word is the direction
+    when it names one and another word stands before it.
     """
     words = re.findall(r"[A-Za-z0-9+'-]+", text)[:12]
     lowered = [word.lower() for word in words]
@@ -116,11 +121,22 @@ def parse(text: str) -> Command | str:
             break
     verb = lowered[0]
     if verb in DIRECTIONS:
-        return Command(verb="go", direction=verb) if len(words) == 1 else f"{verb} takes nothing after it."
+        return (
+            Command(verb="go", direction=verb)
+            if len(words) == 1
+            else f"{verb} takes nothing after it."
+        )
     if verb not in _SHAPES:
-        return f"Unknown action: {_quote(text)}. Known verbs: {', '.join(DIRECTIONS)}, {', '.join(_SHAPES)}."
+        return (
+            f"Unknown action: {_quote(text)}. Known verbs: {', '.join(DIRECTIONS)},"
+            f" {', '.join(_SHAPES)}."
+        )
     takes_item, takes_direction = _SHAPES[verb]
-    rest = [word for word, low in zip(words[1:], lowered[1:], strict=True) if low not in _FILLERS or (takes_item and len(words) == 2)]
+    rest = [
+        word
+        for word, low in zip(words[1:], lowered[1:], strict=True)
+        if low not in _FILLERS or (takes_item and len(words) == 2)
+    ]
     if not takes_item and not takes_direction:
         if rest and [word.lower() for word in rest] != ["here"]:
             return f"{verb} takes nothing after it, got {_quote(' '.join(rest))}."
@@ -150,7 +166,9 @@ def _quote(text: str) -> str:
 
 
 def matches(wanted: str, *, noun: str, name: str) -> bool:
-    """Whether the words typed for an item name this one: its noun, or some of the words of its name, singular or plural."""
+    """Whether the words typed for an item name this one: its noun, or some of the words of its
+    name, singular or plural.
+    """
     wanted = wanted.lower()
     if wanted in (noun, name.lower()):
         return True
@@ -164,7 +182,9 @@ def _singular(word: str) -> str:
 
 
 def find_item(wanted: str, items: tuple[Item, ...], suggested: str) -> Item | str:
-    """The one item of the pack that the words mean, or a note. `suggested` holds the letters that the game offers (empty: no preference)."""
+    """The one item of the pack that the words mean, or a note. `suggested` holds the letters that
+    the game offers (empty: no preference).
+    """
     if len(wanted) == 1 and wanted.isalpha():
         found = [item for item in items if item.letter == wanted]
         return found[0] if found else f"You have no item {wanted!r}."

@@ -1,4 +1,6 @@
-"""What the player can see, as plain data: the map in words, what lies underfoot, the pack. Read from NLE's arrays after every action."""
+"""What the player can see, as plain data: the map in words, what lies underfoot, the pack. Read
+from NLE's arrays after every action.
+"""
 
 import dataclasses
 import functools
@@ -68,18 +70,21 @@ _CLASS_NOUNS = {
 _PAIRS = ("boots", "shoes", "gloves", "gauntlets", "lenses", "glasses")
 _ARTICLE = re.compile(r"^(?:an?|the|some|\d+) ")
 _STATES = re.compile(
-    r"(?<!\S)(?:blessed|uncursed|cursed|empty|holy|unholy|rusty|burnt|corroded|rotted|fireproof|rustproof|greased|partly eaten"
-    r"|pair of|set of|[+-]\d+) "
+    r"(?<!\S)(?:blessed|uncursed|cursed|empty|holy|unholy|rusty|burnt|corroded|rotted|fireproof|rustproof|greased"
+    r"|partly eaten|pair of|set of|[+-]\d+) "
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Thing:
-    """Something on the map: `noun` is one canonical word or two ("wand", "closed door"), `name` is what the game calls it."""
+    """Something on the map: `noun` is one canonical word or two ("wand", "closed door"), `name` is
+    what the game calls it.
+    """
 
     noun: str
     name: str
-    kind: str  # object | monster | feature | trap | doorway | open | closed | liquid | boulder | wall
+    # object | monster | feature | trap | doorway | open | closed | liquid | boulder | wall
+    kind: str
     position: Position
 
 
@@ -96,7 +101,9 @@ class Item:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """The visible state after a reset or an action. `cells` holds every cell that is not blank, the hero's own included."""
+    """The visible state after a reset or an action. `cells` holds every cell that is not blank, the
+    hero's own included.
+    """
 
     position: Position
     cells: dict[Position, Thing]
@@ -124,7 +131,9 @@ def _object_class(glyph: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def plain_name(text: str) -> str:
-    """ "2 blessed +1 daggers (in hand)" -> "daggers": without article, number, state and remarks."""
+    """ "2 blessed +1 daggers (in hand)" -> "daggers": without article, number, state and
+    remarks.
+    """
     text = re.sub(r" \((?:[^()]|\([^()]*\))*\)$", "", text.strip())
     text = _ARTICLE.sub("", text)
     while (shorter := _STATES.sub("", text)) != text:
@@ -183,7 +192,8 @@ def thing_at(glyph: int, description: str, position: Position) -> Thing | None:
             return Thing(noun=noun or "floor", name=name, kind=kind, position=position)
         if nethack.glyph_is_trap(glyph):
             return Thing(noun="trap", name=name, kind="trap", position=position)
-        return Thing(noun="floor", name=name, kind="floor", position=position)  # the flash of a zap or an explosion
+        # the flash of a zap or an explosion
+        return Thing(noun="floor", name=name, kind="floor", position=position)
     if nethack.glyph_is_statue(glyph):
         return Thing(noun="statue", name=name, kind="boulder", position=position)
     if nethack.glyph_is_body(glyph):
@@ -198,10 +208,16 @@ def thing_at(glyph: int, description: str, position: Position) -> Thing | None:
 
 
 def read_items(observation: dict[str, np.ndarray], start: dict[str, int]) -> tuple[Item, ...]:
-    """The pack, in the game's order. `start` maps the letters of the starting kit to their glyphs."""
+    """The pack, in the game's order. `start` maps the letters of the starting kit to their
+    glyphs.
+    """
     items = []
     for letter, text, oclass, glyph in zip(
-        observation["inv_letters"], observation["inv_strs"], observation["inv_oclasses"], observation["inv_glyphs"], strict=True
+        observation["inv_letters"],
+        observation["inv_strs"],
+        observation["inv_oclasses"],
+        observation["inv_glyphs"],
+        strict=True,
     ):
         if not letter:
             break
@@ -226,7 +242,9 @@ def read_cells(observation: dict[str, np.ndarray]) -> dict[Position, Thing]:
     ys, xs = np.nonzero(glyphs != nethack.GLYPH_CMAP_OFF)
     texts = descriptions[ys, xs].view(f"S{descriptions.shape[-1]}")[:, 0].tolist()
     cells = {}
-    for position, glyph, text in zip(zip(xs.tolist(), ys.tolist(), strict=True), glyphs[ys, xs].tolist(), texts, strict=True):
+    for position, glyph, text in zip(
+        zip(xs.tolist(), ys.tolist(), strict=True), glyphs[ys, xs].tolist(), texts, strict=True
+    ):
         if position != hero:
             thing = thing_at(glyph, text.decode("latin-1"), position)
             if thing is not None:
@@ -273,5 +291,10 @@ def read_here(lines: list[str], position: Position) -> tuple[Thing, ...]:
         if line.startswith("Things that"):
             objects += lines[i + 1 :]
             break
-    things += [Thing(noun=noun_of_name(plain_name(o)), name=plain_name(o), kind="object", position=position) for o in objects]
+    things += [
+        Thing(
+            noun=noun_of_name(plain_name(o)), name=plain_name(o), kind="object", position=position
+        )
+        for o in objects
+    ]
     return tuple(things)

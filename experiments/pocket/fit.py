@@ -1,4 +1,6 @@
-"""Supervised training of a pocket model: next-token cross-entropy on weighted targets, rows bucketed by length."""
+"""Supervised training of a pocket model: next-token cross-entropy on weighted targets, rows
+bucketed by length.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -16,7 +18,9 @@ from ictjax.models.transformer import Params, forward, unembed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How long and how fast to train. A step sees about `tokens_per_step` tokens, all rows of one length bucket."""
+    """How long and how fast to train. A step sees about `tokens_per_step` tokens, all rows of one
+    length bucket.
+    """
 
     steps: int
     tokens_per_step: int
@@ -27,15 +31,22 @@ class FitConfig:
     keep_every: int = 0  # steps between calls of `keep`; 0: never
 
 
-def batches(draw_row: Callable[[int], Row], config: FitConfig, pad_id: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields `config.steps` batches. `draw_row(step)` makes one row; rows wait in their bucket until it fills a batch."""
+def batches(
+    draw_row: Callable[[int], Row], config: FitConfig, pad_id: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields `config.steps` batches. `draw_row(step)` makes one row; rows wait in their bucket
+    until it fills a batch.
+    """
     waiting: dict[int, list[Row]] = {bucket: [] for bucket in config.buckets}
     for step in range(config.steps):
         while True:
             row = draw_row(step)
             bucket = next((b for b in config.buckets if b >= len(row.ids)), None)
             if bucket is None:
-                raise ValueError(f"A row has {len(row.ids)} tokens; the largest bucket holds {config.buckets[-1]}.")
+                raise ValueError(
+                    f"A row has {len(row.ids)} tokens; the largest bucket holds"
+                    f" {config.buckets[-1]}."
+                )
             waiting[bucket].append(row)
             if len(waiting[bucket]) * bucket >= config.tokens_per_step:
                 yield pad_rows(waiting[bucket], bucket, pad_id)
@@ -55,13 +66,21 @@ def fit(
 ):
     """Trains `params` (consumed) and returns the new ones.
 
-    `report(step, loss, accuracy)` is called every step; accuracy is the share of weighted targets that greedy decoding hits. `keep(params)` gets the
-    weights every `config.keep_every` steps; it must not hold on to them.
+    `report(step, loss, accuracy)` is called every step; accuracy is the share of weighted targets
+    that greedy decoding hits. `keep(params)` gets the weights every `config.keep_every` steps; it
+    must not hold on to them.
     """
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, config.steps, end_value=config.learning_rate * 0.05
+        0.0,
+        config.learning_rate,
+        config.warmup_steps,
+        config.steps,
+        end_value=config.learning_rate * 0.05,
     )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
+    )
     opt_state = optimizer.init(params)
 
     def loss_fn(params, ids_bt, weights_bt, valid_bt):
@@ -75,7 +94,9 @@ def fit(
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def update(params, opt_state, ids_bt, weights_bt, valid_bt):
-        (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, ids_bt, weights_bt, valid_bt)
+        (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, ids_bt, weights_bt, valid_bt
+        )
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, jnp.stack([loss, accuracy])
 

@@ -1,8 +1,10 @@
-"""One-sentence lessons about MiniHack and ALFWorld and the system prompts made of them: the language that the pocket models share.
+"""One-sentence lessons about MiniHack and ALFWorld and the system prompts made of them: the
+language that the pocket models share.
 
-A lesson pairs a thing with a manner of reaching it and a verb. In MiniHack the thing lies in the room. In ALFWorld it is the kind of task that
-the screen names, the manner is where to bring what the task is about, and the verb is what to do with it there. Wordings are split into those
-seen in training and held-out ones, so that obedience can be measured on sentences that the actor never met.
+A lesson pairs a thing with a manner of reaching it and a verb. In MiniHack the thing lies in the
+room. In ALFWorld it is the kind of task that the screen names, the manner is where to bring what
+the task is about, and the verb is what to do with it there. Wordings are split into those seen in
+training and held-out ones, so that obedience can be measured on sentences that the actor never met.
 """
 
 import dataclasses
@@ -14,8 +16,9 @@ from collections.abc import Mapping, Sequence
 class Lesson:
     """What to do with a thing: reach it in a manner, then `verb`.
 
-    Manners of MiniHack: `on` (stand on it), `take` (pick it up), `next` (stand beside it). Of ALFWorld: `place` (bring what the task is about
-    to the place that it names), `both` (bring two there, one after the other), or a kind of place such as `fridge` (bring it there).
+    Manners of MiniHack: `on` (stand on it), `take` (pick it up), `next` (stand beside it). Of
+    ALFWorld: `place` (bring what the task is about to the place that it names), `both` (bring two
+    there, one after the other), or a kind of place such as `fridge` (bring it there).
     """
 
     thing: str
@@ -50,23 +53,39 @@ FAMILY_LESSONS: dict[str, Lesson] = MINIHACK_LESSONS | ALFWORLD_LESSONS
 
 THINGS: tuple[str, ...] = tuple(lesson.thing for lesson in MINIHACK_LESSONS.values())
 TASKS: tuple[str, ...] = tuple(lesson.thing for lesson in ALFWORLD_LESSONS.values())
-VERBS: tuple[str, ...] = ("eat", "wield", "wear", "puton", "zap", "read", "pray", "quaff", "kick", "apply", "drop", "search")
+VERBS: tuple[str, ...] = (
+    "eat",
+    "wield",
+    "wear",
+    "puton",
+    "zap",
+    "read",
+    "pray",
+    "quaff",
+    "kick",
+    "apply",
+    "drop",
+    "search",
+)
 TASK_VERBS: tuple[str, ...] = ("put", "clean", "heat", "cool", "use", "open", "close", "examine")
 STATIONS: tuple[str, ...] = ("sinkbasin", "microwave", "fridge")
-# Verbs that the game accepts in place of the right one, so no lesson naming them misleads. Making a thing clean, hot or cold before putting it
-# somewhere does no harm.
+# Verbs that the game accepts in place of the right one, so no lesson naming them misleads. Making a
+# thing clean, hot or cold before putting it somewhere does no harm.
 EQUIVALENT_VERBS: dict[Lesson, tuple[str, ...]] = {
     **{lesson: ("puton",) for lesson in MINIHACK_LESSONS.values() if lesson.verb == "wear"},
     **{lesson: ("wear",) for lesson in MINIHACK_LESSONS.values() if lesson.verb == "puton"},
     ALFWORLD_LESSONS["put"]: ("clean", "heat", "cool"),
 }
 
-# Nouns of no family. Training renames things to them, so that only matching the prompt against the screen pays.
+# Nouns of no family. Training renames things to them, so that only matching the prompt against the
+# screen pays.
 OTHER_NOUNS: tuple[str, ...] = (
-    "apricot arrow axe bag banana barrel basket bell belt bench book bottle bow bowl box brush bucket button candle cap carpet chain chair "
-    "chest cloak clock coat coin comb crate cup drum fan feather fig flag flute fork gem glove hammer harp hat helmet hook horn jar jug kettle "
-    "ladder lamp lantern leaf lens map mask medal melon mirror mitten mug nail net oar orange pan peach pear pick pipe plate plum pot purse "
-    "quill rag rake razor rod rope saddle scarf shell shield shovel sock spear spoon stool sword table tile towel urn vase vest wheel whip"
+    "apricot arrow axe bag banana barrel basket bell belt bench book bottle bow bowl box brush"
+    " bucket button candle cap carpet chain chair chest cloak clock coat coin comb crate cup drum"
+    " fan feather fig flag flute fork gem glove hammer harp hat helmet hook horn jar jug kettle"
+    " ladder lamp lantern leaf lens map mask medal melon mirror mitten mug nail net oar orange pan"
+    " peach pear pick pipe plate plum pot purse quill rag rake razor rod rope saddle scarf shell"
+    " shield shovel sock spear spoon stool sword table tile towel urn vase vest wheel whip"
 ).split()
 
 _WORDINGS: dict[str, tuple[str, ...]] = {
@@ -237,7 +256,9 @@ def _group(lesson: Lesson) -> str:
 
 
 def word_lesson(lesson: Lesson, rng: random.Random, *, held_out: bool = False) -> str:
-    """One sentence for a lesson, its wording drawn by `rng` from the training or the held-out wordings."""
+    """One sentence for a lesson, its wording drawn by `rng` from the training or the held-out
+    wordings.
+    """
     return _say(rng.choice((_HELD_OUT_WORDINGS if held_out else _WORDINGS)[_group(lesson)]), lesson)
 
 
@@ -246,11 +267,17 @@ def plain_wording(lesson: Lesson) -> str:
     return _say(_WORDINGS[_group(lesson)][0], lesson)
 
 
-def build_prompt(sentences: Sequence[str], rng: random.Random, headers: Sequence[str] = HEADERS) -> str:
-    """A system prompt of the given lesson sentences, shuffled, between a drawn header and a drawn closing remark."""
+def build_prompt(
+    sentences: Sequence[str], rng: random.Random, headers: Sequence[str] = HEADERS
+) -> str:
+    """A system prompt of the given lesson sentences, shuffled, between a drawn header and a drawn
+    closing remark.
+    """
     sentences = list(sentences)
     rng.shuffle(sentences)
-    return " ".join(part for part in (rng.choice(headers), *sentences, rng.choice(_CLOSERS)) if part)
+    return " ".join(
+        part for part in (rng.choice(headers), *sentences, rng.choice(_CLOSERS)) if part
+    )
 
 
 def reflector_prompt(lesson: Lesson) -> str:
@@ -259,24 +286,38 @@ def reflector_prompt(lesson: Lesson) -> str:
 
 
 def random_lesson(things: Sequence[str], rng: random.Random) -> Lesson:
-    """A MiniHack lesson about one of `things` with a manner and a verb drawn at random: true only by chance."""
-    return Lesson(thing=rng.choice(things), manner=rng.choice(("on", "take", "next")), verb=rng.choice(VERBS))
+    """A MiniHack lesson about one of `things` with a manner and a verb drawn at random: true only
+    by chance.
+    """
+    return Lesson(
+        thing=rng.choice(things), manner=rng.choice(("on", "take", "next")), verb=rng.choice(VERBS)
+    )
 
 
 def random_task_lesson(tasks: Sequence[str], places: Sequence[str], rng: random.Random) -> Lesson:
-    """An ALFWorld lesson about one of `tasks` with a manner (one of `places` among them) and a verb drawn at random: true only by chance."""
+    """An ALFWorld lesson about one of `tasks` with a manner (one of `places` among them) and a verb
+    drawn at random: true only by chance.
+    """
     manner = rng.choice((rng.choice(("place", "both")), rng.choice(STATIONS), rng.choice(places)))
     return Lesson(thing=rng.choice(tasks), manner=manner, verb=rng.choice(TASK_VERBS))
 
 
 def misleading_lesson(right: Lesson, rng: random.Random) -> Lesson:
-    """The right thing and manner with a wrong verb that the game does not accept in place of the right one."""
+    """The right thing and manner with a wrong verb that the game does not accept in place of the
+    right one.
+    """
     verbs = TASK_VERBS if is_task(right) else VERBS
-    wrong = [verb for verb in verbs if verb != right.verb and verb not in EQUIVALENT_VERBS.get(right, ())]
+    wrong = [
+        verb for verb in verbs if verb != right.verb and verb not in EQUIVALENT_VERBS.get(right, ())
+    ]
     return dataclasses.replace(right, verb=rng.choice(wrong))
 
 
 def training_texts() -> list[str]:
-    """Every sentence that a prompt of the training rows can hold, for the vocabulary. Held-out wordings are left out on purpose."""
-    wordings = [text.format(t="it", m="place", v="use") for group in _WORDINGS.values() for text in group]
+    """Every sentence that a prompt of the training rows can hold, for the vocabulary. Held-out
+    wordings are left out on purpose.
+    """
+    wordings = [
+        text.format(t="it", m="place", v="use") for group in _WORDINGS.values() for text in group
+    ]
     return [*wordings, *HEADERS, *TASK_HEADERS, *_CLOSERS, INITIAL_PROMPT, TASK_INITIAL_PROMPT]

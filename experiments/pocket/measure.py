@@ -1,6 +1,8 @@
-"""How far the pocket models are what they should be: an actor that acts on its prompt, a reflector that is right some of the time.
+"""How far the pocket models are what they should be: an actor that acts on its prompt, a reflector
+that is right some of the time.
 
-Both run in the real system (worker pool, sampler, rollout) on test games of both benchmarks, which share no initial state with the training games.
+Both run in the real system (worker pool, sampler, rollout) on test games of both benchmarks, which
+share no initial state with the training games.
 """
 
 import pathlib
@@ -30,29 +32,50 @@ _BENCHMARKS: Mapping[str, tuple[TrainConfig, Mapping[str, lessons.Lesson]]] = {
 }
 
 
-def _prompt(family: str, lesson: lessons.Lesson | None, rng: random.Random, *, others: int, held_out: bool = False) -> str:
+def _prompt(
+    family: str,
+    lesson: lessons.Lesson | None,
+    rng: random.Random,
+    *,
+    others: int,
+    held_out: bool = False,
+) -> str:
     group = lessons.benchmark_of(family)
-    sentences = [lessons.word_lesson(group[name], rng) for name in rng.sample([name for name in group if name != family], others)]
+    sentences = [
+        lessons.word_lesson(group[name], rng)
+        for name in rng.sample([name for name in group if name != family], others)
+    ]
     if lesson is not None:
         sentences.append(lessons.word_lesson(lesson, rng, held_out=held_out))
     return lessons.build_prompt(sentences, rng, lessons.headers(family))
 
 
-# The prompts under which the actor is measured, by name: each takes the family and a random generator.
+# The prompts under which the actor is measured, by name: each takes the family and a random
+# generator.
 ARMS: dict[str, Callable[[str, random.Random], str]] = {
-    "right": lambda family, rng: _prompt(family, lessons.FAMILY_LESSONS[family], rng, others=_DISTRACTORS),
-    "right_held_out_wording": lambda family, rng: _prompt(family, lessons.FAMILY_LESSONS[family], rng, others=_DISTRACTORS, held_out=True),
+    "right": lambda family, rng: _prompt(
+        family, lessons.FAMILY_LESSONS[family], rng, others=_DISTRACTORS
+    ),
+    "right_held_out_wording": lambda family, rng: _prompt(
+        family, lessons.FAMILY_LESSONS[family], rng, others=_DISTRACTORS, held_out=True
+    ),
     "as_reflected": lambda family, rng: lessons.reflector_prompt(lessons.FAMILY_LESSONS[family]),
     "wrong_only": lambda family, rng: _prompt(family, None, rng, others=_DISTRACTORS + 1),
     "misleading": lambda family, rng: _prompt(
-        family, lessons.misleading_lesson(lessons.FAMILY_LESSONS[family], rng), rng, others=_DISTRACTORS
+        family,
+        lessons.misleading_lesson(lessons.FAMILY_LESSONS[family], rng),
+        rng,
+        others=_DISTRACTORS,
     ),
     "none": lambda family, rng: lessons.initial_prompt(family),
 }
 
 
-def measure(folder: pathlib.Path, *, test_games: int, progress: Progress, actor_only: bool = False) -> dict:
-    """Success rates of the actor per family and arm, and the reflector's right-lesson rate, all as fractions, by benchmark.
+def measure(
+    folder: pathlib.Path, *, test_games: int, progress: Progress, actor_only: bool = False
+) -> dict:
+    """Success rates of the actor per family and arm, and the reflector's right-lesson rate, all as
+    fractions, by benchmark.
 
     Args:
       folder: holds `actor` and `reflector`.
@@ -69,13 +92,20 @@ def measure(folder: pathlib.Path, *, test_games: int, progress: Progress, actor_
         columns = next(iter(rows.values()))
         report[name] = {
             "families": rows,
-            "mean": {column: sum(row[column] for row in rows.values()) / len(rows) for column in columns},
+            "mean": {
+                column: sum(row[column] for row in rows.values()) / len(rows) for column in columns
+            },
         }
     return report
 
 
 def _measure_actor(
-    folder: pathlib.Path, preset: TrainConfig, rows: dict[str, dict[str, float]], test_games: int, progress: Progress, name: str
+    folder: pathlib.Path,
+    preset: TrainConfig,
+    rows: dict[str, dict[str, float]],
+    test_games: int,
+    progress: Progress,
+    name: str,
 ) -> dict[str, Sequence[Trajectory]]:
     """Adds the success under every arm to `rows`; returns the episodes without a lesson."""
     environment = load_environment(preset.environment.name, preset.environment.options)
@@ -83,11 +113,19 @@ def _measure_actor(
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder)
     novices: dict[str, Sequence[Trajectory]] = {}
-    with open_pool(preset.environment) as pool, Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler:
+    with (
+        open_pool(preset.environment) as pool,
+        Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler,
+    ):
         task = progress.add_task(f"actor, {name}", total=len(ARMS) * len(rows), note="")
         for arm, make_prompt in ARMS.items():
             for family in rows:
-                episodes = [Episode(game=game, system_prompt=make_prompt(family, random.Random(f"{arm} {game}"))) for game in games[family]]
+                episodes = [
+                    Episode(
+                        game=game, system_prompt=make_prompt(family, random.Random(f"{arm} {game}"))
+                    )
+                    for game in games[family]
+                ]
                 played = rollout(sampler, chat, pool, episodes, preset.rollout)
                 rows[family][arm] = success_rate(played) or 0.0
                 if arm == "none":
@@ -104,7 +142,9 @@ def _measure_reflector(
     progress: Progress,
     name: str,
 ) -> None:
-    """Adds to `rows` how often the reflector, after failed episodes, writes the right lesson, does so where it names the thing, and is malformed."""
+    """Adds to `rows` how often the reflector, after failed episodes, writes the right lesson, does
+    so where it names the thing, and is malformed.
+    """
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder)
     size = preset.meta.games_per_context
@@ -121,14 +161,25 @@ def _measure_reflector(
                 )
                 for start in range(len(episodes))
             ]
-            prompts = [reflector_prompt_ids(chat, preset.reflection, context) for context in contexts]
-            group_keys = [[keys.fold((0, 0), "measure", family, q, g) for g in range(_REPLIES)] for q in range(len(contexts))]
+            prompts = [
+                reflector_prompt_ids(chat, preset.reflection, context) for context in contexts
+            ]
+            group_keys = [
+                [keys.fold((0, 0), "measure", family, q, g) for g in range(_REPLIES)]
+                for q in range(len(contexts))
+            ]
             groups = sample_candidates(sampler, chat, preset.reflection, prompts, group_keys, 1.0)
             right = lessons.FAMILY_LESSONS[family]
             replies = [candidate for group in groups for candidate in group]
-            hits = [candidate.system_prompt == lessons.reflector_prompt(right) for candidate in replies]
+            hits = [
+                candidate.system_prompt == lessons.reflector_prompt(right) for candidate in replies
+            ]
             named = [right.thing in candidate.analysis.split() for candidate in replies]
             rows[family]["reflector right"] = sum(hits) / len(hits)
-            rows[family]["right given named"] = sum(h and n for h, n in zip(hits, named, strict=True)) / max(sum(named), 1)
-            rows[family]["malformed"] = sum(candidate.system_prompt is None for candidate in replies) / len(replies)
+            rows[family]["right given named"] = sum(
+                h and n for h, n in zip(hits, named, strict=True)
+            ) / max(sum(named), 1)
+            rows[family]["malformed"] = sum(
+                candidate.system_prompt is None for candidate in replies
+            ) / len(replies)
             progress.update(task, advance=1, note=family)

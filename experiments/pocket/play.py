@@ -1,4 +1,6 @@
-"""Scripted play of both benchmarks for the pocket models: a player who follows one lesson to the letter, and a novice who has none."""
+"""Scripted play of both benchmarks for the pocket models: a player who follows one lesson to the
+letter, and a novice who has none.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -27,14 +29,24 @@ _WAYS_THROUGH = ("open door", "broken door", "doorway")
 
 
 def follow(view: View, lesson: Lesson) -> str:
-    """The action of a player who does what the lesson says, right or wrong, and searches where it no longer applies."""
+    """The action of a player who does what the lesson says, right or wrong, and searches where it
+    no longer applies.
+    """
     noun = lesson.thing
-    target = (find(view, "closed door") or find(view, "locked door")) if noun == "door" else find(view, noun)
+    target = (
+        (find(view, "closed door") or find(view, "locked door"))
+        if noun == "door"
+        else find(view, noun)
+    )
     if lesson.manner == "next":
         if target is None:
             return "search"
         direction = beside(view, target.position)
-        return f"{lesson.verb} {direction}" if direction else walk_beside(view, target.position) or "search"
+        return (
+            f"{lesson.verb} {direction}"
+            if direction
+            else walk_beside(view, target.position) or "search"
+        )
     if lesson.manner == "take" and carried(view, noun):
         return f"{lesson.verb} {lesson.thing}"
     if here(view, noun):
@@ -43,18 +55,29 @@ def follow(view: View, lesson: Lesson) -> str:
 
 
 def wander(view: View) -> str:
-    """The action of a novice: walk up to the nearest thing of interest, then search there for ever."""
+    """The action of a novice: walk up to the nearest thing of interest, then search there for
+    ever.
+    """
     if any(thing.noun != "upstairs" for thing in view.here):
         return "search"
     for thing in notable(view):
-        if thing.kind in ("object", "feature", "closed") and thing.noun not in ("upstairs", "stairs"):
+        if thing.kind in ("object", "feature", "closed") and thing.noun not in (
+            "upstairs",
+            "stairs",
+        ):
             if thing.kind == "closed":
                 return walk_beside(view, thing.position) or "search"
             return walk_towards(view, thing.position) or "search"
     return "search"
 
 
-def _played(game_id: GameId, lesson: Lesson | None, turns: Sequence[PlayedTurn], text: str, outcome: Outcome | None) -> PlayedGame:
+def _played(
+    game_id: GameId,
+    lesson: Lesson | None,
+    turns: Sequence[PlayedTurn],
+    text: str,
+    outcome: Outcome | None,
+) -> PlayedGame:
     return PlayedGame(
         family=game_id.family,
         key=game_id.key,
@@ -68,7 +91,9 @@ def _played(game_id: GameId, lesson: Lesson | None, turns: Sequence[PlayedTurn],
 def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> PlayedGame:
     """Plays one live game under a lesson (None: as a novice) and returns the episode."""
     text = game.reset(game_id).text
-    finish = make_expert("locked_door", random.Random(0)) if game_id.family == "locked_door" else None
+    finish = (
+        make_expert("locked_door", random.Random(0)) if game_id.family == "locked_door" else None
+    )
     turns = []
     outcome = None
     for _ in range(max_steps):
@@ -89,7 +114,8 @@ def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> Pla
 
 
 def follow_task(notes: Notes, lesson: Lesson) -> str:
-    """The compact action of a player who finds what the task is about and does with it what the lesson says, right or wrong, for ever.
+    """The compact action of a player who finds what the task is about and does with it what the
+    lesson says, right or wrong, for ever.
 
     Only making it clean, hot or cold leads on, to putting it where the task says.
     """
@@ -116,7 +142,9 @@ def follow_task(notes: Notes, lesson: Lesson) -> str:
 
 
 def wander_task(notes: Notes) -> str:
-    """The compact action of a novice: search until the thing is in sight, then look at it for ever."""
+    """The compact action of a novice: search until the thing is in sight, then look at it for
+    ever.
+    """
     thing = notes.task.thing
     return "look" if notes.held or _sees(notes, thing) else _search(notes, thing)
 
@@ -126,7 +154,9 @@ def _sees(notes: Notes, kind: str) -> bool:
 
 
 def _search(notes: Notes, kind: str) -> str:
-    """A step towards a thing: to where it was seen, else into what is closed here, else to the first place not looked into."""
+    """A step towards a thing: to where it was seen, else into what is closed here, else to the
+    first place not looked into.
+    """
     known = notes.find(kind)
     if known and known[0][1] != notes.here:
         return f"go {kind_of(known[0][1])}"
@@ -137,7 +167,9 @@ def _search(notes: Notes, kind: str) -> str:
 
 
 def play_task(game: Game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> PlayedGame:
-    """Plays one live ALFWorld game (official text) under a lesson (None: as a novice) and returns the episode in the compact style."""
+    """Plays one live ALFWorld game (official text) under a lesson (None: as a novice) and returns
+    the episode in the compact style.
+    """
     start = game.reset(game_id)
     compact = CompactText(start.text, start.actions)
     text, outcome, turns = compact.text, None, []
@@ -145,24 +177,40 @@ def play_task(game: Game, game_id: GameId, lesson: Lesson | None, *, max_steps: 
         if lesson is None:
             thought, action = NO_LESSON, wander_task(compact.notes)
         else:
-            thought, action = f"{lesson.thing} {lesson.manner} {lesson.verb}", follow_task(compact.notes, lesson)
+            thought, action = (
+                f"{lesson.thing} {lesson.manner} {lesson.verb}",
+                follow_task(compact.notes, lesson),
+            )
         turns.append(PlayedTurn(observation=text, thought=thought, action=action))
         command = compact.command(action)
         step = game.step(command)
-        text, outcome = compact.update(command, step.observation.text, step.observation.actions), step.outcome
+        text, outcome = (
+            compact.update(command, step.observation.text, step.observation.actions),
+            step.outcome,
+        )
         if outcome is not None:
             break
     return _played(game_id, lesson, turns, text, outcome)
 
 
-def other_lessons(right: Lesson, places: Sequence[str], rng: random.Random) -> tuple[Lesson, Lesson]:
-    """Two lessons about the same thing: one with the right manner and a wrong verb, one with everything but the thing at random."""
-    at_random = random_task_lesson([right.thing], places, rng) if is_task(right) else random_lesson([right.thing], rng)
+def other_lessons(
+    right: Lesson, places: Sequence[str], rng: random.Random
+) -> tuple[Lesson, Lesson]:
+    """Two lessons about the same thing: one with the right manner and a wrong verb, one with
+    everything but the thing at random.
+    """
+    at_random = (
+        random_task_lesson([right.thing], places, rng)
+        if is_task(right)
+        else random_lesson([right.thing], rng)
+    )
     return misleading_lesson(right, rng), at_random
 
 
 def play_minihack(*, games_per_family: int, max_steps: int, seed: int) -> Iterator[PlayedGame]:
-    """For each training game of each MiniHack family: an episode under the right lesson, two under other ones, and a novice's."""
+    """For each training game of each MiniHack family: an episode under the right lesson, two under
+    other ones, and a novice's.
+    """
     environment = MiniHack(text="compact")
     for family, right in MINIHACK_LESSONS.items():
         game = environment.open(family)
@@ -176,7 +224,9 @@ def play_minihack(*, games_per_family: int, max_steps: int, seed: int) -> Iterat
 
 
 def play_alfworld(*, games_per_family: int, max_steps: int, seed: int) -> Iterator[PlayedGame]:
-    """The same four episodes for each training game of each ALFWorld family, in small generated rooms."""
+    """The same four episodes for each training game of each ALFWorld family, in small generated
+    rooms.
+    """
     environment = ALFWorld(data="generated", rooms="small", text="full")
     for family, right in ALFWORLD_LESSONS.items():
         game = environment.open(family)

@@ -1,4 +1,6 @@
-"""The pocket tokenizer: words of a closed vocabulary, in Hugging Face format, with a chat template of one token per role."""
+"""The pocket tokenizer: words of a closed vocabulary, in Hugging Face format, with a chat template
+of one token per role.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -18,25 +20,42 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts: Iterable[str], extra_words: Iterable[str] = (), *, min_count: int = 1) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the words of `texts` that occur at least `min_count` times, and `extra_words`.
+def build_tokenizer(
+    texts: Iterable[str], extra_words: Iterable[str] = (), *, min_count: int = 1
+) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the words of `texts` that occur at least `min_count` times, and
+    `extra_words`.
 
-    Words are sorted by count and then by spelling, so the same texts give the same ids whatever their order.
+    Words are sorted by count and then by spelling, so the same texts give the same ids whatever
+    their order.
     """
     splitter = _splitter()
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(word for word, _ in splitter.pre_tokenize_str(text.lower()))
     heads = [PAD, UNKNOWN, END, *ROLES, *HEADINGS]
-    words = [word for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count]
+    words = [
+        word
+        for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if count >= min_count
+    ]
     words += sorted(set(extra_words) - set(words))
     vocabulary = {word: index for index, word in enumerate([*heads, *words])}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = splitter
-    backend.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in (PAD, UNKNOWN, END, *ROLES)])
-    backend.add_tokens([tokenizers.AddedToken(heading, normalized=False, special=False) for heading in HEADINGS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, eos_token=END)
+    backend.add_special_tokens(
+        [
+            tokenizers.AddedToken(t, special=True, normalized=False)
+            for t in (PAD, UNKNOWN, END, *ROLES)
+        ]
+    )
+    backend.add_tokens(
+        [tokenizers.AddedToken(heading, normalized=False, special=False) for heading in HEADINGS]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, eos_token=END
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

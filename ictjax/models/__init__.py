@@ -1,1 +1,3 @@
-"""Decoder-only Flax transformers: config, weights, KV cache, and the Hugging Face checkpoint layout."""
+"""Decoder-only Flax transformers: config, weights, KV cache, and the Hugging Face checkpoint
+layout.
+"""

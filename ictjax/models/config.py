@@ -14,7 +14,9 @@ _SCALINGS = ("linear", "llama3", "yarn")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Family:
-    """What the code of one Hugging Face model type fixes, and its `config.json` therefore does not say."""
+    """What the code of one Hugging Face model type fixes, and its `config.json` therefore does not
+    say.
+    """
 
     architecture: str
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of ModelConfig
@@ -27,7 +29,12 @@ FAMILIES: Mapping[str, _Family] = {
     "llama": _Family(architecture="LlamaForCausalLM"),
     "gemma3_text": _Family(
         architecture="Gemma3ForCausalLM",
-        fixed={"qk_norm": True, "sandwich_norms": True, "norm_offset": True, "scale_embeddings": True},
+        fixed={
+            "qk_norm": True,
+            "sandwich_norms": True,
+            "norm_offset": True,
+            "scale_embeddings": True,
+        },
         activation_key="hidden_activation",
     ),
 }
@@ -57,16 +64,23 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.kind not in _SCALINGS:
-            raise ValueError(f"rope scaling is {self.kind!r}: implemented are {', '.join(_SCALINGS)}")
+            raise ValueError(
+                f"rope scaling is {self.kind!r}: implemented are {', '.join(_SCALINGS)}"
+            )
         if self.factor < 1:
             raise ValueError(f"rope scaling has factor {self.factor}: give at least 1")
         if self.kind != "linear" and self.original_max_positions < 1:
-            raise ValueError(f"rope scaling {self.kind} has original_max_positions {self.original_max_positions}: give at least 1")
+            raise ValueError(
+                f"rope scaling {self.kind} has original_max_positions"
+                f" {self.original_max_positions}: give at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder with rotary grouped-query attention and a gated feed-forward network; widths in elements, positions in tokens."""
+    """A decoder with rotary grouped-query attention and a gated feed-forward network; widths in
+    elements, positions in tokens.
+    """
 
     vocab_size: int
     num_layers: int
@@ -75,16 +89,20 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    family: str = "qwen2"  # Hugging Face model_type: how checkpoints are laid out; what is computed is said by the fields below
+    # Hugging Face model_type: how checkpoints are laid out; what is computed is said by the fields
+    # below
+    family: str = "qwen2"
     rope_theta: float = 1_000_000.0
     rope_scaling: RopeScaling | None = None
-    local_rope_theta: float | None = None  # of sliding layers, never scaled; None: they rotate as the others do
+    # of sliding layers, never scaled; None: they rotate as the others do
+    local_rope_theta: float | None = None
     sliding_window: int | None = None  # tokens that a sliding layer sees, the current one included
     sliding_layers: tuple[bool, ...] = ()  # one per layer; empty: none slides
     norm_eps: float = 1e-6
     norm_offset: bool = False  # norms multiply by 1 + weight
     qk_norm: bool = False  # RMSNorm of every query and key head
-    sandwich_norms: bool = False  # also normalise what attention and feed-forward add to the residual stream
+    # also normalise what attention and feed-forward add to the residual stream
+    sandwich_norms: bool = False
     qkv_bias: bool = True
     o_bias: bool = False
     mlp_bias: bool = False
@@ -97,22 +115,48 @@ class ModelConfig:
     param_dtype: str = "float32"  # of the stored weights
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "max_positions"):
+        for name in (
+            "vocab_size",
+            "num_layers",
+            "d_model",
+            "d_ff",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_positions",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: every kv head serves a whole group"
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}:"
+                " every kv head serves a whole group"
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd: rotary embeddings rotate pairs")
-        for name, choices in (("family", FAMILIES), ("activation", _ACTIVATIONS), ("dtype", DTYPES[:2]), ("param_dtype", DTYPES)):
+        for name, choices in (
+            ("family", FAMILIES),
+            ("activation", _ACTIVATIONS),
+            ("dtype", DTYPES[:2]),
+            ("param_dtype", DTYPES),
+        ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}"
+                )
         if self.sliding_layers and len(self.sliding_layers) != self.num_layers:
-            raise ValueError(f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers} layers: give one each, or none")
-        if any(self.sliding_layers) != (self.sliding_window is not None) or (self.sliding_window or 1) < 1:
-            raise ValueError(f"sliding_window is {self.sliding_window} for sliding_layers {self.sliding_layers}: give both or neither")
+            raise ValueError(
+                f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers}"
+                " layers: give one each, or none"
+            )
+        if (
+            any(self.sliding_layers) != (self.sliding_window is not None)
+            or (self.sliding_window or 1) < 1
+        ):
+            raise ValueError(
+                f"sliding_window is {self.sliding_window} for sliding_layers {self.sliding_layers}:"
+                " give both or neither"
+            )
 
     def with_param_dtype(self, dtype: str) -> "ModelConfig":
         """The same model with its weights stored in another type."""
@@ -123,7 +167,9 @@ class ModelConfig:
         """Number of weights."""
         sizes = self.axis_sizes
         top, layers = self.weight_axes
-        return sum(math.prod(sizes[axis] for axis in axes) for axes in (*top.values(), *layers.values()))
+        return sum(
+            math.prod(sizes[axis] for axis in axes) for axes in (*top.values(), *layers.values())
+        )
 
     @property
     def axis_sizes(self) -> dict[str, int]:
@@ -140,7 +186,9 @@ class ModelConfig:
 
     @property
     def weight_axes(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-        """The logical axes of every weight: those outside the layers, and those of all layers stacked along "layers"."""
+        """The logical axes of every weight: those outside the layers, and those of all layers
+        stacked along "layers".
+        """
         layer: dict[str, tuple[str, ...]] = {
             "attn_norm": ("embed",),
             "q": ("embed", "heads", "head_dim"),
@@ -153,7 +201,11 @@ class ModelConfig:
             "down": ("ff", "embed"),
         }
         if self.qkv_bias:
-            layer |= {"q_bias": ("heads", "head_dim"), "k_bias": ("kv_heads", "head_dim"), "v_bias": ("kv_heads", "head_dim")}
+            layer |= {
+                "q_bias": ("heads", "head_dim"),
+                "k_bias": ("kv_heads", "head_dim"),
+                "v_bias": ("kv_heads", "head_dim"),
+            }
         if self.o_bias:
             layer |= {"o_bias": ("embed",)}
         if self.mlp_bias:
@@ -169,24 +221,35 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> "ModelConfig":
-        """Reads the contents of a `config.json`; what it leaves out has the default of its family in Hugging Face transformers.
+        """Reads the contents of a `config.json`; what it leaves out has the default of its family
+        in Hugging Face transformers.
 
-        Weights are in the file's `dtype` (`torch_dtype` in older files), float32 if it says nothing. Activations are too, or in float32
-        where weights are float16.
+        Weights are in the file's `dtype` (`torch_dtype` in older files), float32 if it says
+        nothing. Activations are too, or in float32 where weights are float16.
 
         Raises:
           ValueError: another architecture, or an option that this decoder does not implement.
         """
         family = data.get("model_type")
-        architectures = data.get("architectures") or [FAMILIES[family].architecture if family in FAMILIES else None]
+        architectures = data.get("architectures") or [
+            FAMILIES[family].architecture if family in FAMILIES else None
+        ]
         if family not in FAMILIES or FAMILIES[family].architecture not in architectures:
             known = ", ".join(f"{each.architecture} ({name})" for name, each in FAMILIES.items())
-            raise ValueError(f"config.json names model_type {family!r} and architectures {architectures}: supported are {known}")
+            raise ValueError(
+                f"config.json names model_type {family!r} and architectures {architectures}:"
+                f" supported are {known}"
+            )
         try:
             hf = AutoConfig.for_model(**data)
-        except Exception as error:  # transformers checks types and values, and raises whatever its checks raise
+        except (
+            Exception
+        ) as error:  # transformers checks types and values, and raises whatever its checks raise
             detail = " ".join(str(error).split())
-            raise ValueError(f"config.json cannot be read as {family} ({detail}): take the file that the checkpoint came with") from error
+            raise ValueError(
+                f"config.json cannot be read as {family} ({detail}): take the file that the"
+                " checkpoint came with"
+            ) from error
         for name in _REFUSED:
             if getattr(hf, name, None):
                 raise _not_implemented(name, getattr(hf, name))
@@ -201,9 +264,12 @@ class ModelConfig:
         rope = dict(rope.get("full_attention") or rope)
         scaling = _scaling(rope, hf.max_position_embeddings)
         positions = hf.max_position_embeddings
-        if scaling is not None and scaling.kind == "yarn":  # published configs keep the unstretched length there
+        # published configs keep the unstretched length there
+        if scaling is not None and scaling.kind == "yarn":
             positions = max(positions, int(scaling.factor * scaling.original_max_positions))
-        dtype = str(data.get("dtype") or data.get("torch_dtype") or "float32").removeprefix("torch.")
+        dtype = str(data.get("dtype") or data.get("torch_dtype") or "float32").removeprefix(
+            "torch."
+        )
         if dtype not in DTYPES:
             raise _not_implemented("dtype", dtype)
         attention_bias = bool(getattr(hf, "attention_bias", False))
@@ -225,8 +291,12 @@ class ModelConfig:
             "qkv_bias": attention_bias,
             "o_bias": attention_bias,
             "mlp_bias": bool(getattr(hf, "mlp_bias", False)),
-            "activation": next(ours for ours, theirs in _ACTIVATIONS.items() if theirs == activation),
-            "attention_scale": hf.query_pre_attn_scalar**-0.5 if hasattr(hf, "query_pre_attn_scalar") else None,
+            "activation": next(
+                ours for ours, theirs in _ACTIVATIONS.items() if theirs == activation
+            ),
+            "attention_scale": (
+                hf.query_pre_attn_scalar**-0.5 if hasattr(hf, "query_pre_attn_scalar") else None
+            ),
             "tie_embeddings": bool(hf.tie_word_embeddings),
             "max_positions": positions,
             "dtype": "float32" if dtype == "float16" else dtype,
@@ -238,7 +308,8 @@ class ModelConfig:
         """The contents of a `config.json` that Hugging Face transformers reads as the same model.
 
         Raises:
-          ValueError: the family cannot hold one of the fields (Qwen2 always has biases, for example).
+          ValueError: the family cannot hold one of the fields (Qwen2 always has biases, for
+            example).
         """
         family = FAMILIES[self.family]
         full: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
@@ -268,7 +339,9 @@ class ModelConfig:
             data["use_sliding_window"] = any(self.sliding_layers)
         if self.family != "llama":
             kinds = self.sliding_layers or (False,) * self.num_layers
-            data["layer_types"] = ["sliding_attention" if sliding else "full_attention" for sliding in kinds]
+            data["layer_types"] = [
+                "sliding_attention" if sliding else "full_attention" for sliding in kinds
+            ]
             data["sliding_window"] = self.sliding_window
         if self.family != "qwen2":
             data["attention_bias"] = self.qkv_bias
@@ -282,17 +355,26 @@ class ModelConfig:
             data["rope_local_base_freq"] = self.local_rope_theta
         if self.attention_scale is not None:
             scalar = self.attention_scale**-2
-            data["query_pre_attn_scalar"] = round(scalar) if math.isclose(scalar, round(scalar)) else scalar
+            data["query_pre_attn_scalar"] = (
+                round(scalar) if math.isclose(scalar, round(scalar)) else scalar
+            )
         again = ModelConfig.from_hf(data)
         for field in dataclasses.fields(self):
             mine, read = getattr(self, field.name), getattr(again, field.name)
-            if mine != read and field.name != "dtype":  # of activations: config.json names the dtype of the weights only
-                raise ValueError(f"{field.name} is {mine!r}, which a {self.family} checkpoint cannot hold (it would be read as {read!r})")
+            # of activations: config.json names the dtype of the weights only
+            if mine != read and field.name != "dtype":
+                raise ValueError(
+                    f"{field.name} is {mine!r}, which a {self.family} checkpoint cannot hold (it"
+                    f" would be read as {read!r})"
+                )
         return data
 
 
 def _not_implemented(name: str, value: Any) -> ValueError:
-    return ValueError(f"config.json sets {name} to {value!r}, which this decoder does not implement: use a checkpoint without it")
+    return ValueError(
+        f"config.json sets {name} to {value!r}, which this decoder does not implement: use a"
+        " checkpoint without it"
+    )
 
 
 def _sliding_layers(hf: PretrainedConfig) -> tuple[bool, ...]:
@@ -311,7 +393,8 @@ def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
         raise _not_implemented("partial_rotary_factor", rope["partial_rotary_factor"])
     if kind == "default":
         return None
-    if kind not in _SCALINGS:  # "dynamic" rotates by the length of the longest row so far: cached keys would go stale
+    # "dynamic" rotates by the length of the longest row so far: cached keys would go stale
+    if kind not in _SCALINGS:
         raise _not_implemented("rope_type", kind)
     original = rope.get("original_max_position_embeddings") or max_positions
     factor = float(rope.get("factor") or max_positions / original)
@@ -328,7 +411,11 @@ def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
     attention = rope.get("attention_factor")
     if attention is None:
         over, under = rope.get("mscale"), rope.get("mscale_all_dim")
-        attention = _yarn_magnitude(factor, over) / _yarn_magnitude(factor, under) if over and under else _yarn_magnitude(factor, 1.0)
+        attention = (
+            _yarn_magnitude(factor, over) / _yarn_magnitude(factor, under)
+            if over and under
+            else _yarn_magnitude(factor, 1.0)
+        )
     return RopeScaling(
         kind=kind,
         factor=factor,
@@ -349,5 +436,8 @@ def _scaling_to_hf(scaling: RopeScaling) -> dict[str, Any]:
     data: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind != "linear":
         data["original_max_position_embeddings"] = scaling.original_max_positions
-    names = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor")}
+    names = {
+        "llama3": ("low_freq_factor", "high_freq_factor"),
+        "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),
+    }
     return data | {name: getattr(scaling, name) for name in names.get(scaling.kind, ())}

@@ -1,7 +1,9 @@
-"""Low-rank adapters (https://arxiv.org/abs/2106.09685): what is trained while the weights of a base model stay as they are.
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685): what is trained while the weights of a base
+model stay as they are.
 
-A projection y = x W becomes y = x W + (alpha / rank) (x A) B. The base is never written to and never copied: actor, reference policy and
-reflector are the same arrays, the reference is the base without its adapter, and `with_adapter` is the reflector's view of both.
+A projection y = x W becomes y = x W + (alpha / rank) (x A) B. The base is never written to and
+never copied: actor, reference policy and reflector are the same arrays, the reference is the base
+without its adapter, and `with_adapter` is the reflector's view of both.
 """
 
 import dataclasses
@@ -29,12 +31,17 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 0:
-            raise ValueError(f"lora.rank is {self.rank}: give 0 (train all weights) or a positive rank")
+            raise ValueError(
+                f"lora.rank is {self.rank}: give 0 (train all weights) or a positive rank"
+            )
         if not self.alpha > 0:
             raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
         unknown = sorted(set(self.targets) - set(PROJECTIONS))
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"lora.targets are {', '.join(self.targets) or 'none'}: name some of {', '.join(PROJECTIONS)}, each once")
+            raise ValueError(
+                f"lora.targets are {', '.join(self.targets) or 'none'}: name some of"
+                f" {', '.join(PROJECTIONS)}, each once"
+            )
 
     @property
     def scale(self) -> float:
@@ -43,7 +50,8 @@ class LoraConfig:
 
 
 class Adapter(nnx.Module):
-    """The factors of all layers, stacked and float32: `<name>_lora_a` [L, in..., R] and `<name>_lora_b` [L, R, out...].
+    """The factors of all layers, stacked and float32: `<name>_lora_a` [L, in..., R] and
+    `<name>_lora_b` [L, R, out...].
 
     A is normal with variance 1 / in and B is zero, so a new adapter changes nothing.
     """
@@ -52,7 +60,10 @@ class Adapter(nnx.Module):
         for name, axes in adapter_axes(lora).items():
             shape = tuple(lora.rank if axis == "rank" else config.axis_sizes[axis] for axis in axes)
             if name.endswith("_a"):
-                value = jax.random.normal(rngs.params(), shape, jnp.float32) / math.prod(shape[1:-1]) ** 0.5
+                value = (
+                    jax.random.normal(rngs.params(), shape, jnp.float32)
+                    / math.prod(shape[1:-1]) ** 0.5
+                )
             else:
                 value = jnp.zeros(shape, jnp.float32)
             setattr(self, name, nnx.LoRAParam(value))
@@ -79,9 +90,13 @@ def split(module: AdaptedTransformer) -> tuple[Params, Params]:
 
 
 def init_adapter(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:
-    """A new adapter: {"q_lora_a": [L, D, R], "q_lora_b": [L, R, N, H], ...}. Raises ValueError for rank 0."""
+    """A new adapter: {"q_lora_a": [L, D, R], "q_lora_b": [L, R, N, H], ...}. Raises ValueError for
+    rank 0.
+    """
     if not lora.rank:
-        raise ValueError("lora.rank is 0, which means to train all weights: there is no adapter to make")
+        raise ValueError(
+            "lora.rank is 0, which means to train all weights: there is no adapter to make"
+        )
     return nnx.to_pure_dict(nnx.state(Adapter(config, lora, rngs=nnx.Rngs(key)), nnx.LoRAParam))
 
 
@@ -104,13 +119,19 @@ def num_params(config: ModelConfig, lora: LoraConfig) -> int:
 
 
 def with_adapter(lora: LoraConfig, base: Params, adapter: Params) -> Params:
-    """The tree that computes with the adapter on: the arrays of the base themselves, and beside them the factors, scaled."""
-    scaled = {name: leaf * lora.scale if name.endswith("_b") else leaf for name, leaf in adapter.items()}
+    """The tree that computes with the adapter on: the arrays of the base themselves, and beside
+    them the factors, scaled.
+    """
+    scaled = {
+        name: leaf * lora.scale if name.endswith("_b") else leaf for name, leaf in adapter.items()
+    }
     return {**base, "lora": scaled}
 
 
 def merge(lora: LoraConfig, base: Params, adapter: Params) -> Params:
-    """A tree of the base's form and dtypes with W + (alpha / rank) A B in place of W: new arrays for the targets, the base's for the rest."""
+    """A tree of the base's form and dtypes with W + (alpha / rank) A B in place of W: new arrays
+    for the targets, the base's for the rest.
+    """
     stacked = isinstance(base["layers"], dict)
 
     def merged(weights: Params, lead: str, factors: Params) -> Params:
@@ -118,7 +139,9 @@ def merge(lora: LoraConfig, base: Params, adapter: Params) -> Params:
         for name in lora.targets:
             inputs, outputs = PROJECTIONS[name]
             letters = f"{lead}{inputs}R,{lead}R{outputs}->{lead}{inputs}{outputs}"
-            added = lora.scale * jnp.einsum(letters, factors[f"{name}_lora_a"], factors[f"{name}_lora_b"])
+            added = lora.scale * jnp.einsum(
+                letters, factors[f"{name}_lora_a"], factors[f"{name}_lora_b"]
+            )
             changed[name] = (weights[name].astype(jnp.float32) + added).astype(weights[name].dtype)
         return weights | changed
 
@@ -128,4 +151,7 @@ def merge(lora: LoraConfig, base: Params, adapter: Params) -> Params:
     layers: Any = base["layers"]
     if stacked:
         return {**base, "layers": merged(layers, "L", adapter)}
-    return {**base, "layers": tuple(merged(weights, "", layer(index)) for index, weights in enumerate(layers))}
+    return {
+        **base,
+        "layers": tuple(merged(weights, "", layer(index)) for index, weights in enumerate(layers)),
+    }

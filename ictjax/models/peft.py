@@ -1,6 +1,8 @@
-"""LoRA adapters in the format of the PEFT library, in and out: `adapter_config.json` and `adapter_model.safetensors`.
+"""LoRA adapters in the format of the PEFT library, in and out: `adapter_config.json` and
+`adapter_model.safetensors`.
 
-Format: https://huggingface.co/docs/peft/developer_guides/checkpoint. The library itself is not needed.
+Format: https://huggingface.co/docs/peft/developer_guides/checkpoint. The library itself is not
+needed.
 """
 
 import json
@@ -37,8 +39,16 @@ _OFF: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def save_adapter(folder: str | os.PathLike[str], config: ModelConfig, lora: LoraConfig, adapter: Params, *, base: str) -> None:
-    """Writes an adapter (the tree of `lora.init_adapter`) in float32, so that PEFT puts it on the model of that config.
+def save_adapter(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    lora: LoraConfig,
+    adapter: Params,
+    *,
+    base: str,
+) -> None:
+    """Writes an adapter (the tree of `lora.init_adapter`) in float32, so that PEFT puts it on the
+    model of that config.
 
     Args:
       base: the name or folder of the base model, for whoever loads the adapter.
@@ -49,8 +59,12 @@ def save_adapter(folder: str | os.PathLike[str], config: ModelConfig, lora: Lora
     _check(config, lora, adapter)
     tensors = {}
     for name in lora.targets:
-        a_lir = np.asarray(adapter[f"{name}_lora_a"], np.float32).reshape(config.num_layers, -1, lora.rank)
-        b_lro = np.asarray(adapter[f"{name}_lora_b"], np.float32).reshape(config.num_layers, lora.rank, -1)
+        a_lir = np.asarray(adapter[f"{name}_lora_a"], np.float32).reshape(
+            config.num_layers, -1, lora.rank
+        )
+        b_lro = np.asarray(adapter[f"{name}_lora_b"], np.float32).reshape(
+            config.num_layers, lora.rank, -1
+        )
         for layer in range(config.num_layers):
             tensors[_key(layer, name, "A")] = np.ascontiguousarray(a_lir[layer].T)
             tensors[_key(layer, name, "B")] = np.ascontiguousarray(b_lro[layer].T)
@@ -79,26 +93,41 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
     """Reads an adapter for the model of that config; float32, whatever it is stored in.
 
     Raises:
-      ValueError: files that are missing or unreadable, another kind of adapter, or tensors that do not fit the model.
+      ValueError: files that are missing or unreadable, another kind of adapter, or tensors that do
+        not fit the model.
     """
     folder = pathlib.Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{str(folder)!r} has no {name}: give a folder that PEFT saved a LoRA adapter to")
+            raise ValueError(
+                f"{str(folder)!r} has no {name}: give a folder that PEFT saved a LoRA adapter to"
+            )
     data = read_json(folder / CONFIG)
     if data.get("peft_type") != "LORA":
-        raise ValueError(f"{folder / CONFIG} has peft_type {data.get('peft_type')!r}: only LORA adapters are read")
+        raise ValueError(
+            f"{folder / CONFIG} has peft_type {data.get('peft_type')!r}: only LORA adapters are"
+            " read"
+        )
     for name, values in _OFF.items():
         if data.get(name) not in values:
-            raise ValueError(f"{folder / CONFIG} sets {name} to {data[name]!r}, which is not implemented: use a plain LoRA adapter")
+            raise ValueError(
+                f"{folder / CONFIG} sets {name} to {data[name]!r}, which is not implemented: use a"
+                " plain LoRA adapter"
+            )
     try:
         with safe_open(folder / WEIGHTS, framework="numpy") as file:
-            mistyped = [name for name in file.keys() if file.get_slice(name).get_dtype() not in STORED]  # noqa: SIM118 (not a dict)
+            names = list(file.keys())  # the file is no mapping
+            mistyped = [name for name in names if file.get_slice(name).get_dtype() not in STORED]
             if mistyped:
-                raise ValueError(f"{folder / WEIGHTS} holds {mistyped[0]}, which is not {', '.join(STORED.values())}: convert it")
-            found = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+                raise ValueError(
+                    f"{folder / WEIGHTS} holds {mistyped[0]}, which is not"
+                    f" {', '.join(STORED.values())}: convert it"
+                )
+            found = {name: file.get_tensor(name).astype(np.float32) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}): download it again") from error
+        raise ValueError(
+            f"{folder / WEIGHTS} cannot be read ({error}): download it again"
+        ) from error
     rank, alpha = int(data["r"]), float(data["lora_alpha"])
     if data.get("use_rslora"):
         alpha *= math.sqrt(rank)  # such adapters are scaled by alpha / sqrt(rank)
@@ -114,12 +143,16 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
                 key = _key(layer, name, letter)
                 if key not in found or found[key].shape != flat[::-1]:
                     there = list(found[key].shape) if key in found else "missing"
-                    raise ValueError(f"{folder / WEIGHTS} does not fit the model: {key} is {there}, expected {list(flat[::-1])}")
+                    raise ValueError(
+                        f"{folder / WEIGHTS} does not fit the model: {key} is {there}, expected"
+                        f" {list(flat[::-1])}"
+                    )
                 layers.append(found.pop(key).T)
             adapter[f"{name}_lora_{each}"] = jnp.asarray(np.stack(layers).reshape(shape))
     if found:
         raise ValueError(
-            f"{folder / WEIGHTS} holds {min(found)}, which is no projection of the model's layers: it was made for another model"
+            f"{folder / WEIGHTS} holds {min(found)}, which is no projection of the model's layers:"
+            " it was made for another model"
         )
     return lora, adapter
 
@@ -141,4 +174,7 @@ def _check(config: ModelConfig, lora: LoraConfig, adapter: Params) -> None:
     expected = {name: _shape(config, lora, name) for name in adapter_axes(lora)}
     actual = jax.tree.map(lambda leaf: tuple(leaf.shape), adapter)
     if actual != expected:
-        raise ValueError(f"the adapter has shapes {actual}, the configs ask for {expected}: save an adapter with its own configs")
+        raise ValueError(
+            f"the adapter has shapes {actual}, the configs ask for {expected}: save an adapter with"
+            " its own configs"
+        )

@@ -1,16 +1,21 @@
-"""The decoder: RMSNorm, rotary grouped-query attention, gated feed-forward; pure functions over one parameter tree.
+"""The decoder: RMSNorm, rotary grouped-query attention, gated feed-forward; pure functions over one
+parameter tree.
 
-Qwen2 (https://arxiv.org/abs/2407.10671), Qwen3 (2505.09388), Llama 3 (2407.21783) and Gemma 3 text (2503.19786) are this one decoder
-with other `ModelConfig` fields; docs/models.md says which. Attention logits, softmax, norms and vocabulary logits are float32.
+Qwen2 (https://arxiv.org/abs/2407.10671), Qwen3 (2505.09388), Llama 3 (2407.21783) and Gemma 3 text
+(2503.19786) are this one decoder with other `ModelConfig` fields; docs/models.md says which.
+Attention logits, softmax, norms and vocabulary logits are float32.
 
 `params["layers"]` has one of two forms, and every function takes both:
 
-- stacked: one dict of weights with a leading axis L. Weights that are trained, read and written have this form.
-- unstacked (`unstack_layers`): a tuple of one dict per layer. Weights that sample have this form: `extend` is unrolled, and out of a stack
-  it would copy every layer into temporary memory (XLA on CPU: all weights once more, 45 ms a step instead of 23).
+- stacked: one dict of weights with a leading axis L. Weights that are trained, read and written
+have this form.
+- unstacked (`unstack_layers`): a tuple of one dict per layer. Weights that sample have this form:
+  `extend` is unrolled, and out of a stack it would copy every layer into temporary memory (XLA on
+  CPU: all weights once more, 45 ms a step instead of 23).
 
-`forward` is one `scan` over either: of a tuple it copies out one layer at a time, so frozen weights serve sampling and training from one
-place and compile time does not grow with depth. Low-rank additions (`ictjax.models.lora`) are stacked under `params["lora"]`.
+`forward` is one `scan` over either: of a tuple it copies out one layer at a time, so frozen weights
+serve sampling and training from one place and compile time does not grow with depth. Low-rank
+additions (`ictjax.models.lora`) are stacked under `params["lora"]`.
 """
 
 import functools
@@ -48,27 +53,42 @@ class Layers(nnx.Module):
     """The weights of all decoder layers, stacked."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        residual_std = _INIT_STD / (2 * config.num_layers) ** 0.5  # GPT-2: the residual stream keeps its variance with depth
+        # GPT-2: the residual stream keeps its variance with depth
+        residual_std = _INIT_STD / (2 * config.num_layers) ** 0.5
         for name, axes in config.weight_axes[1].items():
             shape = tuple(config.axis_sizes[axis] for axis in axes)
             if name in PROJECTIONS:
-                weight = _normal(rngs, config.param_dtype, shape, residual_std if name in ("o", "down") else _INIT_STD)
+                weight = _normal(
+                    rngs,
+                    config.param_dtype,
+                    shape,
+                    residual_std if name in ("o", "down") else _INIT_STD,
+                )
             else:
-                ones = name.endswith("norm") and not config.norm_offset  # the other norms start at 1 + 0, and biases at 0
+                # the other norms start at 1 + 0, and biases at 0
+                ones = name.endswith("norm") and not config.norm_offset
                 weight = jnp.full(shape, float(ones), config.param_dtype)
             setattr(self, name, nnx.Param(weight))
 
 
 class Transformer(nnx.Module):
-    """The decoder as a Flax module; `nnx.split` of it gives the tree that the functions below take (see `params_of`)."""
+    """The decoder as a Flax module; `nnx.split` of it gives the tree that the functions below take
+    (see `params_of`).
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embed = nnx.Param(_normal(rngs, config.param_dtype, (config.vocab_size, config.d_model)))
+        self.embed = nnx.Param(
+            _normal(rngs, config.param_dtype, (config.vocab_size, config.d_model))
+        )
         self.layers = Layers(config, rngs)
-        self.norm = nnx.Param(jnp.full((config.d_model,), float(not config.norm_offset), config.param_dtype))
+        self.norm = nnx.Param(
+            jnp.full((config.d_model,), float(not config.norm_offset), config.param_dtype)
+        )
         if not config.tie_embeddings:
-            self.head = nnx.Param(_normal(rngs, config.param_dtype, (config.d_model, config.vocab_size)))
+            self.head = nnx.Param(
+                _normal(rngs, config.param_dtype, (config.d_model, config.vocab_size))
+            )
 
     def __call__(self, tokens_bt: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of a batch without padding."""
@@ -82,7 +102,9 @@ def params_of(module: Transformer) -> Params:
 
 
 def init_params(config: ModelConfig, key: Array) -> Params:
-    """Random weights: normal with standard deviation 0.02 (residual outputs scaled down by depth), norms one, biases zero."""
+    """Random weights: normal with standard deviation 0.02 (residual outputs scaled down by depth),
+    norms one, biases zero.
+    """
     return params_of(Transformer(config, rngs=nnx.Rngs(key)))
 
 
@@ -94,25 +116,37 @@ def abstract_params(config: ModelConfig) -> Params:
         return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes), config.param_dtype)
 
     top, layers = config.weight_axes
-    return {name: weight(axes) for name, axes in top.items()} | {"layers": {name: weight(axes) for name, axes in layers.items()}}
+    return {name: weight(axes) for name, axes in top.items()} | {
+        "layers": {name: weight(axes) for name, axes in layers.items()}
+    }
 
 
 def unstack_layers(config: ModelConfig, params: Params) -> Params:
-    """The same weights with one dict per layer (of slices: NumPy arrays stay views), as they sample."""
+    """The same weights with one dict per layer (of slices: NumPy arrays stay views), as they
+    sample.
+    """
     layers = params["layers"]
-    unstacked = tuple({name: leaf[index] for name, leaf in layers.items()} for index in range(config.num_layers))
+    unstacked = tuple(
+        {name: leaf[index] for name, leaf in layers.items()} for index in range(config.num_layers)
+    )
     return params | {"layers": unstacked}
 
 
 def layer_weights(params: Params, index: int) -> Params:
     """The weights of one layer in either form, with its low-rank additions."""
     layers = params["layers"]
-    weights = {name: leaf[index] for name, leaf in layers.items()} if isinstance(layers, dict) else layers[index]
+    weights = (
+        {name: leaf[index] for name, leaf in layers.items()}
+        if isinstance(layers, dict)
+        else layers[index]
+    )
     return weights | {name: leaf[index] for name, leaf in params.get("lora", {}).items()}
 
 
 def param_axes(config: ModelConfig) -> Params:
-    """The logical axis of every dimension of every weight, as tuples in the shape of the parameter tree (see ictjax.mesh)."""
+    """The logical axis of every dimension of every weight, as tuples in the shape of the parameter
+    tree (see ictjax.mesh).
+    """
     top, layers = config.weight_axes
     return {**top, "layers": layers}
 
@@ -132,42 +166,69 @@ def forward(
 
     Args:
       positions_bt: rotary positions; 0..T-1 unless given.
-      valid_bt: False at padding, which nobody attends to; all True unless given. Hidden states at padding are finite and meaningless.
-      mask_bts: True where token t may attend to token s; causal over valid tokens unless given, and then `valid_bt` is not consulted.
-      remat: recompute each layer in the backward pass, so that only one hidden state per layer is kept.
-      activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them like the weights.
+      valid_bt: False at padding, which nobody attends to; all True unless given. Hidden states at
+        padding are finite and meaningless.
+      mask_bts: True where token t may attend to token s; causal over valid tokens unless given, and
+        then `valid_bt` is not consulted.
+      remat: recompute each layer in the backward pass, so that only one hidden state per layer is
+        kept.
+      activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them
+        like the weights.
     """
     batch, length = tokens_bt.shape
     if positions_bt is None:
         positions_bt = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))
     if mask_bts is None:
-        mask_bts = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool))[None], (batch, length, length))
+        mask_bts = jnp.broadcast_to(
+            jnp.tril(jnp.ones((length, length), bool))[None], (batch, length, length)
+        )
         if valid_bt is not None:
             mask_bts = mask_bts & valid_bt[:, None, :]
     views = _views(config, positions_bt, positions_bt, mask_bts)
 
     def place(x_btd: Array) -> Array:
-        return x_btd if activations is None else jax.lax.with_sharding_constraint(x_btd, activations)
+        return (
+            x_btd if activations is None else jax.lax.with_sharding_constraint(x_btd, activations)
+        )
 
-    stacked, unstacked = (params["layers"], ()) if isinstance(params["layers"], dict) else ({}, params["layers"])
+    stacked, unstacked = (
+        (params["layers"], ()) if isinstance(params["layers"], dict) else ({}, params["layers"])
+    )
 
     def layer(x_btd: Array, scanned: tuple[Params, Array, Array | None]) -> tuple[Array, None]:
         weights, index, sliding = scanned
         if unstacked:
-            weights = weights | jax.lax.switch(index, [lambda held=held: held for held in unstacked])
-        cos_sin, mask_bts = views[0] if sliding is None else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
+            weights = weights | jax.lax.switch(
+                index, [lambda held=held: held for held in unstacked]
+            )
+        cos_sin, mask_bts = (
+            views[0]
+            if sliding is None
+            else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
+        )
         q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
-        mixed_btnh = attend(q_btnh, k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2), mask_bts, config.attention_scale)
+        mixed_btnh = attend(
+            q_btnh,
+            k_btkh.transpose(0, 2, 3, 1),
+            v_btkh.swapaxes(1, 2),
+            mask_bts,
+            config.attention_scale,
+        )
         return place(_residual(config, weights, x_btd, mixed_btnh)), None
 
     if remat:
         layer = jax.checkpoint(layer)
-    elif unstacked:  # keep what the layers compute for the backward pass, but not the weights they copied out
+    elif (
+        unstacked
+    ):  # keep what the layers compute for the backward pass, but not the weights they copied out
         layer = jax.checkpoint(layer, policy=lambda primitive, *_, **__: primitive.name != "cond")
     if activations is None:
         x_btd = _embed(config, params, tokens_bt)
     else:
-        table = jax.lax.with_sharding_constraint(params["embed"].astype(config.dtype), table_sharding(config.vocab_size, activations.mesh))
+        table = jax.lax.with_sharding_constraint(
+            params["embed"].astype(config.dtype),
+            table_sharding(config.vocab_size, activations.mesh),
+        )
         x_btd = place(_embed(config, params | {"embed": table}, tokens_bt))
     index_l = jnp.arange(config.num_layers, dtype=jnp.int32)
     sliding_l = None if config.sliding_window is None else jnp.array(config.sliding_layers)
@@ -183,39 +244,55 @@ def extend(
     starts_b: Int[Array, " B"],
     lengths_b: Int[Array, " B"],
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Appends tokens to every row of a cache; returns their hidden states after the last norm and the new cache (the sampling view).
+    """Appends tokens to every row of a cache; returns their hidden states after the last norm and
+    the new cache (the sampling view).
 
-    To work on some rows, or on a prefix of the positions, take them out of the cache first (`cache.take_rows`).
+    To work on some rows, or on a prefix of the positions, take them out of the cache first
+    (`cache.take_rows`).
 
     Args:
-      cache: consumed if the caller donates it. It may hold every kv head several times in a row, as `make_cache` says.
+      cache: consumed if the caller donates it. It may hold every kv head several times in a row, as
+        `make_cache` says.
       starts_b: number of tokens already in each row.
-      lengths_b: number of real tokens of each row in this call; the others are padding: not written, their hidden states meaningless.
+      lengths_b: number of real tokens of each row in this call; the others are padding: not
+        written, their hidden states meaningless.
     """
     num_positions = cache.v[0].shape[2]
     batch, length = tokens_bt.shape
     steps_t = jnp.arange(length, dtype=jnp.int32)
     positions_bt = starts_b[:, None] + steps_t[None, :]
-    written_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], positions_bt, num_positions)  # beyond the end: dropped
+    # beyond the end: dropped
+    written_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], positions_bt, num_positions)
     cached_1s = jnp.arange(num_positions, dtype=jnp.int32)[None]
-    views = _views(config, positions_bt, cached_1s, cached_1s[:, None, :] <= positions_bt[:, :, None])
+    views = _views(
+        config, positions_bt, cached_1s, cached_1s[:, None, :] <= positions_bt[:, :, None]
+    )
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
     x_btd = _embed(config, params, tokens_bt)
     keys, values = [], []
     for index in range(config.num_layers):
         weights = layer_weights(params, index)
-        cos_sin, mask_bts = views[config.sliding_window is not None and config.sliding_layers[index]]
+        cos_sin, mask_bts = views[
+            config.sliding_window is not None and config.sliding_layers[index]
+        ]
         q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
-        k_btkh, v_btkh = (jnp.repeat(x, cache.v[index].shape[1] // config.num_kv_heads, axis=2) for x in (k_btkh, v_btkh))
+        k_btkh, v_btkh = (
+            jnp.repeat(x, cache.v[index].shape[1] // config.num_kv_heads, axis=2)
+            for x in (k_btkh, v_btkh)
+        )
         k_bkhs = cache.k[index].at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
         v_bksh = cache.v[index].at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
-        x_btd = _residual(config, weights, x_btd, attend(q_btnh, k_bkhs, v_bksh, mask_bts, config.attention_scale))
+        x_btd = _residual(
+            config, weights, x_btd, attend(q_btnh, k_bkhs, v_bksh, mask_bts, config.attention_scale)
+        )
         keys.append(k_bkhs)
         values.append(v_bksh)
     return _rms_norm(config, params["norm"], x_btd), KVCache(k=tuple(keys), v=tuple(values))
 
 
-def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+def unembed(
+    config: ModelConfig, params: Params, hidden: Float[Array, "... D"]
+) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
     if config.tie_embeddings:
         return jnp.einsum(
@@ -239,21 +316,36 @@ def attend(
     mask_bts: Bool[Array, "B T S"],
     scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Grouped-query attention; query head n reads kv head n // (N / K), without repeating keys or values. `scale` is H ** -0.5 unless given."""
+    """Grouped-query attention; query head n reads kv head n // (N / K), without repeating keys or
+    values. `scale` is H ** -0.5 unless given.
+    """
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads = k_bkhs.shape[1]
-    # Rows of each kv head's matrix product: (group, token). In this order both products are plain batched matrix products; XLA transposes
-    # the large operand of the direct five-letter einsum, which doubles the time of a decode step on CPU.
+    # Rows of each kv head's matrix product: (group, token). In this order both products are plain
+    # batched matrix products; XLA transposes the large operand of the direct five-letter einsum,
+    # which doubles the time of a decode step on CPU.
     groups = num_heads // num_kv_heads
     q_bkmh = (
-        q_btnh.reshape(batch, length, num_kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
+        q_btnh.reshape(batch, length, num_kv_heads, groups, head_dim)
+        .transpose(0, 2, 3, 1, 4)
+        .reshape(batch, num_kv_heads, -1, head_dim)
     )
     scale = head_dim**-0.5 if scale is None else scale
-    logits_bkms = jnp.einsum("BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=jnp.float32) * scale
+    logits_bkms = (
+        jnp.einsum("BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=jnp.float32) * scale
+    )
     logits_bkgts = logits_bkms.reshape(batch, num_kv_heads, groups, length, -1)
-    weights_bkgts = jax.nn.softmax(jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1)
-    mixed_bkmh = jnp.einsum("BKMS,BKSH->BKMH", weights_bkgts.reshape(logits_bkms.shape).astype(v_bksh.dtype), v_bksh)
-    return mixed_bkmh.reshape(batch, num_kv_heads, groups, length, head_dim).transpose(0, 3, 1, 2, 4).reshape(q_btnh.shape)
+    weights_bkgts = jax.nn.softmax(
+        jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1
+    )
+    mixed_bkmh = jnp.einsum(
+        "BKMS,BKSH->BKMH", weights_bkgts.reshape(logits_bkms.shape).astype(v_bksh.dtype), v_bksh
+    )
+    return (
+        mixed_bkmh.reshape(batch, num_kv_heads, groups, length, head_dim)
+        .transpose(0, 3, 1, 2, 4)
+        .reshape(q_btnh.shape)
+    )
 
 
 def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _INIT_STD) -> Array:
@@ -262,17 +354,23 @@ def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _IN
 
 def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
     x_btd = jnp.take(params["embed"], tokens_bt, axis=0, mode="clip").astype(config.dtype)
-    return x_btd * jnp.asarray(config.d_model**0.5, config.dtype) if config.scale_embeddings else x_btd
+    return (
+        x_btd * jnp.asarray(config.d_model**0.5, config.dtype) if config.scale_embeddings else x_btd
+    )
 
 
 def _rms_norm(config: ModelConfig, weight: Array, x: Array) -> Array:
     x32, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
     scale = 1 + weight if config.norm_offset else weight
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps)
+    normed = x32 * jax.lax.rsqrt(
+        jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps
+    )
     return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
-def _views(config: ModelConfig, positions_bt: Array, key_positions_bs: Array, mask_bts: Array) -> list[tuple[tuple[Array, ...], Array]]:
+def _views(
+    config: ModelConfig, positions_bt: Array, key_positions_bs: Array, mask_bts: Array
+) -> list[tuple[tuple[Array, ...], Array]]:
     """Rotary factors and mask of full layers, and of sliding ones where the model has them."""
     views = [(rotary(config, positions_bt, sliding=False), mask_bts)]
     if config.sliding_window is not None:
@@ -282,22 +380,34 @@ def _views(config: ModelConfig, positions_bt: Array, key_positions_bs: Array, ma
 
 
 def _project(weights: Params, name: str, x: Array) -> Array:
-    """One linear map of one layer, with its bias and low-rank addition where it has them: the one place where a projection's weights are used."""
+    """One linear map of one layer, with its bias and low-rank addition where it has them: the one
+    place where a projection's weights are used.
+    """
     inputs, outputs = PROJECTIONS[name]
     y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weights[name].astype(x.dtype))
-    if f"{name}_lora_a" in weights:  # R: rank; never merged here, so that the weights can be shared with models without the addition
-        x_btr = jnp.einsum(f"BT{inputs},{inputs}R->BTR", x, weights[f"{name}_lora_a"].astype(x.dtype))
-        y = y + jnp.einsum(f"BTR,R{outputs}->BT{outputs}", x_btr, weights[f"{name}_lora_b"].astype(x.dtype))
+    # R: rank; never merged here, so that the weights can be shared with models without the addition
+    if f"{name}_lora_a" in weights:
+        x_btr = jnp.einsum(
+            f"BT{inputs},{inputs}R->BTR", x, weights[f"{name}_lora_a"].astype(x.dtype)
+        )
+        y = y + jnp.einsum(
+            f"BTR,R{outputs}->BT{outputs}", x_btr, weights[f"{name}_lora_b"].astype(x.dtype)
+        )
     bias = weights.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)[None, None]
 
 
-def _qkv(config: ModelConfig, weights: Params, x_btd: Array, cos_sin: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+def _qkv(
+    config: ModelConfig, weights: Params, x_btd: Array, cos_sin: tuple[Array, ...]
+) -> tuple[Array, Array, Array]:
     """Rotated queries and keys, and values, of one layer."""
     x_btd = _rms_norm(config, weights["attn_norm"], x_btd)
     q_btnh, k_btkh, v_btkh = (_project(weights, name, x_btd) for name in ("q", "k", "v"))
     if config.qk_norm:
-        q_btnh, k_btkh = _rms_norm(config, weights["q_norm"], q_btnh), _rms_norm(config, weights["k_norm"], k_btkh)
+        q_btnh, k_btkh = (
+            _rms_norm(config, weights["q_norm"], q_btnh),
+            _rms_norm(config, weights["k_norm"], k_btkh),
+        )
     return rotate(q_btnh, cos_sin), rotate(k_btkh, cos_sin), v_btkh
 
 

@@ -1,6 +1,16 @@
-"""The slot sampler: conversations that keep their KV cache from turn to turn, sampled together in jitted batches."""
+"""The slot sampler: conversations that keep their KV cache from turn to turn, sampled together in
+jitted batches.
+"""
 
 from ictjax.sampler.engine import Generation, Request, Sampler, SamplerConfig, SamplerStats, raw_key
 from ictjax.sampler.weights import sampling_weights
 
-__all__ = ["Generation", "Request", "Sampler", "SamplerConfig", "SamplerStats", "raw_key", "sampling_weights"]
+__all__ = [
+    "Generation",
+    "Request",
+    "Sampler",
+    "SamplerConfig",
+    "SamplerStats",
+    "raw_key",
+    "sampling_weights",
+]

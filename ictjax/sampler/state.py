@@ -1,6 +1,7 @@
 """What the sampler's host side and its jitted step exchange: one integer matrix in, one out.
 
-A dispatch uploads and downloads one small array each: separate arrays would cost more than the work of a small model.
+A dispatch uploads and downloads one small array each: separate arrays would cost more than the work
+of a small model.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from jaxtyping import Array, Float, Int, UInt32
 
 
 class Rows(NamedTuple):
-    """The rows of one dispatch; everything is traced, nothing recompiles. Only the KV cache lives on the device between dispatches.
+    """The rows of one dispatch; everything is traced, nothing recompiles. Only the KV cache lives
+    on the device between dispatches.
 
     A row with `lengths_b` 0 is padding: nothing is written for it, nothing sampled.
     """
@@ -33,7 +35,9 @@ class Rows(NamedTuple):
 _COLUMNS = 10  # of the fields before stop_bx: one each, keys_b2 two
 
 
-def blank_rows(num_rows: int, num_tokens: int, *, num_stop_ids: int, num_slots: int, pad_id: int) -> np.ndarray:
+def blank_rows(
+    num_rows: int, num_tokens: int, *, num_stop_ids: int, num_slots: int, pad_id: int
+) -> np.ndarray:
     """A packed matrix of padding rows, [B, _COLUMNS + X + T] int32."""
     packed = np.zeros((num_rows, _COLUMNS + num_stop_ids + num_tokens), np.int32)
     packed[:, 0] = num_slots
@@ -43,7 +47,13 @@ def blank_rows(num_rows: int, num_tokens: int, *, num_stop_ids: int, num_slots: 
 
 
 def pack_request(
-    *, temperature: float, top_k: int, top_p: float, stop_ids: tuple[int, ...], key: np.ndarray, num_stop_ids: int
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop_ids: tuple[int, ...],
+    key: np.ndarray,
+    num_stop_ids: int,
 ) -> np.ndarray:
     """The columns of one row that a request fixes, top_k to the last stop id."""
     columns = np.full(_COLUMNS - 5 + num_stop_ids, -1, np.int32)
@@ -55,7 +65,15 @@ def pack_request(
 
 
 def pack_row(
-    row: np.ndarray, *, slot: int, start: int, tokens: np.ndarray, allowed: int, count: int, request: np.ndarray | None, num_stop_ids: int
+    row: np.ndarray,
+    *,
+    slot: int,
+    start: int,
+    tokens: np.ndarray,
+    allowed: int,
+    count: int,
+    request: np.ndarray | None,
+    num_stop_ids: int,
 ) -> None:
     """Fills one row of a packed matrix, given the columns of `pack_request` (None: append only)."""
     row[:5] = slot, start, len(tokens), allowed, count
@@ -77,12 +95,22 @@ def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int) -> Rows:
     )
 
 
-def pack_samples(ids_bn: Int[Array, "B T"], logprobs_bn: Float[Array, "B T"], sampled_b: Int[Array, " B"]) -> Int[Array, "B X"]:
+def pack_samples(
+    ids_bn: Int[Array, "B T"], logprobs_bn: Float[Array, "B T"], sampled_b: Int[Array, " B"]
+) -> Int[Array, "B X"]:
     """Sampled ids, bits of their log-probabilities, and their number per row, as one matrix."""
-    return jnp.concatenate([ids_bn, jax.lax.bitcast_convert_type(logprobs_bn, jnp.int32), sampled_b[:, None]], axis=1)
+    return jnp.concatenate(
+        [ids_bn, jax.lax.bitcast_convert_type(logprobs_bn, jnp.int32), sampled_b[:, None]], axis=1
+    )
 
 
 def unpack_samples(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `pack_samples` packed, on the host: ids [B, N], float32 log-probabilities [B, N], counts [B]."""
+    """What `pack_samples` packed, on the host: ids [B, N], float32 log-probabilities [B, N], counts
+    [B].
+    """
     steps = (packed.shape[1] - 1) // 2
-    return packed[:, :steps], np.ascontiguousarray(packed[:, steps : 2 * steps]).view(np.float32), packed[:, -1]
+    return (
+        packed[:, :steps],
+        np.ascontiguousarray(packed[:, steps : 2 * steps]).view(np.float32),
+        packed[:, -1],
+    )

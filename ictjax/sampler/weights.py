@@ -1,4 +1,6 @@
-"""The form in which weights sample: one dict per layer, in the dtype that they compute in, in their places on the mesh."""
+"""The form in which weights sample: one dict per layer, in the dtype that they compute in, in their
+places on the mesh.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -15,12 +17,17 @@ from ictjax.models.lora import LoraConfig, adapter_axes
 from ictjax.models.transformer import Params, abstract_params, unstack_layers
 
 
-def sampling_weights(config: ModelConfig, params: Params, mesh: Mesh | None = None, *, consume: bool = False) -> Params:
-    """Brings weights of either form into the one that samples; what has it already is returned itself, not copied.
+def sampling_weights(
+    config: ModelConfig, params: Params, mesh: Mesh | None = None, *, consume: bool = False
+) -> Params:
+    """Brings weights of either form into the one that samples; what has it already is returned
+    itself, not copied.
 
-    So the result of one call can be given to any number of samplers and, frozen, to the learner: all of them use the same arrays.
-    Matrices and biases are converted to `config.dtype`, which every use of them does anyway: a decode loop would hold the converted weights
-    as a second copy. Norms keep their dtype (they are used in float32). The adapter of `lora.with_adapter` stays stacked: it is small.
+    So the result of one call can be given to any number of samplers and, frozen, to the learner:
+      all of them use the same arrays.
+    Matrices and biases are converted to `config.dtype`, which every use of them does anyway: a
+    decode loop would hold the converted weights as a second copy. Norms keep their dtype (they are
+    used in float32). The adapter of `lora.with_adapter` stays stacked: it is small.
 
     Args:
       params: stacked or unstacked, NumPy or JAX arrays.
@@ -40,8 +47,13 @@ def sampling_weights(config: ModelConfig, params: Params, mesh: Mesh | None = No
         stacked_layers = {name: layers[name] for name in sorted(layer_axes)}
         if all(isinstance(leaf, jax.Array) for leaf in stacked_layers.values()):
             dtypes = tuple(_dtype(config, name, leaf) for name, leaf in stacked_layers.items())
-            parts = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in stacked_layers.items()}
-            shardings = tuple(_sharding(layer_axes[name], part, mesh) for name, part in parts.items())
+            parts = {
+                name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+                for name, leaf in stacked_layers.items()
+            }
+            shardings = tuple(
+                _sharding(layer_axes[name], part, mesh) for name, part in parts.items()
+            )
             layers = _slices(stacked_layers, dtypes, shardings)
             if consume:
                 jax.block_until_ready(layers)
@@ -49,28 +61,44 @@ def sampling_weights(config: ModelConfig, params: Params, mesh: Mesh | None = No
                     leaf.delete()
         else:
             layers = unstack_layers(config, params)["layers"]
-    result["layers"] = tuple({name: place(name, axes, weights[name]) for name, axes in layer_axes.items()} for weights in layers)
+    result["layers"] = tuple(
+        {name: place(name, axes, weights[name]) for name, axes in layer_axes.items()}
+        for weights in layers
+    )
     if "lora" in params:
         axes = adapter_axes(LoraConfig(rank=1))
-        result["lora"] = {name: place(name, axes[name], leaf) for name, leaf in params["lora"].items()}
+        result["lora"] = {
+            name: place(name, axes[name], leaf) for name, leaf in params["lora"].items()
+        }
     return result
 
 
 def check_tree(config: ModelConfig, params: Params) -> None:
-    """Raises ValueError unless the tree is that of the config, in one of its two forms; an adapter is not looked at."""
+    """Raises ValueError unless the tree is that of the config, in one of its two forms; an adapter
+    is not looked at.
+    """
     expected = abstract_params(config)
     if not isinstance(params["layers"], Mapping):
         expected = jax.eval_shape(functools.partial(unstack_layers, config), expected)
     expected_shapes = jax.tree.map(lambda leaf: leaf.shape, expected)
-    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), {name: node for name, node in params.items() if name != "lora"})
+    shapes = jax.tree.map(
+        lambda leaf: tuple(leaf.shape),
+        {name: node for name, node in params.items() if name != "lora"},
+    )
     if shapes != expected_shapes:
         raise ValueError(f"the weights have shapes {shapes}, the config asks for {expected_shapes}")
 
 
-def _place(config: ModelConfig, mesh: Mesh | None, name: str, axes: tuple[str, ...], leaf: Any) -> Array:
+def _place(
+    config: ModelConfig, mesh: Mesh | None, name: str, axes: tuple[str, ...], leaf: Any
+) -> Array:
     sharding = _sharding(axes, leaf, mesh)
     dtype = _dtype(config, name, leaf)
-    if isinstance(leaf, jax.Array) and leaf.dtype == dtype and (sharding is None or leaf.sharding.is_equivalent_to(sharding, leaf.ndim)):
+    if (
+        isinstance(leaf, jax.Array)
+        and leaf.dtype == dtype
+        and (sharding is None or leaf.sharding.is_equivalent_to(sharding, leaf.ndim))
+    ):
         return leaf
     return jax.device_put(leaf.astype(dtype), sharding)
 
@@ -85,7 +113,9 @@ def _sharding(axes: tuple[str, ...], leaf: Any, mesh: Mesh | None) -> NamedShard
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _slices(
-    stacked: dict[str, Array], dtypes: tuple[jnp.dtype, ...], shardings: tuple[NamedSharding | None, ...]
+    stacked: dict[str, Array],
+    dtypes: tuple[jnp.dtype, ...],
+    shardings: tuple[NamedSharding | None, ...],
 ) -> tuple[dict[str, Array], ...]:
     def part(leaf: Array, index: int, dtype: jnp.dtype, sharding: NamedSharding | None) -> Array:
         value = leaf[index].astype(dtype)
@@ -93,4 +123,7 @@ def _slices(
 
     kinds = dict(zip(stacked, zip(dtypes, shardings, strict=True), strict=True))
     num_layers = next(iter(stacked.values())).shape[0]
-    return tuple({name: part(leaf, index, *kinds[name]) for name, leaf in stacked.items()} for index in range(num_layers))
+    return tuple(
+        {name: part(leaf, index, *kinds[name]) for name, leaf in stacked.items()}
+        for index in range(num_layers)
+    )

@@ -5,10 +5,17 @@ import pathlib
 import re
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-_CONFIGS = ("*.json", "*.txt", "*.jinja", "tokenizer.model")  # config, generation config, tokenizer, chat template, index of the weights
+# config, generation config, tokenizer, chat template, index of the weights
+_CONFIGS = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
 _WEIGHTS = "*.safetensors"
 
 
@@ -18,29 +25,44 @@ def is_hub_id(name: str | os.PathLike[str]) -> bool:
 
 
 def local_folder(name: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
-    """The folder of a model: `name` if it is one, else the hub's files of that id, downloaded if the local cache lacks them.
+    """The folder of a model: `name` if it is one, else the hub's files of that id, downloaded if
+    the local cache lacks them.
 
-    Without a network, or with HF_HUB_OFFLINE=1, the cache alone is looked at. With `weights=False` the small files are enough.
+    Without a network, or with HF_HUB_OFFLINE=1, the cache alone is looked at. With `weights=False`
+    the small files are enough.
 
     Raises:
-      ValueError: no such folder, and the hub does not give it: unknown, not allowed, or not reachable and not in the cache.
+      ValueError: no such folder, and the hub does not give it: unknown, not allowed, or not
+        reachable and not in the cache.
     """
     folder = pathlib.Path(name)
     if folder.is_dir():
         return folder
     if not is_hub_id(name):
-        raise ValueError(f"{str(name)!r} is neither a folder nor a Hugging Face id: give a checkpoint folder, or organisation/model")
+        raise ValueError(
+            f"{str(name)!r} is neither a folder nor a Hugging Face id: give a checkpoint folder, or"
+            " organisation/model"
+        )
     patterns = [*_CONFIGS, _WEIGHTS] if weights else list(_CONFIGS)
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(name), allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                os.fspath(name), allow_patterns=patterns, ignore_patterns=["*/*"]
+            )
+        )
     except GatedRepoError as error:
-        raise ValueError(f"{name} is gated: ask for access on its page and log in with `hf auth login`, or give a local folder") from error
+        raise ValueError(
+            f"{name} is gated: ask for access on its page and log in with `hf auth login`, or give"
+            " a local folder"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
-            f"{str(name)!r} is no folder, and the Hugging Face hub has no such model (or it is private): check the name, or log in"
+            f"{str(name)!r} is no folder, and the Hugging Face hub has no such model (or it is"
+            " private): check the name, or log in"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ValueError(
-            f"{str(name)!r} is no folder, not in the local Hugging Face cache, and the hub cannot be reached: give a checkpoint folder, "
-            f"connect (and unset HF_HUB_OFFLINE), or run `hf download {name}` where there is a network and copy the cache ($HF_HOME) here"
+            f"{str(name)!r} is no folder, not in the local Hugging Face cache, and the hub cannot"
+            " be reached: give a checkpoint folder, connect (and unset HF_HUB_OFFLINE), or run `hf"
+            f" download {name}` where there is a network and copy the cache ($HF_HOME) here"
         ) from error

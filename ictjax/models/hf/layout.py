@@ -1,4 +1,6 @@
-"""The tensors of a Hugging Face checkpoint: their names and shapes, and which part of our parameter tree each one is."""
+"""The tensors of a Hugging Face checkpoint: their names and shapes, and which part of our parameter
+tree each one is.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +13,8 @@ from ictjax.models.config import ModelConfig
 # Written by some exporters beside the weights; derived from the config, so never read.
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 HEAD = "lm_head.weight"
-STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names of the types that are read and written
+# safetensors' names of the types that are read and written
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": HEAD}
 _LAYER = {
@@ -39,24 +42,34 @@ class Tensor(NamedTuple):
     path: tuple[str, ...]  # of our weight
     layer: int | None  # of our weight's leading axis
     shape: tuple[int, ...]  # of (the layer of) our weight
-    dims: tuple[tuple[int, ...], ...]  # for every dimension in the file, the axes of our weight that are flattened in it
+    # for every dimension in the file, the axes of our weight that are flattened in it
+    dims: tuple[tuple[int, ...], ...]
 
     @property
     def file_shape(self) -> tuple[int, ...]:
         return tuple(math.prod(self.shape[axis] for axis in axes) for axes in self.dims)
 
     def file_view(self, weight: np.ndarray) -> np.ndarray:
-        """(A part of the layer of) our weight, contiguous, as a view in the shape and order of the file."""
+        """(A part of the layer of) our weight, contiguous, as a view in the shape and order of the
+        file.
+        """
         merged = sorted(self.dims)
         flat = weight.reshape([math.prod(weight.shape[axis] for axis in axes) for axes in merged])
         return flat.transpose([merged.index(axes) for axes in self.dims])
 
     def window(self, index: Sequence[slice]) -> tuple[slice, ...]:
-        """Where the part of our weight at `index` (a slice with bounds for every axis) lies in the file."""
+        """Where the part of our weight at `index` (a slice with bounds for every axis) lies in the
+        file.
+        """
         for axes in self.dims:
-            assert all(index[axis] == slice(0, self.shape[axis]) for axis in axes[1:]), "only the first of flattened axes can be split"
+            assert all(index[axis] == slice(0, self.shape[axis]) for axis in axes[1:]), (
+                "only the first of flattened axes can be split"
+            )
         rests = [math.prod(self.shape[axis] for axis in axes[1:]) for axes in self.dims]
-        return tuple(slice(index[axes[0]].start * rest, index[axes[0]].stop * rest) for axes, rest in zip(self.dims, rests, strict=True))
+        return tuple(
+            slice(index[axes[0]].start * rest, index[axes[0]].stop * rest)
+            for axes, rest in zip(self.dims, rests, strict=True)
+        )
 
 
 def layout(config: ModelConfig) -> dict[str, Tensor]:
@@ -64,11 +77,16 @@ def layout(config: ModelConfig) -> dict[str, Tensor]:
     sizes = config.axis_sizes
     top, layers = config.weight_axes
     names = _LAYER | (_SANDWICH if config.sandwich_norms else {})
-    tensors = {_TOP[name]: Tensor((name,), None, tuple(sizes[a] for a in axes), _dims(name, len(axes))) for name, axes in top.items()}
+    tensors = {
+        _TOP[name]: Tensor((name,), None, tuple(sizes[a] for a in axes), _dims(name, len(axes)))
+        for name, axes in top.items()
+    }
     for layer in range(config.num_layers):
         for name, (_, *axes) in layers.items():
             shape = tuple(sizes[axis] for axis in axes)
-            tensors[f"model.layers.{layer}.{names[name]}"] = Tensor(("layers", name), layer, shape, _dims(name, len(shape)))
+            tensors[f"model.layers.{layer}.{names[name]}"] = Tensor(
+                ("layers", name), layer, shape, _dims(name, len(shape))
+            )
     return tensors
 
 

@@ -1,4 +1,6 @@
-"""Reads checkpoints: every weight goes straight to its place on the devices, one shard at a time."""
+"""Reads checkpoints: every weight goes straight to its place on the devices, one shard at a
+time.
+"""
 
 import json
 import os
@@ -21,7 +23,8 @@ from ictjax.models.transformer import Params, abstract_params, param_axes
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_WITHOUT_EMBEDDING = ("<image_soft_token>",)  # the tokenizer of Gemma 3's text models has it, their embedding does not
+# the tokenizer of Gemma 3's text models has it, their embedding does not
+_WITHOUT_EMBEDDING = ("<image_soft_token>",)
 _BLOCK = 256  # rows of a tensor that are in memory beside the shard that they go to
 
 
@@ -36,14 +39,16 @@ def load_checkpoint(
 
     Args:
       source: a folder, or an id on the Hugging Face hub (see `hub.local_folder`).
-      mesh: where the weights go, by the rules of `ictjax.mesh`; None for the default device. Each host reads only what its devices hold,
-        and has one shard of one weight in memory at a time.
-      dtype: of the weights in memory, and `param_dtype` of the config; None for the one that config.json names.
+      mesh: where the weights go, by the rules of `ictjax.mesh`; None for the default device. Each
+        host reads only what its devices hold, and has one shard of one weight in memory at a time.
+      dtype: of the weights in memory, and `param_dtype` of the config; None for the one that
+        config.json names.
       progress: is told the bytes read and to be read.
 
     Raises:
-      ValueError: no such folder or id, no or a foreign `config.json`, no weights, unreadable files, tensors that are missing, unknown, of another
-        shape or of another type than float32, bfloat16 and float16, or a tokenizer with more ids than the model has embeddings.
+      ValueError: no such folder or id, no or a foreign `config.json`, no weights, unreadable files,
+        tensors that are missing, unknown, of another shape or of another type than float32,
+        bfloat16 and float16, or a tokenizer with more ids than the model has embeddings.
     """
     folder = local_folder(source)
     config = read_config(folder)
@@ -62,7 +67,11 @@ def load_checkpoint(
     params: Params = {"layers": {}}
     for path, names in parts.items():
         shape = _at(shapes, path)
-        placed = _place(shape, None if shardings is None else _at(shardings, path), [(tensors[n], n, files[n]) for n in names])
+        placed = _place(
+            shape,
+            None if shardings is None else _at(shardings, path),
+            [(tensors[n], n, files[n]) for n in names],
+        )
         _at(params, path[:-1])[path[-1]] = placed
         done += placed.nbytes
         if progress is not None:
@@ -71,7 +80,9 @@ def load_checkpoint(
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
-    """The config of a checkpoint folder. Raises ValueError where there is none, or one of an unsupported model."""
+    """The config of a checkpoint folder. Raises ValueError where there is none, or one of an
+    unsupported model.
+    """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{str(folder)!r} has no {CONFIG}: give a Hugging Face checkpoint folder")
     return ModelConfig.from_hf(read_json(folder / CONFIG))
@@ -82,9 +93,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): take the file that the checkpoint was published with") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}): take the file that the checkpoint was published with"
+        ) from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} is no JSON object: take the file that the checkpoint was published with")
+        raise ValueError(
+            f"{path} is no JSON object: take the file that the checkpoint was published with"
+        )
     return data
 
 
@@ -95,15 +110,22 @@ def _check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
     try:
         vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"{path} cannot be read ({error}): take the file that the checkpoint was published with") from error
-    last = max((id_ for token, id_ in vocabulary.items() if token not in _WITHOUT_EMBEDDING), default=0)
+        raise ValueError(
+            f"{path} cannot be read ({error}): take the file that the checkpoint was published with"
+        ) from error
+    last = max(
+        (id_ for token, id_ in vocabulary.items() if token not in _WITHOUT_EMBEDDING), default=0
+    )
     if last >= config.vocab_size:
         raise ValueError(
-            f"{path} has the id {last}, but the model has embeddings of {config.vocab_size} ids: take the checkpoint's own tokenizer"
+            f"{path} has the id {last}, but the model has embeddings of {config.vocab_size} ids:"
+            " take the checkpoint's own tokenizer"
         )
 
 
-def _locate(folder: pathlib.Path, config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, pathlib.Path]:
+def _locate(
+    folder: pathlib.Path, config: ModelConfig, tensors: dict[str, Tensor]
+) -> dict[str, pathlib.Path]:
     """The file of every tensor, after checking that all are there and fit."""
     files: dict[str, pathlib.Path] = {}
     unknown, misshapen, mistyped = [], [], []
@@ -116,15 +138,24 @@ def _locate(folder: pathlib.Path, config: ModelConfig, tensors: dict[str, Tensor
                     unknown.append(name)
                     continue
                 files[name] = path
-                shape, dtype = tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()
+                shape, dtype = (
+                    tuple(file.get_slice(name).get_shape()),
+                    file.get_slice(name).get_dtype(),
+                )
                 if dtype not in STORED:
                     mistyped.append(f"{name} is {dtype}")
                 elif shape != tensors[name].file_shape:
-                    misshapen.append(f"{name} is {list(shape)}, expected {list(tensors[name].file_shape)}")
+                    misshapen.append(
+                        f"{name} is {list(shape)}, expected {list(tensors[name].file_shape)}"
+                    )
     problems = [
-        f"{label}: {', '.join(sorted(names)[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        f"{label}:"
+        f" {', '.join(sorted(names)[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
         for label, names in (
-            (f"tensors that are not {', '.join(DTYPES)} (quantised checkpoints are not read)", mistyped),
+            (
+                f"tensors that are not {', '.join(DTYPES)} (quantised checkpoints are not read)",
+                mistyped,
+            ),
             ("missing tensors", [name for name in tensors if name not in files]),
             ("unknown tensors", unknown),
             ("tensors of another shape", misshapen),
@@ -132,20 +163,29 @@ def _locate(folder: pathlib.Path, config: ModelConfig, tensors: dict[str, Tensor
         if names
     ]
     if problems:
-        raise ValueError(f"{str(folder)!r} does not hold the model of its {CONFIG}; {'; '.join(problems)}")
+        raise ValueError(
+            f"{str(folder)!r} does not hold the model of its {CONFIG}; {'; '.join(problems)}"
+        )
     return files
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError(f"{folder / INDEX} has no weight_map: take the file that the checkpoint was published with")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(name, str) for name in weight_map.values()
+        ):
+            raise ValueError(
+                f"{folder / INDEX} has no weight_map: take the file that the checkpoint was"
+                " published with"
+            )
         names = sorted(set(weight_map.values()))
     elif (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
     else:
-        raise ValueError(f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}: convert the weights to safetensors")
+        raise ValueError(
+            f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}: convert the weights to safetensors"
+        )
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{str(folder)!r} lacks {name}, which {INDEX} names: download it")
@@ -165,13 +205,17 @@ def _at(tree: Any, path: Sequence[str]) -> Any:
     return tree
 
 
-def _place(shape: jax.ShapeDtypeStruct, sharding: Any, sources: list[tuple[Tensor, str, pathlib.Path]]) -> jax.Array:
+def _place(
+    shape: jax.ShapeDtypeStruct, sharding: Any, sources: list[tuple[Tensor, str, pathlib.Path]]
+) -> jax.Array:
     """One weight on its devices; `sources` are its tensors, one per layer, or a single one."""
     if sharding is None:
         return jax.device_put(_read(shape, [slice(0, size) for size in shape.shape], sources))
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape.shape).items():
-        bounds = tuple(each.indices(size)[:2] for each, size in zip(index, shape.shape, strict=True))
+        bounds = tuple(
+            each.indices(size)[:2] for each, size in zip(index, shape.shape, strict=True)
+        )
         devices.setdefault(bounds, []).append(device)
     arrays = []
     for bounds, holders in devices.items():
@@ -182,7 +226,11 @@ def _place(shape: jax.ShapeDtypeStruct, sharding: Any, sources: list[tuple[Tenso
     return jax.make_array_from_single_device_arrays(shape.shape, sharding, arrays)
 
 
-def _read(shape: jax.ShapeDtypeStruct, index: Sequence[slice], sources: list[tuple[Tensor, str, pathlib.Path]]) -> np.ndarray:
+def _read(
+    shape: jax.ShapeDtypeStruct,
+    index: Sequence[slice],
+    sources: list[tuple[Tensor, str, pathlib.Path]],
+) -> np.ndarray:
     """One shard of a weight."""
     target = np.empty([each.stop - each.start for each in index], shape.dtype)
     for tensor, name, path in sources:
@@ -193,8 +241,12 @@ def _read(shape: jax.ShapeDtypeStruct, index: Sequence[slice], sources: list[tup
     return target
 
 
-def _fill(target: np.ndarray, tensor: Tensor, index: Sequence[slice], name: str, path: pathlib.Path) -> None:
-    """Copies one tensor's part at `index` into `target`, block by block: a transposed copy of a large matrix misses the cache all the time."""
+def _fill(
+    target: np.ndarray, tensor: Tensor, index: Sequence[slice], name: str, path: pathlib.Path
+) -> None:
+    """Copies one tensor's part at `index` into `target`, block by block: a transposed copy of a
+    large matrix misses the cache all the time.
+    """
     view = tensor.file_view(target)
     rows, *columns = tensor.window(index)
     with _open(path) as file:

@@ -1,4 +1,6 @@
-"""Writes checkpoints that Hugging Face transformers loads unchanged, one tensor in memory at a time."""
+"""Writes checkpoints that Hugging Face transformers loads unchanged, one tensor in memory at a
+time.
+"""
 
 import json
 import os
@@ -20,7 +22,8 @@ from ictjax.models.transformer import Params, abstract_params
 
 _CODES = {name: code for code, name in STORED.items()}
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-# What a checkpoint has beside its weights and its config: generation settings, tokenizer, chat template.
+# What a checkpoint has beside its weights and its config: generation settings, tokenizer, chat
+# template.
 _COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
@@ -43,24 +46,36 @@ def save_checkpoint(
     source: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a folder that Hugging Face transformers loads as the same model; files of other names stay.
+    """Writes a folder that Hugging Face transformers loads as the same model; files of other names
+    stay.
 
-    The weights are in `config.param_dtype`: one `model.safetensors`, or several shards with an index. Each file appears whole or not at
-    all, config.json last. One tensor is in host memory at a time.
+    The weights are in `config.param_dtype`: one `model.safetensors`, or several shards with an
+    index. Each file appears whole or not at all, config.json last. One tensor is in host memory at
+    a time.
 
     Args:
-      source: the checkpoint folder that the model came from. Its generation config, tokenizer and chat template are copied, and its
-        config.json is kept (with the new dtype) where it describes this model, so that what we do not read is kept too.
+      source: the checkpoint folder that the model came from. Its generation config, tokenizer and
+        chat template are copied, and its config.json is kept (with the new dtype) where it
+        describes this model, so that what we do not read is kept too.
 
     Raises:
-      ValueError: the tree is not that of the config, its family cannot hold it, or the weights lie on other hosts too.
+      ValueError: the tree is not that of the config, its family cannot hold it, or the weights lie
+        on other hosts too.
     """
     expected = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config))
     actual = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
     if actual != expected:
-        raise ValueError(f"the parameters have shapes {actual}, the config asks for {expected}: save a model with its own config")
-    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)):
-        raise ValueError("the weights are spread over several hosts: export them from the run's checkpoint on one host")
+        raise ValueError(
+            f"the parameters have shapes {actual}, the config asks for {expected}: save a model"
+            " with its own config"
+        )
+    if not all(
+        leaf.is_fully_addressable for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)
+    ):
+        raise ValueError(
+            "the weights are spread over several hosts: export them from the run's checkpoint on"
+            " one host"
+        )
     text = json.dumps(_config_data(config, source), indent=2) + "\n"
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,14 +90,18 @@ def save_checkpoint(
         }
         replace(folder / INDEX, lambda path: _write_text(path, json.dumps(index, indent=2) + "\n"))
     else:
-        (folder / INDEX).unlink(missing_ok=True)  # shards of an earlier model would win over the new file
+        # shards of an earlier model would win over the new file
+        (folder / INDEX).unlink(missing_ok=True)
     for path in folder.glob("model*.safetensors"):
         if path.name not in shards and (path.name == WEIGHTS or _SHARD.fullmatch(path.name)):
             path.unlink()  # of an earlier model
     if source is not None and pathlib.Path(source).resolve() != folder.resolve():
         for name in _COMPANIONS:
             if (pathlib.Path(source) / name).is_file():
-                replace(folder / name, lambda path, name=name: shutil.copyfile(pathlib.Path(source) / name, path))
+                replace(
+                    folder / name,
+                    lambda path, name=name: shutil.copyfile(pathlib.Path(source) / name, path),
+                )
     replace(folder / CONFIG, lambda path: _write_text(path, text))
 
 
@@ -108,8 +127,12 @@ def _config_data(config: ModelConfig, source: str | os.PathLike[str] | None) -> 
     return original if ModelConfig.from_hf(original) == ModelConfig.from_hf(data) else data
 
 
-def _shards(tensors: Mapping[str, Tensor], itemsize: int, max_bytes: int) -> dict[str, dict[str, Tensor]]:
-    """The tensors of every file, in order; a file is larger than `max_bytes` only if it holds a single tensor."""
+def _shards(
+    tensors: Mapping[str, Tensor], itemsize: int, max_bytes: int
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every file, in order; a file is larger than `max_bytes` only if it holds a
+    single tensor.
+    """
     groups: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -121,16 +144,25 @@ def _shards(tensors: Mapping[str, Tensor], itemsize: int, max_bytes: int) -> dic
         filled += size
     if len(groups) == 1:
         return {WEIGHTS: groups[0]}
-    return {f"model-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, start=1)}
+    return {
+        f"model-{number:05}-of-{len(groups):05}.safetensors": group
+        for number, group in enumerate(groups, start=1)
+    }
 
 
 def _write(path: str, tensors: Mapping[str, Tensor], params: Params, dtype: np.dtype) -> None:
-    """A safetensors file, written tensor by tensor: header length, header, bytes. https://github.com/huggingface/safetensors"""
+    """A safetensors file, written tensor by tensor: header length, header, bytes.
+    https://github.com/huggingface/safetensors
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
         size = int(np.prod(tensor.shape)) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype.name], "shape": list(tensor.file_shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": _CODES[dtype.name],
+            "shape": list(tensor.file_shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -144,7 +176,9 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, params: Params, dtype: np.dtyp
     weight: Any = params
     for key in tensor.path:
         weight = weight[key]
-    value = np.asarray(weight if tensor.layer is None else weight[tensor.layer]).astype(dtype, copy=False)
+    value = np.asarray(weight if tensor.layer is None else weight[tensor.layer]).astype(
+        dtype, copy=False
+    )
     np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value))).view(np.uint8).tofile(file)
 
 
