@@ -17,11 +17,17 @@ import optax
 
 from experiments.bench_run import Clock, Common, Design, Note, Result, interleave, ratio
 from ictjax import grpo
-from ictjax.batch import Batch, BatchConfig, pack
-from ictjax.learner import (
+from ictjax.batch import Batch, pack
+from ictjax.config import (
+    PAPER,
+    BatchConfig,
+    GRPOConfig,
     LearnerConfig,
-    LearnerState,
     OptimizerConfig,
+    SamplerConfig,
+)
+from ictjax.learner import (
+    LearnerState,
     Policy,
     init_state,
     make_optimizer,
@@ -31,7 +37,7 @@ from ictjax.learner import (
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import init_params
-from ictjax.sampler import Request, Sampler, SamplerConfig, SamplerStats, raw_key
+from ictjax.sampler import Request, Sampler, SamplerStats, raw_key
 
 # Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and
 # equal greedy replies would say little.
@@ -388,7 +394,7 @@ def _torch_device() -> str | None:
 
 
 def full_logits_update(
-    policy: Policy, config: grpo.GRPOConfig, optimizer: optax.GradientTransformation
+    policy: Policy, config: GRPOConfig, optimizer: optax.GradientTransformation
 ) -> Callable[[LearnerState, Any, Batch], tuple[LearnerState, dict[str, jax.Array]]]:
     """The peer: log_softmax over the logits of every position, [B, T, V] in float32, and then a
     gather of the sampled tokens.
@@ -465,9 +471,9 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
     reference = init_params(config, jax.random.key(1))
     updates = {
         "response positions": make_update(
-            policy, grpo.PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)
+            policy, PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)
         ),
-        "all positions": full_logits_update(policy, grpo.PAPER, optimizer),
+        "all positions": full_logits_update(policy, PAPER, optimizer),
     }
     designs: dict[str, Design] = {}
     compile_s, peak_bytes = {}, {}

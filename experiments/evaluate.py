@@ -37,11 +37,17 @@ from experiments.tasks import with_options
 from ictjax import keys, meta_env
 from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import Checkpointer
-from ictjax.config import EnvironmentConfig, EvaluationConfig, TaskConfig, TrainConfig, from_dict
 from ictjax.learner import init_state, make_optimizer
 from ictjax.records import Candidate, Context, Trajectory, to_json
 from ictjax.roles import Roles, initial_weights, load_roles
 from ictjax.rollout import Episode, parse_failures, success_rate
+from ictjax.run_config import (
+    EnvironmentConfig,
+    EvaluationConfig,
+    TaskConfig,
+    TrainConfig,
+    from_dict,
+)
 from ictjax.run_files import prompt_line, write_lines
 from ictjax.sampler import Sampler
 
@@ -125,7 +131,7 @@ def evaluate(
       ValueError: no checkpoint, a missing model, or a family without test games.
     """
     played = config if task is None else config.on(task)
-    settings, evaluation = played.environment, config.evaluation
+    settings, evaluation = played.task.environment, config.evaluation
     families = {
         family: _split_of(config, settings, family)
         for family in (*settings.train_families, *settings.heldout_families)
@@ -178,9 +184,9 @@ def evaluate(
 
 
 def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> str:
-    if settings.name != config.environment.name:
+    if settings.name != config.task.environment.name:
         return "transfer"
-    return "train" if family in config.environment.train_families else "heldout"
+    return "train" if family in config.task.environment.train_families else "heldout"
 
 
 class _Part:
@@ -336,10 +342,10 @@ def _play_missing(
             reflector_chat=reflector_chat,
             pool=pool,
             games={},
-            initial_prompt=config.initial_prompt,
+            initial_prompt=config.task.initial_prompt,
             key=key,
             meta=config.meta,
-            rollout=config.rollout,
+            rollout=config.task.rollout,
             reflector_config=config.reflection,
             temperature=evaluation.temperature,
             progress=progress.phase,

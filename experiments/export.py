@@ -15,7 +15,6 @@ from rich.console import Console
 from experiments.presets import model_folder
 from experiments.run_dir import parse, run_main
 from ictjax.checkpoint import Checkpointer
-from ictjax.config import TrainConfig, from_dict
 from ictjax.learner import init_state, make_optimizer
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
@@ -23,6 +22,7 @@ from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import save_adapter
 from ictjax.models.transformer import Params, abstract_params
+from ictjax.run_config import TrainConfig, from_dict
 
 _DESCRIPTION = (
     "Writes the reflector of a run's newest checkpoint as a folder that"

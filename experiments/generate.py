@@ -18,13 +18,14 @@ from experiments.console import reading_bar
 from experiments.presets import model_folder
 from experiments.run_dir import parse, run_main
 from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
+from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import with_adapter
 from ictjax.models.peft import load_adapter
 from ictjax.records import Message
-from ictjax.sampler import Generation, Request, Sampler, SamplerConfig, raw_key, sampling_weights
+from ictjax.sampler import Generation, Request, Sampler, raw_key, sampling_weights
 
 _DESCRIPTION = (
     "Generates text with a model: the answer to --prompt by its chat template, the continuation of"

@@ -14,22 +14,14 @@ from rich.table import Table
 
 from experiments.presets import model_folder
 from ictjax.batch import pack
-from ictjax.config import RoleConfig, TrainConfig
+from ictjax.config import AXES, MeshConfig, SamplerConfig
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
-from ictjax.mesh import (
-    AXES,
-    RULES,
-    TRAINED_RULES,
-    MeshConfig,
-    cache_sharding,
-    kv_copies,
-    param_specs,
-)
+from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_specs
 from ictjax.models import lora, transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.reader import read_config
-from ictjax.sampler import SamplerConfig
+from ictjax.run_config import RoleConfig, TrainConfig
 
 
 def check(config: TrainConfig, console: Console) -> None:

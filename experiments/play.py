@@ -24,11 +24,12 @@ from experiments.presets import model_folder
 from experiments.run_dir import check_families, parse, run_main
 from ictjax import keys
 from ictjax.chat import ChatTokenizer
+from ictjax.config import RolloutConfig, SamplerConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.records import Trajectory, Turn, to_json
-from ictjax.rollout import Episode, RolloutConfig, rollout, user_message
+from ictjax.rollout import Episode, rollout, user_message
 from ictjax.run_files import write_lines
-from ictjax.sampler import Sampler, SamplerConfig
+from ictjax.sampler import Sampler
 
 _DESCRIPTION = "Plays one game in the terminal: you, a scripted expert, chance, or a model."
 _HELP = """\

@@ -6,16 +6,27 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from experiments import tasks
-from ictjax.batch import BatchConfig
-from ictjax.config import EvaluationConfig, RoleConfig, TaskConfig, TrainConfig, TrainedRoleConfig
-from ictjax.grpo import PAPER, GRPOConfig
-from ictjax.learner import PAPER_OPTIMIZER, LearnerConfig, OptimizerConfig
-from ictjax.mesh import MESHES
-from ictjax.meta_env import MetaConfig
+from ictjax.config import (
+    MESHES,
+    PAPER,
+    PAPER_OPTIMIZER,
+    BatchConfig,
+    GRPOConfig,
+    LearnerConfig,
+    MetaConfig,
+    OptimizerConfig,
+    ReflectorConfig,
+    SamplerConfig,
+)
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.hub import is_hub_id, local_folder
-from ictjax.reflector import ReflectorConfig
-from ictjax.sampler import SamplerConfig
+from ictjax.run_config import (
+    EvaluationConfig,
+    RoleConfig,
+    TaskConfig,
+    TrainConfig,
+    TrainedRoleConfig,
+)
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -38,10 +49,9 @@ QWEN_7B = ModelConfig(
 FAKE_TINY = TrainConfig(
     actor=RoleConfig(model="./models/tiny", dtype="float32"),
     reflector=TrainedRoleConfig(model="./models/tiny", dtype="float32"),
-    initial_prompt=tasks.FAKE.initial_prompt,
+    task=tasks.FAKE,
     iterations=3,
     seed=0,
-    environment=tasks.FAKE.environment,
     meta=MetaConfig(
         contexts_per_iteration=2,
         games_per_context=2,
@@ -52,7 +62,6 @@ FAKE_TINY = TrainConfig(
         precollected_loops=0,
         malformed_reward=-0.5,
     ),
-    rollout=tasks.FAKE.rollout,
     reflection=ReflectorConfig(
         style="compact", max_context_tokens=112, max_reply_tokens=8, max_prompt_tokens=4
     ),
@@ -86,10 +95,9 @@ FAKE_TINY = TrainConfig(
 POCKET_MINIHACK = TrainConfig(
     actor=RoleConfig(model="experiments/pocket/checkpoints/actor", dtype="float32"),
     reflector=TrainedRoleConfig(model="experiments/pocket/checkpoints/reflector", dtype="float32"),
-    initial_prompt=tasks.POCKET_MINIHACK.initial_prompt,
+    task=tasks.POCKET_MINIHACK,
     iterations=20,
     seed=0,
-    environment=tasks.POCKET_MINIHACK.environment,
     meta=MetaConfig(
         contexts_per_iteration=8,
         games_per_context=3,
@@ -100,7 +108,6 @@ POCKET_MINIHACK = TrainConfig(
         precollected_loops=0,
         malformed_reward=0.0,
     ),
-    rollout=tasks.POCKET_MINIHACK.rollout,
     reflection=ReflectorConfig(
         style="compact",
         max_context_tokens=384,
@@ -157,10 +164,9 @@ POCKET_MINIHACK = TrainConfig(
 QWEN_7B_MINIHACK = TrainConfig(
     actor=RoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
     reflector=TrainedRoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
-    initial_prompt=tasks.QWEN_MINIHACK.initial_prompt,
+    task=tasks.QWEN_MINIHACK,
     iterations=64,
     seed=0,
-    environment=tasks.QWEN_MINIHACK.environment,
     meta=MetaConfig(
         contexts_per_iteration=8,
         games_per_context=5,
@@ -171,7 +177,6 @@ QWEN_7B_MINIHACK = TrainConfig(
         precollected_loops=128,
         malformed_reward=0.0,
     ),
-    rollout=tasks.QWEN_MINIHACK.rollout,
     reflection=ReflectorConfig(
         style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
     ),

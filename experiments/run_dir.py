@@ -24,7 +24,7 @@ import tyro
 from envs.api import Environment
 from envs.pool import WorkerPool
 from envs.registry import describe
-from ictjax.config import EnvironmentConfig, TrainConfig, differences, to_dict
+from ictjax.run_config import EnvironmentConfig, TrainConfig, differences, to_dict
 from ictjax.run_files import write_lines
 
 _PACKAGES = (
@@ -154,7 +154,7 @@ def open_run(
                 f"{run_dir} is a run of another configuration ({', '.join(found[:4])} differ):"
                 " choose a new --run-dir."
             )
-        _check_games(run_dir, config.environment, environment)
+        _check_games(run_dir, config.task.environment, environment)
         return False
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ValueError(
@@ -239,7 +239,7 @@ def _check_games(
 
 
 def _manifest(preset: str, config: TrainConfig, environment: Environment) -> dict[str, Any]:
-    games = describe_games(config.environment, environment)
+    games = describe_games(config.task.environment, environment)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "preset": preset,

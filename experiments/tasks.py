@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from envs.minihack.families import PAPER_HELDOUT, PAPER_TRAIN, SOUND_HELDOUT, SOUND_TRAIN
-from ictjax.config import EnvironmentConfig, TaskConfig
-from ictjax.rollout import RolloutConfig
+from ictjax.config import RolloutConfig
+from ictjax.run_config import EnvironmentConfig, TaskConfig
 
 # The paper's split: two kinds of household task are never trained on.
 ALFWORLD_TRAIN = ("put", "look", "clean", "heat")

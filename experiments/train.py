@@ -17,8 +17,8 @@ from experiments.console import LiveProgress
 from experiments.presets import PRESETS, in_folders, on_named_mesh, preset, task
 from experiments.run_dir import check_families, flag_value, open_pool, open_run, parse, run_main
 from experiments.tasks import with_options
-from ictjax.config import TrainConfig
 from ictjax.metrics import read_metrics
+from ictjax.run_config import TrainConfig
 from ictjax.train import train
 
 _DESCRIPTION = (
@@ -53,7 +53,7 @@ class TrainArgs:
 def start(preset_name: str, config: TrainConfig, run_dir: pathlib.Path, console: Console) -> None:
     """Trains, or continues, one run."""
     folders = in_folders(config)
-    settings = config.environment
+    settings = config.task.environment
     environment = load_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
     open_run(run_dir, preset_name, config, environment)
@@ -95,7 +95,7 @@ def _main(argv: list[str]) -> None:
         name = "pocket-minihack"  # whose numbers --help then shows
     train_env, config = flag_value(argv, "--train-env"), preset(name)
     chosen = config.task if train_env is None else task(name, train_env)
-    other = flag_value(argv, "--environment.name")
+    other = flag_value(argv, "--task.environment.name")
     # options are of the environment that they were written for
     if other not in (None, chosen.environment.name):
         chosen = dataclasses.replace(

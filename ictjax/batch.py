@@ -2,12 +2,13 @@
 set of buckets.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from ictjax.config import BatchConfig
 
 
 class Batch(NamedTuple):
@@ -30,28 +31,6 @@ class Batch(NamedTuple):
     weight_b: Float[Array, "B"]  # of the row in the loss and in the metrics
     # as the sampler reported them: a diagnostic, never part of the loss
     sampler_logp_br: Float[Array, "B R"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchConfig:
-    """The closed set of batch shapes: every pair of a token bucket and a response bucket is one
-    compiled update.
-    """
-
-    num_rows: int
-    token_buckets: tuple[int, ...]  # T, prompt and reply together; ascending
-    response_buckets: tuple[int, ...]  # R; ascending
-
-    def __post_init__(self):
-        if self.num_rows < 1:
-            raise ValueError(f"BatchConfig.num_rows must be at least 1, got {self.num_rows}.")
-        for field in ("token_buckets", "response_buckets"):
-            buckets = getattr(self, field)
-            if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-                raise ValueError(
-                    f"BatchConfig.{field} must be one or more ascending lengths of at least 1, got"
-                    f" {buckets}."
-                )
 
 
 def pack(

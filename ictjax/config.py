@@ -1,260 +1,407 @@
-"""Everything a training run is configured by: one frozen record, saved as config.json and compared
-on resume.
+"""The parts that a run is configured by, one frozen record for every consumer: mesh, adapter,
+sampler, rollout, reflector, meta-environment, loss, optimizer, learner and batch.
+
+Standard library only, so that commands can show every setting without loading JAX. Each record
+checks its own values when it is built; messages name fields as the command line does.
 """
 
 import dataclasses
-import json
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Literal
 
-from ictjax.batch import BatchConfig
-from ictjax.grpo import GRPOConfig
-from ictjax.learner import LearnerConfig, OptimizerConfig
-from ictjax.mesh import MeshConfig, RoleMeshes
-from ictjax.meta_env import MetaConfig
-from ictjax.models.config import ModelConfig
-from ictjax.models.lora import LoraConfig
-from ictjax.reflector import ReflectorConfig
-from ictjax.rollout import RolloutConfig
-from ictjax.sampler import SamplerConfig
-
-_Record = TypeVar("_Record")
+AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvironmentConfig:
-    """The benchmark, its families, and the workers that play it."""
+class MeshConfig:
+    """The sizes of a mesh; their product is the number of devices. All 1: the default device,
+    without a mesh.
+    """
 
-    name: str  # "minihack", "fake", or "package.module:attribute"
-    train_families: tuple[str, ...]
-    heldout_families: tuple[str, ...]  # never trained on; evaluated
-    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    num_workers: int = 2
-    max_live_games: int = 64
-    deadline_s: float = 20.0  # of one reset or step; a worker that misses it is restarted
+    data: int = 1  # copies of the frozen weights, each with rows of its own
+    fsdp: int = 1  # parts that the width of the weights is split into
+    tensor: int = 1  # parts that heads, feed-forward and vocabulary are split into
 
-    def __post_init__(self):
-        if not self.train_families:
-            raise ValueError("environment.train_families is empty: name at least one family.")
-        both = sorted(set(self.train_families) & set(self.heldout_families))
-        if both:
+    def __post_init__(self) -> None:
+        for name in AXES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"mesh {name} is {getattr(self, name)}: give at least 1")
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the mesh."""
+        return self.data * self.fsdp * self.tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoleMeshes:
+    """One mesh per role. With one shared base both must be the same; the update runs on the
+    reflector's.
+    """
+
+    actor: MeshConfig
+    reflector: MeshConfig
+
+
+def _both(**sizes: int) -> RoleMeshes:
+    return RoleMeshes(actor=MeshConfig(**sizes), reflector=MeshConfig(**sizes))
+
+
+# Made for 7B models with 4 kv heads: tensor beyond 4 would keep every kv head twice, so the other
+# devices are copies (data).
+MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
+    {
+        "h200": _both(),
+        "v5e-8": _both(data=2, tensor=4),
+        "v5e-16": _both(data=4, tensor=4),
+        "v6e-8": _both(data=2, tensor=4),
+        "v5p-8": _both(tensor=4),  # the name counts cores: four chips, which are JAX's devices
+    }
+)
+
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+"""The projections of a decoder layer, which an adapter may be put on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """What of a model is trained: an adapter of this rank, or with rank 0 all weights."""
+
+    rank: int = 0
+    alpha: float = 32.0  # the addition is scaled by alpha / rank
+    targets: tuple[str, ...] = PROJECTIONS  # projections of every layer
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
             raise ValueError(
-                f"Families {', '.join(both)} are both trained on and held out: list each once."
+                f"lora.rank is {self.rank}: give 0 (train all weights) or a positive rank"
+            )
+        if not self.alpha > 0:
+            raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
+        unknown = sorted(set(self.targets) - set(PROJECTIONS))
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                f"lora.targets are {', '.join(self.targets) or 'none'}: name some of"
+                f" {', '.join(PROJECTIONS)}, each once"
             )
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """A benchmark as one actor plays it: what changes when a model trained on one benchmark is
-    trained or evaluated on another.
-    """
-
-    environment: EnvironmentConfig
-    initial_prompt: str  # the actor's system prompt at meta-turn 0
-    rollout: RolloutConfig
+    @property
+    def scale(self) -> float:
+        """What the product of both factors is multiplied by."""
+        return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST
-    games.
+class SamplerConfig:
+    """Sizes of the sampler. Every combination of buckets is one compiled program, so keep them
+    few.
     """
 
-    runs: int  # loops per family and arm: the unit of the statistics
-    meta_turns: int  # reflections per loop
-    test_games: int  # games that score the last prompt of a loop
-    temperature: float = 1.0  # of the reflector
-    seed: int = 0  # of the games and keys; independent of the training seed
+    num_slots: int  # conversations that hold a row of the KV cache at once
+    max_len: int  # tokens of one conversation, prompt and replies
+    # tokens appended per row in one dispatch; longer input goes in pieces
+    extend_buckets: tuple[int, ...]
+    row_buckets: tuple[int, ...]  # rows of one dispatch
+    decode_steps: int  # tokens sampled per row in one dispatch that continues generations
+    max_top_k: int  # likeliest ids that top-k and top-p can see
+    extend_steps: int = 1  # tokens sampled per row in one dispatch that first appends tokens
+    # cache positions attended to; max_len is always one; doubling from 128 unless given
+    attended_buckets: tuple[int, ...] = ()
+    max_stop_ids: int = 4  # per request
+
+    def __post_init__(self) -> None:
+        for name in ("num_slots", "decode_steps", "extend_steps", "max_top_k", "max_stop_ids"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.max_len < 2:
+            raise ValueError(f"max_len is {self.max_len}: a conversation needs at least 2 tokens")
+        for name, low, high in (
+            ("extend_buckets", 2, self.max_len),
+            ("row_buckets", 1, self.num_slots),
+            ("attended_buckets", 1, self.max_len),
+        ):
+            sizes = getattr(self, name)
+            if (
+                list(sizes) != sorted(set(sizes))
+                or (not sizes and name != "attended_buckets")
+                or any(not low <= size <= high for size in sizes)
+            ):
+                raise ValueError(f"{name} is {sizes}: give ascending sizes from {low} to {high}")
+
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """The attended lengths, ascending, `max_len` last."""
+        sizes = self.attended_buckets or tuple(
+            128 << power for power in range(self.max_len.bit_length())
+        )
+        return (*(size for size in sizes if size < self.max_len), self.max_len)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How the actor plays. Limits: per episode (`max_steps`), per turn (`max_turn_tokens`), and the
+    sampler's context for both together.
+    """
+
+    max_steps: int
+    max_turn_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    show_actions: bool = False  # list the available actions below each observation
+    # starts this long wait for the first episode of their system prompt, whose prefix they then
+    # share
+    share_min_tokens: int = 256
+    # how long to wait for more environment answers before decoding without them
+    gather_s: float = 0.002
 
     def __post_init__(self):
-        for name in ("runs", "meta_turns", "test_games"):
+        for name in ("max_steps", "max_turn_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(
-                    f"evaluation.{name} must be at least 1, got {getattr(self, name)}."
+                    f"task.rollout.{name} must be at least 1, got {getattr(self, name)}."
                 )
         if self.temperature < 0:
             raise ValueError(
-                f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}."
+                f"task.rollout.temperature must be 0 (greedy) or above, got {self.temperature}."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RoleConfig:
-    """A model in a role, and where it is."""
+class ReflectorConfig:
+    """How episodes are shown to the reflector, and the limits of what it writes. Lengths are in the
+    reflector's tokens.
+    """
 
-    # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id
-    # on the hub
-    model: str
-    # of frozen weights, activations and caches; trained weights are float32
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    # the chat template's thinking switch (Qwen3); None: as the template does without being told
-    thinking: bool | None = None
-
-    @property
-    def frozen_key(self) -> tuple[str, str, MeshConfig]:
-        """Roles with the same key hold the same frozen weights."""
-        return self.model, self.dtype, self.mesh
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedRoleConfig(RoleConfig):
-    """A model that is trained: all weights, or an adapter."""
-
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run."""
-
-    actor: RoleConfig  # frozen
-    reflector: TrainedRoleConfig  # before training it is also the reference
-    initial_prompt: str  # the actor's system prompt at meta-turn 0
-    iterations: int
-    seed: int
-    environment: EnvironmentConfig
-    meta: MetaConfig
-    rollout: RolloutConfig
-    reflection: ReflectorConfig
-    actor_sampler: SamplerConfig
-    reflector_sampler: SamplerConfig
-    grpo: GRPOConfig
-    optimizer: OptimizerConfig
-    learner: LearnerConfig
-    batch: BatchConfig
-    evaluation: EvaluationConfig
-    # recompute layers in the backward pass: less memory, about a third more time
-    remat: bool = False
-    checkpoint_every: int = 1  # iterations
-    # of both models, for `--check` where the checkpoints are not at hand
-    shape: ModelConfig | None = None
+    style: Literal["full", "compact"]  # "compact" is for word-level pocket models
+    # budget of the conversation before the reply; middle turns are dropped to meet it
+    max_context_tokens: int
+    max_reply_tokens: int
+    max_prompt_tokens: int  # a longer improved prompt counts as PROMPT_TOO_LONG
+    head_turns: int | None = None  # turns shown from the start of an episode; None shows all
+    tail_turns: int | None = None  # turns shown from its end; None shows all
+    show_thoughts: bool = False
 
     def __post_init__(self):
-        for name in ("iterations", "checkpoint_every"):
+        if self.style not in ("full", "compact"):
+            raise ValueError(f"reflection.style must be 'full' or 'compact', got {self.style!r}.")
+        for name in ("max_context_tokens", "max_reply_tokens", "max_prompt_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        rows = self.meta.contexts_per_iteration * self.grpo.group_size
-        if self.batch.num_rows < rows or self.batch.num_rows % self.learner.num_microbatches:
-            raise ValueError(
-                f"batch.num_rows must be at least contexts x candidates = {rows} and a multiple of"
-                f" learner.num_microbatches = {self.learner.num_microbatches}, got"
-                f" {self.batch.num_rows}."
-            )
-        part, shares = (
-            self.batch.num_rows // self.learner.num_microbatches,
-            self.reflector.mesh.data * self.reflector.mesh.fsdp,
-        )
-        if part % shares:
-            raise ValueError(
-                f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not"
-                f" divide over reflector.mesh data x fsdp = {shares}: lower"
-                " learner.num_microbatches."
-            )
-        whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
-        for name, limit in (
-            ("reflector_sampler.max_len", self.reflector_sampler.max_len),
-            ("batch.token_buckets", self.batch.token_buckets[-1]),
-        ):
-            if limit < whole:
                 raise ValueError(
-                    f"reflection.max_context_tokens + reflection.max_reply_tokens = {whole} exceeds"
-                    f" {name} = {limit}: lower the former or raise the latter."
+                    f"reflection.{name} must be at least 1, got {getattr(self, name)}."
                 )
-        if self.batch.response_buckets[-1] < self.reflection.max_reply_tokens:
+        if (self.head_turns is None) != (self.tail_turns is None):
             raise ValueError(
-                f"reflection.max_reply_tokens = {self.reflection.max_reply_tokens} exceeds the"
-                f" largest of batch.response_buckets {self.batch.response_buckets}: raise one or"
-                " lower the other."
-            )
-        if self.actor_sampler.max_len <= self.rollout.max_turn_tokens:
-            raise ValueError(
-                f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"
-                f" rollout.max_turn_tokens = {self.rollout.max_turn_tokens}: raise it."
+                "reflection.head_turns and reflection.tail_turns are set together: give both, or"
+                " neither to show all turns."
             )
 
-    @property
-    def task(self) -> TaskConfig:
-        """What is trained on."""
-        return TaskConfig(
-            environment=self.environment, initial_prompt=self.initial_prompt, rollout=self.rollout
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaConfig:
+    """What a context is and how a candidate is rewarded."""
+
+    contexts_per_iteration: int
+    games_per_context: int  # k: games the reflector reads, and those of the replay reward
+    # other games of the family, the same for all candidates of a context; may outnumber k
+    fresh_games: int
+    # reward = replay_weight * replay + (1 - replay_weight) * fresh; 1 is the paper's reward
+    replay_weight: float
+    meta_turns: int  # after as many prompts a loop restarts with the initial prompt
+    # contexts of the current reflector, or of the base reflector before training (the paper)
+    collection: Literal["online", "precollected"]
+    precollected_loops: int  # read by "precollected" only
+    malformed_reward: float  # of a reply without a usable prompt; a won game is 1, a lost one 0
+
+    def __post_init__(self):
+        for name in ("contexts_per_iteration", "games_per_context", "meta_turns"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"meta.{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.replay_weight <= 1:
+            raise ValueError(
+                f"meta.replay_weight must lie between 0 and 1, got {self.replay_weight}."
+            )
+        if self.replay_weight < 1 and self.fresh_games < 1:
+            raise ValueError(
+                "meta.fresh_games must be at least 1 when meta.replay_weight is below 1, got"
+                f" {self.fresh_games}."
+            )
+        if self.collection not in ("online", "precollected"):
+            raise ValueError(
+                f"meta.collection must be 'online' or 'precollected', got {self.collection!r}."
+            )
+        if self.collection == "precollected" and self.precollected_loops < 1:
+            raise ValueError(
+                "meta.precollected_loops must be at least 1 for precollected contexts, got"
+                f" {self.precollected_loops}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """What the estimator is. No field has a default: each one changes the gradient. Raises
+    ValueError for values out of range.
+    """
+
+    group_size: int  # candidates per context
+    # what rewards are centred and scaled with, within their group
+    advantage: Literal["mean", "mean_std"]
+    std_eps: float  # added to the standard deviation; not read by "mean"
+    # groups without signal: "keep" them in the normalisers and the KL term, or give them no weight
+    dead_groups: Literal["keep", "drop"]
+    loss_normalisation: Literal["token_mean", "sequence_mean", "constant"]
+    constant_length: int  # tokens every sequence is divided by; read by "constant" only
+    importance: Literal["none", "token", "sequence"]
+    clip_low: float  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float
+    kl: Literal["none", "k1_in_reward", "k3_in_loss"]
+    kl_coefficient: float
+    temperature: float  # of the sampling policy; log-probabilities are of logits / temperature
+
+    def __post_init__(self):
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"grpo.{field} must be one of {', '.join(allowed)}, got"
+                    f" {getattr(self, field)!r}."
+                )
+        _require(
+            self.group_size >= 2,
+            "group_size",
+            self.group_size,
+            "at least 2: a group of one has no relative advantage",
+        )
+        _require(self.std_eps >= 0, "std_eps", self.std_eps, "0 or more")
+        _require(
+            self.constant_length >= 1, "constant_length", self.constant_length, "at least 1 token"
+        )
+        _require(
+            0 <= self.clip_low <= 1,
+            "clip_low",
+            self.clip_low,
+            "in [0, 1]: a ratio is never negative",
+        )
+        _require(self.clip_high >= 0, "clip_high", self.clip_high, "0 or more")
+        _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "0 or more")
+        _require(
+            self.temperature > 0,
+            "temperature",
+            self.temperature,
+            "above 0: greedy replies have no policy gradient",
         )
 
-    def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
-        """The same run on other devices, with so few microbatches that every device has a row of
-        each.
-        """
-        most = self.batch.num_rows // (meshes.reflector.data * meshes.reflector.fsdp)
-        return dataclasses.replace(
-            self,
-            actor=dataclasses.replace(self.actor, mesh=meshes.actor),
-            reflector=dataclasses.replace(self.reflector, mesh=meshes.reflector),
-            learner=dataclasses.replace(
-                self.learner, num_microbatches=min(self.learner.num_microbatches, max(most, 1))
-            ),
-        )
 
-    def with_models(self, actor: str, reflector: str) -> "TrainConfig":
-        """The same run with models from other folders."""
-        return dataclasses.replace(
-            self,
-            actor=dataclasses.replace(self.actor, model=actor),
-            reflector=dataclasses.replace(self.reflector, model=reflector),
-        )
-
-    def on(self, task: TaskConfig) -> "TrainConfig":
-        """The same models and settings on another task."""
-        return dataclasses.replace(
-            self,
-            environment=task.environment,
-            initial_prompt=task.initial_prompt,
-            rollout=task.rollout,
-        )
+_CHOICES = {
+    "advantage": ("mean", "mean_std"),
+    "dead_groups": ("keep", "drop"),
+    "loss_normalisation": ("token_mean", "sequence_mean", "constant"),
+    "importance": ("none", "token", "sequence"),
+    "kl": ("none", "k1_in_reward", "k3_in_loss"),
+}
 
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as JSON reads it back: lists for tuples."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+def _require(holds: bool, field: str, value: object, expected: str) -> None:
+    if not holds:  # written so that NaN, for which every comparison is false, is refused too
+        raise ValueError(f"grpo.{field} must be {expected}, got {value}.")
 
 
-def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of the fields in which two configurations differ."""
-    found = []
-    for name in [*config, *(name for name in other if name not in config)]:
-        mine, theirs = config.get(name), other.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += differences(mine, theirs, f"{prefix}{name}.")
-        elif mine != theirs or (name in config) != (name in other):
-            found.append(f"{prefix}{name}")
-    return found
+PAPER = GRPOConfig(
+    group_size=8,
+    advantage="mean_std",
+    std_eps=1e-6,
+    dead_groups="keep",
+    loss_normalisation="token_mean",
+    constant_length=2048,
+    importance="token",
+    clip_low=0.2,
+    clip_high=0.2,
+    kl="k3_in_loss",
+    kl_coefficient=0.001,
+    temperature=1.0,
+)
+"""The settings of arXiv 2605.20477 as far as facts are known (group size, KL coefficient); the rest
+follows GRPO and common libraries.
+"""
 
 
-def from_dict(data: Mapping[str, Any]) -> TrainConfig:
-    """Reads what `to_dict` wrote. Raises ValueError for fields that are missing or not known."""
-    return _build(TrainConfig, data)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a global-norm clip, a linear warm-up and a constant or cosine learning rate."""
+
+    learning_rate: float  # after the warm-up
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    total_steps: int = 1  # where "cosine" reaches 0, the warm-up included; not read by "constant"
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # of every parameter, norms and biases included
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(
+                f"optimizer.schedule must be constant or cosine, got {self.schedule!r}."
+            )
+        for field in ("learning_rate", "warmup_steps", "eps", "weight_decay"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(
+                    f"optimizer.{field} must be 0 or more, got {getattr(self, field)}."
+                )
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(
+                    f"optimizer.{field} must be in [0, 1), got {getattr(self, field)}."
+                )
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"optimizer.max_grad_norm must be above 0, got {self.max_grad_norm}.")
+        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"optimizer.total_steps must exceed warmup_steps={self.warmup_steps} for a"
+                f" cosine, got {self.total_steps}."
+            )
 
 
-def _build(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
-    if not isinstance(data, Mapping):
-        raise ValueError(
-            f"{kind.__name__} cannot be read from {data!r}: the file is of another version."
-        )
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise ValueError(
-            f"{kind.__name__} has no field {unknown[0]!r}: the file is of another version."
-        )
-    values = {name: _value(hints[name], value) for name, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__} cannot be read: {error}.") from error
+PAPER_OPTIMIZER = OptimizerConfig(learning_rate=3e-6)
+"""The learning rate of arXiv 2605.20477 for a 7B reflector; the rest is not known and set to common
+values.
+"""
 
 
-def _value(hint: Any, value: Any) -> Any:
-    kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
-    if kinds and value is not None:
-        return _build(kinds[0], value)
-    return tuple(value) if isinstance(value, list) else value
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """How an update is computed; only `epochs` changes what it computes."""
+
+    num_microbatches: int = 1  # gradients are accumulated over so many parts of the batch
+    epochs: int = 1  # optimizer steps on the same batch
+    # response positions of each row whose logits exist at the same time
+    positions_per_chunk: int = 256
+
+    def __post_init__(self):
+        for field in ("num_microbatches", "epochs", "positions_per_chunk"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"learner.{field} must be at least 1, got {getattr(self, field)}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """The closed set of batch shapes: every pair of a token bucket and a response bucket is one
+    compiled update.
+    """
+
+    num_rows: int
+    token_buckets: tuple[int, ...]  # T, prompt and reply together; ascending
+    response_buckets: tuple[int, ...]  # R; ascending
+
+    def __post_init__(self):
+        if self.num_rows < 1:
+            raise ValueError(f"batch.num_rows must be at least 1, got {self.num_rows}.")
+        for field in ("token_buckets", "response_buckets"):
+            buckets = getattr(self, field)
+            if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+                raise ValueError(
+                    f"batch.{field} must be one or more ascending lengths of at least 1, got"
+                    f" {buckets}."
+                )

@@ -15,101 +15,14 @@ split of the rows is the loss of the batch. Values at masked positions never mat
 they are NaN.
 """
 
-import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GRPOConfig:
-    """What the estimator is. No field has a default: each one changes the gradient. Raises
-    ValueError for values out of range.
-    """
-
-    group_size: int  # candidates per context
-    # what rewards are centred and scaled with, within their group
-    advantage: Literal["mean", "mean_std"]
-    std_eps: float  # added to the standard deviation; not read by "mean"
-    # groups without signal: "keep" them in the normalisers and the KL term, or give them no weight
-    dead_groups: Literal["keep", "drop"]
-    loss_normalisation: Literal["token_mean", "sequence_mean", "constant"]
-    constant_length: int  # tokens every sequence is divided by; read by "constant" only
-    importance: Literal["none", "token", "sequence"]
-    clip_low: float  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float
-    kl: Literal["none", "k1_in_reward", "k3_in_loss"]
-    kl_coefficient: float
-    temperature: float  # of the sampling policy; log-probabilities are of logits / temperature
-
-    def __post_init__(self):
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"GRPOConfig.{field} must be one of {', '.join(allowed)}, got"
-                    f" {getattr(self, field)!r}."
-                )
-        _require(
-            self.group_size >= 2,
-            "group_size",
-            self.group_size,
-            "at least 2: a group of one has no relative advantage",
-        )
-        _require(self.std_eps >= 0, "std_eps", self.std_eps, "0 or more")
-        _require(
-            self.constant_length >= 1, "constant_length", self.constant_length, "at least 1 token"
-        )
-        _require(
-            0 <= self.clip_low <= 1,
-            "clip_low",
-            self.clip_low,
-            "in [0, 1]: a ratio is never negative",
-        )
-        _require(self.clip_high >= 0, "clip_high", self.clip_high, "0 or more")
-        _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "0 or more")
-        _require(
-            self.temperature > 0,
-            "temperature",
-            self.temperature,
-            "above 0: greedy replies have no policy gradient",
-        )
-
-
-_CHOICES = {
-    "advantage": ("mean", "mean_std"),
-    "dead_groups": ("keep", "drop"),
-    "loss_normalisation": ("token_mean", "sequence_mean", "constant"),
-    "importance": ("none", "token", "sequence"),
-    "kl": ("none", "k1_in_reward", "k3_in_loss"),
-}
-
-
-def _require(holds: bool, field: str, value: object, expected: str) -> None:
-    if not holds:  # written so that NaN, for which every comparison is false, is refused too
-        raise ValueError(f"GRPOConfig.{field} must be {expected}, got {value}.")
-
-
-PAPER = GRPOConfig(
-    group_size=8,
-    advantage="mean_std",
-    std_eps=1e-6,
-    dead_groups="keep",
-    loss_normalisation="token_mean",
-    constant_length=2048,
-    importance="token",
-    clip_low=0.2,
-    clip_high=0.2,
-    kl="k3_in_loss",
-    kl_coefficient=0.001,
-    temperature=1.0,
-)
-"""The settings of arXiv 2605.20477 as far as facts are known (group size, KL coefficient); the rest
-follows GRPO and common libraries.
-"""
-
+from ictjax.config import GRPOConfig
 
 # Advantages.
 

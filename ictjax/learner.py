@@ -5,10 +5,9 @@ Nothing here builds [B, T, V] logits: hidden states are gathered at the response
 vocabulary is visited one chunk of positions at a time, and in the backward pass again.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from ictjax import grpo
 from ictjax.batch import Batch
+from ictjax.config import GRPOConfig, LearnerConfig, LoraConfig, OptimizerConfig
 from ictjax.mesh import BATCH
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
-from ictjax.models.lora import LoraConfig, with_adapter
+from ictjax.models.lora import with_adapter
 
 Params = Any  # a pytree of arrays
 Metrics = dict[str, Float[Array, ""]]
@@ -78,69 +78,6 @@ def transformer_policy(
         unembed=functools.partial(transformer.unembed, config),
         combine=combine if adapted else _trained_alone,
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with a global-norm clip, a linear warm-up and a constant or cosine learning rate."""
-
-    learning_rate: float  # after the warm-up
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    total_steps: int = 1  # where "cosine" reaches 0, the warm-up included; not read by "constant"
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # of every parameter, norms and biases included
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self):
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(
-                f"OptimizerConfig.schedule must be constant or cosine, got {self.schedule!r}."
-            )
-        for field in ("learning_rate", "warmup_steps", "eps", "weight_decay"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(
-                    f"OptimizerConfig.{field} must be 0 or more, got {getattr(self, field)}."
-                )
-        for field in ("b1", "b2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(
-                    f"OptimizerConfig.{field} must be in [0, 1), got {getattr(self, field)}."
-                )
-        if not self.max_grad_norm > 0:
-            raise ValueError(
-                f"OptimizerConfig.max_grad_norm must be above 0, got {self.max_grad_norm}."
-            )
-        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
-            raise ValueError(
-                f"OptimizerConfig.total_steps must exceed warmup_steps={self.warmup_steps} for a"
-                f" cosine, got {self.total_steps}."
-            )
-
-
-PAPER_OPTIMIZER = OptimizerConfig(learning_rate=3e-6)
-"""The learning rate of arXiv 2605.20477 for a 7B reflector; the rest is not known and set to common
-values.
-"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnerConfig:
-    """How an update is computed; only `epochs` changes what it computes."""
-
-    num_microbatches: int = 1  # gradients are accumulated over so many parts of the batch
-    epochs: int = 1  # optimizer steps on the same batch
-    # response positions of each row whose logits exist at the same time
-    positions_per_chunk: int = 256
-
-    def __post_init__(self):
-        for field in ("num_microbatches", "epochs", "positions_per_chunk"):
-            if getattr(self, field) < 1:
-                raise ValueError(
-                    f"LearnerConfig.{field} must be at least 1, got {getattr(self, field)}."
-                )
 
 
 class LearnerState(NamedTuple):
@@ -281,7 +218,7 @@ def token_logprobs(
 
 def make_update(
     policy: Policy,
-    config: grpo.GRPOConfig,
+    config: GRPOConfig,
     optimizer: optax.GradientTransformation,
     learner_config: LearnerConfig,
     *,

@@ -11,15 +11,13 @@ host's sampler and worker pool run on a mesh of `jax.local_devices()`, so that n
 another host.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+from ictjax.config import AXES, MeshConfig
 
 # Logical axis of a weight -> mesh axes.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -34,54 +32,6 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 TRAINED_RULES = {**RULES, "embed": ("data", "fsdp")}
 BATCH = PartitionSpec(("data", "fsdp"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """The sizes of a mesh; their product is the number of devices. All 1: the default device,
-    without a mesh.
-    """
-
-    data: int = 1  # copies of the frozen weights, each with rows of its own
-    fsdp: int = 1  # parts that the width of the weights is split into
-    tensor: int = 1  # parts that heads, feed-forward and vocabulary are split into
-
-    def __post_init__(self) -> None:
-        for name in AXES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"mesh {name} is {getattr(self, name)}: give at least 1")
-
-    @property
-    def num_devices(self) -> int:
-        """Devices of the mesh."""
-        return self.data * self.fsdp * self.tensor
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RoleMeshes:
-    """One mesh per role. With one shared base both must be the same; the update runs on the
-    reflector's.
-    """
-
-    actor: MeshConfig
-    reflector: MeshConfig
-
-
-def _both(**sizes: int) -> RoleMeshes:
-    return RoleMeshes(actor=MeshConfig(**sizes), reflector=MeshConfig(**sizes))
-
-
-# Made for 7B models with 4 kv heads: tensor beyond 4 would keep every kv head twice, so the other
-# devices are copies (data).
-MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
-    {
-        "h200": _both(),
-        "v5e-8": _both(data=2, tensor=4),
-        "v5e-16": _both(data=4, tensor=4),
-        "v6e-8": _both(data=2, tensor=4),
-        "v5p-8": _both(tensor=4),  # the name counts cores: four chips, which are JAX's devices
-    }
-)
 
 
 def make_mesh(

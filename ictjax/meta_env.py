@@ -11,58 +11,19 @@ import functools
 import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from envs.api import GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.chat import ChatTokenizer
+from ictjax.config import MetaConfig, ReflectorConfig, RolloutConfig
 from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
-from ictjax.reflector import ReflectorConfig, parse_reply, reflector_messages
-from ictjax.rollout import Episode, RolloutConfig, parse_failures, rollout, success_rate
+from ictjax.reflector import parse_reply, reflector_messages
+from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_files import write_lines
 from ictjax.sampler import Generation, Request, Sampler
 
 Progress = Callable[[str, int, int], None]  # phase, finished, total
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MetaConfig:
-    """What a context is and how a candidate is rewarded."""
-
-    contexts_per_iteration: int
-    games_per_context: int  # k: games the reflector reads, and those of the replay reward
-    # other games of the family, the same for all candidates of a context; may outnumber k
-    fresh_games: int
-    # reward = replay_weight * replay + (1 - replay_weight) * fresh; 1 is the paper's reward
-    replay_weight: float
-    meta_turns: int  # after as many prompts a loop restarts with the initial prompt
-    # contexts of the current reflector, or of the base reflector before training (the paper)
-    collection: Literal["online", "precollected"]
-    precollected_loops: int  # read by "precollected" only
-    malformed_reward: float  # of a reply without a usable prompt; a won game is 1, a lost one 0
-
-    def __post_init__(self):
-        for name in ("contexts_per_iteration", "games_per_context", "meta_turns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"meta.{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.replay_weight <= 1:
-            raise ValueError(
-                f"meta.replay_weight must lie between 0 and 1, got {self.replay_weight}."
-            )
-        if self.replay_weight < 1 and self.fresh_games < 1:
-            raise ValueError(
-                "meta.fresh_games must be at least 1 when meta.replay_weight is below 1, got"
-                f" {self.fresh_games}."
-            )
-        if self.collection not in ("online", "precollected"):
-            raise ValueError(
-                f"meta.collection must be 'online' or 'precollected', got {self.collection!r}."
-            )
-        if self.collection == "precollected" and self.precollected_loops < 1:
-            raise ValueError(
-                "meta.precollected_loops must be at least 1 for precollected contexts, got"
-                f" {self.precollected_loops}."
-            )
 
 
 class Loop(NamedTuple):

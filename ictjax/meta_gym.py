@@ -17,12 +17,13 @@ from envs.local import LocalPool
 from envs.pool import WorkerPool
 from ictjax import keys, meta_env
 from ictjax.chat import ChatTokenizer
+from ictjax.config import ReflectorConfig, RolloutConfig, SamplerConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.policy import FunctionActor, Policy
 from ictjax.records import Context, Message, Trajectory
-from ictjax.reflector import ReflectorConfig, reflector_messages
-from ictjax.rollout import Episode, RolloutConfig, parse_failures, rollout, success_rate
-from ictjax.sampler import Sampler, SamplerConfig
+from ictjax.reflector import reflector_messages
+from ictjax.rollout import Episode, parse_failures, rollout, success_rate
+from ictjax.sampler import Sampler
 
 INITIAL_PROMPT = """\
 You play a text game. Every turn shows you what happened and what you may do; reach the goal of \

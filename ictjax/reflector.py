@@ -5,10 +5,11 @@ system prompt.
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from envs.api import Outcome
 from ictjax.actions import after_thinking
+from ictjax.config import ReflectorConfig
 from ictjax.records import Context, Message, ParseFailure, Trajectory, Turn
 
 SYSTEM_PROMPT = """\
@@ -39,34 +40,6 @@ REQUEST = (
 
 _HEADING = r"^[\s#>*_`]*(?:\d+[.)]\s*)?[*_`]*{name}\s*[*_`]*\s*:[*_`]*"
 _ANALYSIS, _PROMPT = r"analysis", r"improved\s+prompt"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReflectorConfig:
-    """How episodes are shown to the reflector, and the limits of what it writes. Lengths are in the
-    reflector's tokens.
-    """
-
-    style: Literal["full", "compact"]  # "compact" is for word-level pocket models
-    # budget of the conversation before the reply; middle turns are dropped to meet it
-    max_context_tokens: int
-    max_reply_tokens: int
-    max_prompt_tokens: int  # a longer improved prompt counts as PROMPT_TOO_LONG
-    head_turns: int | None = None  # turns shown from the start of an episode; None shows all
-    tail_turns: int | None = None  # turns shown from its end; None shows all
-    show_thoughts: bool = False
-
-    def __post_init__(self):
-        if self.style not in ("full", "compact"):
-            raise ValueError(f"reflector.style must be 'full' or 'compact', got {self.style!r}.")
-        for name in ("max_context_tokens", "max_reply_tokens", "max_prompt_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reflector.{name} must be at least 1, got {getattr(self, name)}.")
-        if (self.head_turns is None) != (self.tail_turns is None):
-            raise ValueError(
-                "reflector.head_turns and reflector.tail_turns are set together: give both, or"
-                " neither to show all turns."
-            )
 
 
 class Reflection(NamedTuple):
@@ -121,8 +94,8 @@ def reflector_messages(
     if (size := count_tokens(best)) > config.max_context_tokens:
         raise ValueError(
             f"A context of {len(context.trajectories)} episodes needs {size} tokens without any"
-            f" turn, reflector.max_context_tokens is {config.max_context_tokens}: raise it, lower"
-            " reflector.max_prompt_tokens, or show fewer games."
+            f" turn, reflection.max_context_tokens is {config.max_context_tokens}: raise it, lower"
+            " reflection.max_prompt_tokens, or show fewer games."
         )
     return best
 

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ictjax.config import RoleConfig, TrainConfig
+from ictjax.config import LoraConfig
 from ictjax.mesh import TRAINED_RULES, open_mesh, param_shardings
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.models.hf.reader import read_config
-from ictjax.models.lora import LoraConfig, adapter_axes, init_adapter, with_adapter
+from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
 from ictjax.models.transformer import Params, param_axes
+from ictjax.run_config import RoleConfig, TrainConfig
 from ictjax.sampler import sampling_weights
 
 

@@ -11,40 +11,13 @@ from envs.api import GameId, Outcome, Pool, PoolEvent
 from ictjax import keys
 from ictjax.actions import parse_react
 from ictjax.chat import ChatTokenizer
+from ictjax.config import RolloutConfig
 from ictjax.records import Message, ParseFailure, Trajectory, Turn
 from ictjax.sampler import Generation, Request, Sampler
 
 # How long one wait for an environment may last when nothing is left to decode. Deadlines are the
 # pool's; this only bounds a single poll.
 _POLL_S = 1.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """How the actor plays. Limits: per episode (`max_steps`), per turn (`max_turn_tokens`), and the
-    sampler's context for both together.
-    """
-
-    max_steps: int
-    max_turn_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    show_actions: bool = False  # list the available actions below each observation
-    # starts this long wait for the first episode of their system prompt, whose prefix they then
-    # share
-    share_min_tokens: int = 256
-    # how long to wait for more environment answers before decoding without them
-    gather_s: float = 0.002
-
-    def __post_init__(self):
-        for name in ("max_steps", "max_turn_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.temperature < 0:
-            raise ValueError(
-                f"rollout.temperature must be 0 (greedy) or above, got {self.temperature}."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from ictjax import grpo, keys, meta_env
 from ictjax.batch import Batch, pack
 from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import Checkpointer
-from ictjax.config import TrainConfig
 from ictjax.learner import (
     init_state,
     make_optimizer,
@@ -28,6 +27,7 @@ from ictjax.mesh import split_rows
 from ictjax.metrics import MetricsWriter
 from ictjax.records import Candidate
 from ictjax.roles import initial_weights, load_roles
+from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
 from ictjax.sampler import Sampler
 
@@ -106,12 +106,12 @@ def train(
             pool=pool,
             games={
                 family: environment.games(family, "train")
-                for family in config.environment.train_families
+                for family in config.task.environment.train_families
             },
-            initial_prompt=config.initial_prompt,
+            initial_prompt=config.task.initial_prompt,
             key=keys.root_key(config.seed),
             meta=config.meta,
-            rollout=config.rollout,
+            rollout=config.task.rollout,
             reflector_config=config.reflection,
             temperature=config.grpo.temperature,
             progress=None if progress is None else progress.phase,

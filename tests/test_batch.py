@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ictjax.batch import BatchConfig, pack
+from ictjax.batch import pack
+from ictjax.config import BatchConfig
 
 CONFIG = BatchConfig(num_rows=3, token_buckets=(6, 12), response_buckets=(3, 5))
 
@@ -104,5 +105,5 @@ def test_bad_samples_are_named(arguments, message):
     ],
 )
 def test_bad_configs_are_named(field, value):
-    with pytest.raises(ValueError, match=f"BatchConfig.{field}"):
+    with pytest.raises(ValueError, match=f"batch.{field}"):
         dataclasses.replace(CONFIG, **{field: value})

@@ -63,9 +63,9 @@ def test_values_that_do_not_fit(capsys, models, tmp_path):
 
 
 def test_unknown_family_and_environment(capsys, models, tmp_path):
-    argv = flags(models, tmp_path / "run", "--environment.train-families", "castle")
+    argv = flags(models, tmp_path / "run", "--task.environment.train-families", "castle")
     refused(capsys, train.main, argv, "'castle'", "bell, door, lamp")
-    argv = flags(models, tmp_path / "run", "--environment.name", "chess")
+    argv = flags(models, tmp_path / "run", "--task.environment.name", "chess")
     refused(capsys, train.main, argv, "'chess'", "minihack")
     assert not (tmp_path / "run").exists()
 
@@ -106,7 +106,7 @@ def test_too_little_disk(capsys, models, tmp_path, monkeypatch):
 def test_evaluate_without_checkpoint(capsys, models, tmp_path):
     refused(capsys, evaluate.main, [], "--run-dir is missing")
     from experiments.presets import PRESETS
-    from ictjax.config import to_dict
+    from ictjax.run_config import to_dict
 
     config = to_dict(PRESETS["fake-tiny"].with_models(*map(str, models)))
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -12,11 +12,12 @@ from tiny import save_tiny_model
 from experiments import export
 from experiments.presets import PRESETS
 from ictjax.checkpoint import Checkpointer
-from ictjax.config import to_dict
+from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
 from ictjax.models.hf import load_checkpoint
-from ictjax.models.lora import LoraConfig, init_adapter, merge
+from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import load_adapter
+from ictjax.run_config import to_dict
 
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
 

@@ -11,9 +11,10 @@ import transformers
 
 from experiments import generate
 from ictjax.chat import ChatTokenizer
+from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
-from ictjax.models.lora import LoraConfig, init_adapter, merge
+from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import save_adapter
 from ictjax.models.transformer import abstract_params, forward, unembed
 from ictjax.records import Message

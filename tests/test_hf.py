@@ -16,8 +16,9 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from ictjax import mesh as meshes
-from ictjax.models.config import FAMILIES, ModelConfig, RopeScaling
+from ictjax.models.config import ModelConfig, RopeScaling
 from ictjax.models.hf import hub, load_checkpoint, reader, save_checkpoint
+from ictjax.models.hf.translate import FAMILIES, model_from_hf, model_to_hf
 from ictjax.models.transformer import param_axes
 
 TINY = ModelConfig(
@@ -352,13 +353,11 @@ def test_save_refuses_what_the_layout_cannot_hold(tmp_path):
 
 
 def test_older_config_fields():
-    data = TINY.to_hf()
+    data = model_to_hf(TINY)
     for name in ("rope_parameters", "head_dim", "dtype"):
         del data[name]
     data |= {"torch_dtype": "float16", "rope_theta": 500.0}
-    assert ModelConfig.from_hf(data) == dataclasses.replace(
-        TINY, rope_theta=500.0, param_dtype="float16"
-    )
+    assert model_from_hf(data) == dataclasses.replace(TINY, rope_theta=500.0, param_dtype="float16")
 
 
 def test_refuses_a_tokenizer_with_more_ids_than_embeddings(folder):

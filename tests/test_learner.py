@@ -8,12 +8,10 @@ import optax
 import pytest
 
 from ictjax import grpo
-from ictjax.batch import Batch, BatchConfig, pack
+from ictjax.batch import Batch, pack
 from ictjax.checkpoint import Checkpointer
+from ictjax.config import PAPER, PAPER_OPTIMIZER, BatchConfig, LearnerConfig, OptimizerConfig
 from ictjax.learner import (
-    PAPER_OPTIMIZER,
-    LearnerConfig,
-    OptimizerConfig,
     Policy,
     init_state,
     learning_rate,
@@ -35,7 +33,7 @@ MODEL = ModelConfig(
     head_dim=4,
     tie_embeddings=True,
 )
-GRPO = dataclasses.replace(grpo.PAPER, kl_coefficient=0.1)
+GRPO = dataclasses.replace(PAPER, kl_coefficient=0.1)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 SHAPES = BatchConfig(num_rows=4, token_buckets=(8, 16), response_buckets=(4, 8))
 

@@ -10,19 +10,19 @@ import optax
 import pytest
 from flax import nnx
 
-from ictjax import grpo
-from ictjax.batch import BatchConfig, pack
-from ictjax.learner import (
+from ictjax.batch import pack
+from ictjax.config import (
+    PAPER,
+    BatchConfig,
     LearnerConfig,
+    LoraConfig,
     OptimizerConfig,
-    init_state,
-    make_optimizer,
-    make_update,
-    transformer_policy,
+    SamplerConfig,
 )
+from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
 from ictjax.models import lora, transformer
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Request, Sampler, SamplerConfig, raw_key, sampling_weights
+from ictjax.sampler import Request, Sampler, raw_key, sampling_weights
 
 MODEL = ModelConfig(
     vocab_size=23,
@@ -34,7 +34,7 @@ MODEL = ModelConfig(
     head_dim=4,
     max_positions=64,
 )
-LORA = lora.LoraConfig(rank=3, alpha=6.0)
+LORA = LoraConfig(rank=3, alpha=6.0)
 SIZES = SamplerConfig(
     num_slots=2,
     max_len=32,
@@ -108,7 +108,7 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_equals_the_merged_weigh
 
 def test_one_projection_by_hand(base):
     """The definition, for o: y = x W + (alpha / rank) (x A) B."""
-    only_o = lora.LoraConfig(rank=1, alpha=2.0, targets=("o",))
+    only_o = LoraConfig(rank=1, alpha=2.0, targets=("o",))
     factors = {
         "o_lora_a": jnp.zeros((2, 4, 4, 1)).at[1, 2, 3, 0].set(5.0),
         "o_lora_b": jnp.zeros((2, 1, 16)).at[1, 0, 7].set(3.0),
@@ -129,7 +129,7 @@ def test_filters_tell_trained_from_frozen(logits):
     assert (
         sum(leaf.size for leaf in jax.tree.leaves(frozen))
         == MODEL.num_params
-        == lora.num_params(MODEL, lora.LoraConfig())
+        == lora.num_params(MODEL, LoraConfig())
     )
     assert {
         name: leaf.shape for name, leaf in trained.items() if name.startswith(("q", "o", "down"))
@@ -166,7 +166,7 @@ def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter)
     """dL/dA and dL/dB of the update equal those through `merge`; the reference is the base with its
     adapter off.
     """
-    config = dataclasses.replace(grpo.PAPER, kl_coefficient=0.1)
+    config = dataclasses.replace(PAPER, kl_coefficient=0.1)
     policy = transformer_policy(MODEL, remat=False, lora=LORA)
     optimizer = optax.sgd(1.0)
     update = make_update(policy, config, optimizer, LearnerConfig(positions_per_chunk=4))
@@ -196,7 +196,7 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
     assert buffers() - before == size
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     update = make_update(
-        transformer_policy(MODEL, remat=False, lora=LORA), grpo.PAPER, optimizer, LearnerConfig()
+        transformer_policy(MODEL, remat=False, lora=LORA), PAPER, optimizer, LearnerConfig()
     )
     state = init_state(adapter, optimizer)
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -267,12 +267,12 @@ def test_the_sampler_decodes_with_the_adapter(base, adapter):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: lora.LoraConfig(rank=-1), "lora.rank is -1"),
-        (lambda: lora.LoraConfig(rank=2, alpha=0.0), "lora.alpha is 0.0"),
-        (lambda: lora.LoraConfig(rank=2, targets=("q", "wq")), "lora.targets are q, wq"),
-        (lambda: lora.LoraConfig(rank=2, targets=("q", "q")), "each once"),
+        (lambda: LoraConfig(rank=-1), "lora.rank is -1"),
+        (lambda: LoraConfig(rank=2, alpha=0.0), "lora.alpha is 0.0"),
+        (lambda: LoraConfig(rank=2, targets=("q", "wq")), "lora.targets are q, wq"),
+        (lambda: LoraConfig(rank=2, targets=("q", "q")), "each once"),
         (
-            lambda: lora.init_adapter(MODEL, lora.LoraConfig(), jax.random.key(0)),
+            lambda: lora.init_adapter(MODEL, LoraConfig(), jax.random.key(0)),
             "there is no adapter",
         ),
     ],

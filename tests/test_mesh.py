@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from ictjax import grpo, mesh
-from ictjax.batch import BatchConfig, pack
-from ictjax.learner import (
+from ictjax import mesh
+from ictjax.batch import pack
+from ictjax.config import (
+    MESHES,
+    PAPER,
+    BatchConfig,
     LearnerConfig,
+    LoraConfig,
+    MeshConfig,
     OptimizerConfig,
+)
+from ictjax.learner import (
     init_state,
     make_optimizer,
     make_update,
@@ -28,7 +35,7 @@ from ictjax.sampler import sampling_weights
 MODEL = ModelConfig(
     vocab_size=32, num_layers=1, d_model=16, d_ff=32, num_heads=8, num_kv_heads=4, head_dim=4
 )
-RANK_2 = lora.LoraConfig(rank=2, alpha=4.0)
+RANK_2 = LoraConfig(rank=2, alpha=4.0)
 
 
 def test_rules_split_what_they_divide():
@@ -68,14 +75,14 @@ def test_kv_heads_on_more_devices_than_there_are(num_heads, num_kv_heads, tensor
 
 def test_named_meshes_have_the_devices_of_their_names():
     chips = {"h200": 1, "v5e-8": 8, "v5e-16": 16, "v6e-8": 8, "v5p-8": 4}
-    assert {name: roles.reflector.num_devices for name, roles in mesh.MESHES.items()} == chips
+    assert {name: roles.reflector.num_devices for name, roles in MESHES.items()} == chips
     # one base serves both
-    assert all(roles.actor == roles.reflector for roles in mesh.MESHES.values())
-    assert mesh.open_mesh(mesh.MESHES["h200"].actor) is None
+    assert all(roles.actor == roles.reflector for roles in MESHES.values())
+    assert mesh.open_mesh(MESHES["h200"].actor) is None
     with pytest.raises(ValueError, match="mesh tensor is 0"):
-        mesh.MeshConfig(tensor=0)
+        MeshConfig(tensor=0)
     with pytest.raises(ValueError, match="does not use all 8 devices"):
-        mesh.open_mesh(mesh.MeshConfig(tensor=3))
+        mesh.open_mesh(MeshConfig(tensor=3))
 
 
 def batch():
@@ -111,7 +118,7 @@ def updated(config, lora_config, devices):
     learner_config = LearnerConfig(num_microbatches=2, positions_per_chunk=4)
     update = make_update(
         policy,
-        dataclasses.replace(grpo.PAPER, kl_coefficient=0.1),
+        dataclasses.replace(PAPER, kl_coefficient=0.1),
         optimizer,
         learner_config,
         shardings=state_shardings(state),
@@ -124,7 +131,7 @@ def updated(config, lora_config, devices):
 
 @pytest.mark.parametrize(
     ("lora_config", "sizes"),
-    [(RANK_2, (2, 1, 4)), (lora.LoraConfig(), (2, 2, 2))],
+    [(RANK_2, (2, 1, 4)), (LoraConfig(), (2, 2, 2))],
     ids=["lora_data2_tensor4", "all_data2_fsdp2_tensor2"],
 )
 def test_an_update_on_a_mesh_equals_the_one_on_one_device(lora_config, sizes):

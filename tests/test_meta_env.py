@@ -8,10 +8,9 @@ from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
 from ictjax import keys, meta_env
 from ictjax.chat import ChatTokenizer
-from ictjax.meta_env import MetaConfig, World
+from ictjax.config import MetaConfig, ReflectorConfig, RolloutConfig
+from ictjax.meta_env import World
 from ictjax.records import Candidate, ParseFailure
-from ictjax.reflector import ReflectorConfig
-from ictjax.rollout import RolloutConfig
 from tests.test_rollout import play
 from tests.tiny import ScriptedSampler, byte_tokenizer
 

@@ -18,10 +18,11 @@ import pytest
 from envs.api import GameId, Observation, Outcome, Step
 from envs.fake import FakeEnvironment
 from ictjax import MetaEnv
+from ictjax.config import ReflectorConfig
 from ictjax.meta_gym import INITIAL_PROMPT
 from ictjax.policy import FunctionActor
 from ictjax.records import Context, Message, ParseFailure
-from ictjax.reflector import ReflectorConfig, parse_reply
+from ictjax.reflector import parse_reply
 from ictjax.rollout import success_rate
 from tests.tiny import save_tiny_model
 
@@ -531,7 +532,7 @@ def test_a_preset_can_be_pointed_at_another_environment_without_its_options(caps
             [
                 "--preset",
                 "pocket-minihack",
-                "--environment.name",
+                "--task.environment.name",
                 "envs.fake:FakeEnvironment",
                 "--run-dir",
                 str(tmp_path / "run"),

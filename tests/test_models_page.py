@@ -12,9 +12,8 @@ from rich.console import Console
 from experiments import generate, plan_shapes
 from experiments.presets import PRESETS, on_named_mesh
 from experiments.run_dir import parse
-from ictjax.mesh import MESHES
-from ictjax.models.config import FAMILIES
-from ictjax.models.lora import LoraConfig
+from ictjax.config import MESHES, LoraConfig
+from ictjax.models.hf.translate import FAMILIES
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ictjax.config import LoraConfig
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import layout
-from ictjax.models.lora import LoraConfig, init_adapter, merge
+from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import load_adapter, save_adapter
 
 MODEL = ModelConfig(

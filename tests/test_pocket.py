@@ -72,8 +72,8 @@ def test_the_shipped_actor_obeys_its_prompt(preset, group):
     """The right lesson wins, none and the lesson of another family do not. Rates, not single games:
     the actor is a small network.
     """
-    families = preset.environment.train_families + preset.environment.heldout_families
-    environment = load_environment(preset.environment.name, preset.environment.options)
+    families = preset.task.environment.train_families + preset.task.environment.heldout_families
+    environment = load_environment(preset.task.environment.name, preset.task.environment.options)
     folder = model_folder(preset.actor.model)
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder)
@@ -86,7 +86,7 @@ def test_the_shipped_actor_obeys_its_prompt(preset, group):
             )
             for family in families
         },
-        "none": dict.fromkeys(families, preset.initial_prompt),
+        "none": dict.fromkeys(families, preset.task.initial_prompt),
     }
     cases = [
         (arm, family, game)
@@ -95,13 +95,13 @@ def test_the_shipped_actor_obeys_its_prompt(preset, group):
         for game in environment.games(family, "test")[:GAMES]
     ]
     with (
-        open_pool(preset.environment) as pool,
+        open_pool(preset.task.environment) as pool,
         Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler,
     ):
         episodes = [
             Episode(game=game, system_prompt=prompts[arm][family]) for arm, family, game in cases
         ]
-        played = rollout(sampler, chat, pool, episodes, preset.rollout)
+        played = rollout(sampler, chat, pool, episodes, preset.task.rollout)
     wins = {
         arm: [
             t.outcome == "success" for t, case in zip(played, cases, strict=True) if case[0] == arm

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.api import GameId, Outcome
+from ictjax.config import ReflectorConfig
 from ictjax.records import Context, ParseFailure, Trajectory, Turn
-from ictjax.reflector import Reflection, ReflectorConfig, parse_reply, reflector_messages
+from ictjax.reflector import Reflection, parse_reply, reflector_messages
 
 
 def turn(number, action="walk", failure=None):
@@ -113,7 +114,7 @@ def test_middle_turns_are_dropped_to_meet_the_budget_and_no_more_than_needed(bud
 
 
 def test_a_context_that_cannot_fit_is_refused():
-    with pytest.raises(ValueError, match="reflector.max_context_tokens is 20"):
+    with pytest.raises(ValueError, match="reflection.max_context_tokens is 20"):
         reflector_messages(context(trajectory([turn(1)])), config(max_context_tokens=20), words)
 
 
@@ -205,5 +206,5 @@ def test_parsing_never_raises_and_never_gives_an_empty_prompt(pieces):
     ],
 )
 def test_bad_settings_are_refused(changes):
-    with pytest.raises(ValueError, match="reflector"):
+    with pytest.raises(ValueError, match="reflection"):
         config(**changes)

@@ -7,15 +7,9 @@ from envs.api import GameId, Outcome
 from envs.pool import WorkerPool
 from ictjax import keys
 from ictjax.chat import ChatTokenizer
+from ictjax.config import RolloutConfig
 from ictjax.records import ParseFailure
-from ictjax.rollout import (
-    Episode,
-    RolloutConfig,
-    parse_failures,
-    rollout,
-    success_rate,
-    user_message,
-)
+from ictjax.rollout import Episode, parse_failures, rollout, success_rate, user_message
 from tests.tiny import ScriptedSampler, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ictjax.config import SamplerConfig
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Generation, Request, Sampler, SamplerConfig, raw_key
+from ictjax.sampler import Generation, Request, Sampler, raw_key
 from ictjax.sampler.step import sample
 
 MODEL = ModelConfig(

@@ -13,10 +13,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from ictjax import mesh as meshes
+from ictjax.config import SamplerConfig
 from ictjax.models import transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Request, Sampler, SamplerConfig, raw_key
+from ictjax.sampler import Request, Sampler, raw_key
 from ictjax.sampler.state import blank_rows
 from ictjax.sampler.step import turn
 from ictjax.sampler.weights import sampling_weights

@@ -18,12 +18,13 @@ from envs.pool import WorkerPool
 from experiments.evaluate import evaluate
 from experiments.presets import PRESETS
 from ictjax.checkpoint import Checkpointer
-from ictjax.config import differences, from_dict, to_dict
+from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
 from ictjax.metrics import read_metrics
-from ictjax.models.lora import LoraConfig, adapter_axes
+from ictjax.models.lora import adapter_axes
 from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.roles import initial_weights, load_roles
+from ictjax.run_config import differences, from_dict, to_dict
 from ictjax.train import train
 from tests.tiny import save_pair
 
@@ -148,7 +149,7 @@ def test_a_worker_that_dies_or_hangs_changes_no_number(
     start, uninterrupted, tmp_path, number, counter
 ):
     run_dir = tmp_path / "hit"
-    process = start(run_dir, "--environment.deadline-s", "2")
+    process = start(run_dir, "--task.environment.deadline-s", "2")
     while not read_metrics(run_dir):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -209,8 +210,11 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     config = dataclasses.replace(
         base.with_models(actor, reflector),
         iterations=15,
-        environment=dataclasses.replace(
-            base.environment, train_families=("door",), heldout_families=("lamp",)
+        task=dataclasses.replace(
+            base.task,
+            environment=dataclasses.replace(
+                base.task.environment, train_families=("door",), heldout_families=("lamp",)
+            ),
         ),
         evaluation=dataclasses.replace(base.evaluation, runs=12, test_games=2),
     )
@@ -331,12 +335,12 @@ def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
 def test_configurations_survive_json(name):
     config = PRESETS[name]
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-    changed = to_dict(
-        dataclasses.replace(
-            config, seed=7, rollout=dataclasses.replace(config.rollout, max_steps=3)
-        )
+    slower = dataclasses.replace(config.task.rollout, max_steps=3)
+    changed = dataclasses.replace(
+        config, seed=7, task=dataclasses.replace(config.task, rollout=slower)
     )
-    assert differences(to_dict(config), changed) == ["seed", "rollout.max_steps"]
+    found = differences(to_dict(config), to_dict(changed))
+    assert found == ["task.rollout.max_steps", "seed"]
 
 
 def test_configurations_of_other_versions_are_refused():

@@ -37,8 +37,9 @@ from experiments.pocket.lessons import (
     word_lesson,
 )
 from experiments.pocket.tokenizer import END, UNKNOWN
+from ictjax.config import ReflectorConfig
 from ictjax.records import Context, Trajectory, Turn
-from ictjax.reflector import ReflectorConfig, reflector_messages
+from ictjax.reflector import reflector_messages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

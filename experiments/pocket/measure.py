@@ -17,11 +17,11 @@ from experiments.presets import POCKET_ALFWORLD, POCKET_MINIHACK
 from experiments.run_dir import open_pool
 from ictjax import keys
 from ictjax.chat import ChatTokenizer
-from ictjax.config import TrainConfig
 from ictjax.meta_env import reflector_prompt_ids, sample_candidates
 from ictjax.models.hf import load_checkpoint
 from ictjax.records import Context, Trajectory
 from ictjax.rollout import Episode, rollout, success_rate
+from ictjax.run_config import TrainConfig
 from ictjax.sampler import Sampler
 
 _DISTRACTORS = 2
@@ -108,13 +108,13 @@ def _measure_actor(
     name: str,
 ) -> dict[str, Sequence[Trajectory]]:
     """Adds the success under every arm to `rows`; returns the episodes without a lesson."""
-    environment = load_environment(preset.environment.name, preset.environment.options)
+    environment = load_environment(preset.task.environment.name, preset.task.environment.options)
     games = {family: environment.games(family, "test")[:test_games] for family in rows}
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder)
     novices: dict[str, Sequence[Trajectory]] = {}
     with (
-        open_pool(preset.environment) as pool,
+        open_pool(preset.task.environment) as pool,
         Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler,
     ):
         task = progress.add_task(f"actor, {name}", total=len(ARMS) * len(rows), note="")
@@ -126,7 +126,7 @@ def _measure_actor(
                     )
                     for game in games[family]
                 ]
-                played = rollout(sampler, chat, pool, episodes, preset.rollout)
+                played = rollout(sampler, chat, pool, episodes, preset.task.rollout)
                 rows[family][arm] = success_rate(played) or 0.0
                 if arm == "none":
                     novices[family] = played

@@ -1,51 +1,13 @@
-"""The shape of one decoder, and its translation from and to a Hugging Face `config.json`."""
+"""The shape of one decoder."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
-
-from transformers import AutoConfig, PretrainedConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
-_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours -> Hugging Face's name
-_SCALINGS = ("linear", "llama3", "yarn")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Family:
-    """What the code of one Hugging Face model type fixes, and its `config.json` therefore does not
-    say.
-    """
-
-    architecture: str
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of ModelConfig
-    activation_key: str = "hidden_act"
-
-
-FAMILIES: Mapping[str, _Family] = {
-    "qwen2": _Family(architecture="Qwen2ForCausalLM", fixed={"qkv_bias": True}),
-    "qwen3": _Family(architecture="Qwen3ForCausalLM", fixed={"qk_norm": True}),
-    "llama": _Family(architecture="LlamaForCausalLM"),
-    "gemma3_text": _Family(
-        architecture="Gemma3ForCausalLM",
-        fixed={
-            "qk_norm": True,
-            "sandwich_norms": True,
-            "norm_offset": True,
-            "scale_embeddings": True,
-        },
-        activation_key="hidden_activation",
-    ),
-}
-
-# Keys of a config.json that change what a model computes, and that this decoder does not implement.
-_REFUSED = (
-    "quantization_config",
-    "final_logit_softcapping",
-    "attn_logit_softcapping",
-    "use_bidirectional_attention",
-)
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours -> Hugging Face's name
+SCALINGS = ("linear", "llama3", "yarn")
+# Hugging Face model types; hf/translate.py says what each of them fixes.
+FAMILIES = ("qwen2", "qwen3", "llama", "gemma3_text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +25,9 @@ class RopeScaling:
     attention_factor: float = 1.0  # yarn: multiplies cosines and sines
 
     def __post_init__(self) -> None:
-        if self.kind not in _SCALINGS:
+        if self.kind not in SCALINGS:
             raise ValueError(
-                f"rope scaling is {self.kind!r}: implemented are {', '.join(_SCALINGS)}"
+                f"rope scaling is {self.kind!r}: implemented are {', '.join(SCALINGS)}"
             )
         if self.factor < 1:
             raise ValueError(f"rope scaling has factor {self.factor}: give at least 1")
@@ -136,7 +98,7 @@ class ModelConfig:
             raise ValueError(f"head_dim {self.head_dim} is odd: rotary embeddings rotate pairs")
         for name, choices in (
             ("family", FAMILIES),
-            ("activation", _ACTIVATIONS),
+            ("activation", ACTIVATIONS),
             ("dtype", DTYPES[:2]),
             ("param_dtype", DTYPES),
         ):
@@ -218,226 +180,3 @@ class ModelConfig:
         if not self.tie_embeddings:
             top |= {"head": ("embed", "vocab")}
         return top, {name: ("layers", *axes) for name, axes in layer.items()}
-
-    @classmethod
-    def from_hf(cls, data: Mapping[str, Any]) -> "ModelConfig":
-        """Reads the contents of a `config.json`; what it leaves out has the default of its family
-        in Hugging Face transformers.
-
-        Weights are in the file's `dtype` (`torch_dtype` in older files), float32 if it says
-        nothing. Activations are too, or in float32 where weights are float16.
-
-        Raises:
-          ValueError: another architecture, or an option that this decoder does not implement.
-        """
-        family = data.get("model_type")
-        architectures = data.get("architectures") or [
-            FAMILIES[family].architecture if family in FAMILIES else None
-        ]
-        if family not in FAMILIES or FAMILIES[family].architecture not in architectures:
-            known = ", ".join(f"{each.architecture} ({name})" for name, each in FAMILIES.items())
-            raise ValueError(
-                f"config.json names model_type {family!r} and architectures {architectures}:"
-                f" supported are {known}"
-            )
-        try:
-            hf = AutoConfig.for_model(**data)
-        except (
-            Exception
-        ) as error:  # transformers checks types and values, and raises whatever its checks raise
-            detail = " ".join(str(error).split())
-            raise ValueError(
-                f"config.json cannot be read as {family} ({detail}): take the file that the"
-                " checkpoint came with"
-            ) from error
-        for name in _REFUSED:
-            if getattr(hf, name, None):
-                raise _not_implemented(name, getattr(hf, name))
-        activation = getattr(hf, FAMILIES[family].activation_key)
-        if activation not in _ACTIVATIONS.values():
-            raise _not_implemented(FAMILIES[family].activation_key, activation)
-        sliding_layers = _sliding_layers(hf)
-        rope = dict(hf.rope_parameters or {})
-        local = dict(rope.get("sliding_attention") or {})
-        if local and _scaling(local, hf.max_position_embeddings) is not None:
-            raise _not_implemented("rope_parameters of sliding_attention", local)
-        rope = dict(rope.get("full_attention") or rope)
-        scaling = _scaling(rope, hf.max_position_embeddings)
-        positions = hf.max_position_embeddings
-        # published configs keep the unstretched length there
-        if scaling is not None and scaling.kind == "yarn":
-            positions = max(positions, int(scaling.factor * scaling.original_max_positions))
-        dtype = str(data.get("dtype") or data.get("torch_dtype") or "float32").removeprefix(
-            "torch."
-        )
-        if dtype not in DTYPES:
-            raise _not_implemented("dtype", dtype)
-        attention_bias = bool(getattr(hf, "attention_bias", False))
-        fields: dict[str, Any] = {
-            "family": family,
-            "vocab_size": hf.vocab_size,
-            "num_layers": hf.num_hidden_layers,
-            "d_model": hf.hidden_size,
-            "d_ff": hf.intermediate_size,
-            "num_heads": hf.num_attention_heads,
-            "num_kv_heads": hf.num_key_value_heads,
-            "head_dim": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
-            "rope_theta": float(rope["rope_theta"]),
-            "rope_scaling": scaling,
-            "local_rope_theta": float(local["rope_theta"]) if local else None,
-            "sliding_window": hf.sliding_window if any(sliding_layers) else None,
-            "sliding_layers": sliding_layers,
-            "norm_eps": float(hf.rms_norm_eps),
-            "qkv_bias": attention_bias,
-            "o_bias": attention_bias,
-            "mlp_bias": bool(getattr(hf, "mlp_bias", False)),
-            "activation": next(
-                ours for ours, theirs in _ACTIVATIONS.items() if theirs == activation
-            ),
-            "attention_scale": (
-                hf.query_pre_attn_scalar**-0.5 if hasattr(hf, "query_pre_attn_scalar") else None
-            ),
-            "tie_embeddings": bool(hf.tie_word_embeddings),
-            "max_positions": positions,
-            "dtype": "float32" if dtype == "float16" else dtype,
-            "param_dtype": dtype,
-        }
-        return cls(**{**fields, **FAMILIES[family].fixed})
-
-    def to_hf(self) -> dict[str, Any]:
-        """The contents of a `config.json` that Hugging Face transformers reads as the same model.
-
-        Raises:
-          ValueError: the family cannot hold one of the fields (Qwen2 always has biases, for
-            example).
-        """
-        family = FAMILIES[self.family]
-        full: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
-        if self.rope_scaling is not None:
-            full |= _scaling_to_hf(self.rope_scaling)
-        data: dict[str, Any] = {
-            "architectures": [family.architecture],
-            "model_type": self.family,
-            "vocab_size": self.vocab_size,
-            "num_hidden_layers": self.num_layers,
-            "hidden_size": self.d_model,
-            "intermediate_size": self.d_ff,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            family.activation_key: _ACTIVATIONS[self.activation],
-            "rope_theta": self.rope_theta,
-            "rope_parameters": full,
-            "rms_norm_eps": self.norm_eps,
-            "tie_word_embeddings": self.tie_embeddings,
-            "max_position_embeddings": self.max_positions,
-            "dtype": self.param_dtype,
-        }
-        if self.rope_scaling is not None:
-            data["rope_scaling"] = full  # what readers before transformers 5 look at
-        if self.family in ("qwen2", "qwen3"):
-            data["use_sliding_window"] = any(self.sliding_layers)
-        if self.family != "llama":
-            kinds = self.sliding_layers or (False,) * self.num_layers
-            data["layer_types"] = [
-                "sliding_attention" if sliding else "full_attention" for sliding in kinds
-            ]
-            data["sliding_window"] = self.sliding_window
-        if self.family != "qwen2":
-            data["attention_bias"] = self.qkv_bias
-        if self.family == "llama":
-            data["mlp_bias"] = self.mlp_bias
-        if self.local_rope_theta is not None:
-            data["rope_parameters"] = {
-                "full_attention": full,
-                "sliding_attention": {"rope_type": "default", "rope_theta": self.local_rope_theta},
-            }
-            data["rope_local_base_freq"] = self.local_rope_theta
-        if self.attention_scale is not None:
-            scalar = self.attention_scale**-2
-            data["query_pre_attn_scalar"] = (
-                round(scalar) if math.isclose(scalar, round(scalar)) else scalar
-            )
-        again = ModelConfig.from_hf(data)
-        for field in dataclasses.fields(self):
-            mine, read = getattr(self, field.name), getattr(again, field.name)
-            # of activations: config.json names the dtype of the weights only
-            if mine != read and field.name != "dtype":
-                raise ValueError(
-                    f"{field.name} is {mine!r}, which a {self.family} checkpoint cannot hold (it"
-                    f" would be read as {read!r})"
-                )
-        return data
-
-
-def _not_implemented(name: str, value: Any) -> ValueError:
-    return ValueError(
-        f"config.json sets {name} to {value!r}, which this decoder does not implement: use a"
-        " checkpoint without it"
-    )
-
-
-def _sliding_layers(hf: PretrainedConfig) -> tuple[bool, ...]:
-    kinds = getattr(hf, "layer_types", None) or ()
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise _not_implemented("layer_types", kind)
-    sliding = tuple(kind == "sliding_attention" for kind in kinds)
-    return sliding if any(sliding) else ()
-
-
-def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
-    """Reads one set of `rope_parameters`."""
-    kind = rope.get("rope_type", "default")
-    if (rope.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise _not_implemented("partial_rotary_factor", rope["partial_rotary_factor"])
-    if kind == "default":
-        return None
-    # "dynamic" rotates by the length of the longest row so far: cached keys would go stale
-    if kind not in _SCALINGS:
-        raise _not_implemented("rope_type", kind)
-    original = rope.get("original_max_position_embeddings") or max_positions
-    factor = float(rope.get("factor") or max_positions / original)
-    if kind == "linear":
-        return RopeScaling(kind=kind, factor=factor)
-    if kind == "llama3":
-        return RopeScaling(
-            kind=kind,
-            factor=factor,
-            original_max_positions=original,
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-        )
-    attention = rope.get("attention_factor")
-    if attention is None:
-        over, under = rope.get("mscale"), rope.get("mscale_all_dim")
-        attention = (
-            _yarn_magnitude(factor, over) / _yarn_magnitude(factor, under)
-            if over and under
-            else _yarn_magnitude(factor, 1.0)
-        )
-    return RopeScaling(
-        kind=kind,
-        factor=factor,
-        original_max_positions=original,
-        beta_fast=float(rope.get("beta_fast") or 32),
-        beta_slow=float(rope.get("beta_slow") or 1),
-        truncate=bool(rope.get("truncate", True)),
-        attention_factor=float(attention),
-    )
-
-
-def _yarn_magnitude(factor: float, scale: float) -> float:
-    """Section 3.4 of https://arxiv.org/abs/2309.00071."""
-    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-
-def _scaling_to_hf(scaling: RopeScaling) -> dict[str, Any]:
-    data: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind != "linear":
-        data["original_max_position_embeddings"] = scaling.original_max_positions
-    names = {
-        "llama3": ("low_freq_factor", "high_freq_factor"),
-        "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),
-    }
-    return data | {name: getattr(scaling, name) for name in names.get(scaling.kind, ())}

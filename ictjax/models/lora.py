@@ -6,7 +6,6 @@ never copied: actor, reference policy and reflector are the same arrays, the ref
 without its adapter, and `with_adapter` is the reflector's view of both.
 """
 
-import dataclasses
 import math
 from typing import Any
 
@@ -15,38 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import PROJECTIONS, Params, Transformer, forward, unembed
 
 _AXES = {"D": ("embed",), "F": ("ff",), "NH": ("heads", "head_dim"), "KH": ("kv_heads", "head_dim")}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """What of a model is trained: an adapter of this rank, or with rank 0 all weights."""
-
-    rank: int = 0
-    alpha: float = 32.0  # the addition is scaled by alpha / rank
-    targets: tuple[str, ...] = tuple(PROJECTIONS)  # projections of every layer
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(
-                f"lora.rank is {self.rank}: give 0 (train all weights) or a positive rank"
-            )
-        if not self.alpha > 0:
-            raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
-        unknown = sorted(set(self.targets) - set(PROJECTIONS))
-        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(
-                f"lora.targets are {', '.join(self.targets) or 'none'}: name some of"
-                f" {', '.join(PROJECTIONS)}, each once"
-            )
-
-    @property
-    def scale(self) -> float:
-        """What the product of both factors is multiplied by."""
-        return self.alpha / self.rank
 
 
 class Adapter(nnx.Module):

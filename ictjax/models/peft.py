@@ -18,11 +18,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import STORED, projection_names
 from ictjax.models.hf.reader import read_json
 from ictjax.models.hf.writer import replace
-from ictjax.models.lora import LoraConfig, adapter_axes
+from ictjax.models.lora import adapter_axes
 from ictjax.models.transformer import PROJECTIONS, Params
 
 CONFIG = "adapter_config.json"

@@ -2,14 +2,13 @@
 jitted batches.
 """
 
-from ictjax.sampler.engine import Generation, Request, Sampler, SamplerConfig, SamplerStats, raw_key
+from ictjax.sampler.engine import Generation, Request, Sampler, SamplerStats, raw_key
 from ictjax.sampler.weights import sampling_weights
 
 __all__ = [
     "Generation",
     "Request",
     "Sampler",
-    "SamplerConfig",
     "SamplerStats",
     "raw_key",
     "sampling_weights",

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ictjax.config import SamplerConfig
 from ictjax.mesh import cache_sharding, kv_copies
 from ictjax.models.cache import copy_row, copy_row_across, make_cache
 from ictjax.models.config import ModelConfig
@@ -24,52 +25,6 @@ from ictjax.sampler.weights import check_tree, sampling_weights
 
 # A shorter common prefix is cheaper to compute again than to copy from another slot.
 _MIN_COPIED_TOKENS = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """Sizes of the sampler. Every combination of buckets is one compiled program, so keep them
-    few.
-    """
-
-    num_slots: int  # conversations that hold a row of the KV cache at once
-    max_len: int  # tokens of one conversation, prompt and replies
-    # tokens appended per row in one dispatch; longer input goes in pieces
-    extend_buckets: tuple[int, ...]
-    row_buckets: tuple[int, ...]  # rows of one dispatch
-    decode_steps: int  # tokens sampled per row in one dispatch that continues generations
-    max_top_k: int  # likeliest ids that top-k and top-p can see
-    extend_steps: int = 1  # tokens sampled per row in one dispatch that first appends tokens
-    # cache positions attended to; max_len is always one; doubling from 128 unless given
-    attended_buckets: tuple[int, ...] = ()
-    max_stop_ids: int = 4  # per request
-
-    def __post_init__(self) -> None:
-        for name in ("num_slots", "decode_steps", "extend_steps", "max_top_k", "max_stop_ids"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        if self.max_len < 2:
-            raise ValueError(f"max_len is {self.max_len}: a conversation needs at least 2 tokens")
-        for name, low, high in (
-            ("extend_buckets", 2, self.max_len),
-            ("row_buckets", 1, self.num_slots),
-            ("attended_buckets", 1, self.max_len),
-        ):
-            sizes = getattr(self, name)
-            if (
-                list(sizes) != sorted(set(sizes))
-                or (not sizes and name != "attended_buckets")
-                or any(not low <= size <= high for size in sizes)
-            ):
-                raise ValueError(f"{name} is {sizes}: give ascending sizes from {low} to {high}")
-
-    @property
-    def attended(self) -> tuple[int, ...]:
-        """The attended lengths, ascending, `max_len` last."""
-        sizes = self.attended_buckets or tuple(
-            128 << power for power in range(self.max_len.bit_length())
-        )
-        return (*(size for size in sizes if size < self.max_len), self.max_len)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

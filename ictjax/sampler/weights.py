@@ -12,8 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from ictjax import mesh as meshes
+from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
-from ictjax.models.lora import LoraConfig, adapter_axes
+from ictjax.models.lora import adapter_axes
 from ictjax.models.transformer import Params, abstract_params, unstack_layers
 
 

@@ -18,6 +18,7 @@ from ictjax import mesh as meshes
 from ictjax.models.config import DTYPES, ModelConfig
 from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.layout import HEAD, IGNORED_SUFFIX, STORED, Tensor, layout
+from ictjax.models.hf.translate import model_from_hf
 from ictjax.models.transformer import Params, abstract_params, param_axes
 
 CONFIG = "config.json"
@@ -85,7 +86,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{str(folder)!r} has no {CONFIG}: give a Hugging Face checkpoint folder")
-    return ModelConfig.from_hf(read_json(folder / CONFIG))
+    return model_from_hf(read_json(folder / CONFIG))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import STORED, Tensor, layout
 from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS, read_json
+from ictjax.models.hf.translate import model_from_hf, model_to_hf
 from ictjax.models.transformer import Params, abstract_params
 
 _CODES = {name: code for code, name in STORED.items()}
@@ -118,13 +119,13 @@ def replace(path: pathlib.Path, write: Callable[[str], object]) -> None:
 
 
 def _config_data(config: ModelConfig, source: str | os.PathLike[str] | None) -> dict[str, Any]:
-    data = config.to_hf()
+    data = model_to_hf(config)
     if source is None:
         return data
     original = read_json(pathlib.Path(source) / CONFIG)
     original.pop("torch_dtype", None)
     original["dtype"] = config.param_dtype
-    return original if ModelConfig.from_hf(original) == ModelConfig.from_hf(data) else data
+    return original if model_from_hf(original) == model_from_hf(data) else data
 
 
 def _shards(

@@ -1,0 +1,250 @@
+"""Everything a training run is configured by: one frozen record, saved as config.json and compared
+on resume.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from ictjax.config import (
+    BatchConfig,
+    GRPOConfig,
+    LearnerConfig,
+    LoraConfig,
+    MeshConfig,
+    MetaConfig,
+    OptimizerConfig,
+    ReflectorConfig,
+    RoleMeshes,
+    RolloutConfig,
+    SamplerConfig,
+)
+from ictjax.models.config import ModelConfig
+
+_Record = TypeVar("_Record")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvironmentConfig:
+    """The benchmark, its families, and the workers that play it."""
+
+    name: str  # "minihack", "fake", or "package.module:attribute"
+    train_families: tuple[str, ...]
+    heldout_families: tuple[str, ...]  # never trained on; evaluated
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    num_workers: int = 2
+    max_live_games: int = 64
+    deadline_s: float = 20.0  # of one reset or step; a worker that misses it is restarted
+
+    def __post_init__(self):
+        if not self.train_families:
+            raise ValueError("task.environment.train_families is empty: name at least one family.")
+        both = sorted(set(self.train_families) & set(self.heldout_families))
+        if both:
+            raise ValueError(
+                f"Families {', '.join(both)} are both trained on and held out: list each once."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """A benchmark as one actor plays it: what changes when a model trained on one benchmark is
+    trained or evaluated on another.
+    """
+
+    environment: EnvironmentConfig
+    initial_prompt: str  # the actor's system prompt at meta-turn 0
+    rollout: RolloutConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST
+    games.
+    """
+
+    runs: int  # loops per family and arm: the unit of the statistics
+    meta_turns: int  # reflections per loop
+    test_games: int  # games that score the last prompt of a loop
+    temperature: float = 1.0  # of the reflector
+    seed: int = 0  # of the games and keys; independent of the training seed
+
+    def __post_init__(self):
+        for name in ("runs", "meta_turns", "test_games"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"evaluation.{name} must be at least 1, got {getattr(self, name)}."
+                )
+        if self.temperature < 0:
+            raise ValueError(
+                f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoleConfig:
+    """A model in a role, and where it is."""
+
+    # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id
+    # on the hub
+    model: str
+    # of frozen weights, activations and caches; trained weights are float32
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    # the chat template's thinking switch (Qwen3); None: as the template does without being told
+    thinking: bool | None = None
+
+    @property
+    def frozen_key(self) -> tuple[str, str, MeshConfig]:
+        """Roles with the same key hold the same frozen weights."""
+        return self.model, self.dtype, self.mesh
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedRoleConfig(RoleConfig):
+    """A model that is trained: all weights, or an adapter."""
+
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    actor: RoleConfig  # frozen
+    reflector: TrainedRoleConfig  # before training it is also the reference
+    task: TaskConfig  # what is played
+    iterations: int
+    seed: int
+    meta: MetaConfig
+    reflection: ReflectorConfig
+    actor_sampler: SamplerConfig
+    reflector_sampler: SamplerConfig
+    grpo: GRPOConfig
+    optimizer: OptimizerConfig
+    learner: LearnerConfig
+    batch: BatchConfig
+    evaluation: EvaluationConfig
+    # recompute layers in the backward pass: less memory, about a third more time
+    remat: bool = False
+    checkpoint_every: int = 1  # iterations
+    # of both models, for `--check` where the checkpoints are not at hand
+    shape: ModelConfig | None = None
+
+    def __post_init__(self):
+        for name in ("iterations", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        rows = self.meta.contexts_per_iteration * self.grpo.group_size
+        if self.batch.num_rows < rows or self.batch.num_rows % self.learner.num_microbatches:
+            raise ValueError(
+                f"batch.num_rows must be at least contexts x candidates = {rows} and a multiple of"
+                f" learner.num_microbatches = {self.learner.num_microbatches}, got"
+                f" {self.batch.num_rows}."
+            )
+        part, shares = (
+            self.batch.num_rows // self.learner.num_microbatches,
+            self.reflector.mesh.data * self.reflector.mesh.fsdp,
+        )
+        if part % shares:
+            raise ValueError(
+                f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not"
+                f" divide over reflector.mesh data x fsdp = {shares}: lower"
+                " learner.num_microbatches."
+            )
+        whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
+        for name, limit in (
+            ("reflector_sampler.max_len", self.reflector_sampler.max_len),
+            ("batch.token_buckets", self.batch.token_buckets[-1]),
+        ):
+            if limit < whole:
+                raise ValueError(
+                    f"reflection.max_context_tokens + reflection.max_reply_tokens = {whole} exceeds"
+                    f" {name} = {limit}: lower the former or raise the latter."
+                )
+        if self.batch.response_buckets[-1] < self.reflection.max_reply_tokens:
+            raise ValueError(
+                f"reflection.max_reply_tokens = {self.reflection.max_reply_tokens} exceeds the"
+                f" largest of batch.response_buckets {self.batch.response_buckets}: raise one or"
+                " lower the other."
+            )
+        if self.actor_sampler.max_len <= self.task.rollout.max_turn_tokens:
+            raise ValueError(
+                f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"
+                f" task.rollout.max_turn_tokens = {self.task.rollout.max_turn_tokens}: raise it."
+            )
+
+    def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
+        """The same run on other devices, with so few microbatches that every device has a row of
+        each.
+        """
+        most = self.batch.num_rows // (meshes.reflector.data * meshes.reflector.fsdp)
+        return dataclasses.replace(
+            self,
+            actor=dataclasses.replace(self.actor, mesh=meshes.actor),
+            reflector=dataclasses.replace(self.reflector, mesh=meshes.reflector),
+            learner=dataclasses.replace(
+                self.learner, num_microbatches=min(self.learner.num_microbatches, max(most, 1))
+            ),
+        )
+
+    def with_models(self, actor: str, reflector: str) -> "TrainConfig":
+        """The same run with models from other folders."""
+        return dataclasses.replace(
+            self,
+            actor=dataclasses.replace(self.actor, model=actor),
+            reflector=dataclasses.replace(self.reflector, model=reflector),
+        )
+
+    def on(self, task: TaskConfig) -> "TrainConfig":
+        """The same models and settings on another task."""
+        return dataclasses.replace(self, task=task)
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON reads it back: lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of the fields in which two configurations differ."""
+    found = []
+    for name in [*config, *(name for name in other if name not in config)]:
+        mine, theirs = config.get(name), other.get(name)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += differences(mine, theirs, f"{prefix}{name}.")
+        elif mine != theirs or (name in config) != (name in other):
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def from_dict(data: Mapping[str, Any]) -> TrainConfig:
+    """Reads what `to_dict` wrote. Raises ValueError for fields that are missing or not known."""
+    return _build(TrainConfig, data)
+
+
+def _build(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
+    if not isinstance(data, Mapping):
+        raise ValueError(
+            f"{kind.__name__} cannot be read from {data!r}: the file is of another version."
+        )
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(
+            f"{kind.__name__} has no field {unknown[0]!r}: the file is of another version."
+        )
+    values = {name: _value(hints[name], value) for name, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__} cannot be read: {error}.") from error
+
+
+def _value(hint: Any, value: Any) -> Any:
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+    if kinds and value is not None:
+        return _build(kinds[0], value)
+    return tuple(value) if isinstance(value, list) else value
