@@ -86,7 +86,7 @@ class GenerateArgs:
         )
 
 
-class Speaker:
+class Typist:
     """A model in a sampler with one slot, whose replies are shown as they grow.
 
     Args:
@@ -171,18 +171,18 @@ def generate(
     with Sampler(
         model, params, _sizes(min(whole, model.max_positions), len(stop_ids)), _PAD_ID
     ) as sampler:
-        speaker = Speaker(sampler, decode, write, with_json=args.json)
+        typist = Typist(sampler, decode, write, with_json=args.json)
         if chat is not None and talks:
-            _talk(args, chat, sampler, speaker, ask)
+            _talk(args, chat, sampler, typist, ask)
         else:
-            speaker.reply(sampler.open(ids), args.request(stop_ids))
+            typist.reply(sampler.open(ids), args.request(stop_ids))
 
 
 def _talk(
     args: GenerateArgs,
     chat: ChatTokenizer,
     sampler: Sampler,
-    speaker: Speaker,
+    typist: Typist,
     ask: Callable[[], str | None],
 ) -> None:
     """A conversation; every token of it is computed once."""
@@ -196,7 +196,7 @@ def _talk(
             sampler.extend(
                 conversation, chat.encode_turn(Message(role="user", content=text), stopped=stopped)
             )
-        said = speaker.reply(conversation, args.request(chat.stop_ids, turn))
+        said = typist.reply(conversation, args.request(chat.stop_ids, turn))
         if said.finish == "context":
             print("The context is full.", file=sys.stderr)
             return

@@ -21,8 +21,8 @@ from ictjax.config import (
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.hub import is_hub_id, local_folder
 from ictjax.run_config import (
+    ActorConfig,
     EvaluationConfig,
-    RoleConfig,
     TaskConfig,
     TrainConfig,
     TrainedRoleConfig,
@@ -47,7 +47,7 @@ QWEN_7B = ModelConfig(
 # Fake games in seconds: a pipeline check for the tests, with no model of its own (give
 # --actor.model and --reflector.model).
 FAKE_TINY = TrainConfig(
-    actor=RoleConfig(model="./models/tiny", dtype="float32"),
+    actor=ActorConfig(model="./models/tiny", dtype="float32"),
     reflector=TrainedRoleConfig(model="./models/tiny", dtype="float32"),
     task=tasks.FAKE,
     iterations=3,
@@ -93,7 +93,7 @@ FAKE_TINY = TrainConfig(
 # The demo: real MiniHack games and the pocket pair that ships with the repository: a stand-in that
 # shows the system, never evidence about language models.
 POCKET_MINIHACK = TrainConfig(
-    actor=RoleConfig(model="experiments/pocket/checkpoints/actor", dtype="float32"),
+    actor=ActorConfig(model="experiments/pocket/checkpoints/actor", dtype="float32"),
     reflector=TrainedRoleConfig(model="experiments/pocket/checkpoints/reflector", dtype="float32"),
     task=tasks.POCKET_MINIHACK,
     iterations=20,
@@ -162,7 +162,7 @@ POCKET_MINIHACK = TrainConfig(
 # adapter of the actor's own weights is trained instead; it wants a learning rate about ten times
 # higher.
 QWEN_7B_MINIHACK = TrainConfig(
-    actor=RoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
+    actor=ActorConfig(model="Qwen/Qwen2.5-7B-Instruct"),
     reflector=TrainedRoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
     task=tasks.QWEN_MINIHACK,
     iterations=64,

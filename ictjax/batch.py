@@ -5,10 +5,13 @@ set of buckets.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ictjax.config import BatchConfig
+from ictjax import grpo
+from ictjax.config import BatchConfig, GRPOConfig
+from ictjax.records import Candidate
 
 
 class Batch(NamedTuple):
@@ -145,3 +148,30 @@ def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str) -> int:
         f" BatchConfig.{name} {tuple(buckets)}: add a larger bucket, or shorten the prompt or the"
         " reply."
     )
+
+
+def pack_groups(
+    config: BatchConfig,
+    estimator: GRPOConfig,
+    groups: Sequence[Sequence[Candidate]],
+    pad_id: int,
+) -> tuple[Batch, int]:
+    """The update's batch of all candidates with their group-relative advantages, and how many
+    groups hold no signal.
+    """
+    reward_qg = np.array(
+        [[0.0 if c.reward is None else c.reward for c in group] for group in groups], np.float32
+    )
+    valid_qg = np.array([[c.reward is not None for c in group] for group in groups])
+    result = jax.device_get(grpo.advantages(estimator, reward_qg, valid_qg))
+    candidates = [candidate for group in groups for candidate in group]
+    batch = pack(
+        config,
+        [candidate.prompt_ids for candidate in candidates],
+        [candidate.reply_ids for candidate in candidates],
+        advantages=result.advantage_qg.ravel().tolist(),
+        weights=result.weight_qg.ravel().tolist(),
+        sampler_logprobs=[candidate.logprobs for candidate in candidates],
+        pad_id=pad_id,
+    )
+    return batch, int(result.dead_q.sum())

@@ -120,6 +120,13 @@ class ChatTokenizer:
         """How many tokens a text has on its own."""
         return len(self._ids(text))
 
+    def unknown(self, text: str) -> float:
+        """The share of a text's tokens that the tokenizer has no word for; 0 for those that spell
+        unknown words out.
+        """
+        ids = self._ids(text)
+        return ids.count(self._tokenizer.unk_token_id) / max(len(ids), 1)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply, without special tokens."""
         return self._tokenizer.decode(

@@ -117,7 +117,7 @@ class Checkpointer:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_by_name(state)), host=ocp.args.JsonSave(record)
+                    state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(record)
                 ),
                 force=True,
             )
@@ -144,6 +144,17 @@ class Checkpointer:
           ValueError: there is no such checkpoint, it cannot be read, or it is of another
             configuration or of other shapes.
         """
+        return self._restore(step, template, partly=False)
+
+    def restore_part(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
+        """`restore` of some leaves: `template` holds those that are wanted, under the names that
+        they have in the whole (a dict may stand for a NamedTuple). Nothing else is read.
+        """
+        return self._restore(step, template, partly=True)
+
+    def _restore(
+        self, step: int | None, template: Any, *, partly: bool
+    ) -> tuple[Any, dict[str, Any]]:
         if step is None:
             step = self.latest_step
         if step is None or step not in self.steps:
@@ -153,45 +164,40 @@ class Checkpointer:
                 f" (there: {found})."
             )
         where = f"The checkpoint of step {step} in {self._folder}"
-        try:
-            record = self._manager.restore(
-                step, args=ocp.args.Composite(host=ocp.args.JsonRestore())
-            )["host"]
-        except Exception as error:
-            raise ValueError(
-                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
-                " an earlier one."
-            ) from error
+        record = self._read(where, step, host=ocp.args.JsonRestore())["host"]
         difference = _first_difference(self._config, record["config"], "config")
         if difference:
             raise ValueError(
                 f"{where} is of another configuration: {difference}. Use its configuration, or"
                 " another run directory."
             )
-        difference = _first_difference(_describe(template), record["leaves"], "")
+        wanted, leaves = _describe(template), record["leaves"]
+        if partly:
+            leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}
+        difference = _first_difference(wanted, leaves, "")
         if difference:
             raise ValueError(
                 f"{where} does not fit this model and optimizer: {difference}. Use its"
                 " configuration, or another run directory."
             )
+        shapes = _by_name(jax.tree.map(_abstract, template))
+        read = ocp.args.PyTreeRestore(
+            shapes,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+            partial_restore=partly,
+        )
+        restored = self._read(where, step, state=read)["state"]
+        leaves = [restored[name] for name in _names(template)]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]
+
+    def _read(self, where: str, step: int, **items: Any) -> Any:
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_by_name(jax.tree.map(_abstract, template)))
-                ),
-            )["state"]
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise ValueError(
                 f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
                 " an earlier one."
             ) from error
-        return (
-            jax.tree.unflatten(
-                jax.tree.structure(template), [restored[name] for name in _names(template)]
-            ),
-            record["host"],
-        )
 
 
 def _names(tree: Any) -> list[str]:

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import time as clocks
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,19 @@ class MetricsWriter:
         if self._wandb_run is not None:
             self._wandb_run.finish()
             self._wandb_run = None
+
+
+class Clock:
+    """Seconds per phase of one iteration."""
+
+    def __init__(self):
+        self.times: dict[str, float] = {}
+        self._last = clocks.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Books the time since the last lap under `name`."""
+        now = clocks.perf_counter()
+        self.times[name], self._last = now - self._last, now
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
