@@ -11,10 +11,10 @@ import warnings
 import pytest
 
 from envs.api import GameId, Outcome
-from envs.experts import make_expert
 from envs.minihack import FAMILIES, MiniHack, console
 from envs.minihack import game as game_module
 from envs.minihack import index as splits
+from envs.minihack.expert import make_expert
 from envs.minihack.families import (
     FAMILY_SPLITS,
     LEFT_OUT,
