@@ -69,6 +69,11 @@ def test_permissions_are_those_of_any_new_file(tmp_path, umask, mode):
     with replacing(path) as temporary:
         temporary.write_bytes(b"new")
     assert stat.S_IMODE(path.stat().st_mode) == mode
+    with replacing(path) as temporary:  # as libraries do that write atomically themselves
+        private = tmp_path / "private"
+        private.touch(mode=0o600)
+        private.replace(temporary)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def test_the_content_is_on_disk_before_the_file_is_moved(tmp_path, monkeypatch):
