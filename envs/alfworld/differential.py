@@ -26,7 +26,7 @@ from typing import Any
 from envs.alfworld import ALFWorld
 from envs.alfworld.engine import Answer
 from envs.alfworld.game import AlfworldGame
-from envs.alfworld.index import load_game
+from envs.alfworld.sources import load_game
 from envs.api import GameId
 from envs.files import replacing
 

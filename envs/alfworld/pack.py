@@ -72,7 +72,7 @@ class Pack:
                 "grammar": shared[grammar].decode().replace(_mark(), own.pop("task")),
                 **own,
             }
-            check_game(content, key)
+            check_game(content)
         except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"The game {key} in {self._path} is damaged ({error}): copy the file again."
