@@ -50,7 +50,6 @@ def picture(*rows, floating=False, here=()):
         messages=(),
         hp=10,
         max_hp=10,
-        depth=1,
         turn=1,
         floating=floating,
         blind=False,

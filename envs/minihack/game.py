@@ -241,7 +241,6 @@ def _look(
         notes=notes,
         hp=int(blstats[nethack.NLE_BL_HP]),
         max_hp=int(blstats[nethack.NLE_BL_HPMAX]),
-        depth=int(blstats[nethack.NLE_BL_DEPTH]),
         turn=int(blstats[nethack.NLE_BL_TIME]),
         floating=bool(condition & nethack.BL_MASK_LEV),
         blind=blind,
