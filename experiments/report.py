@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from envs.files import replacing
 from experiments import report_page
 from experiments.report_data import ARMS, RunData, load_run, split_summaries
 from experiments.run_dir import parse, run_main
@@ -32,9 +33,8 @@ class ReportArgs:
 def write_report(run: RunData) -> Path:
     """Writes report.html into the run directory, whole or not at all, and returns its path."""
     path = run.folder / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(report_page.render(run), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(report_page.render(run), encoding="utf-8")
     return path
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from envs.files import replacing
+
 try:
     import tensorboardX
 except ImportError:  # optional: the JSON lines hold everything
@@ -163,14 +165,10 @@ def _truncate(path: Path, last_iteration: int | None) -> None:
     )
     if not path.exists() and not kept:
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(
             json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in kept
         )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

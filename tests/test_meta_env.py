@@ -502,8 +502,8 @@ def test_the_families_that_lacked_verbs_are_won_through_the_interface(family):
     policy.
     """
     pytest.importorskip("minihack")
-    from envs.experts import make_expert
     from envs.minihack import MiniHack
+    from envs.minihack.expert import make_expert
     from envs.minihack.game import MiniHackGame
 
     game, script = MiniHackGame(family, style="full"), []

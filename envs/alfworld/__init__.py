@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envs.alfworld import generate, index
+from envs.alfworld.sources import open_source
 from envs.alfworld.tables import FAMILIES
 from envs.api import Game, GameId
 
@@ -65,7 +66,7 @@ class ALFWorld:
             )
         self._engine, self._text, self._test = engine, text, test
         self._rooms = generate.rooms_named(rooms)
-        self._source = index.open_source(data if rooms == "full" else "generated")
+        self._source = open_source(data if rooms == "full" else "generated")
         self._compiled = functools.lru_cache(maxsize=int(keep))(self._compile)
 
     @property
