@@ -3,15 +3,17 @@ set of buckets.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ictjax.config import BatchConfig
 
+A = TypeVar("A", np.ndarray, Array)
 
-class Batch(NamedTuple):
+
+class Batch(NamedTuple, Generic[A]):
     """One batch of an update: rows of prompt + reply, padded on the right (R: response positions of
     a row).
 
@@ -21,16 +23,16 @@ class Batch(NamedTuple):
     is over nothing), no response and weight 0.
     """
 
-    tokens_bt: Int[Array, "B T"]
-    positions_bt: Int[Array, "B T"]
-    valid_bt: Bool[Array, "B T"]
-    source_br: Int[Array, "B R"]
-    target_br: Int[Array, "B R"]
-    response_mask_br: Bool[Array, "B R"]
-    advantage_b: Float[Array, "B"]
-    weight_b: Float[Array, "B"]  # of the row in the loss and in the metrics
+    tokens_bt: Int[A, "B T"]
+    positions_bt: Int[A, "B T"]
+    valid_bt: Bool[A, "B T"]
+    source_br: Int[A, "B R"]
+    target_br: Int[A, "B R"]
+    response_mask_br: Bool[A, "B R"]
+    advantage_b: Float[A, "B"]
+    weight_b: Float[A, "B"]  # of the row in the loss and in the metrics
     # as the sampler reported them: a diagnostic, never part of the loss
-    sampler_logp_br: Float[Array, "B R"]
+    sampler_logp_br: Float[A, "B R"]
 
 
 def pack(
@@ -42,7 +44,7 @@ def pack(
     pad_id: int,
     weights: Sequence[float] | None = None,
     sampler_logprobs: Sequence[Sequence[float]] | None = None,
-) -> Batch:
+) -> Batch[np.ndarray]:
     """Packs samples, in their order, into the smallest bucket that holds all of them; rows up to
     `config.num_rows` are padding.
 
