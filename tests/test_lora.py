@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from ictjax import keys
 from ictjax.batch import pack
 from ictjax.config import (
     PAPER,
@@ -22,7 +23,7 @@ from ictjax.config import (
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
 from ictjax.models import lora, transformer
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Request, Sampler, raw_key, sampling_weights
+from ictjax.sampler import Request, Sampler, sampling_weights
 
 MODEL = ModelConfig(
     vocab_size=23,
@@ -204,17 +205,19 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
         Sampler(MODEL, base, SIZES, 0) as actor,
         Sampler(MODEL, lora.with_adapter(LORA, base, state.params), SIZES, 0) as reflector,
     ):
-        cache = 2 * sum(array.nbytes for array in (*actor._cache.k, *actor._cache.v))
+        cache = 2 * sum(
+            array.nbytes for array in (*actor._programs._cache.k, *actor._programs._cache.v)
+        )
         # the factors as the reflector samples with them
         most = sum(leaf.nbytes for leaf in adapter.values())
         for _ in range(2):
             assert [
                 leaf is held
                 for leaf, held in zip(
-                    jax.tree.leaves(base), jax.tree.leaves(actor._params), strict=True
+                    jax.tree.leaves(base), jax.tree.leaves(actor._programs._params), strict=True
                 )
             ].count(False) == 0
-            assert reflector._params["layers"][1]["gate"] is base["layers"][1]["gate"]
+            assert reflector._programs._params["layers"][1]["gate"] is base["layers"][1]["gate"]
             assert (
                 size + trained + cache <= buffers() - before <= size + trained + cache + most + 4096
             )
@@ -240,7 +243,14 @@ def ask(sampler):
     conversation = sampler.open([1, 2, 3])
     sampler.generate(
         conversation,
-        Request(max_new_tokens=6, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0)),
+        Request(
+            max_new_tokens=6,
+            temperature=0.0,
+            top_k=0,
+            top_p=1.0,
+            stop_ids=(),
+            key=keys.as_array(keys.root_key(0)),
+        ),
     )
     (generation,) = sampler.run()
     sampler.close(conversation)
