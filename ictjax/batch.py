@@ -20,7 +20,8 @@ class Batch(NamedTuple, Generic[A]):
     Logits are needed at response positions only, so these are listed: the r-th sampled token of row
     b is `target_br`, and the hidden state that predicts it is the one of token `source_br`. Masked
     entries are zeros. Rows that only pad the batch hold one valid pad token (so that no attention
-    is over nothing), no response and weight 0.
+    is over nothing), no response and weight 0. A is the type of the arrays: NumPy as `pack` makes
+    them, JAX in an update.
     """
 
     tokens_bt: Int[A, "B T"]

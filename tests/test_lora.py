@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from ictjax import keys
 from ictjax.batch import pack
@@ -121,19 +120,10 @@ def test_one_projection_by_hand(base):
     chex.assert_trees_all_equal(merged["layers"][0], base["layers"][0])
 
 
-def test_filters_tell_trained_from_frozen(logits):
-    module = lora.AdaptedTransformer(
-        transformer.Transformer(MODEL, rngs=nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1)
-    )
-    trained, frozen = lora.split(module)
-    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == lora.num_params(MODEL, LORA)
-    assert (
-        sum(leaf.size for leaf in jax.tree.leaves(frozen))
-        == MODEL.num_params
-        == lora.num_params(MODEL, LoraConfig())
-    )
+def test_a_new_adapter_changes_nothing(base):
+    new = lora.init_adapter(MODEL, LORA, jax.random.key(1))
     assert {
-        name: leaf.shape for name, leaf in trained.items() if name.startswith(("q", "o", "down"))
+        name: leaf.shape for name, leaf in new.items() if name.startswith(("q", "o", "down"))
     } == {
         "q_lora_a": (2, 16, 3),
         "q_lora_b": (2, 3, 4, 4),
@@ -142,12 +132,12 @@ def test_filters_tell_trained_from_frozen(logits):
         "down_lora_a": (2, 24, 3),
         "down_lora_b": (2, 3, 16),
     }
-    assert all(leaf.dtype == jnp.float32 for leaf in trained.values())
+    assert len(new) == 2 * len(LORA.targets)
+    assert all(leaf.dtype == jnp.float32 for leaf in new.values())
+    tokens = jnp.arange(7)[None]
     chex.assert_trees_all_close(
-        module(jnp.arange(7)[None])[0],
-        transformer.unembed(MODEL, frozen, transformer.forward(MODEL, frozen, jnp.arange(7)[None]))[
-            0
-        ],
+        transformer.forward(MODEL, lora.with_adapter(LORA, base, new), tokens),
+        transformer.forward(MODEL, base, tokens),
         atol=1e-6,
     )
 
