@@ -12,12 +12,13 @@ import pathlib
 import readline  # noqa: F401 (input() edits its lines with it)
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from experiments.console import reading_bar
 from experiments.presets import model_folder
 from experiments.run_dir import parse, run_main
-from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
+from ictjax import keys
+from ictjax.chat import ChatTokenizer, Tokenizer, generation_stop_ids, load_tokenizer
 from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
@@ -25,7 +26,7 @@ from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import with_adapter
 from ictjax.models.peft import load_adapter
 from ictjax.records import Message
-from ictjax.sampler import Generation, Request, Sampler, raw_key, sampling_weights
+from ictjax.sampler import Generation, Request, Sampler, sampling_weights
 
 _DESCRIPTION = (
     "Generates text with a model: the answer to --prompt by its chat template, the continuation of"
@@ -82,7 +83,7 @@ class GenerateArgs:
             top_k=0,
             top_p=self.top_p,
             stop_ids=() if self.ignore_stop else tuple(stop_ids),
-            key=raw_key(self.seed, turn),
+            key=keys.as_array(keys.fold(keys.root_key(self.seed), turn)),
         )
 
 
@@ -246,7 +247,7 @@ def _plain(
     return ids, stop_ids, _decoder(tokenizer)
 
 
-def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+def _decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
     return lambda sampled: tokenizer.decode(
         sampled, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
