@@ -3,12 +3,14 @@ never ends, costs its own reply only.
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -35,21 +37,22 @@ class Answer(NamedTuple):
     finish: Finish = Finish.STOP
 
 
+class CallFailed(Exception):
+    """There is no answer, for a reason that its text states in full."""
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class _Call:
     conversation: int
     question: Question
+    answer: Future[Answer] = dataclasses.field(default_factory=Future[Answer])
     started_s: float | None = None  # by time.monotonic, once a thread works on it
-    answer: Answer | None = None
-    error: BaseException | None = None
-    ended: bool = False  # known to the thread that uses the speaker
 
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Conversation:
     messages: list[Message]
     actions: tuple[str, ...] = ()
-    call: _Call | None = None
 
 
 class CallSpeaker:
@@ -75,10 +78,10 @@ class CallSpeaker:
         self._next = 0
         self._conversations: dict[int, _Conversation] = {}
         self._under_way: dict[int, _Call] = {}  # by conversation, in the order asked
+        self._unheard: list[_Call] = []  # under way, for conversations that were closed
         self._asked: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._threads = threads
-        self._num_started = 0  # threads that are at work or wait for it
+        self._num_started = 0  # threads, without those that were left alone
         self._counts = collections.Counter[str](calls=0, failures=0)
         self._closed = False
 
@@ -98,8 +101,11 @@ class CallSpeaker:
         Idempotent.
         """
         self._closed = True
+        for call in self._under_way.values():
+            call.answer.cancel()  # unless it has begun
         self._conversations.clear()
         self._under_way.clear()
+        self._unheard.clear()
         for _ in range(self._num_started):
             self._asked.put(None)
         self._num_started = 0
@@ -119,16 +125,22 @@ class CallSpeaker:
     def ask(self, conversation: int, limits: Limits, key: Key) -> None:
         found = self._settled(conversation)
         question = Question(tuple(found.messages), found.actions, limits, key)
-        found.call = self._under_way[conversation] = _Call(conversation, question)
-        if self._num_started < min(self._threads, len(self._under_way)):
+        call = self._under_way[conversation] = _Call(conversation, question)
+        if self._num_started < min(self._threads, len(self._under_way) + len(self._unheard)):
+            self._num_started += 1
             self._start_thread()
-        self._asked.put(found.call)
+        self._asked.put(call)
 
     def step(self) -> list[Reply]:
         """The replies that have come, in the order asked; waits milliseconds for the first."""
-        self._gather()
+        calls = list(self._under_way.values())
+        concurrent.futures.wait(
+            [call.answer for call in calls],
+            timeout=_WAIT_S,
+            return_when=concurrent.futures.FIRST_COMPLETED,
+        )
         self._give_up_late_calls()
-        return [self._reply(call) for call in list(self._under_way.values()) if call.ended]
+        return [self._reply(call) for call in calls if call.answer.done()]
 
     def fork(self, conversation: int) -> int:
         parent = self._settled(conversation)
@@ -137,9 +149,12 @@ class CallSpeaker:
         return number
 
     def close(self, conversation: int) -> None:
-        """Ends a conversation; a call under way goes on, and nobody hears of it."""
+        """Ends a conversation; a call that has begun goes on, and nobody hears of it."""
+        self._open_one(conversation)
         del self._conversations[conversation]
-        self._under_way.pop(conversation, None)
+        call = self._under_way.pop(conversation, None)
+        if call is not None and not call.answer.cancel():
+            self._unheard.append(call)
 
     @property
     def idle(self) -> bool:
@@ -158,61 +173,70 @@ class CallSpeaker:
         """`calls` that were answered or failed, and `failures` among them."""
         return dict(self._counts)
 
+    def _open_one(self, conversation: int) -> _Conversation:
+        if conversation not in self._conversations:
+            raise ValueError(
+                f"Conversation {conversation} is not open: it was closed, or never opened."
+            )
+        return self._conversations[conversation]
+
     def _settled(self, conversation: int) -> _Conversation:
-        found = self._conversations[conversation]
-        if found.call is not None:
+        if conversation in self._under_way:
             raise ValueError(
                 f"Conversation {conversation} waits for a reply: step until it is there."
             )
-        return found
+        return self._open_one(conversation)
 
     def _start_thread(self) -> None:
-        self._num_started += 1
         # A daemon: a call that never returns must not keep the program from ending.
         threading.Thread(target=self._work, name="ictjax-speaker", daemon=True).start()
 
     def _work(self) -> None:
         while (call := self._asked.get()) is not None:
+            if not call.answer.set_running_or_notify_cancel():
+                continue  # nobody wants it any more
             call.started_s = time.monotonic()
             try:
-                call.answer = self._answer(call.question)
-            except BaseException as error:
-                call.error = error
-            self._done.put(call)
+                self._make(call)
+            except concurrent.futures.InvalidStateError:
+                return  # it was given up, and another thread has taken this one's place
 
-    def _gather(self) -> None:
-        """Marks the calls that have ended; waits for the first."""
-        if not self._under_way:
-            return
-        with contextlib.suppress(queue.Empty):
-            self._done.get(timeout=_WAIT_S).ended = True
-            while True:
-                self._done.get_nowait().ended = True
+    def _make(self, call: _Call) -> None:
+        try:
+            answer = self._answer(call.question)
+        except BaseException as error:
+            call.answer.set_exception(error)
+        else:
+            call.answer.set_result(answer)
 
     def _give_up_late_calls(self) -> None:
-        now_s = time.monotonic()
-        for conversation, call in self._under_way.items():
-            if call.ended or call.started_s is None or now_s - call.started_s <= self._deadline_s:
+        self._unheard = [call for call in self._unheard if not call.answer.done()]
+        begun_s = time.monotonic() - self._deadline_s
+        for call in (*self._under_way.values(), *self._unheard):
+            if call.started_s is None or call.started_s >= begun_s:
                 continue
-            late = TimeoutError(f"no answer within {self._deadline_s:g} s")
-            # Another record than the thread's, which may still write to its own.
-            self._under_way[conversation] = dataclasses.replace(call, error=late, ended=True)
-            self._num_started -= 1
-            self._start_thread()  # in the place of the one that is stuck
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # it is there
+                call.answer.set_exception(TimeoutError(f"no answer within {self._deadline_s:g} s"))
+                self._start_thread()
 
     def _reply(self, call: _Call) -> Reply:
         del self._under_way[call.conversation]
-        conversation = self._conversations[call.conversation]
-        conversation.call = None
         self._counts["calls"] += 1
-        if call.error is not None:
-            if not isinstance(call.error, Exception):
-                raise call.error  # a thread was told to end the program
-            self._counts["failures"] += 1
-            what = " ".join(f"{type(call.error).__name__}: {call.error}".split())
-            return Reply(conversation=call.conversation, text="", finish=Finish.FAILED, error=what)
-        assert call.answer is not None
-        conversation.messages.append(Message(role="assistant", content=call.answer.text))
-        return Reply(
-            conversation=call.conversation, text=call.answer.text, finish=call.answer.finish
-        )
+        error = call.answer.exception()
+        if error is None:
+            answer = call.answer.result()
+            text = _writable(answer.text)
+            said = Message(role="assistant", content=text)
+            self._conversations[call.conversation].messages.append(said)
+            return Reply(conversation=call.conversation, text=text, finish=answer.finish)
+        if not isinstance(error, Exception):
+            raise error  # a thread was told to end the program
+        self._counts["failures"] += 1
+        kind = "" if isinstance(error, CallFailed) else f"{type(error).__name__}: "
+        what = _writable(" ".join(f"{kind}{error}".split()))
+        return Reply(conversation=call.conversation, text="", finish=Finish.FAILED, error=what)
+
+
+def _writable(text: str) -> str:
+    """Text that any file takes: JSON and Python can hold half a character, UTF-8 cannot."""
+    return text.encode(errors="replace").decode()

@@ -7,15 +7,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from ictjax.call_speaker import Answer, CallSpeaker, Question
+from ictjax.call_speaker import Answer, CallFailed, CallSpeaker, Question
 from ictjax.config import EndpointConfig
 from ictjax.speaker import Finish
 
 _MAX_WAIT_S = 60.0  # between two tries, also where the server asks for more
 _MAX_BODY_BYTES = 16 * 2**20
+_MAX_ERROR_BYTES = 64 * 2**10
 _MAX_SHOWN = 300  # characters of a server's error
 _SEED_BITS = 31  # what servers take
 _FINISHES: Mapping[str | None, Finish] = {"stop": Finish.STOP, "length": Finish.LENGTH}
@@ -34,8 +35,8 @@ class EndpointSpeaker(CallSpeaker):
       model: its name at the endpoint; empty for the only one that the endpoint lists.
 
     Raises:
-      ValueError: `openai` is not installed, the URL is missing, or the model is left open where the
-        endpoint does not list exactly one.
+      ValueError: `openai` is not installed, the URL is missing, the key cannot be sent, or the
+        model is left open where the endpoint does not list exactly one.
     """
 
     def __init__(self, config: EndpointConfig, model: str = ""):
@@ -50,26 +51,33 @@ class EndpointSpeaker(CallSpeaker):
                 f"To talk to {config.url} the package openai is needed: pip install 'ictjax[api]'."
             ) from None
         self._openai, self._config = openai, config
-        self._key = os.environ.get(config.key_variable, "")
+        self._key = _key(config.key_variable)
         self._client = openai.OpenAI(
             base_url=config.url,
             api_key=self._key or "none",  # servers of one's own ask for none
             timeout=config.timeout_s,
             max_retries=0,  # retries live here, where bodies are read
+            http_client=openai.DefaultHttpxClient(event_hooks={"response": [self._check]}),
         )
         self._lock = threading.Lock()  # of the counts, which all threads add to
         self._usage = collections.Counter[str](retries=0, prompt_tokens=0, reply_tokens=0)
-        self.model = model or self._only_model()
+        self._over = threading.Event()
         tries = config.max_retries + 1
         super().__init__(
             self._call,
             threads=config.concurrency,
             deadline_s=tries * (config.timeout_s + _MAX_WAIT_S) + _MAX_WAIT_S,
         )
+        try:
+            self.model = model or self._only_model()
+        except BaseException:
+            self.shut_down()
+            raise
 
     def shut_down(self) -> None:
-        """Starts no further call and closes the connections. Idempotent."""
+        """Starts no further call or try, and closes the connections. Idempotent."""
         super().shut_down()
+        self._over.set()
         self._client.close()
 
     @property
@@ -100,38 +108,60 @@ class EndpointSpeaker(CallSpeaker):
             request["seed"] = question.key[0] >> (32 - _SEED_BITS)
         if limits.top_k:
             request["extra_body"] = {"top_k": limits.top_k}
+        create = self._client.chat.completions.with_streaming_response.create
         for number in range(config.max_retries + 1):
             try:
-                with self._errors():
-                    return self._answer_in(self._body(request))
+                return self._answer_in(self._body(lambda: create(**request)))
             except _TryAgain as error:
                 if number == config.max_retries:
-                    raise RuntimeError(f"{error} ({number + 1} tries)") from None
+                    raise CallFailed(f"{error} ({number + 1} tries)") from None
                 with self._lock:
                     self._usage["retries"] += 1
                 wait_s = config.first_wait_s * 2**number * random.uniform(0.75, 1.0)
-                time.sleep(min(max(wait_s, error.wait_s), _MAX_WAIT_S))
+                if self._over.wait(min(max(wait_s, error.wait_s), _MAX_WAIT_S)):
+                    raise CallFailed("the speaker was shut down") from None
         raise AssertionError("the last try returns or raises")
 
-    def _body(self, request: Mapping[str, Any]) -> bytes:
-        """The body of one answer: neither a slow nor an endless one holds the thread for ever."""
+    def _body(self, request: Callable[[], contextlib.AbstractContextManager[Any]]) -> bytes:
+        """The whole body of an answer. Raises _TryAgain, or CallFailed."""
         until_s = time.monotonic() + self._config.timeout_s
-        create = self._client.chat.completions.with_streaming_response.create
+        with self._errors(), request() as response:
+            body = self._read(response, _MAX_BODY_BYTES, until_s)
+        if len(body) > _MAX_BODY_BYTES:
+            raise CallFailed(f"the answer is longer than {_MAX_BODY_BYTES >> 20} MiB")
+        return body
+
+    def _read(self, response: Any, enough: int, until_s: float) -> bytes:
+        """A body, not much further than is enough; a slow one does not hold the thread for ever."""
         body = bytearray()
-        with create(**request) as response:
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _MAX_BODY_BYTES:
-                    raise RuntimeError(f"the answer is longer than {_MAX_BODY_BYTES >> 20} MiB")
-                if time.monotonic() > until_s:
-                    raise _TryAgain(f"no whole answer within {self._config.timeout_s:g} s")
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > enough:
+                break
+            if time.monotonic() > until_s:
+                raise _TryAgain(f"no whole answer within {self._config.timeout_s:g} s")
         return bytes(body)
+
+    def _check(self, response: Any) -> None:
+        """Called once the headers are there: `openai` would read the body of an error to an end
+        that may never come.
+        """
+        code = response.status_code
+        if code < 400:
+            return
+        until_s = time.monotonic() + self._config.timeout_s
+        text = f"HTTP {code}: {_message(self._read(response, _MAX_ERROR_BYTES, until_s))}"
+        if code in (408, 409, 429) or code >= 500:
+            asked = response.headers.get("retry-after", "")
+            raise _TryAgain(self._shown(text), float(asked) if asked.isdecimal() else 0.0)
+        hint = f" ({self._key_state})" if code in (401, 403) else ""
+        raise CallFailed(self._shown(text) + hint)
 
     def _answer_in(self, body: bytes) -> Answer:
         try:
             data = json.loads(body)
             choice = data["choices"][0]
-            content, ended = choice["message"]["content"], choice.get("finish_reason")
+            content, ended = choice["message"].get("content"), choice.get("finish_reason")
             usage = data.get("usage") or {}
             counts = {
                 ours: int(usage.get(theirs) or 0)
@@ -140,8 +170,15 @@ class EndpointSpeaker(CallSpeaker):
                     ("reply_tokens", "completion_tokens"),
                 )
             }
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise RuntimeError(
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ):
+            raise CallFailed(
                 f"no chat completion: {self._shown(body.decode(errors='replace'))}"
             ) from None
         with self._lock:
@@ -149,48 +186,39 @@ class EndpointSpeaker(CallSpeaker):
         if content is None:
             content = ""
         if not isinstance(content, str) or ended not in (*_FINISHES, None):
-            raise RuntimeError(f"the reply ended with {ended!r} and holds no text")
+            raise CallFailed(self._shown(f"no text that is whole: it ended with {ended!r}"))
         return Answer(content, _FINISHES.get(ended, Finish.STOP))
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """What is worth another try becomes _TryAgain, anything else a RuntimeError; neither holds
-        the key.
-        """
-        openai = self._openai
+        """What the libraries raise becomes _TryAgain, without the key."""
         try:
             yield
-        except (_TryAgain, RuntimeError):
+        except (_TryAgain, CallFailed):
             raise
-        except openai.APIStatusError as error:
-            self._refused(error)
-        except openai.APIConnectionError as error:  # time-outs included
-            cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+        except self._openai.APIConnectionError as error:  # time-outs included
+            cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
             raise _TryAgain(self._shown(f"{error}{cause}")) from None
         except Exception as error:  # a cut connection, in the words of the library below
             raise _TryAgain(self._shown(f"{type(error).__name__}: {error}")) from None
 
-    def _refused(self, error: Any) -> NoReturn:
-        code = error.status_code
-        text = self._shown(f"HTTP {code}: {error.message}")
-        if code not in (408, 409, 429) and code < 500:
-            raise RuntimeError(text) from None
-        asked = error.response.headers.get("retry-after", "")
-        raise _TryAgain(text, float(asked) if asked.isdecimal() else 0.0) from None
-
     def _only_model(self) -> str:
-        key = f"{self._config.key_variable} is {'set' if self._key else 'not set'}"
-        where = f"{self._config.url} ({key})"
+        where = f"{self._config.url} ({self._key_state})"
         try:
-            names = sorted(model.id for model in self._client.models.list())
-        except Exception as error:
+            body = self._body(self._client.models.with_streaming_response.list)
+            names = sorted(model["id"] for model in json.loads(body)["data"])
+        except (_TryAgain, CallFailed, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{where} does not list its models ({self._shown(str(error))}): name one."
             ) from None
         if len(names) != 1:
-            listed = ", ".join(names[:8]) or "none"
+            listed = self._shown(", ".join(names[:8])) or "none"
             raise ValueError(f"{where} has {len(names)} models ({listed}): name one.")
         return names[0]
+
+    @property
+    def _key_state(self) -> str:
+        return f"{self._config.key_variable} is {'set' if self._key else 'not set'}"
 
     def _shown(self, text: str) -> str:
         """A server's words in one line, without the key."""
@@ -204,3 +232,27 @@ class _TryAgain(Exception):
     def __init__(self, text: str, wait_s: float = 0.0):
         super().__init__(text)
         self.wait_s = wait_s
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable; empty where there is none.
+
+    Raises:
+      ValueError: it is no key: libraries would print it where they say so.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"{variable} holds characters that no key has (spaces, line breaks, letters beyond"
+            " ASCII): set it to the key alone."
+        )
+    return key
+
+
+def _message(body: bytes) -> str:
+    """What a server says about an error."""
+    with contextlib.suppress(LookupError, TypeError, ValueError):
+        message = json.loads(body)["error"]["message"]
+        if isinstance(message, str):
+            return message
+    return body.decode(errors="replace")

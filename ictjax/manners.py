@@ -28,6 +28,21 @@ class Manners:
     max_turn_tokens: int  # of a reply
     show_actions: bool = False  # whether the available actions are listed
 
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "max_turn_tokens"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.initial_prompt, str):
+            raise ValueError(f"initial_prompt must be a text, got {self.initial_prompt!r}")
+        if not isinstance(self.show_actions, bool):
+            raise ValueError(f"show_actions must be true or false, got {self.show_actions!r}")
+        options = self.options
+        if not isinstance(options, Mapping) or not all(
+            isinstance(v, str) for v in options.values()
+        ):
+            raise ValueError(f"options must be texts by name, got {options!r}")
+
 
 def read_manners(folder: str | os.PathLike[str]) -> dict[str, Manners]:
     """The manners of a model by the name of the environment; empty where the folder has no file.

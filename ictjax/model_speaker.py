@@ -45,7 +45,7 @@ class _Conversation:
     stopped: bool = False  # the last reply ended with a stop token
     opening: str | None = None  # the system prompt, until the conversation is closed
     request: Request | None = None  # asked for, and not in the sampler yet
-    answered: bool = False  # nothing was heard since the last reply
+    answered: bool = False  # nothing was heard since the last reply, or at all
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -110,7 +110,9 @@ class ModelSpeaker:
     def open(self, messages: Sequence[Message]) -> int:
         number, self._next = self._next, self._next + 1
         prompt = messages[0].content if messages and messages[0].role == "system" else None
-        self._conversations[number] = _Conversation(messages=list(messages), opening=prompt)
+        self._conversations[number] = _Conversation(
+            messages=list(messages), opening=prompt, answered=not messages
+        )
         if prompt is not None:
             self._openings.setdefault(prompt, _Opening()).members += 1
         return number
@@ -119,12 +121,15 @@ class ModelSpeaker:
         """Adds a message; the model knows of actions what the message says.
 
         Raises:
-          ValueError: a reply is under way, or a second message follows a reply: templates are
-            extended by one message at a time.
+          ValueError: a reply is under way; or a second message follows a reply, or one follows a
+            question that was forked: templates are extended by one message after each reply.
         """
         found = self._settled(conversation)
-        if found.number is not None and found.messages:
-            raise ValueError("After a reply one message is heard before the next is asked for.")
+        if found.number is not None and not found.answered:
+            raise ValueError(
+                f"Conversation {conversation} hears one message after each reply: ask before it"
+                " hears another."
+            )
         found.messages.append(message)
         found.answered = False
 
@@ -136,7 +141,9 @@ class ModelSpeaker:
         """
         found = self._settled(conversation)
         if found.answered:
-            raise ValueError("Nothing was heard since the last reply: there is nothing to answer.")
+            raise ValueError(
+                f"Conversation {conversation} has nothing to answer: let it hear a message first."
+            )
         found.request = Request(
             max_new_tokens=limits.max_tokens,
             temperature=limits.temperature,
@@ -166,7 +173,8 @@ class ModelSpeaker:
         return number
 
     def close(self, conversation: int) -> None:
-        found = self._conversations.pop(conversation)
+        found = self._open_one(conversation)
+        del self._conversations[conversation]
         if found.number is not None:
             del self._by_number[found.number]
             self._sampler.close(found.number)
@@ -175,7 +183,7 @@ class ModelSpeaker:
 
     def sampled(self, conversation: int) -> str:
         """The text of a reply under way, as far as it is sampled."""
-        number = self._conversations[conversation].number
+        number = self._open_one(conversation).number
         return "" if number is None else self.chat.decode(self._sampler.sampled(number))
 
     @property
@@ -195,8 +203,15 @@ class ModelSpeaker:
         """Those of the sampler (`ictjax.sampler.SamplerStats`)."""
         return dataclasses.asdict(self._sampler.stats)
 
+    def _open_one(self, conversation: int) -> _Conversation:
+        if conversation not in self._conversations:
+            raise ValueError(
+                f"Conversation {conversation} is not open: it was closed, or never opened."
+            )
+        return self._conversations[conversation]
+
     def _settled(self, conversation: int) -> _Conversation:
-        found = self._conversations[conversation]
+        found = self._open_one(conversation)
         if found.request is not None:
             raise ValueError(
                 f"Conversation {conversation} waits for a reply: step until it is there."
