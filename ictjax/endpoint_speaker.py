@@ -114,7 +114,8 @@ class EndpointSpeaker(CallSpeaker):
                 return self._answer_in(self._body(lambda: create(**request)))
             except _TryAgain as error:
                 if number == config.max_retries:
-                    raise CallFailed(f"{error} ({number + 1} tries)") from None
+                    tries = f" (after {number + 1} tries)" if number else ""
+                    raise CallFailed(f"{error}{tries}") from None
                 with self._lock:
                     self._usage["retries"] += 1
                 wait_s = config.first_wait_s * 2**number * random.uniform(0.75, 1.0)
@@ -150,12 +151,13 @@ class EndpointSpeaker(CallSpeaker):
         if code < 400:
             return
         until_s = time.monotonic() + self._config.timeout_s
-        text = f"HTTP {code}: {_message(self._read(response, _MAX_ERROR_BYTES, until_s))}"
+        message = _message(self._read(response, _MAX_ERROR_BYTES, until_s))
+        text = f"HTTP {code}: {self._shown(message)}"
         if code in (408, 409, 429) or code >= 500:
             asked = response.headers.get("retry-after", "")
-            raise _TryAgain(self._shown(text), float(asked) if asked.isdecimal() else 0.0)
+            raise _TryAgain(text, float(asked) if asked.isdecimal() else 0.0)
         hint = f" ({self._key_state})" if code in (401, 403) else ""
-        raise CallFailed(self._shown(text) + hint)
+        raise CallFailed(text + hint)
 
     def _answer_in(self, body: bytes) -> Answer:
         try:
@@ -186,7 +188,7 @@ class EndpointSpeaker(CallSpeaker):
         if content is None:
             content = ""
         if not isinstance(content, str) or ended not in (*_FINISHES, None):
-            raise CallFailed(self._shown(f"no text that is whole: it ended with {ended!r}"))
+            raise CallFailed(self._shown(f"no whole text: it ended with {ended!r}"))
         return Answer(content, _FINISHES.get(ended, Finish.STOP))
 
     @contextlib.contextmanager
@@ -206,13 +208,13 @@ class EndpointSpeaker(CallSpeaker):
         where = f"{self._config.url} ({self._key_state})"
         try:
             body = self._body(self._client.models.with_streaming_response.list)
-            names = sorted(model["id"] for model in json.loads(body)["data"])
+            names = sorted(str(model["id"]) for model in json.loads(body)["data"])
         except (_TryAgain, CallFailed, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{where} does not list its models ({self._shown(str(error))}): name one."
             ) from None
         if len(names) != 1:
-            listed = self._shown(", ".join(names[:8])) or "none"
+            listed = self._shown(", ".join(names[:8]) or "none")
             raise ValueError(f"{where} has {len(names)} models ({listed}): name one.")
         return names[0]
 
@@ -222,7 +224,7 @@ class EndpointSpeaker(CallSpeaker):
 
     def _shown(self, text: str) -> str:
         """A server's words in one line, without the key."""
-        text = " ".join(text.split())
+        text = " ".join(text.split()) or "(nothing)"
         return (text.replace(self._key, "***") if self._key else text)[:_MAX_SHOWN]
 
 

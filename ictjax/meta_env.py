@@ -23,17 +23,6 @@ from ictjax.records import Context, Trajectory
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.speaker import Speaker
 
-INITIAL_PROMPT = """\
-You play a text game. Every turn shows you what happened and what you may do; reach the goal of \
-the game in as few actions as you can.
-
-Answer in exactly this form:
-
-Thought: <your reasoning, in one or two sentences>
-Action: <one action>"""
-"""For environments that bring no prompt of their own."""
-
-
 # Of language models, which do not say.
 _ANY = Manners(options={}, initial_prompt="", max_steps=25, max_turn_tokens=256, show_actions=True)
 
@@ -73,7 +62,7 @@ class MetaEnv:
       draw: "fresh", new games in every batch; or "fixed", the same ones again and again, for
         validation.
       initial_prompt: the actor's at meta-turn 0; by default the one that its model expects, else
-        the environment's own, else `INITIAL_PROMPT`.
+        the environment's own (`envs.registry.initial_prompt`).
       max_steps: of an episode; 25 by default. This, the next two and `options` are by default what
         the actor's model expects, where it says so (`ictjax.manners`).
       max_turn_tokens: of a model's reply; 256 by default.
@@ -137,7 +126,6 @@ class MetaEnv:
             initial_prompt
             or (manners.initial_prompt if manners is not None else "")
             or registry.initial_prompt(self._environment)
-            or INITIAL_PROMPT
         )
         self.families = tuple(families or self._environment.families)
         self._split, self._num_games, self._draw, self._meta_turns = (

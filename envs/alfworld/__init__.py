@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from envs import prompts
 from envs.alfworld import generate, index
 from envs.alfworld.sources import open_source
 from envs.alfworld.tables import FAMILIES
@@ -73,6 +74,11 @@ class ALFWorld:
     def name(self) -> str:
         """The `env` of every game id."""
         return "alfworld"
+
+    @property
+    def initial_prompt(self) -> str:
+        """The system prompt at meta-turn 0, in the style of the text."""
+        return prompts.ALFWORLD[self._text]
 
     @property
     def families(self) -> tuple[str, ...]:
