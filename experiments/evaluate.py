@@ -36,7 +36,13 @@ from experiments.stats import mean_ci, paired_test
 from experiments.tasks import with_options
 from ictjax import keys
 from ictjax.loops import Arena
-from ictjax.players import initial_weights, newest_step, open_players, restore_trained
+from ictjax.players import (
+    check_language,
+    initial_weights,
+    newest_step,
+    open_players,
+    restore_trained,
+)
 from ictjax.records import Trajectory, to_json
 from ictjax.run_config import (
     EnvironmentConfig,
@@ -123,6 +129,7 @@ def evaluate(
     }
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
+    check_language(in_folders(played))
     step = newest_step(run_dir)
     games = describe_games(settings, environment)
     identity = {

@@ -30,12 +30,14 @@ from rich.progress import (
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
+from experiments import tasks
 from experiments.pocket import lessons, measure, play
 from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTable, target_texts
 from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
 from experiments.run_dir import run_main
+from ictjax.manners import write_manners
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
@@ -124,6 +126,9 @@ def main(config: Config) -> None:
                     tokenizer.save_pretrained(folder)
                     save_checkpoint(
                         folder, shape, train(config, shape, games, words, tokenizer, progress)
+                    )
+                    write_manners(
+                        folder, tasks.manners(tasks.POCKET_MINIHACK, tasks.POCKET_ALFWORLD)
                     )
         report = measure.measure(
             config.out,
