@@ -21,12 +21,19 @@ M     games per candidate
 ====  =====================================================
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ictjax.meta_gym import MetaEnv
 
 __all__ = ["MetaEnv"]
+
+# transformers advises, whenever it is imported, to install PyTorch; nothing here runs on it. Every
+# other warning of transformers stays.
+logging.getLogger("transformers").addFilter(
+    lambda record: not record.getMessage().startswith("PyTorch was not found")
+)
 
 
 def __getattr__(name: str) -> Any:

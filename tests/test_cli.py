@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import evaluate, run_dir, train
-from tests.tiny import save_pair
+from experiments.fake_pair import save_pair
 
 
 @pytest.fixture(scope="module")

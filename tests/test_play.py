@@ -18,9 +18,9 @@ import pytest
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from experiments import play
+from experiments.fake_pair import save_pair
 from ictjax.records import trajectory_from_json
 from tests.test_cli import refused
-from tests.tiny import save_pair
 
 DOOR = GameId(env="fake", family="door", key="6")  # two steps away
 ROOT = pathlib.Path(__file__).parents[1]

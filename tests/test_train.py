@@ -16,6 +16,7 @@ from rich.console import Console
 from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
 from experiments.evaluate import evaluate
+from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import LoraConfig
@@ -26,7 +27,6 @@ from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.roles import initial_weights, load_roles
 from ictjax.run_config import differences, from_dict, to_dict
 from ictjax.train import train
-from tests.tiny import save_pair
 
 ITERATIONS = 8
 
@@ -351,7 +351,7 @@ def test_configurations_of_other_versions_are_refused():
     ):
         from_dict({**config, "actor": "models/tiny"})
     with pytest.raises(
-        ValueError, match="TrainConfig has no field 'colour': the file is of another version"
+        ValueError, match="of another version: its field colour is not known"
     ):
         from_dict({**config, "colour": "red"})
 
