@@ -246,26 +246,27 @@ def shipped_folder(name: str) -> pathlib.Path | None:
     return next((each for each in folders if (each / "config.json").is_file()), None)
 
 
-def check_model(name: str, flags: str) -> None:
+def check_model(name: str, flag: str = "") -> None:
     """Raises ValueError for a model that can be nowhere: no folder holds it, and it is no hub id.
 
     Args:
-      flags: what names models on the command line, for the message.
+      flag: what names it on the command line, where the command has one.
     """
     if shipped_folder(name) is None and not is_hub_id(name):
+        other = f", or name its folder or hub id with {flag}" if flag else ""
         raise ValueError(
             f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face"
-            f" layout there, or name its folder or hub id with {flags}."
+            f" layout there{other}."
         )
 
 
-def model_folder(name: str, flags: str = "--actor.model and --reflector.model") -> str:
+def model_folder(name: str, flag: str = "") -> str:
     """Where a model is: the path as given, below the repository for the models that ship with it,
     or where the hub's files of that id are.
 
     Raises ValueError as `check_model`, and where the hub does not give it.
     """
-    check_model(name, flags)
+    check_model(name, flag)
     folder = shipped_folder(name)
     return str(local_folder(name) if folder is None else folder)
 

@@ -47,8 +47,11 @@ def start(
         )
         return
     check_limits(config)
-    for role in (config.actor, config.reflector):
-        open_mesh(role.mesh)
+    for name, role in (("actor", config.actor), ("reflector", config.reflector)):
+        try:
+            open_mesh(role.mesh)
+        except ValueError as error:
+            raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
     folders = in_folders(config)
     with contextlib.ExitStack() as resources:
         if not goes_on:

@@ -31,11 +31,11 @@ class EnvironmentConfig:
     """The benchmark, its families, and the workers that play it."""
 
     name: str  # "minihack", "fake", or "package.module:attribute"
-    train_families: tuple[str, ...]
+    train_families: tuple[str, ...]  # trained on
     heldout_families: tuple[str, ...]  # never trained on; evaluated
-    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    num_workers: int = 2
-    max_live_games: int = 64
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the environment
+    num_workers: int = 2  # processes
+    max_live_games: int = 64  # at once, over all workers
     deadline_s: float = 20.0  # of one reset or step; a worker that misses it is restarted
 
     def __post_init__(self):
@@ -92,7 +92,7 @@ class RoleConfig:
     model: str
     # of frozen weights, activations and caches; trained weights are float32
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # devices of this role
     # the chat template's thinking switch (Qwen3); None: as the template does without being told
     thinking: bool | None = None
 
@@ -116,8 +116,8 @@ class TrainConfig:
     actor: RoleConfig  # frozen
     reflector: TrainedRoleConfig  # before training it is also the reference
     task: TaskConfig  # what is played
-    iterations: int
-    seed: int
+    iterations: int  # updates
+    seed: int  # of everything drawn in training
     meta: MetaConfig
     reflection: ReflectorConfig
     actor_sampler: SamplerConfig

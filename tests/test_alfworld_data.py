@@ -570,7 +570,9 @@ def test_commands_list_pack_and_check(tree, tmp_path, capsys):
     assert re.search(r"put +│ +2 │ +2 │ +2 │ +2 │ +2", capsys.readouterr().out)
     cli.main(["pack", "--data", str(tree), "--out", str(tmp_path / "all.games")])
     assert "36 games in" in capsys.readouterr().out
-    cli.main(["check", "--env", "alfworld", "--options", f"data={tmp_path / 'all.games'}", "--solve"])
+    cli.main(
+        ["check", "--env", "alfworld", "--options", f"data={tmp_path / 'all.games'}", "--solve"]
+    )
     assert "Every game is won" in capsys.readouterr().out
     cli.main(["list", "--env", "fake"])
     assert "door" in capsys.readouterr().out
@@ -596,7 +598,10 @@ def test_check_finds_shared_states_and_unwinnable_games(tree, capsys):
         (["list", "--env", "chess"], "chess"),
         (["list", "--options", "data"], "KEY=VALUE"),
         (["list", "--families", "fry"], "Unknown family 'fry'"),
-        (["list", "--env", "alfworld", "--options", "data=/nowhere"], "no ALFWorld games at '/nowhere'"),
+        (
+            ["list", "--env", "alfworld", "--options", "data=/nowhere"],
+            "no ALFWorld games at '/nowhere'",
+        ),
         (["pack", "--out", "x"], "No official ALFWorld games"),
         (["pack", "--out", "/", "--data", "/"], "is a folder"),
         (["generate", "--out", "/dev/null/x"], "choose another --out"),

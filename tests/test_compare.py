@@ -21,7 +21,9 @@ def _run(folder, seed: int, trained: float) -> None:
         for split in ("train", "heldout")
     }
     (folder / "evaluation.json").write_text(json.dumps({"overall": overall}), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps({"seed": seed, "task": {"environment": {"name": "minihack"}}}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({"seed": seed, "task": {"environment": {"name": "minihack"}}}), encoding="utf-8"
+    )
 
 
 def test_a_row_per_run_and_split(tmp_path):

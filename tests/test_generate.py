@@ -252,7 +252,10 @@ def refused(capsys, *argv):
         (["--tokens=-1"], "--tokens holds -1"),
         (["--tokens", "1", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
         (["--tokens", "1", "--top-p", "0"], "--top-p must be above 0"),
-        (["--tokens", "1", "--temperature", "-1"], "--temperature must be 0 (greedy) or above, got -1"),
+        (
+            ["--tokens", "1", "--temperature", "-1"],
+            "--temperature must be 0 (greedy) or above, got -1",
+        ),
         (["--tokens", "1", "--adapter", "nowhere"], "adapter_config.json"),
         (["--tokens", "1", "--dtype", "int8"], "int8"),
         ([], "--prompt is missing"),

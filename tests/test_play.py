@@ -202,6 +202,8 @@ def test_bad_input(capsys, tmp_path):
         "minihack|eat|1",
         "--env fake",
     )
+    refused(capsys, play.main, ["--max-turn-tokens", "0"], "--max-turn-tokens", "0")
+    refused(capsys, play.main, ["--temperature", "-1"], "--temperature", "-1")
     refused(capsys, play.main, ["--game", "fake|door|x"], "fake|door|x")
     refused(capsys, play.main, ["--game", "fake|door"], "env|family|key")
     refused(

@@ -347,13 +347,17 @@ def test_configurations_of_other_versions_are_refused():
     config = to_dict(PRESETS["fake-tiny"])
     with pytest.raises(
         ValueError,
-        match="RoleConfig cannot be read from 'models/tiny': the file is of another version",
+        match="of another version: its field actor holds 'models/tiny' where several fields are",
     ):
         from_dict({**config, "actor": "models/tiny"})
-    with pytest.raises(
-        ValueError, match="of another version: its field colour is not known"
-    ):
+    with pytest.raises(ValueError, match="of another version: its field colour is not known"):
         from_dict({**config, "colour": "red"})
+    config["task"]["rollout"]["speed"] = 3
+    with pytest.raises(ValueError, match="its field task.rollout.speed is not known"):
+        from_dict(config)
+    del config["task"]["rollout"]["speed"], config["grpo"]["group_size"]
+    with pytest.raises(ValueError, match="its field grpo.group_size is missing"):
+        from_dict(config)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from experiments.command import HELP, parse_subcommand, run_main
 from experiments.console import Terminal
@@ -25,7 +27,9 @@ class Common:
 
     repetitions: int = 5
     """Timed rounds; results are medians over them."""
-    json: pathlib.Path | None = None
+    json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
     """Also write the results, with machine and versions, to this file."""
 
     def __post_init__(self) -> None:
@@ -70,7 +74,7 @@ class UpdateBench(Common):
 
     shape: _Shape = "pocket"
     """Of the model; weights are random."""
-    vocab_size: int | None = None
+    vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Instead of the shape's own (512 for pocket, where the head hardly matters; try 16384)."""
     rows: int = 8
     """Sequences in the batch."""

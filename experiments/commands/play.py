@@ -71,6 +71,10 @@ class PlayArgs:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}.")
         if self.max_steps < 1:
             raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}.")
+        if self.max_turn_tokens < 1:
+            raise ValueError(f"--max-turn-tokens must be at least 1, got {self.max_turn_tokens}.")
+        if self.temperature < 0:
+            raise ValueError(f"--temperature must be 0 (greedy) or above, got {self.temperature}.")
         if self.model and self.policy != "human":
             raise ValueError(
                 f"--model and --policy {self.policy} exclude each other: give one of them."

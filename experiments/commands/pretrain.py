@@ -37,7 +37,9 @@ class PretrainArgs:
     """Where the folders `actor` and `reflector` and measurements.json go."""
     seed: int = 0
     """Of the scripted players, the rows and the initial weights."""
-    start: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
+    start: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
+        None
+    )
     """An actor that knows MiniHack already: its weights replace the first part of the actor's
     training. Words that it lacks are added.
     """
