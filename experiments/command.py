@@ -85,7 +85,7 @@ def parse(
     """Flags -> a dataclass of `kind`; of a flag that is given twice, the last one counts.
 
     Args:
-      kind: a dataclass, or a union of dataclasses that are subcommands.
+      kind: the dataclass.
       command: as people type it behind `ictjax`.
       description: what --help begins with.
       default: what is not given.
