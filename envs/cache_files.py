@@ -5,8 +5,9 @@
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
+
+from envs.files import replacing
 
 
 def cache_file(name: str) -> pathlib.Path:
@@ -21,11 +22,5 @@ def cache_file(name: str) -> pathlib.Path:
 def write_json(path: pathlib.Path, data: Any) -> None:
     """Writes the file whole or not at all, its folder included. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data), encoding="utf-8")

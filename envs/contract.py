@@ -739,6 +739,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def demand(rule: str) -> str:
+    """What a rule demands, in one line."""
+    return " ".join((RULES[rule].__doc__ or "").split())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: exit code 0 when all rules hold, 1 when one is broken, 2 on bad input."""
     parser = argparse.ArgumentParser(
@@ -794,10 +799,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken = {violation.rule for violation in violations}
     for rule, count in report.comparisons.items():
         state = "BROKEN" if rule in broken else "holds "
-        sys.stdout.write(
-            f"{rule:12} {state} {count:6} comparisons  "
-            f" {(RULES[rule].__doc__ or '').splitlines()[0]}\n"
-        )
+        sys.stdout.write(f"{rule:12} {state} {count:6} comparisons   {demand(rule)}\n")
     for violation in violations:
         sys.stdout.write(f"\n{violation.rule} ({violation.family}): {violation.message}\n")
     for note in report.notes:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from envs import wire, worker
+from envs import wire
 from envs.api import GameId, Observation, Outcome, PoolEvent, PoolStats, Step
 from envs.registry import import_path
 
@@ -121,15 +121,15 @@ class WorkerPool:
         try:
             for index in range(num_workers):
                 capacity = max_live_games // num_workers + (index < max_live_games % num_workers)
-                setup = {
-                    "environment": environment,
-                    "options": dict(options),
-                    "sys_path": [os.path.abspath(path) for path in sys.path],
-                    "temp_root": self._folder,
-                    "parent_pid": os.getpid(),
-                    "deadline_s": self._deadline_s,
-                    "max_games": capacity,
-                }
+                setup = wire.Setup(
+                    environment=environment,
+                    options=dict(options),
+                    sys_path=[os.path.abspath(path) for path in sys.path],
+                    temp_root=self._folder,
+                    parent_pid=os.getpid(),
+                    deadline_s=self._deadline_s,
+                    max_games=capacity,
+                )
                 self._workers.append(_Worker(index, capacity, setup, self._folder, self._selector))
             for each in self._workers:
                 self._start(each)
@@ -283,18 +283,18 @@ class WorkerPool:
 
     def _take_answer(self, each: "_Worker", answer: list[Any]) -> None:
         ticket, kind, *content = answer
-        if kind == worker.READY:
+        if kind == wire.READY:
             each.ready = True
             return
-        if kind == worker.UNUSABLE:
+        if kind == wire.UNUSABLE:
             self._break(f"cannot start its workers ({content[0]})")
         each.settle(ticket)
         episode = self._episodes.get(ticket)
         if episode is None:
             return  # released while the call ran
-        if kind == worker.RAISED:
+        if kind == wire.RAISED:
             self._fail(episode, f"it raised {content[0]}")
-        elif kind == worker.REPLAYED:
+        elif kind == wire.REPLAYED:
             self._take_replay(episode, content[0])
         else:
             each.deaths = 0
@@ -343,15 +343,15 @@ class WorkerPool:
     def _send_call(self, episode: "_Episode") -> None:
         """Sends the call that the episode's caller waits for."""
         if episode.action is None:
-            _home(episode).send([worker.RESET, episode.ticket, str(episode.game)])
+            _home(episode).send([wire.RESET, episode.ticket, str(episode.game)])
         else:
-            _home(episode).send([worker.STEP, episode.ticket, episode.action])
+            _home(episode).send([wire.STEP, episode.ticket, episode.action])
 
     def _restore(self, episode: "_Episode") -> None:
         """Brings an episode whose live game is lost back to where it was."""
         episode.replaying = bool(episode.digests)
         if episode.replaying:
-            _home(episode).send([worker.REPLAY, episode.ticket, str(episode.game), episode.actions])
+            _home(episode).send([wire.REPLAY, episode.ticket, str(episode.game), episode.actions])
         else:
             self._send_call(episode)
 
@@ -395,7 +395,7 @@ class WorkerPool:
         each = episode.home
         if each is not None:
             each.tickets.discard(episode.ticket)
-            each.send([worker.RELEASE, episode.ticket])
+            each.send([wire.RELEASE, episode.ticket])
             episode.home = None
 
     def _place_queued(self) -> None:
@@ -483,7 +483,7 @@ class _Worker:
         self,
         index: int,
         capacity: int,
-        setup: dict[str, Any],
+        setup: wire.Setup,
         folder: str,
         selector: selectors.BaseSelector,
     ):
@@ -510,9 +510,9 @@ class _Worker:
                 0o600,
             )
             undo.callback(os.close, self._log_fd)
-            marker_fd = _shared_memory(self._folder / f"{self._name}.marker", worker.MARKER_BYTES)
+            marker_fd = _shared_memory(self._folder / f"{self._name}.marker", wire.MARKER_BYTES)
             given.callback(os.close, marker_fd)
-            self._map = mmap.mmap(marker_fd, worker.MARKER_BYTES)
+            self._map = mmap.mmap(marker_fd, wire.MARKER_BYTES)
             undo.callback(self._map.close)
             request_fd, self._request_fd = os.pipe()
             given.callback(os.close, request_fd)
@@ -543,7 +543,7 @@ class _Worker:
         self._num_received = 0
         self._progress: tuple[int, ...] = ()
         self._progress_at = time.monotonic()
-        self._unsent = bytearray(wire.pack([self._setup]))
+        self._unsent = bytearray(wire.pack([dataclasses.asdict(self._setup)]))
         self._outbox: list[Any] = []
         # the only ticket whose request was sent, when they are sent one by one
         self._alone: int | None = None
@@ -558,7 +558,7 @@ class _Worker:
     def send(self, request: list[Any]) -> None:
         """Queues a request until `flush`."""
         self._outbox.append(request)
-        if request[0] != worker.RELEASE:
+        if request[0] != wire.RELEASE:
             self.awaited.add(request[1])
 
     def flush(self) -> None:
@@ -596,7 +596,7 @@ class _Worker:
         if not self.ready or self._alone is not None:
             return 0
         for index, request in enumerate(self._outbox):
-            if request[0] in (worker.RESET, worker.STEP, worker.REPLAY):
+            if request[0] in (wire.RESET, wire.STEP, wire.REPLAY):
                 self._alone = request[1]
                 return index + 1
         return len(self._outbox)
@@ -621,7 +621,7 @@ class _Worker:
             return math.inf
         # The clock starts when a look finds progress. The first look at a worker that was idle
         # always does: its last answer. So the time that the caller spends elsewhere never counts.
-        progress = (self._marker[0], self._marker[1], self._num_received)
+        progress = (self._marker[wire.RUNNING], self._marker[wire.CALLS], self._num_received)
         if progress != self._progress:
             self._progress = progress
             self._progress_at = time.monotonic()
@@ -631,7 +631,7 @@ class _Worker:
         """The ticket whose call is, or was at the time of death, running, as far as one can
         know.
         """
-        running = self._marker[0] - 1
+        running = self._marker[wire.RUNNING] - 1
         return running if running in self.awaited else self._alone
 
     def wait(self) -> str:
@@ -646,7 +646,7 @@ class _Worker:
     def stop(self) -> None:
         """Asks the process to end, by a last request and by closing the pipe."""
         if self._process is not None and self._request_fd >= 0:
-            self._outbox = [] if self._unsent else [[worker.CLOSE, -1]]
+            self._outbox = [] if self._unsent else [[wire.CLOSE, wire.NO_TICKET]]
             self.flush()
             if self._writes:
                 self._selector.unregister(self._request_fd)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from envs import prompts
 from envs.api import Described, Environment, Introduced
 
 BUILT_IN: Mapping[str, str] = MappingProxyType(
@@ -173,11 +174,9 @@ def describe(environment: Environment) -> dict[str, Any]:
         ) from error
 
 
-def initial_prompt(environment: Environment) -> str | None:
-    """The first system prompt that an environment offers to its actors; None when it offers
-    none.
-    """
-    return environment.initial_prompt if isinstance(environment, Introduced) else None
+def initial_prompt(environment: Environment) -> str:
+    """The first system prompt of an environment's actors: its own, else one for any game."""
+    return environment.initial_prompt if isinstance(environment, Introduced) else prompts.ANY_GAME
 
 
 def _is_id_part(value: object) -> bool:

@@ -1,16 +1,52 @@
-"""Frames between the pool and its workers: a 4-byte length, then a JSON array of messages in ASCII.
-No pickle.
+"""What the pool and its workers say to each other, and how. Frames are a 4-byte length, then a JSON
+array of messages in ASCII. No pickle.
+
+The first message to a worker is its `Setup`, as an object. Every other one is an array:
+
+| from the pool | from a worker |
+|---|---|
+| `[RESET, ticket, game id]` | `[NO_TICKET, READY]` |
+| `[STEP, ticket, action]` | `[NO_TICKET, UNUSABLE, cause]` |
+| `[REPLAY, ticket, game id, actions]` | `[ticket, PLAYED, step, digest]` |
+| `[RELEASE, ticket]` | `[ticket, REPLAYED, digests]` |
+| `[CLOSE, NO_TICKET]` | `[ticket, RAISED, cause]` |
+
+The marker is a shared memory map of two integers that the pool reads without asking: the ticket
+whose call is running, plus one (0 between calls), and a count of calls.
 """
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
 
 from envs.api import Observation, Outcome, Step
 
+# what a request asks
+RESET, STEP, REPLAY, RELEASE, CLOSE = "reset", "step", "replay", "release", "close"
+# what an answer tells
+READY, PLAYED, REPLAYED, RAISED, UNUSABLE = "ready", "played", "replayed", "raised", "unusable"
+NO_TICKET = -1  # of a message about the worker itself
+
+MARKER_BYTES = 16
+RUNNING, CALLS = 0, 1  # the places of the two integers
+
 _LENGTH_BYTES = 4
 # made once: json.dumps makes one per call
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a worker is told before its first request; JSON as `dataclasses.asdict` writes it."""
+
+    environment: str
+    options: dict[str, str]
+    sys_path: list[str]  # where the parent finds its modules
+    temp_root: str  # the pool's folder, which an orphan removes
+    parent_pid: int
+    deadline_s: float
+    max_games: int
 
 
 def pack(messages: list[Any]) -> bytes:

@@ -2,9 +2,8 @@
 started by hand.
 
 `python -m envs.worker REQUEST_FD ANSWER_FD MARKER_FD`. Its stdout and stderr are a log file, so
-whatever a game prints cannot reach the protocol. MARKER_FD is a shared memory map of two integers
-that the parent reads without asking: the ticket whose call is running, plus one (0 between calls),
-and a count of calls. That is how a dead or stuck worker says which game it was playing.
+whatever a game prints cannot reach the protocol, which `envs.wire` describes. MARKER_FD is how a
+dead or stuck worker says which game it was playing.
 """
 
 import contextlib
@@ -25,12 +24,6 @@ from typing import Any
 from envs import wire
 from envs.api import Environment, Game, GameId, Observation, Step
 from envs.registry import load_environment
-
-MARKER_BYTES = 16
-# what an answer tells
-READY, PLAYED, REPLAYED, RAISED, UNUSABLE = "ready", "played", "replayed", "raised", "unusable"
-# what a request asks
-RESET, STEP, REPLAY, RELEASE, CLOSE = "reset", "step", "replay", "release", "close"
 
 _READ_BYTES = 1 << 18
 _FLUSH_S = 0.001  # answers wait at most this long for the rest of their batch
@@ -121,7 +114,7 @@ def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -
     """
     kind, ticket = request[0], request[1]
     try:
-        if kind == STEP:
+        if kind == wire.STEP:
             on_call()
             encoded, ended = _play_step(games.playing(ticket), request[2])
         else:
@@ -129,7 +122,7 @@ def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -
             on_call()
             game = games.take(ticket, game_id.family)
             encoded, ended = _play_reset(game, game_id), False
-        if kind == REPLAY:
+        if kind == wire.REPLAY:
             digests = [wire.digest(encoded)]
             for action in request[3]:
                 on_call()
@@ -137,13 +130,13 @@ def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -
                 digests.append(wire.digest(encoded))
                 if ended:
                     break
-            return f'[{ticket},"{REPLAYED}",{json.dumps(digests)}]'
+            return f'[{ticket},"{wire.REPLAYED}",{json.dumps(digests)}]'
         if ended:
             games.release(ticket)
-        return f'[{ticket},"{PLAYED}",{encoded},"{wire.digest(encoded)}"]'
+        return f'[{ticket},"{wire.PLAYED}",{encoded},"{wire.digest(encoded)}"]'
     except BaseException as error:  # SystemExit too: no game may end the worker of its siblings
         games.discard(ticket)
-        return f'[{ticket},"{RAISED}",{json.dumps(describe(error))}]'
+        return f'[{ticket},"{wire.RAISED}",{json.dumps(describe(error))}]'
 
 
 def _play_reset(game: Game, game_id: GameId) -> str:
@@ -203,21 +196,21 @@ def serve(
     def on_call() -> None:
         nonlocal calls
         calls += 1
-        marker[1] = calls
-        marker[0] = ticket + 1
+        marker[wire.CALLS] = calls
+        marker[wire.RUNNING] = ticket + 1
 
     while True:
         answers: list[str] = []
         flush_at = time.monotonic() + _FLUSH_S
         for request in requests:
             ticket = request[1]
-            if request[0] == RELEASE:
+            if request[0] == wire.RELEASE:
                 games.release(ticket)
                 continue
-            if request[0] == CLOSE:
+            if request[0] == wire.CLOSE:
                 return True
             answers.append(execute(games, request, on_call))
-            marker[0] = 0
+            marker[wire.RUNNING] = 0
             now = time.monotonic()
             if now >= flush_at:
                 send(answer_fd, answers)
@@ -239,13 +232,13 @@ def send(answer_fd: int, answers: list[str]) -> None:
         data = data[os.write(answer_fd, data) :]
 
 
-def _end_with_parent(request_fd: int, setup: dict[str, Any]) -> None:
+def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
     """Ends a worker whose parent is gone even while a game hangs."""
     poll = select.poll()
     poll.register(request_fd, 0)  # hang-up alone; data is the main thread's
     # A game that hangs inside a C call and keeps the interpreter's lock stops this thread too. The
     # timer's runs without the lock.
-    limit_s = setup["deadline_s"] + _LOCKED_GRACE_S
+    limit_s = setup.deadline_s + _LOCKED_GRACE_S
     faulthandler.dump_traceback_later(limit_s, exit=True)
     while not poll.poll(1000 * _HEARTBEAT_S):
         faulthandler.dump_traceback_later(limit_s, exit=True)
@@ -275,12 +268,12 @@ class _Log(io.RawIOBase):
         return len(data)
 
 
-def _remove_if_orphan(setup: dict[str, Any]) -> None:
+def _remove_if_orphan(setup: wire.Setup) -> None:
     """Removes the pool's folder when its owner no longer can; a parent that merely replaces this
     worker is still there.
     """
-    if os.getppid() != setup["parent_pid"]:
-        shutil.rmtree(setup["temp_root"], ignore_errors=True)
+    if os.getppid() != setup.parent_pid:
+        shutil.rmtree(setup.temp_root, ignore_errors=True)
 
 
 def main(argv: list[str]) -> int:
@@ -289,7 +282,7 @@ def main(argv: list[str]) -> int:
         os.set_inheritable(fd, False)  # a child of a game must not keep the pipe open
     sys.stdout = io.TextIOWrapper(_Log(1), errors="backslashreplace", write_through=True)
     sys.stderr = io.TextIOWrapper(_Log(2), errors="backslashreplace", write_through=True)
-    marker = memoryview(mmap.mmap(marker_fd, MARKER_BYTES)).cast("Q")
+    marker = memoryview(mmap.mmap(marker_fd, wire.MARKER_BYTES)).cast("Q")
     buffer = bytearray()
     requests: list[Any] = []
     while not requests:
@@ -298,16 +291,16 @@ def main(argv: list[str]) -> int:
             return 0
         buffer += chunk
         requests = wire.unpack(buffer)
-    setup = requests.pop(0)
-    sys.path.extend(path for path in setup["sys_path"] if path not in sys.path)
+    setup = wire.Setup(**requests.pop(0))
+    sys.path.extend(path for path in setup.sys_path if path not in sys.path)
     threading.Thread(target=_end_with_parent, args=(request_fd, setup), daemon=True).start()
     try:
-        environment = load_environment(setup["environment"], setup["options"])
+        environment = load_environment(setup.environment, setup.options)
     except BaseException as error:
-        send(answer_fd, [f'[-1,"{UNUSABLE}",{json.dumps(describe(error))}]'])
+        send(answer_fd, [f'[{wire.NO_TICKET},"{wire.UNUSABLE}",{json.dumps(describe(error))}]'])
         return 1
-    send(answer_fd, [f'[-1,"{READY}"]'])
-    games = LiveGames(environment, setup["max_games"])
+    send(answer_fd, [f'[{wire.NO_TICKET},"{wire.READY}"]'])
+    games = LiveGames(environment, setup.max_games)
     try:
         told = serve(games, requests, buffer, request_fd, answer_fd, marker)
     except BrokenPipeError:

@@ -17,7 +17,7 @@ import optax
 
 from experiments.bench_run import Clock, Design, Note, Result, interleave, ratio
 from experiments.commands.bench import SamplerBench, UpdateBench
-from ictjax import grpo
+from ictjax import grpo, keys
 from ictjax.batch import Batch, pack
 from ictjax.config import (
     PAPER,
@@ -38,7 +38,7 @@ from ictjax.learner import (
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import init_params
-from ictjax.sampler import Request, Sampler, SamplerStats, raw_key
+from ictjax.sampler import Request, Sampler, SamplerStats
 
 # Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and
 # equal greedy replies would say little.
@@ -155,7 +155,12 @@ def _generate(
     sampler: Sampler, conversations: list[int], num_tokens: int, replies: list[list[int]]
 ) -> None:
     request = Request(
-        max_new_tokens=num_tokens, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0)
+        max_new_tokens=num_tokens,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        stop_ids=(),
+        key=keys.as_array(keys.root_key(0)),
     )
     rows = {conversation: row for row, conversation in enumerate(conversations)}
     for conversation in conversations:

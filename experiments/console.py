@@ -97,6 +97,10 @@ class LiveProgress:
             self._last_line = time.monotonic()
             self.console.print(f"  {name} {finished}/{total}", highlight=False)
 
+    def reading(self, finished: int, total: int) -> None:
+        """How far a checkpoint is read, in bytes."""
+        self.phase("reading weights, MiB", finished >> 20, total >> 20)
+
     def iteration(self, number: int, total: int, metrics: dict[str, Any]) -> None:
         """Books a finished iteration and shows its results."""
         self.advance(number, iteration_line(metrics))

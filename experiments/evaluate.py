@@ -12,40 +12,35 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 from rich.console import Console
 
-from envs.api import Environment, GameId, Outcome, Pool
+from envs.api import Environment, Pool
 from envs.registry import load_environment
 from experiments.commands.evaluate import main
-from experiments.console import LiveProgress, reading_bar
+from experiments.console import LiveProgress
 from experiments.presets import in_folders
+from experiments.protocol import ARMS, choose_games, hashes_of_training, play_arm
 from experiments.run_dir import (
     check_families,
     describe_games,
     open_pool,
 )
 from experiments.stats import mean_ci, paired_test
-from ictjax import keys, meta_env
-from ictjax.chat import ChatTokenizer
-from ictjax.checkpoint import Checkpointer
-from ictjax.learner import init_state, make_optimizer
-from ictjax.records import Candidate, Context, Trajectory, to_json
-from ictjax.roles import Roles, initial_weights, load_roles
-from ictjax.rollout import Episode, parse_failures, success_rate
+from ictjax import keys
+from ictjax.loops import Arena
+from ictjax.players import initial_weights, newest_step, open_players, restore_trained
+from ictjax.records import Trajectory, to_json
 from ictjax.run_config import (
     EnvironmentConfig,
     EvaluationConfig,
     TaskConfig,
     TrainConfig,
 )
-from ictjax.run_files import prompt_line, write_lines
-from ictjax.sampler import Sampler
+from ictjax.run_files import write_lines
 
-ARMS = ("initial", "untrained", "trained")
 TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
 
 PROTOCOL = {
@@ -79,16 +74,6 @@ PROTOCOL = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Games:
-    """The games of one family: per run, the batches of its meta-turns and the games of its
-    score.
-    """
-
-    stream: tuple[tuple[tuple[GameId, ...], ...], ...]
-    test: tuple[tuple[GameId, ...], ...]
-
-
 def evaluate(
     run_dir: pathlib.Path,
     config: TrainConfig,
@@ -118,10 +103,7 @@ def evaluate(
     }
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
-    folders = in_folders(config)
-    with reading_bar("reading weights") as reading:
-        roles = load_roles(folders, reading)
-    step, trained = _trained_weights(run_dir, folders, roles)
+    step = newest_step(run_dir)
     games = describe_games(settings, environment)
     identity = {
         "step": step,
@@ -144,10 +126,9 @@ def evaluate(
             _play_missing(
                 run_dir,
                 in_folders(played),
+                step,
                 environment,
                 pool,
-                roles,
-                trained,
                 [parts[place] for place in missing],
                 len(parts),
                 progress,
@@ -255,84 +236,41 @@ def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def _trained_weights(run_dir: pathlib.Path, config: TrainConfig, roles: Roles) -> tuple[int, Any]:
-    """The step of the newest checkpoint, and what was trained."""
-    if not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
-    with Checkpointer(run_dir / "checkpoints") as checkpointer:
-        step = checkpointer.latest_step
-        if step is None:
-            raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
-        fresh = init_state(initial_weights(config, roles), make_optimizer(config.optimizer))
-        state, _ = checkpointer.restore(
-            step,
-            jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh
-            ),
-        )
-    return step, state.params
-
-
 def _play_missing(
     run_dir: pathlib.Path,
     config: TrainConfig,
+    step: int,
     environment: Environment,
     pool: Pool,
-    roles: Roles,
-    trained: Any,
     parts: Sequence[_Part],
     total: int,
     progress: LiveProgress,
 ) -> None:
     evaluation = config.evaluation
-    actor_chat, reflector_chat = (
-        ChatTokenizer(role.model, thinking=role.thinking)
-        for role in (config.actor, config.reflector)
-    )
-    untrained = roles.reflecting(initial_weights(config, roles))
     key = keys.fold(keys.root_key(evaluation.seed), "evaluation")
-    seen = _hashes_of_training(run_dir)
+    seen = hashes_of_training(run_dir)
     choose = functools.cache(
         lambda family: choose_games(environment, pool, config, family, seen, key)
     )
-    with (
-        Sampler(
-            roles.actor,
-            roles.actor_params,
-            config.actor_sampler,
-            actor_chat.pad_id,
-            mesh=roles.actor_mesh,
-        ) as actor,
-        Sampler(
-            roles.reflector,
-            untrained,
-            config.reflector_sampler,
-            reflector_chat.pad_id,
-            mesh=roles.mesh,
-        ) as reflector,
-    ):
-        world = meta_env.World(
-            actor=actor,
-            actor_chat=actor_chat,
-            reflector=reflector,
-            reflector_chat=reflector_chat,
+    _, trained = restore_trained(run_dir, config, step)
+    with open_players(config, initial_weights(config), progress.reading) as players:
+        arena = Arena(
+            actor=players.actor,
+            reflector=dataclasses.replace(players.reflector, temperature=evaluation.temperature),
             pool=pool,
+            task=config.task,
             games={},
-            initial_prompt=config.task.initial_prompt,
             key=key,
             meta=config.meta,
-            rollout=config.task.rollout,
-            reflector_config=config.reflection,
-            temperature=evaluation.temperature,
             progress=progress.phase,
         )
         done, weights = total - len(parts), "untrained"
         for part in parts:
             if part.arm == "trained" and weights != "trained":
-                reflector.set_params(roles.reflecting(trained))
+                players.set_trained(trained)
                 weights = "trained"
             result, trajectories = play_arm(
-                world, part.arm, part.family, choose(part.family), evaluation
+                arena, part.arm, part.family, choose(part.family), evaluation
             )
             part.write(result, trajectories)
             done += 1
@@ -340,197 +278,6 @@ def _play_missing(
                 done,
                 f"{part.arm} on {part.family}: {_percent(result['success'])} of test games won",
             )
-
-
-def play_arm(
-    world: meta_env.World, arm: str, family: str, games: Games, evaluation: EvaluationConfig
-) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Runs all loops of one arm on one family side by side; returns its result and the TEST
-    trajectories, run by run.
-    """
-    runs = range(evaluation.runs)
-    prompts = [world.initial_prompt] * evaluation.runs
-    lines: list[tuple[Context, Candidate]] = []
-    malformed = 0
-    for meta_turn in range(evaluation.meta_turns if arm != "initial" else 0):
-        contexts = _contexts(
-            world, family, prompts, [games.stream[run][meta_turn] for run in runs], meta_turn
-        )
-        questions = [
-            meta_env.reflector_prompt_ids(world.reflector_chat, world.reflector_config, context)
-            for context in contexts
-        ]
-        # The same keys for every arm: what differs between arms is the weights alone.
-        group_keys = [[keys.fold(world.key, "reflection", family, run, meta_turn)] for run in runs]
-        groups = meta_env.sample_candidates(
-            world.reflector,
-            world.reflector_chat,
-            world.reflector_config,
-            questions,
-            group_keys,
-            world.temperature,
-        )
-        candidates = [group[0] for group in groups]
-        malformed += sum(candidate.system_prompt is None for candidate in candidates)
-        prompts = [
-            candidate.system_prompt or prompt
-            for candidate, prompt in zip(candidates, prompts, strict=True)
-        ]
-        lines = list(zip(contexts, candidates, strict=True))
-    episodes = [
-        Episode(
-            game=game,
-            system_prompt=prompts[run],
-            key=keys.fold(world.key, "test", family, run, str(game)),
-        )
-        for run in runs
-        for game in games.test[run]
-    ]
-    trajectories = world.play(episodes, f"{arm} on {family}")
-    played = iter(trajectories)
-    success = [success_rate([next(played) for _ in games.test[run]]) for run in runs]
-    return {
-        "success": success,
-        "num_games": len({game for batch in games.test for game in batch}),
-        "malformed": malformed,
-        "actor_failures": parse_failures(trajectories),
-        "failed_episodes": sum(t.outcome is Outcome.FAILED for t in trajectories),
-        "prompts": [
-            _prompt_line(
-                arm, family, run, prompts[run], success[run], lines[run] if lines else None
-            )
-            for run in runs
-        ],
-    }, trajectories
-
-
-def _prompt_line(
-    arm: str,
-    family: str,
-    run: int,
-    prompt: str,
-    success: float | None,
-    last: tuple[Context, Candidate] | None,
-) -> str:
-    """The prompt that was scored, and what the reflector read and wrote in the loop's last
-    meta-turn.
-    """
-    where = {"arm": arm, "family": family, "run": run, "success": success}
-    wrote = {} if last is None else json.loads(prompt_line(*last))
-    return json.dumps(
-        {**wrote, **where, "system_prompt": prompt}, ensure_ascii=False, separators=(",", ":")
-    )
-
-
-def _contexts(
-    world: meta_env.World,
-    family: str,
-    prompts: Sequence[str],
-    batches: Sequence[Sequence[GameId]],
-    meta_turn: int,
-) -> list[Context]:
-    episodes = [
-        Episode(
-            game=game,
-            system_prompt=prompt,
-            key=keys.fold(world.key, "stream", family, run, meta_turn, str(game)),
-        )
-        for run, (prompt, batch) in enumerate(zip(prompts, batches, strict=True))
-        for game in batch
-    ]
-    played = iter(world.play(episodes, f"stream of {family}"))
-    return [
-        Context(
-            loop=run,
-            meta_turn=meta_turn,
-            family=family,
-            system_prompt=prompt,
-            trajectories=tuple(next(played) for _ in batches[run]),
-        )
-        for run, prompt in enumerate(prompts)
-    ]
-
-
-def choose_games(
-    environment: Environment,
-    pool: Pool,
-    config: TrainConfig,
-    family: str,
-    seen: frozenset[str],
-    key: keys.Key,
-) -> Games:
-    """Draws the STREAM games of every run, then TEST games with initial states that are new and
-    pairwise different.
-
-    Runs share TEST games only when the split has too few. Raises ValueError when it has none.
-    """
-    evaluation, per_batch = config.evaluation, config.meta.games_per_context
-    train = _shuffled(environment.games(family, "train"), keys.fold(key, "stream games", family))
-    needed = evaluation.runs * evaluation.meta_turns * per_batch
-    flat = [train[i % len(train)] for i in range(needed)]
-    batches = [tuple(flat[i : i + per_batch]) for i in range(0, needed, per_batch)]
-    taken = set(seen) | set(state_hashes(pool, flat))
-    test: list[GameId] = []
-    candidates = _shuffled(environment.games(family, "test"), keys.fold(key, "test games", family))
-    wanted = evaluation.runs * evaluation.test_games
-    for chunk in _chunks(candidates, wanted):
-        for game, digest in zip(chunk, state_hashes(pool, chunk), strict=True):
-            if digest and digest not in taken and len(test) < wanted:
-                taken.add(digest)
-                test.append(game)
-        if len(test) == wanted:
-            break
-    if not test:
-        raise ValueError(
-            f"Family {family!r} has no test game whose initial state is new: leave it out of"
-            " task.environment.heldout_families."
-        )
-    size, turns = min(evaluation.test_games, len(test)), evaluation.meta_turns
-    return Games(
-        stream=tuple(
-            tuple(batches[run * turns : (run + 1) * turns]) for run in range(evaluation.runs)
-        ),
-        test=tuple(
-            tuple(test[(run * size + i) % len(test)] for i in range(size))
-            for run in range(evaluation.runs)
-        ),
-    )
-
-
-def state_hashes(pool: Pool, games: Sequence[GameId]) -> list[str]:
-    """The hash of every game's initial state; empty for a game that the environment cannot
-    start.
-    """
-    places = {pool.reset(game, max_steps=1): index for index, game in enumerate(games)}
-    hashes = [""] * len(games)
-    waiting = set(places)
-    while waiting:
-        for event in pool.poll(1.0):
-            hashes[places[event.ticket]] = event.state_hash
-            pool.release(event.ticket)
-            waiting.discard(event.ticket)
-    return hashes
-
-
-def _hashes_of_training(run_dir: pathlib.Path) -> frozenset[str]:
-    """Initial states of all games that training has played."""
-    found: set[str] = set()
-    for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
-        found |= {
-            json.loads(line)["state_hash"] for line in path.read_text(encoding="utf-8").splitlines()
-        }
-    for path in (run_dir / "contexts").glob("*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found |= {trajectory["state_hash"] for trajectory in json.loads(line)["trajectories"]}
-    return frozenset(found)
-
-
-def _shuffled(games: Sequence[GameId], key: keys.Key) -> list[GameId]:
-    return [games[i] for i in keys.generator(key).permutation(len(games))]
-
-
-def _chunks(games: Sequence[GameId], size: int) -> Iterator[Sequence[GameId]]:
-    return (games[i : i + size] for i in range(0, len(games), size))
 
 
 def _percent(rates: Sequence[float | None]) -> str:

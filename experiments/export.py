@@ -3,18 +3,14 @@
 import json
 import pathlib
 
-import jax
-
 from experiments.commands.export import ExportArgs, main
 from experiments.presets import model_folder
-from ictjax.checkpoint import Checkpointer
-from ictjax.learner import init_state, make_optimizer
-from ictjax.models.config import ModelConfig
+from ictjax.config import MeshConfig, RoleMeshes
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.hf.reader import read_config
-from ictjax.models.lora import init_adapter, merge
+from ictjax.models.lora import merge
 from ictjax.models.peft import save_adapter
-from ictjax.models.transformer import Params, abstract_params
+from ictjax.players import restore_trained
 from ictjax.run_config import TrainConfig, from_dict
 
 
@@ -38,7 +34,10 @@ def export(args: ExportArgs) -> int:
         raise ValueError(f"{args.out} exists and is not an empty folder: choose a new --out.")
     base = model_folder(config.reflector.model)
     model = read_config(pathlib.Path(base))
-    step, trained = restore_trained(args.run_dir, config, model)
+    one_device = RoleMeshes(actor=MeshConfig(), reflector=MeshConfig())
+    step, trained = restore_trained(
+        args.run_dir, config.with_models(config.actor.model, base).on_mesh(one_device)
+    )
     if args.adapter:
         save_adapter(args.out, model, lora, trained, base=config.reflector.model)
         return step
@@ -64,32 +63,6 @@ def read_run(run_dir: pathlib.Path) -> TrainConfig:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable ({error}): restore it.") from error
-
-
-def restore_trained(
-    run_dir: pathlib.Path, config: TrainConfig, model: ModelConfig
-) -> tuple[int, Params]:
-    """What the newest checkpoint of a run trained, all weights or an adapter, on one device
-    whatever it was trained on.
-    """
-    if not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
-    optimizer, lora = make_optimizer(config.optimizer), config.reflector.lora
-    if lora.rank:
-        shapes = jax.eval_shape(lambda: init_adapter(model, lora, jax.random.key(0)))
-    else:
-        shapes = abstract_params(model.with_param_dtype("float32"))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(lambda tree: init_state(tree, optimizer), shapes),
-    )
-    with Checkpointer(run_dir / "checkpoints") as checkpointer:
-        step = checkpointer.latest_step
-        if step is None:
-            raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
-        state, _ = checkpointer.restore(step, template)
-    return step, state.params
 
 
 if __name__ == "__main__":

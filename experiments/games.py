@@ -21,6 +21,7 @@ from rich.table import Table
 
 from envs.alfworld import generate, index
 from envs.alfworld.pack import write_pack
+from envs.alfworld.sources import open_source
 from envs.alfworld.tables import FAMILIES, load_tables
 from envs.api import Environment, GameId
 from envs.registry import describe
@@ -64,7 +65,7 @@ def pack_games(args: PackGames, console: Console) -> None:
     """Writes the packed file and says what is in it."""
     if args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder: name a file.")
-    source = index.open_source(args.data)
+    source = open_source(args.data)
     if source is None:
         raise ValueError(
             f"--data {args.data} names no download: give its folder, or alfworld-download one"

@@ -9,12 +9,12 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from experiments.commands.generate import GenerateArgs, main
 from experiments.console import reading_bar
 from experiments.presets import model_folder
-from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
+from ictjax import keys
+from ictjax.chat import ChatTokenizer, Tokenizer, generation_stop_ids, load_tokenizer
 from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
@@ -22,7 +22,7 @@ from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import with_adapter
 from ictjax.models.peft import load_adapter
 from ictjax.records import Message
-from ictjax.sampler import Generation, Request, Sampler, raw_key, sampling_weights
+from ictjax.sampler import Generation, Request, Sampler, sampling_weights
 
 _MAX_CHAT_TOKENS = 32_768  # of a conversation, where the model has as many positions
 _MIN_TOKENS = 256
@@ -30,7 +30,7 @@ _MAX_TOP_K = 64
 _PAD_ID = 0  # any id does: attention never sees it
 
 
-class Speaker:
+class Typist:
     """A model in a sampler with one slot, whose replies are shown as they grow.
 
     Args:
@@ -114,11 +114,11 @@ def generate(
     with Sampler(
         model, params, _sizes(min(whole, model.max_positions), len(stop_ids)), _PAD_ID
     ) as sampler:
-        speaker = Speaker(sampler, decode, write, with_json=args.json)
+        typist = Typist(sampler, decode, write, with_json=args.json)
         if chat is not None and talks:
-            _talk(args, chat, sampler, speaker, ask)
+            _talk(args, chat, sampler, typist, ask)
         else:
-            speaker.reply(sampler.open(ids), _request(args, stop_ids))
+            typist.reply(sampler.open(ids), _request(args, stop_ids))
 
 
 def _request(args: GenerateArgs, stop_ids: Sequence[int], turn: int = 0) -> Request:
@@ -129,7 +129,7 @@ def _request(args: GenerateArgs, stop_ids: Sequence[int], turn: int = 0) -> Requ
         top_k=0,
         top_p=args.top_p,
         stop_ids=() if args.ignore_stop else tuple(stop_ids),
-        key=raw_key(args.seed, turn),
+        key=keys.as_array(keys.fold(keys.root_key(args.seed), turn)),
     )
 
 
@@ -137,7 +137,7 @@ def _talk(
     args: GenerateArgs,
     chat: ChatTokenizer,
     sampler: Sampler,
-    speaker: Speaker,
+    typist: Typist,
     ask: Callable[[], str | None],
 ) -> None:
     """A conversation; every token of it is computed once."""
@@ -151,7 +151,7 @@ def _talk(
             sampler.extend(
                 conversation, chat.encode_turn(Message(role="user", content=text), stopped=stopped)
             )
-        said = speaker.reply(conversation, _request(args, chat.stop_ids, turn))
+        said = typist.reply(conversation, _request(args, chat.stop_ids, turn))
         if said.finish == "context":
             print("The context is full.", file=sys.stderr)
             return
@@ -201,7 +201,7 @@ def _plain(
     return ids, stop_ids, _decoder(tokenizer)
 
 
-def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+def _decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
     return lambda sampled: tokenizer.decode(
         sampled, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )

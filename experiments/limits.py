@@ -1,8 +1,26 @@
 """Whether the numbers of a configuration fit its models and meshes, from small files alone."""
 
+from typing import NamedTuple
+
 from experiments.shapes import config_folder, model_shape
+from ictjax.config import SamplerConfig
 from ictjax.models.hf.reader import check_vocabulary
-from ictjax.run_config import TrainConfig
+from ictjax.run_config import RoleConfig, TrainConfig
+
+
+class LocalRole(NamedTuple):
+    """A model that is computed here, in its role."""
+
+    name: str
+    role: RoleConfig
+    sampler: SamplerConfig
+
+
+def local_roles(config: TrainConfig) -> tuple[LocalRole, ...]:
+    """Actor and reflector; the reflector alone where the actor is called at an endpoint."""
+    actor = LocalRole("actor", config.actor, config.actor_sampler)
+    reflector = LocalRole("reflector", config.reflector, config.reflector_sampler)
+    return (reflector,) if config.actor.endpoint.url else (actor, reflector)
 
 
 def check_limits(config: TrainConfig) -> None:
@@ -12,10 +30,7 @@ def check_limits(config: TrainConfig) -> None:
       ValueError: a model that is not there, a conversation longer than its positions, a tokenizer
         with more ids than it has embeddings, or a sampler that its mesh does not divide.
     """
-    for name, role, sampler in (
-        ("actor", config.actor, config.actor_sampler),
-        ("reflector", config.reflector, config.reflector_sampler),
-    ):
+    for name, role, sampler in local_roles(config):
         model, folder = model_shape(role), config_folder(role.model)
         if sampler.max_len > model.max_positions:
             raise ValueError(

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from experiments.limits import check_limits
+from experiments.limits import check_limits, local_roles
 from experiments.shapes import model_shape
 from ictjax.batch import pack
 from ictjax.config import AXES, MeshConfig, SamplerConfig
@@ -27,7 +27,7 @@ def check(config: TrainConfig, console: Console) -> None:
     not fit together.
     """
     check_limits(config)
-    actor, reflector = (model_shape(role) for role in (config.actor, config.reflector))
+    reflector = model_shape(config.reflector)
     mesh, adapter = config.reflector.mesh, config.reflector.lora
     frozen, axes = transformer.abstract_params(reflector), transformer.param_axes(reflector)
     if adapter.rank:
@@ -45,7 +45,8 @@ def check(config: TrainConfig, console: Console) -> None:
     table = Table(title="Memory, GiB (activations and gradients come on top)", title_justify="left")
     for column in ("what", "parameters", "in all", "per device"):
         table.add_column(column, justify="left" if column == "what" else "right")
-    shared = config.actor.frozen_key == config.reflector.frozen_key
+    local = not config.actor.endpoint.url
+    shared = local and config.actor.frozen_key == config.reflector.frozen_key
     referenced = adapter.rank > 0 or config.grpo.kl != "none"
     uses = [
         name
@@ -55,15 +56,16 @@ def check(config: TrainConfig, console: Console) -> None:
         )
         if is_there
     ]
-    actor_weights = transformer.abstract_params(actor)
-    _row(
-        table,
-        ", ".join(["actor", *(uses if shared else [])]),
-        actor_weights,
-        transformer.param_axes(actor),
-        config.actor.mesh,
-        RULES,
-    )
+    if local:
+        actor = model_shape(config.actor)
+        _row(
+            table,
+            ", ".join(["actor", *(uses if shared else [])]),
+            transformer.abstract_params(actor),
+            transformer.param_axes(actor),
+            config.actor.mesh,
+            RULES,
+        )
     if referenced and not shared:
         _row(table, ", ".join(uses), frozen, axes, mesh, RULES)
     _row(table, "trained weights", trained, trained_axes, mesh, TRAINED_RULES)
@@ -71,11 +73,8 @@ def check(config: TrainConfig, console: Console) -> None:
         _row(table, name, trained, trained_axes, mesh, TRAINED_RULES)
     if not adapter.rank and reflector.dtype != "float32":
         _row(table, f"trained weights as they sample, {reflector.dtype}", frozen, axes, mesh, RULES)
-    for name, model, sizes, where in (
-        ("actor", actor, config.actor_sampler, config.actor.mesh),
-        ("reflector", reflector, config.reflector_sampler, mesh),
-    ):
-        _cache_row(table, name, model, sizes, where)
+    for name, role, sizes in local_roles(config):
+        _cache_row(table, name, model_shape(role), sizes, role.mesh)
     console.print(table)
     console.print("Model, cache and update build on shapes.", highlight=False)
 

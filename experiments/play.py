@@ -21,13 +21,11 @@ from envs.registry import initial_prompt
 from experiments.commands.play import PlayArgs, main
 from experiments.presets import model_folder
 from ictjax import keys
-from ictjax.chat import ChatTokenizer
-from ictjax.config import RolloutConfig, SamplerConfig
-from ictjax.models.hf import load_checkpoint
+from ictjax.config import RolloutConfig
+from ictjax.players import open_model
 from ictjax.records import Trajectory, Turn, to_json
 from ictjax.rollout import Episode, rollout, user_message
 from ictjax.run_files import write_lines
-from ictjax.sampler import Sampler
 
 _HELP = """\
 Type an action as the game's actor would. Three words are for this program instead:
@@ -35,7 +33,6 @@ Type an action as the game's actor would. Three words are for this program inste
   actions   the actions that the game offers now (Tab completes them on a terminal)
   quit      stop here (so does the end of input)
 To give one of these words to the game, put ! before it: !help."""
-_MAX_LEN = 32_768  # tokens of a watched conversation, where the model has as many positions
 _DEFAULT_PROMPT = """\
 You play a text game. Reach its goal in as few actions as you can. Answer every turn in exactly \
 this form:
@@ -226,18 +223,6 @@ def watch(
     """Lets a model play one episode into `record`, by the same rollout, pool and sampler as in
     training; shows each turn when it is played.
     """
-    folder = model_folder(args.model, "--model")
-    chat = ChatTokenizer(folder)
-    model, params = load_checkpoint(folder)
-    max_len = min(model.max_positions, _MAX_LEN)
-    sizes = SamplerConfig(
-        num_slots=1,
-        max_len=max_len,
-        extend_buckets=tuple(sorted({min(64, max_len), min(512, max_len)})),
-        row_buckets=(1,),
-        decode_steps=8,
-        max_top_k=1,
-    )
     settings = RolloutConfig(
         max_steps=args.max_steps,
         max_turn_tokens=args.max_turn_tokens,
@@ -259,10 +244,10 @@ def watch(
         key=keys.fold(keys.root_key(args.seed), "play", str(game_id)),
     )
     with (
-        Sampler(model, params, sizes, chat.pad_id) as sampler,
+        open_model(model_folder(args.model, "--model"), num_conversations=1) as speaker,
         WorkerPool(name, num_workers=1, max_live_games=1, options=args.options) as pool,
     ):
-        played = rollout(sampler, chat, pool, [episode], settings, watch=show)[0]
+        played = rollout(speaker, pool, [episode], settings, watch=show)[0]
     if played.outcome is Outcome.FAILED and not played.turns:
         raise ValueError(played.error)
     record.observation, record.state_hash, record.outcome, record.error = (

@@ -21,8 +21,8 @@ from ictjax.config import (
 )
 from ictjax.models.hf.hub import is_hub_id, local_folder
 from ictjax.run_config import (
+    ActorConfig,
     EvaluationConfig,
-    RoleConfig,
     TaskConfig,
     TrainConfig,
     TrainedRoleConfig,
@@ -32,7 +32,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Fake games in seconds: a check of the whole pipeline, with the pair that fake_pair.py makes.
 FAKE_TINY = TrainConfig(
-    actor=RoleConfig(model="experiments/pocket/checkpoints/fake/actor", dtype="float32"),
+    actor=ActorConfig(model="experiments/pocket/checkpoints/fake/actor", dtype="float32"),
     reflector=TrainedRoleConfig(
         model="experiments/pocket/checkpoints/fake/reflector", dtype="float32"
     ),
@@ -80,7 +80,7 @@ FAKE_TINY = TrainConfig(
 # The demo: real MiniHack games and the pocket pair that ships with the repository: a stand-in that
 # shows the system, never evidence about language models.
 POCKET_MINIHACK = TrainConfig(
-    actor=RoleConfig(model="experiments/pocket/checkpoints/actor", dtype="float32"),
+    actor=ActorConfig(model="experiments/pocket/checkpoints/actor", dtype="float32"),
     reflector=TrainedRoleConfig(model="experiments/pocket/checkpoints/reflector", dtype="float32"),
     task=tasks.POCKET_MINIHACK,
     iterations=20,
@@ -149,7 +149,7 @@ POCKET_MINIHACK = TrainConfig(
 # adapter of the actor's own weights is trained instead; it wants a learning rate about ten times
 # higher.
 QWEN_7B_MINIHACK = TrainConfig(
-    actor=RoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
+    actor=ActorConfig(model="Qwen/Qwen2.5-7B-Instruct"),
     reflector=TrainedRoleConfig(model="Qwen/Qwen2.5-7B-Instruct"),
     task=tasks.QWEN_MINIHACK,
     iterations=64,
@@ -272,10 +272,9 @@ def model_folder(name: str, flag: str = "") -> str:
 
 
 def in_folders(config: TrainConfig) -> TrainConfig:
-    """The same run with its models by their folders."""
-    return config.with_models(
-        model_folder(config.actor.model), model_folder(config.reflector.model)
-    )
+    """The same run with its models by their folders; an actor at an endpoint keeps its name."""
+    actor = config.actor.model if config.actor.endpoint.url else model_folder(config.actor.model)
+    return config.with_models(actor, model_folder(config.reflector.model))
 
 
 def on_named_mesh(config: TrainConfig, name: str) -> TrainConfig:

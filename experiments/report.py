@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from envs.files import replacing
 from experiments import report_page
 from experiments.commands.report import main
 from experiments.report_data import ARMS, RunData, split_summaries
@@ -19,9 +20,8 @@ from experiments.report_data import ARMS, RunData, split_summaries
 def write_report(run: RunData) -> Path:
     """Writes report.html into the run directory, whole or not at all, and returns its path."""
     path = run.folder / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(report_page.render(run), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(report_page.render(run), encoding="utf-8")
     return path
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from envs import prompts
 from envs.minihack.families import PAPER_HELDOUT, PAPER_TRAIN, SOUND_HELDOUT, SOUND_TRAIN
 from ictjax.config import RolloutConfig
 from ictjax.run_config import EnvironmentConfig, TaskConfig
@@ -15,27 +16,6 @@ from ictjax.run_config import EnvironmentConfig, TaskConfig
 # The paper's split: two kinds of household task are never trained on.
 ALFWORLD_TRAIN = ("put", "look", "clean", "heat")
 ALFWORLD_HELDOUT = ("cool", "pick_two")
-
-QWEN_MINIHACK_PROMPT = """\
-You play short NetHack games as text. Every turn shows you what happened, what is around you and \
-what you carry; reach the goal of the game in as few actions as you can.
-
-Before every action, think about what the observation tells you and what the action will change. \
-Then answer in exactly this form:
-
-Thought: <your reasoning, in one or two sentences>
-Action: <one action>"""
-
-QWEN_ALFWORLD_PROMPT = """\
-You do a household task in a room described as text. The first turn shows you the room and the \
-task; every later turn shows you what your action changed, and every turn lists the actions you \
-may take. Finish the task in as few actions as you can.
-
-Before every action, think about what the task still needs and where it may be found. Then answer \
-in exactly this form:
-
-Thought: <your reasoning, in one or two sentences>
-Action: <one action, word for word from the list>"""
 
 
 def _split(base: TaskConfig, train: tuple[str, ...], heldout: tuple[str, ...]) -> TaskConfig:
@@ -71,7 +51,7 @@ FAKE_ALFWORLD = dataclasses.replace(
 
 # The families of the demo, which the pocket actor can read about.
 POCKET_MINIHACK = TaskConfig(
-    initial_prompt="you play nethack . think , then act .",
+    initial_prompt=prompts.MINIHACK["compact"],
     environment=EnvironmentConfig(
         name="minihack",
         options={"text": "compact"},
@@ -82,7 +62,7 @@ POCKET_MINIHACK = TaskConfig(
     rollout=RolloutConfig(max_steps=10, max_turn_tokens=16),
 )
 POCKET_ALFWORLD = TaskConfig(
-    initial_prompt="you do a household task . think , then act .",
+    initial_prompt=prompts.ALFWORLD["compact"],
     environment=EnvironmentConfig(
         name="alfworld",
         options={"text": "compact", "rooms": "small"},
@@ -98,7 +78,7 @@ _PAPER_ROLLOUT = RolloutConfig(
     max_steps=25, max_turn_tokens=500, temperature=0.0, show_actions=True
 )
 QWEN_MINIHACK = TaskConfig(
-    initial_prompt=QWEN_MINIHACK_PROMPT,
+    initial_prompt=prompts.MINIHACK["full"],
     environment=EnvironmentConfig(
         name="minihack",
         options={"text": "full"},
@@ -110,7 +90,7 @@ QWEN_MINIHACK = TaskConfig(
     rollout=_PAPER_ROLLOUT,
 )
 QWEN_ALFWORLD = TaskConfig(
-    initial_prompt=QWEN_ALFWORLD_PROMPT,
+    initial_prompt=prompts.ALFWORLD["full"],
     environment=EnvironmentConfig(
         name="alfworld",
         options={"text": "full"},

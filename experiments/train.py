@@ -9,7 +9,7 @@ from rich.console import Console
 from envs.api import Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
-from experiments.limits import check_limits
+from experiments.limits import check_limits, local_roles
 from experiments.presets import in_folders
 from experiments.run_dir import new_run, open_pool
 from ictjax.mesh import open_mesh
@@ -47,7 +47,7 @@ def start(
         )
         return
     check_limits(config)
-    for name, role in (("actor", config.actor), ("reflector", config.reflector)):
+    for name, role, _ in local_roles(config):
         try:
             open_mesh(role.mesh)
         except ValueError as error:

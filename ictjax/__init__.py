@@ -21,13 +21,18 @@ M     games per candidate
 ====  =====================================================
 """
 
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ictjax.meta_gym import MetaEnv
+    from ictjax.meta_env import MetaEnv
+    from ictjax.players import open_speaker
+    from ictjax.reflector import Reflector
 
-__all__ = ["MetaEnv"]
+__all__ = ["MetaEnv", "Reflector", "open_speaker"]
+
+_HOMES = {"MetaEnv": "meta_env", "Reflector": "reflector", "open_speaker": "players"}
 
 # transformers advises, whenever it is imported, to install PyTorch; nothing here runs on it. Every
 # other warning of transformers stays.
@@ -37,11 +42,9 @@ logging.getLogger("transformers").addFilter(
 
 
 def __getattr__(name: str) -> Any:
-    """`ictjax.MetaEnv`, imported when it is first asked for: `import ictjax` alone stays light and
-    touches no device.
+    """The names above are imported when they are first asked for: `import ictjax` alone stays
+    light and touches no device.
     """
-    if name != "MetaEnv":
+    if name not in _HOMES:
         raise AttributeError(f"module 'ictjax' has no attribute {name!r}")
-    from ictjax.meta_gym import MetaEnv
-
-    return MetaEnv
+    return getattr(importlib.import_module(f"ictjax.{_HOMES[name]}"), name)

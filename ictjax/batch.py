@@ -3,34 +3,40 @@ set of buckets.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ictjax.config import BatchConfig
+from ictjax import grpo
+from ictjax.config import BatchConfig, GRPOConfig
+from ictjax.records import Candidate
+
+A = TypeVar("A", np.ndarray, Array)
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[A]):
     """One batch of an update: rows of prompt + reply, padded on the right (R: response positions of
     a row).
 
     Logits are needed at response positions only, so these are listed: the r-th sampled token of row
     b is `target_br`, and the hidden state that predicts it is the one of token `source_br`. Masked
     entries are zeros. Rows that only pad the batch hold one valid pad token (so that no attention
-    is over nothing), no response and weight 0.
+    is over nothing), no response and weight 0. A is the type of the arrays: NumPy as `pack` makes
+    them, JAX in an update.
     """
 
-    tokens_bt: Int[Array, "B T"]
-    positions_bt: Int[Array, "B T"]
-    valid_bt: Bool[Array, "B T"]
-    source_br: Int[Array, "B R"]
-    target_br: Int[Array, "B R"]
-    response_mask_br: Bool[Array, "B R"]
-    advantage_b: Float[Array, "B"]
-    weight_b: Float[Array, "B"]  # of the row in the loss and in the metrics
+    tokens_bt: Int[A, "B T"]
+    positions_bt: Int[A, "B T"]
+    valid_bt: Bool[A, "B T"]
+    source_br: Int[A, "B R"]
+    target_br: Int[A, "B R"]
+    response_mask_br: Bool[A, "B R"]
+    advantage_b: Float[A, "B"]
+    weight_b: Float[A, "B"]  # of the row in the loss and in the metrics
     # as the sampler reported them: a diagnostic, never part of the loss
-    sampler_logp_br: Float[Array, "B R"]
+    sampler_logp_br: Float[A, "B R"]
 
 
 def pack(
@@ -42,7 +48,7 @@ def pack(
     pad_id: int,
     weights: Sequence[float] | None = None,
     sampler_logprobs: Sequence[Sequence[float]] | None = None,
-) -> Batch:
+) -> Batch[np.ndarray]:
     """Packs samples, in their order, into the smallest bucket that holds all of them; rows up to
     `config.num_rows` are padding.
 
@@ -145,3 +151,30 @@ def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str) -> int:
         f" batch.{name} {tuple(buckets)}: add a larger bucket, or shorten the prompt or the"
         " reply."
     )
+
+
+def pack_groups(
+    config: BatchConfig,
+    estimator: GRPOConfig,
+    groups: Sequence[Sequence[Candidate]],
+    pad_id: int,
+) -> tuple[Batch, int]:
+    """The update's batch of all candidates with their group-relative advantages, and how many
+    groups hold no signal.
+    """
+    reward_qg = np.array(
+        [[0.0 if c.reward is None else c.reward for c in group] for group in groups], np.float32
+    )
+    valid_qg = np.array([[c.reward is not None for c in group] for group in groups])
+    result = jax.device_get(grpo.advantages(estimator, reward_qg, valid_qg))
+    candidates = [candidate for group in groups for candidate in group]
+    batch = pack(
+        config,
+        [candidate.prompt_ids for candidate in candidates],
+        [candidate.reply_ids for candidate in candidates],
+        advantages=result.advantage_qg.ravel().tolist(),
+        weights=result.weight_qg.ravel().tolist(),
+        sampler_logprobs=[candidate.logprobs for candidate in candidates],
+        pad_id=pad_id,
+    )
+    return batch, int(result.dead_q.sum())

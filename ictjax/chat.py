@@ -9,11 +9,11 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ictjax.models.hf.hub import local_folder
 from ictjax.records import Message
@@ -35,6 +35,46 @@ _SAMPLE = (
 _SAMPLED_WORDS = 200  # of the vocabulary
 _PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
 _REPLY = "probe reply"
+
+
+class Tokenizer(Protocol):
+    """What is used of the tokenizers of transformers, for the options that it is used with: their
+    own annotations are unions over all options.
+    """
+
+    name_or_path: str
+    chat_template: str | Mapping[str, str] | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    unk_token_id: int | None
+    all_special_ids: Sequence[int]
+    added_tokens_decoder: Mapping[int, tokenizers.AddedToken]
+
+    def __len__(self) -> int: ...
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> Mapping[Literal["input_ids"], Sequence[int]]: ...
+
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str: ...
+
+    def get_chat_template(self) -> str: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        chat_template: str,
+        tokenize: Literal[False],
+        add_generation_prompt: bool,
+        **switches: bool,
+    ) -> str: ...
 
 
 class ChatTokenizer:
@@ -61,7 +101,7 @@ class ChatTokenizer:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | PreTrainedTokenizerBase,
+        source: str | os.PathLike[str] | Tokenizer,
         *,
         thinking: bool | None = None,
     ):
@@ -70,7 +110,7 @@ class ChatTokenizer:
             folder = local_folder(source, weights=False)
             stop_ids += generation_stop_ids(folder)
             source = load_tokenizer(folder)
-        self._tokenizer: Any = source
+        self._tokenizer = source
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template, as those of"
@@ -119,6 +159,14 @@ class ChatTokenizer:
     def count(self, text: str) -> int:
         """How many tokens a text has on its own."""
         return len(self._ids(text))
+
+    def unknown(self, text: str) -> float:
+        """The share of a text's tokens that the tokenizer has no word for; 0 for those that spell
+        unknown words out.
+        """
+        ids = self._ids(text)
+        unknown = self._tokenizer.unk_token_id
+        return sum(number == unknown for number in ids) / max(len(ids), 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply, without special tokens."""
@@ -206,7 +254,7 @@ class ChatTokenizer:
             )
 
 
-def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a folder or of an id on the Hugging Face hub, as transformers' AutoTokenizer
     reads it.
 
@@ -223,17 +271,16 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
             f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a"
             " checkpoint in HF layout."
         )
-    auto: Any = AutoTokenizer  # its annotations say None, which it never returns
     rules = folder / "tokenizer.json"
     try:
         if not rules.is_file():
-            return auto.from_pretrained(folder, local_files_only=True)
+            return _read(AutoTokenizer, folder)
         # it fails where the file does not have what its family's tokenizers have
         with contextlib.suppress(Exception):
-            tokenizer = auto.from_pretrained(folder, local_files_only=True)
+            tokenizer = _read(AutoTokenizer, folder)
             if _agree(tokenizer, tokenizers.Tokenizer.from_file(str(rules))):
                 return tokenizer
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return _read(PreTrainedTokenizerFast, folder)
     except Exception as error:  # the libraries raise all kinds
         detail = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -266,12 +313,17 @@ def generation_stop_ids(folder: pathlib.Path) -> list[int]:
     return [ids] if isinstance(ids, int) else list(ids or ())
 
 
+def _read(reader: Any, folder: pathlib.Path) -> Tokenizer:
+    """Where transformers' own annotations end: AutoTokenizer's say None, which it never returns."""
+    return reader.from_pretrained(folder, local_files_only=True)
+
+
 def _num_common(one: str, two: str) -> int:
     differ = (i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y)
     return next(differ, min(len(one), len(two)))
 
 
-def _agree(tokenizer: PreTrainedTokenizerBase, rules: tokenizers.Tokenizer) -> bool:
+def _agree(tokenizer: Tokenizer, rules: tokenizers.Tokenizer) -> bool:
     vocabulary = sorted(rules.get_vocab(with_added_tokens=True))
     text = _SAMPLE + " ".join(vocabulary[:: len(vocabulary) // _SAMPLED_WORDS + 1])
     return (

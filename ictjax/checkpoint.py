@@ -21,38 +21,21 @@ class Checkpointer:
     """Checkpoints under one folder, one sub-folder per step. A context manager.
 
     A save is written beside its final place and renamed there when it is complete: a process killed
-      at any moment leaves the previous
-    checkpoint as the latest, and the next `Checkpointer` removes the remains. Saves are
-    synchronous: the arrays may be donated as soon as `save` returns.
+    at any moment leaves the previous checkpoint as the latest, and the next `Checkpointer` removes
+    the remains. Saves are synchronous: the arrays may be donated as soon as `save` returns.
 
     Args:
       folder: made if missing.
       keep_last: how many of the newest checkpoints stay.
-      keep_every: steps divisible by this stay as well; None for none.
-      config: a JSON-able description of the run, saved with every checkpoint; `restore` refuses a
-        checkpoint of another one.
 
     Raises:
-      ValueError: for counts below 1, or a folder that cannot be made.
+      ValueError: for a count below 1, or a folder that cannot be made.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        keep_last: int = 2,
-        keep_every: int | None = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        if keep_last < 1 or (keep_every is not None and keep_every < 1):
-            raise ValueError(
-                f"Keep at least 1 checkpoint: got keep_last={keep_last}, keep_every={keep_every}."
-            )
+    def __init__(self, folder: str | os.PathLike[str], *, keep_last: int = 2) -> None:
+        if keep_last < 1:
+            raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}.")
         self._folder = Path(folder).absolute()
-        self._config = _jsonable(config or {}, "config")
-        policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
-        if keep_every is not None:
-            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -63,7 +46,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep_last),
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
             ),
@@ -102,11 +85,7 @@ class Checkpointer:
             raise ValueError(
                 f"Step {step} is already in {self._folder}: remove it to save it again."
             )
-        record = {
-            "config": self._config,
-            "host": _jsonable(host, "host"),
-            "leaves": _describe(state),
-        }
+        record = {"host": _jsonable(host), "leaves": _describe(state)}
         needed = (
             sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _SLACK_BYTES
         )
@@ -117,7 +96,7 @@ class Checkpointer:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_by_name(state)), host=ocp.args.JsonSave(record)
+                    state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(record)
                 ),
                 force=True,
             )
@@ -141,9 +120,19 @@ class Checkpointer:
           The state and the host's record.
 
         Raises:
-          ValueError: there is no such checkpoint, it cannot be read, or it is of another
-            configuration or of other shapes.
+          ValueError: there is no such checkpoint, it cannot be read, or it is of other shapes.
         """
+        return self._restore(step, template, partly=False)
+
+    def restore_part(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
+        """`restore` of some leaves: `template` holds those that are wanted, under the names that
+        they have in the whole (a dict may stand for a NamedTuple). Nothing else is read.
+        """
+        return self._restore(step, template, partly=True)
+
+    def _restore(
+        self, step: int | None, template: Any, *, partly: bool
+    ) -> tuple[Any, dict[str, Any]]:
         if step is None:
             step = self.latest_step
         if step is None or step not in self.steps:
@@ -153,45 +142,34 @@ class Checkpointer:
                 f" (there: {found})."
             )
         where = f"The checkpoint of step {step} in {self._folder}"
-        try:
-            record = self._manager.restore(
-                step, args=ocp.args.Composite(host=ocp.args.JsonRestore())
-            )["host"]
-        except Exception as error:
-            raise ValueError(
-                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
-                " an earlier one."
-            ) from error
-        difference = _first_difference(self._config, record["config"], "config")
-        if difference:
-            raise ValueError(
-                f"{where} is of another configuration: {difference}. Use its configuration, or"
-                " another run directory."
-            )
-        difference = _first_difference(_describe(template), record["leaves"], "")
+        record = self._read(where, step, host=ocp.args.JsonRestore())["host"]
+        wanted, leaves = _describe(template), record["leaves"]
+        if partly:
+            leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}
+        difference = _first_difference(wanted, leaves)
         if difference:
             raise ValueError(
                 f"{where} does not fit this model and optimizer: {difference}. Use its"
                 " configuration, or another run directory."
             )
+        shapes = _by_name(jax.tree.map(_abstract, template))
+        read = ocp.args.PyTreeRestore(
+            shapes,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+            partial_restore=partly,
+        )
+        restored = self._read(where, step, state=read)["state"]
+        leaves = [restored[name] for name in _names(template)]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]
+
+    def _read(self, where: str, step: int, **items: Any) -> Any:
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_by_name(jax.tree.map(_abstract, template)))
-                ),
-            )["state"]
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise ValueError(
                 f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
                 " an earlier one."
             ) from error
-        return (
-            jax.tree.unflatten(
-                jax.tree.structure(template), [restored[name] for name in _names(template)]
-            ),
-            record["host"],
-        )
 
 
 def _names(tree: Any) -> list[str]:
@@ -219,30 +197,24 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 
-def _jsonable(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """`value` as JSON reads it back (tuples are lists then), so that it compares equal with what
-    was restored.
-    """
+def _jsonable(host: Mapping[str, Any]) -> dict[str, Any]:
+    """`host` as JSON reads it back: tuples are lists then."""
     try:
-        return json.loads(json.dumps(value, allow_nan=False))
+        return json.loads(json.dumps(host, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The checkpoint's {name} must be JSON: {error}.") from error
+        raise ValueError(f"The checkpoint's host must be JSON: {error}.") from error
 
 
-def _first_difference(expected: Any, found: Any, path: str) -> str:
-    """Where two JSON values first differ, in words; empty if they do not."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for key in [*expected, *(key for key in found if key not in expected)]:
-            inner = f"{path}.{key}" if path else key
-            if key not in found:
-                return f"it has no {inner}"
-            if key not in expected:
-                return f"it has {inner}, which is not expected"
-            difference = _first_difference(expected[key], found[key], inner)
-            if difference:
-                return difference
-        return ""
-    return "" if expected == found else f"{path} is {found!r}, expected {expected!r}"
+def _first_difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """The first leaf that differs, in words; empty if none does."""
+    for name in [*expected, *(name for name in found if name not in expected)]:
+        if name not in found:
+            return f"it has no {name}"
+        if name not in expected:
+            return f"it has {name}, which is not expected"
+        if expected[name] != found[name]:
+            return f"{name} is {found[name]!r}, expected {expected[name]!r}"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -94,6 +94,39 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """An OpenAI-compatible chat endpoint, and how it is called."""
+
+    url: str = ""  # base URL, for example http://localhost:8000/v1; empty: there is no endpoint
+    # the environment variable that holds the key; the key itself is written nowhere
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16  # calls under way at the same time
+    timeout_s: float = 120.0  # of one try
+    max_retries: int = 5  # after 408, 409, 429, 5xx and cut connections
+    first_wait_s: float = 0.5  # before a try is repeated; doubled each time
+    seeded: bool = True  # send a seed, so that servers that know seeds repeat themselves
+    tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    input_price: float = 0.0  # of a million tokens, in any currency
+    output_price: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint.url is {self.url!r}: give http://... or https://...")
+        if self.concurrency < 1:
+            raise ValueError(f"endpoint.concurrency is {self.concurrency}: give at least 1")
+        if not 0 < self.timeout_s < float("inf"):
+            raise ValueError(f"endpoint.timeout_s is {self.timeout_s}: give a number of seconds")
+        for name in ("max_retries", "first_wait_s", "input_price", "output_price"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"endpoint.{name} is {getattr(self, name)}: give 0 or more")
+        if self.tokens_parameter not in ("max_tokens", "max_completion_tokens"):
+            raise ValueError(
+                f"endpoint.tokens_parameter is {self.tokens_parameter!r}: give max_tokens or"
+                " max_completion_tokens"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """Sizes of the sampler. Every combination of buckets is one compiled program, so keep them
     few.
@@ -152,7 +185,7 @@ class RolloutConfig:
     top_p: float = 1.0  # sample from the likeliest tokens of this mass; 1 is off
     show_actions: bool = False  # list the available actions below each observation
     # starts this long wait for the first episode of their system prompt, whose prefix they then
-    # share
+    # share; read by a model's speaker
     share_min_tokens: int = 256
     # how long to wait for more environment answers before decoding without them
     gather_s: float = 0.002

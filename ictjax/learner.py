@@ -385,11 +385,37 @@ def make_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def state_shardings(state: LearnerState) -> LearnerState | None:
-    """Where every leaf of a state on a mesh lies; None for a state on one device."""
-    return (
-        None if _mesh_of(state.params) is None else jax.tree.map(lambda leaf: leaf.sharding, state)
+def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
+    """`init_state` on shapes alone: moments lie like their weights, everything else is on every
+    device.
+
+    Args:
+      params: ShapeDtypeStructs with shardings.
+      optimizer: whose state it is.
+    """
+    first = jax.tree.leaves(params)[0].sharding
+    mesh = getattr(first, "mesh", None)
+    rest = first if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    moments = optax.tree_map_params(
+        optimizer.init,
+        lambda leaf, weight: placed(leaf, weight.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: placed(leaf, rest),
     )
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=rest)
+    return LearnerState(params=params, opt_state=moments, step=count, skipped=count)
+
+
+def state_shardings(state: LearnerState) -> LearnerState | None:
+    """Where every leaf of a state on a mesh lies, of arrays or shapes; None on one device."""
+    if not any(isinstance(leaf.sharding, NamedSharding) for leaf in jax.tree.leaves(state)):
+        return None
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 _SUMS = (

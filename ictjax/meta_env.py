@@ -1,499 +1,340 @@
-"""The meta-environment: contexts collected over meta-turns, G candidate prompts for each, and their
-rewards on replayed and fresh games.
-
-Host logic only: no arrays, no weights. Everything random is keyed by what it belongs to (iteration,
-context, candidate, game), and `MetaState` is all there is to remember between iterations, so a
-resumed run draws the same games, prompts and tokens.
+"""In-context Training as an environment: an action is a system prompt, the answer is how an actor
+fares under it on games not seen before.
 """
 
+import contextlib
 import dataclasses
-import functools
-import pathlib
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import enum
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from envs.api import GameId, Outcome, Pool
-from ictjax import keys
-from ictjax.chat import ChatTokenizer
-from ictjax.config import MetaConfig, ReflectorConfig, RolloutConfig
-from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
-from ictjax.reflector import parse_reply, reflector_messages
+from envs import registry
+from envs.api import Environment, GameId, Outcome, Pool
+from envs.local import LocalPool
+from envs.pool import WorkerPool
+from ictjax import keys, loops
+from ictjax.config import RolloutConfig, SamplerConfig
+from ictjax.function_speaker import Function
+from ictjax.manners import Manners, manners_for
+from ictjax.models.hf.hub import local_folder
+from ictjax.players import is_url, open_speaker
+from ictjax.records import Context, Trajectory
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
-from ictjax.run_files import write_lines
-from ictjax.sampler import Generation, Request, Sampler
+from ictjax.speaker import Speaker
 
-Progress = Callable[[str, int, int], None]  # phase, finished, total
-
-
-class Loop(NamedTuple):
-    """One In-context Training loop under way."""
-
-    number: int
-    family: str
-    meta_turn: int
-    last_turn: int  # the loop is replaced after this meta-turn
-    system_prompt: str
-
-
-class MetaState(NamedTuple):
-    """What the meta-environment remembers between iterations."""
-
-    loops: tuple[Loop, ...]
-    next_loop: int
-    positions: Mapping[str, int]  # per family: how many games of its shuffled order are used
+# Of language models, which do not say.
+_ANY = Manners(options={}, initial_prompt="", max_steps=25, max_turn_tokens=256, show_actions=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class World:
-    """The players, the games and the settings: fixed during a run, apart from the reflector's
-    weights inside its sampler.
+class GameResult:
+    """How one game of a batch went."""
+
+    game: GameId
+    outcome: Outcome
+    reward: float  # the sum over its steps
+    num_steps: int
+    num_unusable: int  # replies without an action, played as the empty one
+    state_hash: str  # of the initial state
+    error: str  # why the outcome is FAILED, else empty
+
+
+class MetaEnv:
+    """A meta-environment over the games of a benchmark. A context manager; not thread-safe.
+
+    `reset` starts a loop: it takes the next family and plays a batch of games under the initial
+    prompt. `step` plays the next batch under the prompt it is given. Both return the `Context` that
+    a reflector reads, with the trajectories in the order of the batch. Games are drawn without
+    replacement over steps and loops: none comes back before the family's split is used up, which
+    `terminated` announces.
+
+    Args:
+      environment: a name for `envs.registry.load_environment`, whose games run in worker processes;
+        or an environment object, whose games run in this process, unprotected.
+      actor: who plays: a folder with a model in Hugging Face layout or an id on its hub; the base
+        URL of an OpenAI-compatible endpoint; a function of (messages, actions) that returns an
+        action or a reply; or a speaker (`ictjax.speaker`), which stays the caller's to close.
+      actor_model: the name of the model at an endpoint that has more than one.
+      families: which take turns; all by default.
+      split: "train", "select" or "test".
+      num_games: games of a batch (the paper's k).
+      draw: "fresh", new games in every batch; or "fixed", the same ones again and again, for
+        validation.
+      initial_prompt: the actor's at meta-turn 0; by default the one that its model expects, else
+        the environment's own (`envs.registry.initial_prompt`).
+      max_steps: of an episode; 25 by default. This, the next two and `options` are by default what
+        the actor's model expects, where it says so (`ictjax.manners`).
+      max_turn_tokens: of a model's reply; 256 by default.
+      show_actions: list the available actions below each observation; by default they are.
+      meta_turns: steps of a loop, after which `truncated` is true; no limit by default.
+      seed: of the order of games and families, and of sampling.
+      temperature: of a model; 0 is greedy.
+      options: keyword arguments of a named environment.
+      num_workers: processes of a named environment.
+      deadline_s: of one reset or step of a named environment.
+      sampler: sizes of a model's sampler; by default fit for `num_games` conversations of at most
+        8,192 tokens.
+    Raises:
+      ValueError: an argument makes no sense, or names something that does not exist.
     """
 
-    actor: Sampler
-    actor_chat: ChatTokenizer
-    reflector: Sampler
-    reflector_chat: ChatTokenizer
-    pool: Pool
-    games: Mapping[str, Sequence[GameId]]  # per training family
-    initial_prompt: str
-    key: keys.Key
-    meta: MetaConfig
-    rollout: RolloutConfig
-    reflector_config: ReflectorConfig
-    temperature: float  # of the reflector
-    progress: Progress | None = None
-
-    def __post_init__(self):
-        needed = max(
-            self.meta.games_per_context, self.meta.fresh_games if self.meta.replay_weight < 1 else 0
-        )
-        for family, games in self.games.items():
-            if len(games) < needed:
-                raise ValueError(
-                    f"Family {family!r} has {len(games)} games, a context needs {needed}: lower"
-                    " meta.games_per_context or fresh_games."
-                )
-
-    def play(self, episodes: Sequence[Episode], phase: str) -> list[Trajectory]:
-        """Rolls episodes out with the actor."""
-        report = None if self.progress is None else functools.partial(self.progress, phase)
-        return rollout(self.actor, self.actor_chat, self.pool, episodes, self.rollout, report)
-
-
-class Scored(NamedTuple):
-    """One iteration's candidates with their rewards, and every reward episode, in the order
-    played.
-    """
-
-    groups: list[list[Candidate]]
-    trajectories: list[Trajectory]
-
-
-def initial_state(world: World, num_loops: int) -> MetaState:
-    """New loops, staggered: the first life of loop i ends after meta-turn i (modulo), so that later
-    iterations mix all meta-turns.
-    """
-    loops = tuple(
-        _new_loop(world, number, number % world.meta.meta_turns) for number in range(num_loops)
-    )
-    return MetaState(loops, num_loops, dict.fromkeys(world.games, 0))
-
-
-def state_to_json(state: MetaState) -> dict[str, Any]:
-    """Plain lists and dicts."""
-    return {
-        "loops": [loop._asdict() for loop in state.loops],
-        "next_loop": state.next_loop,
-        "positions": dict(state.positions),
-    }
-
-
-def state_from_json(data: Mapping[str, Any]) -> MetaState:
-    """Reads what `state_to_json` wrote."""
-    return MetaState(
-        tuple(Loop(**loop) for loop in data["loops"]), data["next_loop"], dict(data["positions"])
-    )
-
-
-def draw_games(
-    world: World, state: MetaState, family: str, count: int
-) -> tuple[tuple[GameId, ...], MetaState]:
-    """The next `count` different games of a family: none comes back before the others were used,
-    and every pass has its own order.
-    """
-    games, position = next_games(
-        world.key, world.games[family], family, state.positions[family], count
-    )
-    return games, state._replace(positions={**state.positions, family: position})
-
-
-def next_games(
-    key: keys.Key, games: Sequence[GameId], family: str, position: int, count: int
-) -> tuple[tuple[GameId, ...], int]:
-    """The `count` games at `position` of a family's shuffled passes, and the position behind
-    them.
-    """
-    total = len(games)
-    if position % total + count > total:
-        # a draw never straddles two passes, so it holds no game twice
-        position += total - position % total
-    order = _order(key, family, position // total, total)
-    return (
-        tuple(games[i] for i in order[position % total : position % total + count]),
-        position + count,
-    )
-
-
-def collect(world: World, state: MetaState, iteration: int) -> tuple[list[Context], MetaState]:
-    """Plays one new batch of games under the prompt of every loop."""
-    batches = []
-    for loop in state.loops:
-        games, state = draw_games(world, state, loop.family, world.meta.games_per_context)
-        batches.append(games)
-    episodes = [
-        Episode(
-            game=game,
-            system_prompt=loop.system_prompt,
-            key=keys.fold(world.key, "context", iteration, q, str(game)),
-        )
-        for q, (loop, games) in enumerate(zip(state.loops, batches, strict=True))
-        for game in games
-    ]
-    played = iter(world.play(episodes, "contexts"))
-    contexts = [
-        Context(
-            loop=loop.number,
-            meta_turn=loop.meta_turn,
-            family=loop.family,
-            system_prompt=loop.system_prompt,
-            trajectories=tuple(next(played) for _ in games),
-        )
-        for loop, games in zip(state.loops, batches, strict=True)
-    ]
-    return contexts, state
-
-
-def propose(
-    world: World, contexts: Sequence[Context], group_size: int, iteration: int
-) -> list[list[Candidate]]:
-    """Samples `group_size` replies to every context from the reflector."""
-    prompts = [
-        reflector_prompt_ids(world.reflector_chat, world.reflector_config, context)
-        for context in contexts
-    ]
-    group_keys = [
-        [keys.fold(world.key, "candidate", iteration, q, g) for g in range(group_size)]
-        for q in range(len(contexts))
-    ]
-    report = None if world.progress is None else functools.partial(world.progress, "candidates")
-    return sample_candidates(
-        world.reflector,
-        world.reflector_chat,
-        world.reflector_config,
-        prompts,
-        group_keys,
-        world.temperature,
-        progress=report,
-    )
-
-
-def score(
-    world: World,
-    state: MetaState,
-    contexts: Sequence[Context],
-    groups: Sequence[Sequence[Candidate]],
-    iteration: int,
-) -> tuple[Scored, MetaState]:
-    """Plays the reward games of every candidate, all in one rollout, and fills in the rewards.
-
-    Replay: the context's own games under the new prompt (the paper's reward). Fresh: `fresh_games`
-    other games of the family, the same for all candidates of a context. A reply without a usable
-    prompt gets `malformed_reward`. A candidate whose reward games all failed through the
-    environment's fault has reward None and is left out of its group.
-    """
-    meta = world.meta
-    batches: list[tuple[tuple[GameId, ...], tuple[GameId, ...]]] = []
-    for context in contexts:
-        fresh: tuple[GameId, ...] = ()
-        if meta.replay_weight < 1:
-            fresh, state = draw_games(world, state, context.family, meta.fresh_games)
-        batches.append((context.games if meta.replay_weight > 0 else (), fresh))
-    episodes = [
-        Episode(
-            game=game,
-            system_prompt=candidate.system_prompt,
-            key=keys.fold(world.key, "reward", iteration, q, g, str(game)),
-        )
-        for q, group in enumerate(groups)
-        for g, candidate in enumerate(group)
-        if candidate.system_prompt is not None
-        for games in batches[q]
-        for game in games
-    ]
-    trajectories = world.play(episodes, "rewards")
-    played = iter(trajectories)
-    scored = []
-    for group, (replay_games, fresh_games) in zip(groups, batches, strict=True):
-        rewarded = []
-        for candidate in group:
-            if candidate.system_prompt is None:
-                rewarded.append(dataclasses.replace(candidate, reward=meta.malformed_reward))
-                continue
-            replay = success_rate([next(played) for _ in replay_games])
-            fresh_rate = success_rate([next(played) for _ in fresh_games])
-            reward = mixed_reward(replay, fresh_rate, meta.replay_weight)
-            rewarded.append(
-                dataclasses.replace(
-                    candidate, replay_reward=replay, fresh_reward=fresh_rate, reward=reward
-                )
-            )
-        scored.append(rewarded)
-    return Scored(scored, trajectories), state
-
-
-def mixed_reward(replay: float | None, fresh: float | None, replay_weight: float) -> float | None:
-    """The weighted mean of the parts that the weight asks for; None when one of them could not be
-    measured.
-    """
-    parts = [
-        (weight, rate)
-        for weight, rate in ((replay_weight, replay), (1 - replay_weight, fresh))
-        if weight > 0
-    ]
-    if any(rate is None for _, rate in parts):
-        return None
-    return sum(weight * rate for weight, rate in parts)
-
-
-def advance(
-    world: World, state: MetaState, groups: Sequence[Sequence[Candidate]], iteration: int
-) -> MetaState:
-    """Moves every loop to its next meta-turn under one of the valid candidates, drawn by key (the
-    old prompt when there is none).
-    """
-    loops, next_loop = [], state.next_loop
-    for q, (loop, group) in enumerate(zip(state.loops, groups, strict=True)):
-        if loop.meta_turn >= loop.last_turn:
-            loops.append(_new_loop(world, next_loop, world.meta.meta_turns - 1))
-            next_loop += 1
-        else:
-            prompt = (
-                next_prompt(group, keys.fold(world.key, "next", iteration, q)) or loop.system_prompt
-            )
-            loops.append(loop._replace(meta_turn=loop.meta_turn + 1, system_prompt=prompt))
-    return state._replace(loops=tuple(loops), next_loop=next_loop)
-
-
-def next_prompt(group: Sequence[Candidate], key: keys.Key) -> str | None:
-    """The prompt of one valid candidate drawn by key; None when no candidate is valid."""
-    prompts = [
-        candidate.system_prompt for candidate in group if candidate.system_prompt is not None
-    ]
-    return prompts[int(keys.generator(key).integers(len(prompts)))] if prompts else None
-
-
-def precollected(world: World, path: pathlib.Path) -> list[Context]:
-    """The contexts of the base reflector: collected once, before the first update, and read from
-    `path` ever after.
-    """
-    if not path.exists():
-        write_lines(path, map(to_json, precollect(world)))
-    return [context_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def precollect(world: World) -> list[Context]:
-    """The paper's contexts: `precollected_loops` loops x `meta_turns` meta-turns of the reflector
-    as it is now.
-    """
-    world = dataclasses.replace(world, key=keys.fold(world.key, "precollect"))
-    state = initial_state(world, world.meta.precollected_loops)
-    state = state._replace(
-        loops=tuple(loop._replace(last_turn=world.meta.meta_turns - 1) for loop in state.loops)
-    )
-    contexts = []
-    for meta_turn in range(world.meta.meta_turns):
-        new, state = collect(world, state, meta_turn)
-        contexts += new
-        if meta_turn + 1 < world.meta.meta_turns:
-            state = advance(world, state, propose(world, new, 1, meta_turn), meta_turn)
-    return contexts
-
-
-def draw_contexts(world: World, contexts: Sequence[Context], iteration: int) -> list[Context]:
-    """The precollected contexts of one iteration (counted from 1): passes over all of them, each
-    pass in its own order.
-    """
-    first = (iteration - 1) * world.meta.contexts_per_iteration
-    total = len(contexts)
-    positions = range(first, first + world.meta.contexts_per_iteration)
-    return [
-        contexts[_order(world.key, "contexts", position // total, total)[position % total]]
-        for position in positions
-    ]
-
-
-def reflector_prompt_ids(
-    chat: ChatTokenizer, config: ReflectorConfig, context: Context
-) -> tuple[int, ...]:
-    """The token ids of the question put to the reflector, within the configured budget."""
-    messages = reflector_messages(context, config, lambda shown: len(chat.encode_start(shown)))
-    return chat.encode_start(messages)
-
-
-def sample_candidates(
-    sampler: Sampler,
-    chat: ChatTokenizer,
-    config: ReflectorConfig,
-    prompts: Sequence[tuple[int, ...]],
-    group_keys: Sequence[Sequence[keys.Key]],
-    temperature: float,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[list[Candidate]]:
-    """One candidate for every key of every prompt, parsed; a prompt is prefilled once and forked
-    for its group.
-    """
-    requests = [
-        [
-            Request(
-                max_new_tokens=config.max_reply_tokens,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                stop_ids=chat.stop_ids,
-                key=keys.as_array(key),
-            )
-            for key in group
-        ]
-        for group in group_keys
-    ]
-    generations = sample_groups(sampler, prompts, requests, progress)
-    return [
-        [_candidate(chat, config, prompt, generation) for generation in group]
-        for prompt, group in zip(prompts, generations, strict=True)
-    ]
-
-
-def sample_groups(
-    sampler: Sampler,
-    prompts: Sequence[tuple[int, ...]],
-    requests: Sequence[Sequence[Request]],
-    progress: Callable[[int, int], None] | None = None,
-) -> list[list[Generation]]:
-    """The answers to many requests about each prompt, in order; a prompt is prefilled once."""
-    places: dict[int, tuple[int, int]] = {}
-    for q, (prompt, group) in enumerate(zip(prompts, requests, strict=True)):
-        first = sampler.open(prompt)
-        conversations = [first, *(sampler.fork(first) for _ in group[1:])]
-        places |= {conversation: (q, g) for g, conversation in enumerate(conversations)}
-        for conversation, request in zip(conversations, group, strict=True):
-            sampler.generate(conversation, request)
-    results: dict[tuple[int, int], Generation] = {}
-    total = len(places)
-    try:
-        while places:
-            for generation in sampler.step():
-                results[places.pop(generation.conversation)] = generation
-                sampler.close(generation.conversation)
-                if progress is not None:
-                    progress(len(results), total)
-    finally:
-        for conversation in places:
-            sampler.close(conversation)
-    return [[results[q, g] for g in range(len(group))] for q, group in enumerate(requests)]
-
-
-def summarise(world: World, contexts: Sequence[Context], scored: Scored) -> dict[str, Any]:
-    """The host-side metrics of an iteration; rates and rewards are fractions, lengths are tokens.
-    None where nothing was measured.
-    """
-    candidates = [candidate for group in scored.groups for candidate in group]
-    prompts = [
-        candidate.system_prompt for candidate in candidates if candidate.system_prompt is not None
-    ]
-    by_family: dict[str, list[float | None]] = defaultdict(list)
-    for context, group in zip(contexts, scored.groups, strict=True):
-        by_family[context.family] += [candidate.reward for candidate in group]
-    played = [t for context in contexts for t in context.trajectories] + scored.trajectories
-    kinds = [
-        kind
-        for kind in ParseFailure
-        if kind not in (ParseFailure.NO_ACTION, ParseFailure.EMPTY_ACTION)
-    ]
-    failures = [candidate.failure for candidate in candidates]
-    return {
-        "reward": _mean([c.reward for c in candidates]),
-        "reward_replay": _mean([c.replay_reward for c in candidates]),
-        "reward_fresh": _mean([c.fresh_reward for c in candidates]),
-        "reward_best": _mean(
-            [
-                max((c.reward for c in group if c.reward is not None), default=None)
-                for group in scored.groups
-            ]
-        ),
-        "reward_family": {family: _mean(rewards) for family, rewards in sorted(by_family.items())},
-        "context_success": success_rate([t for context in contexts for t in context.trajectories]),
-        "context_meta_turn": _mean([float(context.meta_turn) for context in contexts]),
-        "unrewarded_candidates": sum(c.reward is None for c in candidates),
-        "malformed_candidates": sum(c.system_prompt is None for c in candidates),
-        "distinct_prompts": len(set(prompts)),
-        "prompt_tokens": _mean([float(world.reflector_chat.count(prompt)) for prompt in prompts]),
-        "reply_tokens": _mean([float(len(c.reply_ids)) for c in candidates]),
-        "reflector_tokens": sum(len(c.reply_ids) for c in candidates),
-        "reflector_failures": {str(kind): failures.count(kind) for kind in kinds},
-        "actor_failures": parse_failures(played),
-        "episodes": len(played),
-        "turns": sum(len(t.turns) for t in played),
-        "failed_episodes": sum(t.outcome is Outcome.FAILED for t in played),
-    }
-
-
-def _candidate(
-    chat: ChatTokenizer, config: ReflectorConfig, prompt: tuple[int, ...], generation: Generation
-) -> Candidate:
-    text = chat.decode(generation.ids)
-    parsed = parse_reply(text, truncated=generation.finish != "stop")
-    if (
-        not isinstance(parsed, ParseFailure)
-        and chat.count(parsed.system_prompt) > config.max_prompt_tokens
+    def __init__(
+        self,
+        environment: str | Environment,
+        actor: str | os.PathLike[str] | Function | Speaker,
+        *,
+        actor_model: str = "",
+        families: Sequence[str] = (),
+        split: str = "train",
+        num_games: int = 3,
+        draw: Literal["fresh", "fixed"] = "fresh",
+        initial_prompt: str = "",
+        max_steps: int | None = None,
+        max_turn_tokens: int | None = None,
+        show_actions: bool | None = None,
+        meta_turns: int | None = None,
+        seed: int = 0,
+        temperature: float = 0.0,
+        options: Mapping[str, str] | None = None,
+        num_workers: int = 2,
+        deadline_s: float = 20.0,
+        sampler: SamplerConfig | None = None,
     ):
-        parsed = ParseFailure.PROMPT_TOO_LONG
-    failed = isinstance(parsed, ParseFailure)
-    return Candidate(
-        prompt_ids=prompt,
-        reply_ids=tuple(generation.ids),
-        logprobs=tuple(generation.logprobs),
-        reply=text,
-        analysis="" if failed else parsed.analysis,
-        system_prompt=None if failed else parsed.system_prompt,
-        failure=parsed if failed else None,
+        manners = _manners(actor, environment)
+        if options is None:
+            named = isinstance(environment, str)
+            options = manners.options if manners is not None and named else {}
+        self._environment = _environment(environment, options)
+        if isinstance(families, str):
+            raise ValueError(
+                f"families is a sequence of names, got the string {families!r}: write"
+                f" [{families!r}]."
+            )
+        for family in families:
+            if family not in self._environment.families:
+                known = ", ".join(self._environment.families)
+                raise ValueError(
+                    f"Unknown family {family!r} of {self._environment.name}: use some of {known}."
+                )
+        for name, value in (("num_games", num_games), ("meta_turns", meta_turns)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if draw not in ("fresh", "fixed"):
+            raise ValueError(f"draw must be 'fresh' or 'fixed', got {draw!r}.")
+        self.initial_prompt = (
+            initial_prompt
+            or (manners.initial_prompt if manners is not None else "")
+            or registry.initial_prompt(self._environment)
+        )
+        self.families = tuple(families or self._environment.families)
+        self._split, self._num_games, self._draw, self._meta_turns = (
+            split,
+            num_games,
+            draw,
+            meta_turns,
+        )
+        expected = manners or _ANY
+        self._rollout = RolloutConfig(
+            max_steps=expected.max_steps if max_steps is None else max_steps,
+            max_turn_tokens=(
+                expected.max_turn_tokens if max_turn_tokens is None else max_turn_tokens
+            ),
+            temperature=temperature,
+            show_actions=expected.show_actions if show_actions is None else show_actions,
+        )
+        self._games: dict[str, tuple[GameId, ...]] = {}
+        self._rewind(seed)
+        with contextlib.ExitStack() as stack:
+            if isinstance(environment, str):
+                pool = WorkerPool(
+                    environment, num_workers=num_workers, deadline_s=deadline_s, options=options
+                )
+            else:
+                pool = LocalPool(self._environment)
+            self._pool: Pool = stack.enter_context(pool)
+            self._actor: Speaker = stack.enter_context(
+                open_speaker(
+                    actor,
+                    model=actor_model,
+                    replies="action",
+                    num_conversations=num_games,
+                    sizes=sampler,
+                )
+            )
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "MetaEnv":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers and frees the model. Idempotent."""
+        self._stack.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What the environment says about itself (source, counts, versions), for a record of
+        results.
+        """
+        return registry.describe(self._environment)
+
+    def games(self, family: str) -> tuple[GameId, ...]:
+        """The games of a family in this split, sorted: their order depends on no directory walk and
+        no hash seed.
+        """
+        if family not in self._games:
+            found = tuple(sorted(set(self._environment.games(family, self._split))))
+            if len(found) < self._num_games:
+                raise ValueError(
+                    f"Family {family!r} has {len(found)} games in {self._split!r}, a batch needs"
+                    f" {self._num_games}: lower num_games."
+                )
+            self._games[family] = found
+        return self._games[family]
+
+    def reset(self, *, seed: int | None = None) -> tuple[Context, dict[str, Any]]:
+        """Starts the next loop: a batch of the next family under the initial prompt. With a seed,
+        everything starts over.
+        """
+        if seed is not None:
+            self._rewind(seed)
+        self._loop += 1
+        self._meta_turn = 0
+        self._family = loops.family_of_loop(self._key, sorted(self.families), self._loop)
+        context, info = self._turn(self.initial_prompt)
+        self._running = not (info["terminated"] or info["truncated"])
+        return context, info
+
+    def step(self, system_prompt: str) -> tuple[Context, float | None, bool, bool, dict[str, Any]]:
+        """Plays the next batch under a prompt.
+
+        Returns:
+          context: the prompt and its episodes, for the reflector.
+          reward: the share of games won, over those that were played to an end; None when the
+            environment or the actor failed in all,
+            and `info["failures"]` then says why.
+          terminated: fewer unseen games are left than a batch needs; after the next `reset` games
+            come back, in another order.
+          truncated: the loop has had its meta-turns.
+          info: "games" has one `GameResult` for every game of the batch, in order; further "failed"
+            (how many have no outcome of their own), "failures" (why, each reason once),
+            "parse_failures", "loop", "meta_turn", "family", "pass" (how often the family's games
+            were used up), "pool".
+        Raises:
+          ValueError: the prompt is no text, for example a reflector's `ParseFailure`; or the loop
+            has ended.
+        """
+        # A ParseFailure is a string too, and would make a fine prompt to look at.
+        if (
+            not isinstance(system_prompt, str)
+            or isinstance(system_prompt, enum.Enum)
+            or not system_prompt.strip()
+        ):
+            raise ValueError(
+                f"step takes a system prompt, got {system_prompt!r}: ask the reflector again, or"
+                " pass the old prompt on purpose."
+            )
+        if not self._running:
+            raise ValueError(
+                "No loop is running: call reset first, and again after terminated or truncated."
+            )
+        self._meta_turn += 1
+        context, info = self._turn(system_prompt)
+        terminated, truncated = info["terminated"], info["truncated"]
+        self._running = not (terminated or truncated)
+        return context, info["reward"], terminated, truncated, info
+
+    def play(self, system_prompt: str, games: Sequence[GameId]) -> tuple[Trajectory, ...]:
+        """Plays given games under a prompt, outside of any loop: `context.games` again is the
+        paper's replay. One trajectory per entry.
+        """
+        return self._play(system_prompt, games, keys.fold(self._key, "play", system_prompt))
+
+    def _rewind(self, seed: int) -> None:
+        self._key = keys.fold(keys.root_key(seed), "meta_gym")
+        self._loop, self._meta_turn, self._family, self._running = -1, 0, "", False
+        self._positions = dict.fromkeys(self.families, 0)
+
+    def _turn(self, system_prompt: str) -> tuple[Context, dict[str, Any]]:
+        """One batch under one prompt: draws, plays, tells."""
+        family, games = self._family, self.games(self._family)
+        position = 0 if self._draw == "fixed" else self._positions[family]
+        batch, position = loops.next_games(self._key, games, family, position, self._num_games)
+        self._positions[family] = position
+        trajectories = self._play(
+            system_prompt, batch, keys.fold(self._key, "loop", self._loop, self._meta_turn)
+        )
+        context = Context(
+            loop=self._loop,
+            meta_turn=self._meta_turn,
+            family=family,
+            system_prompt=system_prompt,
+            trajectories=trajectories,
+        )
+        left = len(games) - ((position - 1) % len(games) + 1)
+        return context, {
+            "reward": success_rate(trajectories),
+            "terminated": self._draw == "fresh" and left < self._num_games,
+            "truncated": self._meta_turns is not None and self._meta_turn >= self._meta_turns,
+            "games": tuple(map(_result, trajectories)),
+            "failed": sum(trajectory.outcome is Outcome.FAILED for trajectory in trajectories),
+            "failures": tuple(dict.fromkeys(t.error for t in trajectories if t.error)),
+            "parse_failures": parse_failures(trajectories),
+            "loop": self._loop,
+            "meta_turn": self._meta_turn,
+            "family": family,
+            "pass": (position - 1) // len(games),
+            "pool": dataclasses.asdict(self._pool.stats),
+        }
+
+    def _play(
+        self, system_prompt: str, games: Sequence[GameId], key: keys.Key
+    ) -> tuple[Trajectory, ...]:
+        episodes = [
+            Episode(game=game, system_prompt=system_prompt, key=keys.fold(key, index, str(game)))
+            for index, game in enumerate(games)
+        ]
+        return tuple(rollout(self._actor, self._pool, episodes, self._rollout))
+
+
+def _manners(
+    actor: str | os.PathLike[str] | Function | Speaker, environment: str | Environment
+) -> Manners | None:
+    """What the actor's model expects of the environment, where the actor is a model."""
+    if not isinstance(actor, str | os.PathLike) or is_url(actor):
+        return None
+    name = environment if isinstance(environment, str) else environment.name
+    return manners_for(local_folder(actor, weights=False), name)
+
+
+def _environment(environment: str | Environment, options: Mapping[str, str]) -> Environment:
+    if isinstance(environment, str):
+        return registry.load_environment(environment, options)
+    if isinstance(environment, type):
+        raise ValueError(
+            f"environment is a name or an object, got the class {environment.__name__}: call it"
+            " first."
+        )
+    if fault := registry.fault_of(environment):
+        raise ValueError(
+            f"{environment!r} is not an environment: {fault} (see envs.api.Environment)."
+        )
+    if options:
+        raise ValueError(
+            "options are for an environment given by name; an object has been built already."
+        )
+    return environment
+
+
+def _result(trajectory: Trajectory) -> GameResult:
+    return GameResult(
+        game=trajectory.game,
+        outcome=trajectory.outcome,
+        reward=sum(turn.reward for turn in trajectory.turns),
+        num_steps=len(trajectory.turns),
+        num_unusable=sum(turn.failure is not None for turn in trajectory.turns),
+        state_hash=trajectory.state_hash,
+        error=trajectory.error,
     )
-
-
-def _new_loop(world: World, number: int, last_turn: int) -> Loop:
-    return Loop(
-        number,
-        family_of_loop(world.key, sorted(world.games), number),
-        0,
-        last_turn,
-        world.initial_prompt,
-    )
-
-
-def family_of_loop(key: keys.Key, families: Sequence[str], number: int) -> str:
-    """The family of the n-th loop: they take turns, in an order of their own for every pass over
-    them.
-    """
-    order = _order(key, "families", number // len(families), len(families))
-    return families[order[number % len(families)]]
-
-
-@functools.lru_cache(maxsize=256)
-def _order(key: keys.Key, what: str, epoch: int, total: int) -> tuple[int, ...]:
-    """A shuffled order of 0 .. total - 1."""
-    return tuple(keys.generator(keys.fold(key, "order", what, epoch)).permutation(total).tolist())
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -1,14 +1,14 @@
-"""Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed; Weights
-& Biases when asked for.
-"""
+"""Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed."""
 
-import importlib
 import json
 import math
 import os
+import time as clocks
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from envs.files import replacing
 
 try:
     import tensorboardX
@@ -19,38 +19,29 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends to `run_dir/metrics.jsonl`, and mirrors numbers to `run_dir/tensorboard`. A context
-    manager.
+    """Appends to `run_dir/metrics.jsonl`, and mirrors numbers to `run_dir/tensorboard` if
+    tensorboardX is installed. A context manager.
 
     Args:
       run_dir: made if missing.
       last_iteration: the last one a restored run has done: lines past it are dropped. None drops
         every line (a fresh run).
-      tensorboard: write event files too, if tensorboardX is installed.
-      wandb_project: also log to this Weights & Biases project.
 
     Raises:
-      ValueError: `wandb_project` is given and wandb is not installed; or a line before the last is
-        not what `write` writes.
+      ValueError: a line before the last is not what `write` writes.
     """
 
     def __init__(
-        self,
-        run_dir: str | os.PathLike[str],
-        *,
-        last_iteration: int | None = None,
-        tensorboard: bool = True,
-        wandb_project: str | None = None,
+        self, run_dir: str | os.PathLike[str], *, last_iteration: int | None = None
     ) -> None:
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._wandb_run = None if wandb_project is None else _start_wandb(folder, wandb_project)
         path = folder / FILE_NAME
         _truncate(path, last_iteration)
         self._file = path.open("a", encoding="utf-8")
         first = 0 if last_iteration is None else last_iteration + 1
         self._events = None
-        if tensorboard and tensorboardX is not None:
+        if tensorboardX is not None:
             # purge_step hides what an earlier process logged past the restored iteration.
             self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
@@ -85,14 +76,12 @@ class MetricsWriter:
         )
         self._file.flush()
         os.fsync(self._file.fileno())
-        flat = {**_numbers(record, ()), **_numbers(seconds, ("time",))}
-        del flat["iteration"]
         if self._events is not None:
+            flat = {**_numbers(record, ()), **_numbers(seconds, ("time",))}
+            del flat["iteration"]
             for name, number in flat.items():
                 self._events.add_scalar(name, number, iteration)
             self._events.flush()
-        if self._wandb_run is not None:
-            self._wandb_run.log(flat, step=iteration)
 
     def close(self) -> None:
         """Closes all files. Idempotent."""
@@ -100,9 +89,19 @@ class MetricsWriter:
         if self._events is not None:
             self._events.close()
             self._events = None
-        if self._wandb_run is not None:
-            self._wandb_run.finish()
-            self._wandb_run = None
+
+
+class Clock:
+    """Seconds per phase of one iteration."""
+
+    def __init__(self):
+        self.times: dict[str, float] = {}
+        self._last = clocks.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Books the time since the last lap under `name`."""
+        now = clocks.perf_counter()
+        self.times[name], self._last = now - self._last, now
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -149,14 +148,10 @@ def _truncate(path: Path, last_iteration: int | None) -> None:
     )
     if not path.exists() and not kept:
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(
             json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in kept
         )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:
@@ -185,17 +180,3 @@ def _numbers(record: Mapping[str, Any], prefix: tuple[str, ...]) -> dict[str, fl
         for name, value in record.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-
-
-def _start_wandb(folder: Path, project: str) -> Any:
-    # Imported by name when asked for: it is slow to import and no dependency of the package.
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError:
-        raise ValueError(
-            f"Logging to the wandb project {project!r} needs the package wandb: install it, or"
-            " leave the project out."
-        ) from None
-    return wandb.init(
-        project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name
-    )

@@ -18,6 +18,7 @@ class ParseFailure(enum.StrEnum):
     NO_PROMPT = "no_prompt"  # the reflector wrote no `IMPROVED PROMPT:` section
     EMPTY_PROMPT = "empty_prompt"  # the section is there and empty
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the configured cap
+    NO_REPLY = "no_reply"  # the speaker failed: a call of an API, for example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

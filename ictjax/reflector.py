@@ -1,5 +1,5 @@
-"""What the reflector reads and writes: a context becomes chat messages, a reply becomes a new
-system prompt.
+"""The reflector: a context becomes chat messages, whoever speaks answers them, and the answer
+becomes a new system prompt.
 """
 
 import dataclasses
@@ -10,7 +10,9 @@ from typing import NamedTuple
 from envs.api import Outcome
 from ictjax.actions import after_thinking
 from ictjax.config import ReflectorConfig
-from ictjax.records import Context, Message, ParseFailure, Trajectory, Turn
+from ictjax.keys import Key
+from ictjax.records import Candidate, Context, Message, ParseFailure, Trajectory, Turn
+from ictjax.speaker import Finish, Limits, Reply, Speaker
 
 SYSTEM_PROMPT = """\
 You coach an agent that plays text games. You never play yourself: you study episodes that the \
@@ -47,6 +49,116 @@ class Reflection(NamedTuple):
 
     analysis: str
     system_prompt: str
+
+
+FULL = ReflectorConfig(
+    style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
+)
+"""For language models, unless a run says otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reflector:
+    """Whoever speaks, as a reflector: a context in, a new system prompt or a typed failure out.
+
+    Args:
+      speaker: who answers; it stays the caller's to close.
+      config: how episodes are shown, and limits.
+      temperature: of the replies; 0 is greedy.
+    """
+
+    speaker: Speaker
+    config: ReflectorConfig = FULL
+    temperature: float = 1.0
+
+    def __call__(self, context: Context, key: Key = (0, 0)) -> Reflection | ParseFailure:
+        """One reflection on a context; another key draws another one."""
+        ((candidate,),) = self.candidates([context], [[key]])
+        if candidate.failure is not None or candidate.system_prompt is None:
+            return candidate.failure or ParseFailure.NO_PROMPT
+        return Reflection(analysis=candidate.analysis, system_prompt=candidate.system_prompt)
+
+    def messages(self, context: Context) -> list[Message]:
+        """The question about a context, within the configured budget. Raises ValueError as
+        `reflector_messages` does.
+        """
+        return reflector_messages(context, self.config, self.speaker.num_tokens)
+
+    def candidates(
+        self,
+        contexts: Sequence[Context],
+        keys: Sequence[Sequence[Key]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Candidate]]:
+        """Parsed replies, without rewards: one for every key of every context, in order. A question
+        is read once for all its replies.
+
+        Args:
+          contexts: what to reflect on.
+          keys: of the replies to each context.
+          progress: called with (finished, total) after every reply.
+        """
+        limits = Limits(max_tokens=self.config.max_reply_tokens, temperature=self.temperature)
+        questions = [self.messages(context) for context in contexts]
+        replies = ask_groups(self.speaker, questions, limits, keys, progress)
+        return [[self._candidate(reply) for reply in group] for group in replies]
+
+    def _candidate(self, reply: Reply) -> Candidate:
+        parsed = self._parsed(reply)
+        failed = isinstance(parsed, ParseFailure)
+        return Candidate(
+            prompt_ids=reply.prompt_ids,
+            reply_ids=reply.ids,
+            logprobs=reply.logprobs,
+            reply=reply.text if reply.finish is not Finish.FAILED else reply.error,
+            analysis="" if failed else parsed.analysis,
+            system_prompt=None if failed else parsed.system_prompt,
+            failure=parsed if failed else None,
+        )
+
+    def _parsed(self, reply: Reply) -> Reflection | ParseFailure:
+        if reply.finish is Finish.FAILED:
+            return ParseFailure.NO_REPLY
+        parsed = parse_reply(reply.text, truncated=reply.truncated)
+        if isinstance(parsed, ParseFailure):
+            return parsed
+        if self.speaker.num_tokens(parsed.system_prompt) > self.config.max_prompt_tokens:
+            return ParseFailure.PROMPT_TOO_LONG
+        return parsed
+
+
+def ask_groups(
+    speaker: Speaker,
+    questions: Sequence[Sequence[Message]],
+    limits: Limits,
+    keys: Sequence[Sequence[Key]],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Reply]]:
+    """The replies to each question, one for every key, in order; a question is read once and forked
+    for its group.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    results: dict[tuple[int, int], Reply] = {}
+    total = sum(map(len, keys))
+    try:
+        for q, (question, group) in enumerate(zip(questions, keys, strict=True)):
+            first = speaker.open(question)
+            places[first] = q, 0
+            for g in range(1, len(group)):
+                places[speaker.fork(first)] = q, g
+            conversations = [number for number, place in places.items() if place[0] == q]
+            for conversation, key in zip(conversations, group, strict=True):
+                speaker.ask(conversation, limits, key)
+        while places:
+            for reply in speaker.step():
+                results[places.pop(reply.conversation)] = reply
+                speaker.close(reply.conversation)
+                if progress is not None:
+                    progress(len(results), total)
+    finally:
+        for conversation in places:
+            speaker.close(conversation)
+    return [[results[q, g] for g in range(len(group))] for q, group in enumerate(keys)]
 
 
 def reflector_messages(

@@ -1,8 +1,7 @@
-"""Games x system prompt -> trajectories: token generation overlaps with environment steps, and
-every conversation keeps its KV cache.
+"""Games x system prompt -> trajectories: replies overlap with environment steps, and every
+conversation goes on where it was.
 """
 
-import collections
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -10,12 +9,11 @@ from collections.abc import Callable, Sequence
 from envs.api import GameId, Outcome, Pool, PoolEvent
 from ictjax import keys
 from ictjax.actions import parse_react
-from ictjax.chat import ChatTokenizer
 from ictjax.config import RolloutConfig
 from ictjax.records import Message, ParseFailure, Trajectory, Turn
-from ictjax.sampler import Generation, Request, Sampler
+from ictjax.speaker import Finish, Limits, Reply, Speaker
 
-# How long one wait for an environment may last when nothing is left to decode. Deadlines are the
+# How long one wait for an environment may last when nobody is left to speak. Deadlines are the
 # pool's; this only bounds a single poll.
 _POLL_S = 1.0
 
@@ -34,20 +32,18 @@ class _Play:
     """An episode under way."""
 
     episode: Episode
-    ticket: int = -1
-    conversation: int | None = None
+    ticket: int
+    conversation: int
     observation: str = ""
     actions: tuple[str, ...] = ()
     state_hash: str = ""
-    stopped: bool = False  # the last reply ended with a stop token
     turns: list[Turn] = dataclasses.field(default_factory=list)
     pending: Turn | None = None  # the reply whose action the environment is working on
     trajectory: Trajectory | None = None
 
 
 def rollout(
-    sampler: Sampler,
-    chat: ChatTokenizer,
+    speaker: Speaker,
     pool: Pool,
     episodes: Sequence[Episode],
     config: RolloutConfig,
@@ -56,42 +52,46 @@ def rollout(
 ) -> list[Trajectory]:
     """Plays every episode and returns the trajectories in the order asked.
 
-    Whenever an environment answers, its conversation is extended by the new observation's tokens
-    only, while the others keep decoding; a long system prompt is prefilled once for all its games.
-    Tokens depend on (weights, prompt, game, key) alone, so slots, workers and arrival order do not
-    change a trajectory. At temperature 0 equal (system prompt, game) pairs are played once and
-    shared.
+    Whenever an environment answers, its conversation goes on by the new observation, while the
+    others keep speaking. A model's tokens depend on (weights, prompt, game, key) alone, so slots,
+    workers and arrival order do not change a trajectory. Where the speaker repeats itself (a greedy
+    model) equal (system prompt, game) pairs are played once and shared.
 
     A reply without a usable action is played as the empty action, which every game answers with a
     note and which costs a step; the turn records the failure. A context that is full ends the
-    episode like a step limit. A fault of the environment gives an `Outcome.FAILED` trajectory with
-    its error, and never stops the others.
+    episode like a step limit. A fault of the environment, or a reply that failed, gives an
+    `Outcome.FAILED` trajectory with its error, and never stops the others.
 
     Args:
-      sampler: of the actor.
-      chat: the actor's tokenizer.
+      speaker: the actor; other conversations with it rest meanwhile.
       pool: of the environment that the games belong to.
       episodes: what to play.
       config: limits and sampling.
       progress: called with (finished, total) after every finished episode.
       watch: called with every turn as soon as the environment has answered it.
     """
-    greedy = config.temperature == 0
-    unique: dict[tuple, _Play] = {}
-    plays = []
+    limits = Limits(
+        max_tokens=config.max_turn_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+    )
+    repeats = speaker.repeats(limits)
+    places: list[int] = []  # of every episode in `unique`
+    unique: list[Episode] = []
+    known: dict[tuple[str, GameId], int] = {}
     for episode in episodes:
-        identity = (
-            (episode.system_prompt, episode.game)
-            if greedy
-            else (episode.system_prompt, episode.game, episode.key, len(plays))
-        )
-        plays.append(unique.setdefault(identity, _Play(episode=episode)))
-    run = _Rollout(sampler, chat, pool, config, list(unique.values()), progress, watch)
+        new = len(unique)
+        place = known.setdefault((episode.system_prompt, episode.game), new) if repeats else new
+        if place == new:
+            unique.append(episode)
+        places.append(place)
+    run = _Rollout(speaker, pool, config, limits, progress, watch)
     try:
-        run.play()
+        trajectories = run.play(unique)
     finally:
         run.close()
-    return [_finished(play) for play in plays]
+    return [trajectories[place] for place in places]
 
 
 def parse_failures(trajectories: Sequence[Trajectory]) -> dict[str, int]:
@@ -109,26 +109,12 @@ def success_rate(trajectories: Sequence[Trajectory]) -> float | None:
     return sum(valid) / len(valid) if valid else None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ObservationMessage(Message):
-    """What the actor is shown in one turn, with the actions that were available, whether the text
-    lists them or not.
-    """
-
-    actions: tuple[str, ...] = ()
-
-
-def user_message(text: str, actions: Sequence[str], show_actions: bool) -> ObservationMessage:
+def user_message(text: str, actions: Sequence[str], show_actions: bool) -> Message:
     """What the actor is shown each turn: the observation and, if asked for, the actions it may
     take.
     """
     listed = f"\nAvailable actions: {', '.join(actions)}" if show_actions and actions else ""
-    return ObservationMessage(role="user", content=text + listed, actions=tuple(actions))
-
-
-def _finished(play: _Play) -> Trajectory:
-    assert play.trajectory is not None
-    return play.trajectory
+    return Message(role="user", content=text + listed)
 
 
 class _Rollout:
@@ -136,57 +122,54 @@ class _Rollout:
 
     def __init__(
         self,
-        sampler: Sampler,
-        chat: ChatTokenizer,
+        speaker: Speaker,
         pool: Pool,
         config: RolloutConfig,
-        plays: list[_Play],
+        limits: Limits,
         progress: Callable[[int, int], None] | None,
         watch: Callable[[Episode, Turn], None] | None,
     ):
-        self.sampler, self.chat, self.pool, self.config, self.plays = (
-            sampler,
-            chat,
-            pool,
-            config,
-            plays,
-        )
+        self.speaker, self.pool, self.config, self.limits = speaker, pool, config, limits
         self.progress, self.watch = progress, watch
+        self.plays: list[_Play] = []
         self.by_ticket: dict[int, _Play] = {}
         self.by_conversation: dict[int, _Play] = {}
-        self.num_games = collections.Counter(play.episode.system_prompt for play in plays)
-        # prompts whose first episode has no reply yet
-        self.followers: dict[str, list[tuple[_Play, tuple[int, ...]]]] = {}
-        self.shared: set[str] = set()  # prompts that had a first episode
         self.num_done, self.num_busy = 0, 0  # busy: calls that the pool has not answered
 
-    def play(self) -> None:
-        for play in self.plays:
-            play.ticket = self.pool.reset(play.episode.game, max_steps=self.config.max_steps)
-            self.by_ticket[play.ticket] = play
+    def play(self, episodes: Sequence[Episode]) -> list[Trajectory]:
+        for episode in episodes:
+            play = _Play(
+                episode=episode,
+                ticket=self.pool.reset(episode.game, max_steps=self.config.max_steps),
+                conversation=self.speaker.open(
+                    [Message(role="system", content=episode.system_prompt)]
+                ),
+            )
+            self.plays.append(play)
+            self.by_ticket[play.ticket] = self.by_conversation[play.conversation] = play
         self.num_busy = len(self.plays)
         while self.num_done < len(self.plays):
             for event in self.answers():
                 self.num_busy -= 1
                 self.on_event(self.by_ticket[event.ticket], event)
-            for generation in self.sampler.step():
-                self.on_generation(self.by_conversation[generation.conversation], generation)
+            for reply in self.speaker.step():
+                self.on_reply(self.by_conversation[reply.conversation], reply)
+        return [play.trajectory for play in self.plays if play.trajectory is not None]
 
     def close(self) -> None:
         """Gives back what an exception left open."""
-        for play in self.by_ticket.values():
+        for play in self.plays:
             if play.trajectory is None:
                 self.pool.release(play.ticket)
-        for conversation in self.by_conversation:
-            self.sampler.close(conversation)
+                self.speaker.close(play.conversation)
 
     def answers(self) -> list[PoolEvent]:
-        """Environment answers: waits briefly for stragglers while there is something to decode, and
+        """Environment answers: waits briefly for stragglers while there is something to say, and
         long when there is nothing.
         """
         if not self.num_busy:
             return []
-        if self.sampler.idle:
+        if self.speaker.idle:
             return self.pool.poll(_POLL_S)
         deadline = time.monotonic() + self.config.gather_s
         events = self.pool.poll(self.config.gather_s)
@@ -202,78 +185,32 @@ class _Rollout:
             self.book(play, dataclasses.replace(play.pending, reward=step.reward))
             play.pending = None
         play.observation, play.actions = step.observation.text, step.observation.actions
-        message = user_message(play.observation, play.actions, self.config.show_actions)
         if step.outcome is not None:
             self.finish(play, step.outcome, step.error)
-        elif play.turns:
-            self.sampler.extend(
-                play.conversation, self.chat.encode_turn(message, stopped=play.stopped)
-            )
-            self.generate(play)
-        else:
-            self.begin(
-                play,
-                self.chat.encode_start(
-                    [Message(role="system", content=play.episode.system_prompt), message]
-                ),
-            )
-
-    def begin(self, play: _Play, ids: tuple[int, ...]) -> None:
-        """Opens the conversation; a long start waits for the first reply under the same prompt,
-        since the sampler then has its prefix.
-        """
-        prompt = play.episode.system_prompt
-        if prompt in self.followers:
-            self.followers[prompt].append((play, ids))
             return
-        if (
-            self.num_games[prompt] > 1
-            and prompt not in self.shared
-            and len(ids) >= self.config.share_min_tokens
-        ):
-            self.shared.add(prompt)
-            self.followers[prompt] = []
-        play.conversation = self.sampler.open(ids)
-        self.by_conversation[play.conversation] = play
-        self.generate(play)
+        message = user_message(play.observation, play.actions, self.config.show_actions)
+        self.speaker.hear(play.conversation, message, play.actions)
+        key = (0, 0)
+        if self.config.temperature > 0:
+            key = keys.fold(play.episode.key, "turn", len(play.turns))
+        self.speaker.ask(play.conversation, self.limits, key)
 
-    def generate(self, play: _Play) -> None:
-        key = (
-            keys.fold(play.episode.key, "turn", len(play.turns))
-            if self.config.temperature > 0
-            else (0, 0)
-        )
-        request = Request(
-            max_new_tokens=self.config.max_turn_tokens,
-            temperature=self.config.temperature,
-            top_k=self.config.top_k,
-            top_p=self.config.top_p,
-            stop_ids=self.chat.stop_ids,
-            key=keys.as_array(key),
-        )
-        self.sampler.generate(play.conversation, request)
-
-    def on_generation(self, play: _Play, generation: Generation) -> None:
-        for follower, ids in self.followers.pop(play.episode.system_prompt, []):
-            self.begin(follower, ids)
-        play.stopped = generation.finish == "stop"
-        text = self.chat.decode(generation.ids)
-        # an actor outside the sampler (see ictjax.policy) gave a reason where a reply was expected
-        if generation.finish == "failed":
-            self.finish(play, Outcome.FAILED, text)
+    def on_reply(self, play: _Play, reply: Reply) -> None:
+        if reply.finish is Finish.FAILED:
+            self.finish(play, Outcome.FAILED, f"The actor failed: {reply.error}.")
             return
-        parsed = parse_react(text, truncated=not play.stopped)
+        parsed = parse_react(reply.text, truncated=reply.truncated)
         failed = isinstance(parsed, ParseFailure)
         turn = Turn(
             observation=play.observation,
             actions=play.actions,
-            reply=text,
+            reply=reply.text,
             thought="" if failed else parsed.thought,
             action="" if failed else parsed.action,
             reward=0.0,
             failure=parsed if failed else None,
         )
-        if generation.finish == "context":
+        if reply.finish is Finish.CONTEXT:
             self.book(play, turn)
             self.finish(play, Outcome.STEP_LIMIT)
             return
@@ -297,9 +234,8 @@ class _Rollout:
             error=error,
         )
         self.pool.release(play.ticket)
-        if play.conversation is not None:
-            self.sampler.close(play.conversation)
-            del self.by_conversation[play.conversation]
+        self.speaker.close(play.conversation)
+        del self.by_conversation[play.conversation]
         self.num_done += 1
         if self.progress is not None:
             self.progress(self.num_done, len(self.plays))

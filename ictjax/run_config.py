@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from ictjax.config import (
     BatchConfig,
+    EndpointConfig,
     GRPOConfig,
     LearnerConfig,
     LoraConfig,
@@ -103,6 +104,15 @@ class RoleConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ActorConfig(RoleConfig):
+    """A frozen model that plays; or, with an endpoint's URL, one that is called instead of
+    computed: `model` is then its name there.
+    """
+
+    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedRoleConfig(RoleConfig):
     """A model that is trained: all weights, or an adapter."""
 
@@ -113,7 +123,7 @@ class TrainedRoleConfig(RoleConfig):
 class TrainConfig:
     """One training run."""
 
-    actor: RoleConfig  # frozen
+    actor: ActorConfig
     reflector: TrainedRoleConfig  # before training it is also the reference
     task: TaskConfig  # what is played
     iterations: int  # updates

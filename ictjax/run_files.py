@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+from envs.files import replacing
 from ictjax.records import Candidate, Context, Trajectory, to_json
 
 FOLDERS = ("episodes", "contexts", "prompts")
@@ -16,12 +16,8 @@ _ITERATION = re.compile(r"iteration_(\d+)\.jsonl")
 def write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
     """Writes a text file of lines; a process killed meanwhile leaves the old file, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_iteration(

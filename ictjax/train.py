@@ -1,20 +1,39 @@
 """The training loop: contexts -> candidates -> rewards -> advantages -> update -> metrics ->
 checkpoint.
+
+Where it deviates from In-context Training as published (arXiv 2605.20477), and from GRPO (arXiv
+2402.03300); settings in parentheses:
+
+- Contexts may come from the reflector as it is now, refreshed every iteration, instead of from the
+  base reflector before training (meta.collection; "precollected" is the paper's way).
+- Loops are staggered, so that an iteration mixes all meta-turns, and go on under one of the valid
+  candidates, drawn by key; the paper collects whole loops beforehand.
+- The reward may mix fresh games of the family with the replayed ones (meta.replay_weight; 1 is the
+  paper's). A reply without a usable prompt earns meta.malformed_reward and is not repaired. A
+  candidate whose games the environment failed has no reward and leaves its group.
+- Texts of actor, reflector and environments are our own, and so are the splits: disjoint by initial
+  state, not by seed.
+- Groups whose rewards are all equal hold no signal; they can be given no weight at all
+  (grpo.dead_groups).
+- The loss is normalised over all tokens of the batch (grpo.loss_normalisation; GRPO averages over
+  sequences first). The clip range may be asymmetric (grpo.clip_high), the ratio of tokens or of
+  whole sequences (grpo.importance), advantages unscaled by the deviation (grpo.advantage).
+- The old log-probabilities are the learner's own, computed anew at fixed shapes, not the sampler's:
+  a resumed run is equal bit by bit. By default one optimizer step is taken per batch of samples
+  (learner.epochs), so that the ratio is 1 and the clip at rest.
+- A step whose loss or gradient is not finite changes nothing and is counted.
+- An adapter may be trained instead of all weights (reflector.lora.rank).
 """
 
-import dataclasses
+import contextlib
 import pathlib
-import time
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from envs.api import Environment, Pool
-from ictjax import grpo, keys, meta_env
-from ictjax.batch import Batch, pack
-from ictjax.chat import ChatTokenizer
+from ictjax import keys, loops
+from ictjax.batch import pack_groups
 from ictjax.checkpoint import Checkpointer
 from ictjax.learner import (
     init_state,
@@ -24,16 +43,16 @@ from ictjax.learner import (
     transformer_policy,
 )
 from ictjax.mesh import split_rows
-from ictjax.metrics import MetricsWriter
-from ictjax.records import Candidate
-from ictjax.roles import initial_weights, load_roles
+from ictjax.metrics import Clock, MetricsWriter
+from ictjax.players import initial_weights, open_players, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
-from ictjax.sampler import Sampler
 
 
 class Progress(Protocol):
     """What the loop tells whoever watches."""
+
+    def reading(self, finished: int, total: int) -> None: ...  # bytes of a checkpoint
 
     def phase(self, name: str, finished: int, total: int) -> None: ...
 
@@ -60,150 +79,74 @@ def train(
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been
         overwritten then.
     """
-    actor_chat, reflector_chat = (
-        ChatTokenizer(role.model, thinking=role.thinking)
-        for role in (config.actor, config.reflector)
-    )
-    roles = load_roles(
-        config,
-        (
-            None
-            if progress is None
-            else lambda done, total: progress.phase("reading weights, MiB", done >> 20, total >> 20)
-        ),
-    )
     optimizer = make_optimizer(config.optimizer)
-    state = init_state(initial_weights(config, roles), optimizer)
-    policy = transformer_policy(
-        roles.reflector, remat=config.remat, lora=roles.lora, mesh=roles.mesh
-    )
-    update = make_update(
-        policy, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
-    )
-    weights = roles.reflecting(state.params)
-    with (
-        Checkpointer(run_dir / "checkpoints") as checkpointer,
-        Sampler(
-            roles.actor,
-            roles.actor_params,
-            config.actor_sampler,
-            actor_chat.pad_id,
-            mesh=roles.actor_mesh,
-        ) as actor,
-        Sampler(
-            roles.reflector,
-            weights,
-            config.reflector_sampler,
-            reflector_chat.pad_id,
-            mesh=roles.mesh,
-        ) as reflector,
-    ):
-        world = meta_env.World(
-            actor=actor,
-            actor_chat=actor_chat,
-            reflector=reflector,
-            reflector_chat=reflector_chat,
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(Checkpointer(run_dir / "checkpoints"))
+        host: dict[str, Any] | None = None
+        if checkpointer.latest_step is None:
+            state = init_state(initial_weights(config), optimizer)
+        else:
+            state, host = checkpointer.restore(None, trained_shapes(config))
+        players = stack.enter_context(
+            open_players(config, state.params, None if progress is None else progress.reading)
+        )
+        policy = transformer_policy(
+            players.model, remat=config.remat, lora=players.lora, mesh=players.mesh
+        )
+        update = make_update(
+            policy, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
+        )
+        arena = loops.Arena(
+            actor=players.actor,
+            reflector=players.reflector,
             pool=pool,
+            task=config.task,
             games={
                 family: environment.games(family, "train")
                 for family in config.task.environment.train_families
             },
-            initial_prompt=config.task.initial_prompt,
             key=keys.root_key(config.seed),
             meta=config.meta,
-            rollout=config.task.rollout,
-            reflector_config=config.reflection,
-            temperature=config.grpo.temperature,
             progress=None if progress is None else progress.phase,
         )
-        first, meta = 0, meta_env.initial_state(world, config.meta.contexts_per_iteration)
-        if checkpointer.latest_step is not None:
-            state, host = checkpointer.restore(None, state)
-            first, meta = host["iteration"], meta_env.state_from_json(host["meta"])
+        first, meta = 0, loops.initial_state(arena, config.meta.contexts_per_iteration)
+        if host is not None:
+            first, meta = host["iteration"], loops.state_from_json(host["meta"])
         drop_after(run_dir, first)
-        collected = (
-            meta_env.precollected(world, run_dir / "contexts" / "precollected.jsonl")
-            if config.meta.collection == "precollected"
-            else None
-        )
-        reflector.set_params(roles.reflecting(state.params))
-        with MetricsWriter(run_dir, last_iteration=first) as writer:
-            for iteration in range(first + 1, config.iterations + 1):
-                clock = Clock()
-                if collected is None:
-                    contexts, meta = meta_env.collect(world, meta, iteration)
-                else:
-                    contexts = meta_env.draw_contexts(world, collected, iteration)
-                clock.lap("contexts_s")
-                groups = meta_env.propose(world, contexts, config.grpo.group_size, iteration)
-                clock.lap("candidates_s")
-                scored, meta = meta_env.score(world, meta, contexts, groups, iteration)
-                if collected is None:
-                    meta = meta_env.advance(world, meta, groups, iteration)
-                clock.lap("rewards_s")
-                batch, dead_groups = pack_groups(config, scored.groups, reflector_chat.pad_id)
-                state, learned = update(state, roles.base, split_rows(batch, roles.mesh))
-                reflector.set_params(roles.reflecting(state.params))
-                learned = jax.device_get(learned)
-                clock.lap("update_s")
-                write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
-                metrics, timing = meta_env.summarise(world, contexts, scored), clock.times
-                for name, value in learned.items():
-                    # What the sampler reported depends on how requests happened to be batched.
-                    (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
-                metrics["dead_groups"] = dead_groups
-                for who, stats in (
-                    ("worker", pool.stats),
-                    ("actor", actor.stats),
-                    ("reflector", reflector.stats),
-                ):
-                    timing |= {
-                        f"{who}_{name}": count for name, count in dataclasses.asdict(stats).items()
-                    }
-                writer.write(iteration, metrics, timing)
-                if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
-                    checkpointer.save(
-                        iteration,
-                        state,
-                        {"iteration": iteration, "meta": meta_env.state_to_json(meta)},
-                    )
-                if progress is not None:
-                    progress.iteration(iteration, config.iterations, metrics)
+        collected = None
+        if config.meta.collection == "precollected":
+            collected = loops.precollected(arena, run_dir, resumed=host is not None)
+        writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
+        for iteration in range(first + 1, config.iterations + 1):
+            clock = Clock()
+            if collected is None:
+                contexts, meta = loops.collect(arena, meta, iteration)
+            else:
+                contexts = loops.draw_contexts(arena, collected, iteration)
+            clock.lap("contexts_s")
+            groups = loops.propose(arena, contexts, config.grpo.group_size, iteration)
+            clock.lap("candidates_s")
+            scored, meta = loops.score(arena, meta, contexts, groups, iteration)
+            if collected is None:
+                meta = loops.advance(arena, meta, groups, iteration)
+            clock.lap("rewards_s")
+            batch, dead_groups = pack_groups(
+                config.batch, config.grpo, scored.groups, players.pad_id
+            )
+            state, learned = update(state, players.base, split_rows(batch, players.mesh))
+            players.set_trained(state.params)
+            learned = jax.device_get(learned)
+            clock.lap("update_s")
+            write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
+            metrics, timing = loops.summarise(arena, contexts, scored), clock.times
+            for name, value in learned.items():
+                # What the sampler reported depends on how requests happened to be batched.
+                (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
+            metrics["dead_groups"] = dead_groups
+            writer.write(iteration, metrics, timing | loops.counts(arena))
+            if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
+                record = {"iteration": iteration, "meta": loops.state_to_json(meta)}
+                checkpointer.save(iteration, state, record)
+            if progress is not None:
+                progress.iteration(iteration, config.iterations, metrics)
     return first
-
-
-def pack_groups(
-    config: TrainConfig, groups: Sequence[Sequence[Candidate]], pad_id: int
-) -> tuple[Batch, int]:
-    """The update's batch of all candidates with their group-relative advantages, and how many
-    groups hold no signal.
-    """
-    reward_qg = np.array(
-        [[0.0 if c.reward is None else c.reward for c in group] for group in groups], np.float32
-    )
-    valid_qg = np.array([[c.reward is not None for c in group] for group in groups])
-    result = jax.device_get(grpo.advantages(config.grpo, reward_qg, valid_qg))
-    candidates = [candidate for group in groups for candidate in group]
-    batch = pack(
-        config.batch,
-        [candidate.prompt_ids for candidate in candidates],
-        [candidate.reply_ids for candidate in candidates],
-        advantages=result.advantage_qg.ravel().tolist(),
-        weights=result.weight_qg.ravel().tolist(),
-        sampler_logprobs=[candidate.logprobs for candidate in candidates],
-        pad_id=pad_id,
-    )
-    return batch, int(result.dead_q.sum())
-
-
-class Clock:
-    """Seconds per phase of one iteration."""
-
-    def __init__(self):
-        self.times: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Books the time since the last lap under `name`."""
-        now = time.perf_counter()
-        self.times[name], self._last = now - self._last, now

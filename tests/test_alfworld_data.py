@@ -15,7 +15,8 @@ import tarfile
 
 import pytest
 
-from envs.alfworld import ALFWorld, generate, index, pack
+from envs.alfworld import ALFWorld, generate, index, pack, sources
+from envs.alfworld import tree as trees
 from envs.alfworld.engine import compile_game
 from envs.alfworld.tables import FAMILIES, load_tables
 from envs.api import GameId
@@ -37,7 +38,7 @@ def no_download(monkeypatch, tmp_path):
 
 
 def forget():
-    index._cached_index.cache_clear()
+    trees._cached_index.cache_clear()
     pack._about.cache_clear()
 
 
@@ -85,7 +86,7 @@ def play(content, commands):
 
 
 def test_index_applies_the_rule_of_the_stock_environment(tree):
-    plain = index.Tree(tree).index()
+    plain = trees.Tree(tree).index()
     assert {
         split: {family: len(keys) for family, keys in of.items()}
         for split, of in plain.games.items()
@@ -109,7 +110,7 @@ def test_index_applies_the_rule_of_the_stock_environment(tree):
     (fifth / "traj_data.json").write_text('{"task_type": "pick_up_and_dance"}')
     (sixth / "traj_data.json").unlink()
     forget()
-    found = index.Tree(tree).index()
+    found = trees.Tree(tree).index()
     assert found.left_out == {
         "movable receptacle or slicing": 2,
         "no game file": 1,
@@ -127,28 +128,28 @@ def test_index_applies_the_rule_of_the_stock_environment(tree):
         if key in keys
     ]
     assert not {key_of(each) for each in (second, third, fourth, fifth, sixth)} & set(keys)
-    assert index.Tree(tree / "json_2.1.1").index() == found
+    assert trees.Tree(tree / "json_2.1.1").index() == found
 
 
 def test_index_is_cached_until_the_tree_changes(tree, monkeypatch):
-    first = index.Tree(tree).index()
+    first = trees.Tree(tree).index()
     forget()
     with monkeypatch.context() as patch:
-        patch.setattr(index, "_read_index", lambda *_: pytest.fail("the tree was read again"))
-        assert index.Tree(tree).index() == first
+        patch.setattr(trees, "_read_index", lambda *_: pytest.fail("the tree was read again"))
+        assert trees.Tree(tree).index() == first
     trial = trials(tree)[0]
     rewrite(trial, walkthrough=["look"])
     forget()
-    changed = index.Tree(tree).index()
+    changed = trees.Tree(tree).index()
     assert changed.games == first.games and changed.manifest != first.manifest
     shutil.rmtree(trial)
     forget()
-    assert index.Tree(tree).index().count("train") == first.count("train") - 1
+    assert trees.Tree(tree).index().count("train") == first.count("train") - 1
     next(
         (pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "ictjax").glob("alfworld-*.json")
     ).write_text("{not json")
     forget()
-    assert index.Tree(tree).index().count("train") == first.count("train") - 1
+    assert trees.Tree(tree).index().count("train") == first.count("train") - 1
 
 
 def test_partial_download_is_reported_with_counts_and_the_command(tree):
@@ -182,7 +183,7 @@ def test_damaged_game_is_named_and_the_others_go_on(tree):
     damaged, gone, sound, *_ = trials(tree)
     whole = (damaged / "game.tw-pddl").read_text()
     (damaged / "game.tw-pddl").write_text(whole[: len(whole) // 2])
-    source = index.Tree(tree)
+    source = trees.Tree(tree)
     assert source.index().damaged == (key_of(damaged),)
     assert (
         f"1 games in {tree} are damaged, the first is {key_of(damaged)}"
@@ -214,14 +215,14 @@ def test_damaged_game_is_named_and_the_others_go_on(tree):
 )
 def test_key_of_no_game_is_refused(key, tree):
     with pytest.raises(ValueError, match=r"ALFWorld game|rooms"):
-        index.load_game(key, data=str(tree))
+        sources.load_game(key, data=str(tree))
 
 
 # --- packed file ---
 
 
 def test_pack_gives_back_every_game_and_the_same_index(tree, tmp_path):
-    source, path, calls = index.Tree(tree), tmp_path / "all.games", []
+    source, path, calls = trees.Tree(tree), tmp_path / "all.games", []
     keys = [key_of(trial) for split in index.OFFICIAL_SPLITS for trial in trials(tree, split)]
     assert (
         pack.write_pack(source, path, lambda done, total: calls.append((done, total)))
@@ -247,7 +248,7 @@ def load_all(path, folders):
 
 def test_pack_that_is_corrupt_is_named(tree, tmp_path, monkeypatch):
     path = tmp_path / "all.games"
-    pack.write_pack(index.Tree(tree), path)
+    pack.write_pack(trees.Tree(tree), path)
     whole, key = path.read_bytes(), key_of(trials(tree)[0])
     with sqlite3.connect(path) as database:
         other = database.execute("SELECT body FROM games WHERE key != ?", (key,)).fetchone()[0]
@@ -276,7 +277,7 @@ def test_pack_that_is_corrupt_is_named(tree, tmp_path, monkeypatch):
 
 def test_pack_is_whole_or_not_there(tree, tmp_path):
     trial = trials(tree)[3]
-    source = index.Tree(tree)
+    source = trees.Tree(tree)
     source.index()
     (trial / "game.tw-pddl").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
@@ -559,7 +560,7 @@ def test_official_counts(monkeypatch, tmp_path):
             } == index.COUNTS[split]
     for family in FAMILIES:
         game = environment.games(family, "valid_seen")[0]
-        assert play(index.load_game(game.key, str(data)), environment.walkthrough(game))
+        assert play(sources.load_game(game.key, str(data)), environment.walkthrough(game))
 
 
 # --- command line ---

@@ -3,21 +3,18 @@ import random
 import pytest
 
 from envs.api import GameId, Outcome
-from envs.experts import (
+from envs.experts import main, make_player, measure, play
+from envs.minihack import FAMILIES
+from envs.minihack.expert import (
     EXCEPTIONS,
     beside,
     find,
     line_direction,
-    main,
     make_expert,
-    make_player,
-    measure,
-    play,
     random_action,
     walk_beside,
     walk_towards,
 )
-from envs.minihack import FAMILIES
 from envs.minihack.families import step_limit
 from envs.minihack.game import MiniHackGame
 from envs.minihack.view import Thing, View
@@ -53,7 +50,6 @@ def picture(*rows, floating=False, here=()):
         messages=(),
         hp=10,
         max_hp=10,
-        depth=1,
         turn=1,
         floating=floating,
         blind=False,
@@ -101,9 +97,8 @@ def test_the_expert_solves_the_family_and_reads_no_hidden_state(family):
         wins = 0
         for seed in range(10_000, 10_000 + num_games):
             game_id = GameId(env="minihack", family=family, key=str(seed))
-            outcome, steps = play(
-                game, game_id, make_expert(family, random.Random(seed)), max_steps=limit
-            )
+            player = make_player("minihack", family, random.Random(seed))
+            outcome, steps = play(game, game_id, player, max_steps=limit)
             wins += outcome is Outcome.SUCCESS
             assert 1 <= steps <= limit
     finally:
@@ -117,9 +112,8 @@ def test_the_exceptions_can_be_played(family):
     try:
         for seed in range(10_000, 10_002):
             game_id = GameId(env="minihack", family=family, key=str(seed))
-            outcome, steps = play(
-                game, game_id, make_expert(family, random.Random(seed)), max_steps=40
-            )
+            player = make_player("minihack", family, random.Random(seed))
+            outcome, steps = play(game, game_id, player, max_steps=40)
             assert outcome is not Outcome.FAILED and steps >= 1
     finally:
         game.close()

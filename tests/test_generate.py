@@ -212,13 +212,13 @@ class SlowSampler:
 def test_text_comes_as_it_is_sampled_whole_characters_at_a_time():
     tokenizer, pieces = byte_tokenizer(), []
     sampler = SlowSampler(tuple(tokenizer("né🙂!")["input_ids"]))
-    generate.Speaker(sampler, tokenizer.decode, pieces.append, with_json=False).reply(
+    generate.Typist(sampler, tokenizer.decode, pieces.append, with_json=False).reply(
         7, request=None
     )
     assert [piece for piece in pieces if piece] == ["n", "é", "🙂", "!", "\n"]
     half = SlowSampler(tuple(tokenizer("é")["input_ids"][:1]))
     pieces.clear()
-    generate.Speaker(half, tokenizer.decode, pieces.append, with_json=False).reply(7, request=None)
+    generate.Typist(half, tokenizer.decode, pieces.append, with_json=False).reply(7, request=None)
     assert pieces == ["\ufffd", "\n"]
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
+from ictjax import keys
 from ictjax.batch import pack
 from ictjax.config import (
     PAPER,
@@ -22,7 +22,7 @@ from ictjax.config import (
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
 from ictjax.models import lora, transformer
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Request, Sampler, raw_key, sampling_weights
+from ictjax.sampler import Request, Sampler, sampling_weights
 
 MODEL = ModelConfig(
     vocab_size=23,
@@ -120,19 +120,10 @@ def test_one_projection_by_hand(base):
     chex.assert_trees_all_equal(merged["layers"][0], base["layers"][0])
 
 
-def test_filters_tell_trained_from_frozen(logits):
-    module = lora.AdaptedTransformer(
-        transformer.Transformer(MODEL, rngs=nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1)
-    )
-    trained, frozen = lora.split(module)
-    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == lora.num_params(MODEL, LORA)
-    assert (
-        sum(leaf.size for leaf in jax.tree.leaves(frozen))
-        == MODEL.num_params
-        == lora.num_params(MODEL, LoraConfig())
-    )
+def test_a_new_adapter_changes_nothing(base):
+    new = lora.init_adapter(MODEL, LORA, jax.random.key(1))
     assert {
-        name: leaf.shape for name, leaf in trained.items() if name.startswith(("q", "o", "down"))
+        name: leaf.shape for name, leaf in new.items() if name.startswith(("q", "o", "down"))
     } == {
         "q_lora_a": (2, 16, 3),
         "q_lora_b": (2, 3, 4, 4),
@@ -141,12 +132,12 @@ def test_filters_tell_trained_from_frozen(logits):
         "down_lora_a": (2, 24, 3),
         "down_lora_b": (2, 3, 16),
     }
-    assert all(leaf.dtype == jnp.float32 for leaf in trained.values())
+    assert len(new) == 2 * len(LORA.targets)
+    assert all(leaf.dtype == jnp.float32 for leaf in new.values())
+    tokens = jnp.arange(7)[None]
     chex.assert_trees_all_close(
-        module(jnp.arange(7)[None])[0],
-        transformer.unembed(MODEL, frozen, transformer.forward(MODEL, frozen, jnp.arange(7)[None]))[
-            0
-        ],
+        transformer.forward(MODEL, lora.with_adapter(LORA, base, new), tokens),
+        transformer.forward(MODEL, base, tokens),
         atol=1e-6,
     )
 
@@ -204,17 +195,19 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
         Sampler(MODEL, base, SIZES, 0) as actor,
         Sampler(MODEL, lora.with_adapter(LORA, base, state.params), SIZES, 0) as reflector,
     ):
-        cache = 2 * sum(array.nbytes for array in (*actor._cache.k, *actor._cache.v))
+        cache = 2 * sum(
+            array.nbytes for array in (*actor._programs._cache.k, *actor._programs._cache.v)
+        )
         # the factors as the reflector samples with them
         most = sum(leaf.nbytes for leaf in adapter.values())
         for _ in range(2):
             assert [
                 leaf is held
                 for leaf, held in zip(
-                    jax.tree.leaves(base), jax.tree.leaves(actor._params), strict=True
+                    jax.tree.leaves(base), jax.tree.leaves(actor._programs._params), strict=True
                 )
             ].count(False) == 0
-            assert reflector._params["layers"][1]["gate"] is base["layers"][1]["gate"]
+            assert reflector._programs._params["layers"][1]["gate"] is base["layers"][1]["gate"]
             assert (
                 size + trained + cache <= buffers() - before <= size + trained + cache + most + 4096
             )
@@ -240,7 +233,14 @@ def ask(sampler):
     conversation = sampler.open([1, 2, 3])
     sampler.generate(
         conversation,
-        Request(max_new_tokens=6, temperature=0.0, top_k=0, top_p=1.0, stop_ids=(), key=raw_key(0)),
+        Request(
+            max_new_tokens=6,
+            temperature=0.0,
+            top_k=0,
+            top_p=1.0,
+            stop_ids=(),
+            key=keys.as_array(keys.root_key(0)),
+        ),
     )
     (generation,) = sampler.run()
     sampler.close(conversation)

@@ -1,290 +1,600 @@
+"""`ictjax.MetaEnv`: its interface, and one test for each defect of the published library that it
+must not have.
+"""
+
 import collections
 import dataclasses
-import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
+from envs.api import GameId, Observation, Outcome, Step
 from envs.fake import FakeEnvironment
-from envs.pool import WorkerPool
-from ictjax import keys, meta_env
-from ictjax.chat import ChatTokenizer
-from ictjax.config import MetaConfig, ReflectorConfig, RolloutConfig
-from ictjax.meta_env import World
-from ictjax.records import Candidate, ParseFailure
-from tests.test_rollout import play
-from tests.tiny import ScriptedSampler, byte_tokenizer
+from envs.prompts import ANY_GAME
+from ictjax import MetaEnv, Reflector
+from ictjax.config import ReflectorConfig
+from ictjax.function_speaker import FunctionSpeaker
+from ictjax.records import Context, Message, ParseFailure
+from ictjax.reflector import FULL, parse_reply, reflector_messages
+from ictjax.rollout import success_rate
+from ictjax.speaker import estimate_tokens
+from tests.tiny import save_tiny_model
 
-TOKENIZER = byte_tokenizer()
-CHAT = ChatTokenizer(TOKENIZER)
-END = TOKENIZER.eos_token_id
-WORDS = {"bell": "ring", "door": "open", "lamp": "light"}
-META = MetaConfig(
-    contexts_per_iteration=3,
-    games_per_context=2,
-    fresh_games=3,
-    replay_weight=0.25,
-    meta_turns=3,
-    collection="online",
-    precollected_loops=0,
-    malformed_reward=-0.5,
-)
-REFLECTION = ReflectorConfig(
-    style="compact", max_context_tokens=4000, max_reply_tokens=200, max_prompt_tokens=20
-)
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def reflect(ids, request):
-    """One of: the right word, a wrong one, no prompt, too long a prompt; drawn by the request's
-    key.
-    """
-    text = TOKENIZER.decode(ids)
-    family = next(family for family in WORDS if f"the {family} is" in text)
-    kind = int(request.key[0]) % 4
-    prompt = (f"say {WORDS[family]}", "say jump", "", "say " + "very " * 20 + "much")[kind]
-    return TOKENIZER(f"ANALYSIS: about the {family}\nIMPROVED PROMPT: {prompt}")["input_ids"] + [
-        END
-    ]
+def obedient(messages, actions):
+    """Walks up to the thing, then says the last word of the system prompt."""
+    return messages[0].content.split()[-1] if "right here" in messages[-1].content else "walk"
 
 
-@pytest.fixture(scope="module")
-def pool():
-    with WorkerPool("fake", num_workers=1) as pool:
-        yield pool
+class Few(FakeEnvironment):
+    """Ten games per split."""
+
+    def games(self, family, split):
+        return super().games(family, split)[:10]
 
 
-def make_world(pool, *, meta=META, families=("bell", "door", "lamp"), num_games=10, seed=0):
-    environment = FakeEnvironment()
-    return World(
-        actor=ScriptedSampler(play),
-        actor_chat=CHAT,
-        reflector=ScriptedSampler(reflect),
-        reflector_chat=CHAT,
-        pool=pool,
-        games={family: environment.games(family, "train")[:num_games] for family in families},
-        initial_prompt="say nothing",
-        key=keys.root_key(seed),
-        meta=meta,
-        rollout=RolloutConfig(max_steps=4, max_turn_tokens=60),
-        reflector_config=REFLECTION,
-        temperature=1.0,
+def make(environment=None, actor=obedient, **settings):
+    return MetaEnv(
+        environment or FakeEnvironment(),
+        actor,
+        **{"families": ["door"], "max_steps": 5, **settings},
     )
 
 
-def iterate(world, state, iteration, group_size=6):
-    contexts, state = meta_env.collect(world, state, iteration)
-    groups = meta_env.propose(world, contexts, group_size, iteration)
-    scored, state = meta_env.score(world, state, contexts, groups, iteration)
-    return contexts, scored, meta_env.advance(world, state, groups, iteration)
+def question(context, config=FULL):
+    return reflector_messages(context, config, estimate_tokens)
 
 
-def test_rewards_are_the_known_ones_of_a_scripted_policy(pool):
-    world = make_world(pool)
-    contexts, scored, _ = iterate(world, meta_env.initial_state(world, 3), 1)
-    kinds = collections.Counter()
-    for context, group in zip(contexts, scored.groups, strict=True):
-        assert [t.success for t in context.trajectories] == [False, False]
-        for candidate in group:
-            if candidate.system_prompt is None:
-                assert candidate.reward == -0.5
-                assert candidate.replay_reward is candidate.fresh_reward is None
-                kinds[candidate.failure] += 1
-            else:
-                right = candidate.system_prompt == f"say {WORDS[context.family]}"
-                assert (
-                    candidate.reward
-                    == candidate.replay_reward
-                    == candidate.fresh_reward
-                    == float(right)
-                )
-                assert candidate.analysis == f"about the {context.family}"
-                kinds[right] += 1
-    assert set(kinds) == {True, False, ParseFailure.EMPTY_PROMPT, ParseFailure.PROMPT_TOO_LONG}
-    metrics = meta_env.summarise(world, contexts, scored)
-    rewards = [candidate.reward for group in scored.groups for candidate in group]
-    assert metrics["reward"] == pytest.approx(sum(rewards) / len(rewards))
-    assert metrics["context_success"] == 0
-    assert (
-        metrics["malformed_candidates"]
-        == kinds[ParseFailure.EMPTY_PROMPT] + kinds[ParseFailure.PROMPT_TOO_LONG]
-    )
-    assert metrics["reflector_failures"]["empty_prompt"] == kinds[ParseFailure.EMPTY_PROMPT]
-    assert metrics["episodes"] == 3 * 2 + 5 * (kinds[True] + kinds[False])
-    assert set(metrics["reward_family"]) == {"bell", "door", "lamp"}
-    json.dumps(metrics)
+def played(context):
+    return [trajectory.game for trajectory in context.trajectories]
 
 
-def test_replayed_games_are_the_contexts_own_and_fresh_ones_are_new_and_shared_by_the_group(pool):
-    world = make_world(pool)
-    contexts, scored, _ = iterate(world, meta_env.initial_state(world, 3), 1)
-    played = collections.defaultdict(list)
-    for trajectory in scored.trajectories:
-        played[trajectory.game.family].append(trajectory.game)
-    for context, group in zip(contexts, scored.groups, strict=True):
-        games = played[context.family]
-        rounds = [games[i : i + 5] for i in range(0, len(games), 5)]
-        assert len(rounds) == sum(candidate.system_prompt is not None for candidate in group)
-        assert all(batch == rounds[0] for batch in rounds)
-        assert tuple(rounds[0][:2]) == context.games
-        assert not set(rounds[0][2:]) & set(context.games)
+# --- the interface ---
 
 
-@pytest.mark.parametrize(("weight", "expected"), [(1.0, 0.4), (0.0, 0.8), (0.25, 0.7)])
-def test_the_reward_mixes_replay_and_fresh(weight, expected):
-    assert meta_env.mixed_reward(0.4, 0.8, weight) == pytest.approx(expected)
-
-
-def test_a_part_that_could_not_be_measured_leaves_no_reward_unless_its_weight_is_zero():
-    assert meta_env.mixed_reward(None, 0.8, 0.5) is None
-    assert meta_env.mixed_reward(0.4, None, 0.5) is None
-    assert meta_env.mixed_reward(None, 0.8, 0.0) == 0.8
-    assert meta_env.mixed_reward(0.4, None, 1.0) == 0.4
-
-
-def test_a_candidate_whose_games_the_environment_failed_has_no_reward():
-    with WorkerPool("fake", num_workers=1, options={"raise_on": "jump"}) as pool:
-        world = make_world(pool)
-        _, scored, _ = iterate(world, meta_env.initial_state(world, 3), 1)
-    by_prompt = {
-        c.system_prompt: c.reward for group in scored.groups for c in group if c.system_prompt
-    }
-    assert by_prompt.pop("say jump") is None
-    assert set(by_prompt.values()) == {1.0}
-
-
-def test_no_game_comes_back_before_all_others_and_no_draw_holds_one_twice(pool):
-    world = make_world(pool, families=("door",), num_games=10)
-    state = meta_env.initial_state(world, 1)
-    draws = []
-    for _ in range(8):
-        games, state = meta_env.draw_games(world, state, "door", 3)
-        assert len(set(games)) == 3
-        draws.append(games)
-    first_pass, second_pass = draws[:3], draws[3:6]
-    for batch in (first_pass, second_pass):
-        assert len({game for games in batch for game in games}) == 9
-    assert first_pass != second_pass
-
-
-def test_families_take_turns_and_loops_restart_with_the_initial_prompt(pool):
-    world = make_world(pool)
-    state = meta_env.initial_state(world, 3)
-    started = [loop.family for loop in state.loops]
-    assert sorted(started) == ["bell", "door", "lamp"]
-    for iteration in range(1, 9):
-        before = {loop.number for loop in state.loops}
-        contexts, scored, state = iterate(world, state, iteration, group_size=2)
-        for context, loop, group in zip(contexts, state.loops, scored.groups, strict=True):
-            if loop.number in before:
-                valid = [
-                    candidate.system_prompt
-                    for candidate in group
-                    if candidate.system_prompt is not None
-                ]
-                assert loop.meta_turn == context.meta_turn + 1 < 3
-                assert loop.system_prompt in (valid or [context.system_prompt])
-            else:
-                assert (loop.meta_turn, loop.system_prompt) == (0, "say nothing")
-                started.append(loop.family)
-    # staggered: not all loops are at the same meta-turn
-    assert len({context.meta_turn for context in contexts}) > 1
-    assert all(
-        sorted(started[i : i + 3]) == ["bell", "door", "lamp"]
-        for i in range(0, len(started) - 2, 3)
-    )
-
-
-def test_state_survives_json_and_continues_equally(pool):
-    world = make_world(pool)
-    state = meta_env.initial_state(world, 3)
-    _, _, state = iterate(world, state, 1)
-    restored = meta_env.state_from_json(json.loads(json.dumps(meta_env.state_to_json(state))))
-    assert restored == state
-    one, two = (iterate(make_world(pool), each, 2) for each in (state, restored))
-    assert one == two
-    assert one != iterate(make_world(pool, seed=1), state, 2)
-
-
-def test_precollected_contexts_cover_all_loops_and_turns_and_are_drawn_in_passes(pool, tmp_path):
-    meta = dataclasses.replace(
-        META, collection="precollected", precollected_loops=4, contexts_per_iteration=5
-    )
-    path = tmp_path / "contexts" / "precollected.jsonl"
-    contexts = meta_env.precollected(make_world(pool, meta=meta), path)
-    assert sorted((c.loop, c.meta_turn) for c in contexts) == [
-        (loop, turn) for loop in range(4) for turn in range(3)
-    ]
-    assert {c.system_prompt for c in contexts if c.meta_turn == 0} == {"say nothing"}
-    assert any(c.system_prompt != "say nothing" for c in contexts if c.meta_turn > 0)
-    silent = dataclasses.replace(make_world(pool, meta=meta), actor=None, reflector=None)
-    assert meta_env.precollected(silent, path) == contexts  # read, not played again
-    drawn = [
-        context
-        for iteration in range(1, 13)
-        for context in meta_env.draw_contexts(silent, contexts, iteration)
-    ]
-    assert len(drawn) == 60
-    counts = collections.Counter((c.loop, c.meta_turn) for c in drawn)
-    assert set(counts.values()) == {5}
-
-
-def test_a_prompt_is_prefilled_once_for_its_group(pool):
-    double = ScriptedSampler(lambda ids, request: [int(request.key[0]), END])
-    requests = [
-        [
-            meta_env.Request(
-                max_new_tokens=9,
-                temperature=1,
-                top_k=0,
-                top_p=1,
-                stop_ids=(END,),
-                key=keys.as_array((g, 0)),
-            )
-            for g in group
-        ]
-        for group in ([1, 2, 3], [4], [5, 6])
-    ]
-    answers = meta_env.sample_groups(double, [(7,), (8,), (9,)], requests)
-    assert [[generation.ids[0] for generation in group] for group in answers] == [
-        [1, 2, 3],
-        [4],
-        [5, 6],
-    ]
-    assert sorted(ids for ids, _ in double.requests) == [(7,)] * 3 + [(8,)] + [(9,)] * 2
-    assert not double.ids
-
-
-def test_the_next_prompt_is_a_valid_candidate_or_none():
-    def candidate(prompt):
-        return Candidate(
-            prompt_ids=(1,),
-            reply_ids=(2,),
-            logprobs=(0.0,),
-            reply="",
-            analysis="",
-            system_prompt=prompt,
+def test_a_loop_returns_trajectories_reward_and_info_per_game():
+    with make(num_games=3, meta_turns=2) as env:
+        context, info = env.reset()
+        assert isinstance(context, Context)
+        assert (context.meta_turn, context.family, context.system_prompt) == (
+            0,
+            "door",
+            ANY_GAME,
         )
+        assert info["reward"] == 0.0
+        context, reward, terminated, truncated, info = env.step("Say open")
+        assert (reward, terminated, truncated) == (1.0, False, False)
+        assert context.system_prompt == "Say open"
+        assert [result.game for result in info["games"]] == played(context)
+        for result, trajectory in zip(info["games"], context.trajectories, strict=True):
+            assert (result.outcome, result.reward, result.num_unusable, result.error) == (
+                Outcome.SUCCESS,
+                1.0,
+                0,
+                "",
+            )
+            assert result.num_steps == len(trajectory.turns)
+            assert result.state_hash == trajectory.state_hash
+        context, reward, terminated, truncated, info = env.step("Say ring")
+        assert (reward, terminated, truncated) == (0.0, False, True)
+        assert (info["loop"], info["meta_turn"], info["family"], info["failed"]) == (
+            0,
+            2,
+            "door",
+            0,
+        )
+        with pytest.raises(ValueError, match="No loop is running: call reset first"):
+            env.step("Say open")
+        _, info = env.reset()
+        assert (info["loop"], info["meta_turn"]) == (1, 0)
 
-    group = [candidate(None), candidate("a"), candidate("b")]
-    drawn = {meta_env.next_prompt(group, keys.fold(keys.root_key(0), i)) for i in range(20)}
-    assert drawn == {"a", "b"}
-    assert meta_env.next_prompt(group[:1], (0, 0)) is None
+
+def test_a_replay_plays_the_batch_of_a_context_again():
+    with make(num_games=4) as env:
+        context, _ = env.reset()
+        again = env.play("Say open", context.games)
+        assert [trajectory.game for trajectory in again] == played(context)
+        assert success_rate(again) == 1.0
+        assert played(env.step("Say open")[0]) != played(context)  # a replay uses up no games
+
+
+def test_a_fixed_draw_plays_the_same_games_every_time():
+    with make(num_games=4, draw="fixed", split="select") as env:
+        batches = [played(env.reset()[0]), played(env.step("Say open")[0]), played(env.reset()[0])]
+    assert batches[0] == batches[1] == batches[2]
+    assert {int(game.key) for game in batches[0]} <= set(range(1000, 1200))
+
+
+def test_families_take_turns_and_a_seed_starts_everything_over():
+    with make(families=(), num_games=2, seed=5) as env:
+        first = [env.reset()[0] for _ in range(6)]
+        assert (
+            sorted(context.family for context in first[:3])
+            == sorted(context.family for context in first[3:])
+            == ["bell", "door", "lamp"]
+        )
+        assert env.reset(seed=5)[0] == first[0]
+        assert env.reset(seed=6)[0] != first[0]
+
+
+def test_workers_and_this_process_give_the_same_results():
+    with make("fake", num_workers=1) as pooled, make() as local:
+        for env in (pooled, local):
+            env.reset()
+        assert pooled.step("Say open")[:4] == local.step("Say open")[:4]
+
+
+def test_a_model_folder_is_an_actor(tmp_path):
+    save_tiny_model(tmp_path / "actor")
+    with make(actor=tmp_path / "actor", num_games=2, max_steps=2, max_turn_tokens=3) as env:
+        context, info = env.reset()
+    assert [trajectory.outcome for trajectory in context.trajectories] == [Outcome.STEP_LIMIT] * 2
+    assert info["parse_failures"]["truncated"] + info["parse_failures"]["no_action"] == 4
+
+
+def test_the_initial_prompt_and_the_description_are_the_environments_own():
+    class Introduced(FakeEnvironment):
+        initial_prompt = "Find the thing."
+
+        def describe(self):
+            return {"source": "made up"}
+
+    with make(Introduced()) as env:
+        assert env.reset()[0].system_prompt == "Find the thing."
+        assert env.describe() == {"source": "made up"}
+    with make(Introduced(), initial_prompt="Say open") as env:
+        assert env.reset()[1]["reward"] == 1.0
+
+
+def test_a_reflector_over_any_speaker_closes_the_loop():
+    """The published library's example, in as few lines: any model reflects, any model acts."""
+
+    def advise(messages, actions):
+        assert "Success: No" in messages[1].content
+        return "ANALYSIS: it never opened the door.\nIMPROVED PROMPT: Say open"
+
+    with FunctionSpeaker(advise) as speaker, make(num_games=2) as env:
+        context, _ = env.reset()
+        reflection = Reflector(speaker)(context)
+        _, reward, *_ = env.step(reflection.system_prompt)
+    assert (reflection.analysis, reward) == ("it never opened the door.", 1.0)
+
+
+def test_a_reflector_that_fails_says_so_and_is_no_prompt():
+    with FunctionSpeaker(lambda messages, actions: 1 / 0) as speaker, make(num_games=2) as env:
+        context, _ = env.reset()
+        reflection = Reflector(speaker)(context)
+        assert reflection is ParseFailure.NO_REPLY
+        with pytest.raises(ValueError, match="step takes a system prompt"):
+            env.step(reflection)
+
+
+def test_a_context_becomes_the_reflectors_question_within_its_budget():
+    with make(num_games=2) as env:
+        context, _ = env.reset()
+        system, user = question(context)
+        assert (system.role, user.role) == ("system", "user")
+        assert (
+            "ANALYSIS:" in system.content
+            and "Success: No" in user.content
+            and ANY_GAME in user.content
+        )
+        budget = ReflectorConfig(
+            style="full", max_context_tokens=700, max_reply_tokens=9, max_prompt_tokens=9
+        )
+        short = question(context, budget)
+        assert (
+            sum(len(message.content) for message in short) // 3
+            <= 700
+            < sum(len(m.content) for m in (system, user)) // 3
+        )
+        assert "steps left out]" in short[1].content
+
+
+def test_there_is_nothing_else_at_the_top_of_the_package():
+    with pytest.raises(ImportError, match="cannot import name 'NoSuchThing'"):
+        from ictjax import NoSuchThing  # noqa: F401
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("settings", "message"),
     [
-        {"replay_weight": 1.5},
-        {"fresh_games": 0},
-        {"collection": "never"},
-        {"meta_turns": 0},
-        {"collection": "precollected"},
+        ({"environment": "fkae"}, "Unknown environment 'fkae'"),
+        ({"environment": FakeEnvironment}, "got the class FakeEnvironment: call it first"),
+        ({"environment": 3}, "3 is not an environment: int lacks name"),
+        ({"options": {"a": "b"}}, "options are for an environment given by name"),
+        ({"actor": "no/such/folder"}, "no/such/folder' is neither a folder nor a Hugging Face id"),
+        ({"actor": 7}, "A speaker needs a function"),
+        ({"families": ["cup"]}, "Unknown family 'cup' of fake: use some of bell, door, lamp"),
+        ({"families": "door"}, "write \\['door'\\]"),
+        ({"num_games": 0}, "num_games must be at least 1, got 0"),
+        ({"meta_turns": 0}, "meta_turns must be at least 1, got 0"),
+        ({"draw": "some"}, "draw must be 'fresh' or 'fixed', got 'some'"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
     ],
 )
-def test_bad_settings_are_refused(changes):
-    with pytest.raises(ValueError, match="meta"):
-        dataclasses.replace(META, **changes)
+def test_arguments_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
 
 
-def test_too_few_games_are_refused(pool):
-    with pytest.raises(ValueError, match="has 2 games"):
-        make_world(pool, num_games=2)
+def test_too_few_games_and_unknown_splits_are_refused():
+    with (
+        make(Few(), num_games=11) as env,
+        pytest.raises(ValueError, match="Family 'door' has 10 games in 'train', a batch needs 11"),
+    ):
+        env.reset()
+    with make(split="valid") as env, pytest.raises(ValueError, match="Unknown split 'valid'"):
+        env.reset()
+
+
+def test_close_is_idempotent_and_final():
+    env = make("fake", num_workers=1)
+    env.close()
+    env.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        env.reset()
+
+
+def test_the_readme_example_runs(capsys):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"<!-- metaenv -->\n.*?```python\n(.*?)```", readme, re.DOTALL)
+    answers = iter(
+        [
+            "ANALYSIS: none\nIMPROVED PROMPT: Say ring",
+            "I refuse.",
+            "ANALYSIS: better\nIMPROVED PROMPT: Say open",
+        ]
+    )
+
+    def model(messages, actions):
+        return f"Action: {obedient(messages, actions)}" if actions else next(answers)
+
+    code = code.replace('"minihack"', '"fake"').replace('"eat"', '"door"')
+    code = code.replace('open_speaker("http://localhost:8000/v1")', "open_speaker(model)")
+    exec(compile(code, "README.md", "exec"), {"model": model, "__name__": "readme"})
+    out = capsys.readouterr().out
+    assert "won 0.0" in out and "won 1.0" in out and "no_analysis" in out
+
+
+# --- the defects of the published library, one by one ---
+
+
+def test_games_do_not_repeat_after_k_batches():
+    with make(Few(), num_games=3) as env:
+        _, info = env.reset()
+        batches = [info]
+        while not batches[-1]["terminated"]:
+            batches.append(env.step("Say open")[4])
+        seen = [result.game for info in batches for result in info["games"]]
+        assert len(seen) == len(set(seen)) == 9  # all but the one that makes no batch
+        assert [info["pass"] for info in batches] == [0, 0, 0]
+        with pytest.raises(ValueError, match="after terminated or truncated"):
+            env.step("Say open")
+        _, info = env.reset()  # only now, and said so
+        assert info["pass"] == 1
+        assert tuple(result.game for result in info["games"]) != tuple(seen[:3])
+
+
+def test_death_is_not_printed_as_a_step_limit():
+    with make(actor=lambda messages, actions: "jump", num_games=1) as env:
+        context, info = env.reset()
+        assert info["games"][0].outcome is Outcome.DEATH
+        shown = question(context)[1].content
+    assert "You jump into a hole in the floor and die." in shown
+    assert "limit" not in shown.lower()
+
+
+def test_an_unresolvable_action_is_not_replaced():
+    with make(actor=lambda messages, actions: "opne the door", num_games=1, max_steps=2) as env:
+        context, _ = env.reset()
+    for turn in context.trajectories[0].turns:
+        assert (turn.action, turn.failure) == ("opne the door", None)
+    assert context.trajectories[0].turns[1].observation.startswith("Nothing happens")
+    assert context.trajectories[0].outcome is Outcome.STEP_LIMIT
+
+
+def test_a_reply_without_an_action_is_counted_and_not_replaced():
+    with (
+        FunctionSpeaker(lambda messages, actions: "I would rather not.") as actor,
+        make(actor=actor, num_games=2) as env,
+    ):
+        context, info = env.reset()
+    assert info["parse_failures"] == {"no_action": 10, "empty_action": 0, "truncated": 0}
+    assert [result.num_unusable for result in info["games"]] == [5, 5]
+    assert {(turn.action, turn.reply) for turn in context.trajectories[0].turns} == {
+        ("", "I would rather not.")
+    }
+
+
+class Numbered(FakeEnvironment):
+    """Every observation offers an action of its own."""
+
+    def open(self, family):
+        return _NumberedGame()
+
+
+class _NumberedGame:
+    def reset(self, game):
+        self.turn = 0
+        return self._observe("start")
+
+    def step(self, action):
+        self.turn += 1
+        return Step(observation=self._observe(f"took {action}"))
+
+    def state_hash(self):
+        return "0"
+
+    def close(self):
+        pass
+
+    def _observe(self, text):
+        return Observation(text=f"turn {self.turn}: {text}", actions=(f"option {self.turn}",))
+
+
+def test_available_actions_are_those_of_their_own_step():
+    with make(Numbered(), actor=lambda messages, actions: actions[0], num_games=1) as env:
+        context, _ = env.reset()
+    for number, turn in enumerate(context.trajectories[0].turns):
+        assert turn.actions == (f"option {number}",)
+        assert turn.action == f"option {number}"
+        assert turn.observation.startswith(f"turn {number}: ")
+    assert context.trajectories[0].final_observation == "turn 5: took option 4"
+
+
+def test_duplicates_of_a_game_deflate_no_reward():
+    win, lose = (GameId(env="fake", family=family, key="3") for family in ("door", "bell"))
+    with make() as env:
+        trajectories = env.play("Say open", [win, lose, win, win])
+    assert [trajectory.game for trajectory in trajectories] == [win, lose, win, win]
+    assert success_rate(trajectories) == 0.75
+
+
+def test_unparseable_reflector_output_is_not_taken_for_the_old_prompt():
+    with make() as env:
+        env.reset()
+        for failure in (
+            parse_reply("Looks fine to me."),
+            parse_reply("ANALYSIS: x\nIMPROVED PROMPT:"),
+            "",
+            "  ",
+            None,
+        ):
+            with pytest.raises(ValueError, match="step takes a system prompt, got"):
+                env.step(failure)
+        assert parse_reply("Looks fine to me.") is ParseFailure.NO_ANALYSIS
+        assert env.step("Say open")[1] == 1.0  # a refused prompt uses up no games and no meta-turn
+
+
+def test_no_history_starts_on_an_assistant_message():
+    conversations = []
+
+    def watching(messages, actions):
+        conversations.append(messages)
+        return "look"
+
+    with make(actor=watching, num_games=2, max_steps=4) as env:
+        env.reset()
+    assert len(conversations) == 8
+    for messages in conversations:
+        assert all(type(message) is Message for message in messages)
+        assert [message.role for message in messages] == [
+            "system",
+            *["user", "assistant"] * (len(messages) // 2 - 1),
+            "user",
+        ]
+    assert sorted(map(len, conversations)) == [2, 2, 4, 4, 6, 6, 8, 8]
+
+
+class Walked(FakeEnvironment):
+    """Lists its games as an unsorted directory walk would: in another order every time."""
+
+    def games(self, family, split):
+        games = list(super().games(family, split)[:50])
+        random.shuffle(games)
+        return games
+
+
+def test_the_order_of_games_follows_no_directory_walk():
+    orders = []
+    for _ in range(3):
+        with make(Walked(), num_games=10) as env:
+            orders.append([*played(env.reset()[0]), *played(env.step("Say open")[0])])
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_the_order_of_games_is_the_same_in_every_process_and_the_package_imports_no_jax_before_it_is_needed():
+    code = """
+import sys, ictjax
+assert "jax" not in sys.modules
+from envs.fake import FakeEnvironment
+from envs.prompts import ANY_GAME
+with ictjax.MetaEnv(FakeEnvironment(), lambda messages, actions: "look", num_games=9, max_steps=1) as env:
+    print(*env.reset()[0].games)
+"""
+    environ = {**os.environ, "PYTHONHASHSEED": "4242"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    with make(families=(), num_games=9, max_steps=1) as env:
+        assert done.stdout.split() == [str(game) for game in env.reset()[0].games]
+
+
+def test_one_server_error_ends_its_own_episode_only():
+    rooms = []
+
+    def flaky(messages, actions):
+        rooms.append(messages[1].content)
+        if messages[1].content == rooms[0]:
+            raise ConnectionError("the server hung up")
+        return obedient(messages, actions)
+
+    with (
+        FunctionSpeaker(flaky, threads=1, replies="action") as actor,
+        make(actor=actor, num_games=4, initial_prompt="Say open") as env,
+    ):
+        context, info = env.reset()
+    (failed,) = [result for result in info["games"] if result.outcome is Outcome.FAILED]
+    assert failed.error == "The actor failed: ConnectionError: the server hung up."
+    assert [result.outcome for result in info["games"]].count(Outcome.SUCCESS) == 3
+    # the reward is of those that were played
+    assert (info["failed"], info["reward"], len(context.trajectories)) == (1, 1.0, 4)
+
+
+def test_an_actor_that_always_fails_is_no_lost_game():
+    with make(actor=lambda messages, actions: 7, num_games=2) as env:
+        _, info = env.reset()
+    assert info["reward"] is None
+    assert info["failures"] == (
+        "The actor failed: TypeError: it returned int where a reply (str) was expected.",
+    )
+    assert [result.error for result in info["games"]] == [
+        "The actor failed: TypeError: it returned int where a reply (str) was expected."
+    ] * 2
+
+
+def test_the_slowest_episode_holds_back_no_other():
+    """The first call of one episode waits until all the others have ended: in lockstep it would
+    wait for ever.
+    """
+    lock, others_done, slow = threading.Lock(), threading.Event(), []
+    ended = collections.Counter()
+
+    def slowest(messages, actions):
+        room = messages[1].content.partition(".")[0]
+        with lock:
+            if not slow:
+                slow.append(room)
+        if slow == [room]:
+            if len(messages) == 2:
+                assert others_done.wait(60)
+        elif len(messages) == 2 * 5:
+            ended[room] += 1
+            if len(ended) == 3:
+                others_done.set()
+        return "look"
+
+    started = time.monotonic()
+    with make(actor=slowest, num_games=4, max_steps=5) as env:
+        _, info = env.reset()
+    assert time.monotonic() - started < 50
+    assert [result.outcome for result in info["games"]] == [Outcome.STEP_LIMIT] * 4
+
+
+@pytest.mark.parametrize("family", ["pray", "sink", "locked_door", "keyroom", "levitate_potion"])
+def test_the_families_that_lacked_verbs_are_won_through_the_interface(family):
+    """The expert's actions, written down in one game, win the same game as the text actions of a
+    policy.
+    """
+    pytest.importorskip("minihack")
+    from envs.minihack import MiniHack
+    from envs.minihack.expert import make_expert
+    from envs.minihack.game import MiniHackGame
+
+    game, script = MiniHackGame(family, style="full"), []
+    for seed in range(20):
+        game_id, script = GameId(env="minihack", family=family, key=str(seed)), []
+        expert, step = (
+            make_expert(family, random.Random(seed)),
+            Step(observation=game.reset(GameId(env="minihack", family=family, key=str(seed)))),
+        )
+        while step.outcome is None and len(script) < 40:
+            script.append(expert(game.raw()))
+            step = game.step(script[-1])
+        if step.outcome is Outcome.SUCCESS:
+            break
+    game.close()
+    with MetaEnv(
+        MiniHack(),
+        lambda messages, actions: script[len(messages) // 2 - 1],
+        families=[family],
+        max_steps=40,
+    ) as env:
+        (trajectory,) = env.play("Play.", [game_id])
+    assert trajectory.success
+    assert [turn.action for turn in trajectory.turns] == script
+
+
+def test_step_east_is_not_taken_for_another_action():
+    pytest.importorskip("minihack")
+    from envs.minihack import MiniHack
+
+    says = iter(["step east", "step s", "look"])
+    with MetaEnv(
+        MiniHack(), lambda messages, actions: next(says), families=["room"], max_steps=3
+    ) as env:
+        (trajectory,) = env.play("Play.", [GameId(env="minihack", family="room", key="1")])
+    assert [turn.action for turn in trajectory.turns] == ["step east", "step s", "look"]
+    assert "Unknown action: 'step east'" in trajectory.turns[1].observation
+    assert "Unknown action: 'step s'" in trajectory.turns[2].observation
+
+
+def test_turns_are_records_that_survive_json():
+    from ictjax.records import context_from_json, to_json
+
+    with make(num_games=2) as env:
+        context, _ = env.reset()
+    assert context_from_json(to_json(context)) == context
+    assert dataclasses.is_dataclass(context)
+
+
+def test_a_preset_can_be_pointed_at_another_environment_without_its_options(capsys, tmp_path):
+    from experiments.train import main
+
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "--preset",
+                "pocket-minihack",
+                "--task.environment.name",
+                "envs.fake:FakeEnvironment",
+                "--run-dir",
+                str(tmp_path / "run"),
+            ]
+        )
+    assert "Unknown family 'eat' of fake: use some of bell, door, lamp." in capsys.readouterr().err
+
+
+def test_the_page_shows_what_its_example_prints(capsys):
+    page = (ROOT / "docs" / "adding_an_environment.md").read_text()
+    ((code, printed),) = re.findall(
+        r"```python\n(from ictjax import MetaEnv\n.*?)```\n\n```\n(.*?)```", page, re.DOTALL
+    )
+    exec(compile(code, "adding_an_environment.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"replies": "json"}, "'text' or 'action', got 'json'"),
+    ],
+)
+def test_settings_of_a_function_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FunctionSpeaker(obedient, **arguments)
+
+
+def test_a_function_may_answer_in_react_form():
+    with make(actor=lambda messages, actions: "Thought: near?\nAction: look", num_games=1) as env:
+        context, _ = env.reset()
+    assert {(turn.thought, turn.action) for turn in context.trajectories[0].turns} == {
+        ("near?", "look")
+    }

@@ -9,13 +9,13 @@ from ictjax.metrics import MetricsWriter, read_metrics
 
 
 def _write(folder, iterations, **options):
-    with MetricsWriter(folder, tensorboard=False, **options) as writer:
+    with MetricsWriter(folder, **options) as writer:
         for iteration in iterations:
             writer.write(iteration, {"loss": iteration / 10}, time={"seconds": 1.5})
 
 
 def test_one_line_an_iteration_with_time_apart(tmp_path):
-    with MetricsWriter(tmp_path / "new" / "run", tensorboard=False) as writer:
+    with MetricsWriter(tmp_path / "new" / "run") as writer:
         writer.write(
             0,
             {
@@ -40,7 +40,7 @@ def test_one_line_an_iteration_with_time_apart(tmp_path):
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         writer.write(0, {"a": float("nan"), "b": [jnp.float32(jnp.inf), 1.0], "c": None})
     record = read_metrics(tmp_path)[0]
     assert (record["a"], record["b"], record["c"]) == (None, [None, 1.0], None)
@@ -51,7 +51,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
 )
 def test_resume_drops_the_lines_past_the_restored_iteration(tmp_path, last_iteration, kept):
     _write(tmp_path, range(4))
-    with MetricsWriter(tmp_path, last_iteration=last_iteration, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, last_iteration=last_iteration) as writer:
         assert [record["iteration"] for record in read_metrics(tmp_path)] == kept
         writer.write(5, {"loss": 0.0})
     assert [record["iteration"] for record in read_metrics(tmp_path)] == [*kept, 5]
@@ -85,7 +85,7 @@ def test_a_broken_line_before_the_last_is_named(tmp_path):
         with pytest.raises(ValueError, match="Line 2 of .*metrics.jsonl"):
             read_metrics(path)
         with pytest.raises(ValueError, match="Line 2"):
-            MetricsWriter(tmp_path, last_iteration=5, tensorboard=False)
+            MetricsWriter(tmp_path, last_iteration=5)
         assert path.read_text().count("\n") == 3  # left as it was
 
 
@@ -95,7 +95,7 @@ def test_no_file_is_no_records(tmp_path):
 
 
 def test_bad_values_are_named(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         for key in ("iteration", "time"):
             with pytest.raises(ValueError, match=key):
                 writer.write(0, {key: 1})
@@ -106,35 +106,10 @@ def test_bad_values_are_named(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-def test_close_is_idempotent_and_wandb_is_optional(tmp_path, monkeypatch):
+def test_close_is_idempotent(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.close()
     writer.close()
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # as if it were not installed
-    with pytest.raises(ValueError, match="'demo' needs the package wandb"):
-        MetricsWriter(tmp_path, wandb_project="demo")
-
-
-def test_wandb_gets_every_number(tmp_path, monkeypatch):
-    logged = []
-
-    class Run:
-        def log(self, values, step):
-            logged.append((step, values))
-
-        def finish(self):
-            logged.append("finished")
-
-    class Wandb:
-        @staticmethod
-        def init(**options):
-            assert options["project"] == "demo" and options["resume"] == "allow"
-            return Run()
-
-    monkeypatch.setitem(__import__("sys").modules, "wandb", Wandb)
-    with MetricsWriter(tmp_path, tensorboard=False, wandb_project="demo") as writer:
-        writer.write(4, {"loss": 0.5, "name": "x"}, time={"update": 1.0})
-    assert logged == [(4, {"loss": 0.5, "time/update": 1.0}), "finished"]
 
 
 def test_tensorboard_gets_every_number_and_purges_on_resume(tmp_path):

@@ -11,10 +11,10 @@ import warnings
 import pytest
 
 from envs.api import GameId, Outcome
-from envs.experts import make_expert
-from envs.minihack import FAMILIES, MiniHack
+from envs.minihack import FAMILIES, MiniHack, console
 from envs.minihack import game as game_module
 from envs.minihack import index as splits
+from envs.minihack.expert import make_expert
 from envs.minihack.families import (
     FAMILY_SPLITS,
     LEFT_OUT,
@@ -512,7 +512,7 @@ def test_real_splits_share_no_state(tmp_path, monkeypatch):
 
 
 def test_every_registered_task_is_a_family_or_left_out_for_a_reason():
-    registered = {name for name in game_module.gymnasium.registry if name.startswith("MiniHack-")}
+    registered = {name for name in console.gymnasium.registry if name.startswith("MiniHack-")}
     assert len(set(TASKS.values())) == len(TASKS)
     assert set(TASKS.values()) <= registered
     left_out = registered - set(TASKS.values())

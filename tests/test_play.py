@@ -19,6 +19,7 @@ from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from experiments import play
 from experiments.fake_pair import save_pair
+from ictjax import players
 from ictjax.records import trajectory_from_json
 from tests.test_cli import refused
 
@@ -125,7 +126,7 @@ def test_the_expert_and_chance_play(monkeypatch, capsys, tmp_path):
 
 
 def test_a_model_is_watched(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(play, "_MAX_LEN", 128)  # fewer and smaller programs to compile
+    monkeypatch.setattr(players, "_MAX_LEN", 128)  # fewer and smaller programs to compile
     actor, _ = save_pair(tmp_path)
     path, prompt = tmp_path / "episode.json", tmp_path / "prompt.txt"
     prompt.write_text("play OPEN\n")

@@ -12,10 +12,8 @@ from experiments.pocket.data import PlayedTurn, rename_words, things_in
 from experiments.pocket.play import play_alfworld
 from experiments.presets import POCKET_ALFWORLD, POCKET_MINIHACK, model_folder
 from experiments.run_dir import open_pool
-from ictjax.chat import ChatTokenizer
-from ictjax.models.hf import load_checkpoint
+from ictjax.players import open_model
 from ictjax.rollout import Episode, rollout
-from ictjax.sampler import Sampler
 
 GAMES = 2
 
@@ -75,8 +73,6 @@ def test_the_shipped_actor_obeys_its_prompt(preset, group):
     families = preset.task.environment.train_families + preset.task.environment.heldout_families
     environment = load_environment(preset.task.environment.name, preset.task.environment.options)
     folder = model_folder(preset.actor.model)
-    chat = ChatTokenizer(folder)
-    model, params = load_checkpoint(folder)
     rng = random.Random(0)
     prompts = {
         "right": {family: lessons.reflector_prompt(group[family]) for family in families},
@@ -96,12 +92,12 @@ def test_the_shipped_actor_obeys_its_prompt(preset, group):
     ]
     with (
         open_pool(preset.task.environment) as pool,
-        Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler,
+        open_model(folder, num_conversations=1, sizes=preset.actor_sampler) as speaker,
     ):
         episodes = [
             Episode(game=game, system_prompt=prompts[arm][family]) for arm, family, game in cases
         ]
-        played = rollout(sampler, chat, pool, episodes, preset.task.rollout)
+        played = rollout(speaker, pool, episodes, preset.task.rollout)
     wins = {
         arm: [
             t.outcome == "success" for t, case in zip(played, cases, strict=True) if case[0] == arm

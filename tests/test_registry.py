@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from envs import prompts
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
@@ -201,7 +202,7 @@ def test_a_description_is_optional_and_comes_back_as_json_reads_it():
     assert describe(Described()) == {"source": "made up", "counts": {"train": [1, 2]}}
     assert describe(FakeEnvironment()) == {}
     assert initial_prompt(Described()) == "Play."
-    assert initial_prompt(FakeEnvironment()) is None
+    assert initial_prompt(FakeEnvironment()) == prompts.ANY_GAME
     with pytest.raises(
         ValueError, match="description of environment 'fake' cannot be written as a JSON object"
     ):

@@ -8,6 +8,7 @@ from envs.pool import WorkerPool
 from ictjax import keys
 from ictjax.chat import ChatTokenizer
 from ictjax.config import RolloutConfig
+from ictjax.model_speaker import ModelSpeaker
 from ictjax.records import ParseFailure
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate, user_message
 from tests.tiny import ScriptedSampler, byte_tokenizer
@@ -38,9 +39,13 @@ def pool():
         yield pool
 
 
+def speak(double, config=CONFIG):
+    return ModelSpeaker(double, CHAT, share_min_tokens=config.share_min_tokens)
+
+
 def run(pool, episodes, config=CONFIG, script=play, **sampler):
     double = ScriptedSampler(script, **sampler)
-    trajectories = rollout(double, CHAT, pool, episodes, config)
+    trajectories = rollout(speak(double, config), pool, episodes, config)
     assert not double.ids  # every conversation is closed
     return trajectories, double
 
@@ -122,7 +127,7 @@ def test_turns_can_be_watched_as_they_are_played(pool):
     seen = {}
     episodes = [Episode(game=game(key), system_prompt="Say open") for key in range(3)]
     watch = lambda episode, turn: seen.setdefault(episode.game, []).append(turn)  # noqa: E731
-    trajectories = rollout(ScriptedSampler(play), CHAT, pool, episodes, CONFIG, watch=watch)
+    trajectories = rollout(speak(ScriptedSampler(play)), pool, episodes, CONFIG, watch=watch)
     assert [tuple(seen[t.game]) for t in trajectories] == [t.turns for t in trajectories]
 
 
@@ -143,7 +148,8 @@ def test_long_prompts_wait_for_the_first_reply_under_them(pool):
     for share, early in ((1, 2), (10_000, 6)):
         opened.clear()
         config = dataclasses.replace(CONFIG, share_min_tokens=share, gather_s=0.5)
-        trajectories = rollout(Watching(play, num_slots=1), CHAT, pool, episodes, config)
+        speaker = speak(Watching(play, num_slots=1), config)
+        trajectories = rollout(speaker, pool, episodes, config)
         assert len(opened) == 6
         assert sum(answered == 0 for answered, _ in opened) <= early
         assert [t.success for t in trajectories] == [True] * 3 + [False] * 3
@@ -184,14 +190,12 @@ def test_a_full_context_ends_the_episode_like_a_step_limit(pool):
     double = ScriptedSampler(play)
     double.max_len = 200
     (trajectory,) = rollout(
-        double, CHAT, pool, [Episode(game=game(1), system_prompt="Say ring")], CONFIG
+        speak(double), pool, [Episode(game=game(1), system_prompt="Say ring")], CONFIG
     )
     assert trajectory.outcome is Outcome.STEP_LIMIT
     assert trajectory.turns[-1].failure is ParseFailure.TRUNCATED
     assert 1 < len(trajectory.turns) < CONFIG.max_steps
-    (again,) = rollout(
-        ScriptedSampler(play), CHAT, pool, [Episode(game=game(1), system_prompt="Say open")], CONFIG
-    )
+    (again,), _ = run(pool, [Episode(game=game(1), system_prompt="Say open")])
     assert again.success  # the pool is still in order
 
 
@@ -214,14 +218,9 @@ def test_an_exception_gives_back_games_and_conversations(pool):
         raise RuntimeError("no reply today")
 
     double = ScriptedSampler(broken)
+    episodes = [Episode(game=game(key), system_prompt="p") for key in range(3)]
     with pytest.raises(RuntimeError, match="no reply today"):
-        rollout(
-            double,
-            CHAT,
-            pool,
-            [Episode(game=game(key), system_prompt="p") for key in range(3)],
-            CONFIG,
-        )
+        rollout(speak(double), pool, episodes, CONFIG)
     assert not double.ids
     trajectories, _ = run(
         pool, [Episode(game=game(key), system_prompt="Say open") for key in range(3)]

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ictjax import keys
 from ictjax.config import SamplerConfig
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Generation, Request, Sampler, raw_key
+from ictjax.sampler import Generation, Request, Sampler
 from ictjax.sampler.step import sample
 
 MODEL = ModelConfig(
@@ -75,6 +76,10 @@ def full_logits(params):
     return logits
 
 
+def words(seed):
+    return keys.as_array(keys.root_key(seed))
+
+
 def request(seed=0, **changes):
     defaults = {
         "max_new_tokens": 7,
@@ -82,7 +87,7 @@ def request(seed=0, **changes):
         "top_k": 0,
         "top_p": 1.0,
         "stop_ids": (),
-        "key": raw_key(seed),
+        "key": words(seed),
     }
     return Request(**defaults | changes)
 
@@ -192,7 +197,6 @@ def test_seeds_reproduce(sampler):
         == first
     )
     assert ask(sampler, prompt, request(12)).ids != first.ids
-    assert ask(sampler, prompt, request(key=jax.random.wrap_key_data(raw_key(11)))).ids == first.ids
 
 
 def test_stop_budget_and_context(sampler):
@@ -373,7 +377,7 @@ def test_top_p_keeps_the_smallest_sufficient_set():
             jnp.ones(number),
             jnp.full(number, top_k, jnp.int32),
             jnp.full(number, top_p, jnp.float32),
-            jnp.tile(raw_key(0), (number, 1)),
+            jnp.tile(words(0), (number, 1)),
             jnp.arange(number, dtype=jnp.int32),
             4,
         )
@@ -390,10 +394,10 @@ def test_top_p_keeps_the_smallest_sufficient_set():
 
 def test_truncation_of_one_row_leaves_the_others_alone():
     logits = jax.random.normal(jax.random.key(0), (3, 40))
-    keys = jnp.stack([jnp.asarray(raw_key(row)) for row in range(3)])
+    keys_b2 = jnp.stack([jnp.asarray(words(row)) for row in range(3)])
     arguments = (logits, jnp.array([1.0, 0.0, 2.0]), jnp.zeros(3, jnp.int32))
-    plain, _ = sample(*arguments, jnp.ones(3), keys, jnp.zeros(3, jnp.int32), 8)
-    mixed, _ = sample(*arguments, jnp.array([1e-3, 1.0, 1.0]), keys, jnp.zeros(3, jnp.int32), 8)
+    plain, _ = sample(*arguments, jnp.ones(3), keys_b2, jnp.zeros(3, jnp.int32), 8)
+    mixed, _ = sample(*arguments, jnp.array([1e-3, 1.0, 1.0]), keys_b2, jnp.zeros(3, jnp.int32), 8)
     assert int(mixed[0]) == int(logits[0].argmax())
     assert (mixed[1:] == plain[1:]).all()
 
@@ -408,7 +412,11 @@ def test_truncation_of_one_row_leaves_the_others_alone():
         (lambda s: s.generate(s.open([1]), request(stop_ids=(1, 2, 3))), "3 stop ids exceed"),
         (
             lambda s: s.generate(s.open([1]), request(key=np.zeros(4, np.uint32))),
-            "key has words of shape",
+            r"key has words of shape \(4,\)",
+        ),
+        (
+            lambda s: s.generate(s.open([1]), request(key=jax.random.key(0))),
+            r"key has words of shape \(\) .* give the uint32\[2\] of keys.as_array",
         ),
         (lambda s: [s.generate(c, request()) for c in [s.open([1])] * 2], "is still generating"),
     ],

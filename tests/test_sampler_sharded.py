@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from ictjax import keys
 from ictjax import mesh as meshes
 from ictjax.config import SamplerConfig
 from ictjax.models import transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Request, Sampler, raw_key
+from ictjax.sampler import Request, Sampler
 from ictjax.sampler.state import blank_rows
 from ictjax.sampler.step import turn
 from ictjax.sampler.weights import sampling_weights
@@ -90,7 +91,12 @@ def replies(sampler):
 
 def request(seed):
     return Request(
-        max_new_tokens=5, temperature=1.0, top_k=0, top_p=1.0, stop_ids=(3,), key=raw_key(seed)
+        max_new_tokens=5,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        stop_ids=(3,),
+        key=keys.as_array(keys.fold(keys.root_key(0), "turn", seed)),
     )
 
 
@@ -116,18 +122,18 @@ def test_tokens_equal_those_of_one_device(kv_heads, sizes, cached):
     with Sampler(model, weights(model), SIZES, 0, mesh=mesh) as sampler:
         found = replies(sampler)
         heads, spec = cached
-        for array in (*sampler._cache.k, *sampler._cache.v):
+        for array in (*sampler._programs._cache.k, *sampler._programs._cache.v):
             assert array.shape[1] == heads and array.sharding.is_equivalent_to(
                 jax.NamedSharding(mesh, spec), 4
             )
-        used = sampler._params["layers"][0]
+        used = sampler._programs._params["layers"][0]
         for name in ("q", "o", "gate", "up", "down"):
             assert (
                 used[name].addressable_shards[0].data.size * mesh.shape["tensor"] == used[name].size
             ), name
         assert sampler.stats.compile_count == stats.compile_count
         assert sampler.stats.row_copies > 0
-        for program in sampler._programs.values():
+        for program in sampler._programs._turns.values():
             assert largest_collective(program.as_text()) <= biggest_message(model)
     assert found.keys() == expected.keys()
     for turn_of, generation in found.items():
@@ -173,8 +179,8 @@ def test_a_dispatch_takes_rows_of_every_copy_of_the_weights():
                 conversation, dataclasses.replace(request(conversation), max_new_tokens=1)
             )
         sampler.run()
-        assert [sampler._conversations[c].slot // 2 for c in opened] == [0, 1]
-        assert {rows for rows, _, _ in sampler._programs} == {2}
+        assert [sampler._slots[c] // 2 for c in opened] == [0, 1]
+        assert {rows for rows, _, _ in sampler._programs._turns} == {2}
     with pytest.raises(
         ValueError, match=r"row_buckets \(1, 4\) are not multiples of the mesh's data axis 2"
     ):

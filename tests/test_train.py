@@ -23,8 +23,8 @@ from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
 from ictjax.metrics import read_metrics
 from ictjax.models.lora import adapter_axes
+from ictjax.players import initial_weights
 from ictjax.records import context_from_json, trajectory_from_json
-from ictjax.roles import initial_weights, load_roles
 from ictjax.run_config import differences, from_dict, to_dict
 from ictjax.train import train
 
@@ -309,9 +309,7 @@ def test_a_run_with_an_adapter_resumes_from_the_adapter_alone(models, tmp_path):
             == 1
         )
     assert [record["skipped"] for record in read_metrics(tmp_path)] == [0, 0]
-    template = init_state(
-        initial_weights(config, load_roles(config)), make_optimizer(config.optimizer)
-    )
+    template = init_state(initial_weights(config), make_optimizer(config.optimizer))
     assert set(template.params) == set(adapter_axes(config.reflector.lora))
     with Checkpointer(tmp_path / "checkpoints") as checkpointer:
         state, _ = checkpointer.restore(2, template)

@@ -7,7 +7,9 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from envs import prompts
 from envs.alfworld import generate, index
+from envs.alfworld.sources import open_source
 from envs.alfworld.tables import FAMILIES
 from envs.api import Game, GameId
 
@@ -65,13 +67,18 @@ class ALFWorld:
             )
         self._engine, self._text, self._test = engine, text, test
         self._rooms = generate.rooms_named(rooms)
-        self._source = index.open_source(data if rooms == "full" else "generated")
+        self._source = open_source(data if rooms == "full" else "generated")
         self._compiled = functools.lru_cache(maxsize=int(keep))(self._compile)
 
     @property
     def name(self) -> str:
         """The `env` of every game id."""
         return "alfworld"
+
+    @property
+    def initial_prompt(self) -> str:
+        """The system prompt at meta-turn 0, in the style of the text."""
+        return prompts.ALFWORLD[self._text]
 
     @property
     def families(self) -> tuple[str, ...]:

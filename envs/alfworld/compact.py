@@ -13,7 +13,6 @@ Numbers are left out; where a word could mean several things of a kind, a fixed 
 import dataclasses
 import re
 
-KINDS: tuple[str, ...] = ("put", "look", "clean", "heat", "cool", "two")
 _MARKS = {"clean": "clean", "heat": "hot", "cool": "cold"}
 _MOST_SEEN = 3  # kinds of other things listed per turn
 _MOST_LEFT = 3
@@ -48,8 +47,8 @@ _MARKED = re.compile(r"You (clean|heat|cool) the (\w+ \d+) using the")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """The task of a game: its kind (one of KINDS), the kind of thing, and the kind of place to
-    bring it to (for `look`: the lamp).
+    """The task of a game: its kind (put, look, clean, heat, cool or two), the kind of thing, and
+    the kind of place to bring it to (for `look`: the lamp).
     """
 
     kind: str

@@ -15,7 +15,6 @@ The exit code is 1 when anything differs.
 import argparse
 import collections
 import json
-import os
 import pathlib
 import random
 import resource
@@ -27,8 +26,9 @@ from typing import Any
 from envs.alfworld import ALFWorld
 from envs.alfworld.engine import Answer
 from envs.alfworld.game import AlfworldGame
-from envs.alfworld.index import load_game
+from envs.alfworld.sources import load_game
 from envs.api import GameId
+from envs.files import replacing
 
 PAST_END = 3  # actions after the win
 _JUNK = (
@@ -311,9 +311,8 @@ def _read(path: pathlib.Path | None, settings: Mapping[str, Any]) -> dict[str, A
 
 
 def _write(path: pathlib.Path, data: Mapping[str, Any]):
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

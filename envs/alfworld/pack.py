@@ -9,16 +9,15 @@ each game there is what is its own, and the sha256 of its whole content, checked
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import sqlite3
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from envs.alfworld.index import Index, Source, check_game, check_key
+from envs.files import replacing
 
 _FORMAT = "ictjax alfworld pack 1"
 _TASK = "Your task is to: "
@@ -62,7 +61,7 @@ class Pack:
         if not rows:
             raise ValueError(
                 f"There is no game {key} in {self._path}: pack a complete download again with"
-                " experiments.games pack."
+                " `ictjax games pack`."
             )
         domain, grammar, body, digest = rows[0]
         try:
@@ -73,7 +72,7 @@ class Pack:
                 "grammar": shared[grammar].decode().replace(_mark(), own.pop("task")),
                 **own,
             }
-            check_game(content, key)
+            check_game(content)
         except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"The game {key} in {self._path} is damaged ({error}): copy the file again."
@@ -103,23 +102,13 @@ def write_pack(
         raise ValueError(f"There are no playable games in {source.path}: nothing to pack.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    except OSError as error:
-        raise ValueError(
-            f"Cannot write {path} ({error.strerror}): choose another place."
-        ) from error
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    try:
-        _write(source, index, keys, temporary, progress)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            _write(source, index, keys, temporary, progress)
     except (OSError, sqlite3.Error) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"Cannot write {path} ({error}): free some space or choose another place."
+            f"Cannot write {path} ({cause}): free some space or choose another place."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     _about.cache_clear()
     return len(keys)
 
@@ -181,7 +170,7 @@ def _about(path: str) -> tuple[Index, Mapping[int, bytes]]:
     except ValueError as error:
         raise ValueError(
             f"{path} is no packed file of ALFWorld games, or is damaged: write it with"
-            " experiments.games pack."
+            " `ictjax games pack`."
         ) from error
     if about.get("format") != _FORMAT:
         raise ValueError(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from envs import prompts
 from envs.api import GameId
 from envs.minihack.families import FAMILIES, check_family, package_versions
 
@@ -30,6 +31,11 @@ class MiniHack:
     def families(self) -> tuple[str, ...]:
         """All families, sorted."""
         return FAMILIES
+
+    @property
+    def initial_prompt(self) -> str:
+        """The system prompt at meta-turn 0, in the style of the text."""
+        return prompts.MINIHACK[self._text]
 
     def describe(self) -> dict[str, Any]:
         """For the manifest of a run: the packages, which decide what a seed means, and how games

@@ -5,7 +5,7 @@
 import re
 
 from envs.api import Outcome
-from envs.minihack.view import DIRECTIONS, Position, Thing, View, plain_name
+from envs.minihack.view import DIRECTIONS, Position, Thing, View
 
 STYLES = ("full", "compact")
 _MESSAGE_WORDS = 12
@@ -28,8 +28,6 @@ _NOTABLE = (
 )
 _MARK = re.compile("[^ ]")
 _TERRAIN_WORDS = ("liquid", "open", "closed", "doorway", "boulder")
-
-__all__ = ["STYLES", "plain_name", "render", "render_end"]
 
 
 def render(view: View, previous: View | None, style: str) -> str:
@@ -188,11 +186,11 @@ def _full(view: View, previous: View | None) -> str:
     if view.messages:
         parts.append(_sentences(view.messages))
     parts += _map(view)
-    things = [f"- {_article(t)} ({_where(view, t)})" for t in notable(view)]
+    things = [f"- {t.name} ({_where(view, t)})" for t in notable(view)]
     if things:
         parts.append("You see:\n" + "\n".join(things[:12]))
     if view.here:
-        parts.append("Here: " + ", ".join(_article(t) for t in view.here) + ".")
+        parts.append("Here: " + ", ".join(t.name for t in view.here) + ".")
     if previous is None or previous.items != view.items:
         parts.append(
             "You carry:\n" + "\n".join(f"{item.letter} - {item.text}" for item in view.items)
@@ -212,10 +210,6 @@ def _where(view: View, thing: Thing) -> str:
     """Where a thing is, in words: "3 north, 1 east"."""
     words = offset_words(view.position, thing.position)
     return words.replace(" north ", " north, ").replace(" south ", " south, ")
-
-
-def _article(thing: Thing) -> str:
-    return thing.name
 
 
 def _map(view: View) -> list[str]:

@@ -112,7 +112,6 @@ class View:
     messages: tuple[str, ...]
     hp: int
     max_hp: int
-    depth: int
     turn: int
     floating: bool
     blind: bool

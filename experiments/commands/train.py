@@ -139,8 +139,9 @@ def _configuration(first: StartArgs, *, asked_for_help: bool) -> tuple[str | Non
 
 def _main(argv: list[str]) -> None:
     args, name = read_args(argv)
-    for role, model in (("actor", args.settings.actor), ("reflector", args.settings.reflector)):
-        check_model(model.model, f"--{role}.model")
+    if not args.settings.actor.endpoint.url:
+        check_model(args.settings.actor.model, "--actor.model")
+    check_model(args.settings.reflector.model, "--reflector.model")
     console = Terminal()
     if args.check:
         # what builds shapes is JAX; so is the training below. Flags are right when it is loaded.

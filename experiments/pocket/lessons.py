@@ -11,6 +11,8 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 
+from envs import prompts
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class Lesson:
@@ -222,8 +224,6 @@ TASK_HEADERS: tuple[str, ...] = (
     "you play a game in rooms .",
     "",
 )
-INITIAL_PROMPT = "you play nethack . think , then act ."
-TASK_INITIAL_PROMPT = "you do a household task . think , then act ."
 _CLOSERS: tuple[str, ...] = ("think , then act .", "good luck .", "do this now .", "", "")
 
 
@@ -239,7 +239,7 @@ def benchmark_of(family: str) -> Mapping[str, Lesson]:
 
 def initial_prompt(family: str) -> str:
     """The prompt without a lesson for the benchmark of a family."""
-    return TASK_INITIAL_PROMPT if family in ALFWORLD_LESSONS else INITIAL_PROMPT
+    return (prompts.ALFWORLD if family in ALFWORLD_LESSONS else prompts.MINIHACK)["compact"]
 
 
 def headers(family: str) -> Sequence[str]:
@@ -320,4 +320,5 @@ def training_texts() -> list[str]:
     wordings = [
         text.format(t="it", m="place", v="use") for group in _WORDINGS.values() for text in group
     ]
-    return [*wordings, *HEADERS, *TASK_HEADERS, *_CLOSERS, INITIAL_PROMPT, TASK_INITIAL_PROMPT]
+    first = [prompts.MINIHACK["compact"], prompts.ALFWORLD["compact"]]
+    return [*wordings, *HEADERS, *TASK_HEADERS, *_CLOSERS, *first]

@@ -16,13 +16,11 @@ from experiments.pocket import lessons
 from experiments.presets import POCKET_ALFWORLD, POCKET_MINIHACK
 from experiments.run_dir import open_pool
 from ictjax import keys
-from ictjax.chat import ChatTokenizer
-from ictjax.meta_env import reflector_prompt_ids, sample_candidates
-from ictjax.models.hf import load_checkpoint
+from ictjax.players import open_model
 from ictjax.records import Context, Trajectory
+from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, rollout, success_rate
 from ictjax.run_config import TrainConfig
-from ictjax.sampler import Sampler
 
 _DISTRACTORS = 2
 _REPLIES = 8
@@ -110,12 +108,10 @@ def _measure_actor(
     """Adds the success under every arm to `rows`; returns the episodes without a lesson."""
     environment = load_environment(preset.task.environment.name, preset.task.environment.options)
     games = {family: environment.games(family, "test")[:test_games] for family in rows}
-    chat = ChatTokenizer(folder)
-    model, params = load_checkpoint(folder)
     novices: dict[str, Sequence[Trajectory]] = {}
     with (
         open_pool(preset.task.environment) as pool,
-        Sampler(model, params, preset.actor_sampler, chat.pad_id) as sampler,
+        open_model(folder, num_conversations=1, sizes=preset.actor_sampler) as speaker,
     ):
         task = progress.add_task(f"actor, {name}", total=len(ARMS) * len(rows), note="")
         for arm, make_prompt in ARMS.items():
@@ -126,7 +122,7 @@ def _measure_actor(
                     )
                     for game in games[family]
                 ]
-                played = rollout(sampler, chat, pool, episodes, preset.task.rollout)
+                played = rollout(speaker, pool, episodes, preset.task.rollout)
                 rows[family][arm] = success_rate(played) or 0.0
                 if arm == "none":
                     novices[family] = played
@@ -145,10 +141,9 @@ def _measure_reflector(
     """Adds to `rows` how often the reflector, after failed episodes, writes the right lesson, does
     so where it names the thing, and is malformed.
     """
-    chat = ChatTokenizer(folder)
-    model, params = load_checkpoint(folder)
     size = preset.meta.games_per_context
-    with Sampler(model, params, preset.reflector_sampler, chat.pad_id) as sampler:
+    with open_model(folder, num_conversations=1, sizes=preset.reflector_sampler) as speaker:
+        reflector = Reflector(speaker, preset.reflection, temperature=1.0)
         task = progress.add_task(f"reflector, {name}", total=len(rows), note="")
         for family, episodes in novices.items():
             contexts = [
@@ -161,14 +156,11 @@ def _measure_reflector(
                 )
                 for start in range(len(episodes))
             ]
-            prompts = [
-                reflector_prompt_ids(chat, preset.reflection, context) for context in contexts
-            ]
             group_keys = [
                 [keys.fold((0, 0), "measure", family, q, g) for g in range(_REPLIES)]
                 for q in range(len(contexts))
             ]
-            groups = sample_candidates(sampler, chat, preset.reflection, prompts, group_keys, 1.0)
+            groups = reflector.candidates(contexts, group_keys)
             right = lessons.FAMILY_LESSONS[family]
             replies = [candidate for group in groups for candidate in group]
             hits = [

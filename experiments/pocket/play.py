@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from envs.alfworld import ALFWorld
 from envs.alfworld.compact import CompactText, Notes, kind_of
 from envs.api import Game, GameId, Outcome
-from envs.experts import beside, carried, find, here, make_expert, walk_beside, walk_towards
 from envs.minihack import MiniHack
+from envs.minihack.expert import beside, carried, find, here, make_expert, walk_beside, walk_towards
 from envs.minihack.text import notable
 from envs.minihack.view import View
 from experiments.pocket.data import PlayedGame, PlayedTurn

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
-from ictjax.models.transformer import PROJECTIONS, Params, Transformer, forward, unembed
+from ictjax.models.transformer import PROJECTIONS, Params
 
 _AXES = {"D": ("embed",), "F": ("ff",), "NH": ("heads", "head_dim"), "KH": ("kv_heads", "head_dim")}
 
@@ -41,26 +41,6 @@ class Adapter(nnx.Module):
             setattr(self, name, nnx.LoRAParam(value))
 
 
-class AdaptedTransformer(nnx.Module):
-    """A decoder with an adapter. `split` tells its trained parameters from the frozen ones."""
-
-    def __init__(self, base: Transformer, lora: LoraConfig, *, rngs: nnx.Rngs) -> None:
-        self.base, self.lora = base, lora
-        self.adapter = Adapter(base.config, lora, rngs=rngs)
-
-    def __call__(self, tokens_bt: Array) -> Array:
-        """Logits of a batch without padding, [B, T, V]."""
-        adapter, base = split(self)
-        params = with_adapter(self.lora, base, adapter)
-        return unembed(self.base.config, params, forward(self.base.config, params, tokens_bt))
-
-
-def split(module: AdaptedTransformer) -> tuple[Params, Params]:
-    """The trained and the frozen parameters of a module as plain trees: (adapter, base)."""
-    _, trained, frozen = nnx.split(module, nnx.LoRAParam, nnx.Param)
-    return nnx.to_pure_dict(trained)["adapter"], nnx.to_pure_dict(frozen)["base"]
-
-
 def init_adapter(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:
     """A new adapter: {"q_lora_a": [L, D, R], "q_lora_b": [L, R, N, H], ...}. Raises ValueError for
     rank 0.
@@ -80,14 +60,6 @@ def adapter_axes(lora: LoraConfig) -> dict[str, tuple[str, ...]]:
         axes[f"{name}_lora_a"] = ("layers", *inputs, "rank")
         axes[f"{name}_lora_b"] = ("layers", "rank", *outputs)
     return axes
-
-
-def num_params(config: ModelConfig, lora: LoraConfig) -> int:
-    """Number of trained weights: of the adapter, or of the model where the rank is 0."""
-    if not lora.rank:
-        return config.num_params
-    sizes = config.axis_sizes | {"rank": lora.rank}
-    return sum(math.prod(sizes[axis] for axis in axes) for axes in adapter_axes(lora).values())
 
 
 def with_adapter(lora: LoraConfig, base: Params, adapter: Params) -> Params:

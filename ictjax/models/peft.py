@@ -18,11 +18,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from envs.files import replacing
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import STORED, projection_names
 from ictjax.models.hf.reader import read_json
-from ictjax.models.hf.writer import replace
 from ictjax.models.lora import adapter_axes
 from ictjax.models.transformer import PROJECTIONS, Params
 
@@ -86,8 +86,10 @@ def save_adapter(
     text = json.dumps(data, indent=2) + "\n"
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    replace(folder / CONFIG, lambda path: pathlib.Path(path).write_text(text, encoding="utf-8"))
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[LoraConfig, Params]:

@@ -2,7 +2,7 @@
 jitted batches.
 """
 
-from ictjax.sampler.engine import Generation, Request, Sampler, SamplerStats, raw_key
+from ictjax.sampler.engine import Generation, Request, Sampler, SamplerStats
 from ictjax.sampler.weights import sampling_weights
 
 __all__ = [
@@ -10,6 +10,5 @@ __all__ = [
     "Request",
     "Sampler",
     "SamplerStats",
-    "raw_key",
     "sampling_weights",
 ]

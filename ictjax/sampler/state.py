@@ -96,11 +96,11 @@ def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int) -> Rows:
 
 
 def pack_samples(
-    ids_bn: Int[Array, "B T"], logprobs_bn: Float[Array, "B T"], sampled_b: Int[Array, " B"]
+    ids_bt: Int[Array, "B T"], logprobs_bt: Float[Array, "B T"], sampled_b: Int[Array, " B"]
 ) -> Int[Array, "B X"]:
     """Sampled ids, bits of their log-probabilities, and their number per row, as one matrix."""
     return jnp.concatenate(
-        [ids_bn, jax.lax.bitcast_convert_type(logprobs_bn, jnp.int32), sampled_b[:, None]], axis=1
+        [ids_bt, jax.lax.bitcast_convert_type(logprobs_bt, jnp.int32), sampled_b[:, None]], axis=1
     )
 
 

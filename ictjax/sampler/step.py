@@ -3,6 +3,7 @@ every row has what it wants.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,19 @@ from ictjax.models.transformer import Params
 from ictjax.sampler.state import pack_samples, unpack_rows
 
 _DROPPED = -jnp.inf
+
+
+class _Loop(NamedTuple):
+    """What changes from one sampled token to the next (T: the most that a dispatch samples)."""
+
+    step: Int[Array, ""]  # the next column of ids_bt
+    active_b: Bool[Array, " B"]  # may sample on
+    last_b: Int[Array, " B"]  # last id, which has no cache position yet
+    ends_b: Int[Array, " B"]  # tokens in the cache
+    ids_bt: Int[Array, "B T"]  # sampled in this dispatch; the pad id where a row was not active
+    logprobs_bt: Float[Array, "B T"]  # of ids_bt; 0 where a row was not active
+    sampled_b: Int[Array, " B"]  # of ids_bt
+    part: KVCache  # the rows' positions, on which the steps work
 
 
 def sample(
@@ -103,82 +117,68 @@ def turn(
     num_slots, _, num_positions, _ = cache.v[0].shape
     in_order = batch == num_slots
     in_place = in_order and attended == num_positions
-    part = cache if in_place else take_rows(cache, None if in_order else rows.slots_b, attended)
 
-    def draw(hidden_bd: Array, counts_b: Array) -> tuple[Array, Array]:
-        logits_bv = transformer.unembed(config, params, hidden_bd)
-        return sample(
-            logits_bv,
+    def record(loop: _Loop, hidden_bd: Float[Array, "B D"]) -> _Loop:
+        ids_b, logprobs_b = sample(
+            transformer.unembed(config, params, hidden_bd),
             rows.temperature_b,
             rows.top_k_b,
             rows.top_p_b,
             rows.keys_b2,
-            counts_b,
+            rows.counts_b + loop.sampled_b,
             max_top_k,
         )
-
-    def record(
-        step: Array,
-        active_b: Bool[Array, " B"],
-        hidden_bd: Array,
-        ids_bn: Array,
-        logprobs_bn: Array,
-        sampled_b: Array,
-    ) -> tuple:
-        ids_b, logprob_b = draw(hidden_bd, rows.counts_b + sampled_b)
-        ids_bn = ids_bn.at[:, step].set(jnp.where(active_b, ids_b, pad_id))
-        logprobs_bn = logprobs_bn.at[:, step].set(jnp.where(active_b, logprob_b, 0.0))
-        sampled_b = sampled_b + active_b
+        active_b = loop.active_b
+        sampled_b = loop.sampled_b + active_b
         stopped_b = jnp.any(ids_b[:, None] == rows.stop_bx, axis=-1)
-        return (
-            active_b & ~stopped_b & (sampled_b < rows.allowed_b),
-            ids_b,
-            ids_bn,
-            logprobs_bn,
-            sampled_b,
+        return loop._replace(
+            step=loop.step + 1,
+            active_b=active_b & ~stopped_b & (sampled_b < rows.allowed_b),
+            last_b=ids_b,
+            ids_bt=loop.ids_bt.at[:, loop.step].set(jnp.where(active_b, ids_b, pad_id)),
+            logprobs_bt=loop.logprobs_bt.at[:, loop.step].set(jnp.where(active_b, logprobs_b, 0.0)),
+            sampled_b=sampled_b,
         )
 
-    active_b = rows.allowed_b > 0
-    ids_bn = jnp.full((batch, max_steps), pad_id, jnp.int32)
-    logprobs_bn = jnp.zeros((batch, max_steps), jnp.float32)
-    sampled_b = jnp.zeros((batch,), jnp.int32)
-    if length == 1:
-        first, last_b, ends_b = 0, rows.tokens_bt[:, 0], rows.starts_b
-    else:
+    def unfinished(loop: _Loop) -> Bool[Array, ""]:
+        return (loop.step < max_steps) & jnp.any(loop.active_b)
+
+    def body(loop: _Loop) -> _Loop:
         hidden_btd, part = transformer.extend(
-            config, params, part, rows.tokens_bt, rows.starts_b, rows.lengths_b
+            config,
+            params,
+            loop.part,
+            loop.last_b[:, None],
+            loop.ends_b,
+            loop.active_b.astype(jnp.int32),
+        )
+        loop = loop._replace(ends_b=loop.ends_b + loop.active_b, part=part)
+        return record(loop, hidden_btd[:, 0])
+
+    loop = _Loop(
+        step=jnp.int32(0),
+        active_b=rows.allowed_b > 0,
+        last_b=rows.tokens_bt[:, 0],
+        ends_b=rows.starts_b,
+        ids_bt=jnp.full((batch, max_steps), pad_id, jnp.int32),
+        logprobs_bt=jnp.zeros((batch, max_steps), jnp.float32),
+        sampled_b=jnp.zeros((batch,), jnp.int32),
+        part=cache if in_place else take_rows(cache, None if in_order else rows.slots_b, attended),
+    )
+    if length > 1:
+        hidden_btd, part = transformer.extend(
+            config, params, loop.part, rows.tokens_bt, rows.starts_b, rows.lengths_b
         )
         hidden_bd = jnp.take_along_axis(
             hidden_btd, jnp.maximum(rows.lengths_b - 1, 0)[:, None, None], axis=1
         )[:, 0]
-        active_b, last_b, ids_bn, logprobs_bn, sampled_b = record(
-            jnp.int32(0), active_b, hidden_bd, ids_bn, logprobs_bn, sampled_b
-        )
-        first, ends_b = 1, rows.starts_b + rows.lengths_b
-
-    def unfinished(loop: tuple) -> Array:
-        return (loop[0] < max_steps) & jnp.any(loop[1])
-
-    def body(loop: tuple) -> tuple:
-        step, active_b, last_b, ends_b, ids_bn, logprobs_bn, sampled_b, part = loop
-        hidden_btd, part = transformer.extend(
-            config, params, part, last_b[:, None], ends_b, active_b.astype(jnp.int32)
-        )
-        ends_b = ends_b + active_b
-        active_b, last_b, ids_bn, logprobs_bn, sampled_b = record(
-            step, active_b, hidden_btd[:, 0], ids_bn, logprobs_bn, sampled_b
-        )
-        return step + 1, active_b, last_b, ends_b, ids_bn, logprobs_bn, sampled_b, part
-
-    if first < max_steps:
-        loop = (jnp.int32(first), active_b, last_b, ends_b, ids_bn, logprobs_bn, sampled_b, part)
-        _, _, _, ends_b, ids_bn, logprobs_bn, sampled_b, part = jax.lax.while_loop(
-            unfinished, body, loop
-        )
+        loop = record(loop._replace(ends_b=rows.starts_b + rows.lengths_b, part=part), hidden_bd)
+    if length == 1 or max_steps > 1:
+        loop = jax.lax.while_loop(unfinished, body, loop)
     max_new = max_steps if length == 1 else length + max_steps - 1
     cache = (
-        part
+        loop.part
         if in_place
-        else put_positions(cache, part, rows.slots_b, rows.starts_b, ends_b, max_new)
+        else put_positions(cache, loop.part, rows.slots_b, rows.starts_b, loop.ends_b, max_new)
     )
-    return pack_samples(ids_bn, logprobs_bn, sampled_b), cache
+    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b), cache

@@ -7,14 +7,14 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.files import replacing
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import STORED, Tensor, layout
 from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS, read_json
@@ -83,13 +83,15 @@ def save_checkpoint(
     dtype = jnp.dtype(config.param_dtype)
     shards = _shards(layout(config), dtype.itemsize, max_shard_bytes)
     for file, tensors in shards.items():
-        replace(folder / file, lambda path, tensors=tensors: _write(path, tensors, params, dtype))
+        with replacing(folder / file) as temporary:
+            _write(temporary, tensors, params, dtype)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": config.num_params * dtype.itemsize},
             "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
         }
-        replace(folder / INDEX, lambda path: _write_text(path, json.dumps(index, indent=2) + "\n"))
+        with replacing(folder / INDEX) as temporary:
+            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     else:
         # shards of an earlier model would win over the new file
         (folder / INDEX).unlink(missing_ok=True)
@@ -99,23 +101,10 @@ def save_checkpoint(
     if source is not None and pathlib.Path(source).resolve() != folder.resolve():
         for name in _COMPANIONS:
             if (pathlib.Path(source) / name).is_file():
-                replace(
-                    folder / name,
-                    lambda path, name=name: shutil.copyfile(pathlib.Path(source) / name, path),
-                )
-    replace(folder / CONFIG, lambda path: _write_text(path, text))
-
-
-def replace(path: pathlib.Path, write: Callable[[str], object]) -> None:
-    """Lets `write` make a file beside `path`, and moves it there when it is complete."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+                with replacing(folder / name) as temporary:
+                    shutil.copyfile(pathlib.Path(source) / name, temporary)
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _config_data(config: ModelConfig, source: str | os.PathLike[str] | None) -> dict[str, Any]:
@@ -151,7 +140,9 @@ def _shards(
     }
 
 
-def _write(path: str, tensors: Mapping[str, Tensor], params: Params, dtype: np.dtype) -> None:
+def _write(
+    path: pathlib.Path, tensors: Mapping[str, Tensor], params: Params, dtype: np.dtype
+) -> None:
     """A safetensors file, written tensor by tensor: header length, header, bytes.
     https://github.com/huggingface/safetensors
     """
@@ -167,7 +158,7 @@ def _write(path: str, tensors: Mapping[str, Tensor], params: Params, dtype: np.d
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors.values():
             _write_tensor(file, tensor, params, dtype)
@@ -181,7 +172,3 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, params: Params, dtype: np.dtyp
         dtype, copy=False
     )
     np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value))).view(np.uint8).tofile(file)
-
-
-def _write_text(path: str, text: str) -> None:
-    pathlib.Path(path).write_text(text, encoding="utf-8")

@@ -1,0 +1,34 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import stat
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new, empty file beside `path` to write to, and moves it there once it is on disk.
+
+    Whatever the block raises, Ctrl-C included, removes that file and leaves `path` as it was; only
+    a killed process leaves it behind, with a name that ends in `.tmp`. No two writers share one, so
+    of several at the same time the last wins. The permissions are those of any new file, whatever
+    the block did to them. Raises OSError, for example where the folder does not exist.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        # Made here, not with `tempfile`, whose files only their owner can read.
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fchmod(file.fileno(), mode)  # safetensors puts a file of its own there
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,417 @@
+"""In-context Training loops: contexts collected over meta-turns, G candidate prompts for each, and
+their rewards on replayed and fresh games.
+
+Host logic only: no arrays, no weights. Everything random is keyed by what it belongs to (iteration,
+context, candidate, game), and `LoopState` is all there is to remember between iterations, so a
+resumed run draws the same games, prompts and tokens.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from envs.api import GameId, Outcome, Pool
+from ictjax import keys
+from ictjax.config import MetaConfig
+from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
+from ictjax.reflector import Reflector
+from ictjax.rollout import Episode, parse_failures, rollout, success_rate
+from ictjax.run_config import TaskConfig
+from ictjax.run_files import write_lines
+from ictjax.speaker import Speaker
+
+Progress = Callable[[str, int, int], None]  # phase, finished, total
+
+
+class Loop(NamedTuple):
+    """One In-context Training loop under way."""
+
+    number: int
+    family: str
+    meta_turn: int
+    last_turn: int  # the loop is replaced after this meta-turn
+    system_prompt: str
+
+
+class LoopState(NamedTuple):
+    """What is remembered between iterations."""
+
+    loops: tuple[Loop, ...]
+    next_loop: int
+    positions: Mapping[str, int]  # per family: how many games of its shuffled order are used
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arena:
+    """Where loops run: the players, the games and the settings. Fixed during a run, apart from the
+    reflector's weights inside its speaker.
+    """
+
+    actor: Speaker
+    reflector: Reflector
+    pool: Pool
+    task: TaskConfig
+    games: Mapping[str, Sequence[GameId]]  # per family, to draw from
+    key: keys.Key
+    meta: MetaConfig
+    progress: Progress | None = None
+
+    def __post_init__(self):
+        needed = max(
+            self.meta.games_per_context,
+            self.meta.fresh_games if self.meta.replay_weight < 1 else 0,
+        )
+        for family, games in self.games.items():
+            if len(games) < needed:
+                raise ValueError(
+                    f"Family {family!r} has {len(games)} games, a context needs {needed}: lower"
+                    " meta.games_per_context or meta.fresh_games."
+                )
+
+    def play(self, episodes: Sequence[Episode], phase: str) -> list[Trajectory]:
+        """Rolls episodes out with the actor."""
+        return rollout(
+            self.actor, self.pool, episodes, self.task.rollout, progress=self.reporter(phase)
+        )
+
+    def reporter(self, phase: str) -> Callable[[int, int], None] | None:
+        """Tells whoever watches how far a phase is."""
+        return None if self.progress is None else functools.partial(self.progress, phase)
+
+
+class Scored(NamedTuple):
+    """One iteration's candidates with their rewards, and every reward episode, in the order
+    played.
+    """
+
+    groups: list[list[Candidate]]
+    trajectories: list[Trajectory]
+
+
+def initial_state(arena: Arena, num_loops: int) -> LoopState:
+    """New loops, staggered: the first life of loop i ends after meta-turn i (modulo), so that later
+    iterations mix all meta-turns.
+    """
+    loops = tuple(
+        _new_loop(arena, number, number % arena.meta.meta_turns) for number in range(num_loops)
+    )
+    return LoopState(loops, num_loops, dict.fromkeys(arena.games, 0))
+
+
+def state_to_json(state: LoopState) -> dict[str, Any]:
+    """Plain lists and dicts."""
+    return {
+        "loops": [loop._asdict() for loop in state.loops],
+        "next_loop": state.next_loop,
+        "positions": dict(state.positions),
+    }
+
+
+def state_from_json(data: Mapping[str, Any]) -> LoopState:
+    """Reads what `state_to_json` wrote."""
+    return LoopState(
+        tuple(Loop(**loop) for loop in data["loops"]), data["next_loop"], dict(data["positions"])
+    )
+
+
+def draw_games(
+    arena: Arena, state: LoopState, family: str, count: int
+) -> tuple[tuple[GameId, ...], LoopState]:
+    """The next `count` different games of a family: none comes back before the others were used,
+    and every pass has its own order.
+    """
+    games, position = next_games(
+        arena.key, arena.games[family], family, state.positions[family], count
+    )
+    return games, state._replace(positions={**state.positions, family: position})
+
+
+def next_games(
+    key: keys.Key, games: Sequence[GameId], family: str, position: int, count: int
+) -> tuple[tuple[GameId, ...], int]:
+    """The `count` games at `position` of a family's shuffled passes, and the position behind
+    them.
+    """
+    total = len(games)
+    if position % total + count > total:
+        # a draw never straddles two passes, so it holds no game twice
+        position += total - position % total
+    order = _order(key, family, position // total, total)
+    return (
+        tuple(games[i] for i in order[position % total : position % total + count]),
+        position + count,
+    )
+
+
+def collect(arena: Arena, state: LoopState, iteration: int) -> tuple[list[Context], LoopState]:
+    """Plays one new batch of games under the prompt of every loop."""
+    batches = []
+    for loop in state.loops:
+        games, state = draw_games(arena, state, loop.family, arena.meta.games_per_context)
+        batches.append(games)
+    episodes = [
+        Episode(
+            game=game,
+            system_prompt=loop.system_prompt,
+            key=keys.fold(arena.key, "context", iteration, q, str(game)),
+        )
+        for q, (loop, games) in enumerate(zip(state.loops, batches, strict=True))
+        for game in games
+    ]
+    played = iter(arena.play(episodes, "contexts"))
+    contexts = [
+        Context(
+            loop=loop.number,
+            meta_turn=loop.meta_turn,
+            family=loop.family,
+            system_prompt=loop.system_prompt,
+            trajectories=tuple(next(played) for _ in games),
+        )
+        for loop, games in zip(state.loops, batches, strict=True)
+    ]
+    return contexts, state
+
+
+def propose(
+    arena: Arena, contexts: Sequence[Context], group_size: int, iteration: int
+) -> list[list[Candidate]]:
+    """Samples `group_size` replies to every context from the reflector."""
+    group_keys = [
+        [keys.fold(arena.key, "candidate", iteration, q, g) for g in range(group_size)]
+        for q in range(len(contexts))
+    ]
+    return arena.reflector.candidates(contexts, group_keys, arena.reporter("candidates"))
+
+
+def score(
+    arena: Arena,
+    state: LoopState,
+    contexts: Sequence[Context],
+    groups: Sequence[Sequence[Candidate]],
+    iteration: int,
+) -> tuple[Scored, LoopState]:
+    """Plays the reward games of every candidate, all in one rollout, and fills in the rewards.
+
+    Replay: the context's own games under the new prompt (the paper's reward). Fresh: `fresh_games`
+    other games of the family, the same for all candidates of a context. A reply without a usable
+    prompt gets `malformed_reward`. A candidate whose reward games all failed through the
+    environment's fault has reward None and is left out of its group.
+    """
+    meta = arena.meta
+    batches: list[tuple[tuple[GameId, ...], tuple[GameId, ...]]] = []
+    for context in contexts:
+        fresh: tuple[GameId, ...] = ()
+        if meta.replay_weight < 1:
+            fresh, state = draw_games(arena, state, context.family, meta.fresh_games)
+        batches.append((context.games if meta.replay_weight > 0 else (), fresh))
+    episodes = [
+        Episode(
+            game=game,
+            system_prompt=candidate.system_prompt,
+            key=keys.fold(arena.key, "reward", iteration, q, g, str(game)),
+        )
+        for q, group in enumerate(groups)
+        for g, candidate in enumerate(group)
+        if candidate.system_prompt is not None
+        for games in batches[q]
+        for game in games
+    ]
+    trajectories = arena.play(episodes, "rewards")
+    played = iter(trajectories)
+    scored = []
+    for group, (replay_games, fresh_games) in zip(groups, batches, strict=True):
+        rewarded = []
+        for candidate in group:
+            if candidate.system_prompt is None:
+                rewarded.append(dataclasses.replace(candidate, reward=meta.malformed_reward))
+                continue
+            replay = success_rate([next(played) for _ in replay_games])
+            fresh_rate = success_rate([next(played) for _ in fresh_games])
+            reward = mixed_reward(replay, fresh_rate, meta.replay_weight)
+            rewarded.append(
+                dataclasses.replace(
+                    candidate, replay_reward=replay, fresh_reward=fresh_rate, reward=reward
+                )
+            )
+        scored.append(rewarded)
+    return Scored(scored, trajectories), state
+
+
+def mixed_reward(replay: float | None, fresh: float | None, replay_weight: float) -> float | None:
+    """The weighted mean of the parts that the weight asks for; None when one of them could not be
+    measured.
+    """
+    reward = 0.0
+    for weight, rate in ((replay_weight, replay), (1 - replay_weight, fresh)):
+        if weight > 0:
+            if rate is None:
+                return None
+            reward += weight * rate
+    return reward
+
+
+def advance(
+    arena: Arena, state: LoopState, groups: Sequence[Sequence[Candidate]], iteration: int
+) -> LoopState:
+    """Moves every loop to its next meta-turn under one of the valid candidates, drawn by key (the
+    old prompt when there is none).
+    """
+    loops, next_loop = [], state.next_loop
+    for q, (loop, group) in enumerate(zip(state.loops, groups, strict=True)):
+        if loop.meta_turn >= loop.last_turn:
+            loops.append(_new_loop(arena, next_loop, arena.meta.meta_turns - 1))
+            next_loop += 1
+        else:
+            prompt = (
+                next_prompt(group, keys.fold(arena.key, "next", iteration, q)) or loop.system_prompt
+            )
+            loops.append(loop._replace(meta_turn=loop.meta_turn + 1, system_prompt=prompt))
+    return state._replace(loops=tuple(loops), next_loop=next_loop)
+
+
+def next_prompt(group: Sequence[Candidate], key: keys.Key) -> str | None:
+    """The prompt of one valid candidate drawn by key; None when no candidate is valid."""
+    prompts = [
+        candidate.system_prompt for candidate in group if candidate.system_prompt is not None
+    ]
+    return prompts[int(keys.generator(key).integers(len(prompts)))] if prompts else None
+
+
+def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[Context]:
+    """The contexts of the base reflector: collected once, before the first update, and read from
+    the run directory ever after.
+
+    Raises:
+      ValueError: a resumed run has lost them; its reflector is no longer the one they are of.
+    """
+    path = run_dir / "contexts" / "precollected.jsonl"
+    if not path.exists():
+        if resumed:
+            raise ValueError(f"{path} is missing: restore it, or start another run.")
+        write_lines(path, map(to_json, precollect(arena)))
+    return [context_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def precollect(arena: Arena) -> list[Context]:
+    """The paper's contexts: `precollected_loops` loops x `meta_turns` meta-turns of the reflector
+    as it is now.
+    """
+    arena = dataclasses.replace(arena, key=keys.fold(arena.key, "precollect"))
+    state = initial_state(arena, arena.meta.precollected_loops)
+    state = state._replace(
+        loops=tuple(loop._replace(last_turn=arena.meta.meta_turns - 1) for loop in state.loops)
+    )
+    contexts = []
+    for meta_turn in range(arena.meta.meta_turns):
+        new, state = collect(arena, state, meta_turn)
+        contexts += new
+        if meta_turn + 1 < arena.meta.meta_turns:
+            state = advance(arena, state, propose(arena, new, 1, meta_turn), meta_turn)
+    return contexts
+
+
+def draw_contexts(arena: Arena, contexts: Sequence[Context], iteration: int) -> list[Context]:
+    """The precollected contexts of one iteration (counted from 1): passes over all of them, each
+    pass in its own order.
+    """
+    first = (iteration - 1) * arena.meta.contexts_per_iteration
+    total = len(contexts)
+    positions = range(first, first + arena.meta.contexts_per_iteration)
+    return [
+        contexts[_order(arena.key, "contexts", position // total, total)[position % total]]
+        for position in positions
+    ]
+
+
+def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict[str, Any]:
+    """The host-side metrics of an iteration; rates and rewards are fractions, lengths are tokens.
+    None where nothing was measured.
+    """
+    candidates = [candidate for group in scored.groups for candidate in group]
+    prompts = [
+        candidate.system_prompt for candidate in candidates if candidate.system_prompt is not None
+    ]
+    by_family: dict[str, list[float | None]] = defaultdict(list)
+    for context, group in zip(contexts, scored.groups, strict=True):
+        by_family[context.family] += [candidate.reward for candidate in group]
+    played = [t for context in contexts for t in context.trajectories] + scored.trajectories
+    kinds = (
+        ParseFailure.TRUNCATED,
+        ParseFailure.NO_ANALYSIS,
+        ParseFailure.NO_PROMPT,
+        ParseFailure.EMPTY_PROMPT,
+        ParseFailure.PROMPT_TOO_LONG,
+    )
+    failures = [candidate.failure for candidate in candidates]
+    return {
+        "reward": _mean([c.reward for c in candidates]),
+        "reward_replay": _mean([c.replay_reward for c in candidates]),
+        "reward_fresh": _mean([c.fresh_reward for c in candidates]),
+        "reward_best": _mean(
+            [
+                max((c.reward for c in group if c.reward is not None), default=None)
+                for group in scored.groups
+            ]
+        ),
+        "reward_family": {family: _mean(rewards) for family, rewards in sorted(by_family.items())},
+        "context_success": success_rate([t for context in contexts for t in context.trajectories]),
+        "context_meta_turn": _mean([float(context.meta_turn) for context in contexts]),
+        "unrewarded_candidates": sum(c.reward is None for c in candidates),
+        "malformed_candidates": sum(c.system_prompt is None for c in candidates),
+        "distinct_prompts": len(set(prompts)),
+        "prompt_tokens": _mean(
+            [float(arena.reflector.speaker.num_tokens(prompt)) for prompt in prompts]
+        ),
+        "reply_tokens": _mean([float(len(c.reply_ids)) for c in candidates]),
+        "reflector_tokens": sum(len(c.reply_ids) for c in candidates),
+        "reflector_failures": {str(kind): failures.count(kind) for kind in kinds},
+        "actor_failures": parse_failures(played),
+        "episodes": len(played),
+        "turns": sum(len(t.turns) for t in played),
+        "failed_episodes": sum(t.outcome is Outcome.FAILED for t in played),
+    }
+
+
+def counts(arena: Arena) -> dict[str, int | float]:
+    """What workers and speakers have counted so far; depends on the wall clock."""
+    return {
+        f"{who}_{name}": count
+        for who, stats in (
+            ("worker", dataclasses.asdict(arena.pool.stats)),
+            ("actor", arena.actor.stats),
+            ("reflector", arena.reflector.speaker.stats),
+        )
+        for name, count in stats.items()
+    }
+
+
+def _new_loop(arena: Arena, number: int, last_turn: int) -> Loop:
+    return Loop(
+        number,
+        family_of_loop(arena.key, sorted(arena.games), number),
+        0,
+        last_turn,
+        arena.task.initial_prompt,
+    )
+
+
+def family_of_loop(key: keys.Key, families: Sequence[str], number: int) -> str:
+    """The family of the n-th loop: they take turns, in an order of their own for every pass over
+    them.
+    """
+    order = _order(key, "families", number // len(families), len(families))
+    return families[order[number % len(families)]]
+
+
+@functools.lru_cache(maxsize=256)
+def _order(key: keys.Key, what: str, epoch: int, total: int) -> tuple[int, ...]:
+    """A shuffled order of 0 .. total - 1."""
+    return tuple(keys.generator(keys.fold(key, "order", what, epoch)).permutation(total).tolist())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

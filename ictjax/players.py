@@ -1,0 +1,290 @@
+"""Actor and reflector of a run, opened once, for training and evaluation alike: each checkpoint is
+read once, and frozen weights that both use are the same arrays.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ictjax.chat import ChatTokenizer
+from ictjax.checkpoint import Checkpointer
+from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
+from ictjax.endpoint_speaker import EndpointSpeaker
+from ictjax.function_speaker import Function, FunctionSpeaker
+from ictjax.learner import LearnerState, make_optimizer, state_shapes
+from ictjax.mesh import TRAINED_RULES, open_mesh, param_shardings
+from ictjax.model_speaker import ModelSpeaker
+from ictjax.models.config import ModelConfig
+from ictjax.models.hf import load_checkpoint
+from ictjax.models.hf.hub import local_folder
+from ictjax.models.hf.reader import read_config
+from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
+from ictjax.models.transformer import Params, abstract_params, param_axes
+from ictjax.reflector import Reflector
+from ictjax.run_config import RoleConfig, TrainConfig
+from ictjax.sampler import Sampler, sampling_weights
+from ictjax.speaker import Speaker
+
+ReadProgress = Callable[[int, int], None]  # bytes of a checkpoint read, and to be read
+
+_MAX_LEN = 8192  # of a conversation with a model that a user opens, unless sizes say otherwise
+_SHARE_MIN_TOKENS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Players:
+    """Actor, reflector and reference policy. What is frozen is never donated."""
+
+    actor: Speaker
+    reflector: Reflector
+    model: ModelConfig  # of the reflector
+    # the reflector before training: the reference policy and an adapter's trunk; None where neither
+    # is used
+    base: Params | None
+    mesh: Mesh | None  # of the reflector, and of the update
+    lora: LoraConfig
+    pad_id: int  # of the reflector's tokenizer
+    set_trained: Callable[[Params], None]
+    """Lets the reflector speak with these trained weights: all, or an adapter on the base, of which
+    no copy is made. Raises ValueError while a conversation with it is open.
+    """
+
+
+@contextlib.contextmanager
+def open_players(
+    config: TrainConfig, trained: Params, progress: ReadProgress | None = None
+) -> Iterator[Players]:
+    """Reads the frozen weights and opens both speakers.
+
+    Actor and reflector share weights if model, dtype and mesh are the same.
+
+    Args:
+      config: of the run, with its models by folder, hub id or endpoint.
+      trained: what the reflector speaks with at first, see `initial_weights`, `restore_trained`.
+      progress: is told how far the reading is.
+
+    Raises:
+      ValueError: a folder that does not hold a model, a limit that does not fit one, or a mesh that
+        does not fit the devices.
+    """
+    role, lora = config.reflector, config.reflector.lora
+    local = not config.actor.endpoint.url
+    same = local and config.actor.frozen_key == role.frozen_key
+    needed = lora.rank > 0 or config.grpo.kl != "none"
+    mesh = open_mesh(role.mesh)
+    frozen = _frozen(role, mesh, progress) if needed or same else None
+    model = _shape(role) if frozen is None else frozen[0]
+    base = None if frozen is None else frozen[1]
+
+    def reflecting(weights: Params) -> Params:
+        return weights if base is None or not lora.rank else with_adapter(lora, base, weights)
+
+    with contextlib.ExitStack() as stack:
+        if not local:
+            actor: Speaker = EndpointSpeaker(config.actor.endpoint, config.actor.model)
+        elif same and frozen is not None:
+            actor = _actor(config, *frozen, mesh)
+        else:
+            actor_mesh = open_mesh(config.actor.mesh)
+            actor = _actor(config, *_frozen(config.actor, actor_mesh, progress), actor_mesh)
+        stack.enter_context(actor)
+        chat = ChatTokenizer(role.model, thinking=role.thinking)
+        sampler = Sampler(
+            model, reflecting(trained), config.reflector_sampler, chat.pad_id, mesh=mesh
+        )
+        speaker = stack.enter_context(ModelSpeaker(sampler, chat))
+        yield Players(
+            actor=actor,
+            reflector=Reflector(speaker, config.reflection, config.grpo.temperature),
+            model=model,
+            base=base,
+            mesh=mesh,
+            lora=lora,
+            pad_id=chat.pad_id,
+            set_trained=lambda weights: speaker.set_params(reflecting(weights)),
+        )
+
+
+def initial_weights(config: TrainConfig) -> Params:
+    """What is trained, before training: a new adapter, or all weights; float32, split over all
+    devices of the mesh.
+
+    At small learning rates bfloat16 would round updates away.
+    """
+    role, mesh = config.reflector, open_mesh(config.reflector.mesh)
+    if role.lora.rank:
+        model = _shape(role)
+        params, axes = (
+            init_adapter(model, role.lora, jax.random.key(config.seed)),
+            adapter_axes(role.lora),
+        )
+    else:
+        model, params = load_checkpoint(role.model, mesh=mesh, dtype="float32")
+        axes = param_axes(model)
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, params)
+    return jax.device_put(params, param_shardings(axes, params, mesh, TRAINED_RULES))
+
+
+def trained_shapes(config: TrainConfig) -> LearnerState:
+    """The state of the learner on shapes alone, with the places of its arrays; no weight is
+    read.
+    """
+    role, mesh = config.reflector, open_mesh(config.reflector.mesh)
+    model = _shape(role).with_param_dtype("float32")
+    if role.lora.rank:
+        shapes = jax.eval_shape(lambda: init_adapter(model, role.lora, jax.random.key(0)))
+        axes = adapter_axes(role.lora)
+    else:
+        shapes, axes = abstract_params(model), param_axes(model)
+    if mesh is None:
+        here: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, shapes)
+    else:
+        places = param_shardings(axes, shapes, mesh, TRAINED_RULES)
+    shapes = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+    return state_shapes(shapes, make_optimizer(config.optimizer))
+
+
+def newest_step(run_dir: pathlib.Path) -> int:
+    """The step of a run's newest checkpoint. Raises ValueError where there is none."""
+    with Checkpointer(_checkpoints(run_dir)) as checkpointer:
+        if checkpointer.latest_step is None:
+            raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
+        return checkpointer.latest_step
+
+
+def restore_trained(
+    run_dir: pathlib.Path, config: TrainConfig, step: int | None = None
+) -> tuple[int, Params]:
+    """What a run trained (all weights, or an adapter), without the state of its optimizer, on the
+    devices that the configuration names.
+
+    Args:
+      run_dir: of the run.
+      config: of the run; its mesh may be another than that of training.
+      step: which checkpoint; None for the newest.
+
+    Returns:
+      The step, and the weights.
+
+    Raises:
+      ValueError: there is no such checkpoint, or it does not fit the configuration.
+    """
+    with Checkpointer(_checkpoints(run_dir)) as checkpointer:
+        part, host = checkpointer.restore_part(step, {"params": trained_shapes(config).params})
+    return host["iteration"], part["params"]
+
+
+@contextlib.contextmanager
+def open_speaker(
+    source: str | os.PathLike[str] | Function | Speaker,
+    *,
+    model: str = "",
+    replies: Literal["text", "action"] = "text",
+    num_conversations: int = 8,
+    sizes: SamplerConfig | None = None,
+) -> Iterator[Speaker]:
+    """Whoever is named, as a speaker.
+
+    Args:
+      source: a folder with a model in Hugging Face layout or an id on its hub; the base URL of an
+        OpenAI-compatible endpoint; a function (`ictjax.function_speaker.Function`); or a speaker,
+        which stays the caller's to close.
+      model: the name of the model at an endpoint; may be left out where it has one only.
+      replies: what a function returns, see `ictjax.function_speaker.FunctionSpeaker`.
+      num_conversations: with a model, that are computed at the same time.
+      sizes: of a model's sampler; by default fit for conversations of at most 8,192 tokens.
+
+    Raises:
+      ValueError: there is nothing of that name, or it is no speaker.
+    """
+    if is_url(source):
+        with EndpointSpeaker(EndpointConfig(url=str(source)), model) as endpoint:
+            yield endpoint
+    elif isinstance(source, str | os.PathLike):
+        with open_model(source, num_conversations=num_conversations, sizes=sizes) as speaker:
+            yield speaker
+    elif isinstance(source, Speaker):
+        yield source
+    else:
+        with FunctionSpeaker(source, replies=replies) as function:
+            yield function
+
+
+def is_url(source: object) -> bool:
+    """Whether this names an endpoint."""
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def open_model(
+    source: str | os.PathLike[str],
+    *,
+    num_conversations: int,
+    sizes: SamplerConfig | None = None,
+    progress: ReadProgress | None = None,
+) -> ModelSpeaker:
+    """A model of a folder or of the hub as a speaker of its own, on one device.
+
+    Raises:
+      ValueError: there is no such model, or the sizes do not fit it.
+    """
+    folder = local_folder(source)
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"No model in {str(source)!r} (config.json is missing): name a folder in Hugging Face"
+            " layout or an id on its hub."
+        )
+    chat = ChatTokenizer(folder)
+    model, params = load_checkpoint(folder, progress=progress)
+    if sizes is None:
+        max_len = min(model.max_positions, _MAX_LEN)
+        sizes = SamplerConfig(
+            num_slots=num_conversations,
+            max_len=max_len,
+            extend_buckets=tuple(size for size in (64, 512) if size < max_len) or (max_len,),
+            row_buckets=(num_conversations,),
+            decode_steps=8,
+            max_top_k=1,
+        )
+    sampler = Sampler(model, params, sizes, chat.pad_id)
+    return ModelSpeaker(sampler, chat, share_min_tokens=_SHARE_MIN_TOKENS)
+
+
+def _checkpoints(run_dir: pathlib.Path) -> pathlib.Path:
+    folder = run_dir / "checkpoints"
+    if not folder.is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
+    return folder
+
+
+def _actor(
+    config: TrainConfig, model: ModelConfig, params: Params, mesh: Mesh | None
+) -> ModelSpeaker:
+    chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
+    sampler = Sampler(model, params, config.actor_sampler, chat.pad_id, mesh=mesh)
+    return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
+
+
+def _frozen(
+    role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None
+) -> tuple[ModelConfig, Params]:
+    model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
+    model = dataclasses.replace(model, dtype=role.dtype)
+    return model, sampling_weights(model, params, mesh, consume=True)
+
+
+def _shape(role: RoleConfig) -> ModelConfig:
+    folder = local_folder(role.model, weights=False)
+    return dataclasses.replace(read_config(folder), dtype=role.dtype)
