@@ -13,8 +13,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-# Else transformers says at every start that PyTorch is missing, which only tests use.
-export TRANSFORMERS_VERBOSITY := error
 PINS := pyproject.toml constraints.txt constraints-py312.txt
 TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(ITERATIONS))
 FREE_GIB := 3
@@ -25,9 +23,9 @@ help:  ## List the targets
 
 # $(call run,PRESET): a run from training to report, in runs/$(RUN).
 define run
-	@$(PY) -m experiments.train --preset $(1) --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
-	@$(PY) -m experiments.evaluate --run-dir "runs/$(RUN)"
-	@$(PY) -m experiments.report --run-dir "runs/$(RUN)"
+	@$(VENV)/bin/ictjax train --preset $(1) --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
+	@$(VENV)/bin/ictjax evaluate --run-dir "runs/$(RUN)"
+	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
 endef
 
 demo: $(INSTALLED)  ## Train, evaluate and report the pocket pair on MiniHack (RUN=name for another run)
@@ -39,7 +37,7 @@ demo-alfworld: $(INSTALLED)  ## The same on ALFWorld, on generated household gam
 
 demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 3, and one table of all four
 	@for seed in 0 1 2 3; do $(MAKE) --no-print-directory demo RUN=seed$$seed SEED=$$seed; done
-	@$(PY) -m experiments.compare runs/seed0 runs/seed1 runs/seed2 runs/seed3
+	@$(VENV)/bin/ictjax compare runs/seed0 runs/seed1 runs/seed2 runs/seed3
 
 test: $(INSTALLED_DEV)  ## Run the tests
 	@$(PY) -m pytest $(ARGS)
@@ -55,7 +53,7 @@ format: $(INSTALLED_DEV)  ## Rewrite the files as lint wants them
 	@$(PY) -m ruff format .
 
 bench: $(INSTALLED)  ## Measure sampler, update and environments on this machine
-	@$(PY) -m experiments.bench $(ARGS)
+	@$(VENV)/bin/ictjax bench $(ARGS)
 
 clean:  ## Remove .venv and caches; runs/ stays
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,4 @@
-"""`python -m experiments.bench [sampler | update | envs | all]`: measures this machine, each design
-against a peer in the same run.
-"""
+"""Measures this machine, each design against a peer in the same run."""
 
 import dataclasses
 import datetime
@@ -9,26 +7,21 @@ import math
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench_envs import EnvsBench, bench_envs
-from experiments.bench_models import SamplerBench, UpdateBench, bench_sampler, bench_update
-from experiments.bench_run import Common, Note, Result
-from experiments.run_dir import package_versions, parse, run_main
+from experiments.bench_envs import bench_envs
+from experiments.bench_models import bench_sampler, bench_update
+from experiments.bench_run import Note, Result
+from experiments.commands.bench import Common, main
+from experiments.run_dir import package_versions
 from ictjax.run_files import write_lines
 
-_DESCRIPTION = (
-    "Measures the sampler, the update and the environments on this machine, each against a peer in"
-    " the same run."
-)
 _PACKAGES = (
     "ictjax",
     "jax",
@@ -45,19 +38,6 @@ _PACKAGES = (
     "nle",
 )
 
-_PLAIN_WIDTH = 140  # of tables that go to a file
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AllBenches(Common):
-    """All three at their default sizes."""
-
-
-# Command line.
-
-_COMMANDS: Mapping[str, type] = MappingProxyType(
-    {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench, "all": AllBenches}
-)
 _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
     {"sampler": bench_sampler, "update": bench_update, "envs": bench_envs}
 )
@@ -111,29 +91,10 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence on bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: _main(argv), "nothing was written; start it again to measure.")
-
-
-def _main(argv: list[str]) -> None:
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
-        argv = ["all", *argv]
-    if argv[0] not in (*_COMMANDS, "-h", "--help"):
-        raise ValueError(f"Unknown benchmark {argv[0]!r}: use one of {', '.join(_COMMANDS)}.")
-    kinds: Any = None
-    for name, kind in _COMMANDS.items():
-        each = Annotated[kind, tyro.conf.subcommand(name)]
-        kinds = each if kinds is None else kinds | each
-    args = parse(kinds, _DESCRIPTION, argv)
-    _check_target(args.json)
-    benches = {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
-    if isinstance(args, AllBenches):
-        chosen = {name: kind(repetitions=args.repetitions) for name, kind in benches.items()}
-    else:
-        chosen = {argv[0]: args}
-    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+def run(
+    chosen: Mapping[str, Common], target: pathlib.Path | None, argv: Sequence[str], console: Console
+) -> None:
+    """Measures, shows a table each, and writes the results to `target`."""
     started, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
     found = machine()
     results = {}
@@ -154,11 +115,11 @@ def _main(argv: list[str]) -> None:
         highlight=False,
         markup=False,
     )
-    if args.json is not None:
+    if target is not None:
         report = {
             "started": started.isoformat(timespec="seconds"),
             "seconds": (datetime.datetime.now(datetime.UTC) - started).total_seconds(),
-            "argv": ["experiments.bench", *argv],
+            "argv": ["ictjax bench", *argv],
             "load_at_start": load,
             "machine": found,
             "results": {
@@ -166,28 +127,12 @@ def _main(argv: list[str]) -> None:
                 for name, result in results.items()
             },
         }
-        write_lines(args.json, [json.dumps(report, indent=1)])
-        console.print(f"Written to {args.json}", highlight=False, soft_wrap=True, markup=False)
+        write_lines(target, [json.dumps(report, indent=1)])
+        console.print(f"Written to {target}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _settings(bench: Any) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(bench).items() if name != "json"}
-
-
-def _check_target(path: pathlib.Path | None) -> None:
-    """Raises ValueError, before anything is measured, for a file that could not be written."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"--json {path} is a folder: name a file.")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(
-            f"The folder of --json {path} does not exist: make it, or name a file elsewhere."
-        )
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(
-            f"The folder of --json {path} cannot be written to: name a file elsewhere."
-        )
 
 
 if __name__ == "__main__":

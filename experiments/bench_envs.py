@@ -6,7 +6,6 @@ of them, since they take seconds where ours take milliseconds. Rates count reset
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import random
@@ -22,53 +21,13 @@ from envs.api import Environment, Game, GameId, Outcome
 from envs.minihack.families import TASKS
 from envs.pool import WorkerPool
 from envs.registry import load_environment
-from experiments.bench_run import Clock, Common, Design, Note, Result, interleave
-from experiments.run_dir import check_families
+from experiments.bench_run import Clock, Design, Note, Result, interleave
+from experiments.commands.bench import EnvsBench
 
 # the order of MiniHack's own actions
 _COMPASS = ("north", "east", "south", "west", "northeast", "southeast", "southwest", "northwest")
 _HERE = "in process"
 _ALL = "all families"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvsBench(Common):
-    """Games in this process and in pools of workers, beside stock TextWorld, and beside a fresh
-    MiniHack environment for every episode.
-    """
-
-    repetitions: int = 3
-    """Timed rounds; results are medians over them."""
-    alfworld: tuple[str, ...] = ("clean", "cool", "heat", "look", "pick_two", "put")
-    """ALFWorld families (none: leave ALFWorld out)."""
-    minihack: tuple[str, ...] = ("eat", "keyroom", "mazewalk", "room_monster")
-    """MiniHack families (none: leave MiniHack out)."""
-    data: str = "auto"
-    """Of ALFWorld: official games where a download is found, else generated ones; or a path."""
-    workers: tuple[int, ...] = (1, 2)
-    """Sizes of the pools."""
-    episodes: int = 64
-    """Games per family; a pool plays them at the same time."""
-    steps: int = 20
-    """Random actions per game, unless it ends earlier."""
-    stock: bool = True
-    """Also measure the original engines."""
-    stock_games: int = 1
-    """Of each ALFWorld family that stock TextWorld plays: a reset takes it seconds."""
-    stock_steps: int = 8
-    """Actions of each of these."""
-    published_games: int = 16
-    """Of each MiniHack family that the published way plays."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, families in (("alfworld", self.alfworld), ("minihack", self.minihack)):
-            if families:
-                check_families(load_environment(name), families)
-        if not self.workers or min(self.workers) < 1:
-            raise ValueError(
-                f"--workers must be one or more numbers of at least 1, got {self.workers}."
-            )
 
 
 class Walk(NamedTuple):

@@ -8,14 +8,15 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.bench_run import Clock, Common, Design, Note, Result, interleave, ratio
+from experiments.bench_run import Clock, Design, Note, Result, interleave, ratio
+from experiments.commands.bench import SamplerBench, UpdateBench
 from ictjax import grpo, keys
 from ictjax.batch import Batch, pack
 from ictjax.config import (
@@ -78,51 +79,6 @@ SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
         ),
     }
 )
-_Shape = Literal["pocket", "medium", "qwen2.5-0.5b"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerBench(Common):
-    """Multi-turn conversations: keep each row's KV cache, or prefill the whole conversation again
-    in every turn.
-    """
-
-    shape: _Shape = "pocket"
-    """Of the model; weights are random."""
-    rows: int = 8
-    """Conversations at the same time."""
-    prompt: int = 256
-    """Tokens of the system prompt, which all conversations share."""
-    turns: int = 5
-    """Turns of each conversation."""
-    observed: int = 32
-    """Tokens of each observation. One length for all is the peers' best case: nothing to pad."""
-    reply: int = 16
-    """Tokens generated in each turn."""
-    decode_steps: int = 16
-    """Tokens sampled per dispatch of the sampler."""
-    transformers: bool = True
-    """Also measure Hugging Face transformers, where torch is installed."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UpdateBench(Common):
-    """One GRPO update, against the same update with the logits of all positions at once."""
-
-    shape: _Shape = "pocket"
-    """Of the model; weights are random."""
-    vocab_size: int | None = None
-    """Instead of the shape's own (512 for pocket, where the head hardly matters; try 16384)."""
-    rows: int = 8
-    """Sequences in the batch."""
-    prompt: int = 320
-    """Prompt tokens of each sequence."""
-    reply: int = 64
-    """Response tokens of each sequence."""
-    microbatches: int = 1
-    """Parts of the batch whose gradients are accumulated; the peer takes the batch whole."""
-
-
 # Sampler.
 
 

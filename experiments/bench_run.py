@@ -7,30 +7,10 @@ each repetition, in an order that rotates, after one untimed round of everything
 """
 
 import contextlib
-import dataclasses
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every benchmark takes."""
-
-    repetitions: int = 5
-    """Timed rounds; results are medians over them."""
-    json: pathlib.Path | None = None
-    """Also write the results, with machine and versions, to this file."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and value < 1:  # not True, not None
-                raise ValueError(
-                    f"--{field.name.replace('_', '-')} must be at least 1, got {value}."
-                )
 
 
 class Result(NamedTuple):

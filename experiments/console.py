@@ -25,13 +25,21 @@ _PLAIN_EVERY_S = 30.0
 _LARGE_BYTES = 2**30  # of a checkpoint, from which on reading it takes long enough to be shown
 
 
+class Terminal(Console):
+    """A console that leaves a closed pipe to `experiments.command.run_main`."""
+
+    def on_broken_pipe(self) -> None:
+        """Says what happened, where rich would end the program with exit code 1."""
+        raise BrokenPipeError
+
+
 class LiveProgress:
     """Follows a loop of iterations and the phases inside each; implements `ictjax.train.Progress`.
     A context manager.
     """
 
     def __init__(self, what: str, *, done: int = 0, total: int, console: Console | None = None):
-        self.console = console or Console()
+        self.console = console or Terminal()
         self._what, self._total = what, total
         self._bars: Progress | None = None
         if self.console.is_terminal:

@@ -1,4 +1,4 @@
-"""`python -m experiments.evaluate --run-dir DIR`: does the trained reflector write better prompts
+"""Does the trained reflector write better prompts
 than the untrained one, on games never seen?
 
 Every arm plays the same games in the same order with the same keys, so differences are paired. A
@@ -12,8 +12,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,19 +19,16 @@ from rich.console import Console
 
 from envs.api import Environment, Pool
 from envs.registry import load_environment
+from experiments.commands.evaluate import main
 from experiments.console import LiveProgress
-from experiments.presets import in_folders, task
+from experiments.presets import in_folders
 from experiments.protocol import ARMS, choose_games, hashes_of_training, play_arm
 from experiments.run_dir import (
     check_families,
     describe_games,
-    flag_value,
     open_pool,
-    parse,
-    run_main,
 )
 from experiments.stats import mean_ci, paired_test
-from experiments.tasks import with_options
 from ictjax import keys
 from ictjax.loops import Arena
 from ictjax.players import (
@@ -49,7 +44,6 @@ from ictjax.run_config import (
     EvaluationConfig,
     TaskConfig,
     TrainConfig,
-    from_dict,
 )
 from ictjax.run_files import write_lines
 
@@ -84,20 +78,6 @@ PROTOCOL = {
     ),
     "failed_episodes": "episodes the environment failed are left out of the means, and counted",
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateArgs:
-    """Command line of experiments.evaluate."""
-
-    run_dir: pathlib.Path
-    """The run to evaluate, for example runs/demo."""
-    eval_env: str | None = None
-    """Another task to play, for example alfworld [default: what was trained on]."""
-    eval_options: str = ""
-    """Options of its environment as KEY=VALUE,KEY=VALUE, for example test=valid_unseen."""
-    evaluation: EvaluationConfig
-    """How much to play [default: as the run's config.json says]."""
 
 
 def evaluate(
@@ -310,86 +290,6 @@ def _play_missing(
 def _percent(rates: Sequence[float | None]) -> str:
     known = [rate for rate in rates if rate is not None]
     return f"{100 * sum(known) / len(known):.1f} %" if known else "none"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence on bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    run_main(
-        lambda: _main(argv),
-        "start it again with the same flags to go on with the arms that are missing.",
-    )
-
-
-def _main(argv: list[str]) -> None:
-    name = flag_value(argv, "--run-dir")
-    if name is None and not {"--help", "-h"} & set(argv):
-        raise ValueError(
-            "--run-dir is missing: name the directory of a run, for example runs/demo."
-        )
-    path = pathlib.Path(name or ".") / "config.json"
-    default = None
-    if path.is_file():
-        try:
-            config = from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is not readable ({error}): name another --run-dir."
-            ) from error
-        default = EvaluateArgs(run_dir=path.parent, evaluation=config.evaluation)
-    elif name is not None:
-        raise ValueError(
-            f"{name} is no run directory (it has no config.json): train first, or name another with"
-            " --run-dir."
-        )
-    args = parse(EvaluateArgs, __doc__ or "", argv, default)
-    played = config.task if args.eval_env is None else task(_preset_of(args.run_dir), args.eval_env)
-    played = with_options(played, args.eval_options)
-    name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
-    console = Console()
-    report = evaluate(
-        args.run_dir,
-        dataclasses.replace(config, evaluation=args.evaluation),
-        console,
-        task=played,
-        name=name,
-    )
-    for split, overall in report["overall"].items():
-        means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
-        test = overall["tests"]["trained_vs_untrained"]
-        console.print(
-            f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p ="
-            f" {test['p']:.3g}",
-            highlight=False,
-        )
-    console.print(
-        f"Evaluated. Results: {args.run_dir / name}.json", highlight=False, soft_wrap=True
-    )
-
-
-def evaluation_name(
-    trained_on: TaskConfig, played: TaskConfig, task_name: str | None, options: str
-) -> str:
-    """What the files of an evaluation are called: "evaluation" for the task trained on, else the
-    task and the options given, behind a hyphen.
-    """
-    if played == trained_on:
-        return "evaluation"
-    about = [task_name or played.environment.name, *sorted(filter(None, options.split(",")))]
-    return "evaluation-" + re.sub(r"[^\w.=,-]", "_", ",".join(about))
-
-
-def _preset_of(run_dir: pathlib.Path) -> str:
-    """The preset that a run started from, whose models decide what a task's name means."""
-    path = run_dir / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    preset = manifest.get("preset") or flag_value(manifest.get("argv", ()), "--preset")
-    if preset is None:
-        raise ValueError(
-            f"{path} names no preset, so --eval-env has no meaning: train with python -m"
-            " experiments.train."
-        )
-    return preset
 
 
 if __name__ == "__main__":

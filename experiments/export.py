@@ -1,18 +1,10 @@
-"""`python -m experiments.export --run-dir R --out DIR`: the reflector that a run trained, as a
-Hugging Face folder or a PEFT adapter.
-"""
+"""The reflector that a run trained, as a Hugging Face folder or a PEFT adapter."""
 
-import dataclasses
 import json
 import pathlib
-import sys
-from collections.abc import Sequence
-from typing import Literal
 
-from rich.console import Console
-
+from experiments.commands.export import ExportArgs, main
 from experiments.presets import model_folder
-from experiments.run_dir import parse, run_main
 from ictjax.config import MeshConfig, RoleMeshes
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.hf.reader import read_config
@@ -20,31 +12,6 @@ from ictjax.models.lora import merge
 from ictjax.models.peft import save_adapter
 from ictjax.players import restore_trained
 from ictjax.run_config import TrainConfig, from_dict
-
-_DESCRIPTION = (
-    "Writes the reflector of a run's newest checkpoint as a folder that"
-    " transformers.AutoModelForCausalLM.from_pretrained loads: weights, config, generation config"
-    " and tokenizer. An adapter is merged into its base, or written alone in PEFT's format with"
-    " --adapter."
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportArgs:
-    """Command line of experiments.export."""
-
-    run_dir: pathlib.Path
-    """A run of experiments.train."""
-    out: pathlib.Path
-    """Folder to write; new or empty."""
-    adapter: bool = False
-    """Write the LoRA adapter alone, in PEFT's format."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights written [default: as in the checkpoint that training started from]. Adapters
-    are float32.
-    """
-    max_shard_gb: float = 5.0
-    """Largest safetensors file, in 10^9 bytes."""
 
 
 def export(args: ExportArgs) -> int:
@@ -89,28 +56,13 @@ def read_run(run_dir: pathlib.Path) -> TrainConfig:
     path = run_dir / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"{run_dir} is no run directory (it has no config.json): give the --run-dir of"
-            " experiments.train."
+            f"{run_dir} is no run directory (it has no config.json): give the --run-dir of `ictjax"
+            " train`."
         )
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not readable ({error}).") from error
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence on bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: _main(argv), "start it again with an empty --out.")
-
-
-def _main(argv: list[str]) -> None:
-    args = parse(ExportArgs, _DESCRIPTION, argv)
-    step = export(args)
-    what = "adapter" if args.adapter else "reflector"
-    Console().print(
-        f"Wrote the {what} of iteration {step} to {args.out}.", highlight=False, soft_wrap=True
-    )
+        raise ValueError(f"{path} is not readable ({error}): restore it.") from error
 
 
 if __name__ == "__main__":

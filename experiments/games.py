@@ -1,23 +1,13 @@
-"""`python -m experiments.games list | pack | generate | check`: which games there are, and how to
-have others.
-
-python -m experiments.games list                            # families, splits, counts, source
-python -m experiments.games list --env minihack --families eat wield
-python -m experiments.games pack --out alfworld.games       # a download in one file
-python -m experiments.games generate --out DIR --games 50   # new ALFWorld games, official layout
-python -m experiments.games check --games 200 --solve       # splits disjoint? every game winnable?
-"""
+"""Which games there are, and how to have others."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,117 +24,20 @@ from envs.alfworld.pack import write_pack
 from envs.alfworld.sources import open_source
 from envs.alfworld.tables import FAMILIES, load_tables
 from envs.api import Environment, GameId
-from envs.registry import describe, load_environment
-from experiments.run_dir import check_families, parse, run_main
+from envs.registry import describe
+from experiments.command import unknown
+from experiments.commands.games import CheckGames, GenerateGames, ListGames, PackGames, Which, main
+from experiments.run_dir import check_families, open_environment
 from experiments.tasks import parse_options
 
-_DESCRIPTION = "Lists, packs, generates and checks games."
 _SPLITS = ("train", "select", "test")
 _OFFICIAL_SPLIT = MappingProxyType(
     {"train": "train", "select": "valid_seen", "test": "valid_unseen"}
 )
-_PLAIN_WIDTH = 120
 _SHOWN_FAULTS = 10
 _PLAIN: Mapping[str, bool] = MappingProxyType(
     {"highlight": False, "markup": False, "soft_wrap": True}
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Which:
-    """Of which games."""
-
-    env: str = "alfworld"
-    """Name or import path of the environment."""
-    options: str = ""
-    """Its options, KEY=VALUE,KEY=VALUE, for example data=generated,rooms=small."""
-    families: tuple[str, ...] = ()
-    """Only these families."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ListGames(Which):
-    """Families, splits and counts."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PackGames:
-    """Packs downloaded ALFWorld games into one file, for `data=FILE` or $ALFWORLD_DATA."""
-
-    out: pathlib.Path
-    """The file to write."""
-    data: str = "official"
-    """The download: a folder, or "official" for $ALFWORLD_DATA, then ~/.cache/alfworld."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateGames:
-    """Writes generated ALFWorld games in the official layout, for the stock environment: train,
-    select as valid_seen, test as valid_unseen.
-    """
-
-    out: pathlib.Path
-    """A folder that holds no games yet."""
-    games: int = 50
-    """Games of each family in train; select and test get as many, up to 200."""
-    rooms: Literal["full", "small"] = "full"
-    """Rooms as in the official games, or small ones."""
-    families: tuple[str, ...] = ()
-    """Only these families."""
-
-    def __post_init__(self) -> None:
-        if self.games < 1:
-            raise ValueError(f"--games must be at least 1, got {self.games}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckGames(Which):
-    """Starts games and compares their initial states across splits; exit code 1 when a state is
-    shared or a game is not won.
-    """
-
-    games: int = 0
-    """At most so many of each family and split; 0 for all."""
-    solve: bool = False
-    """Also play the walkthrough of every ALFWorld game with the engine."""
-
-    def __post_init__(self) -> None:
-        if self.games < 0:
-            raise ValueError(f"--games must not be negative, got {self.games}.")
-        if self.solve and self.env != "alfworld":
-            raise ValueError(f"--solve plays the walkthroughs of alfworld, {self.env} has none.")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence on bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: _main(argv), "nothing half-written counts; start it again.")
-
-
-_COMMANDS: Mapping[str, type] = MappingProxyType(
-    {"list": ListGames, "pack": PackGames, "generate": GenerateGames, "check": CheckGames}
-)
-
-
-def _main(argv: list[str]) -> None:
-    if not argv or argv[0] not in (*_COMMANDS, "-h", "--help"):
-        raise ValueError(
-            f"{f'Unknown command {argv[0]!r}' if argv else 'No command'}: use one of"
-            f" {', '.join(_COMMANDS)}."
-        )
-    kinds: Any = None
-    for name, kind in _COMMANDS.items():
-        each = Annotated[kind, tyro.conf.subcommand(name)]
-        kinds = each if kinds is None else kinds | each
-    args = parse(kinds, _DESCRIPTION, argv)
-    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    actions = {
-        ListGames: list_games,
-        PackGames: pack_games,
-        GenerateGames: generate_games,
-        CheckGames: check_games,
-    }
-    actions[type(args)](args, console)
 
 
 def list_games(args: ListGames, console: Console) -> None:
@@ -197,9 +90,7 @@ def generate_games(args: GenerateGames, console: Console) -> None:
     """Writes the tree."""
     for family in args.families:
         if family not in FAMILIES:
-            raise ValueError(
-                f"Unknown family {family!r} of alfworld: use some of {', '.join(FAMILIES)}."
-            )
+            raise unknown(f"Unknown family {family!r} of alfworld", family, list(FAMILIES))
     root = args.out / "json_2.1.1"
     if root.exists():
         raise ValueError(
@@ -305,7 +196,7 @@ def _started(
 
 
 def _environment(args: Which) -> tuple[Environment, tuple[str, ...]]:
-    environment = load_environment(args.env, parse_options(args.options))
+    environment = open_environment(args.env, parse_options(args.options))
     check_families(environment, args.families)
     return environment, args.families or environment.families
 

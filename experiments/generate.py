@@ -1,22 +1,18 @@
-"""`python -m experiments.generate --model DIR --prompt TEXT`: what a model answers, in the
-terminal; without a prompt, a conversation.
+"""What a model answers, in the terminal; without a prompt, a conversation.
 
 The text comes as it is sampled. With --json the last line is {"ids": [...], "logprobs": [...]} of
 the sampled tokens.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
-import readline  # noqa: F401 (input() edits its lines with it)
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal
 
+from experiments.commands.generate import GenerateArgs, main
 from experiments.console import reading_bar
 from experiments.presets import model_folder
-from experiments.run_dir import parse, run_main
 from ictjax import keys
 from ictjax.chat import ChatTokenizer, Tokenizer, generation_stop_ids, load_tokenizer
 from ictjax.config import SamplerConfig
@@ -28,63 +24,10 @@ from ictjax.models.peft import load_adapter
 from ictjax.records import Message
 from ictjax.sampler import Generation, Request, Sampler, sampling_weights
 
-_DESCRIPTION = (
-    "Generates text with a model: the answer to --prompt by its chat template, the continuation of"
-    " --prompt --raw or of --tokens, or, with neither, a conversation where you type the prompts."
-    ' The text comes as it is sampled; with --json the last line is {"ids": [...], "logprobs":'
-    " [...]} of the sampled tokens."
-)
 _MAX_CHAT_TOKENS = 32_768  # of a conversation, where the model has as many positions
 _MIN_TOKENS = 256
 _MAX_TOP_K = 64
 _PAD_ID = 0  # any id does: attention never sees it
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateArgs:
-    """Command line of experiments.generate."""
-
-    model: str
-    """Folder in Hugging Face layout, or id on the hub."""
-    prompt: str | None = None
-    """What you say; without it (and without --tokens), a conversation on the terminal."""
-    tokens: str | None = None
-    """Ids to continue, as 1,2,3; the folder needs no tokenizer then."""
-    system: str = ""
-    """System prompt; without one the chat template does what it does."""
-    raw: bool = False
-    """Continue the prompt as it stands, without a chat template."""
-    thinking: bool | None = None
-    """Thinking switch of the chat template (Qwen3)."""
-    adapter: pathlib.Path | None = None
-    """Folder with a LoRA adapter in PEFT's format, put on the model."""
-    max_new_tokens: int = 256
-    """Most tokens to sample, per reply."""
-    greedy: bool = False
-    """Take the likeliest token always, instead of sampling."""
-    temperature: float = 1.0
-    """Of sampling."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens of this mass (of 64 at most); 1: off."""
-    seed: int = 0
-    """Of sampling: the same seed gives the same text."""
-    dtype: Literal["bfloat16", "float32"] | None = None
-    """Of weights and activations [default: as config.json says]."""
-    ignore_stop: bool = False
-    """Go on behind stop tokens, up to --max-new-tokens."""
-    json: bool = False
-    """Print ids and log-probabilities of the sampled tokens as the last line."""
-
-    def request(self, stop_ids: Sequence[int], turn: int = 0) -> Request:
-        """How the reply of a turn is sampled."""
-        return Request(
-            max_new_tokens=self.max_new_tokens,
-            temperature=0.0 if self.greedy else self.temperature,
-            top_k=0,
-            top_p=self.top_p,
-            stop_ids=() if self.ignore_stop else tuple(stop_ids),
-            key=keys.as_array(keys.fold(keys.root_key(self.seed), turn)),
-        )
 
 
 class Typist:
@@ -139,7 +82,6 @@ def generate(
     Raises:
       ValueError: a model, a tokenizer, a prompt or a setting that cannot be used.
     """
-    args.request([])  # bad settings are refused before anything is read
     folder = pathlib.Path(model_folder(args.model, "--model"))
     model = read_config(folder)
     if args.dtype is not None:
@@ -176,7 +118,19 @@ def generate(
         if chat is not None and talks:
             _talk(args, chat, sampler, typist, ask)
         else:
-            typist.reply(sampler.open(ids), args.request(stop_ids))
+            typist.reply(sampler.open(ids), _request(args, stop_ids))
+
+
+def _request(args: GenerateArgs, stop_ids: Sequence[int], turn: int = 0) -> Request:
+    """How the reply of a turn is sampled."""
+    return Request(
+        max_new_tokens=args.max_new_tokens,
+        temperature=0.0 if args.greedy else args.temperature,
+        top_k=0,
+        top_p=args.top_p,
+        stop_ids=() if args.ignore_stop else tuple(stop_ids),
+        key=keys.as_array(keys.fold(keys.root_key(args.seed), turn)),
+    )
 
 
 def _talk(
@@ -197,7 +151,7 @@ def _talk(
             sampler.extend(
                 conversation, chat.encode_turn(Message(role="user", content=text), stopped=stopped)
             )
-        said = typist.reply(conversation, args.request(chat.stop_ids, turn))
+        said = typist.reply(conversation, _request(args, chat.stop_ids, turn))
         if said.finish == "context":
             print("The context is full.", file=sys.stderr)
             return
@@ -263,30 +217,6 @@ def _sizes(max_len: int, num_stop_ids: int) -> SamplerConfig:
         max_top_k=_MAX_TOP_K,
         max_stop_ids=max(num_stop_ids, 4),
     )
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _ask() -> str | None:
-    with contextlib.suppress(EOFError):
-        return input("> ")
-    return None
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence on bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: _main(argv), "start it again.")
-
-
-def _main(argv: list[str]) -> None:
-    args = parse(GenerateArgs, _DESCRIPTION, argv)
-    if args.prompt is None and args.tokens is None and not sys.stdin.isatty():
-        raise ValueError("--prompt is missing (or --tokens; a conversation needs a terminal).")
-    generate(args, _write, _ask)
 
 
 if __name__ == "__main__":

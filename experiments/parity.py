@@ -1,4 +1,4 @@
-"""`python -m experiments.parity`: how far our decoder is from Hugging Face's PyTorch models, on
+"""How far our decoder is from Hugging Face's PyTorch models, on
 tiny random checkpoints of every family.
 """
 
@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-import tyro
-from rich.console import Console
 from rich.table import Table
 
-from experiments.run_dir import run_main
+from experiments.commands.parity import main
+from experiments.console import Terminal
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
@@ -286,7 +285,8 @@ def _kl(first: np.ndarray, second: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
 
 
-def _main() -> None:
+def compare_all() -> None:
+    """Compares every case and prints the table."""
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # tensors are tiny: threads only wait for each other
     table = Table(title="Largest difference to PyTorch", title_justify="left")
@@ -313,13 +313,8 @@ def _main() -> None:
             f"{half.kl:.0e}",
         )
         table.add_row(case.family, case.option, *numbers)
-    Console(width=130).print(table)
-
-
-def main() -> None:
-    """The command line; it has no flags."""
-    run_main(_main, "start it again.")
+    Terminal(width=130).print(table)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()

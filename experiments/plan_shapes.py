@@ -2,8 +2,6 @@
 memory it needs.
 """
 
-import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -12,7 +10,8 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from experiments.presets import model_folder
+from experiments.limits import check_limits, local_roles
+from experiments.shapes import model_shape
 from ictjax.batch import pack
 from ictjax.config import AXES, MeshConfig, SamplerConfig
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
@@ -20,25 +19,16 @@ from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_s
 from ictjax.models import lora, transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
-from ictjax.models.hf.reader import read_config
-from ictjax.run_config import RoleConfig, TrainConfig
+from ictjax.run_config import TrainConfig
 
 
 def check(config: TrainConfig, console: Console) -> None:
     """Prints parameters and memory of actor, reflector and update. Raises ValueError for what does
     not fit together.
     """
-    actor, reflector = (model_shape(config, role) for role in (config.actor, config.reflector))
+    check_limits(config)
+    reflector = model_shape(config.reflector)
     mesh, adapter = config.reflector.mesh, config.reflector.lora
-    for name, model, sampler in (
-        ("actor", actor, config.actor_sampler),
-        ("reflector", reflector, config.reflector_sampler),
-    ):
-        if sampler.max_len > model.max_positions:
-            raise ValueError(
-                f"{name}_sampler.max_len = {sampler.max_len} exceeds the model's"
-                f" {model.max_positions} positions: lower it."
-            )
     frozen, axes = transformer.abstract_params(reflector), transformer.param_axes(reflector)
     if adapter.rank:
         trained = jax.eval_shape(lambda: lora.init_adapter(reflector, adapter, jax.random.key(0)))
@@ -55,7 +45,8 @@ def check(config: TrainConfig, console: Console) -> None:
     table = Table(title="Memory, GiB (activations and gradients come on top)", title_justify="left")
     for column in ("what", "parameters", "in all", "per device"):
         table.add_column(column, justify="left" if column == "what" else "right")
-    shared = config.actor.frozen_key == config.reflector.frozen_key
+    local = not config.actor.endpoint.url
+    shared = local and config.actor.frozen_key == config.reflector.frozen_key
     referenced = adapter.rank > 0 or config.grpo.kl != "none"
     uses = [
         name
@@ -65,15 +56,16 @@ def check(config: TrainConfig, console: Console) -> None:
         )
         if is_there
     ]
-    actor_weights = transformer.abstract_params(actor)
-    _row(
-        table,
-        ", ".join(["actor", *(uses if shared else [])]),
-        actor_weights,
-        transformer.param_axes(actor),
-        config.actor.mesh,
-        RULES,
-    )
+    if local:
+        actor = model_shape(config.actor)
+        _row(
+            table,
+            ", ".join(["actor", *(uses if shared else [])]),
+            transformer.abstract_params(actor),
+            transformer.param_axes(actor),
+            config.actor.mesh,
+            RULES,
+        )
     if referenced and not shared:
         _row(table, ", ".join(uses), frozen, axes, mesh, RULES)
     _row(table, "trained weights", trained, trained_axes, mesh, TRAINED_RULES)
@@ -81,22 +73,10 @@ def check(config: TrainConfig, console: Console) -> None:
         _row(table, name, trained, trained_axes, mesh, TRAINED_RULES)
     if not adapter.rank and reflector.dtype != "float32":
         _row(table, f"trained weights as they sample, {reflector.dtype}", frozen, axes, mesh, RULES)
-    for name, model, sizes, where in (
-        ("actor", actor, config.actor_sampler, config.actor.mesh),
-        ("reflector", reflector, config.reflector_sampler, mesh),
-    ):
-        _cache_row(table, name, model, sizes, where)
+    for name, role, sizes in local_roles(config):
+        _cache_row(table, name, model_shape(role), sizes, role.mesh)
     console.print(table)
     console.print("Model, cache and update build on shapes.", highlight=False)
-
-
-def model_shape(config: TrainConfig, role: RoleConfig) -> ModelConfig:
-    """The shape of the role's checkpoint, or the one that the preset gives, in the role's dtype."""
-    if config.shape is not None and not pathlib.Path(role.model).is_dir():
-        model = config.shape
-    else:
-        model = read_config(pathlib.Path(model_folder(role.model)))
-    return dataclasses.replace(model, dtype=role.dtype, param_dtype=role.dtype)
 
 
 def _trace_update(config: TrainConfig, model: ModelConfig, state: Any, frozen: Any) -> None:

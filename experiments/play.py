@@ -1,27 +1,25 @@
-"""`python -m experiments.play --env minihack --family eat`: play a game in the terminal, or watch
-an expert, chance or a model play it.
+"""Plays a game in the terminal: a person, an expert, chance or a model.
 
 The text is the very text that an actor is shown. `--record FILE` keeps the episode as one line of
 JSON, an `ictjax.records.Trajectory`.
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import random
 import readline
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
 from envs.api import Environment, Game, GameId, Observation, Outcome
 from envs.experts import make_player, random_player
 from envs.pool import WorkerPool
-from envs.registry import initial_prompt, load_environment
+from envs.registry import initial_prompt
+from experiments.commands.play import PlayArgs, main
 from experiments.presets import model_folder
-from experiments.run_dir import check_families, parse, run_main
 from ictjax import keys
 from ictjax.config import RolloutConfig
 from ictjax.players import open_model
@@ -29,7 +27,6 @@ from ictjax.records import Trajectory, Turn, to_json
 from ictjax.rollout import Episode, rollout, user_message
 from ictjax.run_files import write_lines
 
-_DESCRIPTION = "Plays one game in the terminal: you, a scripted expert, chance, or a model."
 _HELP = """\
 Type an action as the game's actor would. Three words are for this program instead:
   help      this text
@@ -42,56 +39,6 @@ this form:
 
 Thought: <your reasoning, in one or two sentences>
 Action: <one action>"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlayArgs:
-    """Command line of experiments.play."""
-
-    env: str = ""
-    """Environment: a short name or an import path [default: that of --game, else minihack]."""
-    family: str = ""
-    """Family of games."""
-    split: str = "train"
-    """Where the game is taken from."""
-    seed: int = 0
-    """Which game of the split, counted from 0; experts and chance draw from it too."""
-    game: str = ""
-    """Instead of --split: a game's key, or its whole id 'env|family|key'."""
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of the environment, NAME VALUE ..., for example: text compact."""
-    policy: Literal["human", "expert", "random"] = "human"
-    """Who plays."""
-    model: str = ""
-    """Folder of an actor in Hugging Face layout, which then plays."""
-    prompt: str = ""
-    """System prompt of the model, or a file that holds it [default: the environment's own]."""
-    max_steps: int = 50
-    """Actions until the episode ends."""
-    max_turn_tokens: int = 500
-    """Tokens of one reply of the model."""
-    temperature: float = 0.0
-    """Of the model; 0 is greedy."""
-    show_actions: bool = False
-    """Show the available actions below every observation."""
-    record: pathlib.Path | None = None
-    """Write the episode to this file."""
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {self.seed}.")
-        if self.max_steps < 1:
-            raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}.")
-        if self.model and self.policy != "human":
-            raise ValueError(
-                f"--model and --policy {self.policy} exclude each other: give one of them."
-            )
-        if self.record is not None and (
-            self.record.is_dir() or not self.record.absolute().parent.is_dir()
-        ):
-            raise ValueError(
-                f"--record {self.record} cannot be written: name a file in a folder that exists."
-            )
 
 
 class Move(NamedTuple):
@@ -297,7 +244,7 @@ def watch(
         key=keys.fold(keys.root_key(args.seed), "play", str(game_id)),
     )
     with (
-        open_model(model_folder(args.model), num_conversations=1) as speaker,
+        open_model(model_folder(args.model, "--model"), num_conversations=1) as speaker,
         WorkerPool(name, num_workers=1, max_live_games=1, options=args.options) as pool,
     ):
         played = rollout(speaker, pool, [episode], settings, watch=show)[0]
@@ -311,31 +258,6 @@ def watch(
     )
 
 
-def choose(args: PlayArgs, environment: Environment) -> GameId:
-    """The game that the flags name. Raises ValueError for an unknown family, split or id."""
-    if "|" in args.game:
-        game = GameId.parse(args.game)
-        if game.env != environment.name or args.family not in ("", game.family):
-            raise ValueError(
-                f"--game {args.game} is not of --env {environment.name} --family"
-                f" {args.family or game.family}: drop one of them."
-            )
-        check_families(environment, [game.family])
-        return game
-    if not args.family:
-        raise ValueError(f"--family is missing: use one of {', '.join(environment.families)}.")
-    check_families(environment, [args.family])
-    if args.game:
-        return GameId(env=environment.name, family=args.family, key=args.game)
-    games = environment.games(args.family, args.split)
-    if args.seed >= len(games):
-        raise ValueError(
-            f"Split {args.split!r} of {args.family} has {len(games)} games, counted from 0: --seed"
-            f" {args.seed} is none."
-        )
-    return games[args.seed]
-
-
 def read_prompt(text: str, environment: Environment) -> str:
     """The system prompt: of a file, as given, or the environment's own."""
     if not text:
@@ -346,18 +268,10 @@ def read_prompt(text: str, environment: Environment) -> str:
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence on bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: _main(argv), "what was played is in the file of --record, if you named one.")
-
-
-def _main(argv: list[str]) -> None:
-    args = parse(PlayArgs, f"{_DESCRIPTION} {__doc__}", argv)
-    name = args.env or (args.game.partition("|")[0] if "|" in args.game else "minihack")
-    environment = load_environment(name, args.options)
-    game_id = choose(args, environment)
-    console = Console()
+def show_game(
+    args: PlayArgs, name: str, environment: Environment, game_id: GameId, console: Console
+) -> None:
+    """Plays the chosen game as the flags say, on the console."""
     screen = Screen(console, args.max_steps, args.show_actions)
     prompt = read_prompt(args.prompt, environment) if args.model else ""
     mover: Mover = Person(screen)

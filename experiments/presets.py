@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from experiments import tasks
+from experiments.command import unknown
 from ictjax.config import (
     MESHES,
     PAPER,
@@ -18,7 +19,6 @@ from ictjax.config import (
     ReflectorConfig,
     SamplerConfig,
 )
-from ictjax.models.config import ModelConfig
 from ictjax.models.hf.hub import is_hub_id, local_folder
 from ictjax.run_config import (
     ActorConfig,
@@ -30,25 +30,12 @@ from ictjax.run_config import (
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-QWEN_7B = ModelConfig(
-    vocab_size=152_064,
-    num_layers=28,
-    d_model=3584,
-    d_ff=18_944,
-    num_heads=28,
-    num_kv_heads=4,
-    head_dim=128,
-    rope_theta=1_000_000.0,
-    max_positions=32_768,
-    dtype="bfloat16",
-    param_dtype="bfloat16",
-)
-
-# Fake games in seconds: a pipeline check for the tests, with no model of its own (give
-# --actor.model and --reflector.model).
+# Fake games in seconds: a check of the whole pipeline, with the pair that fake_pair.py makes.
 FAKE_TINY = TrainConfig(
-    actor=ActorConfig(model="./models/tiny", dtype="float32"),
-    reflector=TrainedRoleConfig(model="./models/tiny", dtype="float32"),
+    actor=ActorConfig(model="experiments/pocket/checkpoints/fake/actor", dtype="float32"),
+    reflector=TrainedRoleConfig(
+        model="experiments/pocket/checkpoints/fake/reflector", dtype="float32"
+    ),
     task=tasks.FAKE,
     iterations=3,
     seed=0,
@@ -204,7 +191,6 @@ QWEN_7B_MINIHACK = TrainConfig(
     ),
     evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
     remat=True,
-    shape=QWEN_7B,
 )
 
 # On ALFWorld: official games where a download is found, else generated ones (the run's manifest
@@ -240,7 +226,7 @@ TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
 def preset(name: str) -> TrainConfig:
     """A configuration by name; ValueError lists the names there are."""
     if name not in PRESETS:
-        raise ValueError(f"Unknown preset {name!r}: use one of {', '.join(PRESETS)}.")
+        raise unknown(f"Unknown preset {name!r}", name, list(PRESETS))
     return PRESETS[name]
 
 
@@ -248,46 +234,55 @@ def task(preset_name: str, name: str) -> TaskConfig:
     """A task for the models of a preset; ValueError lists the names there are."""
     known = TASKS.get(preset_name, {})
     if name not in known:
-        raise ValueError(
-            f"Preset {preset_name!r} has no task {name!r}: use one of"
-            f" {', '.join(known) or 'those in experiments/tasks.py'}."
-        )
+        raise unknown(f"Preset {preset_name!r} has no task {name!r}", name, list(known))
     return known[name]
 
 
-def model_folder(name: str, flags: str = "--actor.model and --reflector.model") -> str:
+def shipped_folder(name: str) -> pathlib.Path | None:
+    """The folder of a model that is on this machine: the path as given, or below the repository;
+    None where neither holds a config.json.
+    """
+    folders = (pathlib.Path(name), _ROOT / name)
+    return next((each for each in folders if (each / "config.json").is_file()), None)
+
+
+def check_model(name: str, flag: str = "") -> None:
+    """Raises ValueError for a model that can be nowhere: no folder holds it, and it is no hub id.
+
+    Args:
+      flag: what names it on the command line, where the command has one.
+    """
+    if shipped_folder(name) is None and not is_hub_id(name):
+        other = f", or name its folder or hub id with {flag}" if flag else ""
+        raise ValueError(
+            f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face"
+            f" layout there{other}."
+        )
+
+
+def model_folder(name: str, flag: str = "") -> str:
     """Where a model is: the path as given, below the repository for the models that ship with it,
     or where the hub's files of that id are.
 
-    Args:
-      flags: what names models on the command line, for the error message.
-
-    Raises:
-      ValueError: there is no such folder, and the hub does not give it.
+    Raises ValueError as `check_model`, and where the hub does not give it.
     """
-    for folder in (pathlib.Path(name), _ROOT / name):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    if is_hub_id(name):
-        return str(local_folder(name))
-    raise ValueError(
-        f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face layout"
-        f" there, or name its folder or hub id with {flags}."
-    )
+    check_model(name, flag)
+    folder = shipped_folder(name)
+    return str(local_folder(name) if folder is None else folder)
 
 
 def in_folders(config: TrainConfig) -> TrainConfig:
-    """The same run with its models by their folders."""
-    return config.with_models(
-        model_folder(config.actor.model), model_folder(config.reflector.model)
-    )
+    """The same run with its models by their folders; an actor at an endpoint keeps its name."""
+    actor = config.actor.model if config.actor.endpoint.url else model_folder(config.actor.model)
+    return config.with_models(actor, model_folder(config.reflector.model))
 
 
 def on_named_mesh(config: TrainConfig, name: str) -> TrainConfig:
     """The same run on the devices of a name; ValueError lists the names there are."""
     if name not in MESHES:
-        raise ValueError(
-            f"Unknown mesh {name!r}: use one of {', '.join(MESHES)}, or give sizes such as"
-            " --reflector.mesh.tensor 4."
+        raise unknown(
+            f"Unknown mesh {name!r} (sizes are given by --reflector.mesh.tensor 4, for example)",
+            name,
+            list(MESHES),
         )
     return config.on_mesh(MESHES[name])

@@ -1,5 +1,4 @@
-"""Trains the pocket models from scripted play, and measures them: `python -m
-experiments.pretrain_pocket --help`.
+"""Trains the pocket models from scripted play, and measures them.
 
 Everything is made here: the episodes (scripted players in real MiniHack and ALFWorld games), the
 tokenizer, the actor, the reflector. The actor learns to search its prompt on MiniHack alone, then
@@ -9,15 +8,12 @@ weights. On two CPU cores the actor takes about 40 minutes for each of the two p
 """
 
 import collections
-import dataclasses
 import itertools
 import json
 import pathlib
-from typing import Annotated, Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,18 +27,18 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
 from experiments import tasks
+from experiments.commands.pretrain import PretrainArgs, main
+from experiments.console import Terminal
 from experiments.pocket import lessons, measure, play
 from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTable, target_texts
 from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
-from experiments.run_dir import run_main
 from ictjax.manners import write_manners
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
 
-_OUT = pathlib.Path(__file__).parent / "pocket" / "checkpoints" / "both"
 _PLAY_STEPS = {"minihack": 14, "alfworld": 16}  # of a scripted episode
 _MAX_LEVEL = 6
 _LEVEL_WINDOW = 25  # steps over which accuracy decides whether the drills get harder
@@ -50,50 +46,9 @@ _LEVEL_ACCURACY = 0.94
 _KEEP_EVERY = 500  # steps after which the weights are written, so that a crash loses little
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to train and how long.
-
-    The pair in `checkpoints/both` was made with `--start checkpoints/actor` in three parts while
-    the compact text still changed: 5,500 joint steps at 2e-3, 3,400 at 1.3e-3, 1,000 at 7e-4, and
-    650 steps of the reflector before the last; the defaults do the same work in one go.
-    """
-
-    stage: Literal["all", "actor", "reflector", "measure"] = "all"
-    """Train both models and measure them, or do one part with what the output folder already
-    holds.
-    """
-    out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")] = _OUT
-    """Where the folders `actor` and `reflector` and measurements.json go."""
-    seed: int = 0
-    """Of the scripted players, the rows and the initial weights."""
-    start: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """An actor that knows MiniHack already: its weights replace the first part of the actor's
-    training. Words that it lacks are added.
-    """
-    minihack_games: int = 80
-    """Training games of a MiniHack family that the scripted players play, each in four ways."""
-    alfworld_games: int = 300
-    """The same for a family of ALFWorld, whose rooms differ more."""
-    minihack_steps: int = 7000
-    """Updates of the actor on MiniHack alone, about 2,000 tokens each."""
-    joint_steps: int = 9000
-    """Updates of the actor on both benchmarks after that."""
-    learning_rate: float = 2e-3
-    """Peak of the actor's."""
-    reflector_steps: int = 1000
-    """Updates of the reflector, about 4,000 tokens each."""
-    right_share: float = 0.31
-    """Share of the reflector's targets that name the right thing and give its lesson."""
-    vague_share: float = 0.4
-    """Share of its other targets that name nothing."""
-    test_games: int = 40
-    """Games per family and prompt when the actor is measured."""
-
-
-def main(config: Config) -> None:
+def pretrain(config: PretrainArgs) -> None:
     """Plays, trains, measures; prints where things are."""
-    console = Console()
+    console = Terminal()
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(),
@@ -142,7 +97,7 @@ def main(config: Config) -> None:
     console.print(f"The models and {path.name} are in {config.out}.", highlight=False)
 
 
-def collect(config: Config, progress: Progress) -> list[PlayedGame]:
+def collect(config: PretrainArgs, progress: Progress) -> list[PlayedGame]:
     """The scripted episodes of all families of both benchmarks."""
     counts = (
         len(lessons.MINIHACK_LESSONS) * config.minihack_games,
@@ -190,7 +145,7 @@ def vocabulary(games: list[PlayedGame]) -> tuple[list[str], list[str]]:
 
 
 def train_actor(
-    config: Config,
+    config: PretrainArgs,
     shape: ModelConfig,
     games: list[PlayedGame],
     words: WordTable,
@@ -224,7 +179,7 @@ def with_known_words(params, start: pathlib.Path, tokenizer):
 
 
 def teach_routing(
-    config: Config,
+    config: PretrainArgs,
     shape: ModelConfig,
     params,
     rows: ActorRows,
@@ -281,7 +236,7 @@ def teach_routing(
 
 
 def train_reflector(
-    config: Config,
+    config: PretrainArgs,
     shape: ModelConfig,
     games: list[PlayedGame],
     words: WordTable,
@@ -335,5 +290,4 @@ def show(report: dict, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    run_main(lambda: main(config), "the stage that was under way starts again from its beginning.")
+    main()

@@ -1,33 +1,20 @@
-"""`python -m experiments.report --run-dir R`: one self-contained page, R/report.html, and the table
-of results on the terminal.
+"""One self-contained page of a run, report.html, and the table of results on the terminal.
 
 Reads the run directory only: config.json, manifest.json, metrics.jsonl, evaluation*.json, prompts/
-and episodes/. What is not there yet is
-said on the page: a report can be made at any moment of a run.
+and episodes/.
 """
 
-import dataclasses
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from envs.files import replacing
 from experiments import report_page
-from experiments.report_data import ARMS, RunData, load_run, split_summaries
-from experiments.run_dir import parse, run_main
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportArgs:
-    """Command line of experiments.report."""
-
-    run_dir: Path
-    """The run to report on, for example runs/demo."""
+from experiments.commands.report import main
+from experiments.report_data import ARMS, RunData, split_summaries
 
 
 def write_report(run: RunData) -> Path:
@@ -87,26 +74,6 @@ def _cells(games: int | None, arms: Mapping[str, Any], test: Mapping[str, Any] |
         f" {report_page.interval(test['ci95'], signed=True)}"
     )
     return [*cells, difference.replace("[", r"\["), report_page.p_value(test["p"])]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence for a directory that cannot be reported
-    on.
-    """
-    arguments = sys.argv[1:] if argv is None else argv
-    run_main(lambda: _main(arguments), "start it again to write the report.")
-
-
-def _main(argv: Sequence[str]) -> None:
-    args = parse(ReportArgs, __doc__ or "", argv)
-    console = Console()
-    run = load_run(args.run_dir)
-    path = write_report(run)
-    table = result_table(run)
-    console.print(
-        "No evaluation yet: run experiments.evaluate for the table." if table is None else table
-    )
-    console.print(f"Report: {path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def render(run: RunData) -> str:
         f"<title>{escape(run.folder.resolve().name)} - ictjax"
         f" report</title>\n<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n"
         f"</head>\n<body>\n<main>\n{body}\n"
-        "<footer>Made by <code>python -m experiments.report</code> from the files of the run"
+        "<footer>Made by <code>ictjax report</code> from the files of the run"
         " directory.</footer>\n"
         "</main>\n</body>\n</html>\n"
     )
@@ -168,7 +168,7 @@ def _tile(split: Split) -> str:
 def _no_results() -> str:
     return _section(
         "Results",
-        "No evaluation.json yet: run <code>python -m experiments.evaluate</code> on this directory,"
+        "No evaluation.json yet: run <code>ictjax evaluate</code> on this directory,"
         " then report again.",
     )
 

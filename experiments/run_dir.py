@@ -1,31 +1,25 @@
-"""What the entry points share: flags, signals, and run directories that are never overwritten by
-mistake.
-"""
+"""Run directories, which are never overwritten by mistake, and the games of a run."""
 
 import contextlib
 import datetime
 import hashlib
 import importlib.metadata
-import io
 import json
+import os
 import pathlib
 import platform
-import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import jax
-import tyro
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from envs.api import Environment
 from envs.pool import WorkerPool
-from envs.registry import describe
+from envs.registry import describe, known_names, load_environment
+from experiments.command import unknown
 from ictjax.run_config import EnvironmentConfig, TrainConfig, differences, to_dict
-from ictjax.run_files import write_lines
+from ictjax.run_files import FOLDERS, write_lines
 
 _PACKAGES = (
     "jax",
@@ -41,139 +35,130 @@ _PACKAGES = (
     "alfworld",
 )
 _MIN_FREE_BYTES = 256 * 2**20
-_Args = TypeVar("_Args")
 
 
-class Stopped(BaseException):
-    """A signal asked the program to end."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-def run_main(body: Callable[[], None], remedy: str) -> None:
-    """Runs an entry point: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM
-    with a word on how to go on.
+def open_environment(name: str, options: Mapping[str, str]) -> Environment:
+    """An environment that somebody typed the name of. Raises ValueError for one that cannot be
+    found, with the nearest of the names there are, or that cannot be built.
     """
-
-    def stop(number: int, _frame: Any) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)  # a second signal ends the program at once
-        raise Stopped(number)
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        body()
-    except ValueError as error:
-        print(f"ictjax: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def parse(
-    args_type: type[_Args], description: str, argv: Sequence[str], default: _Args | None = None
-) -> _Args:
-    """Flags -> a dataclass. Raises ValueError, with what the parser says in one line, for flags and
-    values that do not exist.
-    """
-    extra = {} if default is None else {"default": default}
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            args, unknown = tyro.cli(
-                args_type,
-                description=description,
-                args=list(argv),
-                return_unknown_args=True,
-                **extra,
-            )
-    except SystemExit as ended:
-        if not ended.code:
-            raise
-        text = " ".join(
-            re.sub("[\u2500-\u257f]|-{4,}", " ", complaint.getvalue())
-            .partition("For full helptext")[0]
-            .split()
+    names = known_names()
+    if ":" not in name and name not in names:
+        raise unknown(
+            f"Unknown environment {name!r}", name, [*names, "an import path package.module:Class"]
         )
-        raise ValueError(
-            f"{text.partition('Error parsing ')[2] or text} (--help lists the flags)."
-        ) from None
-    if unknown:
-        raise ValueError(f"Unknown flag {unknown[0]!r}: --help lists the flags.")
-    return args
-
-
-def flag_value(argv: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that has to be known before the others are parsed (it decides their
-    defaults).
-    """
-    for index, each in enumerate(argv):
-        if each == flag and index + 1 < len(argv):
-            return argv[index + 1]
-        if each.startswith(f"{flag}="):
-            return each.partition("=")[2]
-    return None
+    return load_environment(name, options)
 
 
 def check_families(environment: Environment, families: Sequence[str]) -> None:
     """Raises ValueError for a family that the environment does not have."""
     for family in families:
         if family not in environment.families:
-            raise ValueError(
-                f"Unknown family {family!r} of {environment.name}: use some of"
-                f" {', '.join(environment.families)}."
+            raise unknown(
+                f"Unknown family {family!r} of {environment.name}",
+                family,
+                environment.families,
+                f"ictjax games list --env {environment.name}",
             )
 
 
-def open_run(
-    run_dir: pathlib.Path, preset: str, config: TrainConfig, environment: Environment
-) -> bool:
-    """Makes the run directory with config.json and manifest.json, or checks that it is of this
-    configuration; True if it is new.
+def check_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environment) -> bool:
+    """Whether the run directory is one of this configuration that goes on; False where a new one
+    can be made. Changes nothing.
 
     Raises:
       ValueError: it belongs to another configuration or to other games, holds something else, or
-        the disk is too full. Nothing is changed then.
+        the disk is too full.
     """
-    wanted, path = to_dict(config), run_dir / "config.json"
+    path = run_dir / "config.json"
     if path.is_file():
-        try:
-            found = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is not readable ({error}): choose a new --run-dir."
-            ) from error
+        found = differences(read_config(run_dir), to_dict(config))
         if found:
+            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
             raise ValueError(
-                f"{run_dir} is a run of another configuration ({', '.join(found[:4])} differ):"
-                " choose a new --run-dir."
+                f"{run_dir} is a run of another configuration ({', '.join(found[:4])}{more}"
+                f" differ): {_elsewhere()}."
             )
         _check_games(run_dir, config.task.environment, environment)
-        return False
+        return True
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ValueError(
-            f"{run_dir} exists and is no run directory (it has no config.json): choose a new"
-            " --run-dir."
+            f"{run_dir} exists and is no run directory (it has no config.json): {_elsewhere()}."
         )
     _check_disk(run_dir)
+    return False
+
+
+def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
+    """The config.json of a run as it stands there. Raises ValueError where there is none."""
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{run_dir} is no run directory (it has no config.json): train first, or name another."
+        )
+    return read_json(path)
+
+
+def preset_of(run_dir: pathlib.Path) -> str | None:
+    """The preset that a run started from, whose models decide what the name of a task means; None
+    where its manifest is missing or names none.
+    """
+    path = run_dir / "manifest.json"
+    return read_json(path).get("preset") if path.is_file() else None
+
+
+@contextlib.contextmanager
+def new_run(
+    run_dir: pathlib.Path,
+    preset: str | None,
+    config: TrainConfig,
+    environment: Environment,
+    devices: Sequence[str],
+) -> Iterator[None]:
+    """Makes the run directory with config.json and manifest.json. When the body raises before the
+    run has anything to keep (an episode, a context), everything that was made is removed again.
+
+    Args:
+      preset: what the configuration started from, where known.
+      devices: that the run is on, for the manifest.
+
+    Raises:
+      ValueError: the directory cannot be made.
+    """
+    made = [each for each in (run_dir, *run_dir.parents) if not each.exists()]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"Cannot make the run directory {run_dir} ({error.strerror}): choose another --run-dir."
+            f"Cannot make the run directory {run_dir} ({error.strerror}): {_elsewhere()}."
         ) from error
-    write_lines(
-        run_dir / "manifest.json", [json.dumps(_manifest(preset, config, environment), indent=1)]
-    )
-    # last: from here on the directory counts as a run
-    write_lines(path, [json.dumps(wanted, indent=1)])
-    return True
+    try:
+        manifest = _manifest(preset, config, environment, devices)
+        write_lines(run_dir / "manifest.json", [json.dumps(manifest, indent=1)])
+        # last: from here on the directory counts as a run
+        write_lines(run_dir / "config.json", [json.dumps(to_dict(config), indent=1)])
+        yield
+    except Exception:
+        if not any(path for name in FOLDERS for path in (run_dir / name).glob("*")):
+            for path in run_dir.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for folder in made:
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    folder.rmdir()
+        raise
+
+
+def _elsewhere() -> str:
+    """How to say where else a run may go; make, where it started this program, takes a variable."""
+    make = " (with make: RUN=name)" if "MAKELEVEL" in os.environ else ""
+    return f"choose another --run-dir{make}"
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file of a run. Raises ValueError for what is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable ({error}): restore it.") from error
 
 
 def _check_disk(run_dir: pathlib.Path) -> None:
@@ -182,7 +167,7 @@ def _check_disk(run_dir: pathlib.Path) -> None:
     if free < _MIN_FREE_BYTES:
         raise ValueError(
             f"Only {free / 2**20:.0f} MiB of disk are free for {run_dir}, a run needs"
-            f" {_MIN_FREE_BYTES / 2**20:.0f}: free some space or choose another --run-dir."
+            f" {_MIN_FREE_BYTES / 2**20:.0f}: free some space, or {_elsewhere()}."
         )
 
 
@@ -230,15 +215,17 @@ def _check_games(
     path = run_dir / "manifest.json"
     if not path.is_file():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
     if before.get("games_sha256", "") != _games_sha256(settings, environment):
         raise ValueError(
             f"The games of {settings.name!r} are no longer those that {run_dir} was started with (a"
-            " download or a package has changed): choose a new --run-dir."
+            " download or a package has changed): {_elsewhere()}."
         )
 
 
-def _manifest(preset: str, config: TrainConfig, environment: Environment) -> dict[str, Any]:
+def _manifest(
+    preset: str | None, config: TrainConfig, environment: Environment, devices: Sequence[str]
+) -> dict[str, Any]:
     games = describe_games(config.task.environment, environment)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -247,7 +234,7 @@ def _manifest(preset: str, config: TrainConfig, environment: Environment) -> dic
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "packages": package_versions(_PACKAGES),
-        "devices": [str(device) for device in jax.devices()],
+        "devices": list(devices),
         "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
         "games_sha256": games.pop("games_sha256"),
         "environment": games,

@@ -22,6 +22,7 @@ M     games per candidate
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["MetaEnv", "Reflector", "open_speaker"]
 
 _HOMES = {"MetaEnv": "meta_env", "Reflector": "reflector", "open_speaker": "players"}
+
+# transformers advises, whenever it is imported, to install PyTorch; nothing here runs on it. Every
+# other warning of transformers stays.
+logging.getLogger("transformers").addFilter(
+    lambda record: not record.getMessage().startswith("PyTorch was not found")
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -86,7 +86,7 @@ def pack(
     if len(prompt_ids) > config.num_rows:
         raise ValueError(
             f"{len(prompt_ids)} samples do not fit {config.num_rows} rows: raise"
-            " BatchConfig.num_rows or pack fewer."
+            " batch.num_rows or pack fewer."
         )
     for row, (prompt, reply, logprobs) in enumerate(
         zip(prompt_ids, reply_ids, sampler_logprobs, strict=True)
@@ -148,7 +148,7 @@ def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str) -> int:
             return size
     raise ValueError(
         f"Sample {list(lengths).index(longest)} needs {longest} tokens, more than the largest of"
-        f" BatchConfig.{name} {tuple(buckets)}: add a larger bucket, or shorten the prompt or the"
+        f" batch.{name} {tuple(buckets)}: add a larger bucket, or shorten the prompt or the"
         " reply."
     )
 

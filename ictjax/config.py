@@ -69,7 +69,7 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 class LoraConfig:
     """What of a model is trained: an adapter of this rank, or with rank 0 all weights."""
 
-    rank: int = 0
+    rank: int = 0  # 0 trains all weights
     alpha: float = 32.0  # the addition is scaled by alpha / rank
     targets: tuple[str, ...] = PROJECTIONS  # projections of every layer
 
@@ -178,11 +178,11 @@ class RolloutConfig:
     sampler's context for both together.
     """
 
-    max_steps: int
-    max_turn_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    max_steps: int  # actions until an episode ends
+    max_turn_tokens: int  # of one reply of the actor
+    temperature: float = 0.0  # of the actor; 0 is greedy
+    top_k: int = 0  # sample from so many likeliest tokens; 0 is off
+    top_p: float = 1.0  # sample from the likeliest tokens of this mass; 1 is off
     show_actions: bool = False  # list the available actions below each observation
     # starts this long wait for the first episode of their system prompt, whose prefix they then
     # share; read by a model's speaker
@@ -215,7 +215,7 @@ class ReflectorConfig:
     max_prompt_tokens: int  # a longer improved prompt counts as PROMPT_TOO_LONG
     head_turns: int | None = None  # turns shown from the start of an episode; None shows all
     tail_turns: int | None = None  # turns shown from its end; None shows all
-    show_thoughts: bool = False
+    show_thoughts: bool = False  # of the actor, in the episodes that the reflector reads
 
     def __post_init__(self):
         if self.style not in ("full", "compact"):
@@ -236,7 +236,7 @@ class ReflectorConfig:
 class MetaConfig:
     """What a context is and how a candidate is rewarded."""
 
-    contexts_per_iteration: int
+    contexts_per_iteration: int  # what one update learns from
     games_per_context: int  # k: games the reflector reads, and those of the replay reward
     # other games of the family, the same for all candidates of a context; may outnumber k
     fresh_games: int
@@ -286,11 +286,11 @@ class GRPOConfig:
     dead_groups: Literal["keep", "drop"]
     loss_normalisation: Literal["token_mean", "sequence_mean", "constant"]
     constant_length: int  # tokens every sequence is divided by; read by "constant" only
-    importance: Literal["none", "token", "sequence"]
+    importance: Literal["none", "token", "sequence"]  # of what the ratio of policies is taken
     clip_low: float  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float
-    kl: Literal["none", "k1_in_reward", "k3_in_loss"]
-    kl_coefficient: float
+    clip_high: float  # see clip_low
+    kl: Literal["none", "k1_in_reward", "k3_in_loss"]  # estimator, and what it is added to
+    kl_coefficient: float  # weight of the divergence from the reference
     temperature: float  # of the sampling policy; log-probabilities are of logits / temperature
 
     def __post_init__(self):
@@ -364,14 +364,14 @@ class OptimizerConfig:
     """AdamW with a global-norm clip, a linear warm-up and a constant or cosine learning rate."""
 
     learning_rate: float  # after the warm-up
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0  # updates until the learning rate is reached
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
     total_steps: int = 1  # where "cosine" reaches 0, the warm-up included; not read by "constant"
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float = 0.9  # decay of the first moments
+    b2: float = 0.999  # decay of the second moments
+    eps: float = 1e-8  # added to the root of the second moments
     weight_decay: float = 0.0  # of every parameter, norms and biases included
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # of all gradients together; longer ones are scaled down
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
@@ -424,7 +424,7 @@ class BatchConfig:
     compiled update.
     """
 
-    num_rows: int
+    num_rows: int  # candidates of one update
     token_buckets: tuple[int, ...]  # T, prompt and reply together; ascending
     response_buckets: tuple[int, ...]  # R; ascending
 

@@ -3,6 +3,7 @@ on resume.
 """
 
 import dataclasses
+import inspect
 import json
 import typing
 from collections.abc import Mapping
@@ -22,7 +23,6 @@ from ictjax.config import (
     RolloutConfig,
     SamplerConfig,
 )
-from ictjax.models.config import ModelConfig
 
 _Record = TypeVar("_Record")
 
@@ -32,11 +32,11 @@ class EnvironmentConfig:
     """The benchmark, its families, and the workers that play it."""
 
     name: str  # "minihack", "fake", or "package.module:attribute"
-    train_families: tuple[str, ...]
+    train_families: tuple[str, ...]  # trained on
     heldout_families: tuple[str, ...]  # never trained on; evaluated
-    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    num_workers: int = 2
-    max_live_games: int = 64
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the environment
+    num_workers: int = 2  # processes
+    max_live_games: int = 64  # at once, over all workers
     deadline_s: float = 20.0  # of one reset or step; a worker that misses it is restarted
 
     def __post_init__(self):
@@ -93,7 +93,7 @@ class RoleConfig:
     model: str
     # of frozen weights, activations and caches; trained weights are float32
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # devices of this role
     # the chat template's thinking switch (Qwen3); None: as the template does without being told
     thinking: bool | None = None
 
@@ -126,8 +126,8 @@ class TrainConfig:
     actor: ActorConfig
     reflector: TrainedRoleConfig  # before training it is also the reference
     task: TaskConfig  # what is played
-    iterations: int
-    seed: int
+    iterations: int  # updates
+    seed: int  # of everything drawn in training
     meta: MetaConfig
     reflection: ReflectorConfig
     actor_sampler: SamplerConfig
@@ -140,8 +140,6 @@ class TrainConfig:
     # recompute layers in the backward pass: less memory, about a third more time
     remat: bool = False
     checkpoint_every: int = 1  # iterations
-    # of both models, for `--check` where the checkpoints are not at hand
-    shape: ModelConfig | None = None
 
     def __post_init__(self):
         for name in ("iterations", "checkpoint_every"):
@@ -231,30 +229,33 @@ def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str
 
 
 def from_dict(data: Mapping[str, Any]) -> TrainConfig:
-    """Reads what `to_dict` wrote. Raises ValueError for fields that are missing or not known."""
-    return _build(TrainConfig, data)
+    """Reads what `to_dict` wrote. Raises ValueError for a field that is missing or not known, by
+    its dotted name.
+    """
+    return _build(TrainConfig, data, "")
 
 
-def _build(kind: type[_Record], data: Mapping[str, Any]) -> _Record:
+def _build(kind: type[_Record], data: Mapping[str, Any], place: str) -> _Record:
     if not isinstance(data, Mapping):
-        raise ValueError(
-            f"{kind.__name__} cannot be read from {data!r}: the file is of another version."
-        )
+        raise ValueError(f"{_other_version(place)} holds {data!r} where several fields are.")
     hints = typing.get_type_hints(kind)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise ValueError(
-            f"{kind.__name__} has no field {unknown[0]!r}: the file is of another version."
-        )
-    values = {name: _value(hints[name], value) for name, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__} cannot be read: {error}.") from error
+    for name in data:
+        if name not in hints:
+            raise ValueError(f"{_other_version(place + name)} is not known here.")
+    parameters = inspect.signature(kind).parameters.values()
+    for name in (each.name for each in parameters if each.default is each.empty):
+        if name not in data:
+            raise ValueError(f"{_other_version(place + name)} is missing.")
+    values = {name: _value(hints[name], data[name], f"{place}{name}.") for name in data}
+    return kind(**values)
 
 
-def _value(hint: Any, value: Any) -> Any:
+def _other_version(field: str) -> str:
+    return f"the configuration is of another version: its field {field.rstrip('.') or '(all)'}"
+
+
+def _value(hint: Any, value: Any, place: str) -> Any:
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
     if kinds and value is not None:
-        return _build(kinds[0], value)
+        return _build(kinds[0], value, place)
     return tuple(value) if isinstance(value, list) else value

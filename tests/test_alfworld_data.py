@@ -567,11 +567,13 @@ def test_official_counts(monkeypatch, tmp_path):
 
 
 def test_commands_list_pack_and_check(tree, tmp_path, capsys):
-    cli.main(["list", "--options", f"data={tree}"])
+    cli.main(["list", "--env", "alfworld", "--options", f"data={tree}"])
     assert re.search(r"put +│ +2 │ +2 │ +2 │ +2 │ +2", capsys.readouterr().out)
     cli.main(["pack", "--data", str(tree), "--out", str(tmp_path / "all.games")])
     assert "36 games in" in capsys.readouterr().out
-    cli.main(["check", "--options", f"data={tmp_path / 'all.games'}", "--solve"])
+    cli.main(
+        ["check", "--env", "alfworld", "--options", f"data={tmp_path / 'all.games'}", "--solve"]
+    )
     assert "Every game is won" in capsys.readouterr().out
     cli.main(["list", "--env", "fake"])
     assert "door" in capsys.readouterr().out
@@ -584,7 +586,7 @@ def test_check_finds_shared_states_and_unwinnable_games(tree, capsys):
     shutil.copytree(trial, copy)
     rewrite(trials(tree, "valid_seen")[0], walkthrough=["dance"])
     with pytest.raises(SystemExit) as ended:
-        cli.main(["check", "--options", f"data={tree}", "--solve"])
+        cli.main(["check", "--env", "alfworld", "--options", f"data={tree}", "--solve"])
     said = capsys.readouterr().out
     assert ended.value.code == 1 and "2 faults" in said
     assert "of test starts in a state of train" in said and "is not won by its walkthrough" in said
@@ -593,12 +595,14 @@ def test_check_finds_shared_states_and_unwinnable_games(tree, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "No command"),
-        (["fetch"], "Unknown command 'fetch'"),
+        (["fetch"], "Unknown word 'fetch'"),
         (["list", "--env", "chess"], "chess"),
         (["list", "--options", "data"], "KEY=VALUE"),
         (["list", "--families", "fry"], "Unknown family 'fry'"),
-        (["list", "--options", "data=/nowhere"], "no ALFWorld games at '/nowhere'"),
+        (
+            ["list", "--env", "alfworld", "--options", "data=/nowhere"],
+            "no ALFWorld games at '/nowhere'",
+        ),
         (["pack", "--out", "x"], "No official ALFWorld games"),
         (["pack", "--out", "/", "--data", "/"], "is a folder"),
         (["generate", "--out", "/dev/null/x"], "choose another --out"),

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from experiments.fake_pair import TEMPLATE, word_tokenizer
 from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
 from ictjax.records import Message
-from tests.tiny import QWEN_TEMPLATE, byte_tokenizer, save_tiny_model, word_tokenizer
+from tests.tiny import byte_tokenizer, save_tiny_model
 
 # In the shape of the published templates, without their tools. Old replies lose their thoughts; the
 # last one, if nothing is asked after it, shows them; a switch closes the thoughts before they
@@ -99,7 +100,7 @@ GEMMA3_TEMPLATE = """\
 {%- endif -%}
 """
 TEMPLATES = {
-    "qwen2.5": QWEN_TEMPLATE,
+    "qwen2.5": TEMPLATE,
     "qwen3": QWEN3_TEMPLATE,
     "llama3": LLAMA3_TEMPLATE,
     "gemma3": GEMMA3_TEMPLATE,
@@ -304,7 +305,7 @@ def test_the_date_of_a_template_never_changes(monkeypatch):
     monkeypatch.setattr(template_utils, "datetime", Clock)
     text = FAMILIES["llama3"].decode(ChatTokenizer(FAMILIES["llama3"]).encode_start(TALK))
     assert "Today Date: 26 Jul 2024" in text
-    hidden = QWEN_TEMPLATE.replace(
+    hidden = TEMPLATE.replace(
         "messages[0]['content'] +", "messages[0]['content'] + strftime_now(messages[0]['role']) +"
     )
     with pytest.raises(ValueError, match="date in a way"):
@@ -384,14 +385,14 @@ def test_the_pocket_style_template_of_one_token_per_role_is_extended_exactly():
         # Numbers the rounds from the third on; says when it is the last question; moves the system
         # text to the last question.
         (
-            QWEN_TEMPLATE.replace(
+            TEMPLATE.replace(
                 "+ message.content +",
                 "+ (message.content if loop.index0 < 6 else loop.index0|string) +",
             ),
             "cannot be extended",
         ),
         (
-            QWEN_TEMPLATE.replace(
+            TEMPLATE.replace(
                 "+ message.content +", "+ message.content + (' (last)' if loop.last else '') +"
             ),
             "cannot be extended",
@@ -403,7 +404,7 @@ def test_the_pocket_style_template_of_one_token_per_role_is_extended_exactly():
             ),
             "cannot be extended",
         ),
-        (QWEN_TEMPLATE.replace("+ '<|im_end|>' +", "+"), "no stop token"),
+        (TEMPLATE.replace("+ '<|im_end|>' +", "+"), "no stop token"),
         ("{{ raise_exception('no system messages here') }}", "no system messages here"),
         (None, "no chat template"),
     ],

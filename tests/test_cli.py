@@ -1,34 +1,48 @@
-"""The command lines on bad input: one sentence on stderr, exit code 2, nothing overwritten."""
+"""The command lines: every command is found, helps at once and reads each flag in one way; bad
+input is one sentence on stderr and exit code 2, and nothing is overwritten or left behind.
+"""
 
+import dataclasses
+import importlib.metadata
+import itertools
 import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+import tomllib
 
 import pytest
 
-from experiments import evaluate, run_dir, train
-from tests.tiny import save_pair
+import experiments.train
+from experiments import cli, evaluate, run_dir, train
+from experiments.command import unknown
+from experiments.commands import games, parity, play
+from experiments.commands import train as train_command
+from experiments.fake_pair import FOLDER, save_pair
+from experiments.presets import PRESETS
+from experiments.shapes import PUBLISHED, model_shape
+from ictjax.run_config import RoleConfig, to_dict
+
+ROOT = pathlib.Path(__file__).parents[1]
+WORDS = [
+    *((name,) for name in cli.COMMANDS),
+    *(("games", word) for word in ("list", "pack", "generate", "check")),
+    *(("bench", word) for word in ("sampler", "update", "envs", "all")),
+]
+HEAVY = ("jax", "flax", "transformers", "torch")
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return save_pair(tmp_path_factory.mktemp("models"))
-
-
-def flags(models, folder, *more):
-    return [
-        "--preset",
-        "fake-tiny",
-        "--actor.model",
-        str(models[0]),
-        "--reflector.model",
-        str(models[1]),
-        "--run-dir",
-        str(folder),
-        *more,
-    ]
+def flags(folder, *more):
+    return ["--preset", "fake-tiny", "--run-dir", str(folder), *more]
 
 
 def refused(capsys, main, argv, *words):
-    """Asserts that the program ends with exit code 2 and one sentence that holds all words."""
+    """Asserts that the program ends with exit code 2 and one sentence that holds all words and
+    names no class; gives the sentence.
+    """
     with pytest.raises(SystemExit) as ended:
         main(argv)
     errors = capsys.readouterr().err
@@ -36,94 +50,514 @@ def refused(capsys, main, argv, *words):
     sentence = [line for line in errors.splitlines() if line.startswith("ictjax: ")]
     assert len(sentence) == 1, errors
     for word in words:
-        assert word in sentence[0]
+        assert word in sentence[0], sentence[0]
     assert "Traceback" not in errors
+    assert not re.search(r"\b[A-Za-z]+(Args|Config|Games|Bench|Benches)\b", sentence[0]), sentence[
+        0
+    ]
+    return sentence[0]
+
+
+def tree(folder):
+    """Every file below a folder with its bytes."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def program(*argv, **settings):
+    """Runs `python -m experiments ...` beside this process."""
+    environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environ |= {"PYTHONPATH": str(ROOT)} | settings.pop("environ", {})
+    command = [sys.executable, *argv]
+    return subprocess.run(
+        command, cwd=ROOT, env=environ, text=True, timeout=120, check=False, **settings
+    )
+
+
+# Commands.
+
+
+def test_the_script_is_the_module():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert scripts["scripts"] == {"ictjax": "experiments.cli:main"}
+    entry = importlib.metadata.EntryPoint("ictjax", scripts["scripts"]["ictjax"], "console_scripts")
+    assert entry.load() is cli.main
+    for name in ("experiments", "experiments.games"):
+        argv = ["games", "list", "--env", "fake"][name != "experiments" :]
+        shown = program("-m", name, *argv, capture_output=True)
+        assert shown.returncode == 0 and "door" in shown.stdout and not shown.stderr
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_without_a_command_all_are_listed(capsys, argv):
+    cli.main(argv)
+    lines = capsys.readouterr().out.splitlines()
+    for name, about in cli.COMMANDS.items():
+        assert sum(line.split() == [name, *about.split()] for line in lines) == 1
+    assert max(map(len, lines)) <= 80
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    refused(capsys, cli.main, ["trian"], "'trian'", "did you mean 'train'?", "evaluate")
+    refused(capsys, cli.main, ["--train"], "'--train'")
+    refused(capsys, cli.main, ["games", "lst"], "'lst'", "did you mean 'list'?", "pack")
+    refused(capsys, cli.main, ["bench", "samplr"], "'samplr'", "did you mean 'sampler'?")
+
+
+def test_every_command_is_found_by_its_name(monkeypatch):
+    for name in cli.COMMANDS:
+        module = importlib.import_module(f"experiments.commands.{name}")
+        given = []
+        monkeypatch.setattr(module, "main", given.append)
+        cli.main([name, "--flag", "value"])
+        assert given == [["--flag", "value"]]
+
+
+_LIGHT = f"""\
+import sys
+from experiments.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code or 0
+else:
+    code = 0
+heavy = [name for name in {HEAVY} if name in sys.modules]
+sys.exit(f"loaded {{heavy}}" if heavy else code)
+"""
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_help_is_what_people_type_and_loads_nothing_heavy(words):
+    shown = program("-c", _LIGHT, *words, "--help", capture_output=True, environ={"COLUMNS": "80"})
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"usage: ictjax {' '.join(words)} ")
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "None}" not in shown.stdout or words == ("train",)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_values_of_every_preset_fit_a_terminal(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help", "--preset", name])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = re.sub(r"[\s│]+", " ", "\n".join(lines))
+    assert f"(default: {PRESETS[name].actor.model})" in text
+    assert f"--iterations INT updates (default: {PRESETS[name].iterations})" in text
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("train", "--preset", "gpt-9"),
+        ("train", "--preset", "fake-tiny", "--train-env", "chess"),
+        ("train", "--preset", "fake-tiny", "--mesh", "v9"),
+        ("train", "--preset", "fake-tiny", "--sead", "3"),
+        ("train", "--preset", "fake-tiny", "--grpo.group-size", "1"),
+        ("train", "--preset", "fake-tiny", "--actor.model", "./nowhere"),
+        ("train", "--preset", "fake-tiny", "--task.environment.train-families", "castle"),
+        ("train", "--preset", "fake-tiny", "--run-dir", "tests"),
+        ("train", "--config", "pyproject.toml"),
+        ("evaluate", "--run-dir", "tests"),
+        ("report", "--run-dir", "tests"),
+        ("compare", "tests"),
+        ("export", "--run-dir"),
+        ("play", "--env", "fake", "--family", "castle"),
+        ("play", "--env", "fake", "--family", "door", "--model", "./nowhere"),
+        ("games", "list", "--env", "chess"),
+        ("generate", "--model", "x", "--prompt", "x", "--top-p", "0"),
+        ("generate", "--model", "./nowhere", "--prompt", "x"),
+        ("bench", "envs", "--minihack", "castle"),
+        ("pretrain", "--stage", "everything"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_refused_before_anything_heavy_is_loaded(argv):
+    said = program("-c", _LIGHT, *argv, capture_output=True)
+    assert said.returncode == 2, said.stderr
+    assert said.stderr.startswith("ictjax: ") and said.stderr.count("\n") == 1
+    assert said.stdout == ""
+
+
+def test_lists_and_tables_load_nothing_heavy(tmp_path):
+    config = to_dict(PRESETS["fake-tiny"])
+    arms = {name: {"mean": 0.5} for name in ("initial", "untrained", "trained")}
+    test = {"difference": 0.0, "ci95": [-0.1, 0.1], "p": 1.0}
+    overall = {"train": {"arms": arms, "tests": {"trained_vs_untrained": test}}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    compared = tmp_path / "compared"
+    compared.mkdir()
+    (compared / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (compared / "evaluation.json").write_text(json.dumps({"overall": overall}), encoding="utf-8")
+    for argv, word in (
+        (("games", "list", "--env", "fake"), "door"),
+        (("report", "--run-dir", str(tmp_path)), "report.html"),
+        (("compare", str(compared)), "compared"),
+    ):
+        shown = program("-c", _LIGHT, *argv, capture_output=True)
+        assert (shown.returncode, shown.stderr) == (0, ""), argv
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("train", "--help"),
+        ("games", "--help"),
+        ("games", "list", "--env", "fake"),
+        ("play", "--env", "fake", "--family", "door", "--policy", "random"),
+    ],
+    ids=" ".join,
+)
+def test_a_closed_pipe_ends_a_command_quietly(argv):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = program("-m", "experiments", *argv, stdout=writing, stderr=subprocess.PIPE)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_transformers_does_not_advise_to_install_pytorch():
+    script = (
+        "import ictjax, os; before = dict(os.environ); import logging, transformers;"
+        " logging.getLogger('transformers').warning('something else');"
+        " assert dict(os.environ) == before"
+    )
+    without = {
+        "TRANSFORMERS_VERBOSITY": "",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "",
+        "USE_TORCH": "0",
+    }
+    said = program("-c", script, capture_output=True, environ=without)
+    assert said.returncode == 0, said.stderr
+    assert "something else" in said.stderr and "PyTorch" not in said.stderr
+
+
+def test_parity_without_pytorch_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    refused(capsys, parity.main, [], "PyTorch is not installed", "constraints.txt", "[parity]")
+    assert "torch==" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+
+# Flags.
 
 
 def test_unknown_preset(capsys):
     refused(capsys, train.main, ["--preset", "gpt-9"], "'gpt-9'", "pocket-minihack")
-    refused(capsys, train.main, [], "--preset is missing")
+    refused(capsys, train.main, ["--preset=pocket-minihak"], "did you mean 'pocket-minihack'?")
+    refused(capsys, train.main, [], "--preset is missing", "pocket-minihack")
 
 
-def test_unknown_flag(capsys, models, tmp_path):
-    refused(capsys, train.main, flags(models, tmp_path / "run", "--sead", "3"), "--sead", "--help")
+@pytest.mark.parametrize("flag", ["--train-env", "--train_env"])
+@pytest.mark.parametrize("form", ["{} {}", "{}={}"])
+def test_a_flag_that_decides_defaults_is_read_in_every_form(flag, form):
+    argv = ["--preset", "fake-tiny", *form.format(flag, "alfworld").split()]
+    args, preset = train_command.read_args(argv)
+    assert preset == "fake-tiny"
+    assert args.settings.task.environment.name == args.train_env == "alfworld"
+    for name in ("nonsense", "alfwrld"):
+        argv[2:] = form.format(flag, name).split()
+        with pytest.raises(ValueError, match=f"no task '{name}'.*use one of fake, alfworld"):
+            train_command.read_args(argv)
+    assert "did you mean" in str(unknown("x", "alfwrld", ["fake", "alfworld"]))
+
+
+def test_flags_come_in_any_order():
+    parts = [
+        ["--preset", "qwen2.5-7b-minihack"],
+        ["--train_env=alfworld"],
+        ["--mesh", "v5e-8"],
+        ["--train-options", "data=generated,rooms=small"],
+        ["--seed=3"],
+        ["--task.environment.train-families", "put", "look"],
+        ["--actor.mesh.data", "4"],
+        ["--check"],
+    ]
+    wanted, _ = train_command.read_args([*itertools.chain(*parts)])
+    config = wanted.settings
+    assert config.task.environment.options["rooms"] == "small"
+    assert config.task.environment.train_families == ("put", "look")
+    assert (config.seed, config.reflector.mesh.tensor, config.actor.mesh.data) == (3, 4, 4)
+    rng = random.Random(0)
+    for _ in range(5):
+        rng.shuffle(parts)
+        assert train_command.read_args([*itertools.chain(*parts)]) == (
+            wanted,
+            "qwen2.5-7b-minihack",
+        )
+
+
+def test_of_a_flag_given_twice_the_last_one_counts():
+    argv = ["--preset", "pocket-minihack", "--train-env", "minihack", "--seed", "1"]
+    args, preset = train_command.read_args(
+        [*argv, "--preset", "fake-tiny", "--train-env=alfworld", "--seed=2"]
+    )
+    assert (preset, args.train_env, args.settings.seed) == ("fake-tiny", "alfworld", 2)
+    assert args.settings.actor == PRESETS["fake-tiny"].actor
+
+
+def test_a_flag_in_the_place_of_a_value_is_no_value(capsys):
+    refused(capsys, train.main, ["--preset"], "--preset has no value")
+    argv = ["--preset", "fake-tiny", "--task.initial-prompt", "--mesh", "v5e-8"]
+    refused(capsys, train.main, argv, "--task.initial-prompt has no value")
+
+
+def test_options_belong_to_the_environment_that_they_were_written_for():
+    argv = ["--preset", "pocket-minihack", "--task.environment.name=fake"]
+    assert train_command.read_args(argv)[0].settings.task.environment.options == {}
+
+
+def test_unknown_flag(capsys, tmp_path):
+    refused(
+        capsys,
+        train.main,
+        flags(tmp_path / "run", "--sead", "3"),
+        "--sead",
+        "did you mean --seed?",
+        "`ictjax train --help`",
+    )
+    refused(capsys, train.main, flags(tmp_path / "run", "stray"), "'stray'")
     refused(capsys, evaluate.main, ["--run-dir", str(tmp_path)], "no config.json")
     assert not (tmp_path / "run").exists()
 
 
-def test_values_that_do_not_fit(capsys, models, tmp_path):
-    refused(
-        capsys,
-        train.main,
-        flags(models, tmp_path / "run", "--meta.replay-weight", "3"),
-        "replay_weight",
-        "3",
-    )
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--meta.replay-weight", "3"), ("meta.replay_weight", "3")),
+        (("--seed", "x"), ("--seed takes a whole number, not 'x'",)),
+        (("--optimizer.learning-rate", "x"), ("--optimizer.learning-rate takes a number",)),
+        (("--reflector.dtype", "bfloat"), ("did you mean 'bfloat16'?", "float32")),
+        (("--reflector.lora.rank", "-1"), ("reflector.lora.rank is -1",)),
+        (("--actor-sampler.num-slots", "0"), ("actor-sampler: num_slots is 0",)),
+        (("--reflector.mesh.tensor", "0"), ("reflector.mesh: mesh tensor is 0",)),
+        (("--batch.num-rows", "7"), ("batch.num_rows", "7")),
+        (("--mesh", "v5e-9"), ("'v5e-9'", "did you mean 'v5e-8'?", "h200")),
+        (("--train-options", "rooms"), ("KEY=VALUE", "'rooms'")),
+        (("--task.environment.train-families", "castle"), ("'castle'", "bell, door, lamp")),
+        (("--task.environment.name", "chess"), ("'chess'", "minihack")),
+        (("--actor.model", "/no/where"), ("/no/where", "--actor.model")),
+        (("--reflector.model", "no/such-model"), ("no/such-model", "hub")),
+    ],
+)
+def test_values_that_do_not_fit(capsys, tmp_path, more, words):
+    refused(capsys, train.main, flags(tmp_path / "run", *more), *words)
+    assert not list(tmp_path.iterdir())
 
 
-def test_unknown_family_and_environment(capsys, models, tmp_path):
-    argv = flags(models, tmp_path / "run", "--task.environment.train-families", "castle")
-    refused(capsys, train.main, argv, "'castle'", "bell, door, lamp")
-    argv = flags(models, tmp_path / "run", "--task.environment.name", "chess")
-    refused(capsys, train.main, argv, "'chess'", "minihack")
-    assert not (tmp_path / "run").exists()
+def test_a_long_list_is_named_by_the_command_that_shows_it(capsys):
+    for main, argv in (
+        (train.main, ["--preset", "pocket-minihack", "--task.environment.train-families", "eet"]),
+        (play.main, ["--family", "eet"]),
+        (games.main, ["list", "--families", "eet"]),
+        (cli.main, ["bench", "envs", "--minihack", "eet"]),
+    ):
+        said = refused(capsys, main, argv, "'eet'", "eat", "`ictjax games list --env minihack`")
+        assert len(said) < 200
+    assert len(refused(capsys, play.main, [], "--family is missing", "ictjax games list")) < 200
 
 
-def test_missing_checkpoint(capsys, models, tmp_path):
-    argv = [*flags(models, tmp_path / "run"), "--reflector.model", str(tmp_path / "nothing")]
-    refused(capsys, train.main, argv, "nothing", "--reflector.model")
-    refused(
-        capsys,
-        train.main,
-        ["--preset", "qwen2.5-7b-minihack", "--run-dir", str(tmp_path / "run")],
-        "Qwen2.5-7B-Instruct",
-    )
-    assert not (tmp_path / "run").exists()
+def test_commands_play_the_same_environment_unless_told(capsys):
+    games.main(["list", "--families", "eat"])
+    assert capsys.readouterr().out.startswith("minihack")
+    refused(capsys, play.main, ["--family", "castle"], "of minihack")
 
 
-def test_a_run_directory_of_another_configuration_is_left_alone(capsys, models, tmp_path):
+def test_a_path_is_never_broken_in_a_message(capsys, tmp_path):
+    long = f"/a/{'very-long-name/' * 8}end"
+    refused(capsys, train.main, flags(tmp_path, "--seed", long), f"not '{long}'")
+
+
+# Configurations of other runs.
+
+
+def saved_config(folder, **changes):
+    folder.mkdir()
+    config = dataclasses.replace(PRESETS["fake-tiny"], iterations=7)
+    (folder / "config.json").write_text(json.dumps({**to_dict(config), **changes}))
+    return config, folder / "config.json"
+
+
+def test_the_configuration_of_a_run_can_be_given_back(tmp_path, capsys):
+    config, path = saved_config(tmp_path / "a")
+    args, preset = train_command.read_args(["--config", str(path), "--seed", "3"])
+    assert preset is None and args.settings == dataclasses.replace(config, seed=3)
+    refused(capsys, train.main, ["--config", str(path)], "--run-dir is missing")
+    argv = ["--config", str(path), "--train-env", "alfworld"]
+    refused(capsys, train.main, argv, "--train-env", "which preset")
+    (tmp_path / "a" / "manifest.json").write_text('{"preset": "fake-tiny"}')
+    args, preset = train_command.read_args(argv)
+    assert preset == "fake-tiny" and args.settings.task.environment.name == "alfworld"
+    refused(capsys, train.main, [*argv, "--preset", "fake-tiny"], "exclude each other")
+    refused(capsys, train.main, ["--config", str(tmp_path)], "is no file")
+
+
+def test_the_manifest_names_the_preset_that_the_other_run_was_of(tmp_path, monkeypatch):
+    _, path = saved_config(tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").write_text('{"preset": "fake-tiny"}')
+    monkeypatch.setattr(experiments.train, "train", lambda *_, **__: None)
+    train.main(["--config", str(path), "--seed", "3", "--run-dir", str(tmp_path / "b")])
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["preset"] == "fake-tiny"
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["seed"] == 3
+
+
+def test_a_configuration_of_another_version_names_the_field(tmp_path, capsys):
+    _, path = saved_config(tmp_path / "a", shape=None)
+    for main, argv in (
+        (train.main, ["--config", str(path), "--run-dir", str(tmp_path / "b")]),
+        (evaluate.main, ["--run-dir", str(path.parent)]),
+    ):
+        refused(capsys, main, argv, "of another version", "field shape")
+    assert not (tmp_path / "b").exists()
+
+
+# Run directories.
+
+
+def test_a_run_directory_of_another_configuration_is_left_alone(capsys, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"seed": 5}))
-    refused(capsys, train.main, flags(models, folder), "another configuration", "--run-dir")
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    said = refused(capsys, train.main, flags(folder), "another configuration", "--run-dir")
+    assert "RUN=" not in said
+    monkeypatch.setenv("MAKELEVEL", "1")
+    refused(capsys, train.main, flags(folder), "another configuration", "--run-dir", "RUN=name")
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     assert json.loads((folder / "config.json").read_text()) == {"seed": 5}
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(capsys, models, tmp_path):
+def test_a_folder_that_holds_something_else_is_left_alone(capsys, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    refused(capsys, train.main, flags(models, tmp_path), "no run directory", "--run-dir")
+    refused(capsys, train.main, flags(tmp_path), "no run directory", "--run-dir")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_too_little_disk(capsys, models, tmp_path, monkeypatch):
+def test_too_little_disk(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(run_dir, "_MIN_FREE_BYTES", 2**60)
-    refused(capsys, train.main, flags(models, tmp_path / "run"), "MiB of disk", "--run-dir")
+    refused(capsys, train.main, flags(tmp_path / "run"), "MiB of disk", "--run-dir")
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluate_without_checkpoint(capsys, models, tmp_path):
-    refused(capsys, evaluate.main, [], "--run-dir is missing")
-    from experiments.presets import PRESETS
-    from ictjax.run_config import to_dict
+@pytest.fixture
+def reads_no_weights(monkeypatch):
+    """Whoever starts to read weights fails."""
+    monkeypatch.setattr(experiments.train, "train", None)
 
-    config = to_dict(PRESETS["fake-tiny"].with_models(*map(str, models)))
-    (tmp_path / "config.json").write_text(json.dumps(config))
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ("--actor-sampler.max-len", "65536", "--actor-sampler.attended-buckets", "160"),
+            ("actor_sampler.max_len = 65536", "32768 positions", "--actor-sampler.max-len"),
+        ),
+        (
+            ("--reflector-sampler.max-len", "65536"),
+            ("reflector_sampler.max_len = 65536", "--reflector-sampler.max-len"),
+        ),
+        (
+            ("--actor.mesh.data", "3"),
+            ("actor_sampler.num_slots = 4", "actor.mesh.data = 3"),
+        ),
+        (
+            ("--actor.mesh.data", "2", "--reflector.mesh.data", "2"),
+            ("does not use all 8 devices",),
+        ),
+    ],
+)
+@pytest.mark.usefixtures("reads_no_weights")
+def test_limits_that_do_not_fit_are_said_before_weights_are_read(capsys, tmp_path, more, words):
+    refused(capsys, train.main, flags(tmp_path / "new" / "run", *more), *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("reads_no_weights")
+def test_a_tokenizer_of_another_model_is_said_before_weights_are_read(capsys, tmp_path):
+    actor, _ = save_pair(tmp_path)
+    config = json.loads((actor / "config.json").read_text())
+    (actor / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+    argv = flags(tmp_path / "run", "--actor.model", str(actor))
+    refused(capsys, train.main, argv, "has embeddings of 9 ids")
+    assert not (tmp_path / "run").exists()
+
+
+def failing(monkeypatch, *made):
+    """Training that raises after it has made some files of its run directory."""
+
+    def train_(_config, folder, **_):
+        for name in ("checkpoints/half", "tensorboard/events", "metrics.jsonl", *made):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("")
+        raise ValueError("it does not fit")
+
+    monkeypatch.setattr(experiments.train, "train", train_)
+
+
+def test_a_start_that_fails_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
+    failing(monkeypatch)
+    refused(capsys, train.main, flags(tmp_path / "new" / "run"), "it does not fit")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    refused(capsys, train.main, flags(tmp_path / "mine"), "it does not fit")
+    assert (tmp_path / "mine").is_dir() and not list((tmp_path / "mine").iterdir())
+
+
+def test_what_was_played_is_kept_when_a_start_fails(capsys, tmp_path, monkeypatch):
+    failing(monkeypatch, "contexts/precollected.jsonl")
+    refused(capsys, train.main, flags(tmp_path / "run"), "it does not fit")
+    assert {"config.json", "manifest.json", "contexts"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+
+
+def test_a_start_that_fails_leaves_an_old_run_as_it_was(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.train, "train", lambda *_, **__: None)
+    train.main(flags(tmp_path / "run"))
+    before = tree(tmp_path)
+    assert before
+
+    def train_(*_, **__):
+        raise ValueError("it does not fit")
+
+    monkeypatch.setattr(experiments.train, "train", train_)
+    refused(capsys, train.main, flags(tmp_path / "run"), "it does not fit")
+    assert tree(tmp_path) == before
+
+
+def test_evaluate_without_checkpoint(capsys, tmp_path):
+    refused(capsys, evaluate.main, [], "--run-dir is missing")
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(PRESETS["fake-tiny"])))
     refused(capsys, evaluate.main, ["--run-dir", str(tmp_path)], "no checkpoint", "train first")
 
 
-@pytest.mark.parametrize("main", [train.main, evaluate.main])
-def test_help_names_the_main_flags(capsys, main):
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    assert "--run-dir" in text
-    if main is train.main:
-        assert all(
-            flag in text for flag in ("--preset", "--seed", "--iterations", "--meta.fresh-games")
-        )
+# Models.
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+    ],
+)
+def test_published_models_have_as_many_weights_as_published(name, count):
+    assert PUBLISHED[name].num_params == count
+    assert model_shape(RoleConfig(model=name)) == PUBLISHED[name]
+
+
+def test_every_preset_is_of_a_model_that_ships_or_is_published():
+    for config in PRESETS.values():
+        for role in (config.actor, config.reflector):
+            assert model_shape(role).num_params > 0
 
 
 def test_the_7b_preset_builds_on_shapes_alone(capsys):
@@ -131,3 +565,32 @@ def test_the_7b_preset_builds_on_shapes_alone(capsys):
     text = capsys.readouterr().out
     assert "7,615,616,512" in text
     assert "build on shapes" in text
+
+
+def test_another_reflector_is_counted_by_its_own_shape(capsys):
+    argv = ["--preset", "qwen2.5-7b-minihack", "--check", "--reflector.model", "Qwen/Qwen3-4B"]
+    train.main(argv)
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    counts = {row[1].strip(): row[2].strip() for row in rows}
+    assert counts["actor"] == "7,615,616,512"
+    assert counts["reference"] == counts["trained weights"] == "4,022,468,096"
+
+
+def test_a_model_on_disk_is_read_whatever_it_is_called(tmp_path, monkeypatch):
+    actor, _ = save_pair(tmp_path)
+    (tmp_path / "Qwen").mkdir()
+    actor.rename(tmp_path / "Qwen" / "Qwen3-4B")
+    monkeypatch.chdir(tmp_path)
+    assert model_shape(RoleConfig(model="Qwen/Qwen3-4B")).num_params < 10_000
+
+
+def test_a_model_that_nobody_knows_is_never_counted_as_another(capsys):
+    argv = ["--preset", "qwen2.5-7b-minihack", "--check", "--actor.model", "Qwen/Qwen9-4B"]
+    refused(capsys, train.main, argv, "Qwen/Qwen9-4B", "give a checkpoint folder")
+
+
+def test_the_pair_that_ships_is_the_one_that_is_made(tmp_path):
+    save_pair(tmp_path)
+    shipped = {path.relative_to(FOLDER): data for path, data in tree(FOLDER).items()}
+    assert shipped == {path.relative_to(tmp_path): data for path, data in tree(tmp_path).items()}
+    assert sum(map(len, shipped.values())) < 40_000

@@ -1,10 +1,12 @@
 """The table of several runs."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
-from experiments.compare import compare
+from experiments.compare import compare, main
 
 
 def _run(folder, seed: int, trained: float) -> None:
@@ -19,7 +21,9 @@ def _run(folder, seed: int, trained: float) -> None:
         for split in ("train", "heldout")
     }
     (folder / "evaluation.json").write_text(json.dumps({"overall": overall}), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps({"seed": seed}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({"seed": seed, "task": {"environment": {"name": "minihack"}}}), encoding="utf-8"
+    )
 
 
 def test_a_row_per_run_and_split(tmp_path):
@@ -29,9 +33,18 @@ def test_a_row_per_run_and_split(tmp_path):
     columns = [list(column.cells) for column in table.columns]
     assert columns[0] == ["a", "a", "b", "b"]
     assert columns[1] == ["0", "0", "1", "1"]
-    assert columns[2] == ["train", "heldout"] * 2
-    assert columns[5] == ["81", "81", "62", "62"]
-    assert columns[6][0].startswith("+50 ") and columns[7][0] == "0.003"
+    assert columns[2] == ["minihack"] * 4
+    assert columns[3] == ["train", "heldout"] * 2
+    assert columns[6] == ["81", "81", "62", "62"]
+    assert columns[7][0].startswith("+50 ") and columns[8][0] == "0.003"
+
+
+def test_the_table_fits_a_terminal(tmp_path):
+    _run(tmp_path / "seed0", 0, 0.81)
+    page = io.StringIO()
+    Console(file=page, width=80).print(compare((tmp_path / "seed0",)))
+    rows = [line for line in page.getvalue().splitlines() if "seed0" in line]
+    assert len(rows) == 2 and all("+50 [+10, +60]" in row and "minihack" in row for row in rows)
 
 
 def test_other_benchmarks_are_rows_too(tmp_path):
@@ -40,13 +53,21 @@ def test_other_benchmarks_are_rows_too(tmp_path):
     (tmp_path / "a" / "evaluation-alfworld.json").write_text(
         json.dumps({"overall": {"transfer": data["overall"]["train"]}})
     )
-    assert list(compare((tmp_path / "a",)).columns[2].cells) == [
-        "train",
-        "heldout",
-        "transfer alfworld",
-    ]
+    table = compare((tmp_path / "a",))
+    assert list(table.columns[2].cells) == ["minihack", "minihack", "alfworld"]
+    assert list(table.columns[3].cells) == ["train", "heldout", "transfer"]
 
 
 def test_a_run_without_evaluation_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere has no evaluation.json"):
+    with pytest.raises(ValueError, match="nowhere is no run directory"):
         compare((tmp_path / "nowhere",))
+    _run(tmp_path / "a", 0, 0.81)
+    (tmp_path / "a" / "evaluation.json").unlink()
+    with pytest.raises(ValueError, match="a has no evaluation.json: run `ictjax evaluate"):
+        compare((tmp_path / "a",))
+
+
+def test_without_arguments_it_says_what_to_give(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "ictjax compare runs/seed0 runs/seed1" in capsys.readouterr().err

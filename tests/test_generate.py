@@ -212,13 +212,13 @@ class SlowSampler:
 def test_text_comes_as_it_is_sampled_whole_characters_at_a_time():
     tokenizer, pieces = byte_tokenizer(), []
     sampler = SlowSampler(tuple(tokenizer("né🙂!")["input_ids"]))
-    generate.Speaker(sampler, tokenizer.decode, pieces.append, with_json=False).reply(
+    generate.Typist(sampler, tokenizer.decode, pieces.append, with_json=False).reply(
         7, request=None
     )
     assert [piece for piece in pieces if piece] == ["n", "é", "🙂", "!", "\n"]
     half = SlowSampler(tuple(tokenizer("é")["input_ids"][:1]))
     pieces.clear()
-    generate.Speaker(half, tokenizer.decode, pieces.append, with_json=False).reply(7, request=None)
+    generate.Typist(half, tokenizer.decode, pieces.append, with_json=False).reply(7, request=None)
     assert pieces == ["\ufffd", "\n"]
 
 
@@ -250,9 +250,12 @@ def refused(capsys, *argv):
             "--tokens holds 260, which is not in the model's vocabulary, 0 to 259",
         ),
         (["--tokens=-1"], "--tokens holds -1"),
-        (["--tokens", "1", "--max-new-tokens", "0"], "max_new_tokens is 0"),
-        (["--tokens", "1", "--top-p", "0"], "top_p is 0"),
-        (["--tokens", "1", "--temperature", "-1"], "temperature is -1"),
+        (["--tokens", "1", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
+        (["--tokens", "1", "--top-p", "0"], "--top-p must be above 0"),
+        (
+            ["--tokens", "1", "--temperature", "-1"],
+            "--temperature must be 0 (greedy) or above, got -1",
+        ),
         (["--tokens", "1", "--adapter", "nowhere"], "adapter_config.json"),
         (["--tokens", "1", "--dtype", "int8"], "int8"),
         ([], "--prompt is missing"),

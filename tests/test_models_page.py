@@ -9,9 +9,10 @@ import shlex
 import pytest
 from rich.console import Console
 
-from experiments import generate, plan_shapes
+from experiments import plan_shapes
+from experiments.command import parse
+from experiments.commands.generate import GenerateArgs
 from experiments.presets import PRESETS, on_named_mesh
-from experiments.run_dir import parse
 from ictjax.config import MESHES, LoraConfig
 from ictjax.models.hf.translate import FAMILIES
 
@@ -72,7 +73,7 @@ def test_the_memory_table_is_what_check_prints(mesh, monkeypatch):
 
 
 def test_the_commands_of_the_page_parse():
-    commands = re.findall(r"^python -m experiments\.generate (.*?)(?:  +#.*)?$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^ictjax generate (.*?)(?:  +#.*)?$", PAGE, re.MULTILINE)
     assert len(commands) > 4
     for command in commands:
-        parse(generate.GenerateArgs, "", shlex.split(command.replace("[", "").replace("]", "")))
+        parse(GenerateArgs, "generate", "", shlex.split(command.replace("[", "").replace("]", "")))

@@ -18,10 +18,10 @@ import pytest
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from experiments import play
+from experiments.fake_pair import save_pair
 from ictjax import players
 from ictjax.records import trajectory_from_json
 from tests.test_cli import refused
-from tests.tiny import save_pair
 
 DOOR = GameId(env="fake", family="door", key="6")  # two steps away
 ROOT = pathlib.Path(__file__).parents[1]
@@ -203,6 +203,8 @@ def test_bad_input(capsys, tmp_path):
         "minihack|eat|1",
         "--env fake",
     )
+    refused(capsys, play.main, ["--max-turn-tokens", "0"], "--max-turn-tokens", "0")
+    refused(capsys, play.main, ["--temperature", "-1"], "--temperature", "-1")
     refused(capsys, play.main, ["--game", "fake|door|x"], "fake|door|x")
     refused(capsys, play.main, ["--game", "fake|door"], "env|family|key")
     refused(

@@ -10,6 +10,7 @@ import pytest
 
 from envs.registry import load_environment
 from experiments import compare, evaluate, report, train
+from experiments.commands.evaluate import evaluation_name
 from experiments.presets import PRESETS, TASKS, in_folders, model_folder, preset, task
 from experiments.run_dir import check_families
 from experiments.tasks import POCKET_ALFWORLD, POCKET_MINIHACK, manners, with_options
@@ -17,7 +18,7 @@ from ictjax.manners import read_manners
 from ictjax.metrics import read_metrics
 from ictjax.players import check_language
 from ictjax.records import trajectory_from_json
-from tests.tiny import programs_kept_in, save_pair
+from tests.tiny import programs_kept_in
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,19 +32,7 @@ def compiled_once(tmp_path_factory):
 def start(tmp_path_factory):
     """The flags of a run on ALFWorld with hand-made models, which cannot read it."""
     folder = tmp_path_factory.mktemp("alfworld")
-    actor, reflector = map(str, save_pair(folder / "models"))
-    return [
-        "--preset",
-        "fake-tiny",
-        "--actor.model",
-        actor,
-        "--reflector.model",
-        reflector,
-        "--run-dir",
-        str(folder / "run"),
-        "--iterations",
-        "1",
-    ]
+    return ["--preset", "fake-tiny", "--run-dir", str(folder / "run"), "--iterations", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -113,21 +102,19 @@ def test_the_report_names_the_games_of_every_number(evaluated):
     assert "trained on alfworld, generated games, rooms=small, text=compact" in page
     assert "Measured on alfworld, generated games, rooms=small, text=compact." in page
     assert "Results, on fake" in page and "Measured on fake." in page
-    assert list(compare.compare((evaluated,)).columns[2].cells) == [
-        "train",
-        "heldout",
-        "transfer fake",
-    ]
+    columns = compare.compare((evaluated,)).columns
+    assert list(columns[2].cells) == ["alfworld", "alfworld", "fake"]
+    assert list(columns[3].cells) == ["train", "heldout", "transfer"]
 
 
 def test_an_evaluation_is_named_by_what_differs_from_training():
     own = task("fake-tiny", "alfworld")
-    assert evaluate.evaluation_name(own, own, None, "") == "evaluation"
-    assert evaluate.evaluation_name(own, own, "alfworld", "") == "evaluation"
-    assert evaluate.evaluation_name(own, task("fake-tiny", "fake"), "fake", "") == "evaluation-fake"
+    assert evaluation_name(own, own, None, "") == "evaluation"
+    assert evaluation_name(own, own, "alfworld", "") == "evaluation"
+    assert evaluation_name(own, task("fake-tiny", "fake"), "fake", "") == "evaluation-fake"
     options = "test=valid_seen,data=/my games"
     assert (
-        evaluate.evaluation_name(own, with_options(own, options), None, options)
+        evaluation_name(own, with_options(own, options), None, options)
         == "evaluation-alfworld,data=_my_games,test=valid_seen"
     )
 

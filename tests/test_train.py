@@ -16,6 +16,7 @@ from rich.console import Console
 from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
 from experiments.evaluate import evaluate
+from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import LoraConfig
@@ -26,7 +27,6 @@ from ictjax.players import initial_weights
 from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.run_config import differences, from_dict, to_dict
 from ictjax.train import train
-from tests.tiny import save_pair
 
 ITERATIONS = 8
 
@@ -345,13 +345,17 @@ def test_configurations_of_other_versions_are_refused():
     config = to_dict(PRESETS["fake-tiny"])
     with pytest.raises(
         ValueError,
-        match="RoleConfig cannot be read from 'models/tiny': the file is of another version",
+        match="of another version: its field actor holds 'models/tiny' where several fields are",
     ):
         from_dict({**config, "actor": "models/tiny"})
-    with pytest.raises(
-        ValueError, match="TrainConfig has no field 'colour': the file is of another version"
-    ):
+    with pytest.raises(ValueError, match="of another version: its field colour is not known"):
         from_dict({**config, "colour": "red"})
+    config["task"]["rollout"]["speed"] = 3
+    with pytest.raises(ValueError, match="its field task.rollout.speed is not known"):
+        from_dict(config)
+    del config["task"]["rollout"]["speed"], config["grpo"]["group_size"]
+    with pytest.raises(ValueError, match="its field grpo.group_size is missing"):
+        from_dict(config)
 
 
 @pytest.mark.parametrize(

@@ -178,5 +178,5 @@ def check_game(content: Any) -> dict[str, Any]:
 def remedy(path: pathlib.Path, *flags: str) -> str:
     """The command that completes the games at a path, for the end of an error message."""
     if path.is_file():
-        return "`python -m experiments.games pack` of a complete download"
+        return "`ictjax games pack` of a complete download"
     return f"`{' '.join(('alfworld-download', '--data-dir', str(path), *flags))}`"

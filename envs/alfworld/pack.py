@@ -61,7 +61,7 @@ class Pack:
         if not rows:
             raise ValueError(
                 f"There is no game {key} in {self._path}: pack a complete download again with"
-                " experiments.games pack."
+                " `ictjax games pack`."
             )
         domain, grammar, body, digest = rows[0]
         try:
@@ -170,7 +170,7 @@ def _about(path: str) -> tuple[Index, Mapping[int, bytes]]:
     except ValueError as error:
         raise ValueError(
             f"{path} is no packed file of ALFWorld games, or is damaged: write it with"
-            " experiments.games pack."
+            " `ictjax games pack`."
         ) from error
     if about.get("format") != _FORMAT:
         raise ValueError(

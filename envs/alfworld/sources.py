@@ -23,7 +23,7 @@ def open_source(data: str = "auto") -> Source | None:
         if source is None:
             raise ValueError(
                 f"There are no ALFWorld games at {data!r}: give a folder that holds {FOLDER}, or a"
-                " file that experiments.games pack wrote."
+                " file that `ictjax games pack` wrote."
             )
         return source
     places = [os.environ.get("ALFWORLD_DATA"), "~/.cache/alfworld"]

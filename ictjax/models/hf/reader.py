@@ -55,7 +55,7 @@ def load_checkpoint(
     config = read_config(folder)
     if dtype is not None:
         config = config.with_param_dtype(dtype)
-    _check_vocabulary(folder, config)
+    check_vocabulary(folder, config)
     tensors = layout(config)
     files = _locate(folder, config, tensors)
     parts: dict[tuple[str, ...], list[str]] = {}
@@ -104,7 +104,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return data
 
 
-def _check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
+def check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
+    """Raises ValueError for a tokenizer with more ids than the model has embeddings."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return

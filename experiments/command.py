@@ -1,0 +1,240 @@
+"""What every command shares: its flags, what it says to bad input, signals and closed pipes."""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+HELP = ("-h", "--help")
+CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
+_MOST_NAMES = 12  # of a list in one sentence
+_Args = TypeVar("_Args")
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def run_main(body: Callable[[], None], remedy: str) -> None:
+    """Runs a command: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM with a
+    word on how to go on, output into a closed pipe without a word (exit code 141).
+    """
+
+    def stop(number: int, _frame: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second signal ends the program at once
+        raise Stopped(number)
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        try:
+            body()
+        finally:
+            sys.stdout.flush()  # here, not while the interpreter ends: there nobody can catch it
+    except BrokenPipeError:
+        # what is still buffered goes nowhere, so that the interpreter's own flush is quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
+    except ValueError as error:
+        print(f"ictjax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:
+    """The refusal of a name that is none: with the nearest one and the names there are, or, where
+    these are many, the nearest few and the command that lists all.
+
+    Args:
+      complaint: the sentence without its end, for example "Unknown preset 'x'".
+      listed_by: the command that lists all names.
+    """
+    nearest = difflib.get_close_matches(given, known, n=3)
+    if len(known) > _MOST_NAMES and listed_by:
+        there = f"`{listed_by}` lists all {len(known)}"
+        return ValueError(
+            f"{complaint} (nearest: {', '.join(nearest)}): {there}."
+            if nearest
+            else f"{complaint}: {there}."
+        )
+    meant = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    return ValueError(f"{complaint}{meant}: use one of {', '.join(known)}.")
+
+
+def parse(
+    kind: Any, command: str, description: str, argv: Sequence[str], default: _Args | None = None
+) -> Any:
+    """Flags -> a dataclass of `kind`; of a flag that is given twice, the last one counts.
+
+    Args:
+      kind: the dataclass.
+      command: as people type it behind `ictjax`.
+      description: what --help begins with.
+      default: what is not given.
+
+    Raises:
+      ValueError: flags or values that do not exist, in one sentence.
+    """
+    return _parse(kind, command, argv, default, description=description)
+
+
+def parse_subcommand(
+    kinds: Mapping[str, type], command: str, description: str, argv: Sequence[str]
+) -> Any:
+    """The flags behind a second word, `ictjax COMMAND WORD ...`, as the dataclass of that word;
+    without a word, or with --help, `description` and the words there are. Raises ValueError as
+    `parse` does.
+    """
+    if not argv or argv[0] in HELP:
+        overview(
+            f"ictjax {command}",
+            description,
+            {name: " ".join((kind.__doc__ or "").split()) for name, kind in kinds.items()},
+        )
+        sys.exit(0)
+    if argv[0] not in kinds:
+        raise unknown(f"Unknown word {argv[0]!r} behind {command}", argv[0], list(kinds))
+    kind = kinds[argv[0]]
+    return parse(kind, f"{command} {argv[0]}", kind.__doc__ or "", argv[1:])
+
+
+def overview(program: str, description: str, words: Mapping[str, str]) -> None:
+    """Prints the words that may follow a program, each with what it does."""
+    print(f"usage: {program} COMMAND ...\n")
+    print("\n".join(textwrap.wrap(description, _width(), break_on_hyphens=False)) + "\n")
+    indent = max(map(len, words)) + 4
+    for name, about in words.items():
+        lines = textwrap.wrap(about, _width() - indent, break_on_hyphens=False)
+        print(f"  {name:<{indent - 2}}" + f"\n{' ' * indent}".join(lines))
+    print(f"\n`{program} {next(iter(words))} --help`, for example, lists its flags.")
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_Args, list[str]]:
+    """The flags that a dataclass has, for those that decide the defaults of others, and the
+    arguments that are left over: --help among them.
+
+    Raises ValueError as `parse` does.
+    """
+    return _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
+
+
+def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:
+    if default is not None:
+        settings["default"] = default
+
+    def read() -> Any:
+        return tyro.cli(kind, prog=f"ictjax {command}", args=list(argv), **settings)
+
+    page = _Page()
+    try:
+        with contextlib.redirect_stdout(page), contextlib.redirect_stderr(io.StringIO()):
+            return read()
+    except SystemExit as ended:
+        if not ended.code:
+            print("\n".join(map(_wrapped, page.lines())))
+            raise
+    complaint = io.StringIO()
+    # once more, in lines that are never broken
+    with _wide(), contextlib.redirect_stderr(complaint), contextlib.suppress(SystemExit):
+        read()
+    raise ValueError(f"{_sentence(complaint.getvalue())}; see `ictjax {command} --help`.")
+
+
+class _Page(io.TextIOWrapper):
+    """Catches --help, with the colours and the characters that it will be shown with."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        super().__init__(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8")
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    def lines(self) -> list[str]:
+        """What was written."""
+        self.seek(0)
+        return self.read().splitlines()
+
+
+def _wrapped(line: str) -> str:
+    """A line of --help. The parser fits its boxes to the terminal, but not what stands above."""
+    if line.startswith(("\u2500", "\u2502", "\u256d", "\u2570", "\x1b")) or len(line) <= _width():
+        return line
+    return textwrap.fill(line, _width(), break_on_hyphens=False)
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _sentence(complaint: str) -> str:
+    """What the parser's box says, in one clause that begins with the flag."""
+    lines = [re.sub("[\u2500-\u257f]|-{4,}", "", line).strip() for line in complaint.splitlines()]
+    title, text = complaint.splitlines()[0], next(filter(None, lines[1:]), complaint.strip())
+    flags = [line for line in lines[2:] if line.startswith("--")]
+    if "Required" in title:
+        first = lines.index(flags[0]) if flags else 2
+        about = "".join(lines[first + 1 : first + 2]).replace("(required)", "").strip()
+        what = f"{lines[first].split()[0]} is missing"
+        return f"{what}: {about.rstrip('.')}" if about else what
+    if found := re.match(r"Unrecognized options: ([^,]*)", text):
+        meant = f" (did you mean {flags[0].split()[0].rstrip(',')}?)" if flags else ""
+        return f"Unknown {'flag' if found[1].startswith('-') else 'argument'} {found[1]!r}{meant}"
+    if found := re.match(
+        r"invalid choice '(.*)' for argument '(.*)'\. .* one of \((.*?),?\)", text
+    ):
+        choices = [each.strip().strip("'") for each in found[3].split(",")]
+        return str(unknown(f"{found[2]} cannot be {found[1]!r}", found[1], choices)).rstrip(".")
+    if found := re.match(r"Missing value for argument '(.*?)'", text):
+        return f"{found[1]} has no value: give one behind it"
+    if found := re.match(r"Error parsing (--\S+): invalid literal for int\(\).*: (.*)", text):
+        return f"{found[1]} takes a whole number, not {found[2]}"
+    if found := re.match(r"Error parsing (--\S+): could not convert string to float: (.*)", text):
+        return f"{found[1]} takes a number, not {found[2]}"
+    if found := re.match(r"Error parsing (\S+): (.*)", text):
+        return _of_record(found[1].removeprefix("settings."), found[2].rstrip("."))
+    return text.rstrip(".")
+
+
+def _of_record(place: str, message: str) -> str:
+    """What a record that refused its values says, with the place of the record on the command line
+    unless the message names it.
+    """
+    if place[0].isupper():  # the name of a class: the command itself
+        return message
+    if place.startswith("--"):
+        return f"{place}: {message}"
+    *above, last = place.replace("-", "_").split(".")
+    if message.startswith(f"{place.replace('-', '_')}."):
+        return message
+    return ".".join([*above, message]) if message.startswith(f"{last}.") else f"{place}: {message}"

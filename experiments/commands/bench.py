@@ -1,0 +1,175 @@
+"""`ictjax bench [sampler | update | envs | all]`."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.command import HELP, parse_subcommand, run_main
+from experiments.console import Terminal
+from experiments.run_dir import check_families, open_environment
+
+_DESCRIPTION = (
+    "Measures the sampler, the update and the environments on this machine, each against a peer in"
+    " the same run. Without a word: all three."
+)
+_PLAIN_WIDTH = 140  # of tables that go to a file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every benchmark takes."""
+
+    repetitions: int = 5
+    """Timed rounds; results are medians over them."""
+    json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
+    """Also write the results, with machine and versions, to this file."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1:  # not True, not None
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} must be at least 1, got {value}."
+                )
+
+
+_Shape = Literal["pocket", "medium", "qwen2.5-0.5b"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerBench(Common):
+    """Multi-turn conversations: keep each row's KV cache, or prefill the whole conversation again
+    in every turn.
+    """
+
+    shape: _Shape = "pocket"
+    """Of the model; weights are random."""
+    rows: int = 8
+    """Conversations at the same time."""
+    prompt: int = 256
+    """Tokens of the system prompt, which all conversations share."""
+    turns: int = 5
+    """Turns of each conversation."""
+    observed: int = 32
+    """Tokens of each observation. One length for all is the peers' best case: nothing to pad."""
+    reply: int = 16
+    """Tokens generated in each turn."""
+    decode_steps: int = 16
+    """Tokens sampled per dispatch of the sampler."""
+    transformers: bool = True
+    """Also measure Hugging Face transformers, where torch is installed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateBench(Common):
+    """One GRPO update, against the same update with the logits of all positions at once."""
+
+    shape: _Shape = "pocket"
+    """Of the model; weights are random."""
+    vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Instead of the shape's own (512 for pocket, where the head hardly matters; try 16384)."""
+    rows: int = 8
+    """Sequences in the batch."""
+    prompt: int = 320
+    """Prompt tokens of each sequence."""
+    reply: int = 64
+    """Response tokens of each sequence."""
+    microbatches: int = 1
+    """Parts of the batch whose gradients are accumulated; the peer takes the batch whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvsBench(Common):
+    """Games in this process and in pools of workers, beside stock TextWorld, and beside a fresh
+    MiniHack environment for every episode.
+    """
+
+    repetitions: int = 3
+    """Timed rounds; results are medians over them."""
+    alfworld: tuple[str, ...] = ("clean", "cool", "heat", "look", "pick_two", "put")
+    """ALFWorld families (none: leave ALFWorld out)."""
+    minihack: tuple[str, ...] = ("eat", "keyroom", "mazewalk", "room_monster")
+    """MiniHack families (none: leave MiniHack out)."""
+    data: str = "auto"
+    """Of ALFWorld: official games where a download is found, else generated ones; or a path."""
+    workers: tuple[int, ...] = (1, 2)
+    """Sizes of the pools."""
+    episodes: int = 64
+    """Games per family; a pool plays them at the same time."""
+    steps: int = 20
+    """Random actions per game, unless it ends earlier."""
+    stock: bool = True
+    """Also measure the original engines."""
+    stock_games: int = 1
+    """Of each ALFWorld family that stock TextWorld plays: a reset takes it seconds."""
+    stock_steps: int = 8
+    """Actions of each of these."""
+    published_games: int = 16
+    """Of each MiniHack family that the published way plays."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, families in (("alfworld", self.alfworld), ("minihack", self.minihack)):
+            if families:
+                check_families(open_environment(name, {}), families)
+        if not self.workers or min(self.workers) < 1:
+            raise ValueError(
+                f"--workers must be one or more numbers of at least 1, got {self.workers}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AllBenches(Common):
+    """All three at their default sizes."""
+
+
+_BENCHES: Mapping[str, type[Common]] = MappingProxyType(
+    {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
+)
+_WORDS: Mapping[str, type[Common]] = MappingProxyType({**_BENCHES, "all": AllBenches})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(words), "nothing was written; start it again to measure.")
+
+
+def _main(argv: list[str]) -> None:
+    if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
+        argv = ["all", *argv]
+    args = parse_subcommand(_WORDS, "bench", _DESCRIPTION, argv)
+    _check_target(args.json)
+    if isinstance(args, AllBenches):
+        chosen = {name: kind(repetitions=args.repetitions) for name, kind in _BENCHES.items()}
+    else:
+        chosen = {argv[0]: args}
+    console = Terminal(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    # what is measured is JAX; flags are right when it is loaded
+    from experiments import bench
+
+    bench.run(chosen, args.json, argv, console)
+
+
+def _check_target(path: pathlib.Path | None) -> None:
+    """Raises ValueError, before anything is measured, for a file that could not be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--json {path} is a folder: name a file.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"The folder of --json {path} does not exist: make it, or name a file elsewhere."
+        )
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(
+            f"The folder of --json {path} cannot be written to: name a file elsewhere."
+        )

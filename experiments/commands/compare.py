@@ -1,0 +1,48 @@
+"""`ictjax compare DIR ...`."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from experiments.command import parse, run_main
+from experiments.console import Terminal
+
+_DESCRIPTION = (
+    "Prints one table of the evaluations of several runs, for example of one preset under several"
+    " seeds."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareArgs:
+    """All arguments."""
+
+    run_dirs: Annotated[
+        tuple[pathlib.Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="DIR ...", help_behavior_hint=""),
+    ] = ()
+    """Evaluated run directories, for example runs/seed0 runs/seed1."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence for a run that is not evaluated."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(words), "start it again to print the table.")
+
+
+def _main(argv: list[str]) -> None:
+    args = parse(CompareArgs, "compare", _DESCRIPTION, argv)
+    if not args.run_dirs:
+        raise ValueError(
+            "No run is named: give evaluated run directories, for example `ictjax compare"
+            " runs/seed0 runs/seed1`."
+        )
+    # figures and statistics take a second to load
+    from experiments.compare import compare
+
+    Terminal().print(compare(args.run_dirs))

@@ -1,0 +1,131 @@
+"""`ictjax evaluate --run-dir DIR`."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from experiments.command import HELP, parse, parse_known, run_main
+from experiments.console import Terminal
+from experiments.presets import PRESETS, task
+from experiments.run_dir import check_families, open_environment, preset_of, read_config
+from experiments.tasks import with_options
+from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
+
+_DESCRIPTION = (
+    "Does the trained reflector write better prompts than the untrained one, on games never seen?"
+    " Every arm plays the same games in the same order with the same keys, so differences are"
+    " paired. A loop reflects on STREAM games (split train); its last prompt, never its best, is"
+    " scored once on TEST games (split test) whose initial states occur neither among the STREAM"
+    " games nor in training. --eval-env plays another task than the one trained on: transfer"
+    " between benchmarks."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunArgs:
+    """What decides the defaults of all other flags, and is therefore read first."""
+
+    run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
+        None
+    )
+    """The run to evaluate, for example runs/demo."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateArgs(RunArgs):
+    """All flags."""
+
+    eval_env: Annotated[
+        str | None, tyro.conf.arg(metavar="TASK", help_behavior_hint="(default: as trained on)")
+    ] = None
+    """Another task to play, for example alfworld."""
+    eval_options: Annotated[str, tyro.conf.arg(metavar="KEY=VALUE,...", help_behavior_hint="")] = ""
+    """Options of its environment, for example test=valid_unseen."""
+    evaluation: EvaluationConfig
+    """How much to play; the run's config.json has the defaults."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_main(
+        lambda: _main(words),
+        "start it again with the same flags to go on with the arms that are missing.",
+    )
+
+
+def evaluation_name(
+    trained_on: TaskConfig, played: TaskConfig, task_name: str | None, options: str
+) -> str:
+    """What the files of an evaluation are called: "evaluation" for the task trained on, else the
+    task and the options given, behind a hyphen.
+    """
+    if played == trained_on:
+        return "evaluation"
+    about = [task_name or played.environment.name, *sorted(filter(None, options.split(",")))]
+    return "evaluation-" + re.sub(r"[^\w.=,-]", "_", ",".join(about))
+
+
+def _main(argv: list[str]) -> None:
+    first, rest = parse_known(RunArgs, "evaluate", argv)
+    if first.run_dir is None:
+        if not {*HELP} & {*rest}:
+            raise ValueError(
+                "--run-dir is missing: name the directory of a run, for example runs/demo."
+            )
+        shown = EvaluateArgs(evaluation=PRESETS["pocket-minihack"].evaluation)
+        parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, shown)
+        return
+    run_dir = first.run_dir
+    config = from_dict(read_config(run_dir))
+    default = EvaluateArgs(run_dir=run_dir, evaluation=config.evaluation)
+    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, default)
+    if args.run_dir != run_dir:
+        raise ValueError(
+            "--run-dir stands where the value of another flag is missing: write each as"
+            " --FLAG=VALUE."
+        )
+    played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
+    settings = played.environment
+    environment = open_environment(settings.name, settings.options)
+    check_families(environment, (*settings.train_families, *settings.heldout_families))
+    if not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
+    name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
+    console = Terminal()
+    # what plays is JAX; flags are right when it is loaded
+    from experiments.evaluate import ARMS, evaluate
+
+    report = evaluate(
+        run_dir,
+        dataclasses.replace(config, evaluation=args.evaluation),
+        console,
+        task=played,
+        name=name,
+    )
+    for split, overall in report["overall"].items():
+        means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
+        test = overall["tests"]["trained_vs_untrained"]
+        console.print(
+            f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p ="
+            f" {test['p']:.3g}",
+            highlight=False,
+        )
+    console.print(f"Evaluated. Results: {run_dir / name}.json", highlight=False, soft_wrap=True)
+
+
+def _task(config: TrainConfig, name: str | None, run_dir: pathlib.Path) -> TaskConfig:
+    if name is None:
+        return config.task
+    preset = preset_of(run_dir)
+    if preset is None:
+        raise ValueError(
+            f"--eval-env {name} has no meaning here: {run_dir / 'manifest.json'} does not say which"
+            " preset the models are of; evaluate without it."
+        )
+    return task(preset, name)

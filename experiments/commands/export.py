@@ -1,0 +1,56 @@
+"""`ictjax export --run-dir DIR --out DIR`."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.command import parse, run_main
+from experiments.console import Terminal
+
+_DESCRIPTION = (
+    "Writes the reflector of a run's newest checkpoint as a folder that"
+    " transformers.AutoModelForCausalLM.from_pretrained loads: weights, config, generation config"
+    " and tokenizer. An adapter is merged into its base, or written alone in PEFT's format with"
+    " --adapter."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """All flags."""
+
+    run_dir: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
+    """A run of `ictjax train`."""
+    out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to write; new or empty."""
+    adapter: bool = False
+    """Write the LoRA adapter alone, in PEFT's format."""
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: as in the checkpoint that was trained)"),
+    ] = None
+    """Of the weights written; adapters are float32."""
+    max_shard_gb: float = 5.0
+    """Largest safetensors file, in 10^9 bytes."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(words), "start it again with an empty --out.")
+
+
+def _main(argv: list[str]) -> None:
+    args = parse(ExportArgs, "export", _DESCRIPTION, argv)
+    # what reads checkpoints is JAX; flags are right when it is loaded
+    from experiments.export import export
+
+    step = export(args)
+    what = "adapter" if args.adapter else "reflector"
+    Terminal().print(
+        f"Wrote the {what} of iteration {step} to {args.out}.", highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,103 @@
+"""`ictjax generate --model DIR --prompt TEXT`."""
+
+import contextlib
+import dataclasses
+import pathlib
+import readline  # noqa: F401 (input() edits its lines with it)
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.command import parse, run_main
+from experiments.presets import check_model
+
+_DESCRIPTION = (
+    "Generates text with a model: the answer to --prompt by its chat template, the continuation of"
+    " --prompt --raw or of --tokens, or, with neither, a conversation where you type the prompts."
+    ' The text comes as it is sampled; with --json the last line is {"ids": [...], "logprobs":'
+    " [...]} of the sampled tokens."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateArgs:
+    """All flags."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Folder in Hugging Face layout, or id on the hub."""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """What you say; without it (and without --tokens), a conversation on the terminal."""
+    tokens: Annotated[str | None, tyro.conf.arg(metavar="IDS", help_behavior_hint="")] = None
+    """Ids to continue, as 1,2,3; the folder needs no tokenizer then."""
+    system: Annotated[
+        str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the chat template's)")
+    ] = ""
+    """System prompt."""
+    raw: bool = False
+    """Continue the prompt as it stands, without a chat template."""
+    thinking: Annotated[
+        bool | None,
+        tyro.conf.arg(metavar="{True,False}", help_behavior_hint="(default: the template's)"),
+    ] = None
+    """Thinking switch of the chat template (Qwen3)."""
+    adapter: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
+        None
+    )
+    """Folder with a LoRA adapter in PEFT's format, put on the model."""
+    max_new_tokens: int = 256
+    """Most tokens to sample, per reply."""
+    greedy: bool = False
+    """Take the likeliest token always, instead of sampling."""
+    temperature: float = 1.0
+    """Of sampling."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens of this mass (of 64 at most); 1: off."""
+    seed: int = 0
+    """Of sampling: the same seed gives the same text."""
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: as config.json says)"),
+    ] = None
+    """Of weights and activations."""
+    ignore_stop: bool = False
+    """Go on behind stop tokens, up to --max-new-tokens."""
+    json: bool = False
+    """Print ids and log-probabilities of the sampled tokens as the last line."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"--temperature must be 0 (greedy) or above, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p must be above 0 and at most 1 (off), got {self.top_p}.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(words), "start it again.")
+
+
+def _main(argv: list[str]) -> None:
+    args = parse(GenerateArgs, "generate", _DESCRIPTION, argv)
+    if args.prompt is None and args.tokens is None and not sys.stdin.isatty():
+        raise ValueError("--prompt is missing (or --tokens; a conversation needs a terminal).")
+    check_model(args.model, "--model")
+    # what answers is JAX; flags are right when it is loaded
+    from experiments.generate import generate
+
+    generate(args, _write, _ask)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _ask() -> str | None:
+    with contextlib.suppress(EOFError):
+        return input("> ")
+    return None

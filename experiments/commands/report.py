@@ -1,0 +1,52 @@
+"""`ictjax report --run-dir DIR`."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from experiments.command import parse, run_main
+from experiments.console import Terminal
+
+_DESCRIPTION = (
+    "Writes one self-contained page, DIR/report.html, and prints the table of results. Reads the"
+    " files of the run only; what is not there yet is said on the page, so a report can be made at"
+    " any moment of a run."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    """All flags."""
+
+    run_dir: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
+    """The run to report on, for example runs/demo."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on a directory that cannot be reported
+    on.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_main(lambda: _main(words), "start it again to write the report.")
+
+
+def _main(argv: list[str]) -> None:
+    args = parse(ReportArgs, "report", _DESCRIPTION, argv)
+    console = Terminal()
+    # figures and statistics take a second to load
+    from experiments.report import result_table, write_report
+    from experiments.report_data import load_run
+
+    run = load_run(args.run_dir)
+    path = write_report(run)
+    table = result_table(run)
+    console.print(
+        f"No evaluation yet: run `ictjax evaluate --run-dir {args.run_dir}` for the table."
+        if table is None
+        else table
+    )
+    console.print(f"Report: {path}", soft_wrap=True)

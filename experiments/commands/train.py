@@ -1,0 +1,161 @@
+"""`ictjax train --preset NAME --run-dir DIR`."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from experiments.command import HELP, parse, parse_known, run_main
+from experiments.console import Terminal
+from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
+from experiments.run_dir import check_families, check_run, open_environment, preset_of, read_json
+from experiments.tasks import with_options
+from ictjax.run_config import TrainConfig, from_dict
+
+_SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
+_DESCRIPTION = (
+    "Trains a reflector by GRPO to write better system prompts for a frozen actor. A run that was"
+    " stopped goes on when it is started again with the same flags. Every field of the preset can"
+    " be overridden, for example --meta.fresh-games 5; the values shown here are those of the"
+    f" preset that is named, else of {_SHOWN}. Of a flag given twice, the last one counts."
+    f" Presets: {', '.join(PRESETS)}."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartArgs:
+    """What decides the defaults of all other flags, and is therefore read first."""
+
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Which configuration to start from."""
+    config: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
+    """Instead of a preset: the config.json of a run."""
+    train_env: Annotated[
+        str | None, tyro.conf.arg(metavar="TASK", help_behavior_hint="(default: the preset's)")
+    ] = None
+    """Another task to train the preset's models on, for example alfworld."""
+    train_options: Annotated[str, tyro.conf.arg(metavar="KEY=VALUE,...", help_behavior_hint="")] = (
+        ""
+    )
+    """Options of the environment, for example data=generated."""
+    mesh: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as the roles' own flags say)"),
+    ] = None
+    """Devices by name, for example v5e-8."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _FirstArgs(StartArgs):
+    """These, and the flag of the configuration that decides which options its environment has."""
+
+    environment: Annotated[str | None, tyro.conf.arg(name="task.environment.name")] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArgs(StartArgs):
+    """All flags."""
+
+    run_dir: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET)"),
+    ] = None
+    """Where the run is written."""
+    check: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Build model, cache and update on shapes alone, print parameters and memory, and end."""
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """Fields of the preset."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exit code 2 with one sentence on bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_main(
+        lambda: _main(words),
+        "start it again with the same flags to go on from its last checkpoint.",
+    )
+
+
+def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
+    """The flags, and the preset that the models are of, where it is known. Raises ValueError for
+    what does not exist or does not fit together; --help ends the program.
+    """
+    first, rest = parse_known(_FirstArgs, "train", argv)
+    name, config = _configuration(first, asked_for_help=bool({*HELP} & {*rest}))
+    if first.train_env is not None:
+        if name is None:
+            raise ValueError(
+                f"--train-env {first.train_env} has no meaning here: {first.config} does not say"
+                " which preset its models are of; set the fields --task.environment.* instead."
+            )
+        config = config.on(task(name, first.train_env))
+    chosen = config.task
+    # options are of the environment that they were written for
+    if first.environment not in (None, chosen.environment.name):
+        chosen = dataclasses.replace(
+            chosen,
+            environment=dataclasses.replace(chosen.environment, name=first.environment, options={}),
+        )
+    config = config.on(with_options(chosen, first.train_options))
+    if first.mesh is not None:
+        config = on_named_mesh(config, first.mesh)
+    given = {field.name: getattr(first, field.name) for field in dataclasses.fields(StartArgs)}
+    default = TrainArgs(**given, settings=config)
+    args = parse(TrainArgs, "train", _DESCRIPTION, argv, default)
+    for flag, value in given.items():
+        if getattr(args, flag) != value:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} stands where the value of another flag is missing:"
+                " write each as --FLAG=VALUE."
+            )
+    return args, name
+
+
+def _configuration(first: StartArgs, *, asked_for_help: bool) -> tuple[str | None, TrainConfig]:
+    """What the other flags are differences to, and its preset."""
+    if first.config is not None:
+        if first.preset is not None:
+            raise ValueError("--preset and --config exclude each other: give one of them.")
+        if not first.config.is_file():
+            raise ValueError(
+                f"--config {first.config} is no file: name the config.json of a run, for example"
+                " runs/demo/config.json."
+            )
+        try:
+            config = from_dict(read_json(first.config))
+        except ValueError as error:
+            raise ValueError(f"--config {first.config} cannot be used: {error}") from error
+        return preset_of(first.config.parent), config
+    if first.preset is None and not asked_for_help:
+        raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
+    name = first.preset or _SHOWN
+    return name, preset(name)
+
+
+def _main(argv: list[str]) -> None:
+    args, name = read_args(argv)
+    if not args.settings.actor.endpoint.url:
+        check_model(args.settings.actor.model, "--actor.model")
+    check_model(args.settings.reflector.model, "--reflector.model")
+    console = Terminal()
+    if args.check:
+        # what builds shapes is JAX; so is the training below. Flags are right when it is loaded.
+        from experiments import plan_shapes
+
+        plan_shapes.check(args.settings, console)
+        return
+    if args.run_dir is None and args.preset is None:
+        raise ValueError("--run-dir is missing: a run from --config needs a directory of its own.")
+    run_dir = args.run_dir or pathlib.Path("runs") / str(args.preset)
+    settings = args.settings.task.environment
+    environment = open_environment(settings.name, settings.options)
+    check_families(environment, (*settings.train_families, *settings.heldout_families))
+    goes_on = check_run(run_dir, args.settings, environment)
+    from experiments.train import start
+
+    start(name, args.settings, run_dir, environment, console, goes_on=goes_on)

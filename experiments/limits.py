@@ -1,0 +1,52 @@
+"""Whether the numbers of a configuration fit its models and meshes, from small files alone."""
+
+from typing import NamedTuple
+
+from experiments.shapes import config_folder, model_shape
+from ictjax.config import SamplerConfig
+from ictjax.models.hf.reader import check_vocabulary
+from ictjax.run_config import RoleConfig, TrainConfig
+
+
+class LocalRole(NamedTuple):
+    """A model that is computed here, in its role."""
+
+    name: str
+    role: RoleConfig
+    sampler: SamplerConfig
+
+
+def local_roles(config: TrainConfig) -> tuple[LocalRole, ...]:
+    """Actor and reflector; the reflector alone where the actor is called at an endpoint."""
+    actor = LocalRole("actor", config.actor, config.actor_sampler)
+    reflector = LocalRole("reflector", config.reflector, config.reflector_sampler)
+    return (reflector,) if config.actor.endpoint.url else (actor, reflector)
+
+
+def check_limits(config: TrainConfig) -> None:
+    """Reads each model's config.json and tokenizer, no weights, and compares.
+
+    Raises:
+      ValueError: a model that is not there, a conversation longer than its positions, a tokenizer
+        with more ids than it has embeddings, or a sampler that its mesh does not divide.
+    """
+    for name, role, sampler in local_roles(config):
+        model, folder = model_shape(role), config_folder(role.model)
+        if sampler.max_len > model.max_positions:
+            raise ValueError(
+                f"{name}_sampler.max_len = {sampler.max_len} exceeds the {model.max_positions}"
+                f" positions of {role.model}: lower --{name}-sampler.max-len, and what has to fit"
+                " into it."
+            )
+        if folder is not None:
+            check_vocabulary(folder, model)
+        for field, sizes in (
+            ("num_slots", (sampler.num_slots,)),
+            ("row_buckets", sampler.row_buckets),
+        ):
+            if any(size % role.mesh.data for size in sizes):
+                raise ValueError(
+                    f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by"
+                    f" {name}.mesh.data = {role.mesh.data}: every copy gets the same share; give"
+                    " multiples of it."
+                )
