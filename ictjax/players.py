@@ -122,10 +122,9 @@ def check_language(config: TrainConfig) -> None:
       ValueError: a model that says which environments it knows is not made for this one or for this
         style of text, or has no words for the first prompt.
     """
-    task, roles = config.task, [config.reflector]
-    if not config.actor.endpoint.url:
-        roles.insert(0, config.actor)
-    for role in roles:
+    task = config.task
+    roles: list[RoleConfig] = [] if config.actor.endpoint.url else [config.actor]
+    for role in (*roles, config.reflector):
         folder = local_folder(role.model, weights=False)
         manners = manners_for(folder, task.environment.name)
         if manners is not None:
