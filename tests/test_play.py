@@ -221,13 +221,11 @@ def test_a_run_shows_its_actor_under_its_own_prompts(monkeypatch, capsys, tmp_pa
     refused(capsys, play.main, other, "plays fake, not minihack")
 
 
-def test_the_prompt_is_the_environments_own_unless_given():
-    class Introduced(FakeEnvironment):
-        initial_prompt = "You walk."
-
-    assert play.read_prompt("", Introduced()) == "You walk."
-    assert "Action:" in play.read_prompt("", FakeEnvironment())
-    assert play.read_prompt("x" * 5000, FakeEnvironment()) == "x" * 5000
+def test_a_prompt_is_a_text_or_a_file(tmp_path):
+    (tmp_path / "prompt.txt").write_text("You walk.\n")
+    assert play.read_prompt(str(tmp_path / "prompt.txt"), "own") == "You walk."
+    assert play.read_prompt("", "own") == "own"
+    assert play.read_prompt("x" * 5000, "own") == "x" * 5000
 
 
 def test_bad_input(capsys, tmp_path):
