@@ -47,7 +47,7 @@ class Players:
     reflector: Reflector
     model: ModelConfig  # of the reflector
     # the reflector before training: the reference policy and an adapter's trunk; None where neither
-    # is used
+    # is used and the actor has other weights
     base: Params | None
     mesh: Mesh | None  # of the reflector, and of the update
     lora: LoraConfig
@@ -237,6 +237,8 @@ def open_speaker(
     elif isinstance(source, str | os.PathLike):
         with open_model(source, num_conversations=num_conversations, sizes=sizes) as speaker:
             yield speaker
+    elif isinstance(source, type):
+        raise ValueError(f"A speaker is an object, got the class {source.__name__}: call it first.")
     elif isinstance(source, Speaker):
         yield source
     else:
