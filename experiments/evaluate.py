@@ -31,7 +31,13 @@ from experiments.run_dir import (
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys
 from ictjax.loops import Arena
-from ictjax.players import initial_weights, newest_step, open_players, restore_trained
+from ictjax.players import (
+    check_language,
+    initial_weights,
+    newest_step,
+    open_players,
+    restore_trained,
+)
 from ictjax.records import Trajectory, to_json
 from ictjax.run_config import (
     EnvironmentConfig,
@@ -103,6 +109,7 @@ def evaluate(
     }
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
+    check_language(in_folders(played))
     step = newest_step(run_dir)
     games = describe_games(settings, environment)
     identity = {

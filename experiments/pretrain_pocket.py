@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
+from experiments import tasks
 from experiments.commands.pretrain import PretrainArgs, main
 from experiments.console import Terminal
 from experiments.pocket import lessons, measure, play
@@ -33,6 +34,7 @@ from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTa
 from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
+from ictjax.manners import write_manners
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
@@ -79,6 +81,9 @@ def pretrain(config: PretrainArgs) -> None:
                     tokenizer.save_pretrained(folder)
                     save_checkpoint(
                         folder, shape, train(config, shape, games, words, tokenizer, progress)
+                    )
+                    write_manners(
+                        folder, tasks.manners(tasks.POCKET_MINIHACK, tasks.POCKET_ALFWORLD)
                     )
         report = measure.measure(
             config.out,

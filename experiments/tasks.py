@@ -11,6 +11,7 @@ from types import MappingProxyType
 from envs import prompts
 from envs.minihack.families import PAPER_HELDOUT, PAPER_TRAIN, SOUND_HELDOUT, SOUND_TRAIN
 from ictjax.config import RolloutConfig
+from ictjax.manners import Manners
 from ictjax.run_config import EnvironmentConfig, TaskConfig
 
 # The paper's split: two kinds of household task are never trained on.
@@ -112,6 +113,20 @@ def _tasks(minihack: TaskConfig, alfworld: TaskConfig) -> Mapping[str, TaskConfi
             "alfworld": alfworld,
         }
     )
+
+
+def manners(*taught: TaskConfig) -> dict[str, Manners]:
+    """How a model that was taught these tasks expects to be spoken to, for its `ictjax.json`."""
+    return {
+        task.environment.name: Manners(
+            options=dict(task.environment.options),
+            initial_prompt=task.initial_prompt,
+            max_steps=task.rollout.max_steps,
+            max_turn_tokens=task.rollout.max_turn_tokens,
+            show_actions=task.rollout.show_actions,
+        )
+        for task in taught
+    }
 
 
 FAKE_TASKS: Mapping[str, TaskConfig] = MappingProxyType({"fake": FAKE, "alfworld": FAKE_ALFWORLD})

@@ -84,6 +84,22 @@ def manners_for(folder: str | os.PathLike[str], environment: str) -> Manners | N
     return known.get(environment)
 
 
+def check_style(
+    folder: str | os.PathLike[str], manners: Manners, options: Mapping[str, str]
+) -> None:
+    """Refuses an environment whose text a model cannot read.
+
+    Raises:
+      ValueError: its option `text` is another than the model expects.
+    """
+    expected = manners.options.get("text")
+    if expected is not None and options.get("text") != expected:
+        raise ValueError(
+            f"The model in {os.fspath(folder)} reads {expected} text only: set the environment's"
+            f" option text={expected}."
+        )
+
+
 def check_words(folder: str | os.PathLike[str], prompt: str, unknown: float) -> None:
     """Refuses a first prompt that a model cannot read.
 

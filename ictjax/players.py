@@ -19,6 +19,7 @@ from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import Function, FunctionSpeaker
 from ictjax.learner import LearnerState, make_optimizer, state_shapes
+from ictjax.manners import check_style, check_words, manners_for
 from ictjax.mesh import TRAINED_RULES, open_mesh, param_shardings
 from ictjax.model_speaker import ModelSpeaker
 from ictjax.models.config import ModelConfig
@@ -74,6 +75,7 @@ def open_players(
       ValueError: a folder that does not hold a model, a limit that does not fit one, or a mesh that
         does not fit the devices.
     """
+    check_language(config)
     role, lora = config.reflector, config.reflector.lora
     local = not config.actor.endpoint.url
     same = local and config.actor.frozen_key == role.frozen_key
@@ -110,6 +112,26 @@ def open_players(
             pad_id=chat.pad_id,
             set_trained=lambda weights: speaker.set_params(reflecting(weights)),
         )
+
+
+def check_language(config: TrainConfig) -> None:
+    """Reads the models' small files, no weights, and compares how they are spoken to in the task
+    with what they expect.
+
+    Raises:
+      ValueError: a model that says which environments it knows is not made for this one or for this
+        style of text, or has no words for the first prompt.
+    """
+    task, roles = config.task, [config.reflector]
+    if not config.actor.endpoint.url:
+        roles.insert(0, config.actor)
+    for role in roles:
+        folder = local_folder(role.model, weights=False)
+        manners = manners_for(folder, task.environment.name)
+        if manners is not None:
+            check_style(folder, manners, task.environment.options)
+        chat = ChatTokenizer(folder, thinking=role.thinking)
+        check_words(folder, task.initial_prompt, chat.unknown(task.initial_prompt))
 
 
 def initial_weights(config: TrainConfig) -> Params:

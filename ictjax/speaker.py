@@ -13,6 +13,7 @@ Tokens, caches, threads and connections are the speaker's own business. Speakers
 
 import dataclasses
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
@@ -142,4 +143,4 @@ def estimate_tokens(said: Sequence[Message] | str) -> int:
     token.
     """
     texts = [said] if isinstance(said, str) else [message.content for message in said]
-    return sum(map(len, texts)) // _CHARS_PER_TOKEN
+    return math.ceil(sum(map(len, texts)) / _CHARS_PER_TOKEN)

@@ -11,10 +11,12 @@ import pytest
 from envs.registry import load_environment
 from experiments import compare, evaluate, report, train
 from experiments.commands.evaluate import evaluation_name
-from experiments.presets import PRESETS, TASKS, preset, task
+from experiments.presets import PRESETS, TASKS, in_folders, model_folder, preset, task
 from experiments.run_dir import check_families
-from experiments.tasks import with_options
+from experiments.tasks import POCKET_ALFWORLD, POCKET_MINIHACK, manners, with_options
+from ictjax.manners import read_manners
 from ictjax.metrics import read_metrics
+from ictjax.players import check_language
 from ictjax.records import trajectory_from_json
 from tests.tiny import programs_kept_in
 
@@ -200,3 +202,43 @@ def test_options_are_added_to_those_of_the_task():
     assert changed.environment.options == {"text": "compact", "data": "official", "rooms": "full"}
     assert dataclasses.replace(changed, environment=base.environment) == base
     assert with_options(base, "") == base
+
+
+@pytest.mark.parametrize(
+    ("folder", "taught"),
+    [
+        (PRESETS["pocket-minihack"], (POCKET_MINIHACK,)),
+        (PRESETS["pocket-alfworld"], (POCKET_MINIHACK, POCKET_ALFWORLD)),
+    ],
+)
+def test_shipped_models_say_how_they_are_spoken_to(folder, taught):
+    for role in (folder.actor, folder.reflector):
+        assert read_manners(model_folder(role.model)) == manners(*taught)
+
+
+@pytest.mark.parametrize(
+    ("preset", "task", "complaint"),
+    [
+        ("pocket-minihack", "alfworld", "knows minihack only, not alfworld"),
+        ("pocket-alfworld", "alfworld", ""),
+        ("pocket-alfworld", "minihack", ""),
+    ],
+)
+def test_a_task_that_the_models_have_no_words_for_is_refused(preset, task, complaint):
+    config = in_folders(PRESETS[preset].on(TASKS[preset][task]))
+    if not complaint:
+        check_language(config)
+        return
+    with pytest.raises(ValueError, match=complaint):
+        check_language(config)
+
+
+def test_another_style_of_text_and_a_prompt_of_unknown_words_are_refused():
+    config = in_folders(PRESETS["pocket-minihack"])
+    environment = dataclasses.replace(config.task.environment, options={"text": "full"})
+    full = dataclasses.replace(config.task, environment=environment)
+    with pytest.raises(ValueError, match="reads compact text only: .* text=compact"):
+        check_language(config.on(full))
+    foreign = dataclasses.replace(config.task, initial_prompt="Traverse the labyrinth swiftly")
+    with pytest.raises(ValueError, match="has no words for 75% of the prompt 'Traverse"):
+        check_language(config.on(foreign))
