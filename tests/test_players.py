@@ -13,6 +13,7 @@ import pytest
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from envs.local import LocalPool
+from experiments.fake_pair import save_pair
 from experiments.presets import preset
 from ictjax import players as players_module
 from ictjax.checkpoint import Checkpointer
@@ -34,7 +35,7 @@ from ictjax.reflector import ask_groups
 from ictjax.rollout import Episode, rollout
 from ictjax.speaker import Limits
 from tests.chat_server import ChatServer, says
-from tests.tiny import programs_kept_in, save_pair, save_tiny_model
+from tests.tiny import programs_kept_in, save_tiny_model
 
 ONE, MESH = MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)  # of the eight virtual devices
 FULL, LORA = LoraConfig(), LoraConfig(rank=2)
