@@ -1,5 +1,4 @@
-"""Does the trained reflector write better prompts
-than the untrained one, on games never seen?
+"""Does the trained reflector write better prompts than the untrained one, on games never seen?
 
 Every arm plays the same games in the same order with the same keys, so differences are paired. A
 loop reflects `meta_turns` times on STREAM games (split "train"); its last prompt, never its best,
@@ -23,11 +22,7 @@ from experiments.commands.evaluate import main
 from experiments.console import LiveProgress
 from experiments.presets import in_folders
 from experiments.protocol import ARMS, choose_games, hashes_of_training, play_arm
-from experiments.run_dir import (
-    check_families,
-    describe_games,
-    open_pool,
-)
+from experiments.run_dir import check_families, describe_games, open_pool
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys
 from ictjax.loops import Arena

@@ -265,7 +265,7 @@ def _check_games(
     if before.get("games_sha256", "") != _games_sha256(settings, environment):
         raise ValueError(
             f"The games of {settings.name!r} are no longer those that {run_dir} was started with (a"
-            " download or a package has changed): {_elsewhere()}."
+            f" download or a package has changed): {_elsewhere()}."
         )
 
 

@@ -14,6 +14,7 @@ from experiments.presets import in_folders
 from experiments.run_dir import new_run, open_pool
 from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
+from ictjax.players import check_language
 from ictjax.run_config import TrainConfig
 from ictjax.train import train
 
@@ -53,6 +54,7 @@ def start(
         except ValueError as error:
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
     folders = in_folders(config)
+    check_language(folders)
     with contextlib.ExitStack() as resources:
         if not goes_on:
             devices = [str(device) for device in jax.devices()]
