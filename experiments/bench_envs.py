@@ -280,7 +280,7 @@ def _measure(
             )
             for workers in bench.workers
         }
-        for family, each in walks.items():
+        for family, walks_of_family in walks.items():
             booked = played[family] = {}
             with contextlib.closing(environment.open(family)) as game:
                 ways = {_HERE: functools.partial(play_here, game)}
@@ -291,7 +291,9 @@ def _measure(
                     ways[peer[0]] = peer[1]
                 designs: dict[str, Design] = {
                     design: functools.partial(
-                        _booked, booked.setdefault(design, []), functools.partial(way, each)
+                        _booked,
+                        booked.setdefault(design, []),
+                        functools.partial(way, walks_of_family),
                     )
                     for design, way in ways.items()
                 }
@@ -305,16 +307,21 @@ def _measure(
         played[_ALL] = {
             design: [
                 _sum(rounds)
-                for rounds in zip(*(each[design] for each in played.values()), strict=True)
+                for rounds in zip(
+                    *(rounds_by_design[design] for rounds_by_design in played.values()), strict=True
+                )
             ]
             for design in designs_of_all
         }
     return (
         _row(
-            f"{name} {family}", design, rounds[1:], each[peer[0]][1:] if peer is not None else None
+            f"{name} {family}",
+            design,
+            rounds[1:],
+            rounds_by_design[peer[0]][1:] if peer is not None else None,
         )  # the first round opens the live games
-        for family, each in played.items()
-        for design, rounds in each.items()
+        for family, rounds_by_design in played.items()
+        for design, rounds in rounds_by_design.items()
     )
 
 
@@ -330,8 +337,8 @@ def _sum(rounds: Sequence[Played]) -> Played:
 def _row(
     game: str, design: str, rounds: Sequence[Played], peer: Sequence[Played] | None
 ) -> dict[str, Any]:
-    resets = [each.num_resets / each.reset_s for each in rounds]
-    steps = [each.num_steps / each.step_s for each in rounds]
+    resets = [run.num_resets / run.reset_s for run in rounds]
+    steps = [run.num_steps / run.step_s for run in rounds]
     median = statistics.median
     return {
         "design": design,
@@ -340,7 +347,7 @@ def _row(
         "reset_ms": 1e3 / median(resets),
         "steps_per_s": median(steps),
         "step_us": 1e6 / median(steps),
-        "episodes_per_s": median(each.num_resets / (each.reset_s + each.step_s) for each in rounds),
+        "episodes_per_s": median(run.num_resets / (run.reset_s + run.step_s) for run in rounds),
         "reset_speedup": (
             None
             if peer is None

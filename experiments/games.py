@@ -52,7 +52,7 @@ def list_games(args: ListGames, console: Console) -> None:
             advance(done, len(families))
     table = _table(args.env, "family", *_SPLITS, *official)
     for family, row in counts.items():
-        table.add_row(family, *(f"{each:,}" if each else "-" for each in row))
+        table.add_row(family, *(f"{count:,}" if count else "-" for count in row))
     table.add_section()
     table.add_row("all", *(f"{sum(column):,}" for column in zip(*counts.values(), strict=True)))
     console.print(table)
@@ -160,11 +160,11 @@ def check_games(args: CheckGames, console: Console) -> None:
                 if first_split.setdefault(state, split) != split:
                     shared += 1
                     faults.append(f"{game} of {split} starts in a state of {first_split[state]}.")
-            counts = [f"{each:,}" for each in (len(games), len(states), shared)]
+            counts = [f"{count:,}" for count in (len(games), len(states), shared)]
             table.add_row(family, split, *counts, f"{wins:,}" if args.solve else "-")
     console.print(table)
-    for each in faults[:_SHOWN_FAULTS]:
-        console.print(each, **_PLAIN)
+    for fault in faults[:_SHOWN_FAULTS]:
+        console.print(fault, **_PLAIN)
     won = " Every game is won by its walkthrough." if args.solve else ""
     console.print(
         f"{len(faults):,} faults." if faults else f"No initial state is in two splits.{won}",

@@ -243,7 +243,7 @@ def shipped_folder(name: str) -> pathlib.Path | None:
     None where neither holds a config.json.
     """
     folders = (pathlib.Path(name), _ROOT / name)
-    return next((each for each in folders if (each / "config.json").is_file()), None)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def check_model(name: str, flag: str = "") -> None:

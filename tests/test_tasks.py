@@ -182,8 +182,8 @@ def refused(capsys, main, argv, *words):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_tasks_of_a_preset_fit_its_models_and_their_environments(name):
-    for each, setting in TASKS[name].items():
-        config = preset(name).on(task(name, each))  # its limits are checked
+    for task_name, setting in TASKS[name].items():
+        config = preset(name).on(task(name, task_name))  # its limits are checked
         assert config.task == setting
         options = {
             **setting.environment.options,

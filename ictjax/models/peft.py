@@ -137,10 +137,10 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
     targets = tuple(name for name in PROJECTIONS if _key(0, name, "A") in found)
     lora = LoraConfig(rank=rank, alpha=alpha, targets=targets)
     adapter: Params = {}
-    for each, letter in (("a", "A"), ("b", "B")):
+    for factor, letter in (("a", "A"), ("b", "B")):
         for name in targets:
-            shape = _shape(config, lora, f"{name}_lora_{each}")
-            flat = (math.prod(shape[1:-1]), rank) if each == "a" else (rank, math.prod(shape[2:]))
+            shape = _shape(config, lora, f"{name}_lora_{factor}")
+            flat = (math.prod(shape[1:-1]), rank) if factor == "a" else (rank, math.prod(shape[2:]))
             layers = []
             for layer in range(config.num_layers):
                 key = _key(layer, name, letter)
@@ -151,7 +151,7 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
                         f" {list(flat[::-1])}"
                     )
                 layers.append(found.pop(key).T)
-            adapter[f"{name}_lora_{each}"] = jnp.asarray(np.stack(layers).reshape(shape))
+            adapter[f"{name}_lora_{factor}"] = jnp.asarray(np.stack(layers).reshape(shape))
     if found:
         raise ValueError(
             f"{folder / WEIGHTS} holds {min(found)}, which is no projection of the model's layers:"
