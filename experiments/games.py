@@ -26,7 +26,14 @@ from envs.alfworld.tables import FAMILIES, load_tables
 from envs.api import Environment, GameId
 from envs.registry import describe
 from experiments.command import unknown
-from experiments.commands.games import CheckGames, GenerateGames, ListGames, PackGames, Which, main
+from experiments.commands.games import (
+    CheckGames,
+    EnvironmentArgs,
+    GenerateGames,
+    ListGames,
+    PackGames,
+    main,
+)
 from experiments.run_dir import check_families, open_environment
 from experiments.tasks import parse_options
 
@@ -195,7 +202,7 @@ def _started(
         live.close()
 
 
-def _environment(args: Which) -> tuple[Environment, tuple[str, ...]]:
+def _environment(args: EnvironmentArgs) -> tuple[Environment, tuple[str, ...]]:
     environment = open_environment(args.env, parse_options(args.options))
     check_families(environment, args.families)
     return environment, args.families or environment.families

@@ -66,7 +66,9 @@ def package_folder() -> pathlib.Path:
     """Where alfworld is installed. Raises ValueError when it is not."""
     spec = importlib.util.find_spec("alfworld")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("The package alfworld is not installed: pip install alfworld.")
+        raise ValueError(
+            "The package alfworld is not installed: pip install 'alfworld>=0.4.2,<0.5'."
+        )
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 

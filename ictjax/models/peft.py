@@ -24,7 +24,7 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import STORED, projection_names
 from ictjax.models.hf.reader import read_json
 from ictjax.models.lora import adapter_axes
-from ictjax.models.transformer import PROJECTIONS, Params
+from ictjax.models.transformer import PROJECTION_AXES, Params
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -134,7 +134,7 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
     rank, alpha = int(data["r"]), float(data["lora_alpha"])
     if data.get("use_rslora"):
         alpha *= math.sqrt(rank)  # such adapters are scaled by alpha / sqrt(rank)
-    targets = tuple(name for name in PROJECTIONS if _key(0, name, "A") in found)
+    targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
     lora = LoraConfig(rank=rank, alpha=alpha, targets=targets)
     adapter: Params = {}
     for factor, letter in (("a", "A"), ("b", "B")):
