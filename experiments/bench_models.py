@@ -108,8 +108,8 @@ def keep_cache(
     prompt is computed for the first one only.
     """
     flush()
-    clock = Stopwatch()
-    with clock.running():
+    stopwatch = Stopwatch()
+    with stopwatch.running():
         conversations = []
         for row, observed in enumerate(work.observations[0]):
             conversations.append(sampler.open([*work.prompt, *observed]))
@@ -123,7 +123,7 @@ def keep_cache(
             _generate(sampler, conversations, work.reply, replies)
         for conversation in conversations:
             sampler.close(conversation)
-    return clock.seconds, replies
+    return stopwatch.seconds, replies
 
 
 def prefill_again(
@@ -132,12 +132,12 @@ def prefill_again(
     """A fresh conversation per turn, and nothing left of the last one: the design of a rollout that
     calls `generate` on the whole text.
     """
-    clock = Stopwatch()
+    stopwatch = Stopwatch()
     texts = [list(work.prompt) for _ in work.observations[0]]
     replies: list[list[int]] = [[] for _ in texts]
     for observations in work.observations:
         flush()
-        with clock.running():
+        with stopwatch.running():
             for text, observed in zip(texts, observations, strict=True):
                 text += observed
             conversations = [sampler.open(text) for text in texts]
@@ -148,7 +148,7 @@ def prefill_again(
             ):
                 text += reply[start:]
                 sampler.close(conversation)
-    return clock.seconds, replies
+    return stopwatch.seconds, replies
 
 
 def _generate(
@@ -195,8 +195,8 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
     )
 
     def run() -> tuple[float, list[list[int]]]:
-        clock = Stopwatch()
-        with clock.running(), torch.inference_mode():
+        stopwatch = Stopwatch()
+        with stopwatch.running(), torch.inference_mode():
             texts = torch.tensor([work.prompt] * len(work.observations[0]), device=device)
             replies = []
             for observations in work.observations:
@@ -207,7 +207,7 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
                 )
                 replies.append(texts[:, start:])
             found = torch.cat(replies, dim=1).tolist()
-        return clock.seconds, found
+        return stopwatch.seconds, found
 
     if device != "cpu":
         return run, f"speedup hf: over transformers, which ran on {device}."
