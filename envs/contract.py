@@ -126,7 +126,8 @@ class _Case:
             )
             at = f" at {f'action {index}' if index else 'the reset'}"
             got, expected = (
-                each[index] if index < len(each) else "nothing" for each in (got, expected)
+                transcript[index] if index < len(transcript) else "nothing"
+                for transcript in (got, expected)
             )
             if isinstance(got, str) and isinstance(expected, str):
                 same = next(
@@ -639,9 +640,9 @@ def _close(case: _Case) -> None:
     unused, closed, other = (case.environment.open(case.family) for _ in range(3))
     expected = play_script(other, game, _script(case, game))
     closed.reset(game)
-    for each in (unused, unused, closed, closed):
+    for live in (unused, unused, closed, closed):
         try:
-            each.close()
+            live.close()
         except Exception as error:
             raise _Broken(
                 f"{game} raised {type(error).__name__} when it was closed, or closed again"

@@ -69,7 +69,9 @@ def random_player(rng: random.Random) -> Player:
     return lambda game: random_action(game.raw(), rng)
 
 
-def play(game: Game, game_id: GameId, player: Player, *, max_steps: int) -> tuple[Outcome, int]:
+def play_episode(
+    game: Game, game_id: GameId, player: Player, *, max_steps: int
+) -> tuple[Outcome, int]:
     """Plays one episode and returns how it ended and after how many actions."""
     game.reset(game_id)
     for turn in range(1, max_steps + 1):
@@ -116,11 +118,11 @@ def _measure(
     try:
         for game_id in ids:
             expert = make_player(game_id.env, game_id.family, random.Random(game_id.key))
-            outcome, steps = play(game, game_id, expert, max_steps=max_steps)
+            outcome, steps = play_episode(game, game_id, expert, max_steps=max_steps)
             counts["expert"] += outcome is Outcome.SUCCESS
             counts["steps"] += steps * (outcome is Outcome.SUCCESS)
             by_chance = chance(random.Random(game_id.key))
-            outcome, _ = play(game, game_id, by_chance, max_steps=max_steps)
+            outcome, _ = play_episode(game, game_id, by_chance, max_steps=max_steps)
             counts["random"] += outcome is Outcome.SUCCESS
     finally:
         game.close()

@@ -131,8 +131,8 @@ class WorkerPool:
                     max_games=capacity,
                 )
                 self._workers.append(_Worker(index, capacity, setup, self._folder, self._selector))
-            for each in self._workers:
-                self._start(each)
+            for worker in self._workers:
+                self._start(worker)
         except BaseException:
             self._shut_down()
             raise
@@ -154,7 +154,7 @@ class WorkerPool:
         """The processes that play now, one per worker: for those who watch them, or kill them to
         see what happens.
         """
-        return tuple(each.pid for each in self._workers if each.pid is not None)
+        return tuple(worker.pid for worker in self._workers if worker.pid is not None)
 
     def reset(self, game: GameId, *, max_steps: int) -> int:
         """Queues the start of an episode and returns its ticket; at `max_steps` actions it ends
@@ -227,20 +227,20 @@ class WorkerPool:
         until = time.monotonic() + timeout_s
         while True:
             self._place_queued()
-            for each in self._workers:
-                each.flush()
+            for worker in self._workers:
+                worker.flush()
             now = time.monotonic()
             wait_s = 0.0
             if self._unanswered and not self._events:
                 wait_s = max(
                     0.0,
-                    min(until, *(each.deadline_at(self._deadline_s) for each in self._workers))
+                    min(until, *(worker.deadline_at(self._deadline_s) for worker in self._workers))
                     - now,
                 )
             self._exchange(wait_s)
             self._place_queued()
-            for each in self._workers:
-                each.flush()
+            for worker in self._workers:
+                worker.flush()
             if self._events or not self._unanswered or time.monotonic() >= until:
                 events, self._events = self._events, []
                 return events
@@ -260,35 +260,37 @@ class WorkerPool:
         stuck.
         """
         for key, mask in self._selector.select(wait_s):
-            each: _Worker = key.data
+            worker: _Worker = key.data
             if mask & selectors.EVENT_WRITE:
-                each.flush()
+                worker.flush()
             if mask & selectors.EVENT_READ:
-                each.receive()
-        for each in self._workers:
+                worker.receive()
+        for worker in self._workers:
             try:
-                answers = wire.unpack(each.received)
+                answers = wire.unpack(worker.received)
             except ValueError:  # a game has written to the pipe: nothing behind it can be trusted
-                self._replace(each, "crashes", "its process garbled its answers")
+                self._replace(worker, "crashes", "its process garbled its answers")
                 continue
             for answer in answers:
-                self._take_answer(each, answer)
-            if each.at_end:
-                self._replace(each, "crashes", f"its process {each.wait()}")
-            elif time.monotonic() >= each.deadline_at(self._deadline_s):
-                limit_s = self._deadline_s if each.ready else max(self._deadline_s, _MIN_STARTUP_S)
-                self._replace(each, "timeouts", f"it did not answer within {limit_s:g} s")
+                self._take_answer(worker, answer)
+            if worker.at_end:
+                self._replace(worker, "crashes", f"its process {worker.wait()}")
+            elif time.monotonic() >= worker.deadline_at(self._deadline_s):
+                limit_s = (
+                    self._deadline_s if worker.ready else max(self._deadline_s, _MIN_STARTUP_S)
+                )
+                self._replace(worker, "timeouts", f"it did not answer within {limit_s:g} s")
             else:
-                each.bound_log()
+                worker.bound_log()
 
-    def _take_answer(self, each: "_Worker", answer: list[Any]) -> None:
+    def _take_answer(self, worker: "_Worker", answer: list[Any]) -> None:
         ticket, kind, *content = answer
         if kind == wire.READY:
-            each.ready = True
+            worker.ready = True
             return
         if kind == wire.UNUSABLE:
             self._break(f"cannot start its workers ({content[0]})")
-        each.settle(ticket)
+        worker.settle(ticket)
         episode = self._episodes.get(ticket)
         if episode is None:
             return  # released while the call ran
@@ -297,7 +299,7 @@ class WorkerPool:
         elif kind == wire.REPLAYED:
             self._take_replay(episode, content[0])
         else:
-            each.deaths = 0
+            worker.deaths = 0
             self._take_step(episode, *content)
 
     def _take_step(self, episode: "_Episode", fields: list[Any], digest: str) -> None:
@@ -392,10 +394,10 @@ class WorkerPool:
         self._detach(episode)
 
     def _detach(self, episode: "_Episode") -> None:
-        each = episode.home
-        if each is not None:
-            each.tickets.discard(episode.ticket)
-            each.send([wire.RELEASE, episode.ticket])
+        worker = episode.home
+        if worker is not None:
+            worker.tickets.discard(episode.ticket)
+            worker.send([wire.RELEASE, episode.ticket])
             episode.home = None
 
     def _place_queued(self) -> None:
@@ -406,49 +408,49 @@ class WorkerPool:
             if episode is None:
                 self._queue.popleft()  # released before it started
                 continue
-            each = max(
+            worker = max(
                 self._workers, key=lambda candidate: candidate.capacity - len(candidate.tickets)
             )
-            if len(each.tickets) >= each.capacity:
+            if len(worker.tickets) >= worker.capacity:
                 return
             self._queue.popleft()
             if episode.game in self._barred:
                 self._end_failed(episode, self._barred[episode.game])
                 continue
-            episode.home = each
-            each.tickets.add(ticket)
+            episode.home = worker
+            worker.tickets.add(ticket)
             self._send_call(episode)
 
-    def _replace(self, each: "_Worker", counter: str, reason: str) -> None:
+    def _replace(self, worker: "_Worker", counter: str, reason: str) -> None:
         """A worker is dead or stuck: start another and restore its episodes there."""
         self._counts[counter] += 1
-        culprit = each.culprit()
-        each.kill()
-        tail = each.tail()
-        deaths = each.deaths + 1
+        culprit = worker.culprit()
+        worker.kill()
+        tail = worker.tail()
+        deaths = worker.deaths + 1
         if deaths >= _MAX_DEATHS:
             self._break(
                 f"lost the same worker {deaths} times in a row; the last time"
                 f" {reason}{_quoted(tail)}"
             )
-        each.deaths = deaths
-        self._start(each)
+        worker.deaths = deaths
+        self._start(worker)
         # A suspect goes first: should it fail again, no innocent replay was in vain.
         lost = sorted(
-            (self._episodes[ticket] for ticket in each.tickets),
+            (self._episodes[ticket] for ticket in worker.tickets),
             key=lambda e: (e.ticket != culprit, -e.failures, e.ticket),
         )
         for episode in lost:
             if episode.ticket == culprit:
                 self._fail(episode, reason + (_quoted(tail) if counter == "crashes" else ""))
                 if episode.failures >= _MAX_FAILURES:
-                    each.deaths = 0
+                    worker.deaths = 0
             else:
                 self._restore(episode)
 
-    def _start(self, each: "_Worker") -> None:
+    def _start(self, worker: "_Worker") -> None:
         try:
-            each.start()
+            worker.start()
         except OSError as error:  # no space, no memory, no file descriptors
             self._break(f"cannot start its workers ({error})")
 
@@ -706,11 +708,11 @@ def _shut_down(
 ) -> None:
     if os.getpid() != owner_pid:
         return  # a fork of the owner's process: the workers are not its own
-    for each in workers:
-        each.stop()
+    for worker in workers:
+        worker.stop()
     until = time.monotonic() + _CLOSE_GRACE_S
-    for each in workers:
-        each.kill(grace_s=max(0.0, until - time.monotonic()))
+    for worker in workers:
+        worker.kill(grace_s=max(0.0, until - time.monotonic()))
     selector.close()
     shutil.rmtree(folder, ignore_errors=True)
 

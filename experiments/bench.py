@@ -75,8 +75,8 @@ def show(result: Result, console: Console) -> None:
     for row in result.rows:
         table.add_row(*map(_cell, row.values()))
     console.print(table)
-    for each in (f"speedup: over {result.peer}, median of paired runs.", *result.notes):
-        console.print(each, highlight=False, markup=False)
+    for note in (f"speedup: over {result.peer}, median of paired runs.", *result.notes):
+        console.print(note, highlight=False, markup=False)
 
 
 def _cell(value: Any) -> str:

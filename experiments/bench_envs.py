@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.api import Environment, Game, GameId, Outcome
-from envs.minihack.families import TASKS
+from envs.minihack.families import GYM_IDS
 from envs.pool import WorkerPool
 from envs.registry import load_environment
-from experiments.bench_run import Clock, Design, Note, Result, interleave
+from experiments.bench_run import Design, Note, Result, Stopwatch, interleave
 from experiments.commands.bench import EnvsBench
 
 # the order of MiniHack's own actions
@@ -37,7 +37,7 @@ class Walk(NamedTuple):
     actions: tuple[str, ...]
 
 
-class Played(NamedTuple):
+class TimedRun(NamedTuple):
     """Times and counts of one run."""
 
     reset_s: float
@@ -49,9 +49,9 @@ class Played(NamedTuple):
 # Ways to play.
 
 
-def play_here(game: Game, walks: Sequence[Walk]) -> Played:
+def play_here(game: Game, walks: Sequence[Walk]) -> TimedRun:
     """One game after the other on one live game. Raises ValueError if a game fails."""
-    reset_s, step_s, num_steps = Clock(), Clock(), 0
+    reset_s, step_s, num_steps = Stopwatch(), Stopwatch(), 0
     for walk in walks:
         with reset_s.running():
             game.reset(walk.game)
@@ -63,12 +63,12 @@ def play_here(game: Game, walks: Sequence[Walk]) -> Played:
                     break
         if walk.actions and step.outcome is Outcome.FAILED:
             raise ValueError(f"A game failed while it was measured: {step.error}")
-    return Played(
+    return TimedRun(
         reset_s=reset_s.seconds, step_s=step_s.seconds, num_resets=len(walks), num_steps=num_steps
     )
 
 
-def play_in_pool(pool: WorkerPool, walks: Sequence[Walk]) -> Played:
+def play_in_pool(pool: WorkerPool, walks: Sequence[Walk]) -> TimedRun:
     """All games at the same time: first all resets, then all steps. Raises ValueError if a game
     fails.
     """
@@ -94,7 +94,7 @@ def play_in_pool(pool: WorkerPool, walks: Sequence[Walk]) -> Played:
     end = time.perf_counter()
     for ticket in tickets:
         pool.release(ticket)
-    return Played(
+    return TimedRun(
         reset_s=middle - start, step_s=end - middle, num_resets=len(walks), num_steps=num_steps
     )
 
@@ -112,11 +112,11 @@ def _answers(pool: WorkerPool, number: int) -> list[int]:
     return found
 
 
-def play_published_way(walks: Sequence[Walk]) -> Played:
+def play_published_way(walks: Sequence[Walk]) -> TimedRun:
     """`gym.make`, reset, one key per step and close for each MiniHack game, one after another in
     this process; the screen as text.
     """
-    reset_s, step_s, num_steps = Clock(), Clock(), 0
+    reset_s, step_s, num_steps = Stopwatch(), Stopwatch(), 0
     for walk in walks:
         seed = int(walk.game.key)
         with reset_s.running():
@@ -135,7 +135,7 @@ def play_published_way(walks: Sequence[Walk]) -> Played:
                     break
         with reset_s.running():
             env.close()
-    return Played(
+    return TimedRun(
         reset_s=reset_s.seconds, step_s=step_s.seconds, num_resets=len(walks), num_steps=num_steps
     )
 
@@ -147,7 +147,7 @@ def _make(family: str) -> Any:
         import minihack  # noqa: F401  (registers the tasks)
 
         logging.getLogger("nle").setLevel(logging.ERROR)
-        return gymnasium.make(TASKS[family])
+        return gymnasium.make(GYM_IDS[family])
 
 
 def _screen(observation: Mapping[str, np.ndarray]) -> str:
@@ -155,7 +155,7 @@ def _screen(observation: Mapping[str, np.ndarray]) -> str:
     return "\n".join(bytes(line).decode("latin-1") for line in (message, *observation["chars"]))
 
 
-def play_stock(environment: Environment, walks: Sequence[Walk]) -> Played:
+def play_stock(environment: Environment, walks: Sequence[Walk]) -> TimedRun:
     """Stock TextWorld, one per process, on a live game that is made and freed outside the time."""
     with contextlib.closing(environment.open(walks[0].game.family)) as game:
         return play_here(game, walks)
@@ -252,8 +252,11 @@ def bench_envs(bench: EnvsBench, note: Note) -> Result:
 
 
 def _few(
-    play: Callable[[Sequence[Walk]], Played], num_games: int, num_steps: int, walks: Sequence[Walk]
-) -> Played:
+    play: Callable[[Sequence[Walk]], TimedRun],
+    num_games: int,
+    num_steps: int,
+    walks: Sequence[Walk],
+) -> TimedRun:
     return play([Walk(walk.game, walk.actions[:num_steps]) for walk in walks[:num_games]])
 
 
@@ -262,11 +265,11 @@ def _measure(
     environment: Environment,
     options: Mapping[str, str],
     walks: Mapping[str, Sequence[Walk]],
-    peer: tuple[str, Callable[[Sequence[Walk]], Played]] | None,
+    peer: tuple[str, Callable[[Sequence[Walk]], TimedRun]] | None,
     note: Note,
 ) -> Iterator[dict[str, Any]]:
     """The rows of one environment: each family, and all together where there are several."""
-    played: dict[str, dict[str, list[Played]]] = {}
+    played: dict[str, dict[str, list[TimedRun]]] = {}
     name = environment.name
     with contextlib.ExitStack() as stack:
         pools = {
@@ -280,7 +283,7 @@ def _measure(
             )
             for workers in bench.workers
         }
-        for family, each in walks.items():
+        for family, walks_of_family in walks.items():
             booked = played[family] = {}
             with contextlib.closing(environment.open(family)) as game:
                 ways = {_HERE: functools.partial(play_here, game)}
@@ -291,7 +294,9 @@ def _measure(
                     ways[peer[0]] = peer[1]
                 designs: dict[str, Design] = {
                     design: functools.partial(
-                        _booked, booked.setdefault(design, []), functools.partial(way, each)
+                        _booked,
+                        booked.setdefault(design, []),
+                        functools.partial(way, walks_of_family),
                     )
                     for design, way in ways.items()
                 }
@@ -305,33 +310,38 @@ def _measure(
         played[_ALL] = {
             design: [
                 _sum(rounds)
-                for rounds in zip(*(each[design] for each in played.values()), strict=True)
+                for rounds in zip(
+                    *(rounds_by_design[design] for rounds_by_design in played.values()), strict=True
+                )
             ]
             for design in designs_of_all
         }
     return (
         _row(
-            f"{name} {family}", design, rounds[1:], each[peer[0]][1:] if peer is not None else None
+            f"{name} {family}",
+            design,
+            rounds[1:],
+            rounds_by_design[peer[0]][1:] if peer is not None else None,
         )  # the first round opens the live games
-        for family, each in played.items()
-        for design, rounds in each.items()
+        for family, rounds_by_design in played.items()
+        for design, rounds in rounds_by_design.items()
     )
 
 
-def _booked(rounds: list[Played], run: Callable[[], Played]) -> tuple[float, Played]:
+def _booked(rounds: list[TimedRun], run: Callable[[], TimedRun]) -> tuple[float, TimedRun]:
     rounds.append(found := run())
     return found.reset_s + found.step_s, found
 
 
-def _sum(rounds: Sequence[Played]) -> Played:
-    return Played(*map(sum, zip(*rounds, strict=True)))
+def _sum(rounds: Sequence[TimedRun]) -> TimedRun:
+    return TimedRun(*map(sum, zip(*rounds, strict=True)))
 
 
 def _row(
-    game: str, design: str, rounds: Sequence[Played], peer: Sequence[Played] | None
+    game: str, design: str, rounds: Sequence[TimedRun], peer: Sequence[TimedRun] | None
 ) -> dict[str, Any]:
-    resets = [each.num_resets / each.reset_s for each in rounds]
-    steps = [each.num_steps / each.step_s for each in rounds]
+    resets = [run.num_resets / run.reset_s for run in rounds]
+    steps = [run.num_steps / run.step_s for run in rounds]
     median = statistics.median
     return {
         "design": design,
@@ -340,7 +350,7 @@ def _row(
         "reset_ms": 1e3 / median(resets),
         "steps_per_s": median(steps),
         "step_us": 1e6 / median(steps),
-        "episodes_per_s": median(each.num_resets / (each.reset_s + each.step_s) for each in rounds),
+        "episodes_per_s": median(run.num_resets / (run.reset_s + run.step_s) for run in rounds),
         "reset_speedup": (
             None
             if peer is None

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.bench_run import Clock, Design, Note, Result, interleave, ratio
+from experiments.bench_run import Design, Note, Result, Stopwatch, interleave, ratio
 from experiments.commands.bench import SamplerBench, UpdateBench
 from ictjax import grpo, keys
 from ictjax.batch import Batch, pack
@@ -29,11 +29,11 @@ from ictjax.config import (
 )
 from ictjax.learner import (
     LearnerState,
-    Policy,
+    ModelFunctions,
     init_state,
     make_optimizer,
     make_update,
-    transformer_policy,
+    transformer_functions,
 )
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
@@ -108,8 +108,8 @@ def keep_cache(
     prompt is computed for the first one only.
     """
     flush()
-    clock = Clock()
-    with clock.running():
+    stopwatch = Stopwatch()
+    with stopwatch.running():
         conversations = []
         for row, observed in enumerate(work.observations[0]):
             conversations.append(sampler.open([*work.prompt, *observed]))
@@ -123,7 +123,7 @@ def keep_cache(
             _generate(sampler, conversations, work.reply, replies)
         for conversation in conversations:
             sampler.close(conversation)
-    return clock.seconds, replies
+    return stopwatch.seconds, replies
 
 
 def prefill_again(
@@ -132,12 +132,12 @@ def prefill_again(
     """A fresh conversation per turn, and nothing left of the last one: the design of a rollout that
     calls `generate` on the whole text.
     """
-    clock = Clock()
+    stopwatch = Stopwatch()
     texts = [list(work.prompt) for _ in work.observations[0]]
     replies: list[list[int]] = [[] for _ in texts]
     for observations in work.observations:
         flush()
-        with clock.running():
+        with stopwatch.running():
             for text, observed in zip(texts, observations, strict=True):
                 text += observed
             conversations = [sampler.open(text) for text in texts]
@@ -148,7 +148,7 @@ def prefill_again(
             ):
                 text += reply[start:]
                 sampler.close(conversation)
-    return clock.seconds, replies
+    return stopwatch.seconds, replies
 
 
 def _generate(
@@ -195,8 +195,8 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
     )
 
     def run() -> tuple[float, list[list[int]]]:
-        clock = Clock()
-        with clock.running(), torch.inference_mode():
+        stopwatch = Stopwatch()
+        with stopwatch.running(), torch.inference_mode():
             texts = torch.tensor([work.prompt] * len(work.observations[0]), device=device)
             replies = []
             for observations in work.observations:
@@ -207,7 +207,7 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
                 )
                 replies.append(texts[:, start:])
             found = torch.cat(replies, dim=1).tolist()
-        return clock.seconds, found
+        return stopwatch.seconds, found
 
     if device != "cpu":
         return run, f"speedup hf: over transformers, which ran on {device}."
@@ -355,16 +355,16 @@ def _torch_device() -> str | None:
 
 
 def full_logits_update(
-    policy: Policy, config: GRPOConfig, optimizer: optax.GradientTransformation
+    functions: ModelFunctions, config: GRPOConfig, optimizer: optax.GradientTransformation
 ) -> Callable[[LearnerState, Any, Batch], tuple[LearnerState, dict[str, jax.Array]]]:
     """The peer: log_softmax over the logits of every position, [B, T, V] in float32, and then a
     gather of the sampled tokens.
     """
 
     def logprobs(params: Any, batch: Batch) -> jax.Array:
-        hidden_btd = policy.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
+        hidden_btd = functions.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
         logp_btv = jax.nn.log_softmax(
-            policy.unembed(params, hidden_btd) / config.temperature, axis=-1
+            functions.unembed(params, hidden_btd) / config.temperature, axis=-1
         )
         next_bt = jnp.roll(batch.tokens_bt, -1, axis=1)
         logp_bt = jnp.take_along_axis(logp_btv, next_bt[:, :, None], axis=-1)[:, :, 0]
@@ -424,17 +424,17 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
         pad_id=0,
     )
     batch = jax.device_put(batch)
-    policy, optimizer = (
-        transformer_policy(config, remat=False),
+    functions, optimizer = (
+        transformer_functions(config, remat=False),
         make_optimizer(OptimizerConfig(learning_rate=1e-5)),
     )
     params = init_params(config, jax.random.key(0))
     reference = init_params(config, jax.random.key(1))
     updates = {
         "response positions": make_update(
-            policy, PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)
+            functions, PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)
         ),
-        "all positions": full_logits_update(policy, PAPER, optimizer),
+        "all positions": full_logits_update(functions, PAPER, optimizer),
     }
     designs: dict[str, Design] = {}
     compile_s, peak_bytes = {}, {}

@@ -58,8 +58,8 @@ def ratio(seconds: Mapping[str, Sequence[float]], design: str, peer: str) -> flo
     )
 
 
-class Clock:
-    """A stopwatch for the parts of a run that count."""
+class Stopwatch:
+    """Seconds of the parts of a run that count."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -34,11 +34,14 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
     """
 
     def stop(number: int, _frame: Any) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)  # a second signal ends the program at once
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, signal.SIG_DFL)  # a second signal ends the program at once
         raise Stopped(number)
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        signal_number: signal.signal(signal_number, stop)
+        for signal_number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         try:
             body()
@@ -55,8 +58,8 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
         print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
         sys.exit(stopped.exit_code)
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for signal_number, handler in before.items():
+            signal.signal(signal_number, handler)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:
@@ -213,7 +216,7 @@ def _sentence(complaint: str) -> str:
     if found := re.match(
         r"invalid choice '(.*)' for argument '(.*)'\. .* one of \((.*?),?\)", text
     ):
-        choices = [each.strip().strip("'") for each in found[3].split(",")]
+        choices = [choice.strip().strip("'") for choice in found[3].split(",")]
         return str(unknown(f"{found[2]} cannot be {found[1]!r}", found[1], choices)).rstrip(".")
     if found := re.match(r"Missing value for argument '(.*?)'", text):
         return f"{found[1]} has no value: give one behind it"

@@ -34,8 +34,8 @@ class Terminal(Console):
 
 
 class LiveProgress:
-    """Follows a loop of iterations and the phases inside each; implements `ictjax.train.Progress`.
-    A context manager.
+    """Follows a loop of iterations and the phases inside each; implements
+    `ictjax.train.TrainProgress`. A context manager.
     """
 
     def __init__(self, what: str, *, done: int = 0, total: int, console: Console | None = None):

@@ -26,7 +26,14 @@ from envs.alfworld.tables import FAMILIES, load_tables
 from envs.api import Environment, GameId
 from envs.registry import describe
 from experiments.command import unknown
-from experiments.commands.games import CheckGames, GenerateGames, ListGames, PackGames, Which, main
+from experiments.commands.games import (
+    CheckGames,
+    EnvironmentArgs,
+    GenerateGames,
+    ListGames,
+    PackGames,
+    main,
+)
 from experiments.run_dir import check_families, open_environment
 from experiments.tasks import parse_options
 
@@ -52,7 +59,7 @@ def list_games(args: ListGames, console: Console) -> None:
             advance(done, len(families))
     table = _table(args.env, "family", *_SPLITS, *official)
     for family, row in counts.items():
-        table.add_row(family, *(f"{each:,}" if each else "-" for each in row))
+        table.add_row(family, *(f"{count:,}" if count else "-" for count in row))
     table.add_section()
     table.add_row("all", *(f"{sum(column):,}" for column in zip(*counts.values(), strict=True)))
     console.print(table)
@@ -160,11 +167,11 @@ def check_games(args: CheckGames, console: Console) -> None:
                 if first_split.setdefault(state, split) != split:
                     shared += 1
                     faults.append(f"{game} of {split} starts in a state of {first_split[state]}.")
-            counts = [f"{each:,}" for each in (len(games), len(states), shared)]
+            counts = [f"{count:,}" for count in (len(games), len(states), shared)]
             table.add_row(family, split, *counts, f"{wins:,}" if args.solve else "-")
     console.print(table)
-    for each in faults[:_SHOWN_FAULTS]:
-        console.print(each, **_PLAIN)
+    for fault in faults[:_SHOWN_FAULTS]:
+        console.print(fault, **_PLAIN)
     won = " Every game is won by its walkthrough." if args.solve else ""
     console.print(
         f"{len(faults):,} faults." if faults else f"No initial state is in two splits.{won}",
@@ -195,7 +202,7 @@ def _started(
         live.close()
 
 
-def _environment(args: Which) -> tuple[Environment, tuple[str, ...]]:
+def _environment(args: EnvironmentArgs) -> tuple[Environment, tuple[str, ...]]:
     environment = open_environment(args.env, parse_options(args.options))
     check_families(environment, args.families)
     return environment, args.families or environment.families

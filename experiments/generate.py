@@ -182,16 +182,16 @@ def _plain(
         if args.prompt is not None:
             raise ValueError("Both --prompt and --tokens are given: drop one of them.")
         try:
-            ids = [int(each) for each in args.tokens.split(",")]
+            ids = [int(token) for token in args.tokens.split(",")]
         except ValueError:
             raise ValueError(f"--tokens is {args.tokens!r}: give ids as 1,2,3.") from None
-        if outside := [each for each in ids if not 0 <= each < model.vocab_size]:
+        if outside := [token for token in ids if not 0 <= token < model.vocab_size]:
             raise ValueError(
                 f"--tokens holds {outside[0]}, which is not in the model's vocabulary, 0 to"
                 f" {model.vocab_size - 1}."
             )
         if not (folder / "tokenizer_config.json").is_file():
-            return ids, stop_ids, lambda sampled: "".join(f"{each} " for each in sampled)
+            return ids, stop_ids, lambda sampled: "".join(f"{token} " for token in sampled)
         tokenizer = load_tokenizer(folder)
     else:
         if not args.prompt:

@@ -14,7 +14,7 @@ from experiments.limits import check_limits, local_roles
 from experiments.shapes import model_shape
 from ictjax.batch import pack
 from ictjax.config import AXES, MeshConfig, SamplerConfig
-from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
+from ictjax.learner import init_state, make_optimizer, make_update, transformer_functions
 from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_specs
 from ictjax.models import lora, transformer
 from ictjax.models.cache import make_cache
@@ -80,8 +80,8 @@ def check(config: TrainConfig, console: Console) -> None:
 
 
 def _trace_update(config: TrainConfig, model: ModelConfig, state: Any, frozen: Any) -> None:
-    policy = transformer_policy(model, remat=config.remat, lora=config.reflector.lora)
-    update = make_update(policy, config.grpo, make_optimizer(config.optimizer), config.learner)
+    functions = transformer_functions(model, remat=config.remat, lora=config.reflector.lora)
+    update = make_update(functions, config.grpo, make_optimizer(config.optimizer), config.learner)
     rows, reply = config.batch.num_rows, config.batch.response_buckets[-1]
     prompt = config.batch.token_buckets[-1] - reply
     batch = pack(

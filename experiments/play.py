@@ -18,7 +18,7 @@ from envs.api import Environment, Game, GameId, Observation, Outcome
 from envs.experts import make_player, random_player
 from envs.pool import WorkerPool
 from envs.registry import initial_prompt
-from experiments.commands.play import PlayArgs, Setting, main
+from experiments.commands.play import PlayArgs, PlaySetting, main
 from experiments.presets import model_folder
 from ictjax import keys
 from ictjax.endpoint_speaker import EndpointSpeaker
@@ -173,7 +173,7 @@ class Record:
         )
 
 
-def play(
+def play_on_screen(
     environment: Environment,
     game_id: GameId,
     mover: Mover,
@@ -217,7 +217,7 @@ def play(
 
 def watch(
     actor: ActorConfig,
-    setting: Setting,
+    setting: PlaySetting,
     game_id: GameId,
     screen: Screen,
     record: Record,
@@ -277,7 +277,7 @@ def read_prompt(text: str, otherwise: str) -> str:
 
 def show_game(
     args: PlayArgs,
-    setting: Setting,
+    setting: PlaySetting,
     environment: Environment,
     game_id: GameId,
     console: Console,
@@ -305,7 +305,7 @@ def show_game(
         if setting.actor is not None:
             watch(setting.actor, setting, game_id, screen, record, args.seed)
         else:
-            play(
+            play_on_screen(
                 environment,
                 game_id,
                 mover,

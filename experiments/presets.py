@@ -212,7 +212,7 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
 )
 
 # The tasks that suit the models of a preset.
-TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
+PRESET_TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
     {
         "fake-tiny": tasks.FAKE_TASKS,
         "pocket-minihack": tasks.POCKET_TASKS,
@@ -232,7 +232,7 @@ def preset(name: str) -> TrainConfig:
 
 def task(preset_name: str, name: str) -> TaskConfig:
     """A task for the models of a preset; ValueError lists the names there are."""
-    known = TASKS.get(preset_name, {})
+    known = PRESET_TASKS.get(preset_name, {})
     if name not in known:
         raise unknown(f"Preset {preset_name!r} has no task {name!r}", name, list(known))
     return known[name]
@@ -243,7 +243,7 @@ def shipped_folder(name: str) -> pathlib.Path | None:
     None where neither holds a config.json.
     """
     folders = (pathlib.Path(name), _ROOT / name)
-    return next((each for each in folders if (each / "config.json").is_file()), None)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def check_model(name: str, flag: str = "") -> None:

@@ -135,7 +135,7 @@ def vocabulary(games: list[PlayedGame]) -> tuple[list[str], list[str]]:
     named = (
         lessons.THINGS,
         lessons.VERBS,
-        lessons.TASKS,
+        lessons.TASK_THINGS,
         lessons.TASK_VERBS,
         lessons.STATIONS,
         lessons.OTHER_NOUNS,
@@ -271,7 +271,7 @@ def train_reflector(
 
 def show(report: dict, console: Console) -> None:
     """The measurements as one table per benchmark, in percent."""
-    columns = [*measure.ARMS, "reflector right"]
+    columns = [*measure.ACTOR_PROMPTS, "reflector right"]
     for name, part in report.items():
         table = Table(
             title=(

@@ -21,7 +21,7 @@ ARMS = ("initial", "untrained", "trained")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Games:
+class FamilyGames:
     """The games of one family: per run, the batches of its meta-turns and the games of its
     score.
     """
@@ -31,7 +31,7 @@ class Games:
 
 
 def play_arm(
-    arena: Arena, arm: str, family: str, games: Games, evaluation: EvaluationConfig
+    arena: Arena, arm: str, family: str, games: FamilyGames, evaluation: EvaluationConfig
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """Runs all loops of one arm on one family side by side; returns its result and the TEST
     trajectories, run by run.
@@ -135,7 +135,7 @@ def choose_games(
     family: str,
     seen: frozenset[str],
     key: keys.Key,
-) -> Games:
+) -> FamilyGames:
     """Draws the STREAM games of every run, then TEST games with initial states that are new and
     pairwise different.
 
@@ -163,7 +163,7 @@ def choose_games(
             " task.environment.heldout_families."
         )
     size, turns = min(evaluation.test_games, len(test)), evaluation.meta_turns
-    return Games(
+    return FamilyGames(
         stream=tuple(
             tuple(batches[run * turns : (run + 1) * turns]) for run in range(evaluation.runs)
         ),

@@ -65,7 +65,7 @@ class RunData:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Split:
+class SplitSummary:
     """The families of one split, and the statistics of all their runs: per arm {"mean", "ci95"},
     and one paired test or None.
     """
@@ -152,7 +152,7 @@ def games_played(environment: Mapping[str, Any]) -> str:
     )
 
 
-def split_summary(evaluation: Evaluation, split: str) -> Split | None:
+def split_summary(evaluation: Evaluation, split: str) -> SplitSummary | None:
     """One split of an evaluation, its families and the statistics over all their runs; None when it
     holds no family.
     """
@@ -163,7 +163,7 @@ def split_summary(evaluation: Evaluation, split: str) -> Split | None:
         return None
     overall = evaluation.results.get("overall", {}).get(split, {})
     about = f" of {evaluation.label}" if evaluation.label else ""
-    return Split(
+    return SplitSummary(
         name=split,
         title=SPLITS[split] + about,
         families=families,
@@ -174,7 +174,7 @@ def split_summary(evaluation: Evaluation, split: str) -> Split | None:
     )
 
 
-def split_summaries(evaluation: Evaluation) -> list[Split]:
+def split_summaries(evaluation: Evaluation) -> list[SplitSummary]:
     """All splits that an evaluation holds."""
     return [
         summary for split in SPLITS if (summary := split_summary(evaluation, split)) is not None

@@ -16,7 +16,7 @@ from experiments.report_data import (
     Evaluation,
     Json,
     RunData,
-    Split,
+    SplitSummary,
     counter_total,
     game_pairs,
     games_played,
@@ -94,7 +94,7 @@ def p_value(p: float) -> str:
     return "<1e-4" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
 
 
-def headlines(splits: Sequence[Split]) -> list[str]:
+def headlines(splits: Sequence[SplitSummary]) -> list[str]:
     """The result in one sentence, with the interval; then one for every other benchmark."""
     complete = [
         (split, split.test)
@@ -113,7 +113,7 @@ def headlines(splits: Sequence[Split]) -> list[str]:
     ]
 
 
-def _sentence(split: Split, test: Json) -> str:
+def _sentence(split: SplitSummary, test: Json) -> str:
     trained, untrained = split.arms["trained"], split.arms["untrained"]
     low, high = test["ci95"]
     verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
@@ -128,7 +128,7 @@ def _sentence(split: Split, test: Json) -> str:
 # Sections.
 
 
-def _header(run: RunData, splits: Sequence[Split]) -> str:
+def _header(run: RunData, splits: Sequence[SplitSummary]) -> str:
     total = run.config.get("iterations")
     done = run.metrics[-1]["iteration"] if run.metrics else 0
     kicker = [
@@ -152,7 +152,7 @@ def _header(run: RunData, splits: Sequence[Split]) -> str:
     )
 
 
-def _tile(split: Split) -> str:
+def _tile(split: SplitSummary) -> str:
     cells = "".join(
         f'<div><div class="label"><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}</div>'
         f'<div class="value">{percent(cell["mean"])} %</div>'

@@ -170,7 +170,7 @@ def new_run(
     Raises:
       ValueError: the directory cannot be made.
     """
-    made = [each for each in (run_dir, *run_dir.parents) if not each.exists()]
+    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -32,7 +32,7 @@ def _trained_alone(trained: Params, base: Params | None) -> Params:
     return trained
 
 
-class Policy(NamedTuple):
+class ModelFunctions(NamedTuple):
     """What the learner needs of a model, as pure functions."""
 
     forward: Callable[..., Array]  # (params, tokens_bt, positions_bt, valid_bt) -> hidden_btd
@@ -41,9 +41,9 @@ class Policy(NamedTuple):
     combine: Callable[[Params, Params | None], Params] = _trained_alone
 
 
-def transformer_policy(
+def transformer_functions(
     config: ModelConfig, *, remat: bool, lora: LoraConfig | None = None, mesh: Mesh | None = None
-) -> Policy:
+) -> ModelFunctions:
     """The shipped decoder.
 
     Args:
@@ -73,7 +73,7 @@ def transformer_policy(
         return with_adapter(lora, base, adapter)
 
     adapted = lora is not None and lora.rank > 0
-    return Policy(
+    return ModelFunctions(
         forward=forward,
         unembed=functools.partial(transformer.unembed, config),
         combine=combine if adapted else _trained_alone,
@@ -170,7 +170,12 @@ def _mesh_of(params: Params) -> Mesh | None:
 
 
 def token_logprobs(
-    policy: Policy, params: Params, batch: Batch, *, temperature: float, positions_per_chunk: int
+    functions: ModelFunctions,
+    params: Params,
+    batch: Batch,
+    *,
+    temperature: float,
+    positions_per_chunk: int,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """Log-probabilities of the sampled tokens, and the entropy of the distribution each was drawn
     from (nats; no gradient).
@@ -183,7 +188,7 @@ def token_logprobs(
     vocabulary matrix is accumulated over the chunks in the dtype of that matrix (float32, see
     `init_state`).
     """
-    hidden_btd = policy.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
+    hidden_btd = functions.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
     hidden_brd = jnp.take_along_axis(hidden_btd, batch.source_br[:, :, None], axis=1)
     rows, length, width = hidden_brd.shape
     size = min(positions_per_chunk, length)
@@ -195,7 +200,7 @@ def token_logprobs(
     # Chunks run over positions, not rows: a batch sharded over its rows stays where it is.
     def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         hidden_bcd, target_bc = inputs
-        logits_bcv = policy.unembed(params, hidden_bcd).astype(jnp.float32) / temperature
+        logits_bcv = functions.unembed(params, hidden_bcd).astype(jnp.float32) / temperature
         norm_bc = jax.nn.logsumexp(logits_bcv, axis=-1)
         chosen_bc = jnp.take_along_axis(logits_bcv, target_bc[:, :, None], axis=-1)[:, :, 0]
         frozen_bcv = jax.lax.stop_gradient(logits_bcv - norm_bc[:, :, None])
@@ -217,7 +222,7 @@ def token_logprobs(
 
 
 def make_update(
-    policy: Policy,
+    functions: ModelFunctions,
     config: GRPOConfig,
     optimizer: optax.GradientTransformation,
     learner_config: LearnerConfig,
@@ -251,7 +256,7 @@ def make_update(
     parts = learner_config.num_microbatches
     logprobs = functools.partial(
         token_logprobs,
-        policy,
+        functions,
         temperature=config.temperature,
         positions_per_chunk=learner_config.positions_per_chunk,
     )
@@ -264,7 +269,7 @@ def make_update(
     def loss_of(
         trained: Params, base: Params | None, part: _Part
     ) -> tuple[Array, tuple[Metrics, Metrics]]:
-        logp_br, entropy_br = logprobs(policy.combine(trained, base), part.batch)
+        logp_br, entropy_br = logprobs(functions.combine(trained, base), part.batch)
         old_logp_br = (
             jax.lax.stop_gradient(logp_br) if part.old_logp_br is None else part.old_logp_br
         )
@@ -370,7 +375,7 @@ def make_update(
             # In a single epoch the weights being trained are the old ones: their log-probabilities
             # come with the loss.
             old_logp_br=(
-                frozen_logprobs(policy.combine(state.params, base))
+                frozen_logprobs(functions.combine(state.params, base))
                 if learner_config.epochs > 1
                 else None
             ),

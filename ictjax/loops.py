@@ -23,7 +23,7 @@ from ictjax.run_config import TaskConfig
 from ictjax.run_files import write_lines
 from ictjax.speaker import Speaker
 
-Progress = Callable[[str, int, int], None]  # phase, finished, total
+PhaseProgress = Callable[[str, int, int], None]  # phase, finished, total
 
 
 class Loop(NamedTuple):
@@ -57,7 +57,7 @@ class Arena:
     games: Mapping[str, Sequence[GameId]]  # per family, to draw from
     key: keys.Key
     meta: MetaConfig
-    progress: Progress | None = None
+    progress: PhaseProgress | None = None
 
     def __post_init__(self):
         needed = max(

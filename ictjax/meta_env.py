@@ -253,6 +253,7 @@ class MetaEnv:
         return self._play(system_prompt, games, keys.fold(self._key, "play", system_prompt))
 
     def _rewind(self, seed: int) -> None:
+        # an old name, kept: as a part of every key it decides which games a seed means
         self._key = keys.fold(keys.root_key(seed), "meta_gym")
         self._loop, self._meta_turn, self._family, self._running = -1, 0, "", False
         self._positions = dict.fromkeys(self.families, 0)

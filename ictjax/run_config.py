@@ -243,7 +243,9 @@ def _build(kind: type[_Record], data: Mapping[str, Any], place: str) -> _Record:
         if name not in hints:
             raise ValueError(f"{_other_version(place + name)} is not known here.")
     parameters = inspect.signature(kind).parameters.values()
-    for name in (each.name for each in parameters if each.default is each.empty):
+    for name in (
+        parameter.name for parameter in parameters if parameter.default is parameter.empty
+    ):
         if name not in data:
             raise ValueError(f"{_other_version(place + name)} is missing.")
     values = {name: _value(hints[name], data[name], f"{place}{name}.") for name in data}

@@ -40,7 +40,7 @@ from ictjax.learner import (
     make_optimizer,
     make_update,
     state_shardings,
-    transformer_policy,
+    transformer_functions,
 )
 from ictjax.mesh import split_rows
 from ictjax.metrics import Clock, MetricsWriter
@@ -49,7 +49,7 @@ from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
 
 
-class Progress(Protocol):
+class TrainProgress(Protocol):
     """What the loop tells whoever watches."""
 
     def reading(self, finished: int, total: int) -> None: ...  # bytes of a checkpoint
@@ -65,7 +65,7 @@ def train(
     *,
     environment: Environment,
     pool: Pool,
-    progress: Progress | None = None,
+    progress: TrainProgress | None = None,
 ) -> int:
     """Trains the reflector, continuing from the newest checkpoint in `run_dir`, and returns the
     iteration it continued from.
@@ -90,11 +90,11 @@ def train(
         players = stack.enter_context(
             open_players(config, state.params, None if progress is None else progress.reading)
         )
-        policy = transformer_policy(
+        functions = transformer_functions(
             players.model, remat=config.remat, lora=players.lora, mesh=players.mesh
         )
         update = make_update(
-            policy, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
+            functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
         )
         arena = loops.Arena(
             actor=players.actor,

@@ -127,7 +127,7 @@ def test_index_applies_the_rule_of_the_stock_environment(tree):
         for key in family
         if key in keys
     ]
-    assert not {key_of(each) for each in (second, third, fourth, fifth, sixth)} & set(keys)
+    assert not {key_of(trial) for trial in (second, third, fourth, fifth, sixth)} & set(keys)
     assert trees.Tree(tree / "json_2.1.1").index() == found
 
 
@@ -376,7 +376,9 @@ def test_generated_problem_keeps_the_rules_that_the_stock_engine_needs():
         assert draft.family != "look" or (lamps and all(lamp.place is not None for lamp in lamps))
         ids = re.findall(r"^ +(\S+_bar_\S+) - (?:object|receptacle)$", problem, re.MULTILINE)
         assert (
-            len(ids) == len({each.lower() for each in ids}) == len(draft.places) + len(draft.things)
+            len(ids)
+            == len({thor_id.lower() for thor_id in ids})
+            == len(draft.places) + len(draft.things)
         )
         held = re.findall(r"\(inReceptacle (\S+) (\S+)\)", problem)
         assert len({thing for thing, _ in held}) == len(held)
@@ -394,7 +396,7 @@ def test_generated_splits_are_disjoint_by_initial_state():
                     states.setdefault(
                         compile_game(generate.generate(seed, rooms)).state_hash, set()
                     ).add(split)
-        assert len(states) == 6 * 3 * 6 and all(len(each) == 1 for each in states.values())
+        assert len(states) == 6 * 3 * 6 and all(len(splits) == 1 for splits in states.values())
 
 
 def test_a_replayed_game_is_read_once_and_plays_alike(monkeypatch):

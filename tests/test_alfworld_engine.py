@@ -15,10 +15,11 @@ import tracemalloc
 import pytest
 
 from envs.alfworld import ALFWorld, differential, generate
-from envs.alfworld.engine import NOTHING_HAPPENS, Answer, compile_game, package_text
+from envs.alfworld.engine import NOTHING_HAPPENS, Answer, compile_game
 from envs.alfworld.game import AlfworldGame
 from envs.alfworld.grammar import parse_text, split_task
 from envs.alfworld.rules import parse_domain, parse_formula, typed_names
+from envs.alfworld.tables import package_text
 from envs.api import GameId, Outcome
 
 KITCHEN = """
@@ -84,9 +85,9 @@ WIN = (
 
 
 def kitchen(**changes: str) -> dict:
-    grammar = package_text("alfred.twl2").replace("UNKNOWN GOAL", "put a cool apple in fridge")
+    grammar = package_text("data/alfred.twl2").replace("UNKNOWN GOAL", "put a cool apple in fridge")
     return {
-        "pddl_domain": package_text("alfred.pddl"),
+        "pddl_domain": package_text("data/alfred.pddl"),
         "grammar": grammar,
         "pddl_problem": KITCHEN,
         "walkthrough": list(WIN),

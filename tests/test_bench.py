@@ -203,14 +203,14 @@ def test_walks_stop_where_a_game_ends():
 
 def test_ratios_are_of_the_same_round():
     ours = [
-        bench_envs.Played(1.0, 2.0, 10, 100),
-        bench_envs.Played(2.0, 4.0, 10, 100),
-        bench_envs.Played(1.0, 1.0, 10, 100),
+        bench_envs.TimedRun(1.0, 2.0, 10, 100),
+        bench_envs.TimedRun(2.0, 4.0, 10, 100),
+        bench_envs.TimedRun(1.0, 1.0, 10, 100),
     ]
     peer = [
-        bench_envs.Played(1.0, 2.0, 1, 10),
-        bench_envs.Played(4.0, 8.0, 1, 10),
-        bench_envs.Played(1.0, 5.0, 1, 10),
+        bench_envs.TimedRun(1.0, 2.0, 1, 10),
+        bench_envs.TimedRun(4.0, 8.0, 1, 10),
+        bench_envs.TimedRun(1.0, 5.0, 1, 10),
     ]
     row = bench_envs._row("a game", "ours", ours, peer)
     assert row["steps_per_s"] == 50 and row["step_us"] == 20_000 and row["resets_per_s"] == 10

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from envs.api import GameId, Outcome
-from envs.experts import main, make_player, measure, play
+from envs.experts import main, make_player, measure, play_episode
 from envs.minihack import FAMILIES
 from envs.minihack.expert import (
     EXCEPTIONS,
@@ -98,7 +98,7 @@ def test_the_expert_solves_the_family_and_reads_no_hidden_state(family):
         for seed in range(10_000, 10_000 + num_games):
             game_id = GameId(env="minihack", family=family, key=str(seed))
             player = make_player("minihack", family, random.Random(seed))
-            outcome, steps = play(game, game_id, player, max_steps=limit)
+            outcome, steps = play_episode(game, game_id, player, max_steps=limit)
             wins += outcome is Outcome.SUCCESS
             assert 1 <= steps <= limit
     finally:
@@ -113,7 +113,7 @@ def test_the_exceptions_can_be_played(family):
         for seed in range(10_000, 10_002):
             game_id = GameId(env="minihack", family=family, key=str(seed))
             player = make_player("minihack", family, random.Random(seed))
-            outcome, steps = play(game, game_id, player, max_steps=40)
+            outcome, steps = play_episode(game, game_id, player, max_steps=40)
             assert outcome is not Outcome.FAILED and steps >= 1
     finally:
         game.close()

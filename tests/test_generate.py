@@ -78,7 +78,7 @@ def test_tokens_in_and_out_without_a_tokenizer(capsys, bare):
     prompt = [5, 250, 17]
     text, said = run(capsys, bare, "--tokens", "5,250,17", "--max-new-tokens", "13", "--greedy")
     assert list(said) == ["ids", "logprobs"]
-    assert text == "".join(f"{each} " for each in said["ids"])
+    assert text == "".join(f"{token} " for token in said["ids"])
     assert len(said["ids"]) == len(said["logprobs"]) == 13
     # One forward pass over prompt and reply: every token is the likeliest, with that
     # log-probability.
@@ -225,7 +225,7 @@ def test_text_comes_as_it_is_sampled_whole_characters_at_a_time():
 def refused(capsys, *argv):
     """Asserts exit code 2 and gives the one sentence."""
     with pytest.raises(SystemExit) as ended:
-        generate.main([str(each) for each in argv])
+        generate.main([str(argument) for argument in argv])
     out, errors = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
     assert errors.startswith("ictjax: ")

@@ -113,8 +113,8 @@ def test_goes_straight_to_a_mesh(tmp_path, monkeypatch, sizes):
     params = random_params(config)
     save_checkpoint(tmp_path, config, params, max_shard_bytes=20_000)
     read = []
-    shard = reader._read
-    monkeypatch.setattr(reader, "_read", lambda *args: read.append(shard(*args)) or read[-1])
+    read_shard = reader._read
+    monkeypatch.setattr(reader, "_read", lambda *args: read.append(read_shard(*args)) or read[-1])
     mesh = meshes.make_mesh(*sizes)
     _, placed = load_checkpoint(tmp_path, mesh=mesh)
     chex.assert_trees_all_equal(placed, params)
@@ -123,14 +123,14 @@ def test_goes_straight_to_a_mesh(tmp_path, monkeypatch, sizes):
         jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, placed, expected)
     )
     largest = max(
-        each.data.nbytes for leaf in jax.tree.leaves(placed) for each in leaf.addressable_shards
+        shard.data.nbytes for leaf in jax.tree.leaves(placed) for shard in leaf.addressable_shards
     )
     assert (
-        max(each.nbytes for each in read)
+        max(part.nbytes for part in read)
         == largest
         < max(leaf.nbytes for leaf in jax.tree.leaves(params))
     )
-    assert sum(each.nbytes for each in read) == config.num_params * 4
+    assert sum(part.nbytes for part in read) == config.num_params * 4
 
 
 def test_reads_only_its_part_of_the_file(tmp_path, monkeypatch):

@@ -12,13 +12,13 @@ from ictjax.batch import Batch, pack
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import PAPER, PAPER_OPTIMIZER, BatchConfig, LearnerConfig, OptimizerConfig
 from ictjax.learner import (
-    Policy,
+    ModelFunctions,
     init_state,
     learning_rate,
     make_optimizer,
     make_update,
     token_logprobs,
-    transformer_policy,
+    transformer_functions,
 )
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import forward, init_params, unembed
@@ -43,7 +43,7 @@ def _grams(params, tokens_bt, positions_bt, valid_bt):
     return params["table"][tokens_bt]
 
 
-BIGRAM = Policy(forward=_grams, unembed=lambda params, hidden: hidden * params["scale"])
+BIGRAM = ModelFunctions(forward=_grams, unembed=lambda params, hidden: hidden * params["scale"])
 """The cheapest model there is to compile: the logits of the next token are a row of a table (times
 a scale that every chunk shares).
 """
@@ -63,13 +63,13 @@ def _batch(config=SHAPES, seed=0) -> Batch:
     return pack(config, prompts, replies, advantages=[1.0, -0.5, 0.25, -2.0], pad_id=0)
 
 
-def _sgd_step(config, batch, *, policy=BIGRAM, params=None, learner_config=None, reference=None):
+def _sgd_step(config, batch, *, functions=BIGRAM, params=None, learner_config=None, reference=None):
     """The gradient, as the change that plain gradient descent with rate 1 makes, and the
     metrics.
     """
     params = _bigram_params() if params is None else params
     optimizer = optax.sgd(1.0)
-    update = make_update(policy, config, optimizer, learner_config or LearnerConfig())
+    update = make_update(functions, config, optimizer, learner_config or LearnerConfig())
     reference = _bigram_params(seed=1) if reference is None else reference
     state, metrics = update(init_state(params, optimizer), reference, batch)
     return jax.tree.map(jnp.subtract, params, state.params), metrics
@@ -103,7 +103,11 @@ def test_logprobs_and_entropy_do_not_depend_on_the_chunks(positions_per_chunk):
 def test_logprobs_of_the_transformer_are_those_of_full_logits():
     params, batch = init_params(MODEL, jax.random.key(0)), _batch()
     logp_br, _ = token_logprobs(
-        transformer_policy(MODEL, remat=True), params, batch, temperature=1.0, positions_per_chunk=3
+        transformer_functions(MODEL, remat=True),
+        params,
+        batch,
+        temperature=1.0,
+        positions_per_chunk=3,
     )
     logits_btv = unembed(MODEL, params, forward(MODEL, params, batch.tokens_bt))
     for row in range(3):
@@ -120,7 +124,7 @@ def test_no_array_of_the_update_has_the_size_of_all_logits():
 
     def loss(params):
         return token_logprobs(
-            transformer_policy(wide, remat=False),
+            transformer_functions(wide, remat=False),
             params,
             batch,
             temperature=1.0,
@@ -182,7 +186,7 @@ def test_microbatches_padding_or_order_do_not_change_the_gradient(loss_normalisa
 def test_padding_does_not_change_the_gradient_of_the_transformer():
     params = init_params(MODEL, jax.random.key(0))
     arguments = dict(
-        policy=transformer_policy(MODEL, remat=False),
+        functions=transformer_functions(MODEL, remat=False),
         params=params,
         reference=init_params(MODEL, jax.random.key(1)),
     )
@@ -328,7 +332,10 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
         dataclasses.replace(OPTIMIZER, warmup_steps=3, schedule="cosine", total_steps=9)
     )
     update = make_update(
-        transformer_policy(MODEL, remat=False), GRPO, optimizer, LearnerConfig(num_microbatches=2)
+        transformer_functions(MODEL, remat=False),
+        GRPO,
+        optimizer,
+        LearnerConfig(num_microbatches=2),
     )
     params = init_params(MODEL, jax.random.key(0))
     straight, metrics = init_state(params, optimizer), {}

@@ -204,7 +204,7 @@ def test_state_survives_json_and_continues_equally(pool):
     _, _, state = iterate(arena, state, 1)
     restored = loops.state_from_json(json.loads(json.dumps(loops.state_to_json(state))))
     assert restored == state
-    one, two = (iterate(make_arena(pool), each, 2) for each in (state, restored))
+    one, two = (iterate(make_arena(pool), start, 2) for start in (state, restored))
     assert one == two
     assert one != iterate(make_arena(pool, seed=1), state, 2)
 

@@ -19,7 +19,7 @@ from ictjax.config import (
     OptimizerConfig,
     SamplerConfig,
 )
-from ictjax.learner import init_state, make_optimizer, make_update, transformer_policy
+from ictjax.learner import init_state, make_optimizer, make_update, transformer_functions
 from ictjax.models import lora, transformer
 from ictjax.models.config import ModelConfig
 from ictjax.sampler import Request, Sampler, sampling_weights
@@ -158,13 +158,13 @@ def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter)
     adapter off.
     """
     config = dataclasses.replace(PAPER, kl_coefficient=0.1)
-    policy = transformer_policy(MODEL, remat=False, lora=LORA)
+    functions = transformer_functions(MODEL, remat=False, lora=LORA)
     optimizer = optax.sgd(1.0)
-    update = make_update(policy, config, optimizer, LearnerConfig(positions_per_chunk=4))
+    update = make_update(functions, config, optimizer, LearnerConfig(positions_per_chunk=4))
     state, metrics = update(init_state(adapter, optimizer), base, batch())
     assert float(metrics["kl"]) > 1e-3
 
-    full = transformer_policy(MODEL, remat=False)._replace(
+    full = transformer_functions(MODEL, remat=False)._replace(
         combine=lambda factors, base: lora.merge(LORA, base, factors)
     )
     merged_update = make_update(full, config, optimizer, LearnerConfig(positions_per_chunk=4))
@@ -172,7 +172,7 @@ def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter)
     chex.assert_trees_all_close(state.params, merged_state.params, atol=1e-5)
     chex.assert_trees_all_close(metrics, merged_metrics, atol=1e-4)
     with pytest.raises(ValueError, match="pass the frozen weights"):
-        make_update(policy, dataclasses.replace(config, kl="none"), optimizer, LearnerConfig())(
+        make_update(functions, dataclasses.replace(config, kl="none"), optimizer, LearnerConfig())(
             init_state(adapter, optimizer), None, batch()
         )
 
@@ -187,7 +187,7 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
     assert buffers() - before == size
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     update = make_update(
-        transformer_policy(MODEL, remat=False, lora=LORA), PAPER, optimizer, LearnerConfig()
+        transformer_functions(MODEL, remat=False, lora=LORA), PAPER, optimizer, LearnerConfig()
     )
     state = init_state(adapter, optimizer)
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -26,7 +26,7 @@ from ictjax.learner import (
     make_optimizer,
     make_update,
     state_shardings,
-    transformer_policy,
+    transformer_functions,
 )
 from ictjax.models import lora, transformer
 from ictjax.models.config import ModelConfig
@@ -114,10 +114,10 @@ def updated(config, lora_config, devices):
         )
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     state = init_state(trained, optimizer)
-    policy = transformer_policy(config, remat=True, lora=lora_config, mesh=devices)
+    functions = transformer_functions(config, remat=True, lora=lora_config, mesh=devices)
     learner_config = LearnerConfig(num_microbatches=2, positions_per_chunk=4)
     update = make_update(
-        policy,
+        functions,
         dataclasses.replace(PAPER, kl_coefficient=0.1),
         optimizer,
         learner_config,

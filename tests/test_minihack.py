@@ -17,10 +17,10 @@ from envs.minihack import index as splits
 from envs.minihack.expert import make_expert
 from envs.minihack.families import (
     FAMILY_SPLITS,
+    GYM_IDS,
     LEFT_OUT,
     SOUND_RESERVE,
     STEPS,
-    TASKS,
     step_limit,
     why_left_out,
 )
@@ -513,14 +513,14 @@ def test_real_splits_share_no_state(tmp_path, monkeypatch):
 
 def test_every_registered_task_is_a_family_or_left_out_for_a_reason():
     registered = {name for name in console.gymnasium.registry if name.startswith("MiniHack-")}
-    assert len(set(TASKS.values())) == len(TASKS)
-    assert set(TASKS.values()) <= registered
-    left_out = registered - set(TASKS.values())
+    assert len(set(GYM_IDS.values())) == len(GYM_IDS)
+    assert set(GYM_IDS.values()) <= registered
+    left_out = registered - set(GYM_IDS.values())
     assert [name for name in sorted(left_out) if why_left_out(name) is None] == []
-    assert [name for name in TASKS.values() if why_left_out(name) is not None] == []
+    assert [name for name in GYM_IDS.values() if why_left_out(name) is not None] == []
     for pattern, reason in LEFT_OUT.items():
         assert any(re.fullmatch(pattern, name) for name in left_out) and len(reason) > 20
-    assert (len(TASKS), len(left_out)) == (98, 63)
+    assert (len(GYM_IDS), len(left_out)) == (98, 63)
 
 
 @pytest.mark.parametrize(
@@ -529,7 +529,7 @@ def test_every_registered_task_is_a_family_or_left_out_for_a_reason():
 def test_restricted_tasks_are_the_same_games(task, monkeypatch):
     hashes = []
     for kind in ("Full", "Restricted"):
-        monkeypatch.setattr(game_module, "TASKS", {"eat": f"MiniHack-{task}-{kind}-v0"})
+        monkeypatch.setattr(game_module, "GYM_IDS", {"eat": f"MiniHack-{task}-{kind}-v0"})
         game = MiniHackGame("eat", style="full")
         hashes.append([])
         for seed in range(3):

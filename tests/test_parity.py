@@ -58,8 +58,8 @@ def test_the_options_matter_at_these_sizes(tmp_path, case, option):
     )
     batch = parity.ragged_batch(padded_left=False)
     first, second = (
-        parity.torch_logits(parity.random_checkpoint(tmp_path, each), *batch)
-        for each in (case, without)
+        parity.torch_logits(parity.random_checkpoint(tmp_path, variant), *batch)
+        for variant in (case, without)
     )
     assert np.abs(first - second).max() > 1e-3 * np.abs(first).max()
 
@@ -81,7 +81,7 @@ ROUND_TRIPS = ((0, "float16"), (1, "bfloat16"), (5, "bfloat16"), (8, "float32"),
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [(parity.CASES[index], dtype) for index, dtype in ROUND_TRIPS],
-    ids=lambda each: getattr(each, "option", each),
+    ids=lambda value: getattr(value, "option", value),
 )
 def test_round_trip_is_bit_exact(tmp_path, case, dtype):
     theirs = parity.random_checkpoint(tmp_path / "theirs", case).to(getattr(torch, dtype))
@@ -94,7 +94,7 @@ def test_round_trip_is_bit_exact(tmp_path, case, dtype):
     assert tensors_of(tmp_path / "ours") == tensors_of(tmp_path / "theirs")
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 2
     configs = [
-        json.loads((tmp_path / each / "config.json").read_text()) for each in ("theirs", "ours")
+        json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("theirs", "ours")
     ]
     assert configs[0] == configs[1]
     again, info = transformers.AutoModelForCausalLM.from_pretrained(

@@ -83,8 +83,8 @@ def test_files_are_what_peft_reads(folder):
             for tree in (base, merged)
         )
         a, b = (
-            tensors[f"base_model.model.{name.removesuffix('weight')}lora_{each}.weight"]
-            for each in "AB"
+            tensors[f"base_model.model.{name.removesuffix('weight')}lora_{letter}.weight"]
+            for letter in "AB"
         )
         np.testing.assert_allclose(after, before + 6.0 / 3 * b @ a, rtol=1e-5, atol=1e-5)
 

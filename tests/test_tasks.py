@@ -11,7 +11,7 @@ import pytest
 from envs.registry import load_environment
 from experiments import compare, evaluate, report, train
 from experiments.commands.evaluate import evaluation_name
-from experiments.presets import PRESETS, TASKS, in_folders, model_folder, preset, task
+from experiments.presets import PRESET_TASKS, PRESETS, in_folders, model_folder, preset, task
 from experiments.run_dir import check_families
 from experiments.tasks import POCKET_ALFWORLD, POCKET_MINIHACK, manners, with_options
 from ictjax.manners import read_manners
@@ -182,8 +182,8 @@ def refused(capsys, main, argv, *words):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_tasks_of_a_preset_fit_its_models_and_their_environments(name):
-    for each, setting in TASKS[name].items():
-        config = preset(name).on(task(name, each))  # its limits are checked
+    for task_name, setting in PRESET_TASKS[name].items():
+        config = preset(name).on(task(name, task_name))  # its limits are checked
         assert config.task == setting
         options = {
             **setting.environment.options,
@@ -225,7 +225,7 @@ def test_shipped_models_say_how_they_are_spoken_to(folder, taught):
     ],
 )
 def test_a_task_that_the_models_have_no_words_for_is_refused(preset, task, complaint):
-    config = in_folders(PRESETS[preset].on(TASKS[preset][task]))
+    config = in_folders(PRESETS[preset].on(PRESET_TASKS[preset][task]))
     if not complaint:
         check_language(config)
         return

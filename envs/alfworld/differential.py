@@ -48,18 +48,18 @@ _JUNK = (
     "x" * 100_000,
 )
 
-Reply = Callable[[], Answer]
+LastAnswer = Callable[[], Answer]
 
 
 def expert(
-    rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply
+    rng: random.Random, walkthrough: Sequence[str], steps: int, last_answer: LastAnswer
 ) -> Iterator[str]:
     """The walkthrough that comes with the game."""
     yield from walkthrough
 
 
 def detour(
-    rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply
+    rng: random.Random, walkthrough: Sequence[str], steps: int, last_answer: LastAnswer
 ) -> Iterator[str]:
     """The walkthrough with other actions in between, seldom such that it cannot go on: into states
     that random play hardly reaches.
@@ -68,28 +68,30 @@ def detour(
         while rng.random() < 0.6 and steps:
             harmless = [
                 other
-                for other in reply().commands
+                for other in last_answer().commands
                 if not other.startswith(("go ", "take ", "move ", "close "))
             ]
-            yield any_verb(rng, harmless if rng.random() < 0.9 else reply().commands)
+            yield any_verb(rng, harmless if rng.random() < 0.9 else last_answer().commands)
             steps -= 1
         yield command
 
 
 def at_random(
-    rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply
+    rng: random.Random, walkthrough: Sequence[str], steps: int, last_answer: LastAnswer
 ) -> Iterator[str]:
     """Admissible commands, every verb as likely as the others."""
     for _ in range(steps):
-        yield any_verb(rng, reply().commands)
+        yield any_verb(rng, last_answer().commands)
 
 
-def junk(rng: random.Random, walkthrough: Sequence[str], steps: int, reply: Reply) -> Iterator[str]:
+def junk(
+    rng: random.Random, walkthrough: Sequence[str], steps: int, last_answer: LastAnswer
+) -> Iterator[str]:
     """What no one should type, commands in other spellings, and now and then a command, so that the
     junk meets many states.
     """
     for _ in range(steps):
-        command = any_verb(rng, reply().commands)
+        command = any_verb(rng, last_answer().commands)
         spellings = (
             command.upper(),
             command.title(),

@@ -10,8 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
-import pathlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -28,6 +26,7 @@ from envs.alfworld.rules import (
     parse_formula,
     typed_names,
 )
+from envs.alfworld.tables import package_text
 
 NOTHING_HAPPENS = "Nothing happens."  # TextWorld's own words, in no grammar
 _FACT = re.compile(r"\(\s*([^\s()]+)\s+([^\s()]+)\s*([^\s()]*)\s*\)")  # of one or two things
@@ -197,20 +196,6 @@ def _text(game: Mapping[str, Any], field: str) -> str:
     return text
 
 
-def package_text(name: str) -> str:
-    """The text of a data file of the installed alfworld package, without importing it (its import
-    makes folders). Raises ValueError.
-    """
-    found = importlib.util.find_spec("alfworld")
-    if found is None or not found.submodule_search_locations:
-        raise ValueError(
-            "The package alfworld is not installed: pip install 'alfworld>=0.4.2,<0.5'."
-        )
-    return (pathlib.Path(found.submodule_search_locations[0]) / "data" / name).read_text(
-        encoding="utf-8"
-    )
-
-
 # --- the program of a game, and its version ---
 
 
@@ -231,8 +216,8 @@ def _check_version(domain: Domain, grammar: Grammar):
     same text.
     """
     package_domain, package_grammar = (
-        parse_domain(package_text("alfred.pddl")),
-        parse_grammar(split_task(package_text("alfred.twl2"))[0]),
+        parse_domain(package_text("data/alfred.pddl")),
+        parse_grammar(split_task(package_text("data/alfred.twl2"))[0]),
     )
     version = importlib.metadata.version("alfworld")
     advice = (

@@ -133,7 +133,7 @@ SMALL = Rooms(
 all of them wins within 10 actions.
 """
 
-ROOMS: Mapping[str, Rooms] = MappingProxyType({each.name: each for each in (FULL, SMALL)})
+ROOMS: Mapping[str, Rooms] = MappingProxyType({rooms.name: rooms for rooms in (FULL, SMALL)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -331,18 +331,18 @@ def _draw(rng: random.Random, family: str, rooms: Rooms) -> Draft:
         if rooms.surfaces is not None and family == "pick_two":
             layout.holdable[sought] = [home]
     types = tables.plans[number].types
-    others = [each for each in types if each != sought and each in layout.holdable]
+    others = [kind for kind in types if kind != sought and kind in layout.holdable]
     if rooms.kinds is not None:
         others = rng.sample(others, min(rng.randint(*rooms.kinds), len(others)))
-    for each in others:
+    for kind in others:
         for _ in range(rng.randint(*rooms.copies)):
-            layout.add(each)
+            layout.add(kind)
     if rooms.fixtures:
         if _LAMP in types and family != "look":
             layout.add_lamp()
-        for each in types:
-            if each in _fixtures():
-                layout.add_fixture(each)
+        for kind in types:
+            if kind in _fixtures():
+                layout.add_fixture(kind)
     return Draft(
         family=family,
         plan=number,
@@ -366,8 +366,8 @@ class _Layout:
         self.holdable: dict[str, list[int]] = {}  # type of object -> where it may lie
         within = range(len(places)) if homes is None else homes
         for index in within:
-            for each in contains[places[index].type]:
-                self.holdable.setdefault(each, []).append(index)
+            for kind in contains[places[index].type]:
+                self.holdable.setdefault(kind, []).append(index)
         self._lamp_places = [index for index in within if places[index].type in _LAMP_PLACES]
         self._rng, self._places = rng, places
         self._poses = {place.pose for place in places}
@@ -510,12 +510,12 @@ def _feasible(family: str, rooms: Rooms) -> Mapping[int, tuple[tuple[str, tuple[
                 goals = [_LAMP] if _LAMP in plan.types and present & _LAMP_PLACES else []
             else:
                 goals = [
-                    each
-                    for each in sorted(present - _NEVER_GOALS - {tool})
-                    if sought in tables.contains[each]
+                    goal
+                    for goal in sorted(present - _NEVER_GOALS - {tool})
+                    if sought in tables.contains[goal]
                 ]
                 if rooms.surfaces is not None and family == "pick_two":
-                    goals = [each for each in goals if each not in tables.openable]
+                    goals = [goal for goal in goals if goal not in tables.openable]
             if tool and sought not in tables.actions[_TOOL_NEEDS[family]]:
                 continue
             goals = [goal for goal in goals if _has_home(room, rooms, family, sought, goal)]
@@ -603,7 +603,7 @@ def _location(pose: Pose) -> str:
 
 def names(draft: Draft) -> dict[str, str]:
     """THOR id -> the name a player reads ("cabinet 3")."""
-    return _numbered(each.thor for each in (*draft.places, *draft.things))
+    return _numbered(item.thor for item in (*draft.places, *draft.things))
 
 
 def _numbered(thor_ids: Iterable[str]) -> dict[str, str]:
@@ -612,7 +612,9 @@ def _numbered(thor_ids: Iterable[str]) -> dict[str, str]:
     """
     numbers: collections.Counter[str] = collections.Counter()
     found = {}
-    for lower, thor in sorted(((_pddl(each).lower(), each) for each in thor_ids), reverse=True):
+    for lower, thor in sorted(
+        ((_pddl(thor_id).lower(), thor_id) for thor_id in thor_ids), reverse=True
+    ):
         kind = lower.partition("_bar_")[0] + ("basin" if "basin" in lower else "")
         numbers[kind] += 1
         found[thor] = f"{kind} {numbers[kind]}"
@@ -636,14 +638,16 @@ class _Walk:
         lamp = draft.family == "look"
         # What needs no opening comes first, as in a planner's shortest walkthrough.
         thing, *more = sorted(
-            (each for each in draft.things if each.type == draft.sought),
-            key=lambda each: self._shut(self._place(each)),
+            (thing for thing in draft.things if thing.type == draft.sought),
+            key=lambda thing: self._shut(self._place(thing)),
         )
         self._take(thing)
         name = self._names[thing.thor]
         if lamp:
             light = next(
-                each for each in draft.things if each.type == draft.goal and each.place is not None
+                thing
+                for thing in draft.things
+                if thing.type == draft.goal and thing.place is not None
             )
             self._go(self._place(light))
             do(f"use {self._names[light.thor]}")
@@ -702,10 +706,10 @@ def _problem(draft: Draft, name: str, tables: Tables) -> str:
     facts = [f"(receptacleType {place} {kind}Type)" for place, kind, _ in places]
     facts += [f"(objectType {thing} {kind}Type)" for thing, kind, *_ in things]
     facts += [
-        f"(canContain {kind}Type {each}Type)"
+        f"(canContain {kind}Type {object_type}Type)"
         for kind in receptacle_types
-        for each in object_types
-        if each in tables.contains[kind]
+        for object_type in object_types
+        if object_type in tables.contains[kind]
     ]
     facts += [
         f"(pickupable {thing})"
@@ -728,7 +732,7 @@ def _problem(draft: Draft, name: str, tables: Tables) -> str:
     facts += [f"(objectAtLocation {thing} {pose})" for thing, *_, pose in things]
     objects = [f"{thing} - object" for thing, *_ in things]
     objects += [f"{place} - receptacle" for place, *_ in places]
-    objects += [f"{each} - location" for each in locations]
+    objects += [f"{pose} - location" for pose in locations]
     goal = tables.goals[draft.family].format(obj=draft.sought, recep=draft.goal, toggle=draft.goal)
     return (
         f"(define (problem plan_{name})\n(:domain"
@@ -742,11 +746,11 @@ def _types() -> str:
     tables = load_tables()
     lines = ["agent1 - agent"]
     # one bare object of each type, as the official files have
-    lines += [f"{each} - object" for each in tables.object_types]
-    lines += [f"{each}Type - otype" for each in tables.object_types]
-    lines += [f"{each}Type - rtype" for each in tables.receptacle_types]
+    lines += [f"{kind} - object" for kind in tables.object_types]
+    lines += [f"{kind}Type - otype" for kind in tables.object_types]
+    lines += [f"{kind}Type - rtype" for kind in tables.receptacle_types]
     return _lines(lines)
 
 
 def _lines(items: Iterable[str]) -> str:
-    return "\n".join(f"        {each}" for each in items)
+    return "\n".join(f"        {item}" for item in items)

@@ -66,7 +66,9 @@ def package_folder() -> pathlib.Path:
     """Where alfworld is installed. Raises ValueError when it is not."""
     spec = importlib.util.find_spec("alfworld")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("The package alfworld is not installed: pip install alfworld.")
+        raise ValueError(
+            "The package alfworld is not installed: pip install 'alfworld>=0.4.2,<0.5'."
+        )
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -94,8 +96,8 @@ def load_tables() -> Tables:
         movable = frozenset(constants["MOVABLE_RECEPTACLES"])
         receptacles = frozenset(constants["RECEPTACLES"]) - movable
         contains = {
-            each: frozenset(constants["VAL_RECEPTACLE_OBJECTS"].get(each, ()))
-            for each in sorted(receptacles)
+            kind: frozenset(constants["VAL_RECEPTACLE_OBJECTS"].get(kind, ()))
+            for kind in sorted(receptacles)
         }
         texts = {family: goals["gdict"][task] for family, task in FAMILIES.items()}
         return Tables(
@@ -113,8 +115,8 @@ def load_tables() -> Tables:
                 family: frozenset(constants["GOALS_VALID"][task])
                 for family, task in FAMILIES.items()
             },
-            goals={family: _goal(each["pddl"]) for family, each in texts.items()},
-            sentences={family: tuple(each["templates"]) for family, each in texts.items()},
+            goals={family: _goal(goal["pddl"]) for family, goal in texts.items()},
+            sentences={family: tuple(goal["templates"]) for family, goal in texts.items()},
             plans=_floor_plans(receptacles),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -172,15 +174,15 @@ def _floor_plans(receptacles: frozenset[str]) -> dict[int, FloorPlan]:
         ]
         found = {thor_type(name) for name, _ in standing}
         standing += [
-            (each, None)
-            for each in types & receptacles - found
-            for _ in range(4 if each == "StoveBurner" else 1)
+            (kind, None)
+            for kind in types & receptacles - found
+            for _ in range(4 if kind == "StoveBurner" else 1)
         ]
         plans[number] = FloorPlan(
             number=number,
             room=_ROOMS[number // 100],
             types=tuple(sorted(types)),
-            receptacles=tuple(sorted(standing, key=lambda each: each[0])),
+            receptacles=tuple(sorted(standing, key=lambda receptacle: receptacle[0])),
         )
     if not plans:
         raise KeyError("gen/layouts")

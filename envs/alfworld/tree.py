@@ -101,7 +101,7 @@ def _cached_index(root: str) -> Index:
     trials = list(tree.trials())
     stamp = hashlib.sha256()
     for key, *stats in trials:
-        times = [(each.st_size, each.st_mtime_ns) if each else None for each in stats]
+        times = [(stat.st_size, stat.st_mtime_ns) if stat else None for stat in stats]
         stamp.update(f"{key} {times}\n".encode())
     path = _cache_path(root)
     try:
@@ -126,7 +126,7 @@ def _read_index(
     left_out: dict[str, int] = {}
     damaged = []
     manifest = hashlib.sha256()
-    for key, stat, _ in sorted(trials, key=lambda each: each[0]):
+    for key, stat, _ in sorted(trials, key=lambda trial: trial[0]):
         try:
             reason, family, tail = _judge(root / key, key, stat)
         except (OSError, ValueError):

@@ -129,10 +129,10 @@ GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
-TASKS: Mapping[str, str] = MappingProxyType(
+GYM_IDS: Mapping[str, str] = MappingProxyType(
     {family: task for group in GROUPS.values() for family, task in group.items()}
 )
-FAMILIES: tuple[str, ...] = tuple(sorted(TASKS))
+FAMILIES: tuple[str, ...] = tuple(sorted(GYM_IDS))
 
 # Actions within which a family is meant to be solved, where the usual 25 are too few. The scripted
 # experts are measured with these.
@@ -214,7 +214,7 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
 )
 
 
-class Split(NamedTuple):
+class FamilySplit(NamedTuple):
     """Families to train on, and families held out."""
 
     train: tuple[str, ...]
@@ -239,14 +239,17 @@ SOUND_RESERVE = ("read", "pray", "closed_door")
 PAPER_TRAIN = ("room", "room_random", "room_monster", "room_trap", "eat", "wield", "wear")
 PAPER_HELDOUT = ("room_dark", "read", "puton", "zap")
 
-FAMILY_SPLITS: Mapping[str, Split] = MappingProxyType(
-    {"sound": Split(SOUND_TRAIN, SOUND_HELDOUT), "paper": Split(PAPER_TRAIN, PAPER_HELDOUT)}
+FAMILY_SPLITS: Mapping[str, FamilySplit] = MappingProxyType(
+    {
+        "sound": FamilySplit(SOUND_TRAIN, SOUND_HELDOUT),
+        "paper": FamilySplit(PAPER_TRAIN, PAPER_HELDOUT),
+    }
 )
 
 
 def check_family(family: str) -> str:
     """Returns `family`; raises ValueError naming the known ones for any other."""
-    if family not in TASKS:
+    if family not in GYM_IDS:
         raise ValueError(
             f"Unknown MiniHack family {family!r}; the families are: {', '.join(FAMILIES)}."
         )

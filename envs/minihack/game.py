@@ -11,8 +11,8 @@ import re
 
 from envs.api import GameId, Observation, Outcome, Step
 from envs.minihack.console import MAX_KEYS, Console, build, nethack
-from envs.minihack.families import TASKS, check_family
-from envs.minihack.interpreter import Played, play
+from envs.minihack.families import GYM_IDS, check_family
+from envs.minihack.interpreter import Played, play_command
 from envs.minihack.text import STYLES, render, render_end
 from envs.minihack.verbs import ACTIONS, Command, parse
 from envs.minihack.view import (
@@ -60,7 +60,7 @@ class MiniHackGame:
             raise ValueError(f"Unknown text style {style!r}; the styles are: {', '.join(STYLES)}.")
         self._family = check_family(family)
         self._style = style
-        self._env = build(TASKS[self._family])
+        self._env = build(GYM_IDS[self._family])
         self._closed = False
         self._num_episodes = 0
         self._episode: _Episode | None = None
@@ -78,7 +78,7 @@ class MiniHackGame:
         self._check_open()
         if self._num_episodes >= _RECYCLE_AFTER:
             self._env.close()
-            self._env = build(TASKS[self._family])
+            self._env = build(GYM_IDS[self._family])
             self._num_episodes = 0
         self._num_episodes += 1
         self._episode = _start(Console(self._env, int(game.key)))
@@ -96,7 +96,7 @@ class MiniHackGame:
         command = parse(action)
         console.begin()
         played = (
-            play(command, episode.view, console)
+            play_command(command, episode.view, console)
             if isinstance(command, Command)
             else Played(notes=(command,))
         )

@@ -85,8 +85,8 @@ def _start(family: str, games: Iterable[GameId]) -> Iterator[tuple[str, str]]:
 
     game = MiniHackGame(family, style="compact")
     try:
-        for each in games:
-            game.reset(each)
+        for game_id in games:
+            game.reset(game_id)
             yield game.state_hash(), game.layout_hash()
     finally:
         game.close()

@@ -69,7 +69,7 @@ class _Meant:
     item: Item | None
 
 
-def play(command: Command, view: View, console: Console) -> Played:
+def play_command(command: Command, view: View, console: Console) -> Played:
     """Plays one command on a console that shows `view` and waits for a command."""
     interpreter = _Interpreter(view, console)
     direction = interpreter.play(command)

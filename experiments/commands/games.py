@@ -18,7 +18,7 @@ _PLAIN_WIDTH = 120  # of tables that go to a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Which:
+class EnvironmentArgs:
     """Of which games."""
 
     env: str = DEFAULT
@@ -32,7 +32,7 @@ class Which:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ListGames(Which):
+class ListGames(EnvironmentArgs):
     """Families, splits and counts."""
 
 
@@ -69,7 +69,7 @@ class GenerateGames:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckGames(Which):
+class CheckGames(EnvironmentArgs):
     """Starts games and compares their initial states across splits; exit code 1 when a state is
     shared or a game is not won.
     """

@@ -111,7 +111,7 @@ class PlayArgs:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class PlaySetting:
     """What is played, after flags, a model's manners and a run have had their say."""
 
     environment: str
@@ -121,7 +121,7 @@ class Setting:
     actor: ActorConfig | None = None  # None: no model plays
 
 
-def settle(args: PlayArgs) -> Setting:
+def settle(args: PlayArgs) -> PlaySetting:
     """The setting that the flags ask for. Raises ValueError for a model or a run that is not
     there, or that does not know the environment.
     """
@@ -162,7 +162,7 @@ def settle(args: PlayArgs) -> Setting:
         for field in ("max_steps", "max_turn_tokens", "show_actions")
         if (value := getattr(args, field)) not in (None, False)
     }
-    return Setting(
+    return PlaySetting(
         environment=name,
         options=options,
         prompt=prompt,

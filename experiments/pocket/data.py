@@ -21,8 +21,8 @@ from experiments.pocket.lessons import (
     MINIHACK_LESSONS,
     OTHER_NOUNS,
     STATIONS,
+    TASK_THINGS,
     TASK_VERBS,
-    TASKS,
     THINGS,
     VERBS,
     Lesson,
@@ -193,7 +193,7 @@ def actor_row(
     return Row(ids=np.array(ids, np.int32), weights=np.array(weights, np.float32))
 
 
-def copy_row(words: WordTable, rng: random.Random) -> Row:
+def doubled_row(words: WordTable, rng: random.Random) -> Row:
     """Random words, twice over: predicting the second half takes the look-up that obeying a prompt
     is built on, and teaches it sooner.
     """
@@ -240,7 +240,7 @@ class ActorRows:
         rng = self._rng
         kind = rng.random()
         if kind < copy_share:
-            return copy_row(self._words, rng)
+            return doubled_row(self._words, rng)
         if kind < copy_share + episode_share:
             game = rng.choice(self._by_family[rng.choice(rng.choice(self._pools))])
             # A player who gets nowhere repeats himself: late turns teach little.
@@ -360,7 +360,9 @@ class ReflectorRows:
         ]
         self._words = words
         self._config = config
-        self._choices = set(words(" ".join((*THINGS, *VERBS, *TASKS, *TASK_VERBS, *STATIONS))))
+        self._choices = set(
+            words(" ".join((*THINGS, *VERBS, *TASK_THINGS, *TASK_VERBS, *STATIONS)))
+        )
         self._shares = {"right_share": right_share, "vague_share": vague_share}
         self._rng = random.Random(seed)
 

@@ -54,7 +54,7 @@ ALFWORLD_LESSONS: dict[str, Lesson] = {
 FAMILY_LESSONS: dict[str, Lesson] = MINIHACK_LESSONS | ALFWORLD_LESSONS
 
 THINGS: tuple[str, ...] = tuple(lesson.thing for lesson in MINIHACK_LESSONS.values())
-TASKS: tuple[str, ...] = tuple(lesson.thing for lesson in ALFWORLD_LESSONS.values())
+TASK_THINGS: tuple[str, ...] = tuple(lesson.thing for lesson in ALFWORLD_LESSONS.values())
 VERBS: tuple[str, ...] = (
     "eat",
     "wield",

@@ -50,7 +50,7 @@ def _prompt(
 
 # The prompts under which the actor is measured, by name: each takes the family and a random
 # generator.
-ARMS: dict[str, Callable[[str, random.Random], str]] = {
+ACTOR_PROMPTS: dict[str, Callable[[str, random.Random], str]] = {
     "right": lambda family, rng: _prompt(
         family, lessons.FAMILY_LESSONS[family], rng, others=_DISTRACTORS
     ),
@@ -113,8 +113,8 @@ def _measure_actor(
         open_pool(preset.task.environment) as pool,
         open_model(folder, num_conversations=1, sizes=preset.actor_sampler) as speaker,
     ):
-        task = progress.add_task(f"actor, {name}", total=len(ARMS) * len(rows), note="")
-        for arm, make_prompt in ARMS.items():
+        task = progress.add_task(f"actor, {name}", total=len(ACTOR_PROMPTS) * len(rows), note="")
+        for arm, make_prompt in ACTOR_PROMPTS.items():
             for family in rows:
                 episodes = [
                     Episode(

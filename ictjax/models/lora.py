@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
-from ictjax.models.transformer import PROJECTIONS, Params
+from ictjax.models.transformer import PROJECTION_AXES, Params
 
 _AXES = {"D": ("embed",), "F": ("ff",), "NH": ("heads", "head_dim"), "KH": ("kv_heads", "head_dim")}
 
@@ -56,7 +56,7 @@ def adapter_axes(lora: LoraConfig) -> dict[str, tuple[str, ...]]:
     """The logical axes of every factor (see ictjax.mesh)."""
     axes: dict[str, tuple[str, ...]] = {}
     for name in lora.targets:
-        inputs, outputs = (_AXES[letters] for letters in PROJECTIONS[name])
+        inputs, outputs = (_AXES[letters] for letters in PROJECTION_AXES[name])
         axes[f"{name}_lora_a"] = ("layers", *inputs, "rank")
         axes[f"{name}_lora_b"] = ("layers", "rank", *outputs)
     return axes
@@ -81,7 +81,7 @@ def merge(lora: LoraConfig, base: Params, adapter: Params) -> Params:
     def merged(weights: Params, lead: str, factors: Params) -> Params:
         changed = {}
         for name in lora.targets:
-            inputs, outputs = PROJECTIONS[name]
+            inputs, outputs = PROJECTION_AXES[name]
             letters = f"{lead}{inputs}R,{lead}R{outputs}->{lead}{inputs}{outputs}"
             added = lora.scale * jnp.einsum(
                 letters, factors[f"{name}_lora_a"], factors[f"{name}_lora_b"]

@@ -24,7 +24,7 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import STORED, projection_names
 from ictjax.models.hf.reader import read_json
 from ictjax.models.lora import adapter_axes
-from ictjax.models.transformer import PROJECTIONS, Params
+from ictjax.models.transformer import PROJECTION_AXES, Params
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -134,13 +134,13 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
     rank, alpha = int(data["r"]), float(data["lora_alpha"])
     if data.get("use_rslora"):
         alpha *= math.sqrt(rank)  # such adapters are scaled by alpha / sqrt(rank)
-    targets = tuple(name for name in PROJECTIONS if _key(0, name, "A") in found)
+    targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
     lora = LoraConfig(rank=rank, alpha=alpha, targets=targets)
     adapter: Params = {}
-    for each, letter in (("a", "A"), ("b", "B")):
+    for factor, letter in (("a", "A"), ("b", "B")):
         for name in targets:
-            shape = _shape(config, lora, f"{name}_lora_{each}")
-            flat = (math.prod(shape[1:-1]), rank) if each == "a" else (rank, math.prod(shape[2:]))
+            shape = _shape(config, lora, f"{name}_lora_{factor}")
+            flat = (math.prod(shape[1:-1]), rank) if factor == "a" else (rank, math.prod(shape[2:]))
             layers = []
             for layer in range(config.num_layers):
                 key = _key(layer, name, letter)
@@ -151,7 +151,7 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
                         f" {list(flat[::-1])}"
                     )
                 layers.append(found.pop(key).T)
-            adapter[f"{name}_lora_{each}"] = jnp.asarray(np.stack(layers).reshape(shape))
+            adapter[f"{name}_lora_{factor}"] = jnp.asarray(np.stack(layers).reshape(shape))
     if found:
         raise ValueError(
             f"{folder / WEIGHTS} holds {min(found)}, which is no projection of the model's layers:"

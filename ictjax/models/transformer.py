@@ -38,7 +38,7 @@ _MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never 
 _INIT_STD = 0.02
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 # The input and output axes of every projection of a layer.
-PROJECTIONS = {
+PROJECTION_AXES = {
     "q": ("D", "NH"),
     "k": ("D", "KH"),
     "v": ("D", "KH"),
@@ -57,7 +57,7 @@ class Layers(nnx.Module):
         residual_std = _INIT_STD / (2 * config.num_layers) ** 0.5
         for name, axes in config.weight_axes[1].items():
             shape = tuple(config.axis_sizes[axis] for axis in axes)
-            if name in PROJECTIONS:
+            if name in PROJECTION_AXES:
                 weight = _normal(
                     rngs,
                     config.param_dtype,
@@ -383,7 +383,7 @@ def _project(weights: Params, name: str, x: Array) -> Array:
     """One linear map of one layer, with its bias and low-rank addition where it has them: the one
     place where a projection's weights are used.
     """
-    inputs, outputs = PROJECTIONS[name]
+    inputs, outputs = PROJECTION_AXES[name]
     y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weights[name].astype(x.dtype))
     # R: rank; never merged here, so that the weights can be shared with models without the addition
     if f"{name}_lora_a" in weights:

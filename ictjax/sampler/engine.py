@@ -232,7 +232,7 @@ class Sampler:
         """True when `step` has nothing to do until the caller asks for something (or closes a
         conversation that others wait for).
         """
-        waiting = bool(self._free) and any(self._is_open(each) for each in self._queue)
+        waiting = bool(self._free) and any(self._is_open(queued) for queued in self._queue)
         return (
             not self._finished
             and not waiting

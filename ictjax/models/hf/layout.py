@@ -19,12 +19,12 @@ STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": HEAD}
 _LAYER = {
     "attn_norm": "input_layernorm.weight",
-    **{each: f"self_attn.{each}_proj.weight" for each in "qkvo"},
-    **{f"{each}_bias": f"self_attn.{each}_proj.bias" for each in "qkvo"},
-    **{f"{each}_norm": f"self_attn.{each}_norm.weight" for each in "qk"},
+    **{name: f"self_attn.{name}_proj.weight" for name in "qkvo"},
+    **{f"{name}_bias": f"self_attn.{name}_proj.bias" for name in "qkvo"},
+    **{f"{name}_norm": f"self_attn.{name}_norm.weight" for name in "qk"},
     "mlp_norm": "post_attention_layernorm.weight",
-    **{each: f"mlp.{each}_proj.weight" for each in ("gate", "up", "down")},
-    **{f"{each}_bias": f"mlp.{each}_proj.bias" for each in ("gate", "up", "down")},
+    **{name: f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
+    **{f"{name}_bias": f"mlp.{name}_proj.bias" for name in ("gate", "up", "down")},
 }
 # With sandwich norms "post_attention" is what it says.
 _SANDWICH = {

@@ -216,12 +216,12 @@ def _place(
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape.shape).items():
         bounds = tuple(
-            each.indices(size)[:2] for each, size in zip(index, shape.shape, strict=True)
+            part.indices(size)[:2] for part, size in zip(index, shape.shape, strict=True)
         )
         devices.setdefault(bounds, []).append(device)
     arrays = []
     for bounds, holders in devices.items():
-        value = _read(shape, [slice(*each) for each in bounds], sources)
+        value = _read(shape, [slice(*start_stop) for start_stop in bounds], sources)
         arrays += [jax.device_put(value, device) for device in holders]
         jax.block_until_ready(arrays)  # before the next shard takes the memory of this one
         del value
@@ -234,7 +234,7 @@ def _read(
     sources: list[tuple[Tensor, str, pathlib.Path]],
 ) -> np.ndarray:
     """One shard of a weight."""
-    target = np.empty([each.stop - each.start for each in index], shape.dtype)
+    target = np.empty([part.stop - part.start for part in index], shape.dtype)
     for tensor, name, path in sources:
         if tensor.layer is None:
             _fill(target, tensor, index, name, path)
@@ -257,7 +257,7 @@ def _fill(
             block = view[start : start + _BLOCK]
             part = stored[(slice(rows.start + start, rows.start + start + len(block)), *columns)]
             if part.dtype == block.dtype:  # NumPy copies plain integers faster than bfloat16
-                part, block = (each.view(f"u{each.itemsize}") for each in (part, block))
+                part, block = (values.view(f"u{values.itemsize}") for values in (part, block))
             if part.ndim == 1 or block.flags.c_contiguous:
                 block[...] = part
             else:

@@ -61,7 +61,7 @@ def model_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         FAMILIES[family].architecture if family in FAMILIES else None
     ]
     if family not in FAMILIES or FAMILIES[family].architecture not in architectures:
-        known = ", ".join(f"{each.architecture} ({name})" for name, each in FAMILIES.items())
+        known = ", ".join(f"{entry.architecture} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(
             f"config.json names model_type {family!r} and architectures {architectures}:"
             f" supported are {known}"
