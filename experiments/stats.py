@@ -114,35 +114,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def detectable_effect(
-    sd_of_differences: float, num_pairs: int, *, power: float = 0.8, alpha: float = 0.05
-) -> float:
-    """The smallest true mean difference that a two-sided paired t-test of this size finds with the
-    given power.
-
-    sd_of_differences has the unit of the result (a success rate, say). Solved by bisection on the
-    noncentral t distribution. Raises ValueError for a negative deviation, fewer than two pairs, or
-    power or alpha outside (0, 1), or power not above alpha.
-    """
-    if sd_of_differences < 0:
-        raise ValueError(f"A standard deviation is not negative, got {sd_of_differences!r}.")
-    if num_pairs < 2:
-        raise ValueError(f"Power needs at least two pairs, got {num_pairs!r}: play more games.")
-    if not 0 < alpha < power < 1:
-        raise ValueError(
-            f"Expected 0 < alpha < power < 1, got alpha {alpha!r} and power {power!r}."
-        )
-    critical = stats.t.ppf(1 - alpha / 2, num_pairs - 1)
-    low, high = 0.0, critical + 40.0  # noncentrality
-    for _ in range(60):
-        middle = (low + high) / 2
-        reached = stats.nct.sf(critical, num_pairs - 1, middle) + stats.nct.cdf(
-            -critical, num_pairs - 1, middle
-        )
-        low, high = (middle, high) if reached < power else (low, middle)
-    return float(high * sd_of_differences / np.sqrt(num_pairs))
-
-
 def _sample(name: str, values: Sequence[float]) -> np.ndarray:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():

@@ -64,7 +64,9 @@ def read_manners(folder: str | os.PathLike[str]) -> dict[str, Manners]:
 
 def write_manners(folder: pathlib.Path, manners: Mapping[str, Manners]) -> None:
     """Writes the file of a model."""
-    entries = {name: dataclasses.asdict(entry) for name, entry in manners.items()}
+    entries = {
+        name: {**vars(entry), "options": dict(entry.options)} for name, entry in manners.items()
+    }
     text = json.dumps({"environments": entries}, indent=1, ensure_ascii=False) + "\n"
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
 

@@ -137,18 +137,3 @@ def test_holm_by_hand():
     assert stats.holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
     with pytest.raises(ValueError, match=r"1\.5"):
         stats.holm({"x": 1.5})
-
-
-def test_detectable_effect_reaches_its_power():
-    effect = stats.detectable_effect(0.4, 20)
-    critical = scipy_stats.t.ppf(0.975, 19)
-    noncentrality = effect * np.sqrt(20) / 0.4
-    power = scipy_stats.nct.sf(critical, 19, noncentrality) + scipy_stats.nct.cdf(
-        -critical, 19, noncentrality
-    )
-    assert power == pytest.approx(0.8, abs=1e-6)
-    # The textbook's normal approximation (1.96 + 0.8416) * sd / sqrt(n) for many pairs.
-    assert stats.detectable_effect(1.0, 10_000) == pytest.approx(2.8016 / 100, rel=1e-3)
-    assert stats.detectable_effect(0.0, 5) == 0.0
-    with pytest.raises(ValueError, match="two pairs"):
-        stats.detectable_effect(1.0, 1)
