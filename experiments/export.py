@@ -1,17 +1,16 @@
 """The reflector that a run trained, as a Hugging Face folder or a PEFT adapter."""
 
-import json
 import pathlib
 
 from experiments.commands.export import ExportArgs, main
 from experiments.presets import model_folder
+from experiments.run_dir import read_run
 from ictjax.config import MeshConfig, RoleMeshes
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import merge
 from ictjax.models.peft import save_adapter
 from ictjax.players import restore_trained
-from ictjax.run_config import TrainConfig, from_dict
 
 
 def export(args: ExportArgs) -> int:
@@ -49,20 +48,6 @@ def export(args: ExportArgs) -> int:
         args.out, model, trained, source=base, max_shard_bytes=int(args.max_shard_gb * 10**9)
     )
     return step
-
-
-def read_run(run_dir: pathlib.Path) -> TrainConfig:
-    """The configuration of a run directory."""
-    path = run_dir / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{run_dir} is no run directory (it has no config.json): give the --run-dir of `ictjax"
-            " train`."
-        )
-    try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not readable ({error}): restore it.") from error
 
 
 if __name__ == "__main__":

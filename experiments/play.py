@@ -18,14 +18,18 @@ from envs.api import Environment, Game, GameId, Observation, Outcome
 from envs.experts import make_player, random_player
 from envs.pool import WorkerPool
 from envs.registry import initial_prompt
-from experiments.commands.play import PlayArgs, main
+from experiments.commands.play import PlayArgs, Setting, main
 from experiments.presets import model_folder
 from ictjax import keys
-from ictjax.config import RolloutConfig
+from ictjax.endpoint_speaker import EndpointSpeaker
+from ictjax.manners import check_words
+from ictjax.model_speaker import ModelSpeaker
 from ictjax.players import open_model
 from ictjax.records import Trajectory, Turn, to_json
 from ictjax.rollout import Episode, rollout, user_message
+from ictjax.run_config import ActorConfig
 from ictjax.run_files import write_lines
+from ictjax.speaker import Speaker
 
 _HELP = """\
 Type an action as the game's actor would. Three words are for this program instead:
@@ -33,12 +37,6 @@ Type an action as the game's actor would. Three words are for this program inste
   actions   the actions that the game offers now (Tab completes them on a terminal)
   quit      stop here (so does the end of input)
 To give one of these words to the game, put ! before it: !help."""
-_DEFAULT_PROMPT = """\
-You play a text game. Reach its goal in as few actions as you can. Answer every turn in exactly \
-this form:
-
-Thought: <your reasoning, in one or two sentences>
-Action: <one action>"""
 
 
 class Move(NamedTuple):
@@ -157,7 +155,7 @@ class Record:
     """Collects an episode, so that what was played is kept however it ends."""
 
     def __init__(self, game: GameId, system_prompt: str):
-        self._game, self._system_prompt = game, system_prompt
+        self._game, self.system_prompt = game, system_prompt
         self.turns: list[Turn] = []
         self.observation, self.state_hash, self.error = "", "", ""
         self.outcome: Outcome | None = None
@@ -166,7 +164,7 @@ class Record:
         """The episode so far; one that was left counts as one that ran out of steps."""
         return Trajectory(
             game=self._game,
-            system_prompt=self._system_prompt,
+            system_prompt=self.system_prompt,
             turns=tuple(self.turns),
             outcome=self.outcome or Outcome.STEP_LIMIT,
             final_observation=self.observation,
@@ -218,17 +216,16 @@ def play(
 
 
 def watch(
-    args: PlayArgs, name: str, game_id: GameId, screen: Screen, record: Record, prompt: str
+    actor: ActorConfig,
+    setting: Setting,
+    game_id: GameId,
+    screen: Screen,
+    record: Record,
+    seed: int,
 ) -> None:
-    """Lets a model play one episode into `record`, by the same rollout, pool and sampler as in
+    """Lets a model play one episode into `record`, by the same rollout, pool and speakers as in
     training; shows each turn when it is played.
     """
-    settings = RolloutConfig(
-        max_steps=args.max_steps,
-        max_turn_tokens=args.max_turn_tokens,
-        temperature=args.temperature,
-        show_actions=args.show_actions,
-    )
 
     def show(_episode: Episode, turn: Turn) -> None:
         record.turns.append(turn)
@@ -240,14 +237,20 @@ def watch(
 
     episode = Episode(
         game=game_id,
-        system_prompt=prompt,
-        key=keys.fold(keys.root_key(args.seed), "play", str(game_id)),
+        system_prompt=record.system_prompt,
+        key=keys.fold(keys.root_key(seed), "play", str(game_id)),
     )
     with (
-        open_model(model_folder(args.model, "--model"), num_conversations=1) as speaker,
-        WorkerPool(name, num_workers=1, max_live_games=1, options=args.options) as pool,
+        _speaker(actor) as speaker,
+        WorkerPool(
+            setting.environment, num_workers=1, max_live_games=1, options=setting.options
+        ) as pool,
     ):
-        played = rollout(speaker, pool, [episode], settings, watch=show)[0]
+        if isinstance(speaker, ModelSpeaker):
+            check_words(
+                actor.model, record.system_prompt, speaker.chat.unknown(record.system_prompt)
+            )
+        played = rollout(speaker, pool, [episode], setting.rollout, watch=show)[0]
     if played.outcome is Outcome.FAILED and not played.turns:
         raise ValueError(played.error)
     record.observation, record.state_hash, record.outcome, record.error = (
@@ -258,22 +261,33 @@ def watch(
     )
 
 
-def read_prompt(text: str, environment: Environment) -> str:
-    """The system prompt: of a file, as given, or the environment's own."""
-    if not text:
-        return initial_prompt(environment) or _DEFAULT_PROMPT
+def _speaker(actor: ActorConfig) -> Speaker:
+    if actor.endpoint.url:
+        return EndpointSpeaker(actor.endpoint, actor.model)
+    return open_model(model_folder(actor.model, "--model"), num_conversations=1)
+
+
+def read_prompt(text: str, otherwise: str) -> str:
+    """The system prompt: of a file, as given, or another one where none is given."""
     with contextlib.suppress(OSError):  # a long prompt is no file name
-        if pathlib.Path(text).is_file():
+        if text and pathlib.Path(text).is_file():
             return pathlib.Path(text).read_text(encoding="utf-8").strip()
-    return text
+    return text or otherwise
 
 
 def show_game(
-    args: PlayArgs, name: str, environment: Environment, game_id: GameId, console: Console
+    args: PlayArgs,
+    setting: Setting,
+    environment: Environment,
+    game_id: GameId,
+    console: Console,
 ) -> None:
     """Plays the chosen game as the flags say, on the console."""
-    screen = Screen(console, args.max_steps, args.show_actions)
-    prompt = read_prompt(args.prompt, environment) if args.model else ""
+    limits = setting.rollout
+    screen = Screen(console, limits.max_steps, limits.show_actions)
+    prompt = ""
+    if setting.actor is not None:
+        prompt = read_prompt(args.prompt, setting.prompt or initial_prompt(environment))
     mover: Mover = Person(screen)
     if args.policy == "expert":
         mover = expert(environment.name, game_id.family, args.seed)
@@ -281,13 +295,15 @@ def show_game(
         mover = chance(environment.name, args.seed)
     screen.text(
         str(game_id)
-        + ("" if args.model or args.policy != "human" else " (help: how to play, quit: stop)"),
+        + ("" if setting.actor or args.policy != "human" else " (help: how to play, quit: stop)"),
         style="dim",
     )
+    if prompt:
+        screen.text(f"System prompt: {prompt}", style="dim")
     record = Record(game_id, prompt)
     try:
-        if args.model:
-            watch(args, name, game_id, screen, record, prompt)
+        if setting.actor is not None:
+            watch(setting.actor, setting, game_id, screen, record, args.seed)
         else:
             play(
                 environment,
@@ -295,7 +311,7 @@ def show_game(
                 mover,
                 screen,
                 record,
-                max_steps=args.max_steps,
+                max_steps=limits.max_steps,
                 echo=args.policy != "human",
             )
         screen.end(

@@ -18,7 +18,7 @@ from envs.api import Environment
 from envs.pool import WorkerPool
 from envs.registry import describe, known_names, load_environment
 from experiments.command import unknown
-from ictjax.run_config import EnvironmentConfig, TrainConfig, differences, to_dict
+from ictjax.run_config import EnvironmentConfig, TrainConfig, differences, from_dict, to_dict
 from ictjax.run_files import FOLDERS, write_lines
 
 _PACKAGES = (
@@ -96,6 +96,52 @@ def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
             f"{run_dir} is no run directory (it has no config.json): train first, or name another."
         )
     return read_json(path)
+
+
+def read_run(run_dir: pathlib.Path) -> TrainConfig:
+    """The configuration of a run. Raises ValueError where there is none, or one of another
+    version.
+    """
+    return from_dict(read_config(run_dir))
+
+
+def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
+    """A system prompt of a run's actor in a family.
+
+    Args:
+      run_dir: of the run.
+      family: of the games.
+      arm: "initial"; or "untrained" or "trained", whose prompt is that of the evaluation's first
+        loop in the family. Before an evaluation "trained" is the candidate that earned most in the
+        last iteration that has one of the family.
+
+    Raises:
+      ValueError: the run has no such prompt.
+    """
+    if arm == "initial":
+        return read_run(run_dir).task.initial_prompt
+    for line in _lines(run_dir / "prompts" / "evaluation.jsonl"):
+        if (line["arm"], line["family"]) == (arm, family):
+            return line["system_prompt"]
+    if arm == "trained":
+        for path in sorted((run_dir / "prompts").glob("iteration_*.jsonl"), reverse=True):
+            written = [
+                line
+                for line in _lines(path)
+                if line["family"] == family and line["system_prompt"] is not None
+            ]
+            if written:
+                return max(written, key=lambda line: line["reward"] or 0.0)["system_prompt"]
+    raise ValueError(
+        f"{run_dir} has no prompt of the arm {arm!r} for {family!r}: evaluate it first (ictjax"
+        f" evaluate --run-dir {run_dir}), or name another --family or --arm."
+    )
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def preset_of(run_dir: pathlib.Path) -> str | None:
@@ -219,7 +265,7 @@ def _check_games(
     if before.get("games_sha256", "") != _games_sha256(settings, environment):
         raise ValueError(
             f"The games of {settings.name!r} are no longer those that {run_dir} was started with (a"
-            " download or a package has changed): {_elsewhere()}."
+            f" download or a package has changed): {_elsewhere()}."
         )
 
 

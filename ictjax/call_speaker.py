@@ -60,7 +60,8 @@ class CallSpeaker:
 
     Args:
       answer: is given a question; called from several threads at once unless `threads` is 1. What
-        it raises is the error of its reply.
+        it raises is the error of its reply: a `CallFailed` by its text, anything else by its name
+        too.
       threads: calls under way at the same time.
       deadline_s: of one call, from when it begins. A thread cannot be killed: one that is over its
         deadline is left alone, and another takes its place.

@@ -47,7 +47,7 @@ class Players:
     reflector: Reflector
     model: ModelConfig  # of the reflector
     # the reflector before training: the reference policy and an adapter's trunk; None where neither
-    # is used
+    # is used and the actor has other weights
     base: Params | None
     mesh: Mesh | None  # of the reflector, and of the update
     lora: LoraConfig
@@ -122,10 +122,9 @@ def check_language(config: TrainConfig) -> None:
       ValueError: a model that says which environments it knows is not made for this one or for this
         style of text, or has no words for the first prompt.
     """
-    task, roles = config.task, [config.reflector]
-    if not config.actor.endpoint.url:
-        roles.insert(0, config.actor)
-    for role in roles:
+    task = config.task
+    roles: list[RoleConfig] = [] if config.actor.endpoint.url else [config.actor]
+    for role in (*roles, config.reflector):
         folder = local_folder(role.model, weights=False)
         manners = manners_for(folder, task.environment.name)
         if manners is not None:
@@ -238,6 +237,8 @@ def open_speaker(
     elif isinstance(source, str | os.PathLike):
         with open_model(source, num_conversations=num_conversations, sizes=sizes) as speaker:
             yield speaker
+    elif isinstance(source, type):
+        raise ValueError(f"A speaker is an object, got the class {source.__name__}: call it first.")
     elif isinstance(source, Speaker):
         yield source
     else:

@@ -89,8 +89,11 @@ class Speaker(Protocol):
         ...
 
     def ask(self, conversation: int, limits: Limits, key: Key) -> None:
-        """Asks for a reply to all that was heard. Equal keys draw equal noise, where the speaker
-        has a say in that.
+        """Asks for a reply to all that was heard; after a failed one it may be asked again. Equal
+        keys draw equal noise, where the speaker has a say in that.
+
+        Raises:
+          ValueError: the conversation is not open, or waits for a reply already.
         """
         ...
 

@@ -51,7 +51,7 @@ def refused(capsys, main, argv, *words):
     assert len(sentence) == 1, errors
     for word in words:
         assert word in sentence[0], sentence[0]
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors and "{" not in sentence[0]
     assert not re.search(r"\b[A-Za-z]+(Args|Config|Games|Bench|Benches)\b", sentence[0]), sentence[
         0
     ]

@@ -251,13 +251,13 @@ def test_waits_double_and_are_as_long_as_the_server_asks():
         ask(speaker, "Hello")
         waits_s = [b - a for a, b in zip(server.times_s, server.times_s[1:], strict=False)]
     for wait_s, expected_s in zip(waits_s, (0.1, 0.2, 0.4), strict=True):
-        assert 0.75 * expected_s <= wait_s < expected_s + 0.5
+        assert 0.75 * expected_s <= wait_s < expected_s + 2
     with (
         serve(refuses(429, Retry_After="1"), says("x")) as server,
         EndpointSpeaker(config(server), "m") as speaker,
     ):
         ask(speaker, "Hello")
-        assert 1.0 <= server.times_s[1] - server.times_s[0] < 3.0
+        assert 1.0 <= server.times_s[1] - server.times_s[0] < 4
 
 
 @pytest.mark.parametrize("answer", [never, endless(200, 0.05), endless(500, 0.05)])
@@ -396,9 +396,10 @@ def test_the_only_model_is_found():
     ],
 )
 def test_none_or_several_models_are_a_clear_error(models, error):
+    waits = models is never or "0.5 s" in error
     with serve(says("x"), models=models) as server:
         with pytest.raises(ValueError) as caught:
-            EndpointSpeaker(config(server, timeout_s=0.5))
+            EndpointSpeaker(config(server, timeout_s=0.5 if waits else 5.0))
         assert str(caught.value).startswith(f"{server.url} (OPENAI_API_KEY is set) ")
         assert str(caught.value).endswith(error)
         assert KEY not in str(caught.value) and "\n" not in str(caught.value)

@@ -568,7 +568,7 @@ def test_a_preset_can_be_pointed_at_another_environment_without_its_options(caps
                 str(tmp_path / "run"),
             ]
         )
-    assert "Unknown family 'eat' of fake: use some of bell, door, lamp." in capsys.readouterr().err
+    assert "Unknown family 'eat' of fake: use one of bell, door, lamp." in capsys.readouterr().err
 
 
 def test_the_page_shows_what_its_example_prints(capsys):

@@ -15,12 +15,15 @@ import time
 
 import pytest
 
+from envs import prompts
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from experiments import play
 from experiments.fake_pair import save_pair
+from experiments.presets import PRESETS
 from ictjax import players
 from ictjax.records import trajectory_from_json
+from ictjax.run_config import to_dict
 from tests.test_cli import refused
 
 DOOR = GameId(env="fake", family="door", key="6")  # two steps away
@@ -171,13 +174,58 @@ def test_a_model_is_watched(monkeypatch, capsys, tmp_path):
     assert path.read_text() == before
 
 
-def test_the_prompt_is_the_environments_own_unless_given():
-    class Introduced(FakeEnvironment):
-        initial_prompt = "You walk."
+def test_a_model_is_spoken_to_as_it_expects(monkeypatch, capsys, tmp_path):
+    """The shipped actor reads short text and starts with its own prompt; with a lesson it wins."""
+    actor, path = "experiments/pocket/checkpoints/actor", tmp_path / "episode.json"
+    lesson = "you play nethack . if you see apple , go on it and eat it . think , then act ."
+    argv = ["--model", actor, "--family", "eat", "--record", str(path)]
+    run(monkeypatch, capsys, [*argv, "--prompt", lesson])
+    played = trajectory_from_json(path.read_text())
+    assert played.outcome is Outcome.SUCCESS, played.turns
+    assert played.turns[0].observation == played.turns[0].observation.lower()
+    printed = run(monkeypatch, capsys, [*argv, "--max-steps", "1"])
+    played = trajectory_from_json(path.read_text())
+    assert played.system_prompt == prompts.MINIHACK["compact"] in printed
+    foreign = ["--model", actor, "--env", "alfworld", "--family", "put"]
+    refused(capsys, play.main, foreign, "knows minihack only, not alfworld")
+    unread = [*argv, "--prompt", "Traverse the labyrinth swiftly"]
+    refused(capsys, play.main, unread, "has no words for", "Traverse")
 
-    assert play.read_prompt("", Introduced()) == "You walk."
-    assert "Action:" in play.read_prompt("", FakeEnvironment())
-    assert play.read_prompt("x" * 5000, FakeEnvironment()) == "x" * 5000
+
+def test_a_run_shows_its_actor_under_its_own_prompts(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(players, "_MAX_LEN", 128)
+    run_dir, path = tmp_path / "run", tmp_path / "episode.json"
+    (run_dir / "prompts").mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps(to_dict(PRESETS["fake-tiny"])))
+    candidates = [
+        {"family": "door", "system_prompt": "play RING", "reward": 0.0},
+        {"family": "door", "system_prompt": "play OPEN", "reward": 1.0},
+        {"family": "door", "system_prompt": None, "reward": -0.5},
+    ]
+    lines = "".join(json.dumps(line) + "\n" for line in candidates)
+    (run_dir / "prompts" / "iteration_00003.jsonl").write_text(lines)
+    argv = ["--run-dir", str(run_dir), "--game", "fake|door|0", "--record", str(path)]
+    run(monkeypatch, capsys, argv)
+    played = trajectory_from_json(path.read_text())
+    assert (played.system_prompt, played.success) == ("play OPEN", True)
+    run(monkeypatch, capsys, [*argv, "--arm", "initial"])
+    played = trajectory_from_json(path.read_text())
+    assert (played.system_prompt, played.success, len(played.turns)) == ("play", False, 2)
+    refused(capsys, play.main, [*argv, "--arm", "untrained"], "'untrained'", "evaluate it first")
+    scored = {"arm": "trained", "family": "door", "system_prompt": "play LIGHT"}
+    (run_dir / "prompts" / "evaluation.jsonl").write_text(json.dumps(scored) + "\n")
+    run(monkeypatch, capsys, argv)
+    assert trajectory_from_json(path.read_text()).system_prompt == "play LIGHT"
+    refused(capsys, play.main, [*argv, "--model", "somewhere"], "--model and --run-dir exclude")
+    other = ["--run-dir", str(run_dir), "--env", "minihack", "--family", "eat"]
+    refused(capsys, play.main, other, "plays fake, not minihack")
+
+
+def test_a_prompt_is_a_text_or_a_file(tmp_path):
+    (tmp_path / "prompt.txt").write_text("You walk.\n")
+    assert play.read_prompt(str(tmp_path / "prompt.txt"), "own") == "You walk."
+    assert play.read_prompt("", "own") == "own"
+    assert play.read_prompt("x" * 5000, "own") == "x" * 5000
 
 
 def test_bad_input(capsys, tmp_path):

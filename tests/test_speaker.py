@@ -530,8 +530,10 @@ def test_replies_that_are_there_come_in_the_order_asked():
         assert (reply.conversation, reply.text) == (second, "b")
         second_done.set()
         assert finish(speaker)[0].conversation == first
-    with FunctionSpeaker(lambda messages, actions: messages[0].content, threads=4) as speaker:
+    calls = []
+    with FunctionSpeaker(lambda *said: calls.append(said) or "x", threads=4) as speaker:
         numbers = asked(speaker, *"abcd")
+        wait_until(lambda: len(calls) == 4)
         time.sleep(0.2)
         assert [reply.conversation for reply in speaker.step()] == numbers
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import tyro
@@ -12,8 +12,11 @@ from envs.api import Environment, GameId
 from experiments.command import parse, run_main, unknown
 from experiments.commands.games import DEFAULT
 from experiments.console import Terminal
-from experiments.presets import check_model
-from experiments.run_dir import check_families, open_environment
+from experiments.presets import check_model, shipped_folder
+from experiments.run_dir import check_families, open_environment, read_run, run_prompt
+from ictjax.config import EndpointConfig, RolloutConfig
+from ictjax.manners import manners_for
+from ictjax.run_config import ActorConfig
 
 _DESCRIPTION = (
     "Plays one game in the terminal: you, a scripted expert, chance, or a model. The text is the"
@@ -44,18 +47,34 @@ class PlayArgs:
     options: Annotated[
         dict[str, str], tyro.conf.arg(metavar="[NAME VALUE ...]", help_behavior_hint="")
     ] = dataclasses.field(default_factory=dict)
-    """Of the environment, NAME VALUE ..., for example: text compact."""
+    """Of the environment, NAME VALUE ..., for example: text compact. This, the first prompt and the
+    limits are by default what a model expects (its ictjax.json) or what its run says.
+    """
     policy: Literal["human", "expert", "random"] = "human"
     """Who plays."""
-    model: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = ""
-    """Folder of an actor in Hugging Face layout, which then plays."""
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = ""
+    """The actor that plays: a folder in Hugging Face layout, an id on the hub, or the base URL of
+    an OpenAI-compatible endpoint.
+    """
+    run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
+        None
+    )
+    """The actor of a run plays, under a prompt of that run."""
+    arm: Literal["initial", "untrained", "trained"] = "trained"
+    """Whose prompt, with --run-dir: the first one, or one that the reflector wrote before or after
+    training, as the evaluation has it (else the best of the last iteration).
+    """
     prompt: Annotated[
         str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the environment's own)")
     ] = ""
     """System prompt of the model, or a file that holds it."""
-    max_steps: int = 50
+    max_steps: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)")
+    ] = None
     """Actions until the episode ends."""
-    max_turn_tokens: int = 500
+    max_turn_tokens: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 500)")
+    ] = None
     """Tokens of one reply of the model."""
     temperature: float = 0.0
     """Of the model; 0 is greedy."""
@@ -69,22 +88,87 @@ class PlayArgs:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}.")
-        if self.max_steps < 1:
+        if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}.")
-        if self.max_turn_tokens < 1:
+        if self.max_turn_tokens is not None and self.max_turn_tokens < 1:
             raise ValueError(f"--max-turn-tokens must be at least 1, got {self.max_turn_tokens}.")
         if self.temperature < 0:
             raise ValueError(f"--temperature must be 0 (greedy) or above, got {self.temperature}.")
-        if self.model and self.policy != "human":
-            raise ValueError(
-                f"--model and --policy {self.policy} exclude each other: give one of them."
-            )
+        players = {
+            "--model": bool(self.model),
+            "--run-dir": self.run_dir is not None,
+            f"--policy {self.policy}": self.policy != "human",
+        }
+        given = [flag for flag, is_given in players.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
         if self.record is not None and (
             self.record.is_dir() or not self.record.absolute().parent.is_dir()
         ):
             raise ValueError(
                 f"--record {self.record} cannot be written: name a file in a folder that exists."
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is played, after flags, a model's manners and a run have had their say."""
+
+    environment: str
+    options: Mapping[str, str]
+    prompt: str | None  # None: the environment's own
+    rollout: RolloutConfig
+    actor: ActorConfig | None = None  # None: no model plays
+
+
+def settle(args: PlayArgs) -> Setting:
+    """The setting that the flags ask for. Raises ValueError for a model or a run that is not
+    there, or that does not know the environment.
+    """
+    name = args.env or (args.game.partition("|")[0] if "|" in args.game else "")
+    actor, task, options = None, None, args.options
+    if args.run_dir is not None:
+        config = read_run(args.run_dir)
+        if name not in ("", config.task.environment.name):
+            raise ValueError(
+                f"{args.run_dir} plays {config.task.environment.name}, not {name}: drop --env, or"
+                " name the model with --model."
+            )
+        actor, task = config.actor, config.task
+        name = task.environment.name
+        options = {**task.environment.options, **options}
+    elif args.model.startswith(("http://", "https://")):
+        actor = ActorConfig(model="", endpoint=EndpointConfig(url=args.model))
+    elif args.model:
+        check_model(args.model, "--model")
+        actor = ActorConfig(model=args.model)
+    name = name or DEFAULT
+    prompt, limits = (None, RolloutConfig(max_steps=50, max_turn_tokens=500))
+    if task is not None:
+        limits = task.rollout
+    elif actor is not None and actor.model:
+        # a model of the hub is a language model, or says nothing before it is downloaded
+        folder = shipped_folder(actor.model)
+        manners = None if folder is None else manners_for(folder, name)
+        if manners is not None:
+            prompt, options = manners.initial_prompt, {**manners.options, **options}
+            limits = RolloutConfig(
+                max_steps=manners.max_steps,
+                max_turn_tokens=manners.max_turn_tokens,
+                show_actions=manners.show_actions,
+            )
+    asked = {
+        field: value
+        for field in ("max_steps", "max_turn_tokens", "show_actions")
+        if (value := getattr(args, field)) not in (None, False)
+    }
+    return Setting(
+        environment=name,
+        options=options,
+        prompt=prompt,
+        rollout=dataclasses.replace(limits, temperature=args.temperature, **asked),
+        actor=actor,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,12 +209,13 @@ def choose(args: PlayArgs, environment: Environment) -> GameId:
 
 def _main(argv: list[str]) -> None:
     args = parse(PlayArgs, "play", _DESCRIPTION, argv)
-    name = args.env or (args.game.partition("|")[0] if "|" in args.game else DEFAULT)
-    environment = open_environment(name, args.options)
+    setting = settle(args)
+    environment = open_environment(setting.environment, setting.options)
     game_id = choose(args, environment)
-    if args.model:
-        check_model(args.model, "--model")
+    if args.run_dir is not None:
+        written = run_prompt(args.run_dir, game_id.family, args.arm)
+        setting = dataclasses.replace(setting, prompt=written)
     # a model that plays is JAX; flags are right when it is loaded
     from experiments.play import show_game
 
-    show_game(args, name, environment, game_id, Terminal())
+    show_game(args, setting, environment, game_id, Terminal())
