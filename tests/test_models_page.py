@@ -73,7 +73,7 @@ def test_the_memory_table_is_what_check_prints(mesh, monkeypatch):
 
 
 def test_the_commands_of_the_page_parse():
-    commands = re.findall(r"^ictjax generate (.*?)(?:  +#.*)?$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^\.venv/bin/ictjax generate (.*?)(?:  +#.*)?$", PAGE, re.MULTILINE)
     assert len(commands) > 4
     for command in commands:
-        parse(GenerateArgs, "generate", "", shlex.split(command.replace("[", "").replace("]", "")))
+        parse(GenerateArgs, "generate", "", shlex.split(command))
