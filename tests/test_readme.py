@@ -38,7 +38,11 @@ SHORTENED = (
     (f"{ICTJAX} bench", "--help", "minutes"),
     (f"{ICTJAX} games generate", "--families look", "seconds for each family"),
     (f"{ICTJAX} games check", "--families look", "as above"),
-    (".venv/bin/python -m envs.contract examples", "--rules names", "the other rules: test_contract.py"),
+    (
+        ".venv/bin/python -m envs.contract examples",
+        "--rules names",
+        "the other rules: test_contract.py",
+    ),
     (".venv/bin/python -m envs.alfworld.differential", "--limit 1 --policies expert", "a minute"),
 )
 NOT_RUN = {
