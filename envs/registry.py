@@ -109,8 +109,9 @@ def load_environment(name: str, options: Mapping[str, str] = MappingProxyType({}
     try:
         inspect.signature(build).bind(**options)
     except TypeError as error:
+        given = ",".join(f"{key}={value}" for key, value in options.items()) or "none"
         raise ValueError(
-            f"Environment {shown} does not take the options {dict(options)!r}: {error}."
+            f"Environment {shown} does not take the options {given}: {error}."
         ) from error
     except ValueError:  # a builtin without a signature
         pass

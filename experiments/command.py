@@ -54,6 +54,11 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
     except ValueError as error:
         print(f"ictjax: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fspath(error.filename)!s:.200}: "
+        reason = error.strerror or " ".join(str(error).split())
+        print(f"ictjax: {where}{reason}; name another place.", file=sys.stderr)
+        sys.exit(2)
     except Stopped as stopped:
         print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -141,7 +141,11 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [dict(json.loads(line)) for line in lines if line]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not readable ({error}): restore it.") from error
 
 
 def preset_of(run_dir: pathlib.Path) -> str | None:
@@ -200,11 +204,14 @@ def _elsewhere() -> str:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A file of a run. Raises ValueError for what is no JSON."""
+    """A file of a run. Raises ValueError for what is no JSON object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
         raise ValueError(f"{path} is not readable ({error}): restore it.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no JSON object: restore it.")
+    return data
 
 
 def _check_disk(run_dir: pathlib.Path) -> None:

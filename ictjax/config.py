@@ -196,7 +196,7 @@ class RolloutConfig:
                 raise ValueError(
                     f"task.rollout.{name} must be at least 1, got {getattr(self, name)}."
                 )
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(
                 f"task.rollout.temperature must be 0 (greedy) or above, got {self.temperature}."
             )

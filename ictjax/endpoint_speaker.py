@@ -164,27 +164,12 @@ class EndpointSpeaker(CallSpeaker):
             data = json.loads(body)
             choice = data["choices"][0]
             content, ended = choice["message"].get("content"), choice.get("finish_reason")
-            usage = data.get("usage") or {}
-            counts = {
-                ours: int(usage.get(theirs) or 0)
-                for ours, theirs in (
-                    ("prompt_tokens", "prompt_tokens"),
-                    ("reply_tokens", "completion_tokens"),
-                )
-            }
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ):
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
             raise CallFailed(
                 f"no chat completion: {self._shown(body.decode(errors='replace'))}"
             ) from None
         with self._lock:
-            self._usage.update(counts)
+            self._usage.update(_counts(data.get("usage")))
         if content is None:
             content = ""
         if not isinstance(content, str) or ended not in (*_FINISHES, None):
@@ -249,6 +234,14 @@ def _key(variable: str) -> str:
             " ASCII): set it to the key alone."
         )
     return key
+
+
+def _counts(usage: Any) -> dict[str, int]:
+    """What a server says it has read and written; what makes no sense counts as nothing."""
+    named = {"prompt_tokens": "prompt_tokens", "reply_tokens": "completion_tokens"}
+    said = usage if isinstance(usage, dict) else {}
+    counts = {ours: said.get(theirs) for ours, theirs in named.items()}
+    return {name: n for name, n in counts.items() if isinstance(n, int) and n > 0}
 
 
 def _message(body: bytes) -> str:

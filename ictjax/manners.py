@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 FILE_NAME = "ictjax.json"
 _MOST_UNKNOWN = 0.2  # of the words of a first prompt
@@ -54,12 +55,28 @@ def read_manners(folder: str | os.PathLike[str]) -> dict[str, Manners]:
     if not path.is_file():
         return {}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["environments"]
-        return {name: Manners(**entry) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        entries = data.get("environments") if isinstance(data, dict) else None
+        if not isinstance(entries, dict):
+            raise ValueError("it has no object 'environments'")
+        return {name: _read(name, entry) for name, entry in entries.items()}
+    except ValueError as error:
         raise ValueError(
             f"{path} does not say how its model is spoken to ({error}): restore it, or remove it."
         ) from error
+
+
+def _read(name: str, entry: Any) -> Manners:
+    known = {field.name: field for field in dataclasses.fields(Manners)}
+    if not isinstance(entry, dict):
+        raise ValueError(f"its entry {name!r} is no object")
+    for field in entry:
+        if field not in known:
+            raise ValueError(f"its entry {name!r} has a field {field!r}, which is not known")
+    for field, about in known.items():
+        if field not in entry and about.default is dataclasses.MISSING:
+            raise ValueError(f"its entry {name!r} lacks {field!r}")
+    return Manners(**entry)
 
 
 def write_manners(folder: pathlib.Path, manners: Mapping[str, Manners]) -> None:

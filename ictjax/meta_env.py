@@ -16,7 +16,8 @@ from envs.pool import WorkerPool
 from ictjax import keys, loops
 from ictjax.config import RolloutConfig, SamplerConfig
 from ictjax.function_speaker import Function
-from ictjax.manners import Manners, manners_for
+from ictjax.manners import Manners, check_style, check_words, manners_for
+from ictjax.model_speaker import ModelSpeaker
 from ictjax.models.hf.hub import local_folder
 from ictjax.players import is_url, open_speaker
 from ictjax.records import Context, Trajectory
@@ -105,6 +106,8 @@ class MetaEnv:
         if options is None:
             named = isinstance(environment, str)
             options = manners.options if manners is not None and named else {}
+        if manners is not None and isinstance(environment, str):
+            check_style(str(actor), manners, options)
         self._environment = _environment(environment, options)
         if isinstance(families, str):
             raise ValueError(
@@ -118,8 +121,8 @@ class MetaEnv:
                     f"Unknown family {family!r} of {self._environment.name}: use some of {known}."
                 )
         for name, value in (("num_games", num_games), ("meta_turns", meta_turns)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if draw not in ("fresh", "fixed"):
             raise ValueError(f"draw must be 'fresh' or 'fixed', got {draw!r}.")
         self.initial_prompt = (
@@ -143,6 +146,7 @@ class MetaEnv:
             temperature=temperature,
             show_actions=expected.show_actions if show_actions is None else show_actions,
         )
+        self._closed = False
         self._games: dict[str, tuple[GameId, ...]] = {}
         self._rewind(seed)
         with contextlib.ExitStack() as stack:
@@ -162,6 +166,9 @@ class MetaEnv:
                     sizes=sampler,
                 )
             )
+            if isinstance(self._actor, ModelSpeaker):
+                unknown = self._actor.chat.unknown(self.initial_prompt)
+                check_words(str(actor), self.initial_prompt, unknown)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "MetaEnv":
@@ -172,6 +179,7 @@ class MetaEnv:
 
     def close(self) -> None:
         """Ends the workers and frees the model. Idempotent."""
+        self._closed = True
         self._stack.close()
 
     def describe(self) -> dict[str, Any]:
@@ -293,6 +301,8 @@ class MetaEnv:
     def _play(
         self, system_prompt: str, games: Sequence[GameId], key: keys.Key
     ) -> tuple[Trajectory, ...]:
+        if self._closed:
+            raise ValueError("This environment is closed: make another.")
         episodes = [
             Episode(game=game, system_prompt=system_prompt, key=keys.fold(key, index, str(game)))
             for index, game in enumerate(games)

@@ -71,6 +71,15 @@ class Reflector:
     config: ReflectorConfig = FULL
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.speaker, Speaker) or isinstance(self.speaker, type):
+            raise ValueError(
+                f"A reflector needs a speaker, got {self.speaker!r}: open one with"
+                " ictjax.open_speaker."
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}.")
+
     def __call__(self, context: Context, key: Key = (0, 0)) -> Reflection | ParseFailure:
         """One reflection on a context; another key draws another one."""
         ((candidate,),) = self.candidates([context], [[key]])

@@ -5,6 +5,7 @@ on resume.
 import dataclasses
 import inspect
 import json
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -78,7 +79,7 @@ class EvaluationConfig:
                 raise ValueError(
                     f"evaluation.{name} must be at least 1, got {getattr(self, name)}."
                 )
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(
                 f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}."
             )
@@ -260,4 +261,27 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
     if kinds and value is not None:
         return _build(kinds[0], value, place)
-    return tuple(value) if isinstance(value, list) else value
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(hint, value):
+        raise ValueError(f"{_other_version(place)} holds {value!r}, which it cannot hold.")
+    return value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value read from JSON can be that of a field: scalars, choices, tuples, texts by
+    name, unions of these.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(part, value) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(parts[0], item) for item in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(parts[1], item) for item in value.values())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return value is None if hint is type(None) else isinstance(value, hint)

@@ -594,3 +594,14 @@ def test_the_pair_that_ships_is_the_one_that_is_made(tmp_path):
     shipped = {path.relative_to(FOLDER): data for path, data in tree(FOLDER).items()}
     assert shipped == {path.relative_to(tmp_path): data for path, data in tree(tmp_path).items()}
     assert sum(map(len, shipped.values())) < 40_000
+
+
+def test_what_is_misspelt_is_named_before_what_is_missing(capsys):
+    refused(capsys, train.main, ["--presset", "fake-tiny"], "'--presset'", "--preset?")
+    refused(capsys, evaluate.main, ["--run-dri", "a"], "'--run-dri'", "--run-dir?")
+    refused(capsys, train.main, ["--preset", ""], "Unknown preset ''")
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence(capsys):
+    refused(capsys, train.main, ["--preset", "fake-tiny", "--run-dir", "x" * 300], "too long")
+    refused(capsys, evaluate.main, ["--run-dir", "x" * 300], "xxx")

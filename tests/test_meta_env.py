@@ -216,8 +216,8 @@ def test_there_is_nothing_else_at_the_top_of_the_package():
         ({"actor": 7}, "A speaker needs a function"),
         ({"families": ["cup"]}, "Unknown family 'cup' of fake: use some of bell, door, lamp"),
         ({"families": "door"}, "write \\['door'\\]"),
-        ({"num_games": 0}, "num_games must be at least 1, got 0"),
-        ({"meta_turns": 0}, "meta_turns must be at least 1, got 0"),
+        ({"num_games": 0}, "num_games must be a whole number of at least 1, got 0"),
+        ({"meta_turns": 0}, "meta_turns must be a whole number of at least 1, got 0"),
         ({"draw": "some"}, "draw must be 'fresh' or 'fixed', got 'some'"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
     ],
@@ -241,7 +241,7 @@ def test_close_is_idempotent_and_final():
     env = make("fake", num_workers=1)
     env.close()
     env.close()
-    with pytest.raises(RuntimeError, match="was closed"):
+    with pytest.raises(ValueError, match="is closed: make another"):
         env.reset()
 
 
@@ -598,3 +598,28 @@ def test_a_function_may_answer_in_react_form():
     assert {(turn.thought, turn.action) for turn in context.trajectories[0].turns} == {
         ("near?", "look")
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": {"text": "full"}}, "reads compact text only"),
+        ({"initial_prompt": "Traverse the labyrinth swiftly"}, "has no words for"),
+        ({"families": ["put"], "environment": "alfworld"}, "knows minihack only"),
+    ],
+)
+def test_a_model_that_has_no_words_for_a_task_is_refused(settings, message):
+    actor = ROOT / "experiments" / "pocket" / "checkpoints" / "actor"
+    chosen = {"environment": "minihack", "families": ["eat"], **settings}
+    with pytest.raises(ValueError, match=message):
+        MetaEnv(chosen.pop("environment"), actor, num_workers=1, **chosen)
+
+
+def test_a_closed_environment_says_so_and_a_reflector_wants_a_speaker():
+    with make() as env:
+        env.reset()
+    for call in (env.reset, lambda: env.play("Say open", [])):
+        with pytest.raises(ValueError, match="is closed: make another"):
+            call()
+    with pytest.raises(ValueError, match="needs a speaker, got <function"):
+        Reflector(obedient)

@@ -180,10 +180,7 @@ def test_what_raises_while_it_is_built_is_said_in_one_sentence(install):
         load_environment("built:THREE")
     with pytest.raises(
         ValueError,
-        match=(
-            "'built:Late' does not take the options {'size': '3'}: got an unexpected keyword"
-            " argument"
-        ),
+        match=("'built:Late' does not take the options size=3: got an unexpected keyword argument"),
     ):
         load_environment("built:Late", {"size": "3"})
 

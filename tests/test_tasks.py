@@ -16,6 +16,7 @@ from experiments.run_dir import check_families
 from experiments.tasks import POCKET_ALFWORLD, POCKET_MINIHACK, manners, with_options
 from ictjax.manners import read_manners
 from ictjax.metrics import read_metrics
+from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.players import check_language
 from ictjax.records import trajectory_from_json
 from tests.tiny import programs_kept_in
@@ -211,9 +212,14 @@ def test_options_are_added_to_those_of_the_task():
         (PRESETS["pocket-alfworld"], (POCKET_MINIHACK, POCKET_ALFWORLD)),
     ],
 )
-def test_shipped_models_say_how_they_are_spoken_to(folder, taught):
+def test_shipped_models_and_their_exports_say_how_they_are_spoken_to(folder, taught, tmp_path):
     for role in (folder.actor, folder.reflector):
-        assert read_manners(model_folder(role.model)) == manners(*taught)
+        source = model_folder(role.model)
+        assert read_manners(source) == manners(*taught)
+        save_checkpoint(
+            tmp_path / source.replace("/", "_"), *load_checkpoint(source), source=source
+        )
+        assert read_manners(tmp_path / source.replace("/", "_")) == manners(*taught)
 
 
 @pytest.mark.parametrize(

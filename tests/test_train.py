@@ -395,3 +395,34 @@ def test_configurations_of_other_versions_are_refused():
 def test_limits_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PRESETS["fake-tiny"], **changes)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("iterations", "three"),
+        ("iterations", None),
+        ("iterations", 2.5),
+        ("seed", "x"),
+        ("remat", "yes"),
+        ("checkpoint_every", True),
+        ("task.environment.train_families", "door"),
+        ("task.environment.train_families", [1]),
+        ("task.environment.options", []),
+        ("task.rollout.temperature", "hot"),
+        ("actor.model", None),
+        ("actor.mesh", None),
+        ("batch.token_buckets", 160),
+        ("optimizer.learning_rate", [1]),
+        ("meta.collection", "sometimes"),
+    ],
+)
+def test_values_of_another_type_are_refused_by_the_name_of_their_field(place, value):
+    config = to_dict(PRESETS["fake-tiny"])
+    *folders, name = place.split(".")
+    record = config
+    for folder in folders:
+        record = record[folder]
+    record[name] = value
+    with pytest.raises(ValueError, match=place.replace(".", r"\.")):
+        from_dict(config)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command import HELP, parse, parse_known, run_main
+from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.presets import PRESETS, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
@@ -72,15 +72,14 @@ def evaluation_name(
 
 
 def _main(argv: list[str]) -> None:
-    first, rest = parse_known(RunArgs, "evaluate", argv)
+    first, _ = parse_known(RunArgs, "evaluate", argv)
     if first.run_dir is None:
-        if not {*HELP} & {*rest}:
-            raise ValueError(
-                "--run-dir is missing: name the directory of a run, for example runs/demo."
-            )
+        # --help ends here; what is misspelt is named before what is missing
         shown = EvaluateArgs(evaluation=PRESETS["pocket-minihack"].evaluation)
         parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, shown)
-        return
+        raise ValueError(
+            "--run-dir is missing: name the directory of a run, for example runs/demo."
+        )
     run_dir = first.run_dir
     config = from_dict(read_config(run_dir))
     default = EvaluateArgs(run_dir=run_dir, evaluation=config.evaluation)

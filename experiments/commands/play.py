@@ -15,7 +15,7 @@ from experiments.console import Terminal
 from experiments.presets import check_model, shipped_folder
 from experiments.run_dir import check_families, open_environment, read_run, run_prompt
 from ictjax.config import EndpointConfig, RolloutConfig
-from ictjax.manners import manners_for
+from ictjax.manners import check_style, manners_for
 from ictjax.run_config import ActorConfig
 
 _DESCRIPTION = (
@@ -152,6 +152,7 @@ def settle(args: PlayArgs) -> PlaySetting:
         manners = None if folder is None else manners_for(folder, name)
         if manners is not None:
             prompt, options = manners.initial_prompt, {**manners.options, **options}
+            check_style(folder, manners, options)
             limits = RolloutConfig(
                 max_steps=manners.max_steps,
                 max_turn_tokens=manners.max_turn_tokens,

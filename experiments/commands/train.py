@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command import HELP, parse, parse_known, run_main
+from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
 from experiments.run_dir import check_families, check_run, open_environment, preset_of, read_json
@@ -85,8 +85,8 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
     """The flags, and the preset that the models are of, where it is known. Raises ValueError for
     what does not exist or does not fit together; --help ends the program.
     """
-    first, rest = parse_known(_FirstArgs, "train", argv)
-    name, config = _configuration(first, asked_for_help=bool({*HELP} & {*rest}))
+    first, _ = parse_known(_FirstArgs, "train", argv)
+    name, config = _configuration(first)
     if first.train_env is not None:
         if name is None:
             raise ValueError(
@@ -107,6 +107,9 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
     given = {field.name: getattr(first, field.name) for field in dataclasses.fields(StartArgs)}
     default = TrainArgs(**given, settings=config)
     args = parse(TrainArgs, "train", _DESCRIPTION, argv, default)
+    # --help has ended by now; what is misspelt is named before what is missing
+    if first.preset is None and first.config is None:
+        raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
     for flag, value in given.items():
         if getattr(args, flag) != value:
             raise ValueError(
@@ -116,7 +119,7 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
     return args, name
 
 
-def _configuration(first: StartArgs, *, asked_for_help: bool) -> tuple[str | None, TrainConfig]:
+def _configuration(first: StartArgs) -> tuple[str | None, TrainConfig]:
     """What the other flags are differences to, and its preset."""
     if first.config is not None:
         if first.preset is not None:
@@ -131,9 +134,7 @@ def _configuration(first: StartArgs, *, asked_for_help: bool) -> tuple[str | Non
         except ValueError as error:
             raise ValueError(f"--config {first.config} cannot be used: {error}") from error
         return preset_of(first.config.parent), config
-    if first.preset is None and not asked_for_help:
-        raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
-    name = first.preset or _SHOWN
+    name = _SHOWN if first.preset is None else first.preset
     return name, preset(name)
 
 

@@ -36,7 +36,7 @@ def local_folder(name: str | os.PathLike[str], *, weights: bool = True) -> pathl
         reachable and not in the cache.
     """
     folder = pathlib.Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path.is_dir it is False for names too long to be one
         return folder
     if not is_hub_id(name):
         raise ValueError(

@@ -27,6 +27,7 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # template.
 _COMPANIONS = (
     "generation_config.json",
+    "ictjax.json",  # how the model is spoken to: ictjax.manners
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
