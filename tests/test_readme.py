@@ -31,9 +31,12 @@ SHORTENED = (
     (f"{ICTJAX} train --preset fake-tiny", "", "as it is: it takes seconds"),
     (f"{ICTJAX} train", "--check", "minutes, or an accelerator and downloaded weights"),
     (f"{ICTJAX} evaluate --run-dir runs/house", "--help", "needs a run of a 7B model"),
+    (f"{ICTJAX} evaluate --run-dir runs/qwen", "", "as it is: this has been evaluated"),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),
     (f"{ICTJAX} generate --model {POCKET} --system", "--help", "a terminal to talk in"),
+    (f"{ICTJAX} play --family eat --model", "--help", "compilation; test_play.py lets it play"),
+    (f"{ICTJAX} generate", "--max-new-tokens 8", "programs of one size, compiled once"),
     (f"{ICTJAX} pretrain", "--help", "an hour and a half"),
     (f"{ICTJAX} bench", "--help", "minutes"),
     (f"{ICTJAX} games generate", "--families look", "seconds for each family"),
@@ -51,7 +54,7 @@ NOT_RUN = {
 }
 # Runs that pages go on with; here all are the run of the first block of docs/use.md.
 FIRST = "runs/tiny"
-RUNS = ("qwen", "mine", "other", "house")
+RUNS = ("qwen", "demo", "second", "other", "house")
 
 
 class Block(NamedTuple):
@@ -118,6 +121,7 @@ def run(command, place):
         "HF_HUB_OFFLINE": "1",
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than running here
         "COLUMNS": "100",
     }
     done = subprocess.run(
