@@ -1,5 +1,6 @@
 """Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from envs.files import replacing
-
-try:
-    import tensorboardX
-except ImportError:  # optional: the JSON lines hold everything
-    tensorboardX = None
 
 FILE_NAME = "metrics.jsonl"
 
@@ -41,7 +37,10 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
         first = 0 if last_iteration is None else last_iteration + 1
         self._events = None
-        if tensorboardX is not None:
+        with contextlib.suppress(ImportError):  # optional: the JSON lines hold everything
+            # not at the top: it loads PyTorch where that is installed, and readers need neither
+            import tensorboardX
+
             # purge_step hides what an earlier process logged past the restored iteration.
             self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
