@@ -55,7 +55,7 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
         print(f"ictjax: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        where = "" if error.filename is None else f"{os.fspath(error.filename)!s:.200}: "
+        where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
         print(f"ictjax: {where}{reason}; name another place.", file=sys.stderr)
         sys.exit(2)
