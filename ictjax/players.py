@@ -31,7 +31,7 @@ from ictjax.models.transformer import Params, abstract_params, param_axes
 from ictjax.reflector import Reflector
 from ictjax.run_config import RoleConfig, TrainConfig
 from ictjax.sampler import Sampler, sampling_weights
-from ictjax.speaker import Speaker
+from ictjax.speaker import Speaker, is_speaker
 
 ReadProgress = Callable[[int, int], None]  # bytes of a checkpoint read, and to be read
 
@@ -239,7 +239,7 @@ def open_speaker(
             yield speaker
     elif isinstance(source, type):
         raise ValueError(f"A speaker is an object, got the class {source.__name__}: call it first.")
-    elif isinstance(source, Speaker):
+    elif is_speaker(source):
         yield source
     else:
         with FunctionSpeaker(source, replies=replies) as function:

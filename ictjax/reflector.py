@@ -12,7 +12,7 @@ from ictjax.actions import after_thinking
 from ictjax.config import ReflectorConfig
 from ictjax.keys import Key
 from ictjax.records import Candidate, Context, Message, ParseFailure, Trajectory, Turn
-from ictjax.speaker import Finish, Limits, Reply, Speaker
+from ictjax.speaker import Finish, Limits, Reply, Speaker, is_speaker
 
 SYSTEM_PROMPT = """\
 You coach an agent that plays text games. You never play yourself: you study episodes that the \
@@ -72,7 +72,7 @@ class Reflector:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.speaker, Speaker) or isinstance(self.speaker, type):
+        if not is_speaker(self.speaker):
             raise ValueError(
                 f"A reflector needs a speaker, got {self.speaker!r}: open one with"
                 " ictjax.open_speaker."

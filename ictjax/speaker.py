@@ -13,13 +13,17 @@ Tokens, caches, threads and connections are the speaker's own business. Speakers
 
 import dataclasses
 import enum
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ictjax.keys import Key
 from ictjax.records import Message
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 # English text has more characters than this per token, so an estimate stays within a budget.
 _CHARS_PER_TOKEN = 3
@@ -64,7 +68,6 @@ class Reply:
         return self.finish in (Finish.LENGTH, Finish.CONTEXT)
 
 
-@runtime_checkable
 class Speaker(Protocol):
     """Holds conversations. A context manager; used by one thread.
 
@@ -139,6 +142,16 @@ class Speaker(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+_MEMBERS = (*(name for name in vars(Speaker) if not name.startswith("_")), "__enter__", "__exit__")
+
+
+def is_speaker(value: object) -> "TypeIs[Speaker]":
+    """Whether it is one, by what its class and itself hold; no property of it is read."""
+    return not isinstance(value, type) and all(
+        inspect.getattr_static(value, name, None) is not None for name in _MEMBERS
+    )
 
 
 def estimate_tokens(said: Sequence[Message] | str) -> int:

@@ -18,7 +18,7 @@ from ictjax.config import EndpointConfig, RolloutConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.records import Message, ParseFailure, to_json
 from ictjax.rollout import Episode, rollout
-from ictjax.speaker import Finish, Limits, Speaker
+from ictjax.speaker import Finish, Limits, is_speaker
 from tests.chat_server import (
     ChatServer,
     completion,
@@ -87,7 +87,7 @@ def ask_once(*answers, limits=LIMITS, **settings):
 def test_a_conversation_is_sent_whole_and_its_replies_become_part_of_it():
     with serve(says("first"), says("second")) as server:
         with EndpointSpeaker(config(server), "m") as speaker:
-            assert isinstance(speaker, Speaker)
+            assert is_speaker(speaker)
             system = Message(role="system", content="Play.")
             number = speaker.open([system])
             texts = []

@@ -21,7 +21,7 @@ from ictjax.models.config import ModelConfig
 from ictjax.records import Message
 from ictjax.reflector import ask_groups
 from ictjax.sampler import Sampler
-from ictjax.speaker import Finish, Limits, Speaker, estimate_tokens
+from ictjax.speaker import Finish, Limits, estimate_tokens, is_speaker
 from tests.tiny import ScriptedSampler, byte_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -393,7 +393,7 @@ def test_a_real_sampler_speaks_and_reads_a_groups_question_once():
     question = [system(), user("What is behind the door? " * 5)]
     keys = [(number, 0) for number in range(4)]
     with ModelSpeaker(sampler, CHAT) as speaker:
-        assert isinstance(speaker, Speaker)
+        assert is_speaker(speaker)
         (group,) = ask_groups(speaker, [question], limits, [keys])
         size = len(encoded(*question))
         # once, and the last token again in every row: replies start from its hidden state
@@ -469,6 +469,18 @@ def held():
     wait_until(lambda: not set(threads()) - set(before))
 
 
+def test_a_speaker_is_told_by_its_class_and_no_property_of_it_is_read():
+    class Broken(FunctionSpeaker):
+        @property
+        def stats(self):
+            raise AttributeError("read too early")
+
+    with Broken(lambda messages, actions: "yes") as speaker:
+        assert is_speaker(speaker)
+    assert not is_speaker(Broken)
+    assert not any(map(is_speaker, (None, print, "speaker", object())))
+
+
 def test_a_function_hears_the_conversation_and_the_newest_actions():
     heard = []
 
@@ -477,7 +489,7 @@ def test_a_function_hears_the_conversation_and_the_newest_actions():
         return f"reply {len(heard)}"
 
     with FunctionSpeaker(function) as speaker:
-        assert isinstance(speaker, Speaker)
+        assert is_speaker(speaker)
         number = speaker.open([system()])
         speaker.hear(number, user("one"), ["walk", "look"])
         speaker.ask(number, LIMITS, KEY)
