@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments.commands.parity import main
 from experiments.console import Terminal
+from ictjax.models.attention import plain_rows
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
@@ -205,7 +206,7 @@ def _logits(
     return unembed(
         config,
         params,
-        forward(config, params, tokens_bt, positions_bt=positions_bt, valid_bt=valid_bt),
+        forward(config, params, tokens_bt, seen=plain_rows(valid_bt, positions_bt)),
     )
 
 

@@ -82,10 +82,14 @@ def check(config: TrainConfig, console: Console) -> None:
 def _trace_update(config: TrainConfig, model: ModelConfig, state: Any, frozen: Any) -> None:
     functions = transformer_functions(model, remat=config.remat, lora=config.reflector.lora)
     update = make_update(functions, config.grpo, make_optimizer(config.optimizer), config.learner)
-    rows, reply = config.batch.num_rows, config.batch.response_buckets[-1]
-    prompt = config.batch.token_buckets[-1] - reply
+    count, prompt = config.batch.num_replies, config.reflection.max_context_tokens
+    reply = config.reflection.max_reply_tokens
     batch = pack(
-        config.batch, [[0] * prompt] * rows, [[0] * reply] * rows, advantages=[0.0] * rows, pad_id=0
+        config.batch,
+        [[0] * prompt] * count,
+        [[0] * reply] * count,
+        advantages=[0.0] * count,
+        pad_id=0,
     )
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     base = jax.eval_shape(lambda tree: transformer.unstack_layers(model, tree), frozen)

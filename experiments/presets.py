@@ -73,7 +73,7 @@ FAKE_TINY = TrainConfig(
     grpo=dataclasses.replace(PAPER, group_size=4, kl_coefficient=0.01),
     optimizer=OptimizerConfig(learning_rate=0.03),
     learner=LearnerConfig(positions_per_chunk=8),
-    batch=BatchConfig(num_rows=8, token_buckets=(120,), response_buckets=(8,)),
+    batch=BatchConfig(num_rows=2, replies_per_row=4, token_buckets=(144,), response_buckets=(8,)),
     evaluation=EvaluationConfig(runs=2, meta_turns=1, test_games=2),
 )
 
@@ -138,8 +138,10 @@ POCKET_MINIHACK = TrainConfig(
         temperature=1.0,
     ),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2),
-    learner=LearnerConfig(num_microbatches=4, positions_per_chunk=64),
-    batch=BatchConfig(num_rows=64, token_buckets=(288, 448), response_buckets=(64,)),
+    learner=LearnerConfig(num_microbatches=4, positions_per_chunk=256),
+    batch=BatchConfig(
+        num_rows=8, replies_per_row=8, token_buckets=(512, 896), response_buckets=(64,)
+    ),
     evaluation=EvaluationConfig(runs=12, meta_turns=1, test_games=5),
     checkpoint_every=1,
 )
@@ -185,9 +187,12 @@ QWEN_7B_MINIHACK = TrainConfig(
     ),
     grpo=PAPER,
     optimizer=PAPER_OPTIMIZER,
-    learner=LearnerConfig(num_microbatches=32, positions_per_chunk=256),
+    learner=LearnerConfig(num_microbatches=8, positions_per_chunk=256),
     batch=BatchConfig(
-        num_rows=64, token_buckets=(8192, 16_384, 32_768), response_buckets=(512, 2048)
+        num_rows=8,
+        replies_per_row=8,
+        token_buckets=(16_384, 32_768, 47_104),
+        response_buckets=(512, 2048),
     ),
     evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
     remat=True,

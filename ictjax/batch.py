@@ -17,24 +17,29 @@ A = TypeVar("A", np.ndarray, Array)
 
 
 class Batch(NamedTuple, Generic[A]):
-    """One batch of an update: rows of prompt + reply, padded on the right (R: response positions of
-    a row).
+    """One batch of an update: N rows of tokens, padded on the right, that hold B = N x
+    `BatchConfig.replies_per_row` replies (R: response positions of a reply). Reply b lies in row
+    b // replies_per_row.
 
-    Logits are needed at response positions only, so these are listed: the r-th sampled token of row
-    b is `target_br`, and the hidden state that predicts it is the one of token `source_br`. Masked
-    entries are zeros. Rows that only pad the batch hold one valid pad token (so that no attention
-    is over nothing), no response and weight 0. A is the type of the arrays: NumPy as `pack` makes
-    them, JAX in an update.
+    A row holds each prompt once, before all its replies to that prompt: `context_nt` numbers the
+    prompts of a row (-1 at padding), `branch_nt` the replies to one (0: the prompt itself), and the
+    positions of every reply go on from its prompt's (see `ictjax.models.attention.Seen`).
+
+    Logits are needed at response positions only, so these are listed: the r-th sampled token of
+    reply b is `target_br`, and the hidden state that predicts it is the one of token `source_br` of
+    the row. Masked entries are zeros. Replies that only pad the batch have no response and weight
+    0. A is the type of the arrays: NumPy as `pack` makes them, JAX in an update.
     """
 
-    tokens_bt: Int[A, "B T"]
-    positions_bt: Int[A, "B T"]
-    valid_bt: Bool[A, "B T"]
+    tokens_nt: Int[A, "N T"]
+    positions_nt: Int[A, "N T"]
+    context_nt: Int[A, "N T"]
+    branch_nt: Int[A, "N T"]
     source_br: Int[A, "B R"]
     target_br: Int[A, "B R"]
     response_mask_br: Bool[A, "B R"]
     advantage_b: Float[A, "B"]
-    weight_b: Float[A, "B"]  # of the row in the loss and in the metrics
+    weight_b: Float[A, "B"]  # of the reply in the loss and in the metrics
     # as the sampler reported them: a diagnostic, never part of the loss
     sampler_logp_br: Float[A, "B R"]
 
@@ -49,21 +54,23 @@ def pack(
     weights: Sequence[float] | None = None,
     sampler_logprobs: Sequence[Sequence[float]] | None = None,
 ) -> Batch[np.ndarray]:
-    """Packs samples, in their order, into the smallest bucket that holds all of them; rows up to
-    `config.num_rows` are padding.
+    """Packs samples, in their order and `config.replies_per_row` to a row, into the smallest bucket
+    that holds all of them. Neighbours in a row with equal prompts share one copy of it. What is
+    left of `config.num_rows` is padding.
+
+    A reply's last token predicts nothing, so it is no token of the row.
 
     Args:
       config: the shapes to choose from.
       prompt_ids: what each reply was sampled after; at least one token each.
-      reply_ids: the sampled tokens, the stop token included. An empty reply makes a row without
-        loss.
+      reply_ids: the sampled tokens, the stop token included. An empty reply makes one without loss.
       advantages: one per sample.
       pad_id: the token at padding.
-      weights: of each row in the loss; 1 unless given.
+      weights: of each reply in the loss; 1 unless given.
       sampler_logprobs: one per token of each reply; zeros unless given.
 
     Raises:
-      ValueError: too many samples, lists of different lengths, an empty prompt, or a sample longer
+      ValueError: too many samples, lists of different lengths, an empty prompt, or a row longer
         than the largest bucket.
     """
     weights = [1.0] * len(prompt_ids) if weights is None else weights
@@ -83,62 +90,102 @@ def pack(
                 f"Every sample needs one entry of each list: got {len(prompt_ids)} prompts and"
                 f" {len(values)} {name}."
             )
-    if len(prompt_ids) > config.num_rows:
+    if len(prompt_ids) > config.num_replies:
         raise ValueError(
-            f"{len(prompt_ids)} samples do not fit {config.num_rows} rows: raise"
-            " batch.num_rows or pack fewer."
+            f"{len(prompt_ids)} samples do not fit {config.num_rows} rows of"
+            f" {config.replies_per_row}: raise batch.num_rows or pack fewer."
         )
-    for row, (prompt, reply, logprobs) in enumerate(
+    for sample, (prompt, reply, logprobs) in enumerate(
         zip(prompt_ids, reply_ids, sampler_logprobs, strict=True)
     ):
         if not prompt:
             raise ValueError(
-                f"Sample {row} has an empty prompt: the first token of its reply has nothing to be"
-                " predicted from."
+                f"Sample {sample} has an empty prompt: the first token of its reply has nothing to"
+                " be predicted from."
             )
         if len(logprobs) != len(reply):
             raise ValueError(
-                f"Sample {row} has {len(reply)} reply tokens and {len(logprobs)} sampler"
+                f"Sample {sample} has {len(reply)} reply tokens and {len(logprobs)} sampler"
                 " log-probabilities: give one each."
             )
 
+    per_row = config.replies_per_row
+    rows = [
+        _lay_out(prompt_ids[first : first + per_row], reply_ids[first : first + per_row])
+        for first in range(0, len(prompt_ids), per_row)
+    ]
     num_tokens = bucket(
-        config.token_buckets,
-        [len(p) + len(r) for p, r in zip(prompt_ids, reply_ids, strict=True)],
-        "token_buckets",
+        config.token_buckets, [len(row.tokens) for row in rows], "token_buckets", "Row"
     )
     num_responses = bucket(
-        config.response_buckets, [len(reply) for reply in reply_ids], "response_buckets"
+        config.response_buckets, [len(reply) for reply in reply_ids], "response_buckets", "Sample"
     )
-    rows = config.num_rows
+    row_shape, reply_shape = (
+        (config.num_rows, num_tokens),
+        (config.num_replies, num_responses),
+    )
     batch = Batch(
-        tokens_bt=np.full((rows, num_tokens), pad_id, np.int32),
-        positions_bt=np.broadcast_to(
-            np.arange(num_tokens, dtype=np.int32), (rows, num_tokens)
-        ).copy(),
-        valid_bt=np.zeros((rows, num_tokens), bool),
-        source_br=np.zeros((rows, num_responses), np.int32),
-        target_br=np.zeros((rows, num_responses), np.int32),
-        response_mask_br=np.zeros((rows, num_responses), bool),
-        advantage_b=np.zeros(rows, np.float32),
-        weight_b=np.zeros(rows, np.float32),
-        sampler_logp_br=np.zeros((rows, num_responses), np.float32),
+        tokens_nt=np.full(row_shape, pad_id, np.int32),
+        positions_nt=np.zeros(row_shape, np.int32),
+        context_nt=np.full(row_shape, -1, np.int32),
+        branch_nt=np.zeros(row_shape, np.int32),
+        source_br=np.zeros(reply_shape, np.int32),
+        target_br=np.zeros(reply_shape, np.int32),
+        response_mask_br=np.zeros(reply_shape, bool),
+        advantage_b=np.zeros(config.num_replies, np.float32),
+        weight_b=np.zeros(config.num_replies, np.float32),
+        sampler_logp_br=np.zeros(reply_shape, np.float32),
     )
-    batch.valid_bt[:, 0] = True
-    for row, (prompt, reply) in enumerate(zip(prompt_ids, reply_ids, strict=True)):
-        total = len(prompt) + len(reply)
-        batch.tokens_bt[row, :total] = [*prompt, *reply]
-        batch.valid_bt[row, :total] = True
-        batch.source_br[row, : len(reply)] = np.arange(len(prompt) - 1, total - 1)
-        batch.target_br[row, : len(reply)] = reply
-        batch.response_mask_br[row, : len(reply)] = True
-        batch.sampler_logp_br[row, : len(reply)] = sampler_logprobs[row]
+    for number, row in enumerate(rows):
+        length = len(row.tokens)
+        batch.tokens_nt[number, :length] = row.tokens
+        batch.positions_nt[number, :length] = row.positions
+        batch.context_nt[number, :length] = row.contexts
+        batch.branch_nt[number, :length] = row.branches
+        for sample, sources in enumerate(row.sources, start=number * per_row):
+            size = len(sources)
+            batch.source_br[sample, :size] = sources
+            batch.target_br[sample, :size] = reply_ids[sample]
+            batch.response_mask_br[sample, :size] = True
+            batch.sampler_logp_br[sample, :size] = sampler_logprobs[sample]
     batch.advantage_b[: len(advantages)] = advantages
     batch.weight_b[: len(weights)] = weights
     return batch
 
 
-def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str) -> int:
+class _Row(NamedTuple):
+    """The tokens of a row, and for each of its replies which of them predict it."""
+
+    tokens: list[int]
+    positions: list[int]
+    contexts: list[int]
+    branches: list[int]
+    sources: list[list[int]]
+
+
+def _lay_out(prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> _Row:
+    row = _Row([], [], [], [], [])
+    trunk_end, context, branch = 0, -1, 0
+
+    def add(tokens: Sequence[int], first_position: int) -> None:
+        row.tokens.extend(tokens)
+        row.positions.extend(range(first_position, first_position + len(tokens)))
+        row.contexts.extend([context] * len(tokens))
+        row.branches.extend([branch] * len(tokens))
+
+    for index, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        if index == 0 or list(prompt) != list(prompts[index - 1]):
+            context, branch = context + 1, 0
+            add(prompt, 0)
+            trunk_end = len(row.tokens) - 1
+        branch += 1
+        first = len(row.tokens)
+        add(reply[:-1], len(prompt))
+        row.sources.append([trunk_end, *range(first, len(row.tokens))] if reply else [])
+    return row
+
+
+def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str, what: str) -> int:
     """The smallest bucket that holds the longest of `lengths` (the first if there are none);
     ValueError if none does.
     """
@@ -147,7 +194,7 @@ def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str) -> int:
         if longest <= size:
             return size
     raise ValueError(
-        f"Sample {list(lengths).index(longest)} needs {longest} tokens, more than the largest of"
+        f"{what} {list(lengths).index(longest)} needs {longest} tokens, more than the largest of"
         f" batch.{name} {tuple(buckets)}: add a larger bucket, or shorten the prompt or the"
         " reply."
     )
@@ -167,14 +214,34 @@ def pack_groups(
     )
     valid_qg = np.array([[c.reward is not None for c in group] for group in groups])
     result = jax.device_get(grpo.advantages(estimator, reward_qg, valid_qg))
-    candidates = [candidate for group in groups for candidate in group]
+    # Groups that share a row are a long and a short one, so that rows are of similar lengths.
+    order = _balanced(
+        [_length(group) for group in groups], config.replies_per_row // estimator.group_size
+    )
+    candidates = [candidate for number in order for candidate in groups[number]]
     batch = pack(
         config,
         [candidate.prompt_ids for candidate in candidates],
         [candidate.reply_ids for candidate in candidates],
-        advantages=result.advantage_qg.ravel().tolist(),
-        weights=result.weight_qg.ravel().tolist(),
+        advantages=result.advantage_qg[order].ravel().tolist(),
+        weights=result.weight_qg[order].ravel().tolist(),
         sampler_logprobs=[candidate.logprobs for candidate in candidates],
         pad_id=pad_id,
     )
     return batch, int(result.dead_q.sum())
+
+
+def _length(group: Sequence[Candidate]) -> int:
+    return len(group[0].prompt_ids) + sum(len(candidate.reply_ids) for candidate in group)
+
+
+def _balanced(lengths: Sequence[int], per_row: int) -> np.ndarray:
+    """The order in which groups fill rows of `per_row`: dealt by length, to and fro, so that long
+    ones meet short ones; as they are where they do not fill all rows.
+    """
+    order = np.arange(len(lengths))
+    if per_row < 2 or len(lengths) % per_row:
+        return order
+    dealt = np.argsort(np.negative(lengths), kind="stable").reshape(per_row, -1)
+    dealt[1::2] = dealt[1::2, ::-1]
+    return dealt.T.ravel()

@@ -409,7 +409,7 @@ class LearnerConfig:
 
     num_microbatches: int = 1  # gradients are accumulated over so many parts of the batch
     epochs: int = 1  # optimizer steps on the same batch
-    # response positions of each row whose logits exist at the same time
+    # response positions of each row of tokens whose logits exist at the same time
     positions_per_chunk: int = 256
 
     def __post_init__(self):
@@ -424,13 +424,16 @@ class BatchConfig:
     compiled update.
     """
 
-    num_rows: int  # candidates of one update
-    token_buckets: tuple[int, ...]  # T, prompt and reply together; ascending
+    num_rows: int  # N
+    token_buckets: tuple[int, ...]  # T, prompts and replies of a row together; ascending
     response_buckets: tuple[int, ...]  # R; ascending
+    # candidates in a row; those of one context share one copy of their prompt
+    replies_per_row: int = 1
 
     def __post_init__(self):
-        if self.num_rows < 1:
-            raise ValueError(f"batch.num_rows must be at least 1, got {self.num_rows}.")
+        for field in ("num_rows", "replies_per_row"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"batch.{field} must be at least 1, got {getattr(self, field)}.")
         for field in ("token_buckets", "response_buckets"):
             buckets = getattr(self, field)
             if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
@@ -438,3 +441,8 @@ class BatchConfig:
                     f"batch.{field} must be one or more ascending lengths of at least 1, got"
                     f" {buckets}."
                 )
+
+    @property
+    def num_replies(self) -> int:
+        """B: the replies that the rows have places for."""
+        return self.num_rows * self.replies_per_row

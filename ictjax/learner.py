@@ -20,6 +20,7 @@ from ictjax.batch import Batch
 from ictjax.config import GRPOConfig, LearnerConfig, LoraConfig, OptimizerConfig
 from ictjax.mesh import BATCH
 from ictjax.models import transformer
+from ictjax.models.attention import Seen
 from ictjax.models.config import ModelConfig
 from ictjax.models.lora import with_adapter
 
@@ -35,7 +36,7 @@ def _trained_alone(trained: Params, base: Params | None) -> Params:
 class ModelFunctions(NamedTuple):
     """What the learner needs of a model, as pure functions."""
 
-    forward: Callable[..., Array]  # (params, tokens_bt, positions_bt, valid_bt) -> hidden_btd
+    forward: Callable[[Params, Array, Seen], Array]  # (params, tokens_nt, seen) -> hidden_ntd
     unembed: Callable[..., Array]  # (params, hidden_bcd) -> float32 logits_bcv
     # (trained, base) -> the params of the policy being trained
     combine: Callable[[Params, Params | None], Params] = _trained_alone
@@ -54,15 +55,9 @@ def transformer_functions(
     """
     activations = None if mesh is None else NamedSharding(mesh, PartitionSpec(*BATCH, None, None))
 
-    def forward(params: Params, tokens_bt: Array, positions_bt: Array, valid_bt: Array) -> Array:
+    def forward(params: Params, tokens_nt: Array, seen: Seen) -> Array:
         return transformer.forward(
-            config,
-            params,
-            tokens_bt,
-            positions_bt=positions_bt,
-            valid_bt=valid_bt,
-            remat=remat,
-            activations=activations,
+            config, params, tokens_nt, seen=seen, remat=remat, activations=activations
         )
 
     def combine(adapter: Params, base: Params | None) -> Params:
@@ -183,42 +178,56 @@ def token_logprobs(
     Both are of softmax(logits / temperature) in float32, before any top-k or top-p: what the
     sampler reports. Zeros at masked positions.
 
-    The logits of `positions_per_chunk` positions of every row exist at a time; `jax.checkpoint`
-    makes the backward pass compute them again instead of keeping them all. The gradient of the
-    vocabulary matrix is accumulated over the chunks in the dtype of that matrix (float32, see
-    `init_state`).
+    The logits of `positions_per_chunk` response positions of every row of tokens exist at a time,
+    and none of positions that no reply has; `jax.checkpoint` makes the backward pass compute them
+    again instead of keeping them all. The gradient of the vocabulary matrix is accumulated over the
+    chunks in the dtype of that matrix (float32, see `init_state`).
     """
-    hidden_btd = functions.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
-    hidden_brd = jnp.take_along_axis(hidden_btd, batch.source_br[:, :, None], axis=1)
-    rows, length, width = hidden_brd.shape
-    size = min(positions_per_chunk, length)
-    chunks = -(-length // size)
-    padding = chunks * size - length
-    hidden_brd = jnp.pad(hidden_brd, ((0, 0), (0, padding), (0, 0)))
-    target_br = jnp.pad(batch.target_br, ((0, 0), (0, padding)))
+    seen = Seen(batch.positions_nt, batch.context_nt, batch.branch_nt)
+    hidden_ntd = functions.forward(params, batch.tokens_nt, seen)
+    rows = hidden_ntd.shape[0]
 
-    # Chunks run over positions, not rows: a batch sharded over its rows stays where it is.
-    def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-        hidden_bcd, target_bc = inputs
-        logits_bcv = functions.unembed(params, hidden_bcd).astype(jnp.float32) / temperature
-        norm_bc = jax.nn.logsumexp(logits_bcv, axis=-1)
-        chosen_bc = jnp.take_along_axis(logits_bcv, target_bc[:, :, None], axis=-1)[:, :, 0]
-        frozen_bcv = jax.lax.stop_gradient(logits_bcv - norm_bc[:, :, None])
-        entropy_bc = -(jnp.exp(frozen_bcv) * frozen_bcv).sum(axis=-1)
-        return chosen_bc - norm_bc, entropy_bc
+    # The response positions of all replies of a row, P in all. Chunks run over positions, not rows:
+    # a batch sharded over its rows stays where it is.
+    def in_chunks(x_np: Array) -> Array:
+        size = min(positions_per_chunk, x_np.shape[1])
+        x_np = jnp.pad(x_np, ((0, 0), (0, -x_np.shape[1] % size), *[(0, 0)] * (x_np.ndim - 2)))
+        return x_np.reshape(rows, -1, size, *x_np.shape[2:]).swapaxes(0, 1)
 
-    logp_cbr, entropy_cbr = jax.lax.map(
-        jax.checkpoint(chunk),
-        (
-            hidden_brd.reshape(rows, chunks, size, width).swapaxes(0, 1),
-            target_br.reshape(rows, chunks, size).swapaxes(0, 1),
-        ),
+    source_np, target_np, mask_np = (
+        x_br.reshape(rows, -1)
+        for x_br in (batch.source_br, batch.target_br, batch.response_mask_br)
     )
-    logp_br = logp_cbr.swapaxes(0, 1).reshape(rows, -1)[:, :length]
-    entropy_br = entropy_cbr.swapaxes(0, 1).reshape(rows, -1)[:, :length]
-    return jnp.where(batch.response_mask_br, logp_br, 0.0), jnp.where(
-        batch.response_mask_br, entropy_br, 0.0
+    hidden_npd = jnp.take_along_axis(hidden_ntd, source_np[:, :, None], axis=1)
+
+    def logits_of(hidden_ncd: Array, target_nc: Array) -> tuple[Array, Array]:
+        logits_ncv = functions.unembed(params, hidden_ncd) / temperature
+        norm_nc = jax.nn.logsumexp(logits_ncv, axis=-1)
+        chosen_nc = jnp.take_along_axis(logits_ncv, target_nc[:, :, None], axis=-1)[:, :, 0]
+        frozen_ncv = jax.lax.stop_gradient(logits_ncv - norm_nc[:, :, None])
+        return chosen_nc - norm_nc, -(jnp.exp(frozen_ncv) * frozen_ncv).sum(axis=-1)
+
+    def chunk(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        hidden_ncd, target_nc, mask_nc = inputs
+        wide = jax.eval_shape(logits_of, hidden_ncd, target_nc)[0].dtype
+        nothing_nc = jnp.zeros(target_nc.shape, wide)
+        return jax.lax.cond(
+            mask_nc.any(),
+            logits_of,
+            lambda *_: (nothing_nc, nothing_nc),
+            hidden_ncd,
+            target_nc,
+        )
+
+    logp_pnc, entropy_pnc = jax.lax.map(
+        jax.checkpoint(chunk), (in_chunks(hidden_npd), in_chunks(target_np), in_chunks(mask_np))
     )
+
+    def by_reply(x_pnc: Array) -> Array:
+        x_np = x_pnc.swapaxes(0, 1).reshape(rows, -1)[:, : target_np.shape[1]]
+        return jnp.where(batch.response_mask_br, x_np.reshape(batch.target_br.shape), 0.0)
+
+    return by_reply(logp_pnc), by_reply(entropy_pnc)
 
 
 def make_update(
@@ -261,10 +270,12 @@ def make_update(
         positions_per_chunk=learner_config.positions_per_chunk,
     )
 
-    def split(x: Array) -> Array:
-        # Row i goes to part i mod parts: with rows sharded in blocks, every device keeps its own
-        # rows in every part.
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    def split(rows: int, x: Array) -> Array:
+        # Row i, with its replies, goes to part i mod parts: with rows sharded in blocks, every
+        # device keeps its own rows in every part.
+        per_row = x.shape[0] // rows
+        x = x.reshape(rows // parts, parts, per_row, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(parts, -1, *x.shape[3:])
 
     def loss_of(
         trained: Params, base: Params | None, part: _Part
@@ -351,27 +362,28 @@ def make_update(
     def update(
         state: LearnerState, base: Params | None, batch: Batch
     ) -> tuple[LearnerState, Metrics]:
-        if batch.tokens_bt.shape[0] % parts:
+        rows = batch.tokens_nt.shape[0]
+        if rows % parts:
             raise ValueError(
-                f"{batch.tokens_bt.shape[0]} rows do not divide into {parts} microbatches: choose a"
-                " divisor."
+                f"{rows} rows do not divide into {parts} microbatches: choose a divisor."
             )
         if base is None and config.kl != "none":
             raise ValueError(
                 f"kl={config.kl!r} needs the parameters of the reference policy; pass them or set"
                 ' kl="none".'
             )
-        split_batch = jax.tree.map(split, batch)
+        in_parts = functools.partial(split, rows)
+        split_batch = jax.tree.map(in_parts, batch)
 
         def frozen_logprobs(params: Params) -> Array:
             return jax.lax.map(lambda part: logprobs(params, part)[0], split_batch)
 
         parts_of_batch = _Part(
             batch=split_batch,
-            loss_coefficient_br=split(
+            loss_coefficient_br=in_parts(
                 grpo.token_coefficients(config, batch.response_mask_br, batch.weight_b)
             ),
-            metric_coefficient_br=split(grpo.token_mean(batch.response_mask_br, batch.weight_b)),
+            metric_coefficient_br=in_parts(grpo.token_mean(batch.response_mask_br, batch.weight_b)),
             # In a single epoch the weights being trained are the old ones: their log-probabilities
             # come with the loss.
             old_logp_br=(

@@ -146,12 +146,19 @@ class TrainConfig:
         for name in ("iterations", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        rows = self.meta.contexts_per_iteration * self.grpo.group_size
-        if self.batch.num_rows < rows or self.batch.num_rows % self.learner.num_microbatches:
+        rows, replies = self.batch.num_rows, self.batch.replies_per_row
+        group = self.grpo.group_size
+        candidates = self.meta.contexts_per_iteration * group
+        if rows * replies < candidates or rows % self.learner.num_microbatches:
             raise ValueError(
-                f"batch.num_rows must be at least contexts x candidates = {rows} and a multiple of"
-                f" learner.num_microbatches = {self.learner.num_microbatches}, got"
-                f" {self.batch.num_rows}."
+                "batch.num_rows x batch.replies_per_row must be at least contexts x candidates ="
+                f" {candidates}, and batch.num_rows a multiple of learner.num_microbatches ="
+                f" {self.learner.num_microbatches}, got {rows} x {replies}."
+            )
+        if replies % group and group % replies:
+            raise ValueError(
+                f"batch.replies_per_row = {replies} neither divides grpo.group_size = {group} nor"
+                " is a multiple of it: candidates of one context belong together."
             )
         part, shares = (
             self.batch.num_rows // self.learner.num_microbatches,
@@ -163,16 +170,21 @@ class TrainConfig:
                 f" divide over reflector.mesh data x fsdp = {shares}: lower"
                 " learner.num_microbatches."
             )
-        whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
-        for name, limit in (
-            ("reflector_sampler.max_len", self.reflector_sampler.max_len),
-            ("batch.token_buckets", self.batch.token_buckets[-1]),
-        ):
-            if limit < whole:
-                raise ValueError(
-                    f"reflection.max_context_tokens + reflection.max_reply_tokens = {whole} exceeds"
-                    f" {name} = {limit}: lower the former or raise the latter."
-                )
+        prompt, reply = self.reflection.max_context_tokens, self.reflection.max_reply_tokens
+        if self.reflector_sampler.max_len < prompt + reply:
+            raise ValueError(
+                "reflection.max_context_tokens + reflection.max_reply_tokens ="
+                f" {prompt + reply} exceeds reflector_sampler.max_len ="
+                f" {self.reflector_sampler.max_len}: lower the former or raise the latter."
+            )
+        longest = max(replies // group, 1) * prompt + replies * reply
+        if self.batch.token_buckets[-1] < longest:
+            raise ValueError(
+                f"A row of batch.replies_per_row = {replies} candidates with"
+                f" reflection.max_context_tokens = {prompt} and reflection.max_reply_tokens ="
+                f" {reply} holds up to {longest} tokens, more than batch.token_buckets ="
+                f" {self.batch.token_buckets[-1]}: lower one of the former or raise the latter."
+            )
         if self.batch.response_buckets[-1] < self.reflection.max_reply_tokens:
             raise ValueError(
                 f"reflection.max_reply_tokens = {self.reflection.max_reply_tokens} exceeds the"

@@ -19,7 +19,7 @@ def test_pack_as_literal_arrays():
         sampler_logprobs=[[-1.0, -2.0], [-3.0, -4.0, -5.0]],
     )
     np.testing.assert_array_equal(
-        batch.tokens_bt, [[1, 2, 3, 5, 6, 99], [4, 7, 8, 9, 99, 99], [99] * 6]
+        batch.tokens_nt, [[1, 2, 3, 5, 99, 99], [4, 7, 8, 99, 99, 99], [99] * 6]
     )
     np.testing.assert_array_equal(batch.positions_bt, [[0, 1, 2, 3, 4, 5]] * 3)
     np.testing.assert_array_equal(
@@ -40,7 +40,7 @@ def test_the_source_of_a_target_is_the_token_before_it():
     batch = pack(CONFIG, prompts, replies, advantages=[0.0, 0.0, 0.0], pad_id=99)
     for row in range(3):
         mask = batch.response_mask_br[row]
-        following = batch.tokens_bt[row, batch.source_br[row, mask] + 1]
+        following = batch.tokens_nt[row, batch.source_br[row, mask] + 1]
         np.testing.assert_array_equal(following, batch.target_br[row, mask])
         np.testing.assert_array_equal(following, replies[row])
 
@@ -50,8 +50,8 @@ def test_the_source_of_a_target_is_the_token_before_it():
 )
 def test_shapes_come_from_the_buckets(prompt, reply, shape):
     batch = pack(CONFIG, [[1] * prompt], [[2] * reply], advantages=[1.0], pad_id=0)
-    assert (batch.tokens_bt.shape[1], batch.target_br.shape[1]) == shape
-    assert batch.tokens_bt.shape[0] == CONFIG.num_rows
+    assert (batch.tokens_nt.shape[1], batch.target_br.shape[1]) == shape
+    assert batch.tokens_nt.shape[0] == CONFIG.num_rows
 
 
 def test_nothing_to_pack_and_an_empty_reply_have_no_response():

@@ -38,9 +38,9 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 SHAPES = BatchConfig(num_rows=4, token_buckets=(8, 16), response_buckets=(4, 8))
 
 
-def _grams(params, tokens_bt, positions_bt, valid_bt):
-    del positions_bt, valid_bt
-    return params["table"][tokens_bt]
+def _grams(params, tokens_nt, seen):
+    del seen
+    return params["table"][tokens_nt]
 
 
 BIGRAM = ModelFunctions(forward=_grams, unembed=lambda params, hidden: hidden * params["scale"])
@@ -79,7 +79,7 @@ def _bigram_logprobs(params, batch, temperature=1.0):
     """The definition, written out without chunks."""
     logits = params["table"] * params["scale"] / temperature
     previous_br = jnp.take_along_axis(
-        jnp.asarray(batch.tokens_bt), jnp.asarray(batch.source_br), axis=1
+        jnp.asarray(batch.tokens_nt), jnp.asarray(batch.source_br), axis=1
     )
     return jax.nn.log_softmax(logits, axis=-1)[previous_br, batch.target_br]
 
@@ -92,7 +92,7 @@ def test_logprobs_and_entropy_do_not_depend_on_the_chunks(positions_per_chunk):
     )
     expected_br = jnp.where(batch.response_mask_br, _bigram_logprobs(params, batch, 0.7), 0.0)
     np.testing.assert_allclose(logp_br, expected_br, atol=1e-6)
-    last = batch.tokens_bt[0, batch.source_br[0, 0]]
+    last = batch.tokens_nt[0, batch.source_br[0, 0]]
     probability = jax.nn.softmax(params["table"][last] / 0.7)
     np.testing.assert_allclose(
         entropy_br[0, 0], -(probability * jnp.log(probability)).sum(), rtol=1e-5
@@ -109,7 +109,7 @@ def test_logprobs_of_the_transformer_are_those_of_full_logits():
         temperature=1.0,
         positions_per_chunk=3,
     )
-    logits_btv = unembed(MODEL, params, forward(MODEL, params, batch.tokens_bt))
+    logits_btv = unembed(MODEL, params, forward(MODEL, params, batch.tokens_nt))
     for row in range(3):
         mask = batch.response_mask_br[row]
         expected = jax.nn.log_softmax(logits_btv[row])[

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from ictjax import mesh
 from ictjax.models import transformer
+from ictjax.models.attention import Seen, plain_rows
 from ictjax.models.cache import copy_row, make_cache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
 
@@ -72,21 +73,17 @@ def test_forward_is_causal_and_ignores_padding(params, tokens, forward):
         TINY,
         params,
         padded,
-        positions_bt=jnp.tile(positions, (2, 1)),
-        valid_bt=jnp.tile(valid, (2, 1)),
+        seen=plain_rows(jnp.tile(valid, (2, 1)), jnp.tile(positions, (2, 1))),
     )
     chex.assert_trees_all_close(shifted[:, 3:], whole, atol=1e-5)
     assert bool(jnp.isfinite(shifted).all())
 
 
-def test_mask_overrides_causality(params, tokens, forward):
-    """Two packed sequences under a block mask equal the two alone."""
+def test_sequences_in_one_row_do_not_see_each_other(params, tokens, forward):
     row = jnp.concatenate([tokens[0], tokens[1]])[None]
-    segment = jnp.repeat(jnp.arange(2), 9)
-    mask = (segment[:, None] == segment[None]) & jnp.tril(jnp.ones((18, 18), bool))
-    packed = forward(
-        TINY, params, row, positions_bt=jnp.tile(jnp.arange(9), 2)[None], mask_bts=mask[None]
-    )
+    context = jnp.repeat(jnp.arange(2), 9)[None]
+    positions = jnp.tile(jnp.arange(9), 2)[None]
+    packed = forward(TINY, params, row, seen=Seen(positions, context, jnp.zeros_like(context)))
     chex.assert_trees_all_close(
         packed[0].reshape(2, 9, -1), forward(TINY, params, tokens), atol=1e-5
     )

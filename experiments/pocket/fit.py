@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from experiments.pocket.data import Row, pad_rows
+from ictjax.models.attention import plain_rows
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params, forward, unembed
 
@@ -84,7 +85,7 @@ def fit(
     opt_state = optimizer.init(params)
 
     def loss_fn(params, ids_bt, weights_bt, valid_bt):
-        hidden_btd = forward(model, params, ids_bt, valid_bt=valid_bt)
+        hidden_btd = forward(model, params, ids_bt, seen=plain_rows(valid_bt))
         logits_btv = unembed(model, params, hidden_btd[:, :-1])
         targets_bt, weights_bt = ids_bt[:, 1:], weights_bt[:, 1:]
         losses_bt = optax.softmax_cross_entropy_with_integer_labels(logits_btv, targets_bt)

@@ -25,16 +25,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ictjax.mesh import table_sharding
+from ictjax.models import attention
+from ictjax.models.attention import Seen, attend
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
 from ictjax.models.rotary import rotary, rotate
 
 Params = dict[str, Any]
 
-_MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never NaN
 _INIT_STD = 0.02
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 # The input and output axes of every projection of a layer.
@@ -156,35 +157,33 @@ def forward(
     params: Params,
     tokens_bt: Int[Array, "B T"],
     *,
-    positions_bt: Int[Array, "B T"] | None = None,
-    valid_bt: Bool[Array, "B T"] | None = None,
-    mask_bts: Bool[Array, "B T T"] | None = None,
+    seen: Seen | None = None,
     remat: bool = False,
     activations: NamedSharding | None = None,
 ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, of whole sequences (the training view).
 
     Args:
-      positions_bt: rotary positions; 0..T-1 unless given.
-      valid_bt: False at padding, which nobody attends to; all True unless given. Hidden states at
-        padding are finite and meaningless.
-      mask_bts: True where token t may attend to token s; causal over valid tokens unless given, and
-        then `valid_bt` is not consulted.
+      seen: what each token may attend to, and its rotary position; unless given, rows are sequences
+        without padding. Hidden states at padding are finite and meaningless.
       remat: recompute each layer in the backward pass, so that only one hidden state per layer is
         kept.
       activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them
         like the weights.
     """
-    batch, length = tokens_bt.shape
-    if positions_bt is None:
-        positions_bt = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))
-    if mask_bts is None:
-        mask_bts = jnp.broadcast_to(
-            jnp.tril(jnp.ones((length, length), bool))[None], (batch, length, length)
+    if seen is None:
+        seen = attention.plain_rows(jnp.ones(tokens_bt.shape, bool))
+    windows = [attention.EVERYTHING]
+    if config.sliding_window is not None:
+        windows.append(config.sliding_window)
+    views = [
+        (
+            rotary(config, seen.positions_bt, sliding=window != attention.EVERYTHING),
+            attention.plan(seen, window),
         )
-        if valid_bt is not None:
-            mask_bts = mask_bts & valid_bt[:, None, :]
-    views = _views(config, positions_bt, positions_bt, mask_bts)
+        for window in windows
+    ]
+    scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
 
     def place(x_btd: Array) -> Array:
         return (
@@ -201,19 +200,13 @@ def forward(
             weights = weights | jax.lax.switch(
                 index, [lambda held=held: held for held in unstacked]
             )
-        cos_sin, mask_bts = (
+        cos_sin, plan = (
             views[0]
             if sliding is None
             else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
         )
         q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
-        mixed_btnh = attend(
-            q_btnh,
-            k_btkh.transpose(0, 2, 3, 1),
-            v_btkh.swapaxes(1, 2),
-            mask_bts,
-            config.attention_scale,
-        )
+        mixed_btnh = attention.attend_rows(q_btnh, k_btkh, v_btkh, plan, scale)
         return place(_residual(config, weights, x_btd, mixed_btnh)), None
 
     if remat:
@@ -264,9 +257,11 @@ def extend(
     # beyond the end: dropped
     written_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], positions_bt, num_positions)
     cached_1s = jnp.arange(num_positions, dtype=jnp.int32)[None]
-    views = _views(
-        config, positions_bt, cached_1s, cached_1s[:, None, :] <= positions_bt[:, :, None]
-    )
+    mask_bts = cached_1s[:, None, :] <= positions_bt[:, :, None]
+    views = [(rotary(config, positions_bt, sliding=False), mask_bts)]
+    if config.sliding_window is not None:
+        near_bts = positions_bt[:, :, None] - cached_1s[:, None, :] < config.sliding_window
+        views.append((rotary(config, positions_bt, sliding=True), mask_bts & near_bts))
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
     x_btd = _embed(config, params, tokens_bt)
     keys, values = [], []
@@ -282,9 +277,8 @@ def extend(
         )
         k_bkhs = cache.k[index].at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
         v_bksh = cache.v[index].at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
-        x_btd = _residual(
-            config, weights, x_btd, attend(q_btnh, k_bkhs, v_bksh, mask_bts, config.attention_scale)
-        )
+        mixed_btnh = attend(q_btnh, k_bkhs, v_bksh, mask_bts, config.attention_scale)
+        x_btd = _residual(config, weights, x_btd, mixed_btnh)
         keys.append(k_bkhs)
         values.append(v_bksh)
     return _rms_norm(config, params["norm"], x_btd), KVCache(k=tuple(keys), v=tuple(values))
@@ -309,45 +303,6 @@ def unembed(
     )
 
 
-def attend(
-    q_btnh: Float[Array, "B T N H"],
-    k_bkhs: Float[Array, "B K H S"],
-    v_bksh: Float[Array, "B K S H"],
-    mask_bts: Bool[Array, "B T S"],
-    scale: float | None = None,
-) -> Float[Array, "B T N H"]:
-    """Grouped-query attention; query head n reads kv head n // (N / K), without repeating keys or
-    values. `scale` is H ** -0.5 unless given.
-    """
-    batch, length, num_heads, head_dim = q_btnh.shape
-    num_kv_heads = k_bkhs.shape[1]
-    # Rows of each kv head's matrix product: (group, token). In this order both products are plain
-    # batched matrix products; XLA transposes the large operand of the direct five-letter einsum,
-    # which doubles the time of a decode step on CPU.
-    groups = num_heads // num_kv_heads
-    q_bkmh = (
-        q_btnh.reshape(batch, length, num_kv_heads, groups, head_dim)
-        .transpose(0, 2, 3, 1, 4)
-        .reshape(batch, num_kv_heads, -1, head_dim)
-    )
-    scale = head_dim**-0.5 if scale is None else scale
-    logits_bkms = (
-        jnp.einsum("BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=jnp.float32) * scale
-    )
-    logits_bkgts = logits_bkms.reshape(batch, num_kv_heads, groups, length, -1)
-    weights_bkgts = jax.nn.softmax(
-        jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1
-    )
-    mixed_bkmh = jnp.einsum(
-        "BKMS,BKSH->BKMH", weights_bkgts.reshape(logits_bkms.shape).astype(v_bksh.dtype), v_bksh
-    )
-    return (
-        mixed_bkmh.reshape(batch, num_kv_heads, groups, length, head_dim)
-        .transpose(0, 3, 1, 2, 4)
-        .reshape(q_btnh.shape)
-    )
-
-
 def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _INIT_STD) -> Array:
     return std * jax.random.normal(rngs.params(), shape, dtype)
 
@@ -366,17 +321,6 @@ def _rms_norm(config: ModelConfig, weight: Array, x: Array) -> Array:
         jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps
     )
     return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
-
-
-def _views(
-    config: ModelConfig, positions_bt: Array, key_positions_bs: Array, mask_bts: Array
-) -> list[tuple[tuple[Array, ...], Array]]:
-    """Rotary factors and mask of full layers, and of sliding ones where the model has them."""
-    views = [(rotary(config, positions_bt, sliding=False), mask_bts)]
-    if config.sliding_window is not None:
-        near_bts = positions_bt[:, :, None] - key_positions_bs[:, None, :] < config.sliding_window
-        views.append((rotary(config, positions_bt, sliding=True), mask_bts & near_bts))
-    return views
 
 
 def _project(weights: Params, name: str, x: Array) -> Array:
