@@ -196,6 +196,98 @@ def test_padding_does_not_change_the_gradient_of_the_transformer():
     chex.assert_trees_all_close(grads, expected, atol=1e-6)
 
 
+def _groups():
+    """Three contexts with four replies each, one of them empty."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, 11, size).tolist() for size in (150, 40, 90)]
+    replies = [rng.integers(1, 11, size).tolist() for size in rng.integers(1, 40, 12)]
+    replies[5] = []
+    arguments = dict(
+        prompt_ids=[prompt for prompt in prompts for _ in range(4)],
+        reply_ids=replies,
+        advantages=rng.normal(size=12).tolist(),
+        weights=[1.0] * 11 + [0.0],
+        sampler_logprobs=[rng.normal(size=len(reply)).tolist() for reply in replies],
+        pad_id=0,
+    )
+    layouts = {"separate": (12, 1), "shared": (3, 4), "two contexts in a row": (2, 8)}
+    return {
+        name: pack(
+            BatchConfig(
+                num_rows=rows,
+                replies_per_row=per_row,
+                token_buckets=(500,),
+                response_buckets=(40,),
+            ),
+            **arguments,
+        )
+        for name, (rows, per_row) in layouts.items()
+    }
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
+    """In float64: the loss, what its metrics are made of, and the gradients of all weights."""
+    with jax.enable_x64(True):
+        model = dataclasses.replace(
+            MODEL,
+            num_layers=2,
+            dtype="float64",
+            sliding_window=30 if sliding else None,
+            sliding_layers=(True, False) if sliding else (),
+        )
+        params, reference = (
+            jax.tree.map(
+                lambda leaf: leaf.astype(jnp.float64) * 5, init_params(model, jax.random.key(seed))
+            )
+            for seed in (0, 1)
+        )
+        functions = transformer_functions(model, remat=True)
+
+        def terms_of(params, batch):
+            logp_br, entropy_br = token_logprobs(
+                functions, params, batch, temperature=0.8, positions_per_chunk=16
+            )
+            ref_br, _ = token_logprobs(
+                functions, reference, batch, temperature=0.8, positions_per_chunk=16
+            )
+            terms = grpo.token_loss(
+                GRPO, logp_br, logp_br, ref_br, batch.advantage_b, batch.response_mask_br
+            )
+            coefficient_br = grpo.token_coefficients(GRPO, batch.response_mask_br, batch.weight_b)
+            return (coefficient_br * terms.loss_br).sum(), (
+                logp_br[:12],
+                entropy_br[:12],
+                terms.kl_br[:12],
+            )
+
+        results = {
+            name: jax.jit(jax.value_and_grad(terms_of, has_aux=True))(
+                params, jax.tree.map(jnp.asarray, batch)
+            )
+            for name, batch in _groups().items()
+        }
+        expected = results.pop("separate")
+        assert float(optax.tree.norm(expected[1])) > 1
+        for found in results.values():
+            chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_shared_prompt_is_the_same_update():
+    model = dataclasses.replace(MODEL, num_layers=2)
+    arguments = dict(
+        functions=transformer_functions(model, remat=False),
+        params=init_params(model, jax.random.key(0)),
+        reference=init_params(model, jax.random.key(1)),
+    )
+    groups = _groups()
+    expected = _sgd_step(GRPO, groups["separate"], **arguments)
+    found = _sgd_step(
+        GRPO, groups["shared"], learner_config=LearnerConfig(num_microbatches=3), **arguments
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batch_without_tokens_changes_nothing_and_is_finite():
     grads, metrics = _sgd_step(GRPO, pack(SHAPES, [], [], advantages=[], pad_id=0))
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads))

@@ -87,11 +87,19 @@ def test_named_meshes_have_the_devices_of_their_names():
 
 def batch():
     rng = np.random.default_rng(0)
+    # Two replies to each of eight prompts, which they share.
     prompts, replies = (
-        [rng.integers(0, 32, int(n)).tolist() for n in rng.integers(2, 7, 8)] for _ in range(2)
+        [rng.integers(0, 32, int(n)).tolist() for n in rng.integers(2, 7, count)]
+        for count in (8, 16)
     )
-    shapes = BatchConfig(num_rows=8, token_buckets=(16,), response_buckets=(8,))
-    return pack(shapes, prompts, replies, advantages=rng.normal(size=8).tolist(), pad_id=0)
+    shapes = BatchConfig(num_rows=8, replies_per_row=2, token_buckets=(16,), response_buckets=(8,))
+    return pack(
+        shapes,
+        [prompt for prompt in prompts for _ in range(2)],
+        replies,
+        advantages=rng.normal(size=16).tolist(),
+        pad_id=0,
+    )
 
 
 def updated(config, lora_config, devices):

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ictjax.models.precision import wide
+
 # Rows of up to so many tokens are computed in blocks of so many; longer ones in blocks of the last
 # size, and rows of one block in the plain way.
 _BLOCKS = ((1024, 128), (4096, 256))
@@ -82,7 +84,7 @@ def attend(
     )
     scale = head_dim**-0.5 if scale is None else scale
     logits_bkms = jnp.einsum(
-        "BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=_wide(q_btnh.dtype)
+        "BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=wide(q_btnh.dtype)
     )
     logits_bkgts = (logits_bkms * scale).reshape(batch, num_kv_heads, groups, length, -1)
     weights_bkgts = jax.nn.softmax(
@@ -206,11 +208,11 @@ def _forward(
 
             return jax.lax.cond(needed_y[y], add, lambda carry: carry, carry)
 
-        wide = _wide(q_bkmh.dtype)
+        dtype = wide(q_bkmh.dtype)
         start = (
-            jnp.zeros(q_bkmh.shape, wide),
-            jnp.zeros(q_bkmh.shape[:-1], wide),
-            jnp.full(q_bkmh.shape[:-1], _MASKED, wide),
+            jnp.zeros(q_bkmh.shape, dtype),
+            jnp.zeros(q_bkmh.shape[:-1], dtype),
+            jnp.full(q_bkmh.shape[:-1], _MASKED, dtype),
         )
         total_bkmh, sum_bkm, top_bkm = jax.lax.fori_loop(0, index + 1, keys, start)
         # What saw nothing is padding: zeros.
@@ -231,9 +233,9 @@ def _backward(scale: float, kept: tuple[Any, ...], grad_xbkmh: Array) -> tuple[A
     q_xbkmh, k_ybksh, v_ybksh, plan, mixed_xbkmh, norm_xbkm = kept
     block = k_ybksh.shape[3]
     seen_x = _blocks(plan.seen, block)
-    wide = _wide(q_xbkmh.dtype)
+    dtype = wide(q_xbkmh.dtype)
     # FlashAttention's D: the weights' gradients sum to it in every row.
-    mean_xbkm = (grad_xbkmh.astype(wide) * mixed_xbkmh.astype(wide)).sum(axis=-1)
+    mean_xbkm = (grad_xbkmh.astype(dtype) * mixed_xbkmh.astype(dtype)).sum(axis=-1)
     count = q_xbkmh.shape[0]
 
     def keys(
@@ -262,7 +264,7 @@ def _backward(scale: float, kept: tuple[Any, ...], grad_xbkmh: Array) -> tuple[A
 
             return jax.lax.cond(needed_x[x], add, lambda carry: carry, carry)
 
-        zeros_bksh = jnp.zeros(k_bksh.shape, wide)
+        zeros_bksh = jnp.zeros(k_bksh.shape, dtype)
         dq_xbkmh, dk_bksh, dv_bksh = jax.lax.fori_loop(
             index, count, queries, (dq_xbkmh, zeros_bksh, zeros_bksh)
         )
@@ -271,7 +273,7 @@ def _backward(scale: float, kept: tuple[Any, ...], grad_xbkmh: Array) -> tuple[A
     index_y = jnp.arange(count, dtype=jnp.int32)
     dq_xbkmh, (dk_ybksh, dv_ybksh) = jax.lax.scan(
         keys,
-        jnp.zeros(q_xbkmh.shape, wide),
+        jnp.zeros(q_xbkmh.shape, dtype),
         (index_y, k_ybksh, v_ybksh, seen_x, plan.needed_xy.T),
     )
     return dq_xbkmh.astype(q_xbkmh.dtype), dk_ybksh, dv_ybksh, None
@@ -292,12 +294,7 @@ def _logits(
 
 
 def _product(letters: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(letters, x, y, preferred_element_type=_wide(x.dtype))
-
-
-def _wide(dtype: Any) -> Any:
-    """What sums of this type are accumulated in: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.einsum(letters, x, y, preferred_element_type=wide(x.dtype))
 
 
 def _at(index: Array, tree: Any) -> Any:

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")  # of weights
+_ACTIVATION_DTYPES = ("float32", "bfloat16", "float64")  # the last for proofs, with JAX's x64 mode
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours -> Hugging Face's name
 SCALINGS = ("linear", "llama3", "yarn")
 # Hugging Face model types; hf/translate.py says what each of them fixes.
@@ -99,7 +100,7 @@ class ModelConfig:
         for name, choices in (
             ("family", FAMILIES),
             ("activation", ACTIVATIONS),
-            ("dtype", DTYPES[:2]),
+            ("dtype", _ACTIVATION_DTYPES),
             ("param_dtype", DTYPES),
         ):
             if getattr(self, name) not in choices:

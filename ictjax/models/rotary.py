@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ictjax.models.config import ModelConfig, RopeScaling
+from ictjax.models.precision import wide
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -76,7 +77,7 @@ def rotate(
 ) -> Float[Array, "B T N H"]:
     """Rotates the pairs (i, i + H/2), the convention of the Hugging Face weights."""
     cos, sin = cos_sin
-    first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x_btnh.astype(wide(x_btnh.dtype)), 2, axis=-1)
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     ).astype(x_btnh.dtype)

@@ -3,7 +3,7 @@ parameter tree.
 
 Qwen2 (https://arxiv.org/abs/2407.10671), Qwen3 (2505.09388), Llama 3 (2407.21783) and Gemma 3 text
 (2503.19786) are this one decoder with other `ModelConfig` fields; docs/models.md says which.
-Attention logits, softmax, norms and vocabulary logits are float32.
+Attention logits, softmax, norms and vocabulary logits are float32 at least.
 
 `params["layers"]` has one of two forms, and every function takes both:
 
@@ -32,6 +32,7 @@ from ictjax.models import attention
 from ictjax.models.attention import Seen, attend
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
+from ictjax.models.precision import wide
 from ictjax.models.rotary import rotary, rotate
 
 Params = dict[str, Any]
@@ -293,13 +294,13 @@ def unembed(
             "...D,VD->...V",
             hidden,
             params["embed"].astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
+            preferred_element_type=wide(hidden.dtype),
         )
     return jnp.einsum(
         "...D,DV->...V",
         hidden,
         params["head"].astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide(hidden.dtype),
     )
 
 
@@ -315,10 +316,11 @@ def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
 
 
 def _rms_norm(config: ModelConfig, weight: Array, x: Array) -> Array:
-    x32, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
+    dtype = wide(x.dtype)
+    x_wide, weight = x.astype(dtype), weight.astype(dtype)
     scale = 1 + weight if config.norm_offset else weight
-    normed = x32 * jax.lax.rsqrt(
-        jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps
+    normed = x_wide * jax.lax.rsqrt(
+        jnp.mean(jnp.square(x_wide), axis=-1, keepdims=True) + config.norm_eps
     )
     return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 

@@ -1,0 +1,121 @@
+"""Attention in blocks against the reference, in float64: values, gradients, and what is skipped."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ictjax.models.attention import EVERYTHING, Seen, attend, attend_rows, may_see, plain_rows, plan
+
+BLOCK = 16
+ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 8
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def tree(prompt, replies, contexts=1, padding=0):
+    """Rows of contexts with one prompt and several replies each."""
+    positions, numbers, branches = [], [], []
+    for context in range(contexts):
+        for branch, size in enumerate((prompt, *replies)):
+            first = 0 if branch == 0 else prompt
+            positions += range(first, first + size)
+            numbers += [context] * size
+            branches += [branch] * size
+    fields = (positions + [0] * padding, numbers + [-1] * padding, branches + [0] * padding)
+    return Seen(*(jnp.tile(jnp.array(field, jnp.int32), (ROWS, 1)) for field in fields))
+
+
+def ragged(length):
+    """Plain rows, one shorter than the other, with padding on the left."""
+    valid = jnp.arange(length)[None] >= jnp.array([[0], [7]])
+    return plain_rows(valid, jnp.maximum(jnp.arange(length)[None] - jnp.array([[0], [7]]), 0))
+
+
+LAYOUTS = {
+    "one block": ragged(13),
+    "whole blocks": ragged(48),
+    "ends within a block": ragged(41),
+    "a prompt and its replies": tree(20, (9, 0, 17, 3)),
+    "several contexts and padding": tree(10, (5, 12), contexts=3, padding=21),
+}
+
+
+def arrays(length):
+    rng = np.random.default_rng(0)
+    shapes = [(ROWS, length, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+
+def reference(q, k, v, seen, window):
+    mask = may_see(seen, seen, window)
+    return attend(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), mask, 0.3)
+
+
+@pytest.mark.parametrize("window", [EVERYTHING, 11])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_give_the_reference_and_its_gradients(layout, window):
+    seen = LAYOUTS[layout]
+    q, k, v, weight = arrays(seen.positions_bt.shape[1])
+    real = (seen.context_bt >= 0)[:, :, None, None]
+
+    def loss(attention):
+        # What padding yields must not matter, so neither may its gradient.
+        def total(q, k, v):
+            mixed = jnp.where(real, attention(q, k, v), 0.0)
+            return (mixed * weight).sum(), mixed
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    (_, expected), expected_grads = loss(lambda q, k, v: reference(q, k, v, seen, window))
+    (_, found), grads = loss(lambda q, k, v: attend_rows(q, k, v, plan(seen, window, BLOCK), 0.3))
+    chex.assert_trees_all_close(found, expected, rtol=1e-11, atol=1e-13)
+    chex.assert_trees_all_close(grads, expected_grads, rtol=1e-10, atol=1e-12)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+
+
+def test_bfloat16_accumulates_in_float32():
+    seen = LAYOUTS["whole blocks"]
+    q, k, v, _ = (x.astype(jnp.bfloat16) for x in arrays(48))
+    found = attend_rows(q, k, v, plan(seen, EVERYTHING, BLOCK), 0.3)
+    exact = reference(*(x.astype(jnp.float64) for x in (q, k, v)), seen, EVERYTHING)
+    assert found.dtype == jnp.bfloat16
+    real = np.asarray(seen.context_bt >= 0)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64)[real], np.asarray(exact)[real], rtol=2e-2, atol=1e-2
+    )
+
+
+def test_only_blocks_with_something_to_see_are_needed():
+    needed = plan(tree(32, (16, 16, 16)), EVERYTHING, BLOCK).needed_xy
+    np.testing.assert_array_equal(
+        needed,
+        [
+            [1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [1, 1, 1, 0, 0],
+            [1, 1, 0, 1, 0],
+            [1, 1, 0, 0, 1],
+        ],
+    )
+    near = plan(ragged(64), 8, BLOCK).needed_xy
+    np.testing.assert_array_equal(near, np.tri(4) - np.tri(4, k=-2))
+    assert not plan(tree(16, (16,), padding=16), EVERYTHING, BLOCK).needed_xy[2].any()
+
+
+def test_nothing_of_the_size_of_all_pairs_is_built():
+    length = 37 * BLOCK
+    seen = plain_rows(jnp.ones((ROWS, length), bool))
+    q, k, v, _ = arrays(length)
+
+    def loss(q, k, v):
+        return attend_rows(q, k, v, plan(seen, EVERYTHING, BLOCK), 0.3).sum()
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
+    pairs = ROWS * HEADS * length * length * q.dtype.itemsize
+    assert program.memory_analysis().temp_size_in_bytes < pairs / 4
