@@ -35,6 +35,7 @@ from ictjax.learner import (
     make_update,
     transformer_functions,
 )
+from ictjax.models.attention import Seen
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import init_params
@@ -357,20 +358,20 @@ def _torch_device() -> str | None:
 def full_logits_update(
     functions: ModelFunctions, config: GRPOConfig, optimizer: optax.GradientTransformation
 ) -> Callable[[LearnerState, Any, Batch], tuple[LearnerState, dict[str, jax.Array]]]:
-    """The peer: log_softmax over the logits of every position, [B, T, V] in float32, and then a
-    gather of the sampled tokens.
+    """The peer: log_softmax over the logits of every position, [N, T, V] in float32, and then a
+    gather of the sampled tokens. Rows hold one reply each.
     """
 
     def logprobs(params: Any, batch: Batch) -> jax.Array:
-        hidden_btd = functions.forward(params, batch.tokens_bt, batch.positions_bt, batch.valid_bt)
-        logp_btv = jax.nn.log_softmax(
-            functions.unembed(params, hidden_btd) / config.temperature, axis=-1
+        seen = Seen(batch.positions_nt, batch.context_nt, batch.branch_nt)
+        logp_ntv = jax.nn.log_softmax(
+            functions.unembed(params, functions.forward(params, batch.tokens_nt, seen))
+            / config.temperature,
+            axis=-1,
         )
-        next_bt = jnp.roll(batch.tokens_bt, -1, axis=1)
-        logp_bt = jnp.take_along_axis(logp_btv, next_bt[:, :, None], axis=-1)[:, :, 0]
-        return jnp.where(
-            batch.response_mask_br, jnp.take_along_axis(logp_bt, batch.source_br, axis=1), 0.0
-        )
+        logp_nrv = jnp.take_along_axis(logp_ntv, batch.source_br[:, :, None], axis=1)
+        logp_nr = jnp.take_along_axis(logp_nrv, batch.target_br[:, :, None], axis=-1)[:, :, 0]
+        return jnp.where(batch.response_mask_br, logp_nr, 0.0)
 
     def update(
         state: LearnerState, ref_params: Any, batch: Batch
@@ -410,35 +411,46 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
             f"A sequence has {length} tokens, the model {config.max_positions} positions: lower"
             " --prompt or --reply."
         )
-    if bench.rows % bench.microbatches:
+    if bench.groups % bench.microbatches:
         raise ValueError(
-            f"--rows {bench.rows} do not divide into --microbatches {bench.microbatches}: choose a"
-            " divisor."
+            f"--groups {bench.groups} do not divide into --microbatches {bench.microbatches}:"
+            " choose a divisor."
         )
     rng = np.random.default_rng(0)
-    batch = pack(
-        BatchConfig(num_rows=bench.rows, token_buckets=(length,), response_buckets=(bench.reply,)),
-        rng.integers(0, config.vocab_size, (bench.rows, bench.prompt)).tolist(),
-        rng.integers(0, config.vocab_size, (bench.rows, bench.reply)).tolist(),
-        advantages=rng.normal(size=bench.rows).tolist(),
-        pad_id=0,
-    )
-    batch = jax.device_put(batch)
+    samples = bench.groups * bench.group_size
+    prompts = rng.integers(0, config.vocab_size, (bench.groups, bench.prompt)).tolist()
+    replies = rng.integers(0, config.vocab_size, (samples, bench.reply)).tolist()
+    advantages = rng.normal(size=samples).tolist()
+
+    def packed(replies_per_row: int) -> Batch:
+        # a reply's last token is only predicted
+        tokens = bench.prompt + replies_per_row * (bench.reply - 1)
+        shapes = BatchConfig(
+            num_rows=samples // replies_per_row,
+            replies_per_row=replies_per_row,
+            token_buckets=(tokens,),
+            response_buckets=(bench.reply,),
+        )
+        repeated = [prompt for prompt in prompts for _ in range(bench.group_size)]
+        return jax.device_put(pack(shapes, repeated, replies, advantages=advantages, pad_id=0))
+
     functions, optimizer = (
         transformer_functions(config, remat=False),
         make_optimizer(OptimizerConfig(learning_rate=1e-5)),
     )
     params = init_params(config, jax.random.key(0))
     reference = init_params(config, jax.random.key(1))
-    updates = {
-        "response positions": make_update(
-            functions, PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)
-        ),
-        "all positions": full_logits_update(functions, PAPER, optimizer),
-    }
+    update = make_update(
+        functions, PAPER, optimizer, LearnerConfig(num_microbatches=bench.microbatches)
+    )
+    shared, separate = packed(bench.group_size), packed(1)
+    updates = {"shared prompt": (update, shared), "separate rows": (update, separate)}
+    if bench.peer:
+        updates["all positions"] = full_logits_update(functions, PAPER, optimizer), separate
+    baseline = list(updates)[-1]
     designs: dict[str, Design] = {}
     compile_s, peak_bytes = {}, {}
-    for name, update in updates.items():
+    for name, (update, batch) in updates.items():
         note(f"{name}: compiling")
         state = init_state(params, optimizer)
         start = time.perf_counter()
@@ -454,24 +466,25 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
             {
                 "design": name,
                 "seconds": median_s,
-                "sequences_per_s": bench.rows / median_s,
-                "tokens_per_s": bench.rows * length / median_s,
+                "sequences_per_s": samples / median_s,
+                "tokens_per_s": samples * length / median_s,
                 "compile_s": compile_s[name],
                 "memory_mib": None if peak is None else peak / 2**20,
                 "loss": metrics[name]["loss"],
                 "grad_norm": metrics[name]["grad_norm"],
-                "speedup": ratio(seconds, name, "all positions"),
+                "speedup": ratio(seconds, name, baseline),
             }
         )
     title = (
-        f"GRPO update, {bench.shape}: {bench.rows} sequences of {bench.prompt} + {bench.reply}"
-        f" tokens, vocabulary {config.vocab_size}"
+        f"GRPO update, {bench.shape}: {bench.groups} x {bench.group_size} sequences of"
+        f" {bench.prompt} + {bench.reply} tokens, vocabulary {config.vocab_size}"
     )
     notes = [
+        "Tokens are those of the sequences: a shared prompt counts once for every reply.",
         "Loss and gradient norm are of the first step, from equal weights. Memory: arguments,"
-        " results and temporaries by the compiler."
+        " results and temporaries by the compiler.",
     ]
-    return Result(title, "all positions", rows, notes)
+    return Result(title, baseline, rows, notes)
 
 
 class _Steps:

@@ -93,19 +93,26 @@ def test_transformers_generates_the_same_tokens(tiny):
 
 def test_update_equals_its_peer(tiny):
     result = bench_models.bench_update(
-        bench_models.UpdateBench(repetitions=1, rows=4, prompt=9, reply=5, microbatches=2), quiet
+        bench_models.UpdateBench(
+            repetitions=1, groups=2, group_size=3, prompt=9, reply=5, microbatches=2
+        ),
+        quiet,
     )
-    ours, peer = result.rows
-    assert ours["loss"] == pytest.approx(peer["loss"], abs=1e-5) and ours[
-        "grad_norm"
-    ] == pytest.approx(peer["grad_norm"], rel=1e-3)
-    assert ours["grad_norm"] > 0
-    assert ours["memory_mib"] > 0
+    *ours, peer = result.rows
+    assert [row["design"] for row in result.rows] == [
+        "shared prompt",
+        "separate rows",
+        "all positions",
+    ]
+    for row in ours:
+        assert row["loss"] == pytest.approx(peer["loss"], abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(peer["grad_norm"], rel=1e-3)
+        assert row["grad_norm"] > 0 and row["memory_mib"] > 0
 
 
 def test_update_that_cannot_be(tiny):
-    with pytest.raises(ValueError, match="--rows 4 do not divide into --microbatches 3"):
-        bench_models.bench_update(bench_models.UpdateBench(rows=4, microbatches=3), quiet)
+    with pytest.raises(ValueError, match="--groups 4 do not divide into --microbatches 3"):
+        bench_models.bench_update(bench_models.UpdateBench(groups=4, microbatches=3), quiet)
     with pytest.raises(ValueError, match="--prompt"):
         bench_models.bench_update(bench_models.UpdateBench(prompt=10**6), quiet)
     with pytest.raises(ValueError, match="--prompt"):

@@ -362,7 +362,7 @@ def test_configurations_of_other_versions_are_refused():
     ("changes", "message"),
     [
         ({"iterations": 0}, "iterations"),
-        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=4)}, "batch.num_rows"),
+        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=1)}, "batch.num_rows"),
         (
             {"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, token_buckets=(64,))},
             "batch.token_buckets = 64",

@@ -70,20 +70,28 @@ class SamplerBench(Common):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateBench(Common):
-    """One GRPO update, against the same update with the logits of all positions at once."""
+    """One GRPO update of groups of replies that share a prompt: one copy of the prompt, a copy for
+    every reply, and the latter with the logits of all positions at once.
+    """
 
     shape: _Shape = "pocket"
     """Of the model; weights are random."""
     vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Instead of the shape's own (512 for pocket, where the head hardly matters; try 16384)."""
-    rows: int = 8
-    """Sequences in the batch."""
+    groups: int = 1
+    """Prompts in the batch."""
+    group_size: int = 8
+    """Replies to each prompt."""
     prompt: int = 320
-    """Prompt tokens of each sequence."""
+    """Tokens of each prompt."""
     reply: int = 64
-    """Response tokens of each sequence."""
+    """Tokens of each reply."""
     microbatches: int = 1
     """Parts of the batch whose gradients are accumulated; the peer takes the batch whole."""
+    peer: bool = True
+    """Whether to measure the logits of all positions too: they and its attention need much memory
+    at long prompts.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
