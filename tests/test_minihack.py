@@ -6,6 +6,8 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
+import types
 import warnings
 
 import pytest
@@ -90,6 +92,40 @@ def transcript(game, family, seed):
         step = game.step(action)
         texts.append(step.observation.text + str(step.outcome))
     return texts
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", "a\nline", "star*", "[1]", "it's", '"', "\\b", "é", "$(x)"]
+)
+def test_the_name_of_the_temporary_folder_does_not_choose_the_game(
+    open_game, tmp_path, monkeypatch, capfd, name
+):
+    expected = open_game("eat").reset(game_id("eat", 3))
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    game = MiniHackGame("eat", style="full")
+    assert list((tmp_path / name).iterdir())
+    assert game.reset(game_id("eat", 3)) == expected
+    assert game.state_hash() == open_game("eat").state_hash()
+    game.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_temporary_folder_that_nethack_cannot_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("é" * 225)))
+    with pytest.raises(ValueError, match="more than 450 bytes, like .*name another in TMPDIR"):
+        MiniHackGame("eat", style="full")
+
+
+@pytest.mark.parametrize(
+    ("level", "cause"),
+    [("LEVEL: what\n", "lev_comp could not write"), ("no_such_level.des", "no_such_level.des")],
+)
+def test_a_level_that_cannot_be_put_in_place_is_an_error(tmp_path, level, cause):
+    environment = types.SimpleNamespace(nethack=types.SimpleNamespace(_vardir=str(tmp_path)))
+    with pytest.raises(OSError, match=cause):
+        console._put_level(environment, level)
+    assert not (tmp_path / "nhdat").exists()
 
 
 def test_order_of_episodes_and_prompts_left_behind_do_not_matter(open_game):

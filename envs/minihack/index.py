@@ -31,7 +31,7 @@ from envs.minihack.families import FAMILY_SPLITS, check_family, versions
 SPLITS = ("train", "select", "test")
 WANTED = {"train": 400, "select": 60, "test": 120}
 _MAX_SEEDS = 3000
-_FORMAT = 1
+_FORMAT = 2  # 1 may hold the games of NetHack's own dungeon, see `console.build`
 _PROBE, _FEW_LAYOUTS = 300, 20
 
 
