@@ -204,12 +204,13 @@ def _check_step(call: str, step: Step, more_chars: int = 0) -> None:
             f"{call} returned {num_chars:,} characters where at most {wire.MAX_STEP_CHARS:,} are"
             " taken"
         )
+    reward = step.reward
     if not isinstance(step.reward, numbers.Real):
         raise TypeError(f"{call} returned the reward {step.reward!r} where a number was expected")
     # not the other way round: nan is neither less nor more
-    if not abs(step.reward) <= wire.MAX_REWARD:
+    if not abs(reward) <= wire.MAX_REWARD:
         raise ValueError(
-            f"{call} returned the reward {str(step.reward)[:20]} where a number from"
+            f"{call} returned the reward {str(reward)[:20]} where a number from"
             f" {-wire.MAX_REWARD:g} to {wire.MAX_REWARD:g} was expected"
         )
 
