@@ -272,7 +272,7 @@ def send(answer_fd: int, answers: list[str]) -> None:
 
 
 def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
-    """Ends a worker whose parent is gone even while a game hangs."""
+    """Ends a worker whose parent is gone even while a game hangs, and what its games started."""
     poll = select.poll()
     poll.register(request_fd, 0)  # hang-up alone; data is the main thread's
     # A game that hangs inside a C call and keeps the interpreter's lock stops this thread too. The
@@ -283,8 +283,15 @@ def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
         faulthandler.dump_traceback_later(limit_s, exit=True)
     faulthandler.cancel_dump_traceback_later()
     time.sleep(_ORPHAN_GRACE_S)
-    _end_if_orphan(setup)
+    _remove_if_orphan(setup)
+    _kill_group()
     os._exit(1)
+
+
+def _kill_group() -> None:
+    """Ends this process and what its games started; in a group of others, nobody."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 class _Log(io.RawIOBase):
@@ -307,14 +314,13 @@ class _Log(io.RawIOBase):
         return len(data)
 
 
-def _end_if_orphan(setup: wire.Setup) -> None:
-    """Removes the pool's folder when its owner no longer can, and ends this process with all that
-    its games started; a parent that merely replaces this worker is still there.
+def _remove_if_orphan(setup: wire.Setup) -> None:
+    """Removes the pool's folder, and ends what games started apart, when its owner no longer can; a
+    parent that merely replaces this worker is still there.
     """
     if os.getppid() != setup.parent_pid:
         kill_strays(_HOME)
         shutil.rmtree(setup.temp_root, ignore_errors=True)
-        os.killpg(0, signal.SIGKILL)  # a worker leads a group of its own
 
 
 def main(argv: list[str]) -> int:
@@ -349,7 +355,8 @@ def main(argv: list[str]) -> int:
     games.close()
     if not told:
         time.sleep(_REPARENT_S)
-        _end_if_orphan(setup)
+        _remove_if_orphan(setup)
+        _kill_group()
     return 0
 
 

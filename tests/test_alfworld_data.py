@@ -262,8 +262,8 @@ def test_a_damaged_file_costs_its_own_game_alone(tree, file, content):
     [
         (b"pick_and_place_simple-a|b", "pick_and_place_simple-a|b"),
         (b"pick_and_place_simple-\xff", "pick_and_place_simple-\\xff"),
-        (b"pick_and_place_simple-a\nb", "pick_and_place_simple-a\nb"),
-        (b"pick_and_place_simple-\x1b[2J", "pick_and_place_simple-\x1b[2J"),
+        (b"pick_and_place_simple-a\nb", "pick_and_place_simple-a\\nb"),
+        (b"pick_and_place_simple-\x1b[2J", "pick_and_place_simple-\\x1b[2J"),
     ],
 )
 def test_a_name_that_no_game_can_have_costs_its_own_game_alone(tree, tmp_path, name, shown):

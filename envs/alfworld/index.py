@@ -7,6 +7,7 @@ six task types in traj_data.json, and a game file with a true `solvable` key.
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -137,6 +138,14 @@ def key_family(key: str) -> str:
             f" ({', '.join(FAMILIES)})."
         )
     return FAMILY_OF[task]
+
+
+def shown(key: str) -> str:
+    """The name of a folder as every encoder takes it and no line is broken by it."""
+    text = os.fsencode(key).decode("utf-8", "backslashreplace")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def held_out(key: str) -> bool:

@@ -26,6 +26,7 @@ from envs.alfworld.index import (
     check_game,
     check_key,
     remedy,
+    shown,
 )
 from envs.alfworld.tables import FAMILIES
 from envs.cache_files import cache_file, write_json
@@ -145,7 +146,7 @@ def _read_index(
         try:
             reason, family, tail = _judge(root / check_key(key), key, found)
         except (OSError, ValueError):
-            damaged.append(os.fsencode(key).decode("utf-8", "backslashreplace"))
+            damaged.append(shown(key))
             continue
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
