@@ -22,6 +22,8 @@ from rich.progress import (
 )
 
 _PLAIN_EVERY_S = 30.0
+# rich measures speed over the last half minute, in which an iteration may not end: no time left
+_SPEED_S = 7 * 24 * 3600.0
 _LARGE_BYTES = 2**30  # of a checkpoint, from which on reading it takes long enough to be shown
 
 
@@ -52,7 +54,7 @@ class LiveProgress:
                 TimeRemainingColumn(elapsed_when_finished=False),
                 TextColumn("{task.fields[note]}"),
             )
-            self._bars = Progress(*columns, console=self.console)
+            self._bars = Progress(*columns, console=self.console, speed_estimate_period=_SPEED_S)
             self._whole: TaskID = self._bars.add_task(what, completed=done, total=total, note="")
             self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
         self._phase_name, self._started, self._done_at_start, self._last_line = (
@@ -159,3 +161,41 @@ def reading_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(
             bar, completed=done, total=total, visible=total >= _LARGE_BYTES
         )
+
+
+@contextlib.contextmanager
+def counting_bar(what: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function of (done, total) for work that takes long before there is anything to show:
+    a bar with the time left while it runs; without a terminal, a line at most every half minute.
+    On stderr, unless a console is given.
+    """
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    started = last_line = console.get_time()
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=_SPEED_S,
+    ) as bars:
+        bar = bars.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal last_line
+            bars.update(bar, completed=done, total=total)
+            now = console.get_time()
+            if not console.is_terminal and now - last_line > _PLAIN_EVERY_S and 0 < done < total:
+                last_line = now
+                left_s = (now - started) / done * (total - done)
+                line = f"{what} {done:,}/{total:,}  about {left_s / 60:.1f} min left"
+                console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+        yield advance

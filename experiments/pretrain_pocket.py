@@ -58,7 +58,8 @@ def pretrain(config: PretrainArgs) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    # a whole run's speed: rich measures half a minute, in which no step may end
+    with Progress(*columns, console=console, speed_estimate_period=24 * 3600.0) as progress:
         if config.stage != "measure":
             games = collect(config, progress)
             tokenizer = build_tokenizer(*vocabulary(games))
