@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +47,7 @@ def list_games(args: ListGames, console: Console) -> None:
     official = index.OFFICIAL_SPLITS[1:] if args.env == "alfworld" else ()
     counts = {}
     with counting_bar("counting") as advance:
+        advance(0, len(families))
         for done, family in enumerate(families, 1):
             counts[family] = [_count(environment, family, split) for split in (*_SPLITS, *official)]
             advance(done, len(families))
@@ -103,14 +105,19 @@ def generate_games(args: GenerateGames, console: Console) -> None:
         for seed in generate.seeds(family, split)[: args.games]
     ]
     try:
-        with counting_bar("generating") as advance:
-            for done, (split, seed) in enumerate(tasks, 1):
-                _write_game(root / _OFFICIAL_SPLIT[split], seed, rooms)
-                advance(done, len(tasks))
-        logic = args.out / "logic"
-        logic.mkdir()
-        (logic / "alfred.pddl").write_text(load_tables().domain, encoding="utf-8")
-        (logic / "alfred.twl2").write_text(load_tables().grammar, encoding="utf-8")
+        args.out.mkdir(parents=True, exist_ok=True)
+        # in a folder of its own until it is whole, so that the same command can be given again
+        with tempfile.TemporaryDirectory(prefix="generating-", dir=args.out) as folder:
+            unfinished = pathlib.Path(folder) / root.name
+            with counting_bar("generating") as advance:
+                for done, (split, seed) in enumerate(tasks, 1):
+                    _write_game(unfinished / _OFFICIAL_SPLIT[split], seed, rooms)
+                    advance(done, len(tasks))
+            logic = args.out / "logic"
+            logic.mkdir(exist_ok=True)
+            (logic / "alfred.pddl").write_text(load_tables().domain, encoding="utf-8")
+            (logic / "alfred.twl2").write_text(load_tables().grammar, encoding="utf-8")
+            unfinished.rename(root)
     except OSError as error:
         raise ValueError(
             f"Cannot write below {args.out} ({error.strerror}): choose another --out."

@@ -829,6 +829,23 @@ def test_commands_list_pack_and_check(tree, tmp_path, capsys):
     assert "door" in capsys.readouterr().out
 
 
+def test_generating_that_was_cut_off_can_be_repeated(tmp_path, monkeypatch, capsys):
+    command = ["generate", "--out", str(tmp_path / "g"), "--games", "1", "--rooms", "small"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.generate, "trajectory", full)
+        with pytest.raises(SystemExit):
+            cli.main(command)
+    assert "No space left on device): choose another --out" in capsys.readouterr().err
+    assert list((tmp_path / "g").iterdir()) == []
+    cli.main(command)
+    assert "18 games below" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["json_2.1.1", "logic"]
+
+
 def test_check_finds_shared_states_and_unwinnable_games(tree, capsys):
     trial = trials(tree)[0]
     copy = tree / "json_2.1.1" / "valid_unseen" / trial.parent.name / trial.name

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from envs.cache_files import cache_file, write_json
 from envs.files import replacing
 
 
@@ -144,3 +145,20 @@ def test_many_threads_and_processes_write_one_file_whole(tmp_path):
     assert seen and seen <= texts
     assert path.read_text() in texts
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_caches_lie_below_the_named_folder_or_the_home(tmp_path, monkeypatch):
+    odd = tmp_path / "a b'\"[1]\\\n\u00e9\udcff"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(odd))
+    write_json(cache_file("x.json"), {"\udcff": 1})
+    assert [path.name for path in (odd / "ictjax").iterdir()] == ["x.json"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(odd))
+    assert cache_file("x.json") == odd / ".cache" / "ictjax" / "x.json"
+
+
+def test_a_home_that_nobody_knows_is_refused(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ValueError, match="no home folder .* set HOME or XDG_CACHE_HOME"):
+        cache_file("x.json")

@@ -578,6 +578,16 @@ def test_a_replaced_worker_takes_its_children_and_files_with_it(open_pool, probe
     assert not Path(folder).exists()
 
 
+def test_the_pool_works_in_a_folder_of_any_name(probe, tmp_path):
+    root = tmp_path / "a b'\"[1]\\\n\u00e9"
+    root.mkdir()
+    with WorkerPool(probe, num_workers=1, temp_root=str(root)) as pool:
+        assert ask(pool, "tempfile.gettempdir()").startswith(str(root))
+        child = int(ask(pool, "subprocess.Popen(['sleep', '1000'], start_new_session=True).pid"))
+    wait_until(lambda: not exists(child))
+    assert list(root.iterdir()) == []
+
+
 def framed(body):
     return repr(len(body).to_bytes(4, "little") + body)
 
