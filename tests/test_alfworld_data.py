@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import pathlib
+import random
 import re
 import shutil
 import sqlite3
@@ -451,6 +452,28 @@ def test_two_games_that_change_places_are_refused(tree, tmp_path):
     for key in (one, other):
         with pytest.raises(ValueError, match=f"{key} in .* is damaged .its sha256 does not match"):
             pack.Pack(path).load(key)
+
+
+def test_whatever_bytes_change_in_a_pack_it_gives_its_games_or_is_refused(tree, tmp_path):
+    path, source, rng = tmp_path / "all.games", trees.Tree(tree), random.Random(0)
+    pack.write_pack(source, path)
+    whole, key, gave, refused = path.read_bytes(), key_of(trials(tree)[5]), 0, 0
+    expected = source.index(), source.load(key)
+    for _ in range(200):
+        broken = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 5, 50))):
+            broken[rng.choice((rng.randrange(len(whole)), rng.randrange(5000)))] = rng.randrange(
+                256
+            )
+        path.write_bytes(broken[: rng.choice((len(whole), len(whole), rng.randrange(len(whole))))])
+        forget()
+        try:
+            assert (pack.Pack(path).index(), pack.Pack(path).load(key)) == expected
+            gave += 1
+        except ValueError:
+            refused += 1
+    assert gave > 20
+    assert refused > 20
 
 
 def test_a_pack_takes_no_more_memory_than_is_stated(tree, tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """What may come through a worker's pipe, and what may not."""
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs import wire
 from envs.api import Observation, Outcome, Step
@@ -103,3 +106,27 @@ def test_the_largest_step_fits_into_a_frame():
     step = Step(observation=Observation(text="\U0001f9ca" * 1000))
     per_char = len(wire.encode_step(step)) / 1000
     assert per_char * wire.MAX_STEP_CHARS + wire.FLUSH_BYTES < wire.MAX_FRAME_BYTES
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda parts: st.lists(parts, max_size=6) | st.dictionaries(st.text(max_size=3), parts),
+    max_leaves=20,
+)
+KINDS = st.sampled_from([wire.READY, wire.PLAYED, wire.REPLAYED, wire.RAISED, wire.UNUSABLE])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.binary(max_size=50)
+    | st.binary(max_size=50).map(framed).map(bytes)
+    | JSON.map(lambda value: bytes(framed(json.dumps(value).encode())))
+    | st.tuples(st.integers(), KINDS, JSON, st.text(max_size=3)).map(
+        lambda answer: bytes(framed(json.dumps([answer]).encode()))
+    )
+)
+def test_whatever_a_pipe_holds_is_an_answer_or_refused(data):
+    with contextlib.suppress(ValueError):
+        for answer in wire.unpack_answers(bytearray(data)):
+            if answer[1] == wire.PLAYED:
+                wire.decode_step(answer[2])
