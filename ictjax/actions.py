@@ -54,11 +54,11 @@ def parse_react(text: str, *, truncated: bool = False) -> React | ParseFailure:
     """Reads `Thought:` and `Action:` out of a reply.
 
     The action is the first `Action:` that says something after the last `Thought:` (the last
-    `Action:` of all when none follows it), on one line; the line below counts when nothing stands on the marker's own, and a
-    code fence around it is not looked at. Case, markdown, numbering, list marks, quotes, wrapping
-    brackets and closing punctuation are forgiven, and so is a heading without a colon where no line
-    begins with `Action:`; markers inside a line count only in a reply that has neither. The action
-    itself keeps its case.
+    `Action:` of all when none follows it), on one line; the line below counts when nothing stands
+    on the marker's own, and a code fence around it is not looked at. Case, markdown, numbering,
+    list marks, quotes, wrapping brackets and closing punctuation are forgiven, and so is a heading
+    without a colon where no line begins with `Action:`; markers inside a line count only in a reply
+    that has neither. The action itself keeps its case.
 
     Args:
       text: the reply, without its stop token; a thinking block in front of it is not looked at.

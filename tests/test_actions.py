@@ -87,6 +87,24 @@ def test_never_raises_and_never_gives_an_empty_or_multiline_action(text, truncat
         assert "\n" not in parsed.action
 
 
+MARKERS = [
+    "Action:",
+    "ACTION :",
+    "Action 1:",
+    "Action：",
+    "**Action：**",
+    "**Action**：",
+    "### Action:",
+    "1. **Action:**",
+    "2) Action:",
+    "(2) Action:",
+    "• Action:",
+    "+ Action:",
+    "\ufeffAction:",
+    "\xa0Action:",
+    "> Action:",
+    "_Action:_",
+]
 FENCED = "```\ngo north\n```"
 
 
@@ -125,29 +143,9 @@ FENCED = "```\ngo north\n```"
         "go north Thought: next I open it. Action: open door",
     ],
 )
-@pytest.mark.parametrize(
-    "marker",
-    [
-        "Action:",
-        "ACTION :",
-        "Action 1:",
-        "Action：",
-        "**Action：**",
-        "**Action**：",
-        "### Action:",
-        "1. **Action:**",
-        "2) Action:",
-        "(2) Action:",
-        "• Action:",
-        "+ Action:",
-        "\ufeffAction:",
-        "\xa0Action:",
-        "> Action:",
-        "_Action:_",
-    ],
-)
-def test_what_models_write_for_one_action(marker, written):
-    assert parse_react(f"Thought: x\n{marker} {written}") == React(thought="x", action="go north")
+def test_what_models_write_for_one_action(written):
+    for marker in MARKERS:
+        assert parse_react(f"Thought: x\n{marker} {written}") == React("x", "go north"), marker
 
 
 @pytest.mark.parametrize(
@@ -258,8 +256,8 @@ REPEATED += ["action*", "(1)", "<think>", "</think>", "</think>\n", "</think> ",
 @pytest.mark.parametrize("before", ["", "Thought: x\nAction:", "<think>\n"])
 @pytest.mark.parametrize("repeated", REPEATED, ids=ascii)
 def test_the_time_of_parsing_grows_as_the_reply(before, repeated):
-    """Squared, the shortest of them took seconds at a twentieth of this length."""
-    reply = f"{before}{repeated * (200_000 // len(repeated))}x"
+    """Squared, the shortest of them took seconds at a tenth of this length."""
+    reply = f"{before}{repeated * (100_000 // len(repeated))}x"
     begun = time.process_time()
     parse_react(reply)
     assert time.process_time() - begun < 2

@@ -312,7 +312,7 @@ REPEATED += [
 @pytest.mark.parametrize("before", ["", "ANALYSIS: x\nIMPROVED PROMPT:\n```\n", "ANALYSIS: x\n"])
 @pytest.mark.parametrize("repeated", REPEATED, ids=ascii)
 def test_the_time_of_parsing_grows_as_the_reply(before, repeated):
-    reply = f"{before}{repeated * (200_000 // len(repeated))}x"
+    reply = f"{before}{repeated * (100_000 // len(repeated))}x"
     begun = time.process_time()
     parse_reply(reply)
     assert time.process_time() - begun < 2
