@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 from envs.api import GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
-from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
+from ictjax.json_lines import read_records
+from ictjax.records import (
+    Candidate,
+    Context,
+    ParseFailure,
+    Trajectory,
+    context_from_dict,
+    count_failures,
+    to_json,
+)
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
@@ -292,7 +301,10 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
         if resumed:
             raise ValueError(f"{path} is missing: restore it, or start another run.")
         write_lines(path, map(to_json, precollect(arena)))
-    return [context_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = read_records(path)
+    if found.torn:
+        raise ValueError(f"The last line of {path} is cut off: restore it, or start another run.")
+    return [context_from_dict(context) for context in found.values]
 
 
 def precollect(arena: Arena) -> list[Context]:
@@ -345,7 +357,6 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         ParseFailure.EMPTY_PROMPT,
         ParseFailure.PROMPT_TOO_LONG,
     )
-    failures = [candidate.failure for candidate in candidates]
     return {
         "reward": _mean([c.reward for c in candidates]),
         "reward_replay": _mean([c.replay_reward for c in candidates]),
@@ -367,7 +378,7 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         ),
         "reply_tokens": _mean([float(len(c.reply_ids)) for c in candidates]),
         "reflector_tokens": sum(len(c.reply_ids) for c in candidates),
-        "reflector_failures": {str(kind): failures.count(kind) for kind in kinds},
+        "reflector_failures": count_failures(kinds, [c.failure for c in candidates]),
         "actor_failures": parse_failures(played),
         "episodes": len(played),
         "turns": sum(len(t.turns) for t in played),
