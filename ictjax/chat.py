@@ -3,12 +3,10 @@ sampled.
 """
 
 import contextlib
-import datetime
 import functools
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -17,15 +15,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ictjax.models.hf.hub import local_folder
 from ictjax.records import Message
+from ictjax.template import ChatTemplate
 
 _REMEDY = (
     "Use a chat template that writes every message after the ones before it and closes a reply with"
     " a special token."
 )
-# What templates are told is today: the ids of a prompt must not change at midnight. Llama's
-# templates fall back to the same day.
-_TODAY = datetime.date(2024, 7, 26)
-_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 # Where two tokenizers differ: spaces, line breaks, contractions, digits, letters that normalise,
 # code, other scripts.
 _SAMPLE = (
@@ -35,6 +30,10 @@ _SAMPLE = (
 _SAMPLED_WORDS = 200  # of the vocabulary
 _PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
 _REPLY = "probe reply"
+_LONG = (
+    Message(role="assistant", content=100 * _SAMPLE),
+    Message(role="user", content=100 * _SAMPLE),
+)
 
 
 class Tokenizer(Protocol):
@@ -64,17 +63,10 @@ class Tokenizer(Protocol):
         clean_up_tokenization_spaces: bool = False,
     ) -> str: ...
 
-    def get_chat_template(self) -> str: ...
+    @property
+    def special_tokens_map(self) -> Mapping[str, str]: ...
 
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        chat_template: str,
-        tokenize: Literal[False],
-        add_generation_prompt: bool,
-        **switches: bool,
-    ) -> str: ...
+    def get_chat_template(self) -> str: ...
 
 
 class ChatTokenizer:
@@ -111,21 +103,23 @@ class ChatTokenizer:
             stop_ids += generation_stop_ids(folder)
             source = load_tokenizer(folder)
         self._tokenizer = source
+        self._name = os.fspath(source.name_or_path) or "the tokenizer"
         if not self._tokenizer.chat_template:
             raise ValueError(
-                f"The tokenizer {self._tokenizer.name_or_path!r} has no chat template, as those of"
-                " base models: take the instruction-tuned checkpoint, or put a chat_template.jinja"
-                " beside it."
+                f"The tokenizer of {self._name} has no chat template, as those of base models: take"
+                " the instruction-tuned checkpoint, or put a chat_template.jinja beside it."
             )
-        self._template = _at_fixed_date(self._tokenizer.get_chat_template())
+        self._template = ChatTemplate(
+            self._tokenizer.get_chat_template(), self._tokenizer.special_tokens_map, self._name
+        )
         self._switches = {} if thinking is None else {"enable_thinking": thinking}
         self._check_extensible()
         if thinking is not None and self._render(_PROBE) == self._render(
             _PROBE, enable_thinking=not thinking
         ):
             raise ValueError(
-                "The chat template has no thinking switch (enable_thinking): leave the thinking"
-                " option at None."
+                f"The chat template of {self._name} has no thinking switch (enable_thinking): leave"
+                " the thinking option at None."
             )
         closing = self._ids(self._turn_text("b"))[0]
         if self._tokenizer.eos_token_id is not None:
@@ -135,7 +129,8 @@ class ChatTokenizer:
         if closing not in stop_ids:
             text = self._tokenizer.decode([closing])
             raise ValueError(
-                f"The chat template ends a reply with {text!r}, which is no stop token. {_REMEDY}"
+                f"The chat template of {self._name} ends a reply with {text!r}, which is no stop"
+                f" token. {_REMEDY}"
             )
         self.stop_ids: tuple[int, ...] = tuple(sorted(set(stop_ids)))
         pad = self._tokenizer.pad_token_id
@@ -183,15 +178,7 @@ class ChatTokenizer:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _render(self, messages: Sequence[Message], **switches: bool) -> str:
-        plain = [{"role": m.role, "content": m.content} for m in messages]
-        options = {**self._switches, **switches}
-        return self._tokenizer.apply_chat_template(
-            plain,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=True,
-            **options,
-        )
+        return self._template.render(_plain(messages), {**self._switches, **switches})
 
     @functools.cached_property
     def _before_reply(self) -> str:
@@ -224,15 +211,12 @@ class ChatTokenizer:
                 Message(role="assistant", content=reply),
                 Message(role="user", content=answer),
             ]
-        try:
-            grown, whole = self._render(_PROBE), self._render(messages)
-            turns = [self._turn_text(answer) for answer in answers]
-        except Exception as error:  # jinja raises what the template asks for
-            message = (
-                "The chat template refuses a conversation of system, user and assistant messages"
-                f" ({error}). {_REMEDY}"
-            )
-            raise ValueError(message) from error
+        self._template.check(
+            [_plain(talk) for talk in (_PROBE, messages, [*messages, *messages[2:], *_LONG])],
+            self._switches,
+        )
+        grown, whole = self._render(_PROBE), self._render(messages)
+        turns = [self._turn_text(answer) for answer in answers]
         if grown.startswith(self._before_reply):
             # by the generation prompt, for the model; old replies are shown without it
             opened = grown.removeprefix(self._before_reply)
@@ -244,13 +228,14 @@ class ChatTokenizer:
         if grown != whole:
             at = max(0, _num_common(grown, whole) - 20)
             raise ValueError(
-                "The chat template cannot be extended turn by turn: a grown conversation reads"
-                f" {grown[at : at + 60]!r} where the template writes {whole[at : at + 60]!r}."
-                f" {_REMEDY}"
+                f"The chat template of {self._name} cannot be extended turn by turn: a grown"
+                f" conversation reads {grown[at : at + 60]!r} where the template writes"
+                f" {whole[at : at + 60]!r}. {_REMEDY}"
             )
         if not turns[0].strip():
             raise ValueError(
-                f"The chat template writes nothing between a reply and the next question. {_REMEDY}"
+                f"The chat template of {self._name} writes nothing between a reply and the next"
+                f" question. {_REMEDY}"
             )
 
 
@@ -318,6 +303,10 @@ def _read(reader: Any, folder: pathlib.Path) -> Tokenizer:
     return reader.from_pretrained(folder, local_files_only=True)
 
 
+def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
 def _num_common(one: str, two: str) -> int:
     differ = (i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y)
     return next(differ, min(len(one), len(two)))
@@ -330,13 +319,3 @@ def _agree(tokenizer: Tokenizer, rules: tokenizers.Tokenizer) -> bool:
         tokenizer(text, add_special_tokens=False)["input_ids"]
         == rules.encode(text, add_special_tokens=False).ids
     )
-
-
-def _at_fixed_date(template: str) -> str:
-    fixed = _DATE_CALL.sub(lambda call: f"{call[1]}{_TODAY.strftime(call[2])}{call[1]}", template)
-    if "strftime_now(" in fixed:
-        raise ValueError(
-            "The chat template writes the date in a way that cannot be held fixed (strftime_now)."
-            f" {_REMEDY}"
-        )
-    return fixed

@@ -3,7 +3,6 @@ import re
 
 import pytest
 import tokenizers
-import transformers.utils.chat_template_utils as template_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -296,20 +295,26 @@ def test_a_thinking_switch_that_the_template_does_not_have_is_refused(family):
         ChatTokenizer(FAMILIES[family], thinking=False)
 
 
-def test_the_date_of_a_template_never_changes(monkeypatch):
-    class Clock:
-        @staticmethod
-        def now():
-            raise AssertionError("the template looked at the clock")
-
-    monkeypatch.setattr(template_utils, "datetime", Clock)
+@pytest.mark.parametrize(
+    "call",
+    [
+        "strftime_now('%S')",
+        "strftime_now ( '%S' )",
+        "strftime_now(format)",
+        "(strftime_now)('%' ~ 'S')",
+        "strftime_now(messages[0]['role'])",
+    ],
+)
+def test_the_date_of_a_template_never_changes(call):
     text = FAMILIES["llama3"].decode(ChatTokenizer(FAMILIES["llama3"]).encode_start(TALK))
     assert "Today Date: 26 Jul 2024" in text
-    hidden = TEMPLATE.replace(
-        "messages[0]['content'] +", "messages[0]['content'] + strftime_now(messages[0]['role']) +"
+    template = "{% set format = '%S' %}" + TEMPLATE.replace(
+        "messages[0]['content'] +", f"messages[0]['content'] + {call} +"
     )
-    with pytest.raises(ValueError, match="date in a way"):
-        ChatTokenizer(byte_tokenizer(hidden))
+    start = BYTES.decode(ChatTokenizer(byte_tokenizer(template)).encode_start(TALK))
+    assert start.startswith(
+        "<|im_start|>system\nPlay well." + ("system" if "role" in call else "00")
+    )
 
 
 def test_a_reply_that_was_cut_off_is_closed_by_the_next_turn():
