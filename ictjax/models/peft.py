@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from envs.files import replacing
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
+from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.layout import STORED, projection_names
-from ictjax.models.hf.reader import read_json
 from ictjax.models.lora import adapter_axes
 from ictjax.models.transformer import PROJECTION_AXES, Params
 
