@@ -4,16 +4,19 @@ sampled.
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from ictjax.models.hf.hub import local_folder
+from ictjax.models.hf.json_file import read_json
 from ictjax.records import Message
 from ictjax.template import ChatTemplate
 
@@ -27,6 +30,7 @@ _SAMPLE = (
     "The agent's 12,345th try:\n\n  don't  GO north\t(ok?) «naïve» ﬁne e\u0301 \u00e9 def f(x):"
     " return x**2\r\n東京 🙂 "
 )
+_MAX_STOP_IDS = 16  # published checkpoints have up to 5
 _SAMPLED_WORDS = 200  # of the vocabulary
 _PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
 _REPLY = "probe reply"
@@ -66,6 +70,8 @@ class Tokenizer(Protocol):
     @property
     def special_tokens_map(self) -> Mapping[str, str]: ...
 
+    def get_vocab(self) -> Mapping[str, int]: ...
+
     def get_chat_template(self) -> str: ...
 
 
@@ -104,6 +110,12 @@ class ChatTokenizer:
             source = load_tokenizer(folder)
         self._tokenizer = source
         self._name = os.fspath(source.name_or_path) or "the tokenizer"
+        self._known = frozenset(source.get_vocab().values())
+        if unknown := [number for number in stop_ids if number not in self._known]:
+            raise ValueError(
+                f"The model in {self._name} ends replies with the id {unknown[0]} (eos_token_id),"
+                " which its tokenizer does not have: take both from the same checkpoint."
+            )
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer of {self._name} has no chat template, as those of base models: take"
@@ -162,6 +174,12 @@ class ChatTokenizer:
         ids = self._ids(text)
         unknown = self._tokenizer.unk_token_id
         return sum(number == unknown for number in ids) / max(len(ids), 1)
+
+    def unused(self, num_ids: int) -> tuple[range, ...]:
+        """The ids that no text has, of the `num_ids` that a model has embeddings of; a sampler is
+        told to leave them out.
+        """
+        return unused_ids(self._known, num_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply, without special tokens."""
@@ -251,19 +269,21 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
       ValueError: there is no tokenizer, or its files cannot be read.
     """
     folder = local_folder(source, weights=False)
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(
-            f"No tokenizer in {folder} (tokenizer_config.json is missing): name a folder with a"
-            " checkpoint in HF layout."
-        )
-    rules = folder / "tokenizer.json"
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"No tokenizer in {folder} ({name} is missing): name a folder with a checkpoint in"
+                " HF layout, or write the file with transformers' save_pretrained."
+            )
+    _refuse_code(folder)
     try:
-        if not rules.is_file():
-            return _read(AutoTokenizer, folder)
+        rules = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if not rules.get_vocab(with_added_tokens=False):
+            raise ValueError("tokenizer.json holds no words")
         # it fails where the file does not have what its family's tokenizers have
         with contextlib.suppress(Exception):
             tokenizer = _read(AutoTokenizer, folder)
-            if _agree(tokenizer, tokenizers.Tokenizer.from_file(str(rules))):
+            if _agree(tokenizer, rules):
                 return tokenizer
         return _read(PreTrainedTokenizerFast, folder)
     except Exception as error:  # the libraries raise all kinds
@@ -274,9 +294,16 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
         ) from error
 
 
+def unused_ids(known: Iterable[int], num_ids: int) -> tuple[range, ...]:
+    """The ids below `num_ids` that are not in `known`."""
+    bounds = [-1, *sorted(number for number in set(known) if number < num_ids), num_ids]
+    gaps = (range(before + 1, after) for before, after in itertools.pairwise(bounds))
+    return tuple(gap for gap in gaps if gap)
+
+
 def generation_stop_ids(folder: pathlib.Path) -> list[int]:
     """The ids that end a generation by generation_config.json, or where there is none by
-    config.json, as in transformers.
+    config.json, as in transformers. Raises ValueError where the file says anything else than ids.
     """
     path = next(
         (
@@ -288,19 +315,33 @@ def generation_stop_ids(folder: pathlib.Path) -> list[int]:
     )
     if path is None:
         return []
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
+    named = read_json(path).get("eos_token_id")
+    ids = [] if named is None else named if isinstance(named, list) else [named]
+    if len(ids) > _MAX_STOP_IDS or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         raise ValueError(
-            f"{path} is no JSON object ({error}): take the file that the checkpoint was published"
-            " with."
-        ) from error
-    return [ids] if isinstance(ids, int) else list(ids or ())
+            f"{path} sets eos_token_id to {str(named)[:60]!r}: give an id, or a list of at most"
+            f" {_MAX_STOP_IDS}."
+        )
+    return ids
+
+
+def _refuse_code(folder: pathlib.Path) -> None:
+    """Raises ValueError for a tokenizer that is a program of its own: none is ever run."""
+    settings = read_json(folder / "tokenizer_config.json")
+    code, kind = settings.get("auto_map"), settings.get("tokenizer_class")
+    if isinstance(code, dict):
+        code = code.get("AutoTokenizer")
+    if code and not (isinstance(kind, str) and tokenizer_class_from_name(kind)):
+        raise ValueError(
+            f"The tokenizer in {folder} is a program ({json.dumps(code)[:200]}, by auto_map in"
+            " tokenizer_config.json), which is never run: take a checkpoint whose tokenizer"
+            " transformers has itself, or remove auto_map to read tokenizer.json alone."
+        )
 
 
 def _read(reader: Any, folder: pathlib.Path) -> Tokenizer:
     """Where transformers' own annotations end: AutoTokenizer's say None, which it never returns."""
-    return reader.from_pretrained(folder, local_files_only=True)
+    return reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:

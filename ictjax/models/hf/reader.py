@@ -108,22 +108,28 @@ def check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
+    settings = folder / "tokenizer_config.json"
+    added = read_json(settings).get("added_tokens_decoder") if settings.is_file() else None
     try:
         vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(
             f"{path} cannot be read ({error}): take the file that the checkpoint was published with"
         ) from error
-    if not vocabulary:
-        raise ValueError(f"{path} holds no tokens: take the checkpoint's own tokenizer")
-    last = max(
-        (id_ for token, id_ in vocabulary.items() if token not in _WITHOUT_EMBEDDING), default=0
-    )
-    if last >= config.vocab_size:
+    try:
+        more = {token["content"]: int(id_) for id_, token in (added or {}).items()}
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
-            f"{path} has the id {last}, but the model has embeddings of {config.vocab_size} ids:"
-            " take the checkpoint's own tokenizer"
-        )
+            f"{settings} has an added_tokens_decoder that cannot be read: take the file that the"
+            " checkpoint was published with"
+        ) from error
+    for file, ids in ((path, vocabulary), (settings, more)):
+        last = max((i for token, i in ids.items() if token not in _WITHOUT_EMBEDDING), default=0)
+        if last >= config.vocab_size:
+            raise ValueError(
+                f"{file} has the id {last}, but the model has embeddings of {config.vocab_size}"
+                " ids: take the checkpoint's own tokenizer"
+            )
 
 
 def _locate(

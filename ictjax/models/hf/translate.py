@@ -69,11 +69,13 @@ def model_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     Raises:
       ValueError: another architecture, or an option that this decoder does not implement.
     """
-    family, architectures = data.get("model_type"), data.get("architectures")
-    known = isinstance(family, str) and family in FAMILIES
-    if not known or (
-        architectures
-        and not (isinstance(architectures, list) and FAMILIES[family].architecture in architectures)
+    family, architectures = data.get("model_type"), data.get("architectures") or []
+    known = FAMILIES.get(family) if isinstance(family, str) else None
+    if (
+        not isinstance(family, str)
+        or known is None
+        or not isinstance(architectures, list)
+        or (architectures and known.architecture not in architectures)
     ):
         supported = ", ".join(f"{entry.architecture} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(
