@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from experiments.fake_pair import TEMPLATE, word_tokenizer
-from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
+from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer, unused_ids
 from ictjax.records import Message
 from tests.tiny import byte_tokenizer, save_tiny_model
 
@@ -485,4 +485,105 @@ def test_tokenizer_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_a_folder_without_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match="tokenizer_config.json is missing"):
+        ChatTokenizer(tmp_path)
+
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+from transformers import PreTrainedTokenizerFast
+class OwnTokenizer(PreTrainedTokenizerFast): pass
+"""
+OWN = ["own.OwnTokenizer", "own.OwnTokenizer"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"auto_map": {"AutoTokenizer": OWN}, "tokenizer_class": "OwnTokenizer"},
+        {"auto_map": {"AutoTokenizer": [None, OWN[0]]}, "tokenizer_class": None},
+        {"auto_map": {"AutoTokenizer": OWN}, "tokenizer_class": ["Qwen2Tokenizer"]},
+        {"auto_map": OWN, "tokenizer_class": "OwnTokenizer"},
+        {"auto_map": "own.OwnTokenizer", "tokenizer_class": "OwnTokenizer"},
+        {"auto_map": {"AutoTokenizer": ["who/ever--own.OwnTokenizer"] * 2}, "tokenizer_class": "x"},
+    ],
+    ids=str,
+)
+def test_the_program_of_a_tokenizer_is_never_run(tmp_path, monkeypatch, settings):
+    BYTES.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    (tmp_path / "own.py").write_text(CODE)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append("?") or "y")
+    with pytest.raises(ValueError, match=f"tokenizer in {re.escape(str(tmp_path))} is a program"):
+        ChatTokenizer(tmp_path)
+    assert not asked and not (tmp_path / "ran").exists()
+
+
+def test_a_program_beside_a_known_tokenizer_is_not_run(tmp_path, monkeypatch):
+    FAMILIES["qwen3"].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = {"auto_map": {"AutoTokenizer": OWN}, "tokenizer_class": "Qwen2Tokenizer"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    (tmp_path / "own.py").write_text(CODE)
+    model = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnTokenizer"}}
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assert ChatTokenizer(tmp_path).encode_start(TALK) == ChatTokenizer(
+        FAMILIES["qwen3"]
+    ).encode_start(TALK)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_the_words_of_its_tokenizer_is_refused(tmp_path):
+    FAMILIES["qwen3"].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    words = json.loads(path.read_text())
+    words["model"] |= {"vocab": {}, "merges": []}
+    path.write_text(json.dumps(words))
+    with pytest.raises(ValueError, match="tokenizer.json holds no words"):
+        ChatTokenizer(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"No tokenizer in .* \(tokenizer\.json is missing\)"):
+        ChatTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    ["2", [[2]], 10**30, -1, True, 2.0, {"id": 2}, [2, None], list(range(17)), [2, "<|im_end|>"]],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_an_eos_token_id_that_is_none_is_refused(tmp_path, name, ids):
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(ValueError, match=f"{name} sets eos_token_id to .*give an id, or a list"):
+        generation_stop_ids(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", ""])
+def test_a_generation_config_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"generation_config\.json is .*take the file"):
+        generation_stop_ids(tmp_path)
+
+
+def test_a_stop_id_that_the_tokenizer_does_not_have_is_refused(tmp_path):
+    BYTES.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": len(BYTES)}))
+    with pytest.raises(ValueError, match=rf"ends replies with the id {len(BYTES)} \(eos_token_id"):
+        ChatTokenizer(tmp_path)
+
+
+def test_unused_ids_are_those_that_no_text_has():
+    chat = ChatTokenizer(BYTES)
+    assert chat.unused(len(BYTES)) == ()
+    assert chat.unused(len(BYTES) + 3) == (range(len(BYTES), len(BYTES) + 3),)
+    assert unused_ids([5, 1, 2, 9], 8) == (range(1), range(3, 5), range(6, 8))
+    assert unused_ids([], 2) == (range(2),)
+
+
+def test_messages_name_the_folder(tmp_path):
+    byte_tokenizer(TEMPLATE.replace("+ '<|im_end|>' +", "+")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^The chat template of {re.escape(str(tmp_path))} ends"):
         ChatTokenizer(tmp_path)
