@@ -5,6 +5,7 @@ from typing import NamedTuple
 from experiments.shapes import config_folder, model_shape
 from ictjax.config import SamplerConfig
 from ictjax.models.hf.reader import check_vocabulary
+from ictjax.players import in_role
 from ictjax.run_config import RoleConfig, TrainConfig
 
 
@@ -31,15 +32,16 @@ def check_limits(config: TrainConfig) -> None:
         with more ids than it has embeddings, or a sampler that its mesh does not divide.
     """
     for name, role, sampler in local_roles(config):
-        model, folder = model_shape(role), config_folder(role.model)
+        with in_role(name):
+            model, folder = model_shape(role), config_folder(role.model)
+            if folder is not None:
+                check_vocabulary(folder, model)
         if sampler.max_len > model.max_positions:
             raise ValueError(
                 f"{name}_sampler.max_len = {sampler.max_len} exceeds the {model.max_positions}"
                 f" positions of {role.model}: lower --{name}-sampler.max-len, and what has to fit"
                 " into it."
             )
-        if folder is not None:
-            check_vocabulary(folder, model)
         for field, sizes in (
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),

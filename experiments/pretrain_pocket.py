@@ -24,7 +24,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from transformers import PreTrainedTokenizerFast
 
 from experiments import tasks
 from experiments.commands.pretrain import PretrainArgs, main
@@ -34,6 +33,7 @@ from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTa
 from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
+from ictjax.chat import load_tokenizer
 from ictjax.manners import write_manners
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
@@ -172,7 +172,7 @@ def with_known_words(params, start: pathlib.Path, tokenizer):
     """The weights of the checkpoint `start`, its embeddings moved to the ids of `tokenizer`; words
     it lacks keep their row of `params`.
     """
-    known = PreTrainedTokenizerFast.from_pretrained(start).get_vocab()
+    known = load_tokenizer(start).get_vocab()
     _, old = load_checkpoint(start)
     moved = [(index, known[word]) for word, index in tokenizer.get_vocab().items() if word in known]
     rows, old_rows = map(np.array, zip(*moved, strict=True))

@@ -62,7 +62,7 @@ def read_manners(folder: str | os.PathLike[str]) -> dict[str, Manners]:
         if not isinstance(entries, dict):
             raise ValueError("it has no object 'environments'")
         return {name: _read(name, entry) for name, entry in entries.items()}
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(
             f"{path} does not say how its model is spoken to ({error}): restore it, or remove it."
         ) from error

@@ -25,7 +25,7 @@ from ictjax.model_speaker import ModelSpeaker
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.models.hf.hub import local_folder
-from ictjax.models.hf.reader import read_config
+from ictjax.models.hf.reader import check_checkpoint, read_config
 from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
 from ictjax.models.transformer import Params, abstract_params, param_axes
 from ictjax.reflector import Reflector
@@ -98,9 +98,7 @@ def open_players(
             actor = _actor(config, *_frozen(config.actor, actor_mesh, progress), actor_mesh)
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
-        sampler = Sampler(
-            model, reflecting(trained), config.reflector_sampler, chat.pad_id, mesh=mesh
-        )
+        sampler = _sampler(model, reflecting(trained), config.reflector_sampler, chat, mesh)
         speaker = stack.enter_context(ModelSpeaker(sampler, chat))
         yield Players(
             actor=actor,
@@ -115,22 +113,35 @@ def open_players(
 
 
 def check_language(config: TrainConfig) -> None:
-    """Reads the models' small files, no weights, and compares how they are spoken to in the task
-    with what they expect.
+    """Reads the models' small files and the headers of their weights, and compares how they are
+    spoken to in the task with what they expect.
 
     Raises:
-      ValueError: a model that says which environments it knows is not made for this one or for this
-        style of text, or has no words for the first prompt.
+      ValueError: a folder that does not hold a model; a model that says which environments it
+        knows is not made for this one or for this style of text, or has no words for the first
+        prompt.
     """
     task = config.task
-    roles: list[RoleConfig] = [] if config.actor.endpoint.url else [config.actor]
-    for role in (*roles, config.reflector):
-        folder = local_folder(role.model, weights=False)
-        manners = manners_for(folder, task.environment.name)
-        if manners is not None:
-            check_style(folder, manners, task.environment.options)
-        chat = ChatTokenizer(folder, thinking=role.thinking)
-        check_words(folder, task.initial_prompt, chat.unknown(task.initial_prompt))
+    roles = {} if config.actor.endpoint.url else {"actor": config.actor}
+    for name, role in (roles | {"reflector": config.reflector}).items():
+        with in_role(name):
+            folder = local_folder(role.model, weights=False)
+            manners = manners_for(folder, task.environment.name)
+            if manners is not None:
+                check_style(folder, manners, task.environment.options)
+            chat = ChatTokenizer(folder, thinking=role.thinking)
+            check_words(folder, task.initial_prompt, chat.unknown(task.initial_prompt))
+            if os.path.isdir(role.model):  # of an id, weights may still have to be fetched
+                check_checkpoint(folder)
+
+
+@contextlib.contextmanager
+def in_role(name: str) -> Iterator[None]:
+    """What is wrong with a model is said with the role that it plays."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}.model: {error}") from error
 
 
 def initial_weights(config: TrainConfig) -> Params:
@@ -281,7 +292,7 @@ def open_model(
             decode_steps=8,
             max_top_k=1,
         )
-    sampler = Sampler(model, params, sizes, chat.pad_id)
+    sampler = _sampler(model, params, sizes, chat)
     return ModelSpeaker(sampler, chat, share_min_tokens=_SHARE_MIN_TOKENS)
 
 
@@ -296,8 +307,27 @@ def _actor(
     config: TrainConfig, model: ModelConfig, params: Params, mesh: Mesh | None
 ) -> ModelSpeaker:
     chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
-    sampler = Sampler(model, params, config.actor_sampler, chat.pad_id, mesh=mesh)
+    sampler = _sampler(model, params, config.actor_sampler, chat, mesh)
     return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
+
+
+def _sampler(
+    model: ModelConfig,
+    params: Params,
+    sizes: SamplerConfig,
+    chat: ChatTokenizer,
+    mesh: Mesh | None = None,
+) -> Sampler:
+    """A sampler that has room for a model's stop ids, and leaves out ids that no text has."""
+    room = max(sizes.max_stop_ids, len(chat.stop_ids))
+    return Sampler(
+        model,
+        params,
+        dataclasses.replace(sizes, max_stop_ids=room),
+        chat.pad_id,
+        mesh=mesh,
+        unused=chat.unused(model.vocab_size),
+    )
 
 
 def _frozen(

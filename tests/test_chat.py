@@ -4,7 +4,6 @@ import re
 
 import pytest
 import tokenizers
-import transformers.utils.chat_template_utils as template_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -12,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from envs.api import GameId, Outcome
 from experiments.fake_pair import TEMPLATE, word_tokenizer
 from ictjax.actions import React, parse_react
-from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
+from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer, unused_ids
 from ictjax.model_speaker import ModelSpeaker
 from ictjax.records import Context, Message, ParseFailure, Trajectory, Turn
 from ictjax.reflector import FULL, reflector_messages
@@ -302,20 +301,26 @@ def test_a_thinking_switch_that_the_template_does_not_have_is_refused(family):
         ChatTokenizer(FAMILIES[family], thinking=False)
 
 
-def test_the_date_of_a_template_never_changes(monkeypatch):
-    class Clock:
-        @staticmethod
-        def now():
-            raise AssertionError("the template looked at the clock")
-
-    monkeypatch.setattr(template_utils, "datetime", Clock)
+@pytest.mark.parametrize(
+    "call",
+    [
+        "strftime_now('%S')",
+        "strftime_now ( '%S' )",
+        "strftime_now(format)",
+        "(strftime_now)('%' ~ 'S')",
+        "strftime_now(messages[0]['role'])",
+    ],
+)
+def test_the_date_of_a_template_never_changes(call):
     text = FAMILIES["llama3"].decode(ChatTokenizer(FAMILIES["llama3"]).encode_start(TALK))
     assert "Today Date: 26 Jul 2024" in text
-    hidden = TEMPLATE.replace(
-        "messages[0]['content'] +", "messages[0]['content'] + strftime_now(messages[0]['role']) +"
+    template = "{% set format = '%S' %}" + TEMPLATE.replace(
+        "messages[0]['content'] +", f"messages[0]['content'] + {call} +"
     )
-    with pytest.raises(ValueError, match="date in a way"):
-        ChatTokenizer(byte_tokenizer(hidden))
+    start = BYTES.decode(ChatTokenizer(byte_tokenizer(template)).encode_start(TALK))
+    assert start.startswith(
+        "<|im_start|>system\nPlay well." + ("system" if "role" in call else "00")
+    )
 
 
 def test_a_reply_that_was_cut_off_is_closed_by_the_next_turn():
@@ -691,3 +696,106 @@ def test_a_reply_begins_with_the_thought_that_its_template_opened(said, parsed):
     assert reply.text == f"<think>\n{said}"
     assert reply.ids == ids
     assert parse_react(reply.text) == parsed
+
+
+# --- folders ---
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+from transformers import PreTrainedTokenizerFast
+class OwnTokenizer(PreTrainedTokenizerFast): pass
+"""
+OWN = ["own.OwnTokenizer", "own.OwnTokenizer"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"auto_map": {"AutoTokenizer": OWN}, "tokenizer_class": "OwnTokenizer"},
+        {"auto_map": {"AutoTokenizer": [None, OWN[0]]}, "tokenizer_class": None},
+        {"auto_map": {"AutoTokenizer": OWN}, "tokenizer_class": ["Qwen2Tokenizer"]},
+        {"auto_map": OWN, "tokenizer_class": "OwnTokenizer"},
+        {"auto_map": "own.OwnTokenizer", "tokenizer_class": "OwnTokenizer"},
+        {"auto_map": {"AutoTokenizer": ["who/ever--own.OwnTokenizer"] * 2}, "tokenizer_class": "x"},
+    ],
+    ids=str,
+)
+def test_the_program_of_a_tokenizer_is_never_run(tmp_path, monkeypatch, settings):
+    BYTES.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    (tmp_path / "own.py").write_text(CODE)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append("?") or "y")
+    with pytest.raises(ValueError, match=f"tokenizer in {re.escape(str(tmp_path))} is a program"):
+        ChatTokenizer(tmp_path)
+    assert not asked and not (tmp_path / "ran").exists()
+
+
+def test_a_program_beside_a_known_tokenizer_is_not_run(tmp_path, monkeypatch):
+    FAMILIES["qwen3"].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = {"auto_map": {"AutoTokenizer": OWN}, "tokenizer_class": "Qwen2Tokenizer"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    (tmp_path / "own.py").write_text(CODE)
+    model = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnTokenizer"}}
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assert ChatTokenizer(tmp_path).encode_start(TALK) == ChatTokenizer(
+        FAMILIES["qwen3"]
+    ).encode_start(TALK)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_the_words_of_its_tokenizer_is_refused(tmp_path):
+    FAMILIES["qwen3"].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    words = json.loads(path.read_text())
+    words["model"] |= {"vocab": {}, "merges": []}
+    path.write_text(json.dumps(words))
+    with pytest.raises(ValueError, match="tokenizer.json holds no words"):
+        ChatTokenizer(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"No tokenizer in .* \(tokenizer\.json is missing\)"):
+        ChatTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    ["2", [[2]], 10**30, -1, True, 2.0, {"id": 2}, [2, None], list(range(17)), [2, "<|im_end|>"]],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_an_eos_token_id_that_is_none_is_refused(tmp_path, name, ids):
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(ValueError, match=f"{name} sets eos_token_id to .*give an id, or a list"):
+        generation_stop_ids(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", ""])
+def test_a_generation_config_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"generation_config\.json is .*take the file"):
+        generation_stop_ids(tmp_path)
+
+
+def test_a_stop_id_that_the_tokenizer_does_not_have_is_refused(tmp_path):
+    BYTES.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": len(BYTES)}))
+    with pytest.raises(ValueError, match=rf"ends replies with the id {len(BYTES)} \(eos_token_id"):
+        ChatTokenizer(tmp_path)
+
+
+def test_unused_ids_are_those_that_no_text_has():
+    chat = ChatTokenizer(BYTES)
+    assert chat.unused(len(BYTES)) == ()
+    assert chat.unused(len(BYTES) + 3) == (range(len(BYTES), len(BYTES) + 3),)
+    assert unused_ids([5, 1, 2, 9], 8) == (range(1), range(3, 5), range(6, 8))
+    assert unused_ids([], 2) == (range(2),)
+
+
+def test_messages_name_the_folder(tmp_path):
+    byte_tokenizer(TEMPLATE.replace("+ '<|im_end|>' +", "+")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^The chat template of {re.escape(str(tmp_path))} ends"):
+        ChatTokenizer(tmp_path)

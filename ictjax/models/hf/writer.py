@@ -16,8 +16,9 @@ import numpy as np
 
 from envs.files import replacing
 from ictjax.models.config import ModelConfig
+from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.layout import STORED, Tensor, layout
-from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS, read_json
+from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS
 from ictjax.models.hf.translate import model_from_hf, model_to_hf
 from ictjax.models.transformer import Params, abstract_params
 
