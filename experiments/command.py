@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.visible import visible
+
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
@@ -52,12 +54,12 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
     except ValueError as error:
-        print(f"ictjax: {error}", file=sys.stderr)
+        print(f"ictjax: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
-        print(f"ictjax: {where}{reason}; name another place.", file=sys.stderr)
+        print(f"ictjax: {visible(where + reason)}; name another place.", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)

@@ -12,6 +12,7 @@ import tyro
 
 from experiments.command import parse, run_main
 from experiments.presets import check_model
+from experiments.visible import visible
 
 _DESCRIPTION = (
     "Generates text with a model: the answer to --prompt by its chat template, the continuation of"
@@ -93,7 +94,8 @@ def _main(argv: list[str]) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # a file or another program gets the text itself
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
