@@ -56,7 +56,7 @@ def pretrain(config: PretrainArgs) -> None:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     # a whole run's speed: rich measures half a minute, in which no step may end
     with Progress(*columns, console=console, speed_estimate_period=24 * 3600.0) as progress:

@@ -10,6 +10,7 @@ from envs.api import Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.limits import check_limits, local_roles
+from experiments.memory import check_memory
 from experiments.presets import in_folders
 from experiments.run_dir import new_run, open_pool
 from ictjax.mesh import open_mesh
@@ -53,6 +54,7 @@ def start(
             open_mesh(role.mesh)
         except ValueError as error:
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
+    check_memory(config)
     folders = in_folders(config)
     check_language(folders)
     with contextlib.ExitStack() as resources:
