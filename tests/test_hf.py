@@ -2,6 +2,7 @@
 (tests/test_parity.py compares with PyTorch).
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -14,6 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ictjax import mesh as meshes
@@ -568,4 +571,55 @@ def test_a_folder_is_checked_without_reading_weights(folder, monkeypatch):
     check_checkpoint(folder)
     edit_tensors(folder, lambda t: t.pop("model.norm.weight"))
     with pytest.raises(ValueError, match=r"missing tensors: model\.norm\.weight"):
+        check_checkpoint(folder)
+
+
+def refused(call):
+    """What a call that may succeed is refused with; "" where it is not."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+CONFIG_KEYS = sorted({*model_to_hf(TINY), "torch_dtype", "rope_scaling", "quantization_config"})
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(CONFIG_KEYS), JSON, min_size=1, max_size=3))
+def test_any_config_is_read_or_refused(changes):
+    refusal = refused(lambda: model_from_hf(model_to_hf(TINY) | changes))
+    assert refusal == "" or (refusal.startswith("it ") and "\n" not in refusal)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(at=st.integers(0, 400), bytes_=st.binary(min_size=1, max_size=9), cut=st.integers(0, 500))
+def test_any_weights_are_read_or_refused(folder, at, bytes_, cut):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes((whole[:at] + bytes_ + whole[at + len(bytes_) :])[: len(whole) - cut])
+        with contextlib.suppress(ValueError):
+            check_checkpoint(folder)
+    finally:
+        path.write_bytes(whole)
+
+
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(index=JSON | st.fixed_dictionaries({"weight_map": JSON}))
+def test_any_index_is_read_or_refused(folder, index):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
         check_checkpoint(folder)

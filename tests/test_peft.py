@@ -7,6 +7,8 @@ import chex
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ictjax.config import LoraConfig
@@ -15,6 +17,7 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import layout
 from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import load_adapter, save_adapter
+from tests.test_hf import JSON, refused
 
 MODEL = ModelConfig(
     vocab_size=19,
@@ -273,3 +276,24 @@ def test_refuses_incomplete_folders(folder):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no adapter_model\.safetensors"):
         load_adapter(folder, MODEL)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(
+            [*PLAIN, "r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "x"]
+        ),
+        JSON,
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_adapter_config_is_read_as_the_plain_one_or_refused(folder, changes):
+    before = (folder / "adapter_config.json").read_text()
+    edit_config(folder, changes)
+    refusal = refused(lambda: load_adapter(folder, MODEL))
+    (folder / "adapter_config.json").write_text(before)
+    assert refusal == "" or (str(folder) in refusal and "\n" not in refusal)
