@@ -306,6 +306,27 @@ def checkpoint_bytes(state: Any) -> int:
     )
 
 
+def check_space(folder: str | os.PathLike[str], state: Any, num_checkpoints: int) -> None:
+    """Compares the disk with what so many checkpoints of these arrays, or shapes, need; those that
+    are there already count.
+
+    Raises:
+      ValueError: too little is free.
+    """
+    with CheckpointReader(folder) as reader:
+        missing = max(num_checkpoints - len(reader.steps), 1)
+    place = pathlib.Path(folder).absolute()
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    needed, free = missing * checkpoint_bytes(state), shutil.disk_usage(existing).free
+    if free < needed:
+        raise ValueError(
+            f"Too little disk for the checkpoints in {folder}: {missing} of"
+            f" {_mebibytes(checkpoint_bytes(state))} each need {_mebibytes(needed)}, and"
+            f" {_mebibytes(free)} are free. Free some space, keep fewer checkpoints (--keep-last,"
+            " --keep-every), or choose another --run-dir."
+        )
+
+
 @contextlib.contextmanager
 def _plainly_named(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Another name of a folder whose own name Orbax would misread: as a pattern ("[1]"), as a URL
@@ -403,7 +424,11 @@ def _reason(error: BaseException) -> str:
 
 def _too_full(step: int, folder: pathlib.Path, needed: int, free: int) -> str:
     return (
-        f"Too little disk for the checkpoint of step {step}: {folder} needs {needed / 2**20:.0f}"
-        f" MiB and has {free / 2**20:.0f} MiB free. Free some space, keep fewer checkpoints, or"
-        " choose another run directory."
+        f"Too little disk for the checkpoint of step {step}: {folder} needs {_mebibytes(needed)}"
+        f" and has {_mebibytes(free)} free. Free some space, keep fewer checkpoints, or choose"
+        " another run directory."
     )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -20,7 +20,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from ictjax.checkpoint import Checkpointer, CheckpointReader
+from ictjax.checkpoint import Checkpointer, CheckpointReader, check_space, checkpoint_bytes
 from ictjax.learner import LearnerState, init_state
 
 
@@ -337,6 +337,22 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
             checkpointer.save(1, _state(), {})
         assert checkpointer.steps == (0,)
     assert not (tmp_path / "1").exists()
+
+
+def test_the_space_for_all_checkpoints_is_known_before_the_first(tmp_path, monkeypatch):
+    shapes = _abstract(_like_trained())
+    folder = tmp_path / "new" / "checkpoints"
+    free = SimpleNamespace(free=3 * checkpoint_bytes(shapes))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free if path.exists() else None)
+    check_space(folder, shapes, 3)
+    with pytest.raises(ValueError, match=r"4 of 16 MiB each need 64 MiB, and 48 MiB are free"):
+        check_space(folder, shapes, 4)
+    with Checkpointer(folder) as checkpointer:
+        checkpointer.save(1, _like_trained(), {})
+    check_space(folder, shapes, 4)  # one is there
+    free.free = 0
+    with pytest.raises(ValueError, match="Too little disk for the checkpoints"):
+        check_space(folder, shapes, 1)  # the next is written before the last is removed
 
 
 def _refuses_to_save(checkpointer: Checkpointer, expected: str) -> None:
