@@ -15,6 +15,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from envs.files import replacing
+
 FILE_NAME = "ictjax.json"
 _MOST_UNKNOWN = 0.2  # of the words of a first prompt
 
@@ -85,7 +87,8 @@ def write_manners(folder: pathlib.Path, manners: Mapping[str, Manners]) -> None:
         name: {**vars(entry), "options": dict(entry.options)} for name, entry in manners.items()
     }
     text = json.dumps({"environments": entries}, indent=1, ensure_ascii=False) + "\n"
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+    with replacing(folder / FILE_NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def manners_for(folder: str | os.PathLike[str], environment: str) -> Manners | None:
