@@ -13,9 +13,10 @@ from experiments.limits import check_limits, local_roles
 from experiments.memory import check_memory
 from experiments.presets import in_folders
 from experiments.run_dir import new_run, open_pool
+from ictjax.checkpoint import check_space
 from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
-from ictjax.players import check_language
+from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.train import train
 
@@ -57,6 +58,7 @@ def start(
     check_memory(config)
     folders = in_folders(config)
     check_language(folders)
+    check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
     with contextlib.ExitStack() as resources:
         if not goes_on:
             devices = [str(device) for device in jax.devices()]

@@ -5,6 +5,7 @@ on resume.
 import dataclasses
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -155,6 +156,10 @@ class TrainConfig(Ranged):
     # recompute layers in the backward pass: less memory, about a third more time
     remat: bool = False
     checkpoint_every: Annotated[int, Range(1, 1_000_000_000)] = 1  # iterations
+    # how many of the newest checkpoints stay
+    keep_last: Annotated[int, Range(1, 1_000_000_000)] = 2
+    # checkpoints of the multiples of so many iterations stay as well; 0: of none
+    keep_every: Annotated[int, Range(0, 1_000_000_000)] = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -196,6 +201,14 @@ class TrainConfig(Ranged):
                 f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"
                 f" task.rollout.max_turn_tokens = {self.task.rollout.max_turn_tokens}: raise it."
             )
+
+    @property
+    def num_kept_checkpoints(self) -> int:
+        """How many checkpoints the run holds at most at the same time: one that is being written
+        included.
+        """
+        kept = self.keep_every and math.lcm(self.keep_every, self.checkpoint_every)
+        return self.keep_last + 1 + (self.iterations // kept if kept else 0)
 
     def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
         """The same run on other devices, with so few microbatches that every device has a row of
