@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from envs.api import Outcome
+from envs.stopping import check, unwinding
 from ictjax.actions import after_thinking
 from ictjax.config import ReflectorConfig
 from ictjax.keys import Key
@@ -158,12 +159,14 @@ def ask_groups(
             conversations = [number for number, place in places.items() if place[0] == q]
             for conversation, key in zip(conversations, group, strict=True):
                 speaker.ask(conversation, limits, key)
-        while places:
-            for reply in speaker.step():
-                results[places.pop(reply.conversation)] = reply
-                speaker.close(reply.conversation)
-                if progress is not None:
-                    progress(len(results), total)
+        with unwinding():
+            while places:
+                check()
+                for reply in speaker.step():
+                    results[places.pop(reply.conversation)] = reply
+                    speaker.close(reply.conversation)
+                    if progress is not None:
+                        progress(len(results), total)
     finally:
         for conversation in places:
             speaker.close(conversation)
