@@ -1,8 +1,9 @@
 """How a program that SIGINT or SIGTERM asks to end gets there: a flag that loops look at, and a
 thread that ends the process where nobody does.
 
-No handler raises in the middle of something: exceptions vanish in callbacks of the garbage collector
-and of asyncio, and whatever they hit leaves halves behind. The one exception is a wait for a key.
+No handler raises in the middle of something: exceptions vanish in callbacks of the garbage
+collector and of asyncio, and whatever they hit leaves halves behind. The one exception is a wait
+for a key.
 
     with armed() as program:          # before heavy imports
         with unwinding():             # here `check` is called, so an end waits for it
