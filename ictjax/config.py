@@ -366,7 +366,7 @@ class OptimizerConfig:
     learning_rate: float  # after the warm-up
     warmup_steps: int = 0  # updates until the learning rate is reached
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
-    # where "cosine" reaches 0, the warm-up included; 0 is the end of the run; not read by "constant"
+    # where "cosine" reaches 0, the warm-up included; 0: at the end of the run; unread by "constant"
     total_steps: int = 0
     b1: float = 0.9  # decay of the first moments
     b2: float = 0.999  # decay of the second moments
