@@ -141,9 +141,12 @@ class TrainConfig:
     # recompute layers in the backward pass: less memory, about a third more time
     remat: bool = False
     checkpoint_every: int = 1  # iterations
+    # iterations in a row without anything to learn from (every game failed, every reply malformed,
+    # every gradient not finite) until the run ends with the reason
+    patience: int = 3
 
     def __post_init__(self):
-        for name in ("iterations", "checkpoint_every"):
+        for name in ("iterations", "checkpoint_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         rows = self.meta.contexts_per_iteration * self.grpo.group_size
@@ -162,6 +165,13 @@ class TrainConfig:
                 f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not"
                 f" divide over reflector.mesh data x fsdp = {shares}: lower"
                 " learner.num_microbatches."
+            )
+        steps, warmup = self.whole_optimizer.total_steps, self.optimizer.warmup_steps
+        if self.optimizer.schedule == "cosine" and steps <= warmup:
+            raise ValueError(
+                f"The cosine of optimizer.schedule ends with the run, after iterations x"
+                f" learner.epochs = {steps} steps, and does not begin before"
+                f" optimizer.warmup_steps = {warmup}: lower the latter."
             )
         whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
         for name, limit in (
@@ -184,6 +194,12 @@ class TrainConfig:
                 f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"
                 f" task.rollout.max_turn_tokens = {self.task.rollout.max_turn_tokens}: raise it."
             )
+
+    @property
+    def whole_optimizer(self) -> OptimizerConfig:
+        """The optimizer with the length of its schedule: the run's, where none is given."""
+        steps = self.optimizer.total_steps or self.iterations * self.learner.epochs
+        return dataclasses.replace(self.optimizer, total_steps=steps)
 
     def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
         """The same run on other devices, with so few microbatches that every device has a row of
