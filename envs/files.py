@@ -8,6 +8,8 @@ import secrets
 import stat
 from collections.abc import Iterator
 
+from envs.stopping import at_end
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -20,6 +22,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     not exist or the disk is full.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    forget = at_end(lambda: temporary.unlink(missing_ok=True))
     try:
         # Made here, not with `tempfile`, whose files only their owner can read.
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -37,6 +40,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
+    finally:
+        forget()
 
 
 def append(file: io.FileIO, data: bytes) -> None:

@@ -4,6 +4,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import mmap
 import os
@@ -16,14 +17,15 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from envs import wire
-from envs.api import GameId, Observation, Outcome, PoolEvent, PoolStats, Step
+from envs.api import CannotGoOn, GameId, Observation, Outcome, PoolEvent, PoolStats, Step
 from envs.registry import import_path
+from envs.stopping import at_end
 from envs.strays import kill_strays
 
 MAX_ACTION_CHARS = 4000
@@ -69,8 +71,9 @@ class WorkerPool:
 
     Raises:
       ValueError: an argument makes no sense, or a call names an episode that is not running.
-      RuntimeError: a call after `close`; or, from `poll`, which then closes the pool, workers that
-        cannot start.
+      RuntimeError: a call after `close`.
+      CannotGoOn: from `poll`, which then closes the pool, and from every later call: workers that
+        cannot start, or die again and again.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class WorkerPool:
         self._events: list[PoolEvent] = []
         self._barred: dict[GameId, str] = {}  # games that cannot even be reset -> why
         self._closed_because = ""
+        self._error = RuntimeError  # of calls after that
         try:
             self._folder = tempfile.mkdtemp(prefix="ictjax-pool-", dir=temp_root)
         except OSError as error:
@@ -117,9 +121,10 @@ class WorkerPool:
             ) from error
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
+        forget = at_end(functools.partial(_kill_all, self._workers, self._folder))
         # Runs once: at close, at garbage collection, or at interpreter exit.
         self._shut_down = weakref.finalize(
-            self, _shut_down, self._workers, self._selector, self._folder, os.getpid()
+            self, _shut_down, self._workers, self._selector, self._folder, os.getpid(), forget
         )
         try:
             for index in range(num_workers):
@@ -251,12 +256,12 @@ class WorkerPool:
     def close(self) -> None:
         """Ends the workers and removes the temporary folder. Idempotent."""
         if not self._closed_because:
-            self._closed_because = "was closed"
+            self._closed_because = "was closed: open a new one"
         self._shut_down()
 
     def _check_open(self) -> None:
         if self._closed_because:
-            raise RuntimeError(f"The worker pool {self._closed_because}: open a new one.")
+            raise self._error(f"The worker pool {self._closed_because}.")
 
     def _exchange(self, wait_s: float) -> None:
         """One round with the workers: what can be written and read, then the dead, then the
@@ -476,7 +481,8 @@ class WorkerPool:
             self._break(f"cannot start its workers ({error.strerror or error})")
 
     def _break(self, reason: str) -> None:
-        self._closed_because = reason
+        self._closed_because = f"{reason}: remove the cause, then start again"
+        self._error = CannotGoOn
         self.close()
         self._check_open()
 
@@ -739,7 +745,11 @@ def _home(episode: _Episode) -> _Worker:
 
 
 def _shut_down(
-    workers: list[_Worker], selector: selectors.BaseSelector, folder: str, owner_pid: int
+    workers: list[_Worker],
+    selector: selectors.BaseSelector,
+    folder: str,
+    owner_pid: int,
+    forget: Callable[[], None],
 ) -> None:
     if os.getpid() != owner_pid:
         return  # a fork of the owner's process: the workers are not its own
@@ -749,6 +759,17 @@ def _shut_down(
     for worker in workers:
         worker.kill(grace_s=max(0.0, until - time.monotonic()))
     selector.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    forget()
+
+
+def _kill_all(workers: list[_Worker], folder: str) -> None:
+    """What is left to do when the process ends while somebody may be using the pool."""
+    for worker in workers:
+        if worker.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)
+    kill_strays(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

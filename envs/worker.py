@@ -7,6 +7,7 @@ dead or stuck worker says which game it was playing.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import io
 import json
@@ -35,6 +36,7 @@ _HEARTBEAT_S = 0.5
 _LOCKED_GRACE_S = 2.0  # beyond the deadline, at which a parent that lives kills a worker
 # a dying parent closes its pipes a moment before its children are given to another
 _REPARENT_S = 0.2
+_PR_SET_PDEATHSIG = 1  # of prctl
 _MAX_RESETS = 5000  # a live game is opened anew after this many: NetHack leaks 2 kB per episode
 _MAX_ERROR_CHARS = 300
 _HOME = tempfile.gettempdir()  # the worker's own, as the pool named it
@@ -288,6 +290,17 @@ def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
     os._exit(1)
 
 
+def _wake_with_parent() -> None:
+    """Has the kernel continue this process when its parent dies: a stopped one would never notice
+    that it has to end.
+
+    Killing it would be as easy, but no worker would be left to remove the pool's folder, and "the
+    parent dies" means the thread that started the worker.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
 def _kill_group() -> None:
     """Ends this process and what its games started; in a group of others, nobody."""
     if os.getpgrp() == os.getpid():
@@ -324,6 +337,7 @@ def _remove_if_orphan(setup: wire.Setup) -> None:
 
 
 def main(argv: list[str]) -> int:
+    _wake_with_parent()
     request_fd, answer_fd, marker_fd = (int(value) for value in argv)
     for fd in (request_fd, answer_fd, marker_fd):
         os.set_inheritable(fd, False)  # a child of a game must not keep the pipe open

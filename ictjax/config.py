@@ -335,8 +335,8 @@ class OptimizerConfig(Ranged):
         0  # updates until the learning rate is reached
     )
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
-    # where "cosine" reaches 0, the warm-up included; not read by "constant"
-    total_steps: Annotated[int, Range(1, 1_000_000_000)] = 1
+    # where "cosine" reaches 0, the warm-up included; 0: at the end of the run; unread by "constant"
+    total_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
     b1: Annotated[float, Range(0, 1 - 1e-9)] = 0.9  # decay of the first moments
     b2: Annotated[float, Range(0, 1 - 1e-9)] = 0.999  # decay of the second moments
     eps: Annotated[float, Range(0, 1)] = 1e-8  # added to the root of the second moments
@@ -348,7 +348,7 @@ class OptimizerConfig(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+        if self.schedule == "cosine" and self.total_steps and self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"optimizer.total_steps must exceed warmup_steps={self.warmup_steps} for a"
                 f" cosine, got {self.total_steps}."

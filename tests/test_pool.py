@@ -14,7 +14,7 @@ import pytest
 
 from envs import pool as pool_module
 from envs import wire, worker
-from envs.api import GameId, Outcome, PoolStats, Step
+from envs.api import CannotGoOn, GameId, Outcome, PoolStats, Step
 from envs.fake import WORDS, FakeEnvironment
 from envs.pool import MAX_ACTION_CHARS, WorkerPool
 
@@ -280,9 +280,9 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message):
 def test_workers_that_cannot_start_are_an_error_with_the_cause(tmp_path):
     pool = WorkerPool("fake", num_workers=2, options={"speed": "3"}, temp_root=str(tmp_path))
     pool.reset(fake_games(1)[0], max_steps=5)
-    with pytest.raises(RuntimeError, match="cannot start its workers .* does not take the options"):
+    with pytest.raises(CannotGoOn, match="cannot start its workers .* does not take the options"):
         wait_for(pool, 1)
-    with pytest.raises(RuntimeError, match="cannot start its workers"):
+    with pytest.raises(CannotGoOn, match="cannot start its workers"):
         pool.poll(0.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -296,7 +296,7 @@ def test_workers_that_die_at_every_start_are_an_error(tmp_path, monkeypatch):
         pool.reset(fake_games(1)[0], max_steps=5)
         monkeypatch.setattr(pool_module, "_REST_S", dict.fromkeys(pool_module._REST_S, 0.0))
         with pytest.raises(
-            RuntimeError, match="lost the same worker 5 times in a row; .* exit code 7 .*'no luck'"
+            CannotGoOn, match="lost the same worker 5 times in a row; .* exit code 7 .*'no luck'"
         ):
             wait_for(pool, 1)
         assert pool.stats.crashes == 5

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from envs.stopping import waiting_for_key
 from experiments.command import Flags, parse, run_main
 from experiments.presets import check_model
 from experiments.visible import visible
@@ -94,6 +95,6 @@ def _write(text: str) -> None:
 
 
 def _ask() -> str | None:
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError), waiting_for_key():
         return input("> ")
     return None
