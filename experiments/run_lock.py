@@ -11,6 +11,7 @@ import pathlib
 import secrets
 import socket
 import threading
+import time
 
 FILE_NAME = "trainer.lock"
 BEAT_S = 20.0  # between two signs of life
@@ -104,7 +105,7 @@ class RunLock:
                 except FileNotFoundError:  # it was free just now
                     continue
                 if _lives(holder, silent_s):
-                    raise held(self._run_dir, holder, silent_s)
+                    raise _held(self._run_dir, holder, silent_s)
                 self._put_aside(holder)
         finally:
             mine.unlink(missing_ok=True)
@@ -167,20 +168,19 @@ class RunLock:
             mine.unlink(missing_ok=True)
 
 
-def trainer_of(run_dir: pathlib.Path) -> Holder | None:
-    """Who trains in a run directory now, as far as can be told without writing to it; None if
-    nobody does.
-    """
+def check_free(run_dir: pathlib.Path) -> None:
+    """Raises ValueError where somebody trains now, as far as can be told without writing there."""
     path = run_dir / FILE_NAME
     try:
         holder = _read(path)
-        silent_s = datetime.datetime.now().timestamp() - path.stat().st_mtime
-    except OSError:
-        return None
-    return holder if _lives(holder, silent_s) else None
+        silent_s = time.time() - path.stat().st_mtime
+    except OSError:  # there is none
+        return
+    if _lives(holder, silent_s):
+        raise _held(run_dir, holder, silent_s)
 
 
-def held(run_dir: pathlib.Path, holder: Holder, silent_s: float) -> ValueError:
+def _held(run_dir: pathlib.Path, holder: Holder, silent_s: float) -> ValueError:
     """The refusal of a directory in which somebody else trains."""
     if holder.machine and holder.machine == _machine():
         return ValueError(
