@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.local_path import with_local_paths
+
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
@@ -101,7 +103,7 @@ def parse(
     Raises:
       ValueError: flags or values that do not exist, in one sentence.
     """
-    return _parse(kind, command, argv, default, description=description)
+    return with_local_paths(_parse(kind, command, argv, default, description=description))
 
 
 def parse_subcommand(
@@ -145,7 +147,8 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
 
     Raises ValueError as `parse` does.
     """
-    return _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
+    args, rest = _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
+    return with_local_paths(args), rest
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:

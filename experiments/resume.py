@@ -78,12 +78,17 @@ class Resumed:
         said = [f"Going on with {run_dir} from iteration {self.first}{again}."]
         if self.changes:
             said.append(f"Different from now on: {shown(self.changes)}.")
-        said += [
-            f"Lost: {what} of {run_dir}. Training is not affected; restore it before an evaluation"
-            " or a report."
-            for what in self.lost
-        ]
+        if self.lost:
+            said.append(incomplete(run_dir, self.lost))
         return said
+
+
+def incomplete(run_dir: pathlib.Path, lost: Sequence[str]) -> str:
+    """What is to be said of a record that `ictjax.run_files.gaps` has found gaps in."""
+    return (
+        f"The record of {run_dir} is no longer whole: {'; '.join(lost)}. Training is not affected;"
+        " restore it before an evaluation or a report."
+    )
 
 
 def check_changes(
@@ -116,7 +121,7 @@ def check_changes(
     if config.iterations < done:
         raise ValueError(
             f"{run_dir} has done {done} iterations, more than --iterations {config.iterations}:"
-            f" give at least {done}, or {remedy}."
+            f" give at least {done}, {remedy}."
         )
 
 

@@ -14,7 +14,7 @@ from experiments.console import LiveProgress
 from experiments.limits import check_limits, local_roles
 from experiments.manifest import make_manifest, now
 from experiments.presets import in_folders
-from experiments.resume import check_models, going_on, newest_checkpoint
+from experiments.resume import check_models, going_on, incomplete, newest_checkpoint
 from experiments.run_dir import (
     Start,
     new_run,
@@ -30,6 +30,7 @@ from ictjax.metrics import read_metrics
 from ictjax.models.hf import content_hash
 from ictjax.players import check_language
 from ictjax.run_config import TrainConfig
+from ictjax.run_files import gaps
 from ictjax.train import TrainProgress, train
 
 
@@ -61,6 +62,8 @@ def start(
                 f"{run_dir} is finished: {done} iterations. Give more --iterations to go on;"
                 " another --run-dir starts another run.",
             )
+            if lost := gaps(run_dir, done):
+                _say(console, incomplete(run_dir, lost))
             return
     check_limits(config)
     for name, role, _ in local_roles(config):

@@ -10,6 +10,7 @@ import tyro
 
 from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
+from experiments.local_path import local_path
 from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
 from experiments.run_dir import (
     check_families,
@@ -148,8 +149,17 @@ def _configuration(first: StartArgs) -> tuple[str | None, TrainConfig]:
     return name, preset(name)
 
 
+def _with_local_models(config: TrainConfig) -> TrainConfig:
+    """The same run with its models' folders as this machine knows them."""
+    actor, reflector = config.actor.model, config.reflector.model
+    if not config.actor.endpoint.url:
+        actor = local_path(actor, "--actor.model")
+    return config.with_models(actor, local_path(reflector, "--reflector.model"))
+
+
 def _main(argv: list[str]) -> None:
     args, name = read_args(argv)
+    args = dataclasses.replace(args, settings=_with_local_models(args.settings))
     if not args.settings.actor.endpoint.url:
         check_model(args.settings.actor.model, "--actor.model")
     check_model(args.settings.reflector.model, "--reflector.model")
