@@ -11,29 +11,31 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def local_path(text: str, flag: str) -> str:
-    """The path behind a flag ("" where it stands without one), with the home folder in the place of a leading `~`, which shells leave alone behind
+    """The path with the home folder in the place of a leading `~`, which shells leave alone behind
     `--flag=`.
+
+    Args:
+      flag: what it stands behind.
 
     Raises:
       ValueError: an address (gs://, s3://), a home folder of nobody, or a name that is not UTF-8.
     """
     shown = text.encode("utf-8", "backslashreplace").decode()
-    named = f"{flag} {shown}".lstrip()
     if found := _ADDRESS.match(text):
-        address = f"{found[0]}/{shown[found.end() :].lstrip('/')}"
+        address = f"{found[0]}/{text[found.end() :].lstrip('/')}"
         raise ValueError(
-            f"{named.replace(shown, address)} is an address, no path of this machine: name a local folder, or the"
-            " one where that place is mounted."
+            f"{flag} {address!r} is an address, no path of this machine: name a local folder, or"
+            " the one where that place is mounted."
         )
     try:
         path = str(pathlib.Path(text).expanduser()) if text.startswith("~") else text
     except RuntimeError:
         raise ValueError(
-            f"{named} begins with the home folder of nobody here: write the path out."
+            f"{flag} {shown} begins with the home folder of nobody here: write the path out."
         ) from None
     if shown != text or not _is_utf8(str(pathlib.Path(path).absolute())):
         raise ValueError(
-            f"{named} is not UTF-8, in its name or in that of a folder above it, and cannot"
+            f"{flag} {shown} is not UTF-8, in its name or in that of a folder above it, and cannot"
             " be opened by every library: name another."
         )
     return path
@@ -49,7 +51,7 @@ def with_local_paths(args: _Args) -> _Args:
         if isinstance(value, pathlib.Path):
             changed[field.name] = pathlib.Path(local_path(str(value), flag))
         elif isinstance(value, tuple) and any(isinstance(item, pathlib.Path) for item in value):
-            changed[field.name] = tuple(pathlib.Path(local_path(str(p), "")) for p in value)
+            changed[field.name] = tuple(pathlib.Path(local_path(str(p), "The run")) for p in value)
     return dataclasses.replace(args, **changed)
 
 

@@ -155,7 +155,7 @@ def _kept(run_dir: pathlib.Path) -> bool:
 
 def _of_a_start(name: str) -> bool:
     """Whether a training puts something of this name into its directory."""
-    return name in (*_TRAINED, LOCK) or name.endswith(".tmp")
+    return name in _TRAINED or name.startswith(LOCK) or name.endswith(".tmp")
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -334,7 +334,7 @@ def _clear(run_dir: pathlib.Path) -> dict[pathlib.Path, bytes]:
     """Removes what a start has made, and returns the small files of it."""
     old = {}
     for path in _entries(run_dir):
-        if path.name != LOCK and _of_a_start(path.name):
+        if _of_a_start(path.name) and not path.name.startswith(LOCK):
             if path.suffix == ".json":
                 old[path] = path.read_bytes()
             shutil.rmtree(path) if path.is_dir() else path.unlink()

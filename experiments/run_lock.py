@@ -16,7 +16,7 @@ import time
 FILE_NAME = "trainer.lock"
 BEAT_S = 20.0  # between two signs of life
 SILENT_S = 300.0  # after which the trainer of another machine counts as gone
-_TRIES = 20  # to take a lock that changes hands
+_TRIES, _WAIT_S = 50, 0.02  # to take a lock that changes hands
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class RunLock:
     """
 
     def __init__(self, run_dir: pathlib.Path, *, beat_s: float = BEAT_S):
-        self._run_dir, self._path, self._beat_s = run_dir, run_dir / FILE_NAME, beat_s
+        self._run_dir, self._beat_s = run_dir, beat_s
+        self._path, self._guard = run_dir / FILE_NAME, run_dir / f"{FILE_NAME}.takeover"
         self._holder = Holder(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -97,16 +98,16 @@ class RunLock:
         try:
             self._write(mine)
             for _ in range(_TRIES):
-                if self._place(mine):
+                if self._place(mine, self._path):
+                    self._tidy(mine)
                     return
                 try:
-                    holder = _read(self._path)
-                    silent_s = mine.stat().st_mtime - self._path.stat().st_mtime
+                    holder, silent_s = _read(self._path), _later(mine, self._path)
                 except FileNotFoundError:  # it was free just now
                     continue
                 if _lives(holder, silent_s):
                     raise _held(self._run_dir, holder, silent_s)
-                self._put_aside(holder)
+                self._remove(holder, mine)
         finally:
             mine.unlink(missing_ok=True)
         raise ValueError(
@@ -117,33 +118,45 @@ class RunLock:
         with path.open("x", encoding="utf-8") as file:
             json.dump(dataclasses.asdict(self._holder), file)
 
-    def _place(self, mine: pathlib.Path) -> bool:
-        """Puts the lock in place if there is none: whole, where the disk knows hard links."""
+    def _place(self, mine: pathlib.Path, path: pathlib.Path) -> bool:
+        """Makes a file if there is none: whole, where the disk knows hard links."""
         try:
-            os.link(mine, self._path)
+            os.link(mine, path)
         except FileExistsError:
             return mine.stat().st_nlink > 1  # NFS: done, but the answer was lost
         except OSError:
             try:
-                self._write(self._path)
+                self._write(path)
             except FileExistsError:
                 return False
         return True
 
-    def _put_aside(self, gone: Holder) -> None:
-        """Removes the lock of one who is gone; not that of a third who has just taken it."""
-        aside = self._beside()
-        try:
-            self._path.rename(aside)
-        except FileNotFoundError:
+    def _remove(self, gone: Holder, mine: pathlib.Path) -> None:
+        """Removes the lock of one who is gone. Of several who find it one does, so that nobody
+        removes what another has just put there.
+        """
+        if not self._place(mine, self._guard):
+            with contextlib.suppress(FileNotFoundError):
+                if not _lives(_read(self._guard), _later(mine, self._guard)):
+                    self._guard.unlink()
+            time.sleep(_WAIT_S)
             return
-        if _read(aside) == gone:
-            aside.unlink()
-        else:
-            aside.rename(self._path)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if _read(self._path) == gone:
+                    self._path.unlink()
+        finally:
+            self._guard.unlink(missing_ok=True)
 
     def _beside(self) -> pathlib.Path:
         return self._path.with_name(f"{FILE_NAME}.{secrets.token_hex(8)}.tmp")
+
+    def _tidy(self, mine: pathlib.Path) -> None:
+        """Removes what was left by processes that were killed while they asked for the lock."""
+        for path in self._run_dir.glob(f"{FILE_NAME}.*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if _later(mine, path) > SILENT_S:
+                    path.unlink()
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_s):
@@ -163,7 +176,7 @@ class RunLock:
         mine = self._beside()
         try:
             self._write(mine)
-            self._place(mine)
+            self._place(mine, self._path)
         finally:
             mine.unlink(missing_ok=True)
 
@@ -196,6 +209,11 @@ def _held(run_dir: pathlib.Path, holder: Holder, silent_s: float) -> ValueError:
 
 def _who(holder: Holder) -> str:
     return f"process {holder.pid} on {holder.host} (since {holder.since})"
+
+
+def _later(one: pathlib.Path, other: pathlib.Path) -> float:
+    """Seconds from the last change of the other file to that of the one, by the disk's clock."""
+    return one.stat().st_mtime - other.stat().st_mtime
 
 
 def _read(path: pathlib.Path) -> Holder:
