@@ -155,7 +155,7 @@ class RunLock:
         """Removes what was left by processes that were killed while they asked for the lock."""
         for path in self._run_dir.glob(f"{FILE_NAME}.*.tmp"):
             with contextlib.suppress(FileNotFoundError):
-                if _later(mine, path) > SILENT_S:
+                if not _lives(_read(path), _later(mine, path)):
                     path.unlink()
 
     def _beat(self) -> None:
