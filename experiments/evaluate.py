@@ -26,6 +26,7 @@ from experiments.protocol import ARMS, choose_games, hashes_of_training, play_ar
 from experiments.run_dir import check_families, open_pool
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys
+from ictjax.json_lines import to_json_line
 from ictjax.loops import Arena
 from ictjax.players import (
     check_language,
@@ -174,9 +175,7 @@ class _Part:
 
     def write(self, result: dict[str, Any], trajectories: Iterable[Trajectory]) -> None:
         write_lines(self._episodes, map(to_json, trajectories))
-        write_lines(
-            self._path, [json.dumps({"identity": self._identity, **result}, ensure_ascii=False)]
-        )
+        write_lines(self._path, [to_json_line({"identity": self._identity, **result})])
 
 
 def summarise(

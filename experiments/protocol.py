@@ -11,6 +11,7 @@ from typing import Any
 
 from envs.api import Environment, GameId, Outcome, Pool
 from ictjax import keys
+from ictjax.json_lines import read_records, to_json_line
 from ictjax.loops import Arena
 from ictjax.records import Candidate, Context, Trajectory
 from ictjax.rollout import Episode, parse_failures, success_rate
@@ -94,9 +95,7 @@ def _prompt_line(
     """
     where = {"arm": arm, "family": family, "run": run, "success": success}
     wrote = {} if last is None else json.loads(prompt_line(*last))
-    return json.dumps(
-        {**wrote, **where, "system_prompt": prompt}, ensure_ascii=False, separators=(",", ":")
-    )
+    return to_json_line({**wrote, **where, "system_prompt": prompt})
 
 
 def _contexts(
@@ -193,12 +192,10 @@ def hashes_of_training(run_dir: pathlib.Path) -> frozenset[str]:
     """Initial states of all games that training has played."""
     found: set[str] = set()
     for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
-        found |= {
-            json.loads(line)["state_hash"] for line in path.read_text(encoding="utf-8").splitlines()
-        }
+        found |= {trajectory["state_hash"] for trajectory in read_records(path).values}
     for path in (run_dir / "contexts").glob("*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found |= {trajectory["state_hash"] for trajectory in json.loads(line)["trajectories"]}
+        for context in read_records(path).values:
+            found |= {trajectory["state_hash"] for trajectory in context["trajectories"]}
     return frozenset(found)
 
 

@@ -5,10 +5,11 @@ HTML.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ictjax.json_lines import read_records
 from ictjax.metrics import read_metrics
 
 ARMS = ("initial", "untrained", "trained")
@@ -125,14 +126,14 @@ def _load_evaluation(folder: Path, name: str) -> Evaluation:
         arm: [
             line
             for path in sorted((folder / "episodes").glob(f"{name}_{arm}_*.jsonl"))
-            for line in _lines(path)
+            for line in read_records(path).values
         ]
         for arm in ARMS
     }
     return Evaluation(
         name=name,
         results=_json(folder / f"{name}.json"),
-        prompts=list(_lines(folder / "prompts" / f"{name}.jsonl")),
+        prompts=read_records(folder / "prompts" / f"{name}.jsonl").values,
         episodes=episodes,
     )
 
@@ -310,17 +311,3 @@ def _json(path: Path) -> Json:
             " remove it."
         )
     return data
-
-
-def _lines(path: Path) -> Iterator[Json]:
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise ValueError(
-                    f"Line {number} of {path} is not JSON: run the evaluation again, or remove the"
-                    " file."
-                ) from None

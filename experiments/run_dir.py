@@ -19,6 +19,7 @@ from experiments.manifest import games_sha256
 from experiments.resume import check_changes, newest_checkpoint, newest_record
 from experiments.run_lock import FILE_NAME as LOCK
 from experiments.run_lock import RunLock, check_free
+from ictjax.json_lines import read_records
 from ictjax.metrics import FILE_NAME as METRICS
 from ictjax.run_config import EnvironmentConfig, TrainConfig, from_dict, to_dict
 from ictjax.run_files import FOLDERS, write_lines
@@ -194,14 +195,14 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     """
     if arm == "initial":
         return read_run(run_dir).task.initial_prompt
-    for line in _lines(run_dir / "prompts" / "evaluation.jsonl"):
+    for line in read_records(run_dir / "prompts" / "evaluation.jsonl").values:
         if (line["arm"], line["family"]) == (arm, family):
             return line["system_prompt"]
     if arm == "trained":
         for path in sorted((run_dir / "prompts").glob("iteration_*.jsonl"), reverse=True):
             written = [
                 line
-                for line in _lines(path)
+                for line in read_records(path).values
                 if line["family"] == family and line["system_prompt"] is not None
             ]
             if written:
@@ -210,16 +211,6 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
         f"{run_dir} has no prompt of the arm {arm!r} for {family!r}: evaluate it first (ictjax"
         f" evaluate --run-dir {run_dir}), or name another --family or --arm."
     )
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [dict(json.loads(line)) for line in lines if line]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not readable ({error}): restore it.") from error
 
 
 def read_manifest(run_dir: pathlib.Path) -> dict[str, Any]:

@@ -9,14 +9,15 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, overload
 
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ictjax.actions import THINK, THOUGHT
 from ictjax.models.hf.hub import local_folder
-from ictjax.records import Message
+from ictjax.records import Message, writable
 
 _REMEDY = (
     "Use a chat template that writes every message after the ones before it and closes a reply with"
@@ -35,6 +36,8 @@ _SAMPLE = (
 _SAMPLED_WORDS = 200  # of the vocabulary
 _PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
 _REPLY = "probe reply"
+_BREAK = "\ufdd0"  # stands in no text: Unicode keeps it for uses like this one
+_Write = Callable[[Sequence[Message]], str]
 
 
 class Tokenizer(Protocol):
@@ -52,9 +55,19 @@ class Tokenizer(Protocol):
 
     def __len__(self) -> int: ...
 
+    @overload
     def __call__(
         self, text: str, *, add_special_tokens: bool = True
     ) -> Mapping[Literal["input_ids"], Sequence[int]]: ...
+
+    @overload
+    def __call__(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        return_offsets_mapping: Literal[True],
+    ) -> Mapping[Literal["input_ids", "offset_mapping"], Sequence[Any]]: ...
 
     def decode(
         self,
@@ -90,6 +103,9 @@ class ChatTokenizer:
     reply; what the template writes behind it (a newline in ChatML) opens the next turn. Templates
     that write today's date write the same day always.
 
+    What a message says stays text: a special token that it spells, or another token that the
+    template marks messages with, is encoded in pieces that are none.
+
     Args:
       source: a folder with tokenizer files, an id on the Hugging Face hub, or a loaded tokenizer
         with a chat template.
@@ -117,6 +133,8 @@ class ChatTokenizer:
                 " base models: take the instruction-tuned checkpoint, or put a chat_template.jinja"
                 " beside it."
             )
+        # by what writes messages, their roles, and which are blank: the control tokens between them
+        self._frames: dict[tuple[_Write, tuple[tuple[str, bool], ...]], tuple[int, ...]] = {}
         self._template = _at_fixed_date(self._tokenizer.get_chat_template())
         self._switches = {} if thinking is None else {"enable_thinking": thinking}
         self._check_extensible()
@@ -144,7 +162,7 @@ class ChatTokenizer:
 
     def encode_start(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids of a conversation's first messages, up to where the assistant's reply begins."""
-        return self._ids(self._render(messages))
+        return self._encode(self._render, messages)
 
     def encode_turn(self, message: Message, *, stopped: bool) -> tuple[int, ...]:
         """The ids between a sampled reply and the next one.
@@ -154,30 +172,103 @@ class ChatTokenizer:
           stopped: whether the reply's last id is a stop token; otherwise (it was cut off) the
             template's own closing token comes first.
         """
-        return self._ids(self._turn_text(message.content, message.role))[1 if stopped else 0 :]
+        return self._encode(self._next_text, [message])[1 if stopped else 0 :]
 
     def count(self, text: str) -> int:
         """How many tokens a text has on its own."""
-        return len(self._ids(text))
+        return len(self._text_ids(text))
 
     def unknown(self, text: str) -> float:
         """The share of a text's tokens that the tokenizer has no word for; 0 for those that spell
         unknown words out.
         """
-        ids = self._ids(text)
+        ids = self._text_ids(text)
         unknown = self._tokenizer.unk_token_id
         return sum(number == unknown for number in ids) / max(len(ids), 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a reply, without special tokens."""
+        """The text of a reply, without special tokens but those around thoughts."""
+        if self._thought_ids:
+            ids = [i for i in ids if i not in self._special_ids or i in self._thought_ids]
         return self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(ids),
+            skip_special_tokens=not self._thought_ids,
+            clean_up_tokenization_spaces=False,
         )
+
+    @functools.cached_property
+    def opened(self) -> str:
+        """The beginning of a thought that the template writes before every reply, `<think>` and the
+        blanks behind it; empty where it writes none, or a whole thought.
+        """
+        before = self._render(_PROBE)
+        begun = before[before.rfind(THINK) :] if THINK in before else ""
+        return "" if begun.removeprefix(THINK).strip() else begun
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
         added = {i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset(added | set(self._tokenizer.all_special_ids))
+
+    @functools.cached_property
+    def _thought_ids(self) -> frozenset[int]:
+        """Of the marks around thoughts, where they are special tokens."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        marks = {i for i, token in added if token.content in (THINK, THOUGHT)}
+        return self._special_ids & marks
+
+    @functools.cached_property
+    def _control_ids(self) -> frozenset[int]:
+        """What no text may become: special tokens, and what the template marks messages with where
+        that is no special token. Other added tokens are words, such as runs of spaces.
+        """
+        added = self._tokenizer.added_tokens_decoder
+        talk = [*_PROBE, Message(role="assistant", content=_REPLY), _PROBE[1]]
+        marks = {
+            i for i in self._ids(self._render(talk)) if i in added and added[i].content.strip()
+        }
+        return (self._special_ids | marks) - {self._tokenizer.unk_token_id}
+
+    def _encode(self, write: _Write, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids of what the template writes for messages, of which none is read as control."""
+        messages = [_said(message, writable(message.content)) for message in messages]
+        ids = self._ids(write(messages))
+        shape = write, tuple((message.role, not message.content.strip()) for message in messages)
+        if shape not in self._frames:
+            plain = [_said(m, "x" if m.content.strip() else m.content) for m in messages]
+            self._frames[shape] = self._controls(self._ids(write(plain)))
+        if self._controls(ids) == self._frames[shape]:
+            return ids
+        pieces = write([_said(m, self._in_pieces(m.content)) for m in messages]).split(_BREAK)
+        return tuple(number for piece in pieces for number in self._ids(piece))
+
+    def _controls(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(number for number in ids if number in self._control_ids)
+
+    def _in_pieces(self, text: str) -> str:
+        """A text with a break inside of everything that would be read as a control token."""
+        pieces, finished = [text.replace(_BREAK, "")], False
+        while not finished:
+            parts = [self._cut(piece) for piece in pieces]
+            finished = len(pieces) == sum(map(len, parts))
+            pieces = [piece for part in parts for piece in part]
+        return _BREAK.join(pieces)
+
+    def _cut(self, text: str) -> list[str]:
+        """The pieces of a text that is cut behind the first character of each control token; one of
+        a single character becomes a space.
+        """
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pieces, last = [], 0
+        for number, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            if number in self._control_ids and end > start >= last:
+                whole = end - start > 1
+                pieces.append(text[last:start] + (text[start] if whole else " "))
+                last = start + 1
+        return [*pieces, text[last:]]
+
+    def _text_ids(self, text: str) -> tuple[int, ...]:
+        return self._encode(_alone, [Message(role="user", content=text)])
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -204,6 +295,10 @@ class ChatTokenizer:
             Message(role="user", content="b"),
         ]
         return self._render(messages).partition(_REPLY)[0]
+
+    def _next_text(self, messages: Sequence[Message]) -> str:
+        (message,) = messages
+        return self._turn_text(message.content, message.role)
 
     def _turn_text(self, content: str, role: str = "user") -> str:
         """What the template writes between a reply and the next one, found on a conversation of
@@ -252,6 +347,14 @@ class ChatTokenizer:
             raise ValueError(
                 f"The chat template writes nothing between a reply and the next question. {_REMEDY}"
             )
+
+
+def _said(message: Message, content: str) -> Message:
+    return Message(role=message.role, content=content)
+
+
+def _alone(messages: Sequence[Message]) -> str:
+    return "".join(message.content for message in messages)
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:

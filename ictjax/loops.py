@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 from envs.api import GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
-from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
+from ictjax.json_lines import read_records
+from ictjax.records import (
+    Candidate,
+    Context,
+    ParseFailure,
+    Trajectory,
+    context_from_dict,
+    count_failures,
+    to_json,
+)
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
@@ -314,7 +323,7 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
             f"{path} is not what was collected (its checksum is not that in {seal.name}): restore"
             " both, or start another run."
         )
-    return [context_from_json(line) for line in data.decode().split("\n")[:-1]]
+    return [context_from_dict(context) for context in read_records(path).values]
 
 
 def _seal(data: bytes, name: str) -> str:
@@ -371,7 +380,6 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         ParseFailure.EMPTY_PROMPT,
         ParseFailure.PROMPT_TOO_LONG,
     )
-    failures = [candidate.failure for candidate in candidates]
     return {
         "reward": _mean([c.reward for c in candidates]),
         "reward_replay": _mean([c.replay_reward for c in candidates]),
@@ -393,7 +401,7 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         ),
         "reply_tokens": _mean([float(len(c.reply_ids)) for c in candidates]),
         "reflector_tokens": sum(len(c.reply_ids) for c in candidates),
-        "reflector_failures": {str(kind): failures.count(kind) for kind in kinds},
+        "reflector_failures": count_failures(kinds, [c.failure for c in candidates]),
         "actor_failures": parse_failures(played),
         "episodes": len(played),
         "turns": sum(len(t.turns) for t in played),

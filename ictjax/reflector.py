@@ -40,8 +40,32 @@ REQUEST = (
     "The new instructions must help in future, unseen games."
 )
 
-_HEADING = r"^[\s#>*_`]*(?:\d+[.)]\s*)?[*_`]*{name}\s*[*_`]*\s*:[*_`]*"
-_ANALYSIS, _PROMPT = r"analysis", r"improved\s+prompt"
+# Markdown and list marks may stand before a heading and around its colon. As in `ictjax.actions`,
+# no repetition gives back what it took.
+_LEAD = r"^[ \t\r\x0b\x0c\xa0\u3000#>*_`•+\-\ufeff\u200b]*+(?:\(?\d++[.)]\s*+)?[*_`]*+"
+_COLON = r"\s*+[*_`]*+\s*+[:：][*_`]*+"
+_FLAGS = re.IGNORECASE | re.MULTILINE
+_MARKS = "#>*_` \t\r\n"
+_FENCE_LANGUAGE = re.compile(r"[\w+-]*+[^\S\n]*+\n")
+
+
+class _Heading(NamedTuple):
+    """How a section may begin, the strictest way first."""
+
+    at_line: re.Pattern[str]
+    alone: re.Pattern[str]  # on its line, without a colon
+    inline: re.Pattern[str]
+
+
+def _heading(name: str) -> _Heading:
+    return _Heading(
+        re.compile(f"{_LEAD}{name}{_COLON}", _FLAGS),
+        re.compile(rf"{_LEAD}{name}[^\S\n]*+[*_`#]*+[^\S\n]*+$", _FLAGS),
+        re.compile(rf"\b{name}{_COLON}", _FLAGS),
+    )
+
+
+_ANALYSIS, _PROMPT = _heading("analysis"), _heading(r"improved[\s_-]++prompt")
 
 
 class Reflection(NamedTuple):
@@ -224,25 +248,39 @@ def reflector_messages(
 def parse_reply(text: str, *, truncated: bool = False) -> Reflection | ParseFailure:
     """Reads `ANALYSIS:` and the `IMPROVED PROMPT:` after it.
 
-    Headings count at the start of a line; where a reply has none there, inside a line (word-level
-    models write one line). Case, markdown and numbering are forgiven, and a code fence or quotes
-    around the whole prompt are removed; a thinking block is not looked at.
+    Headings count at the start of a line, or alone on it without a colon; where a reply has none
+    there, inside a line (word-level models write one line). Case, markdown, numbering and list
+    marks are forgiven, and a code fence or quotes around the whole prompt are removed; a thinking
+    block is not looked at. A second `IMPROVED PROMPT:` must say the same, or nothing.
 
     Returns:
-      The two sections, or TRUNCATED, NO_ANALYSIS, NO_PROMPT, EMPTY_PROMPT.
+      The two sections, or TRUNCATED, UNFINISHED_THOUGHT, NO_ANALYSIS, NO_PROMPT, EMPTY_PROMPT,
+      SEVERAL_PROMPTS.
     """
+    answer = after_thinking(text)
+    if answer is None:
+        return ParseFailure.UNFINISHED_THOUGHT
     if truncated:
         return ParseFailure.TRUNCATED
-    text = after_thinking(text)
-    if (analysis := _find(_ANALYSIS, text, 0)) is None:
+    begun = [found for where in _ANALYSIS if (found := where.search(answer))]
+    if not begun:
         return ParseFailure.NO_ANALYSIS
-    if (prompt := _find(_PROMPT, text, analysis.end())) is None:
+    for analysis in begun:
+        if prompts := _prompts(answer, analysis.end()):
+            break
+    else:
         return ParseFailure.NO_PROMPT
-    system_prompt = _unwrap(text[prompt.end() :])
-    if not system_prompt:
+    ends = [prompt.start() for prompt in prompts[1:]] + [len(answer)]
+    sections = (
+        _unwrap(answer[prompt.end() : end]) for prompt, end in zip(prompts, ends, strict=True)
+    )
+    different = set(filter(None, sections))
+    if not different:
         return ParseFailure.EMPTY_PROMPT
+    if len(different) > 1:
+        return ParseFailure.SEVERAL_PROMPTS
     return Reflection(
-        analysis=text[analysis.end() : prompt.start()].strip(), system_prompt=system_prompt
+        analysis=_before(answer, analysis.end(), prompts[0].start()), system_prompt=different.pop()
     )
 
 
@@ -251,16 +289,35 @@ def compact_text(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _find(name: str, text: str, start: int) -> re.Match[str] | None:
-    flags = re.IGNORECASE | re.MULTILINE
-    at_line = re.compile(_HEADING.format(name=name), flags).search(text, start)
-    return at_line or re.compile(rf"\b{name}\s*[*_`]*\s*:[*_`]*", flags).search(text, start)
+def _prompts(text: str, start: int) -> list[re.Match[str]]:
+    """The headings of prompts behind a place, the strictest that there are. Inside a line the first
+    one counts: the prompt of a word-level model may say the words again.
+    """
+    for where in (_PROMPT.at_line, _PROMPT.alone):
+        if found := list(where.finditer(text, start)):
+            return found
+    inline = _PROMPT.inline.search(text, start)
+    return [inline] if inline else []
+
+
+def _before(text: str, start: int, end: int) -> str:
+    """The text between two places, without the lines of nothing but marks at its end, which belong
+    to the heading that follows.
+    """
+    while end > start:
+        line = text.rfind("\n", start, end - 1) + 1
+        if not line or text[line:end].strip(_MARKS):
+            break
+        end = line
+    return text[start:end].strip()
 
 
 def _unwrap(text: str) -> str:
     text = text.strip()
-    if fence := re.fullmatch(r"```[a-z]*[ \t]*\n(.*?)\s*```", text, re.DOTALL):
-        text = fence.group(1).strip()
+    if text.startswith("```") and text.endswith("```"):
+        language = _FENCE_LANGUAGE.match(text, 3)
+        if language and language.end() <= len(text) - 3:
+            text = text[language.end() : -3].strip()
     if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
         text = text[1:-1].strip()
     return text

@@ -10,7 +10,7 @@ from envs.api import GameId, Outcome, Pool, PoolEvent
 from ictjax import keys
 from ictjax.actions import parse_react
 from ictjax.config import RolloutConfig
-from ictjax.records import Message, ParseFailure, Trajectory, Turn
+from ictjax.records import Message, ParseFailure, Trajectory, Turn, count_failures
 from ictjax.speaker import Finish, Limits, Reply, Speaker
 
 # How long one wait for an environment may last when nobody is left to speak. Deadlines are the
@@ -95,10 +95,13 @@ def rollout(
 
 
 def parse_failures(trajectories: Sequence[Trajectory]) -> dict[str, int]:
-    """How many replies failed to parse, by type (types that did not occur are 0)."""
+    """How many replies failed to parse, by type: the usual types always, others where they
+    occurred.
+    """
     kinds = (ParseFailure.NO_ACTION, ParseFailure.EMPTY_ACTION, ParseFailure.TRUNCATED)
-    found = [turn.failure for trajectory in trajectories for turn in trajectory.turns]
-    return {str(kind): found.count(kind) for kind in kinds}
+    return count_failures(
+        kinds, [turn.failure for trajectory in trajectories for turn in trajectory.turns]
+    )
 
 
 def success_rate(trajectories: Sequence[Trajectory]) -> float | None:

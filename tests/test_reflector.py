@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -208,3 +209,110 @@ def test_parsing_never_raises_and_never_gives_an_empty_prompt(pieces):
 def test_bad_settings_are_refused(changes):
     with pytest.raises(ValueError, match="reflection"):
         config(**changes)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "ANALYSIS:\nx\nIMPROVED PROMPT:\ny",
+        "analysis: x\nImproved prompt: y",
+        "ANALYSIS：x\nIMPROVED PROMPT：y",
+        "**ANALYSIS：**\nx\n**IMPROVED PROMPT**：\ny",
+        "## ANALYSIS\nx\n\n## IMPROVED PROMPT\ny",
+        "ANALYSIS\nx\nIMPROVED PROMPT\ny",
+        "**ANALYSIS**\n\nx\n\n**IMPROVED PROMPT**\n\ny",
+        "### 1. ANALYSIS ###\nx\n### 2. IMPROVED PROMPT ###\ny",
+        "1. ANALYSIS:\nx\n2. IMPROVED PROMPT:\ny",
+        "(1) **ANALYSIS:** x\n(2) **IMPROVED PROMPT:** y",
+        "- ANALYSIS: x\n- IMPROVED PROMPT: y",
+        "* **ANALYSIS:** x\n* **IMPROVED PROMPT:** y",
+        "> ANALYSIS: x\n> IMPROVED PROMPT: y",
+        "ANALYSIS: x\nIMPROVED_PROMPT: y",
+        "ANALYSIS: x\nIMPROVED-PROMPT: y",
+        "ANALYSIS:\r\nx\r\n\r\nIMPROVED PROMPT:\r\ny\r\n",
+        "ANALYSIS: x\n***\n\n>\nIMPROVED PROMPT: y",
+        "ANALYSIS: x\nIMPROVED PROMPT:\n```Markdown\ny\n```",
+        "ANALYSIS: x\nIMPROVED PROMPT:\n```\n\ny\n\n```\n",
+        'ANALYSIS: x\nIMPROVED PROMPT:\n```\n"y"\n```',
+        # the heading again
+        "ANALYSIS: x\nIMPROVED PROMPT:\nIMPROVED PROMPT: y",
+        "ANALYSIS: x\n**IMPROVED PROMPT:**\n\n## IMPROVED PROMPT:\n\ny",
+        "ANALYSIS: x\nIMPROVED PROMPT: y\n\nIMPROVED PROMPT:\ny",
+        "ANALYSIS: x\nIMPROVED PROMPT: y\nIMPROVED PROMPT:",
+        # one heading with a colon, the other without
+        "## ANALYSIS\nx\nIMPROVED PROMPT: y",
+        "ANALYSIS: x\n## IMPROVED PROMPT\ny",
+        "I write ANALYSIS: and IMPROVED PROMPT: as asked.\n\nANALYSIS:\nx\nIMPROVED PROMPT:\ny",
+        "The improved prompt: better.\n## Analysis\nx\n## Improved prompt\ny",
+    ],
+)
+def test_what_models_write_for_the_two_sections(reply):
+    assert parse_reply(reply) == Reflection(analysis="x", system_prompt="y")
+
+
+@pytest.mark.parametrize(
+    ("reply", "failure"),
+    [
+        ("ANALYSIS: x\nIMPROVED PROMPT: y\nIMPROVED PROMPT: z", ParseFailure.SEVERAL_PROMPTS),
+        (
+            "ANALYSIS: x\nIMPROVED PROMPT: y\nANALYSIS: x\nIMPROVED PROMPT: y",
+            ParseFailure.SEVERAL_PROMPTS,
+        ),
+        ("ANALYSIS: x\nIMPROVED PROMPT:\nIMPROVED PROMPT:\n", ParseFailure.EMPTY_PROMPT),
+        ("## ANALYSIS\nx\n## IMPROVED PROMPT\n", ParseFailure.EMPTY_PROMPT),
+        ("ANALYSIS: x\nIMPROVED PROMPT: ```\n```", ParseFailure.EMPTY_PROMPT),
+        ("An analysis of the improved prompt.", ParseFailure.NO_ANALYSIS),
+        ("ANALYSIS: x\nAn improved prompt would help.", ParseFailure.NO_PROMPT),
+        ("<think>\nANALYSIS: x\nIMPROVED PROMPT: y", ParseFailure.UNFINISHED_THOUGHT),
+        ("<think>\nx\n</think>", ParseFailure.NO_ANALYSIS),
+    ],
+)
+def test_what_is_not_two_sections(reply, failure):
+    assert parse_reply(reply) is failure
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Say </think> at the door.",
+        "Use\n```\nThought: ...\nAction: ...\n```\nand nothing else.",
+        "```\nThought: ...\n```\nin every reply.",
+        "Analysis: think first.\nAction: then act.",
+        "1. Look.\n2. Go.",
+        'Say "hello" and "bye"',
+    ],
+)
+def test_a_prompt_is_kept_as_it_was_written(prompt):
+    assert parse_reply(f"ANALYSIS: x\nIMPROVED PROMPT:\n{prompt}").system_prompt == prompt
+
+
+def test_a_thought_that_was_cut_off_is_told_from_an_answer_that_was():
+    assert parse_reply("<think>\nSo", truncated=True) is ParseFailure.UNFINISHED_THOUGHT
+    assert parse_reply("<think>\n</think>\nANALYSIS", truncated=True) is ParseFailure.TRUNCATED
+
+
+REPEATED = [*"*_`#>-•( \n\t\r.'\"1:：[\x0b\x85\u2028\xa0", "1.\n", "1. ", " \n", "\r\n", "```\n"]
+REPEATED += [
+    "ANALYSIS",
+    "ANALYSIS\n",
+    "ANALYSIS:\n",
+    "IMPROVED ",
+    "IMPROVED PROMPT\n",
+    "(1)",
+    "***\n",
+]
+REPEATED += [
+    "IMPROVED PROMPT:\n",
+    "IMPROVED PROMPT: x\n",
+    "ANALYSIS:\nIMPROVED PROMPT:\n",
+    "</think>\n",
+]
+
+
+@pytest.mark.parametrize("before", ["", "ANALYSIS: x\nIMPROVED PROMPT:\n```\n", "ANALYSIS: x\n"])
+@pytest.mark.parametrize("repeated", REPEATED, ids=ascii)
+def test_the_time_of_parsing_grows_as_the_reply(before, repeated):
+    reply = f"{before}{repeated * (200_000 // len(repeated))}x"
+    begun = time.process_time()
+    parse_reply(reply)
+    assert time.process_time() - begun < 2
