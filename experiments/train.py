@@ -25,10 +25,11 @@ from experiments.run_dir import (
     write_manifest,
 )
 from experiments.run_lock import RunLock
+from ictjax.checkpoint import check_space
 from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
 from ictjax.models.hf import content_hash
-from ictjax.players import check_language
+from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import gaps
 from ictjax.train import TrainProgress, train
@@ -73,6 +74,7 @@ def start(
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
     folders = in_folders(config)
     check_language(folders)
+    check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
     models = {
         name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)
     }

@@ -142,11 +142,19 @@ class TrainConfig:
     # recompute layers in the backward pass: less memory, about a third more time
     remat: bool = False
     checkpoint_every: int = 1  # iterations
+    keep_last: int = 2  # how many of the newest checkpoints stay
+    # checkpoints of the multiples of so many iterations stay as well; 0: of none
+    keep_every: int = 0
 
     def __post_init__(self):
-        for name in ("iterations", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, least in (
+            ("iterations", 1),
+            ("checkpoint_every", 1),
+            ("keep_last", 1),
+            ("keep_every", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         rows = self.meta.contexts_per_iteration * self.grpo.group_size
         if self.batch.num_rows < rows or self.batch.num_rows % self.learner.num_microbatches:
             raise ValueError(
@@ -185,6 +193,14 @@ class TrainConfig:
                 f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"
                 f" task.rollout.max_turn_tokens = {self.task.rollout.max_turn_tokens}: raise it."
             )
+
+    @property
+    def num_kept_checkpoints(self) -> int:
+        """How many checkpoints the run holds at most at the same time: one that is being written
+        included.
+        """
+        kept = self.keep_every and math.lcm(self.keep_every, self.checkpoint_every)
+        return self.keep_last + 1 + (self.iterations // kept if kept else 0)
 
     def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
         """The same run on other devices, with so few microbatches that every device has a row of

@@ -81,7 +81,11 @@ def train(
     """
     optimizer = make_optimizer(config.optimizer)
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(Checkpointer(run_dir / "checkpoints"))
+        checkpointer = stack.enter_context(
+            Checkpointer(
+                run_dir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every
+            )
+        )
         host: dict[str, Any] | None = None
         if checkpointer.latest_step is None:
             state = init_state(initial_weights(config), optimizer)

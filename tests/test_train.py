@@ -23,7 +23,7 @@ from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
 from ictjax.metrics import read_metrics
 from ictjax.models.lora import adapter_axes
-from ictjax.players import initial_weights
+from ictjax.players import initial_weights, saved_steps
 from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.run_config import differences, from_dict, to_dict
 from ictjax.train import train
@@ -316,6 +316,27 @@ def test_a_run_with_an_adapter_resumes_from_the_adapter_alone(models, tmp_path):
     assert int(state.step) == 2
 
 
+def test_a_run_keeps_the_checkpoints_that_it_is_told_to(models, tmp_path):
+    base = PRESETS["fake-tiny"].with_models(*map(str, models))
+    config = dataclasses.replace(base, iterations=5, keep_last=1, keep_every=2)
+    with WorkerPool("fake", num_workers=1) as pool:
+        train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
+    assert saved_steps(tmp_path) == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 3),
+        ({"keep_last": 5}, 6),
+        ({"keep_every": 3, "iterations": 10}, 6),
+        ({"keep_every": 3, "checkpoint_every": 2, "iterations": 13}, 5),
+    ],
+)
+def test_how_many_checkpoints_a_run_holds_at_most(changes, most):
+    assert dataclasses.replace(PRESETS["fake-tiny"], **changes).num_kept_checkpoints == most
+
+
 def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
     run_dir = tmp_path / "stopped"
     process = start(run_dir, "--iterations", "10000")
@@ -365,6 +386,8 @@ def test_configurations_of_other_versions_are_refused():
     ("changes", "message"),
     [
         ({"iterations": 0}, "iterations"),
+        ({"keep_last": 0}, "keep_last must be at least 1, got 0"),
+        ({"keep_every": -1}, "keep_every must be at least 0, got -1"),
         ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=4)}, "batch.num_rows"),
         (
             {"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, token_buckets=(64,))},
