@@ -7,6 +7,8 @@ import secrets
 import stat
 from collections.abc import Iterator
 
+from envs.stopping import at_end
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -18,6 +20,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     the block did to them. Raises OSError, for example where the folder does not exist.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    forget = at_end(lambda: temporary.unlink(missing_ok=True))
     try:
         # Made here, not with `tempfile`, whose files only their owner can read.
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -32,3 +35,5 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        forget()

@@ -4,6 +4,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import mmap
 import os
@@ -16,7 +17,7 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from envs import wire
 from envs.api import GameId, Observation, Outcome, PoolEvent, PoolStats, Step
 from envs.registry import import_path
+from envs.stopping import at_end
 
 MAX_ACTION_CHARS = 4000
 
@@ -114,9 +116,10 @@ class WorkerPool:
             ) from error
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
+        forget = at_end(functools.partial(_kill_all, self._workers, self._folder))
         # Runs once: at close, at garbage collection, or at interpreter exit.
         self._shut_down = weakref.finalize(
-            self, _shut_down, self._workers, self._selector, self._folder, os.getpid()
+            self, _shut_down, self._workers, self._selector, self._folder, os.getpid(), forget
         )
         try:
             for index in range(num_workers):
@@ -704,7 +707,11 @@ def _home(episode: _Episode) -> _Worker:
 
 
 def _shut_down(
-    workers: list[_Worker], selector: selectors.BaseSelector, folder: str, owner_pid: int
+    workers: list[_Worker],
+    selector: selectors.BaseSelector,
+    folder: str,
+    owner_pid: int,
+    forget: Callable[[], None],
 ) -> None:
     if os.getpid() != owner_pid:
         return  # a fork of the owner's process: the workers are not its own
@@ -714,6 +721,16 @@ def _shut_down(
     for worker in workers:
         worker.kill(grace_s=max(0.0, until - time.monotonic()))
     selector.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    forget()
+
+
+def _kill_all(workers: list[_Worker], folder: str) -> None:
+    """What is left to do when the process ends while somebody may be using the pool."""
+    for worker in workers:
+        if worker.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 

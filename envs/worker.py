@@ -7,6 +7,7 @@ dead or stuck worker says which game it was playing.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import io
 import json
@@ -15,6 +16,7 @@ import numbers
 import os
 import select
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -32,6 +34,7 @@ _HEARTBEAT_S = 0.5
 _LOCKED_GRACE_S = 2.0  # beyond the deadline, at which a parent that lives kills a worker
 # a dying parent closes its pipes a moment before its children are given to another
 _REPARENT_S = 0.2
+_PR_SET_PDEATHSIG = 1  # of prctl
 _MAX_RESETS = 5000  # a live game is opened anew after this many: NetHack leaks 2 kB per episode
 _MAX_ERROR_CHARS = 300
 
@@ -233,7 +236,7 @@ def send(answer_fd: int, answers: list[str]) -> None:
 
 
 def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
-    """Ends a worker whose parent is gone even while a game hangs."""
+    """Ends a worker whose parent is gone even while a game hangs, and what its games started."""
     poll = select.poll()
     poll.register(request_fd, 0)  # hang-up alone; data is the main thread's
     # A game that hangs inside a C call and keeps the interpreter's lock stops this thread too. The
@@ -245,7 +248,25 @@ def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
     faulthandler.cancel_dump_traceback_later()
     time.sleep(_ORPHAN_GRACE_S)
     _remove_if_orphan(setup)
+    _kill_group()
     os._exit(1)
+
+
+def _wake_with_parent() -> None:
+    """Has the kernel continue this process when its parent dies: a stopped one would never notice
+    that it has to end.
+
+    Killing it would be as easy, but no worker would be left to remove the pool's folder, and "the
+    parent dies" means the thread that started the worker.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
+def _kill_group() -> None:
+    """Ends this process and what its games started; in a group of others, nobody."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 class _Log(io.RawIOBase):
@@ -277,6 +298,7 @@ def _remove_if_orphan(setup: wire.Setup) -> None:
 
 
 def main(argv: list[str]) -> int:
+    _wake_with_parent()
     request_fd, answer_fd, marker_fd = (int(value) for value in argv)
     for fd in (request_fd, answer_fd, marker_fd):
         os.set_inheritable(fd, False)  # a child of a game must not keep the pipe open
@@ -309,6 +331,7 @@ def main(argv: list[str]) -> int:
     if not told:
         time.sleep(_REPARENT_S)
         _remove_if_orphan(setup)
+        _kill_group()
     return 0
 
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from envs.api import CannotGoOn
+from envs.stopping import Program, Stopped, armed
 from experiments.local_path import with_local_paths
 
 HELP = ("-h", "--help")
@@ -22,28 +24,31 @@ _MOST_NAMES = 12  # of a list in one sentence
 _Args = TypeVar("_Args")
 
 
-class Stopped(BaseException):
-    """A signal asked the program to end."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 def run_main(body: Callable[[], None], remedy: str) -> None:
-    """Runs a command: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM with a
-    word on how to go on, output into a closed pipe without a word (exit code 141).
+    """Runs a command: bad input ends with one sentence and exit code 2, a run that cannot go on
+    with one and exit code 1, SIGINT and SIGTERM with a word on how to go on, output into a closed
+    pipe without a word (exit code 141).
     """
+    with armed() as program:
+        program.remedy = remedy
+        try:
+            _run(body)
+            program.check()
+        except Stopped as stopped:
+            _end(program, stopped)
+        except (SystemExit, Exception) as ended:
+            if program.number is None or (isinstance(ended, SystemExit) and not ended.code):
+                raise
+            # Ctrl-C reaches the programs that this one has started too: no wonder that work fails
+            _end(program, Stopped(program.number))
 
-    def stop(number: int, _frame: Any) -> None:
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signal_number, signal.SIG_DFL)  # a second signal ends the program at once
-        raise Stopped(number)
 
-    before = {
-        signal_number: signal.signal(signal_number, stop)
-        for signal_number in (signal.SIGINT, signal.SIGTERM)
-    }
+def _end(program: Program, stopped: Stopped) -> None:
+    print(f"\nictjax: stopped by {stopped}; {program.remedy}", file=sys.stderr)
+    program.end(stopped.exit_code)
+
+
+def _run(body: Callable[[], None]) -> None:
     try:
         try:
             body()
@@ -56,17 +61,14 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
     except ValueError as error:
         print(f"ictjax: {error}", file=sys.stderr)
         sys.exit(2)
+    except CannotGoOn as error:
+        print(f"ictjax: {error}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
         print(f"ictjax: {where}{reason}; name another place.", file=sys.stderr)
         sys.exit(2)
-    except Stopped as stopped:
-        print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    finally:
-        for signal_number, handler in before.items():
-            signal.signal(signal_number, handler)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:

@@ -50,7 +50,7 @@ class LiveProgress:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._bars = Progress(*columns, console=self.console)
             self._whole: TaskID = self._bars.add_task(what, completed=done, total=total, note="")
@@ -122,7 +122,9 @@ class LiveProgress:
 
 
 def iteration_line(metrics: dict[str, Any]) -> str:
-    """The few numbers of an iteration that people watch."""
+    """The few numbers of an iteration that people watch, every failure that occurred, and why most
+    of the failed games did.
+    """
     shown = [f"reward {_number(metrics['reward'])}"]
     shown += [
         f"{name} {_number(metrics[f'reward_{name}'])}"
@@ -130,8 +132,26 @@ def iteration_line(metrics: dict[str, Any]) -> str:
         if metrics[f"reward_{name}"] is not None
     ]
     shown.append(f"KL {_number(metrics['kl'])}")
-    if metrics["malformed_candidates"]:
-        shown.append(f"malformed {metrics['malformed_candidates']}")
+    shown += [
+        f"{name} {count}/{total}"
+        for name, count, total in (
+            ("malformed", metrics["malformed_candidates"], metrics["candidates"]),
+            ("truncated", metrics["reflector_failures"]["truncated"], metrics["candidates"]),
+            ("actor malformed", sum(metrics["actor_failures"].values()), metrics["turns"]),
+            ("failed games", metrics["failed_episodes"], metrics["episodes"]),
+        )
+        if count
+    ]
+    shown += [
+        f"{name} {count:.0f}"
+        for name, count in (
+            ("cut contexts", metrics["cut_contexts"]),
+            ("skipped steps", metrics["skipped"]),
+        )
+        if count
+    ]
+    if metrics["error"]:
+        shown.append(f"({metrics['error']})")
     return "  ".join(shown)
 
 

@@ -38,7 +38,7 @@ def check(config: TrainConfig, console: Console) -> None:
             transformer.abstract_params(reflector.with_param_dtype("float32")),
             axes,
         )
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.whole_optimizer)
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer), trained)
     _trace_update(config, reflector, state, frozen)
 
@@ -81,7 +81,9 @@ def check(config: TrainConfig, console: Console) -> None:
 
 def _trace_update(config: TrainConfig, model: ModelConfig, state: Any, frozen: Any) -> None:
     functions = transformer_functions(model, remat=config.remat, lora=config.reflector.lora)
-    update = make_update(functions, config.grpo, make_optimizer(config.optimizer), config.learner)
+    update = make_update(
+        functions, config.grpo, make_optimizer(config.whole_optimizer), config.learner
+    )
     rows, reply = config.batch.num_rows, config.batch.response_buckets[-1]
     prompt = config.batch.token_buckets[-1] - reply
     batch = pack(

@@ -366,7 +366,8 @@ class OptimizerConfig:
     learning_rate: float  # after the warm-up
     warmup_steps: int = 0  # updates until the learning rate is reached
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
-    total_steps: int = 1  # where "cosine" reaches 0, the warm-up included; not read by "constant"
+    # where "cosine" reaches 0, the warm-up included; 0: at the end of the run; unread by "constant"
+    total_steps: int = 0
     b1: float = 0.9  # decay of the first moments
     b2: float = 0.999  # decay of the second moments
     eps: float = 1e-8  # added to the root of the second moments
@@ -378,7 +379,7 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.schedule must be constant or cosine, got {self.schedule!r}."
             )
-        for field in ("learning_rate", "warmup_steps", "eps", "weight_decay"):
+        for field in ("learning_rate", "warmup_steps", "total_steps", "eps", "weight_decay"):
             if not getattr(self, field) >= 0:
                 raise ValueError(
                     f"optimizer.{field} must be 0 or more, got {getattr(self, field)}."
@@ -390,7 +391,7 @@ class OptimizerConfig:
                 )
         if not self.max_grad_norm > 0:
             raise ValueError(f"optimizer.max_grad_norm must be above 0, got {self.max_grad_norm}.")
-        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+        if self.schedule == "cosine" and self.total_steps and self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"optimizer.total_steps must exceed warmup_steps={self.warmup_steps} for a"
                 f" cosine, got {self.total_steps}."

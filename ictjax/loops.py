@@ -14,9 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from envs.api import GameId, Outcome, Pool
+from envs.api import CannotGoOn, GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
+from ictjax.health import most_frequent_error
 from ictjax.json_lines import read_records
 from ictjax.records import (
     Candidate,
@@ -332,7 +333,7 @@ def _seal(data: bytes, name: str) -> str:
 
 def precollect(arena: Arena) -> list[Context]:
     """The paper's contexts: `precollected_loops` loops x `meta_turns` meta-turns of the reflector
-    as it is now.
+    as it is now. Raises CannotGoOn where every game failed.
     """
     arena = dataclasses.replace(arena, key=keys.fold(arena.key, "precollect"))
     state = initial_state(arena, arena.meta.precollected_loops)
@@ -345,6 +346,12 @@ def precollect(arena: Arena) -> list[Context]:
         contexts += new
         if meta_turn + 1 < arena.meta.meta_turns:
             state = advance(arena, state, propose(arena, new, 1, meta_turn), meta_turn)
+    played = [trajectory for context in contexts for trajectory in context.trajectories]
+    if all(trajectory.outcome is Outcome.FAILED for trajectory in played):
+        raise CannotGoOn(
+            "Every game of the contexts that are collected before training failed"
+            f" ({most_frequent_error(played)}): repair that and start it again with the same flags."
+        )
     return contexts
 
 
@@ -394,7 +401,9 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         "context_success": success_rate([t for context in contexts for t in context.trajectories]),
         "context_meta_turn": _mean([float(context.meta_turn) for context in contexts]),
         "unrewarded_candidates": sum(c.reward is None for c in candidates),
+        "candidates": len(candidates),
         "malformed_candidates": sum(c.system_prompt is None for c in candidates),
+        "cut_contexts": sum(map(arena.reflector.cuts, contexts)),
         "distinct_prompts": len(set(prompts)),
         "prompt_tokens": _mean(
             [float(arena.reflector.speaker.num_tokens(prompt)) for prompt in prompts]

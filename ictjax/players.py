@@ -18,6 +18,7 @@ from ictjax.checkpoint import CheckpointReader
 from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import Function, FunctionSpeaker
+from ictjax.health import check_loaded
 from ictjax.learner import LearnerState, make_optimizer, state_shapes
 from ictjax.manners import check_style, check_words, manners_for
 from ictjax.mesh import TRAINED_RULES, open_mesh, param_shardings
@@ -148,6 +149,7 @@ def initial_weights(config: TrainConfig) -> Params:
         )
     else:
         model, params = load_checkpoint(role.model, mesh=mesh, dtype="float32")
+        check_loaded(params, role.model)
         axes = param_axes(model)
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
@@ -175,7 +177,7 @@ def trained_shapes(config: TrainConfig) -> LearnerState:
         shapes,
         places,
     )
-    return state_shapes(shapes, make_optimizer(config.optimizer))
+    return state_shapes(shapes, make_optimizer(config.whole_optimizer))
 
 
 def newest_step(run_dir: pathlib.Path) -> int:
@@ -278,6 +280,7 @@ def open_model(
         )
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder, progress=progress)
+    check_loaded(params, str(source))
     if sizes is None:
         max_len = min(model.max_positions, _MAX_LEN)
         sizes = SamplerConfig(
@@ -304,6 +307,7 @@ def _frozen(
     role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None
 ) -> tuple[ModelConfig, Params]:
     model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
+    check_loaded(params, role.model)
     model = dataclasses.replace(model, dtype=role.dtype)
     return model, sampling_weights(model, params, mesh, consume=True)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from envs.api import GameId, Outcome, Pool, PoolEvent
+from envs.stopping import check, unwinding
 from ictjax import keys
 from ictjax.actions import parse_react
 from ictjax.config import RolloutConfig
@@ -88,7 +89,8 @@ def rollout(
         places.append(place)
     run = _Rollout(speaker, pool, config, limits, progress, watch)
     try:
-        trajectories = run.play(unique)
+        with unwinding():
+            trajectories = run.play(unique)
     finally:
         run.close()
     return [trajectories[place] for place in places]
@@ -152,6 +154,7 @@ class _Rollout:
             self.by_ticket[play.ticket] = self.by_conversation[play.conversation] = play
         self.num_busy = len(self.plays)
         while self.num_done < len(self.plays):
+            check()
             for event in self.answers():
                 self.num_busy -= 1
                 self.on_event(self.by_ticket[event.ticket], event)

@@ -145,6 +145,9 @@ class TrainConfig:
     keep_last: int = 2  # how many of the newest checkpoints stay
     # checkpoints of the multiples of so many iterations stay as well; 0: of none
     keep_every: int = 0
+    # iterations in a row without anything to learn from (every game failed, every reply malformed,
+    # every gradient not finite) until the run ends with the reason
+    patience: int = 3
 
     def __post_init__(self):
         for name, least in (
@@ -152,6 +155,7 @@ class TrainConfig:
             ("checkpoint_every", 1),
             ("keep_last", 1),
             ("keep_every", 0),
+            ("patience", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -171,6 +175,13 @@ class TrainConfig:
                 f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not"
                 f" divide over reflector.mesh data x fsdp = {shares}: lower"
                 " learner.num_microbatches."
+            )
+        steps, warmup = self.whole_optimizer.total_steps, self.optimizer.warmup_steps
+        if self.optimizer.schedule == "cosine" and steps <= warmup:
+            raise ValueError(
+                f"The cosine of optimizer.schedule ends with the run, after iterations x"
+                f" learner.epochs = {steps} steps, and does not begin before"
+                f" optimizer.warmup_steps = {warmup}: lower the latter."
             )
         whole = self.reflection.max_context_tokens + self.reflection.max_reply_tokens
         for name, limit in (
@@ -201,6 +212,12 @@ class TrainConfig:
         """
         kept = self.keep_every and math.lcm(self.keep_every, self.checkpoint_every)
         return self.keep_last + 1 + (self.iterations // kept if kept else 0)
+
+    @property
+    def whole_optimizer(self) -> OptimizerConfig:
+        """The optimizer with the length of its schedule: the run's, where none is given."""
+        steps = self.optimizer.total_steps or self.iterations * self.learner.epochs
+        return dataclasses.replace(self.optimizer, total_steps=steps)
 
     def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
         """The same run on other devices, with so few microbatches that every device has a row of

@@ -16,6 +16,7 @@ import tomllib
 
 import pytest
 
+import experiments.__main__
 import experiments.train
 from experiments import cli, evaluate, run_dir, train
 from experiments.command import unknown
@@ -78,9 +79,9 @@ def program(*argv, **settings):
 
 def test_the_script_is_the_module():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert scripts["scripts"] == {"ictjax": "experiments.cli:main"}
+    assert scripts["scripts"] == {"ictjax": "experiments.__main__:main"}
     entry = importlib.metadata.EntryPoint("ictjax", scripts["scripts"]["ictjax"], "console_scripts")
-    assert entry.load() is cli.main
+    assert entry.load() is experiments.__main__.main
     for name in ("experiments", "experiments.games"):
         argv = ["games", "list", "--env", "fake"][name != "experiments" :]
         shown = program("-m", name, *argv, capture_output=True)

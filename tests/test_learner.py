@@ -252,6 +252,7 @@ def test_metrics_by_hand():
         "grad_norm": optax.tree.norm(grads),
         "update_norm": optax.tree.norm(grads),
         "skipped": 0,
+        "bad_leaves": 0,
     }
     assert metrics.keys() == {*expected, "entropy"}
     for name, value in expected.items():

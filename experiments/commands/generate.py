@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from envs.stopping import waiting_for_key
 from experiments.command import parse, run_main
 from experiments.local_path import local_path
 from experiments.presets import check_model
@@ -100,6 +101,6 @@ def _write(text: str) -> None:
 
 
 def _ask() -> str | None:
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError), waiting_for_key():
         return input("> ")
     return None
