@@ -17,6 +17,7 @@ import tyro
 from envs.api import CannotGoOn
 from envs.stopping import Program, Stopped, armed
 from experiments.local_path import with_local_paths
+from experiments.visible import visible
 
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
@@ -59,7 +60,7 @@ def _run(body: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
     except ValueError as error:
-        print(f"ictjax: {error}", file=sys.stderr)
+        print(f"ictjax: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except CannotGoOn as error:
         print(f"ictjax: {error}", file=sys.stderr)
@@ -67,7 +68,7 @@ def _run(body: Callable[[], None]) -> None:
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
-        print(f"ictjax: {where}{reason}; name another place.", file=sys.stderr)
+        print(f"ictjax: {visible(where + reason)}; name another place.", file=sys.stderr)
         sys.exit(2)
 
 

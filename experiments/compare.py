@@ -59,7 +59,7 @@ def _numbers(split: Mapping[str, Any]) -> list[str]:
         f" {report_page.interval(test['ci95'], signed=True)}"
     )
     means = [report_page.percent(split["arms"][arm]["mean"]) for arm in _ARMS]
-    return [*means, difference.replace("[", r"\["), report_page.p_value(test["p"])]
+    return [*means, difference, report_page.p_value(test["p"])]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from experiments.console import Terminal
 from experiments.presets import PRESETS, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
 from experiments.tasks import with_options
+from experiments.trust import check_names
 from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
 
 _DESCRIPTION = (
@@ -34,6 +35,8 @@ class RunArgs:
         None
     )
     """The run to evaluate, for example runs/demo."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and call what the run names: an environment by its import path, an endpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ def _main(argv: list[str]) -> None:
         )
     run_dir = first.run_dir
     config = from_dict(read_config(run_dir))
-    default = EvaluateArgs(run_dir=run_dir, evaluation=config.evaluation)
+    default = EvaluateArgs(run_dir=run_dir, trust=first.trust, evaluation=config.evaluation)
     args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, default)
     if args.run_dir != run_dir:
         raise ValueError(
@@ -91,6 +94,10 @@ def _main(argv: list[str]) -> None:
         )
     played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
     settings = played.environment
+    if not args.trust:
+        check_names(
+            run_dir / "config.json", environment=settings.name, endpoint=config.actor.endpoint
+        )
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
     if not (run_dir / "checkpoints").is_dir():

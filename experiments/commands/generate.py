@@ -14,6 +14,7 @@ from envs.stopping import waiting_for_key
 from experiments.command import parse, run_main
 from experiments.local_path import local_path
 from experiments.presets import check_model
+from experiments.visible import visible
 
 _DESCRIPTION = (
     "Generates text with a model: the answer to --prompt by its chat template, the continuation of"
@@ -96,7 +97,8 @@ def _main(argv: list[str]) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # a file or another program gets the text itself
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
