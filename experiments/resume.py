@@ -9,6 +9,7 @@ from typing import Any
 
 from envs.files import replacing
 from experiments.manifest import now, program
+from experiments.run_lock import RunLock
 from ictjax.metrics import read_metrics
 from ictjax.run_config import Difference, TrainConfig, differences, to_dict
 from ictjax.run_files import gaps, newest_file, write_lines
@@ -19,6 +20,9 @@ from ictjax.run_files import gaps, newest_file, write_lines
 MAY_CHANGE = (
     "iterations",
     "checkpoint_every",
+    "keep_last",
+    "keep_every",
+    "patience",
     "remat",
     "evaluation.",
     "actor.mesh.",
@@ -110,10 +114,23 @@ def check_changes(
       ValueError: something differs that changes the experiment, or the run has done more iterations
         than are asked for.
     """
+    steps = before.whole_optimizer.total_steps
+    same_course = before.whole_optimizer == config.whole_optimizer
+    if (
+        before.optimizer.schedule == config.optimizer.schedule == "cosine"
+        and config.optimizer == before.optimizer
+        and not same_course
+    ):
+        raise ValueError(
+            f"The learning rate of {run_dir} is a cosine that reaches 0 at its end, update {steps};"
+            f" with --iterations {config.iterations} every update would have another: keep it with"
+            f" --optimizer.total-steps {steps}, or {remedy}."
+        )
     found = [
         difference
         for difference in differences(to_dict(before), to_dict(config))
         if not _may_change(difference, before, config, hashed)
+        and not (difference.field == "optimizer.total_steps" and same_course)
     ]
     if found:
         raise ValueError(f"{run_dir} is a run of another configuration ({shown(found)}): {remedy}.")
@@ -182,16 +199,18 @@ def check_models(
 @contextlib.contextmanager
 def going_on(
     run_dir: pathlib.Path,
+    lock: RunLock,
     config: TrainConfig,
     before: TrainConfig,
     manifest: Mapping[str, Any],
     models: Mapping[str, str],
 ) -> Iterator[Resumed]:
-    """Goes on with a run whose lock is held: writes the configuration that counts from now on, and
+    """Goes on with a run: writes the configuration that counts from now on, and
     into the manifest when, how and from where the run went on. When the body raises before anything
     is gained, both files are as they were.
 
     Args:
+      lock: of the run's directory, held.
       config: of the run from now on.
       before: until now.
       manifest: of the run, see `run_dir.read_manifest`.
@@ -226,8 +245,9 @@ def going_on(
         for path, data in zip(paths, (history, to_dict(config)), strict=True):
             write_lines(path, [json.dumps(data, indent=1)])
         yield resumed
-    except Exception:
-        if newest_checkpoint(run_dir) <= first and newest_record(run_dir) <= newest:
+    except BaseException:  # a signal that stops the program too
+        gained = newest_checkpoint(run_dir) > first or newest_record(run_dir) > newest
+        if lock.is_held and not gained:
             for path in paths:
                 if path not in old:
                     path.unlink()

@@ -265,14 +265,14 @@ def new_run(
                     old = _clear(run_dir)
                     _write(run_dir, files)
                 yield lock
-            except Exception:
-                if not _kept(run_dir):
+            except BaseException:  # a signal that stops the program too
+                if lock.is_held and not _kept(run_dir):
                     _clear(run_dir)
                     for path, data in old.items():
                         with replacing(path) as temporary:
                             temporary.write_bytes(data)
                 raise
-    except Exception:
+    except BaseException:
         for folder in made:
             with contextlib.suppress(OSError):  # there is something in it
                 folder.rmdir()

@@ -13,6 +13,9 @@ import socket
 import threading
 import time
 
+from envs.api import CannotGoOn
+from envs.stopping import at_end
+
 FILE_NAME = "trainer.lock"
 BEAT_S = 20.0  # between two signs of life
 SILENT_S = 300.0  # after which the trainer of another machine counts as gone
@@ -58,6 +61,7 @@ class RunLock:
         )
         self._lost_to: Holder | None = None
         self._ended = threading.Event()
+        self._forget = _nothing
         self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
 
     def __enter__(self) -> "RunLock":
@@ -68,6 +72,7 @@ class RunLock:
                 f"Cannot write the lock file {self._path} ({error.strerror}): choose another"
                 " --run-dir."
             ) from error
+        self._forget = at_end(self.release)  # another machine would wait for our signs of life
         self._thread.start()
         return self
 
@@ -76,19 +81,28 @@ class RunLock:
 
     def release(self) -> None:
         """Lets others train here. Idempotent."""
+        self._forget()
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
         with contextlib.suppress(OSError):  # the disk is gone, or the whole directory
-            if _read(self._path) == self._holder:
+            if self.is_held:
                 self._path.unlink()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the directory is still ours."""
+        try:
+            return _read(self._path) == self._holder
+        except FileNotFoundError:
+            return False
+
     def check(self) -> None:
-        """Raises ValueError when somebody else has taken the directory over, who thought this
+        """Raises CannotGoOn when somebody else has taken the directory over, who thought this
         process gone: a machine that slept, a network disk that was away.
         """
         if self._lost_to is not None:
-            raise ValueError(
+            raise CannotGoOn(
                 f"{self._run_dir} was taken over by {_who(self._lost_to)} while this machine gave"
                 " no sign of life: this training stops; the other one goes on."
             )
@@ -205,6 +219,10 @@ def _held(run_dir: pathlib.Path, holder: Holder, silent_s: float) -> ValueError:
         f" {max(silent_s, 0):.0f} s old: stop it there, or choose another --run-dir; if that"
         f" machine is gone, the directory is free {SILENT_S / 60:.0f} minutes after the last sign."
     )
+
+
+def _nothing() -> None:
+    pass
 
 
 def _who(holder: Holder) -> str:

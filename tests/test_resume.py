@@ -15,6 +15,7 @@ from experiments.resume import (
     newest_checkpoint,
     newest_record,
 )
+from experiments.run_lock import FILE_NAME, RunLock
 from ictjax.run_config import from_dict, to_dict
 from ictjax.run_files import FOLDERS, gaps
 
@@ -37,6 +38,12 @@ def run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(CONFIG)))
     (tmp_path / "manifest.json").write_text(json.dumps({"preset": "fake-tiny", "finished": "x"}))
     return tmp_path
+
+
+@pytest.fixture
+def lock(run):
+    with RunLock(run) as held:
+        yield held
 
 
 def changed(place, value):
@@ -134,11 +141,11 @@ def test_many_differences_are_counted(run):
         check_changes(run, CONFIG, config, (), "go away")
 
 
-def test_a_run_goes_on_with_its_new_settings_and_keeps_its_history(run):
+def test_a_run_goes_on_with_its_new_settings_and_keeps_its_history(run, lock):
     config = dataclasses.replace(CONFIG, iterations=9)
     for known in ({"preset": "fake-tiny", "finished": "x"}, None):
         manifest = known or json.loads((run / "manifest.json").read_text())
-        with going_on(run, config, CONFIG, manifest, {"actor": "1"}) as resumed:
+        with going_on(run, lock, config, CONFIG, manifest, {"actor": "1"}) as resumed:
             assert resumed.lines(run) == [
                 f"Going on with {run} from iteration 4; 1 iteration after it is made again.",
                 "Different from now on: --iterations was 6, is 9.",
@@ -155,22 +162,50 @@ def test_a_run_goes_on_with_its_new_settings_and_keeps_its_history(run):
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_a_resume_that_fails_before_anything_is_gained_leaves_all_as_it_was(run, manifest):
+def test_a_resume_that_fails_before_anything_is_gained_leaves_all_as_it_was(run, lock, manifest):
     if not manifest:
         (run / "manifest.json").unlink()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     config = dataclasses.replace(CONFIG, iterations=9)
-    with pytest.raises(ValueError, match="too large"), going_on(run, config, CONFIG, {}, {}):
+    with pytest.raises(ValueError, match="too large"), going_on(run, lock, config, CONFIG, {}, {}):
         raise ValueError("too large")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_resume_that_fails_later_keeps_its_settings(run):
+def test_a_resume_that_fails_later_keeps_its_settings(run, lock):
     config = dataclasses.replace(CONFIG, iterations=9)
-    with contextlib.suppress(ValueError), going_on(run, config, CONFIG, {}, {}):
+    with contextlib.suppress(ValueError), going_on(run, lock, config, CONFIG, {}, {}):
         (run / "checkpoints" / "5").mkdir()
         raise ValueError("disk")
     assert json.loads((run / "config.json").read_text())["iterations"] == 9
+
+
+def test_a_run_that_was_taken_over_is_left_to_its_new_trainer(run, lock):
+    config = dataclasses.replace(CONFIG, iterations=9)
+    with contextlib.suppress(ValueError), going_on(run, lock, config, CONFIG, {}, {}):
+        (run / FILE_NAME).write_text("another trainer")
+        raise ValueError("taken over")
+    assert json.loads((run / "config.json").read_text())["iterations"] == 9
+
+
+def cosine(iterations, total_steps=0):
+    return dataclasses.replace(
+        CONFIG,
+        iterations=iterations,
+        optimizer=dataclasses.replace(CONFIG.optimizer, schedule="cosine", total_steps=total_steps),
+    )
+
+
+def test_a_cosine_keeps_its_course_when_iterations_are_added(run):
+    check_changes(run, cosine(6), cosine(6), (), "go away")
+    check_changes(run, cosine(6), cosine(9, 6), (), "go away")
+    check_changes(run, cosine(9, 6), cosine(6), (), "go away")
+    with pytest.raises(ValueError, match="at its end, update 6; .* --optimizer.total-steps 6, or"):
+        check_changes(run, cosine(6), cosine(9), (), "go away")
+    with pytest.raises(ValueError, match="--optimizer.total-steps was 0, is 9"):
+        check_changes(run, cosine(6), cosine(9, 9), (), "go away")
+    with pytest.raises(ValueError, match='--optimizer.schedule was "constant", is "cosine"'):
+        check_changes(run, CONFIG, cosine(6), (), "go away")
 
 
 def test_where_a_run_stands(run, tmp_path_factory):
@@ -211,12 +246,12 @@ def test_an_iteration_without_a_prompt_has_no_episodes_of_rewards(run):
     assert gaps(run, 5) == []
 
 
-def test_holes_in_the_metrics_are_named(run):
+def test_holes_in_the_metrics_are_named(run, lock):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join([lines[0], *lines[3:]]))
     assert gaps(run, 5) == ["metrics.jsonl lacks iterations 2-3"]
     (run / "metrics.jsonl").unlink()
-    with going_on(run, CONFIG, CONFIG, {}, {}) as resumed:
+    with going_on(run, lock, CONFIG, CONFIG, {}, {}) as resumed:
         assert resumed.lines(run)[-1].startswith(
             f"The record of {run} is no longer whole: metrics.jsonl lacks iterations 1-4. Training"
         )

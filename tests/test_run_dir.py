@@ -1,15 +1,18 @@
 """What a training finds in its directory, and what it makes there."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from envs.fake import FakeEnvironment
+from envs.stopping import Stopped
 from experiments.manifest import make_manifest
 from experiments.presets import PRESETS
 from experiments.run_dir import check_restart, check_run, new_run, read_manifest, set_aside
@@ -164,6 +167,21 @@ def test_a_run_that_somebody_began_meanwhile_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="Another run has just begun"):
         make(tmp_path / "run", OTHER)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [ValueError, Stopped])
+def test_a_start_that_ends_early_leaves_nothing_behind(tmp_path, error):
+    folder = tmp_path / "above" / "run"
+    with pytest.raises(error), new_run(folder, CONFIG, {}):
+        raise error(signal.SIGTERM)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_was_taken_over_touches_nothing(tmp_path):
+    with contextlib.suppress(ValueError), new_run(tmp_path, CONFIG, {}):
+        (tmp_path / FILE_NAME).write_text("another trainer")
+        raise ValueError("taken over")
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "manifest.json", FILE_NAME]
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "thesis.txt", "episodes"])

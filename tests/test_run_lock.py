@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from envs.api import CannotGoOn
 from experiments import run_lock
 from experiments.run_lock import FILE_NAME, SILENT_S, RunLock, check_free
 
@@ -51,6 +52,7 @@ def test_a_lock_is_there_while_it_is_held_and_names_its_holder(tmp_path):
         assert names(tmp_path) == [FILE_NAME]
         assert json.loads((tmp_path / FILE_NAME).read_text())["pid"] == os.getpid()
         lock.check()
+        assert lock.is_held
         with pytest.raises(ValueError, match=f"process {os.getpid()} on"):
             check_free(tmp_path)
     assert names(tmp_path) == []
@@ -182,7 +184,7 @@ def test_a_holder_that_was_thought_gone_stops(tmp_path):
     def lost():
         try:
             lock.check()
-        except ValueError as error:
+        except CannotGoOn as error:
             return "taken over by process 1 on tpu-7" in str(error)
         return False
 
@@ -192,6 +194,7 @@ def test_a_holder_that_was_thought_gone_stops(tmp_path):
         spare.write_text(json.dumps(dataclasses.asdict(taken)))
         spare.replace(tmp_path / FILE_NAME)
         after_a_beat(lock, lost)
+        assert not lock.is_held
     assert json.loads((tmp_path / FILE_NAME).read_text())["token"] == "theirs"
 
 
