@@ -80,8 +80,9 @@ def check_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environme
         )
     manifest = read_manifest(run_dir)
     remedy = f"{_elsewhere()}, or move this one aside with --restart"
+    found = read_config(run_dir)
     try:
-        before = read_run(run_dir)
+        before = from_dict(found)
     except ValueError as error:
         raise ValueError(
             f"{run_dir} is a run of another configuration ({str(error).rstrip('.')}): {remedy}."
@@ -325,7 +326,9 @@ def _clear(run_dir: pathlib.Path) -> dict[pathlib.Path, bytes]:
     """Removes what a start has made, and returns the small files of it."""
     old = {}
     for path in _entries(run_dir):
-        if _of_a_start(path.name) and not path.name.startswith(LOCK):
+        if path.name.startswith(LOCK) or path.is_symlink():  # to another disk, for example
+            continue
+        if _of_a_start(path.name):
             if path.suffix == ".json":
                 old[path] = path.read_bytes()
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -347,7 +350,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A file of a run. Raises ValueError for what is no JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or nested without an end
         raise ValueError(f"{path} is not readable ({error}): restore it.") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object: restore it.")

@@ -152,6 +152,28 @@ def test_a_start_that_came_to_nothing_is_replaced(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 9
 
 
+def test_a_folder_that_is_a_link_to_another_disk_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    assert check(tmp_path / "run") == "new"
+    make(tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints").is_symlink()
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 5}', "[" * 99_999, "\0\xff"])
+def test_a_damaged_config_is_named(tmp_path, text):
+    make(tmp_path)
+    record(tmp_path, 1, checkpoints=(1,))
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    named = (
+        "another configuration .*actor is missing" if "seed" in text else "config.json .*restore"
+    )
+    with pytest.raises(ValueError, match=named):
+        check(tmp_path)
+
+
 def test_a_start_that_fails_puts_back_what_it_replaced(tmp_path):
     make(tmp_path)
     before = tree(tmp_path)
