@@ -17,6 +17,7 @@ import tyro
 
 from envs.api import CannotGoOn
 from envs.stopping import Program, Stopped, armed
+from experiments.local_path import with_local_paths
 from experiments.visible import visible
 from ictjax.ranges import fault
 
@@ -121,7 +122,7 @@ def parse(
     Raises:
       ValueError: flags or values that do not exist, in one sentence.
     """
-    return _parse(kind, command, argv, default, description=description)
+    return with_local_paths(_parse(kind, command, argv, default, description=description))
 
 
 def parse_subcommand(
@@ -165,7 +166,8 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
 
     Raises ValueError as `parse` does.
     """
-    return _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
+    args, rest = _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
+    return with_local_paths(args), rest
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:

@@ -20,9 +20,10 @@ from envs.api import Environment, Pool
 from envs.registry import load_environment
 from experiments.commands.evaluate import main
 from experiments.console import LiveProgress
+from experiments.manifest import describe_games
 from experiments.presets import in_folders
 from experiments.protocol import ARMS, choose_games, hashes_of_training, play_arm
-from experiments.run_dir import check_families, describe_games, open_pool
+from experiments.run_dir import check_families, open_pool
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys
 from ictjax.json_lines import to_json_line

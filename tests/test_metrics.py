@@ -154,3 +154,30 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
     with MetricsWriter(tmp_path) as writer:
         writer.write(0, {"loss": 0.5})
     assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (['{"iteration":1}', '{"iteration":1}'], "Line 2 .* of iteration 1, which comes twice"),
+        (['{"iteration":2}', '{"iteration":1}'], "Line 2 .* of iteration 1, which comes twice or"),
+        (['{"iteration":true}'], "Line 1 .* not a metrics record"),
+        (['{"iteration":' + "9" * 5000 + "}"], "Line 1 .* not a metrics record"),
+        (["[" * 100_000], "Line 1 .* not a metrics record"),
+        (["\0" * 9], "Line 1 .* not a metrics record"),
+        (["null"], "Line 1 .* not a metrics record"),
+    ],
+)
+def test_lines_that_a_writer_never_writes_are_named(tmp_path, lines, named):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    before = path.read_bytes()
+    for reader in (read_metrics, lambda folder: MetricsWriter(folder, last_iteration=5)):
+        with pytest.raises(ValueError, match=named):
+            reader(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_hole_is_no_fault_of_the_file(tmp_path):
+    _write(tmp_path, [1, 4])
+    assert [record["iteration"] for record in read_metrics(tmp_path)] == [1, 4]

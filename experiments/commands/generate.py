@@ -12,6 +12,7 @@ import tyro
 
 from envs.stopping import waiting_for_key
 from experiments.command import Flags, parse, run_main
+from experiments.local_path import local_path
 from experiments.presets import check_model
 from experiments.visible import visible
 from ictjax.config import TEMPERATURE, TOP_P
@@ -81,6 +82,7 @@ def _main(argv: list[str]) -> None:
     args = parse(GenerateArgs, "generate", _DESCRIPTION, argv)
     if args.prompt is None and args.tokens is None and not sys.stdin.isatty():
         raise ValueError("--prompt is missing (or --tokens; a conversation needs a terminal).")
+    args = dataclasses.replace(args, model=local_path(args.model, "--model"))
     check_model(args.model, "--model")
     # what answers is JAX; flags are right when it is loaded
     from experiments.generate import generate

@@ -12,6 +12,7 @@ from envs.api import Environment, GameId
 from experiments.command import Flags, parse, run_main, unknown
 from experiments.commands.games import DEFAULT
 from experiments.console import Terminal
+from experiments.local_path import local_path
 from experiments.presets import check_model, shipped_folder
 from experiments.run_dir import check_families, open_environment, read_run, run_prompt
 from experiments.trust import check_names
@@ -147,8 +148,9 @@ def settle(args: PlayArgs) -> PlaySetting:
     elif args.model.startswith(("http://", "https://")):
         actor = ActorConfig(model="", endpoint=EndpointConfig(url=args.model))
     elif args.model:
-        check_model(args.model, "--model")
-        actor = ActorConfig(model=args.model)
+        model = local_path(args.model, "--model")
+        check_model(model, "--model")
+        actor = ActorConfig(model=model)
     name = name or DEFAULT
     prompt, limits = (None, RolloutConfig(max_steps=50, max_turn_tokens=500))
     if task is not None:
