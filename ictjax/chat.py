@@ -388,7 +388,9 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
             tokenizer = _read(AutoTokenizer, folder)
             if _agree(tokenizer, rules):
                 return tokenizer
-        return _read(PreTrainedTokenizerFast, folder)
+        tokenizer = _read(PreTrainedTokenizerFast, folder)
+        tokenizer(_SAMPLE)  # settings of a wrong type are first met here
+        return tokenizer
     except Exception as error:  # the libraries raise all kinds
         detail = " ".join(str(error).split())[:300]
         raise ValueError(

@@ -762,6 +762,18 @@ def test_a_folder_without_the_words_of_its_tokenizer_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [{"model_max_length": "x"}, {"model_max_length": []}, {"eos_token": 5}, {"pad_token": []}],
+)
+def test_settings_of_a_tokenizer_that_cannot_be_used_are_named(tmp_path, change):
+    BYTES.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        ChatTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
     "ids",
     ["2", [[2]], 10**30, -1, True, 2.0, {"id": 2}, [2, None], list(range(17)), [2, "<|im_end|>"]],
     ids=str,
