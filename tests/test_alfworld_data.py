@@ -284,14 +284,21 @@ def test_a_name_that_no_game_can_have_costs_its_own_game_alone(tree, tmp_path, n
     assert "1 games" in environment.describe()["incomplete"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
-def test_a_folder_that_cannot_be_listed_is_damaged(tree):
-    broken, *_ = trials(tree)
-    broken.parent.chmod(0)
-    try:
-        assert trees.Tree(tree).index().damaged == ("/".join(broken.parts[-3:-1]),)
-    finally:
-        broken.parent.chmod(0o755)
+def test_a_folder_that_cannot_be_listed_is_damaged(tree, monkeypatch):
+    broken = trials(tree)[0].parent
+    closed, listdir = broken, os.listdir
+
+    def guarded(path):
+        if pathlib.Path(path) == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return listdir(path)
+
+    monkeypatch.setattr(trees.os, "listdir", guarded)
+    assert trees.Tree(tree).index().damaged == ("/".join(broken.parts[-2:]),)
+    forget()
+    closed = broken.parent
+    with pytest.raises(ValueError, match=r"/train cannot be listed \(Permission denied\): check"):
+        trees.Tree(tree).index()
 
 
 @pytest.mark.parametrize(
