@@ -21,8 +21,8 @@ class EventLog:
     context manager.
 
     What an earlier process wrote moves to a new file, without what comes after `last_iteration`,
-    and keeps its times; the old files are emptied. A TensorBoard that is running forgets what it has
-    read of them and goes on with the new one.
+    and keeps its times; the old files are emptied. A TensorBoard that is running forgets what it
+    has read of them and goes on with the new one.
 
     Args:
       folder: made if missing.

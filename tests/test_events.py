@@ -63,7 +63,7 @@ def test_the_files_of_older_versions_become_one(tmp_path):
             for iteration in (step, step + 1, step + 2):
                 writer.add_scalar("loss", step, iteration)
         (path,) = (path for path in tmp_path.iterdir() if path.suffix != ".old")
-        path.rename(tmp_path / f"events.out.tfevents.{step}.old")
+        path.rename(tmp_path / f"events.out.tfevents.{step:010}.old")
     _write(tmp_path, 4, [5], 9.0)
     assert _shown(tmp_path) == [(1, 1), (3, 3), (4, 3), (5, 9)]
 
