@@ -24,9 +24,7 @@ from ictjax.ranges import fault
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
-_FULL = dict.fromkeys(
-    (errno.ENOSPC, errno.EDQUOT), "free some space and start it again: it goes on if it can"
-)
+_FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start it again")
 _Args = TypeVar("_Args")
 
 

@@ -1,5 +1,6 @@
 """The file that TensorBoard reads. Needs tensorboardX, for its records and checksums."""
 
+import os
 import pathlib
 import re
 import struct
@@ -20,8 +21,8 @@ class EventLog:
     context manager.
 
     What an earlier process wrote moves to a new file, without what comes after `last_iteration`,
-    and keeps its times; the old files are removed. A TensorBoard that is running forgets what it
-    has read of them and reads the new one.
+    and keeps its times; the old files are emptied. A TensorBoard that is running forgets what it
+    has read of them and goes on with the new one.
 
     Args:
       folder: made if missing.
@@ -49,7 +50,8 @@ class EventLog:
             )
         whole.rename(path)
         for old in files:
-            old.unlink()
+            # not removed: a TensorBoard that reads it goes on to the next only while it is there
+            os.truncate(old, 0)
         self._file = path.open("ab", buffering=0)
 
     def __enter__(self) -> "EventLog":

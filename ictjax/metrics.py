@@ -26,6 +26,7 @@ class MetricsWriter:
 
     Raises:
       ValueError: a line before the last is not what `write` writes.
+      OSError: the directory cannot be written to.
     """
 
     def __init__(
@@ -35,13 +36,13 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         _truncate(path, last_iteration)
-        self._file = path.open("ab", buffering=0)
         self._events = None
         with contextlib.suppress(ImportError):  # optional: the JSON lines hold everything
             # not at the top: it loads PyTorch where that is installed, and readers need neither
             from ictjax.events import EventLog
 
             self._events = EventLog(folder / "tensorboard", last_iteration)
+        self._file = path.open("ab", buffering=0)
 
     def __enter__(self) -> "MetricsWriter":
         return self

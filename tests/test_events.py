@@ -15,9 +15,16 @@ def _write(folder, last, iterations, value=0.0):
             log.write(iteration, {"loss": value, "reward": -value})
 
 
+def _newest(folder):
+    """The only file that is not empty, and the last."""
+    (path,) = (path for path in folder.iterdir() if path.stat().st_size)
+    assert path == max(folder.iterdir())
+    return path
+
+
 def _shown(folder):
-    """What TensorBoard shows of the only file: steps and values of the loss."""
-    (path,) = folder.iterdir()
+    """What TensorBoard shows: steps and values of the loss."""
+    path = _newest(folder)
     events = [event for event, _ in _events(path.read_bytes())]
     assert events[0].file_version == "brain.Event:2"
     assert events[1].HasField("session_log") and events[1].step == 0
@@ -44,7 +51,7 @@ def test_every_iteration_stands_there_once_over_many_resumes(tmp_path):
     for resume in range(1, 4):  # within the same second
         _write(tmp_path, 2, range(3, 5), float(resume))
         assert _shown(tmp_path) == [(1, 0), (2, 0), (3, resume), (4, resume)]
-    (last,) = tmp_path.iterdir()
+    last = _newest(tmp_path)
     assert last.name > first  # or TensorBoard would not open it
     kept = [event.wall_time for event, _ in _events(last.read_bytes())][2:4]
     assert kept == times[:2]
@@ -56,7 +63,7 @@ def test_the_files_of_older_versions_become_one(tmp_path):
             for iteration in (step, step + 1, step + 2):
                 writer.add_scalar("loss", step, iteration)
         (path,) = (path for path in tmp_path.iterdir() if path.suffix != ".old")
-        path.rename(tmp_path / f"events.out.tfevents.{step}.old")
+        path.rename(tmp_path / f"events.out.tfevents.{step:010}.old")
     _write(tmp_path, 4, [5], 9.0)
     assert _shown(tmp_path) == [(1, 1), (3, 3), (4, 3), (5, 9)]
 
@@ -76,7 +83,8 @@ def test_a_file_of_something_else_is_no_obstacle(tmp_path, data):
     (tmp_path / "events.out.tfevents.5.host").write_bytes(data)
     (tmp_path / "notes.txt").write_text("mine")
     _write(tmp_path, 0, [1])
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".ictjax", ".txt"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".host", ".ictjax", ".txt"]
+    assert (tmp_path / "events.out.tfevents.5.host").read_bytes() == b""
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
