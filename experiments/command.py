@@ -24,6 +24,7 @@ from ictjax.ranges import fault
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
+_NARROWEST = 20  # columns; less cannot be read
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start it again")
 _Args = TypeVar("_Args")
 
@@ -149,13 +150,14 @@ def overview(program: str, description: str, words: Mapping[str, str]) -> None:
     print("\n".join(textwrap.wrap(description, _width(), break_on_hyphens=False)) + "\n")
     indent = max(map(len, words)) + 4
     for name, about in words.items():
-        lines = textwrap.wrap(about, _width() - indent, break_on_hyphens=False)
+        lines = textwrap.wrap(about, max(_width() - indent, _NARROWEST), break_on_hyphens=False)
         print(f"  {name:<{indent - 2}}" + f"\n{' ' * indent}".join(lines))
-    print(f"\n`{program} {next(iter(words))} --help`, for example, lists its flags.")
+    ending = f"`{program} {next(iter(words))} --help`, for example, lists its flags."
+    print("\n" + "\n".join(textwrap.wrap(ending, _width(), break_on_hyphens=False)))
 
 
 def _width() -> int:
-    return shutil.get_terminal_size().columns
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
 
 
 def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_Args, list[str]]:
@@ -169,6 +171,11 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:
+    for word in argv:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # bytes that are no text
+            raise ValueError(
+                f"The argument {word!r:.100} is not text in UTF-8: give it in that encoding."
+            )
     if default is not None:
         settings["default"] = default
 
