@@ -5,20 +5,134 @@ together or not at all.
 import errno
 import json
 import os
+import pathlib
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
+_REMAINS = (".orbax-checkpoint-tmp", ".removed")  # of saves, and of removals, that were killed
 
 
-class Checkpointer:
-    """Checkpoints under one folder, one sub-folder per step. A context manager.
+class CheckpointReader:
+    """The checkpoints under one folder, for whoever only reads them. A context manager.
+
+    Makes and removes nothing, so that it may stand beside the `Checkpointer` of a running program:
+    what is being saved does not count yet, and what is removed meanwhile is no longer there.
+
+    Args:
+      folder: may be missing: there are no checkpoints then.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = pathlib.Path(folder).absolute()
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "host"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees what Orbax holds. Idempotent."""
+        self._orbax.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint; None if there is none."""
+        return max(self.steps, default=None)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """All complete checkpoints, ascending, as they are on disk now."""
+        return tuple(sorted(int(path.name) for path in self._entries() if _is_step(path.name)))
+
+    def _entries(self) -> list[pathlib.Path]:
+        try:
+            return list(self._folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def restore(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads the checkpoint of `step`, or the latest for None.
+
+        Args:
+          step: which one.
+          template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its
+            structure, and with its shardings where it has them.
+
+        Returns:
+          The state and the host's record.
+
+        Raises:
+          ValueError: there is no such checkpoint, or none any more; it cannot be read, or it is of
+            other shapes.
+        """
+        return self._restore(step, template, partly=False)
+
+    def restore_part(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
+        """`restore` of some leaves: `template` holds those that are wanted, under the names that
+        they have in the whole (a dict may stand for a NamedTuple). Nothing else is read.
+        """
+        return self._restore(step, template, partly=True)
+
+    def _restore(
+        self, wanted: int | None, template: Any, *, partly: bool
+    ) -> tuple[Any, dict[str, Any]]:
+        while True:
+            step = self.latest_step if wanted is None else wanted
+            if step is None or step not in self.steps:
+                found = ", ".join(map(str, self.steps)) or "none"
+                raise ValueError(
+                    f"No checkpoint {'at all' if step is None else f'of step {step}'} in"
+                    f" {self._folder} (there: {found})."
+                )
+            try:
+                return self._read(step, template, partly=partly)
+            except ValueError:
+                if step in self.steps:
+                    raise
+                # the run went on meanwhile and kept newer ones only: look again
+
+    def _read(self, step: int, template: Any, *, partly: bool) -> tuple[Any, dict[str, Any]]:
+        where = f"The checkpoint of step {step} in {self._folder}"
+        record = self._load(where, step, host=ocp.args.JsonRestore())["host"]
+        wanted, leaves = _describe(template), record["leaves"]
+        if partly:
+            leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}
+        difference = _first_difference(wanted, leaves)
+        if difference:
+            raise ValueError(
+                f"{where} does not fit this model and optimizer: {difference}. Use its"
+                " configuration, or another run directory."
+            )
+        shapes = _by_name(jax.tree.map(_abstract, template))
+        read = ocp.args.PyTreeRestore(
+            shapes,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+            partial_restore=partly,
+        )
+        restored = self._load(where, step, state=read)["state"]
+        leaves = [restored[name] for name in _names(template)]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]
+
+    def _load(self, where: str, step: int, **items: Any) -> Any:
+        try:
+            return self._orbax.restore(self._folder / str(step), args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise ValueError(
+                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
+                " an earlier one."
+            ) from error
+
+
+class Checkpointer(CheckpointReader):
+    """Checkpoints under one folder, one sub-folder per step, for the one program that writes them.
 
     A save is written beside its final place and renamed there when it is complete: a process killed
     at any moment leaves the previous checkpoint as the latest, and the next `Checkpointer` removes
@@ -27,15 +141,21 @@ class Checkpointer:
     Args:
       folder: made if missing.
       keep_last: how many of the newest checkpoints stay.
+      keep_every: the multiples of this step stay as well; 0 for none.
 
     Raises:
-      ValueError: for a count below 1, or a folder that cannot be made.
+      ValueError: for a count that is too low, or a folder that cannot be made.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep_last: int = 2) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int = 0
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}.")
-        self._folder = Path(folder).absolute()
+        if keep_every < 0:
+            raise ValueError(f"Keep every step of a positive number: got keep_every={keep_every}.")
+        super().__init__(folder)
+        self._keep_last, self._keep_every = keep_last, keep_every
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -43,35 +163,7 @@ class Checkpointer:
                 f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose"
                 " another."
             ) from error
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep_last),
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-            ),
-            item_names=("state", "host"),
-        )
-
-    def __enter__(self) -> "Checkpointer":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Frees Orbax's threads. Idempotent."""
-        self._manager.close()
-
-    @property
-    def latest_step(self) -> int | None:
-        """The newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """All complete checkpoints, ascending."""
-        return tuple(sorted(self._manager.all_steps()))
+        self._remove_remains()
 
     def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
         """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are
@@ -93,12 +185,11 @@ class Checkpointer:
         if free < needed:
             raise ValueError(_too_full(step, self._folder, needed, free))
         try:
-            saved = self._manager.save(
-                step,
+            self._orbax.save(
+                self._folder / str(step),
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(record)
                 ),
-                force=True,
             )
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -106,70 +197,24 @@ class Checkpointer:
             raise ValueError(
                 _too_full(step, self._folder, needed, shutil.disk_usage(self._folder).free)
             ) from error
-        assert saved, f"Orbax did not save step {step}"
+        self._remove_old()
 
-    def restore(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads the checkpoint of `step`, or the latest for None.
+    def _remove_old(self) -> None:
+        steps = self.steps
+        for step in steps[: -self._keep_last]:
+            if not self._keep_every or step % self._keep_every:
+                # out of sight first: a killed process leaves no half of a checkpoint
+                (self._folder / str(step)).rename(self._folder / f"{step}.removed")
+        self._remove_remains()
 
-        Args:
-          step: which one.
-          template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its
-            structure, and with its shardings where it has them.
+    def _remove_remains(self) -> None:
+        for path in self._entries():
+            if path.name.endswith(_REMAINS) and _is_step(path.name.partition(".")[0]):
+                shutil.rmtree(path, ignore_errors=True)
 
-        Returns:
-          The state and the host's record.
 
-        Raises:
-          ValueError: there is no such checkpoint, it cannot be read, or it is of other shapes.
-        """
-        return self._restore(step, template, partly=False)
-
-    def restore_part(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
-        """`restore` of some leaves: `template` holds those that are wanted, under the names that
-        they have in the whole (a dict may stand for a NamedTuple). Nothing else is read.
-        """
-        return self._restore(step, template, partly=True)
-
-    def _restore(
-        self, step: int | None, template: Any, *, partly: bool
-    ) -> tuple[Any, dict[str, Any]]:
-        if step is None:
-            step = self.latest_step
-        if step is None or step not in self.steps:
-            found = ", ".join(map(str, self.steps)) or "none"
-            raise ValueError(
-                f"No checkpoint {'at all' if step is None else f'of step {step}'} in {self._folder}"
-                f" (there: {found})."
-            )
-        where = f"The checkpoint of step {step} in {self._folder}"
-        record = self._read(where, step, host=ocp.args.JsonRestore())["host"]
-        wanted, leaves = _describe(template), record["leaves"]
-        if partly:
-            leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}
-        difference = _first_difference(wanted, leaves)
-        if difference:
-            raise ValueError(
-                f"{where} does not fit this model and optimizer: {difference}. Use its"
-                " configuration, or another run directory."
-            )
-        shapes = _by_name(jax.tree.map(_abstract, template))
-        read = ocp.args.PyTreeRestore(
-            shapes,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
-            partial_restore=partly,
-        )
-        restored = self._read(where, step, state=read)["state"]
-        leaves = [restored[name] for name in _names(template)]
-        return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]
-
-    def _read(self, where: str, step: int, **items: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:
-            raise ValueError(
-                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
-                " an earlier one."
-            ) from error
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and name == str(int(name))
 
 
 def _names(tree: Any) -> list[str]:
@@ -221,7 +266,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def _too_full(step: int, folder: Path, needed: int, free: int) -> str:
+def _too_full(step: int, folder: pathlib.Path, needed: int, free: int) -> str:
     return (
         f"Too little disk for the checkpoint of step {step}: {folder} needs {needed / 2**20:.0f}"
         f" MiB and has {free / 2**20:.0f} MiB free. Free some space, keep fewer checkpoints, or"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ictjax.chat import ChatTokenizer
-from ictjax.checkpoint import Checkpointer
+from ictjax.checkpoint import CheckpointReader
 from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import Function, FunctionSpeaker
@@ -180,10 +180,16 @@ def trained_shapes(config: TrainConfig) -> LearnerState:
 
 def newest_step(run_dir: pathlib.Path) -> int:
     """The step of a run's newest checkpoint. Raises ValueError where there is none."""
-    with Checkpointer(_checkpoints(run_dir)) as checkpointer:
-        if checkpointer.latest_step is None:
-            raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
-        return checkpointer.latest_step
+    return saved_steps(run_dir)[-1]
+
+
+def saved_steps(run_dir: pathlib.Path) -> tuple[int, ...]:
+    """The steps of a run's checkpoints, ascending. Raises ValueError where there is none."""
+    with CheckpointReader(run_dir / "checkpoints") as reader:
+        steps = reader.steps
+    if not steps:
+        raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
+    return steps
 
 
 def restore_trained(
@@ -203,8 +209,9 @@ def restore_trained(
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the configuration.
     """
-    with Checkpointer(_checkpoints(run_dir)) as checkpointer:
-        part, host = checkpointer.restore_part(step, {"params": trained_shapes(config).params})
+    saved_steps(run_dir)
+    with CheckpointReader(run_dir / "checkpoints") as reader:
+        part, host = reader.restore_part(step, {"params": trained_shapes(config).params})
     return host["iteration"], part["params"]
 
 
@@ -283,13 +290,6 @@ def open_model(
         )
     sampler = Sampler(model, params, sizes, chat.pad_id)
     return ModelSpeaker(sampler, chat, share_min_tokens=_SHARE_MIN_TOKENS)
-
-
-def _checkpoints(run_dir: pathlib.Path) -> pathlib.Path:
-    folder = run_dir / "checkpoints"
-    if not folder.is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
-    return folder
 
 
 def _actor(

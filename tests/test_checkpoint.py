@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from ictjax.checkpoint import Checkpointer
+from ictjax.checkpoint import Checkpointer, CheckpointReader
 from ictjax.learner import LearnerState, init_state
 
 
@@ -78,6 +78,69 @@ def test_keeps_the_last(tmp_path):
             checkpointer.save(step, {"x": jnp.asarray(float(step))}, {"step": step})
         assert checkpointer.steps == (6, 7)
         assert checkpointer.restore(6, {"x": jnp.zeros(())})[1] == {"step": 6}
+
+
+def test_keeps_the_multiples_too(tmp_path):
+    with Checkpointer(tmp_path, keep_last=1, keep_every=3) as checkpointer:
+        for step in range(1, 9):
+            checkpointer.save(step, {"x": jnp.zeros(())}, {})
+        assert checkpointer.steps == (3, 6, 8)
+    assert sorted(os.listdir(tmp_path)) == ["3", "6", "8"]
+
+
+# --- who only reads ---
+
+
+def test_a_reader_makes_and_removes_nothing(tmp_path):
+    with CheckpointReader(tmp_path / "missing") as reader:
+        assert reader.latest_step is None and reader.steps == ()
+        with pytest.raises(ValueError, match="No checkpoint at all"):
+            reader.restore(None, {"x": jnp.zeros(())})
+    assert not (tmp_path / "missing").exists()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"x": jnp.ones(())}, {})
+    saving = tmp_path / "2.orbax-checkpoint-tmp" / "state"
+    saving.mkdir(parents=True)
+    with CheckpointReader(tmp_path) as reader:
+        assert reader.steps == (1,)
+        assert reader.restore(None, {"x": jnp.zeros(())})[0]["x"] == 1
+    assert saving.is_dir()
+    with Checkpointer(tmp_path):
+        assert os.listdir(tmp_path) == ["1"]  # the one who writes removes what a killed one left
+
+
+def test_a_reader_sees_what_is_saved_and_removed_meanwhile(tmp_path):
+    zero = {"x": jnp.zeros(())}
+    with Checkpointer(tmp_path, keep_last=1) as checkpointer, CheckpointReader(tmp_path) as reader:
+        for step in (1, 2):
+            checkpointer.save(step, {"x": jnp.full((), float(step))}, {"step": step})
+            state, host = reader.restore(None, zero)
+            assert (state["x"], host) == (step, {"step": step})
+        with pytest.raises(ValueError, match=r"No checkpoint of step 1 .* \(there: 2\)"):
+            reader.restore(1, zero)
+
+
+@pytest.mark.parametrize("asked", [None, 1])
+def test_a_checkpoint_that_goes_while_it_is_read_makes_way_for_the_newest(
+    tmp_path, monkeypatch, asked
+):
+    zero = {"x": jnp.zeros(())}
+    with Checkpointer(tmp_path, keep_last=1) as checkpointer, CheckpointReader(tmp_path) as reader:
+        checkpointer.save(1, {"x": jnp.ones(())}, {"step": 1})
+        load = reader._load
+
+        def slow(where, step, **items):
+            if step == 1 and "state" in items:
+                checkpointer.save(2, {"x": jnp.full((), 2.0)}, {"step": 2})
+            return load(where, step, **items)
+
+        monkeypatch.setattr(reader, "_load", slow)
+        if asked is None:
+            state, host = reader.restore(None, zero)
+            assert (state["x"], host) == (2, {"step": 2})
+        else:
+            with pytest.raises(ValueError, match=r"No checkpoint of step 1 .* \(there: 2\)"):
+                reader.restore(asked, zero)
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -172,11 +235,13 @@ def test_bad_counts_and_folders_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="Cannot make the checkpoint folder"):
         Checkpointer(tmp_path / "file" / "checkpoints")
+    with pytest.raises(ValueError, match="keep_every=-1"):
+        Checkpointer(tmp_path, keep_every=-1)
 
 
 _SAVES_FOREVER = """
 import sys, itertools, jax.numpy as jnp
-from ictjax.checkpoint import Checkpointer
+from ictjax.checkpoint import Checkpointer, CheckpointReader
 with Checkpointer(sys.argv[1], keep_last=3) as checkpointer:
     for step in itertools.count(1):
         checkpointer.save(step, {"x": jnp.full((200_000,), float(step)), "y": jnp.full((50,), step)}, {"step": step})
