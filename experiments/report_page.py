@@ -44,7 +44,7 @@ def render(run: RunData) -> str:
     splits = [split for evaluation in run.evaluations for split in split_summaries(evaluation)]
     parts = (
         _header(run, splits),
-        *(_results(evaluation) for evaluation in run.evaluations),
+        *(_results(run, evaluation) for evaluation in run.evaluations),
         Html("") if run.evaluations else _no_results(),
         _training(run),
         *(section(evaluation) for evaluation in run.evaluations for section in (_prompts, _games)),
@@ -180,7 +180,21 @@ def _no_results() -> Html:
     )
 
 
-def _results(evaluation: Evaluation) -> Html:
+def _checkpoint(run: RunData, evaluation: Evaluation) -> Html:
+    """Which checkpoint was evaluated, unless it is the last of the run; and what had changed."""
+    step = evaluation.checkpoint
+    early = step not in (None, run.config.get("iterations"))
+    return html(
+        "{}{}",
+        f"Of iteration {step}. " if early else "",
+        joined(
+            html("<b>Changed since training: {}.</b> ", str(change))
+            for change in evaluation.changes
+        ),
+    )
+
+
+def _results(run: RunData, evaluation: Evaluation) -> Html:
     splits = split_summaries(evaluation)
     names = [
         arm
@@ -242,10 +256,11 @@ def _results(evaluation: Evaluation) -> Html:
     return _section(
         f"Results{_on(evaluation)}",
         html(
-            "{}Games won per family, with 95 % intervals: {}. All arms play the same games, so"
+            "{}{}Games won per family, with 95 % intervals: {}. All arms play the same games, so"
             " their differences are paired. No test game has an initial state that training or"
             " reflection has seen.",
             f"Measured on {games}. " if games else "",
+            _checkpoint(run, evaluation),
             legend,
         ),
         html('<div class="figure">{}</div>', bars),

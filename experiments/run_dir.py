@@ -15,6 +15,7 @@ from envs.files import replacing
 from envs.pool import WorkerPool
 from envs.registry import known_names, load_environment
 from experiments.command import unknown
+from experiments.evaluation_results import prompts_file, read_results
 from experiments.manifest import games_sha256
 from experiments.resume import check_changes, newest_checkpoint, newest_record
 from experiments.run_lock import FILE_NAME as LOCK
@@ -196,7 +197,7 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     """
     if arm == "initial":
         return read_run(run_dir).task.initial_prompt
-    for line in read_records(run_dir / "prompts" / "evaluation.jsonl").values:
+    for line in read_records(_scored_prompts(run_dir)).values:
         if (line["arm"], line["family"]) == (arm, family):
             return line["system_prompt"]
     if arm == "trained":
@@ -212,6 +213,11 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
         f"{run_dir} has no prompt of the arm {arm!r} for {family!r}: evaluate it first (ictjax"
         f" evaluate --run-dir {run_dir}), or name another --family or --arm."
     )
+
+
+def _scored_prompts(run_dir: pathlib.Path) -> pathlib.Path:
+    path = run_dir / "evaluation.json"
+    return prompts_file(run_dir, path.stem, read_results(path) if path.is_file() else {})
 
 
 def read_manifest(run_dir: pathlib.Path) -> dict[str, Any]:

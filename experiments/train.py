@@ -11,7 +11,7 @@ from rich.console import Console
 from envs.api import Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
-from experiments.limits import check_limits, local_roles
+from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
 from experiments.presets import in_folders
@@ -27,7 +27,6 @@ from experiments.run_dir import (
 )
 from experiments.run_lock import RunLock
 from ictjax.checkpoint import check_space
-from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
 from ictjax.models.hf import content_hash
 from ictjax.players import check_language, trained_shapes
@@ -68,11 +67,7 @@ def start(
                 _say(console, incomplete(run_dir, lost))
             return
     check_limits(config)
-    for name, role, _ in local_roles(config):
-        try:
-            open_mesh(role.mesh)
-        except ValueError as error:
-            raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
+    check_meshes(config)
     check_memory(config)
     folders = in_folders(config)
     check_language(folders)

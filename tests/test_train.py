@@ -20,7 +20,9 @@ from envs.api import CannotGoOn
 from envs.fake import FakeEnvironment
 from envs.local import LocalPool
 from envs.pool import WorkerPool
+from experiments import export, report
 from experiments.evaluate import evaluate
+from experiments.evaluate import main as evaluate_main
 from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS, preset
 from ictjax.checkpoint import Checkpointer
@@ -246,8 +248,9 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     assert lamp["arms"]["trained"]["mean"] == 0  # it was taught the other word
     assert set(report["overall"]) == {"train", "heldout"}
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
-    check_games(tmp_path)
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "evaluation").iterdir()}
+    folder = tmp_path / report["folder"]
+    check_games(tmp_path, folder)
+    parts = {path: path.stat().st_mtime_ns for path in folder.glob("*_*.json")}
     assert len(parts) == 6
     next(iter(parts)).unlink()
     # only the missing part is played again
@@ -256,7 +259,7 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     assert changed == [next(iter(parts))]
 
 
-def check_games(run_dir):
+def check_games(run_dir, folder):
     """All arms played the same TEST games in the same order, none of which begins like a game of
     training.
     """
@@ -268,17 +271,12 @@ def check_games(run_dir):
     for family in ("door", "lamp"):
         played = {}
         for arm in ("initial", "untrained", "trained"):
-            lines = (
-                (run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl").read_text().splitlines()
-            )
+            lines = (folder / "episodes" / f"{arm}_{family}.jsonl").read_text().splitlines()
             trajectories = [trajectory_from_json(line) for line in lines]
             played[arm] = [t.game for t in trajectories]
             assert not {t.state_hash for t in trajectories} & trained_on
         assert played["initial"] == played["untrained"] == played["trained"]
-    rows = [
-        json.loads(line)
-        for line in (run_dir / "prompts" / "evaluation.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * 2 * 12
     assert {row["arm"] for row in rows} == {"initial", "untrained", "trained"}
 
@@ -504,3 +502,30 @@ def test_values_of_another_type_are_refused_by_the_name_of_their_field(place, va
     record[name] = value
     with pytest.raises(ValueError, match=place.replace(".", r"\.")):
         from_dict(config)
+
+
+def test_readers_beside_a_running_trainer_change_nothing(start, uninterrupted, tmp_path):
+    """Evaluations, exports and reports, one after the other until it ends: they see whole
+    checkpoints only, and it goes on as if alone.
+    """
+    run_dir, done = tmp_path / "beside", {"evaluate": 0, "export": 0, "report": 0}
+    process = start(run_dir)
+    while process.poll() is None:
+        if not (run_dir / "checkpoints" / "1").is_dir() and not done["export"]:
+            time.sleep(0.01)
+            continue
+        out = tmp_path / f"out{done['export']}"
+        export.main(["--run-dir", str(run_dir), "--out", str(out)])
+        done["export"] += 1
+        report.main(["--run-dir", str(run_dir)])
+        done["report"] += 1
+        if done["evaluate"] < 2:
+            flags = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
+            evaluate_main(["--run-dir", str(run_dir), *flags])
+            done["evaluate"] += 1
+    finish(process)
+    assert all(done.values()), done
+    assert timeless(run_dir) == timeless(uninterrupted)
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {
+        path.name for path in (uninterrupted / "checkpoints").iterdir()
+    }
