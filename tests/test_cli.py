@@ -487,6 +487,39 @@ def test_a_tokenizer_of_another_model_is_said_before_weights_are_read(capsys, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("role", ["actor", "reflector"])
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", '{"rms_norm_eps": NaN}', "sets rms_norm_eps to nan"),
+        ("tokenizer.json", None, "tokenizer.json is missing"),
+        (
+            "tokenizer_config.json",
+            '{"auto_map": ["a.B", null], "tokenizer_class": "B"}',
+            "is a program",
+        ),
+        ("generation_config.json", '{"eos_token_id": "<end>"}', "sets eos_token_id to '<end>'"),
+        ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "512 MB of memory"),
+        ("model.safetensors", None, "has neither model.safetensors nor"),
+        ("model.safetensors", "", "model.safetensors cannot be read"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "b"}}', "has weights twice"),
+    ],
+)
+@pytest.mark.usefixtures("reads_no_weights")
+def test_a_folder_that_is_no_model_is_said_with_its_role(capsys, tmp_path, role, name, text, words):
+    folder = save_pair(tmp_path)[role == "reflector"]
+    path = folder / name
+    if text is None:
+        path.unlink()
+    elif name in ("config.json", "tokenizer_config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(text)))
+    else:
+        path.write_text(text)
+    argv = flags(tmp_path / "run", f"--{role}.model", str(folder))
+    refused(capsys, train.main, argv, f"{role}.model: ", str(folder), words)
+    assert not (tmp_path / "run").exists()
+
+
 def failing(monkeypatch, *made):
     """Training that raises after it has made some files of its run directory."""
 
