@@ -2,6 +2,7 @@
 together or not at all.
 """
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 from ictjax.digests import digests
 
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
+_LAST_READS_S = 2.0  # that a failed restore waits for its other reads
 _CHECK_BYTES = 2**28  # of a checkpoint, that are read back at once
 _PLAIN = re.compile(r"[\w/.,+=@ -]+")  # paths that Orbax and TensorStore take as they are
 _DESCRIPTORS = pathlib.Path("/proc/self/fd")
@@ -344,14 +346,39 @@ def _plainly_named(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(descriptor)
 
 
+class _EndedLoop(asyncio.SelectorEventLoop):
+    """Ends what still runs in it when it is closed. Orbax closes its loop as soon as one read of
+    many has failed; the others would complain of that later, each with a traceback.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and not self.is_running():
+            self.set_exception_handler(lambda loop, context: None)
+            if tasks := asyncio.all_tasks(self):
+                # TensorStore complains of what is cancelled, too
+                self.run_until_complete(asyncio.wait(tasks, timeout=_LAST_READS_S))
+            if tasks := asyncio.all_tasks(self):
+                for task in tasks:
+                    task.cancel()
+                self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _EndedLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _EndedLoop()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without Orbax's own lines and tracebacks: what fails is raised as well, and told once."""
-    logger = logging.getLogger("absl")
+    logger, policy = logging.getLogger("absl"), asyncio.get_event_loop_policy()
     before, logger.disabled = logger.disabled, True
+    asyncio.set_event_loop_policy(_EndedLoops())
     try:
         yield
     finally:
+        asyncio.set_event_loop_policy(policy)
         logger.disabled = before
 
 
