@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -44,7 +44,8 @@ class Stopped(BaseException):
 
 def run_main(body: Callable[[], None], remedy: str) -> None:
     """Runs a command: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM with a
-    word on how to go on, output into a closed pipe without a word (exit code 141).
+    word on how to go on, output into a closed pipe without a word (exit code 141), memory that
+    does not suffice with one sentence and exit code 1.
     """
 
     def stop(number: int, _frame: Any) -> None:
@@ -73,12 +74,28 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
         reason = error.strerror or " ".join(str(error).split())
         print(f"ictjax: {visible(where + reason)}; name another place.", file=sys.stderr)
         sys.exit(2)
+    except MemoryError:
+        _end_without_memory("")
+    except RuntimeError as error:  # JAX's, which is not imported here
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        wanted = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", str(error))
+        _end_without_memory("" if wanted is None else f" ({wanted[1]} were asked for)")
     except Stopped as stopped:
         print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
         sys.exit(stopped.exit_code)
     finally:
         for signal_number, handler in before.items():
             signal.signal(signal_number, handler)
+
+
+def _end_without_memory(about: str) -> NoReturn:
+    print(
+        f"ictjax: the memory does not suffice{about}: give smaller sizes (rows, slots, lengths), or"
+        " more devices.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:
