@@ -11,7 +11,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -40,9 +40,9 @@ class Flags:
 
 
 def run_main(body: Callable[[], None], remedy: str) -> None:
-    """Runs a command: bad input ends with one sentence and exit code 2, a run that cannot go on
-    with one and exit code 1, SIGINT and SIGTERM with a word on how to go on, output into a closed
-    pipe without a word (exit code 141).
+    """Runs a command: bad input ends with one sentence and exit code 2, a run that cannot go on, or
+    memory that does not suffice, with one and exit code 1, SIGINT and SIGTERM with a word on how to
+    go on, output into a closed pipe without a word (exit code 141).
     """
     with armed() as program:
         program.remedy = remedy
@@ -85,6 +85,22 @@ def _run(body: Callable[[], None]) -> None:
         remedy = _FULL.get(error.errno or 0, "name another place")
         print(f"ictjax: {visible(where + reason)}; {remedy}.", file=sys.stderr)
         sys.exit(2)
+    except MemoryError:
+        _end_without_memory("")
+    except RuntimeError as error:  # JAX's, which is not imported here
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        wanted = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", str(error))
+        _end_without_memory("" if wanted is None else f" ({wanted[1]} were asked for)")
+
+
+def _end_without_memory(about: str) -> NoReturn:
+    print(
+        f"ictjax: the memory does not suffice{about}: give smaller sizes (rows, slots, lengths), or"
+        " more devices.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:
