@@ -375,10 +375,9 @@ def test_a_cosine_without_a_length_is_as_long_as_the_run(given, whole):
         optimizer=dataclasses.replace(config.optimizer, schedule="cosine", total_steps=given),
     )
     assert config.whole_optimizer.total_steps == whole
-    with pytest.raises(ValueError, match="warmup_steps = 12: lower"):
-        dataclasses.replace(
-            config, optimizer=dataclasses.replace(config.optimizer, total_steps=0, warmup_steps=12)
-        )
+    late = dataclasses.replace(config.optimizer, total_steps=0, warmup_steps=12)
+    with pytest.raises(ValueError, match="optimizer.warmup_steps = 12: lower"):
+        dataclasses.replace(config, optimizer=late)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
