@@ -330,7 +330,7 @@ def test_a_stopped_run_has_saved_its_last_iteration_and_says_how_to_go_on(start,
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + number
         assert "start it again with the same flags" in errors
         assert "Traceback" not in errors
