@@ -183,7 +183,8 @@ class TrainConfig(Ranged):
                 f" divide over reflector.mesh data x fsdp = {shares}: lower"
                 " learner.num_microbatches."
             )
-        steps, warmup = self.whole_optimizer.total_steps, self.optimizer.warmup_steps
+        steps = self.optimizer.total_steps or self.iterations * self.learner.epochs
+        warmup = self.optimizer.warmup_steps
         if self.optimizer.schedule == "cosine" and steps <= warmup:
             raise ValueError(
                 f"The cosine of optimizer.schedule ends with the run, after iterations x"

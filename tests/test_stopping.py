@@ -51,8 +51,8 @@ class Running:
         raise AssertionError(self.process.communicate())
 
     def ended(self, number):
-        """What it still printed; it ends within five seconds by this signal."""
-        shown, errors = self.process.communicate(timeout=5)
+        """What it still printed; it has to end by this signal, without being killed."""
+        shown, errors = self.process.communicate(timeout=30)
         assert self.process.returncode == 128 + number, errors
         name = signal.Signals(number).name
         assert errors.endswith(f"\nictjax: stopped by {name}; start it again.\n"), errors
