@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import io
 import os
 import re
@@ -22,6 +23,7 @@ from experiments.visible import visible
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
+_FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start it again")
 _Args = TypeVar("_Args")
 
 
@@ -68,7 +70,8 @@ def _run(body: Callable[[], None]) -> None:
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
-        print(f"ictjax: {visible(where + reason)}; name another place.", file=sys.stderr)
+        remedy = _FULL.get(error.errno or 0, "name another place")
+        print(f"ictjax: {visible(where + reason)}; {remedy}.", file=sys.stderr)
         sys.exit(2)
 
 

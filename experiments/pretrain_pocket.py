@@ -38,6 +38,7 @@ from ictjax.manners import write_manners
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
+from ictjax.run_files import write_lines
 
 _PLAY_STEPS = {"minihack": 14, "alfworld": 16}  # of a scripted episode
 _MAX_LEVEL = 6
@@ -92,7 +93,7 @@ def pretrain(config: PretrainArgs) -> None:
             actor_only=config.stage == "actor",
         )
     path = config.out / "measurements.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_lines(path, [json.dumps(report, indent=1)])
     show(report, console)
     console.print(f"The models and {path.name} are in {config.out}.", highlight=False)
 

@@ -33,7 +33,7 @@ _TRAINED = ("config.json", "manifest.json", METRICS, "tensorboard", "checkpoints
 _STAGED = ".ictjax-start"  # how the name of a directory ends that is being made
 _FORGOTTEN_S = 3600.0  # after which one that was never finished is removed
 
-_MIN_FREE_BYTES = 256 * 2**20
+_MIN_FREE_BYTES = 32 * 2**20  # beside the checkpoints, see ictjax.checkpoint.check_space
 
 
 def open_environment(name: str, options: Mapping[str, str]) -> Environment:

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from envs.files import replacing
 from ictjax.json_lines import to_json_text
 
 FILE_NAME = "ictjax.json"
@@ -87,7 +88,8 @@ def write_manners(folder: pathlib.Path, manners: Mapping[str, Manners]) -> None:
         name: {**vars(entry), "options": dict(entry.options)} for name, entry in manners.items()
     }
     text = to_json_text({"environments": entries}, indent=1) + "\n"
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+    with replacing(folder / FILE_NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def manners_for(folder: str | os.PathLike[str], environment: str) -> Manners | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from envs.files import replacing
+from envs.files import append, replacing
 from ictjax.json_lines import to_json_line
 
 FILE_NAME = "metrics.jsonl"
@@ -26,6 +26,7 @@ class MetricsWriter:
 
     Raises:
       ValueError: a line before the last is not what `write` writes.
+      OSError: the directory cannot be written to.
     """
 
     def __init__(
@@ -35,15 +36,13 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         _truncate(path, last_iteration)
-        self._file = path.open("a", encoding="utf-8")
-        first = 0 if last_iteration is None else last_iteration + 1
         self._events = None
         with contextlib.suppress(ImportError):  # optional: the JSON lines hold everything
             # not at the top: it loads PyTorch where that is installed, and readers need neither
-            import tensorboardX
+            from ictjax.events import EventLog
 
-            # purge_step hides what an earlier process logged past the restored iteration.
-            self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+            self._events = EventLog(folder / "tensorboard", last_iteration)
+        self._file = path.open("ab", buffering=0)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -54,7 +53,8 @@ class MetricsWriter:
     def write(
         self, iteration: int, values: Mapping[str, Any], time: Mapping[str, float] | None = None
     ) -> None:
-        """Writes one line and waits until it is on disk.
+        """Writes one line and waits until it is on disk; a disk that refuses it leaves the file as
+        it was.
 
         Args:
           iteration: which iteration the numbers are of.
@@ -65,28 +65,24 @@ class MetricsWriter:
 
         Raises:
           ValueError: `values` uses a reserved key, or holds something JSON cannot.
+          OSError: the disk is full, or cannot be written to.
         """
         for key in ("iteration", "time"):
             if key in values:
                 raise ValueError(f"The metric name {key!r} is reserved: choose another.")
         seconds = _plain(time or {})
         record = {"iteration": iteration, **_plain(values), "time": seconds}
-        self._file.write(to_json_line(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append(self._file, f"{to_json_line(record)}\n".encode())
         if self._events is not None:
             flat = {**_numbers(record, ()), **_numbers(seconds, ("time",))}
             del flat["iteration"]
-            for name, number in flat.items():
-                self._events.add_scalar(name, number, iteration)
-            self._events.flush()
+            self._events.write(iteration, flat)
 
     def close(self) -> None:
         """Closes all files. Idempotent."""
         self._file.close()
         if self._events is not None:
             self._events.close()
-            self._events = None
 
 
 class Clock:

@@ -1,4 +1,6 @@
+import errno
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -6,7 +8,7 @@ import threading
 
 import pytest
 
-from envs.files import replacing
+from envs.files import append, replacing
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +27,52 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
         assert not path.exists()
     assert path.read_text() == "all of it"
     assert os.listdir(tmp_path) == ["whole.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_refuses_is_told_with_the_name_of_the_file(tmp_path, monkeypatch, number):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path}/new.txt'"),
+        replacing(tmp_path / "new.txt") as temporary,
+    ):
+        temporary.write_text("x")
+    with (
+        (tmp_path / "lines").open("ab", buffering=0) as file,
+        pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path}/lines'"),
+    ):
+        append(file, b"x")
+    assert os.listdir(tmp_path) == ["lines"]
+    assert (tmp_path / "lines").read_bytes() == b""
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), replacing(tmp_path / "new.txt"):
+        (tmp_path / "missing").read_text()
+    with (
+        pytest.raises(FileNotFoundError, match=r"no/new.txt'"),
+        replacing(tmp_path / "no" / "new.txt"),
+    ):
+        pass
+
+
+def test_an_append_that_is_cut_off_leaves_the_file_as_it_was(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "lines"
+    with path.open("ab", buffering=0) as file:
+        append(file, b"first\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large.*lines"):
+                append(file, b"second\n")  # 4 bytes of it fit
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert path.read_bytes() == b"first\n"
+        append(file, b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from envs.files import replacing
 from ictjax.config import LoraConfig
@@ -87,7 +87,8 @@ def save_adapter(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        # not save_file, which has an exception of its own for a full disk
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

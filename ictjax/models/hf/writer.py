@@ -172,4 +172,5 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, params: Params, dtype: np.dtyp
     value = np.asarray(weight if tensor.layer is None else weight[tensor.layer]).astype(
         dtype, copy=False
     )
-    np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value))).view(np.uint8).tofile(file)
+    data = np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value)))
+    file.write(data.view(np.uint8).data)  # not tofile, which does not say why a disk refuses
