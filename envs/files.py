@@ -40,6 +40,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
+    finally:
+        forget()
 
 
 def append(file: io.FileIO, data: bytes) -> None:
@@ -58,5 +60,3 @@ def append(file: io.FileIO, data: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(file.name)
         raise
-    finally:
-        forget()

@@ -19,12 +19,24 @@ from envs.api import CannotGoOn
 from envs.stopping import Program, Stopped, armed
 from experiments.local_path import with_local_paths
 from experiments.visible import visible
+from ictjax.ranges import fault
 
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start it again")
+_NARROWEST = 20  # columns; less cannot be read
 _Args = TypeVar("_Args")
+
+
+class Flags:
+    """Base of flags that check their numbers, by the ranges that their fields state."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, by its flag, for the first value that is out of its range."""
+        if found := fault(self):
+            flag = f"--{found.name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be {found.expected}, got {found.shown}.")
 
 
 def run_main(body: Callable[[], None], remedy: str) -> None:
@@ -138,13 +150,14 @@ def overview(program: str, description: str, words: Mapping[str, str]) -> None:
     print("\n".join(textwrap.wrap(description, _width(), break_on_hyphens=False)) + "\n")
     indent = max(map(len, words)) + 4
     for name, about in words.items():
-        lines = textwrap.wrap(about, _width() - indent, break_on_hyphens=False)
+        lines = textwrap.wrap(about, max(_width() - indent, _NARROWEST), break_on_hyphens=False)
         print(f"  {name:<{indent - 2}}" + f"\n{' ' * indent}".join(lines))
-    print(f"\n`{program} {next(iter(words))} --help`, for example, lists its flags.")
+    ending = f"`{program} {next(iter(words))} --help`, for example, lists its flags."
+    print("\n" + "\n".join(textwrap.wrap(ending, _width(), break_on_hyphens=False)))
 
 
 def _width() -> int:
-    return shutil.get_terminal_size().columns
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
 
 
 def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_Args, list[str]]:
@@ -158,6 +171,11 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:
+    for word in argv:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # bytes that are no text
+            raise ValueError(
+                f"The argument {word!r:.100} is not text in UTF-8: give it in that encoding."
+            )
     if default is not None:
         settings["default"] = default
 
@@ -176,7 +194,7 @@ def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **setting
     # once more, in lines that are never broken
     with _wide(), contextlib.redirect_stderr(complaint), contextlib.suppress(SystemExit):
         read()
-    raise ValueError(f"{_sentence(complaint.getvalue())}; see `ictjax {command} --help`.")
+    raise ValueError(f"{_short(_sentence(complaint.getvalue()))}; see `ictjax {command} --help`.")
 
 
 class _Page(io.TextIOWrapper):
@@ -214,6 +232,11 @@ def _wide() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
+def _short(sentence: str) -> str:
+    """The same without the rest of what is too long to be read."""
+    return re.sub(r"(\S{60})\S{200,}", r"\1...", sentence)
+
+
 def _sentence(complaint: str) -> str:
     """What the parser's box says, in one clause that begins with the flag."""
     lines = [re.sub("[\u2500-\u257f]|-{4,}", "", line).strip() for line in complaint.splitlines()]
@@ -231,13 +254,20 @@ def _sentence(complaint: str) -> str:
         r"invalid choice '(.*)' for argument '(.*)'\. .* one of \((.*?),?\)", text
     ):
         choices = [choice.strip().strip("'") for choice in found[3].split(",")]
+        choices = [choice for choice in choices if choice != "None"]  # as if it were not given
         return str(unknown(f"{found[2]} cannot be {found[1]!r}", found[1], choices)).rstrip(".")
     if found := re.match(r"Missing value for argument '(.*?)'", text):
-        return f"{found[1]} has no value: give one behind it"
+        return f"{found[1]} has no value: give one behind it, or {found[1]}=-x if it begins with -"
     if found := re.match(r"Error parsing (--\S+): invalid literal for int\(\).*: (.*)", text):
         return f"{found[1]} takes a whole number, not {found[2]}"
     if found := re.match(r"Error parsing (--\S+): could not convert string to float: (.*)", text):
         return f"{found[1]} takes a number, not {found[2]}"
+    if found := re.match(r"Error parsing (--\S+): Exceeds the limit .* digits", text):
+        return f"{found[1]} takes a whole number, not one of thousands of digits"
+    if found := re.match(r"Error parsing (--\S+): Failed to parse key-value pairs", text):
+        return f"{found[1]} takes pairs, NAME VALUE NAME VALUE, and one of them is not whole"
+    if found := re.match(r"Error parsing (--\S+): (?:no type matching|Could not).* \[(.*)\]", text):
+        return f"{found[1]} cannot be {found[2]}"
     if found := re.match(r"Error parsing (\S+): (.*)", text):
         return _of_record(found[1].removeprefix("settings."), found[2].rstrip("."))
     return text.rstrip(".")
@@ -254,4 +284,6 @@ def _of_record(place: str, message: str) -> str:
     *above, last = place.replace("-", "_").split(".")
     if message.startswith(f"{place.replace('-', '_')}."):
         return message
+    if re.match(r"\w+ must be ", message):  # the name of a field
+        return f"{place.replace('-', '_')}.{message}"
     return ".".join([*above, message]) if message.startswith(f"{last}.") else f"{place}: {message}"

@@ -13,6 +13,7 @@ from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.limits import check_limits, local_roles
 from experiments.manifest import make_manifest, now
+from experiments.memory import check_memory
 from experiments.presets import in_folders
 from experiments.resume import check_models, going_on, incomplete, newest_checkpoint
 from experiments.run_dir import (
@@ -72,6 +73,7 @@ def start(
             open_mesh(role.mesh)
         except ValueError as error:
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
+    check_memory(config)
     folders = in_folders(config)
     check_language(folders)
     check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
