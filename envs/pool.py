@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from envs import wire
-from envs.api import GameId, Observation, Outcome, PoolEvent, PoolStats, Step
+from envs.api import CannotGoOn, GameId, Observation, Outcome, PoolEvent, PoolStats, Step
 from envs.registry import import_path
 from envs.stopping import at_end
 
@@ -68,8 +68,9 @@ class WorkerPool:
 
     Raises:
       ValueError: an argument makes no sense, or a call names an episode that is not running.
-      RuntimeError: a call after `close`; or, from `poll`, which then closes the pool, workers that
-        cannot start.
+      RuntimeError: a call after `close`.
+      CannotGoOn: from `poll`, which then closes the pool: workers that cannot start, or do not
+        live.
     """
 
     def __init__(
@@ -460,7 +461,7 @@ class WorkerPool:
     def _break(self, reason: str) -> None:
         self._closed_because = reason
         self.close()
-        self._check_open()
+        raise CannotGoOn(f"The worker pool {reason}: open a new one.")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import time
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from envs.api import GameId, Outcome
 from ictjax.config import ReflectorConfig
 from ictjax.records import Context, ParseFailure, Trajectory, Turn
-from ictjax.reflector import Reflection, parse_reply, reflector_messages
+from ictjax.reflector import Reflection, is_cut, parse_reply, reflector_messages
 
 
 def turn(number, action="walk", failure=None):
@@ -117,6 +118,55 @@ def test_middle_turns_are_dropped_to_meet_the_budget_and_no_more_than_needed(bud
 def test_a_context_that_cannot_fit_is_refused():
     with pytest.raises(ValueError, match="reflection.max_context_tokens is 20"):
         reflector_messages(context(trajectory([turn(1)])), config(max_context_tokens=20), words)
+
+
+LONG = " ".join(f"word{i}" for i in range(2000))
+
+
+def with_final(text, number=1):
+    return dataclasses.replace(trajectory([turn(number)]), final_observation=text)
+
+
+@pytest.mark.parametrize(
+    ("style", "budget"), [("full", 260), ("full", 230), ("compact", 60), ("compact", 25)]
+)
+@pytest.mark.parametrize(
+    "shown",
+    [
+        context(with_final(LONG), with_final("The end.", 2)),
+        context(with_final("x" * 10_000), with_final("x y " * 5000)),
+        dataclasses.replace(context(trajectory([turn(1)])), system_prompt=LONG),
+        context(*(with_final(f"End {i}.", i) for i in range(300))),
+        dataclasses.replace(context(*[with_final(LONG)] * 50), system_prompt=LONG),
+    ],
+    ids=["long end", "no words", "long prompt", "many episodes", "all of it"],
+)
+def test_what_does_not_fit_without_any_turn_is_cut(shown, style, budget):
+    settings = config(style=style, max_context_tokens=budget)
+
+    def tokens(messages):  # a word of many letters is many tokens
+        return sum(1 + len(word) // 20 for m in messages for word in m.content.split())
+
+    assert is_cut(shown, settings, tokens)
+    messages = reflector_messages(shown, settings, tokens)
+    assert tokens(messages) <= budget
+    assert ("left out" if style == "full" else "...") in messages[1].content
+
+
+def test_as_much_of_a_long_end_is_shown_as_fits():
+    shown = context(with_final(LONG), with_final("The end.", 2))
+    settings = config(max_context_tokens=400)
+    messages = reflector_messages(shown, settings, words)
+    assert 395 <= words(messages) <= 400
+    assert "Final observation: word0 word1 " in messages[1].content
+    assert "characters, the middle left out] " in messages[1].content
+    assert "word1999\nTotal reward" in messages[1].content
+    assert "Final observation: The end.\n" in messages[1].content
+
+
+def test_a_context_that_fits_without_its_turns_is_not_cut():
+    shown = context(trajectory([turn(i) for i in range(10, 40)]))
+    assert not is_cut(shown, config(max_context_tokens=250), words)
 
 
 def test_episodes_that_the_environment_broke_off_are_not_shown():

@@ -5,19 +5,24 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from rich.console import Console
 
+from envs.api import CannotGoOn
 from envs.fake import FakeEnvironment
+from envs.local import LocalPool
 from envs.pool import WorkerPool
 from experiments.evaluate import evaluate
 from experiments.fake_pair import save_pair
-from experiments.presets import PRESETS
+from experiments.presets import PRESETS, preset
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
@@ -338,16 +343,64 @@ def test_how_many_checkpoints_a_run_holds_at_most(changes, most):
 
 
 def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
+def test_a_stopped_run_has_saved_its_last_iteration_and_says_how_to_go_on(start, tmp_path):
     run_dir = tmp_path / "stopped"
-    process = start(run_dir, "--iterations", "10000")
-    while not read_metrics(run_dir):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "start it again with the same flags" in errors
-    assert "Traceback" not in errors
+    for number in (signal.SIGTERM, signal.SIGINT):
+        done = len(read_metrics(run_dir))
+        process = start(run_dir, "--iterations", "10000", "--checkpoint-every", "1000")
+        while len(read_metrics(run_dir)) <= done + 1:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+        assert process.returncode == 128 + number
+        assert "start it again with the same flags" in errors
+        assert "Traceback" not in errors
+        iterations = [record["iteration"] for record in read_metrics(run_dir)]
+        assert iterations == list(range(1, len(iterations) + 1)) and len(iterations) > done
+        assert max(saved_steps(run_dir)) == len(iterations)
+        assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_a_run_whose_every_game_fails_ends_with_the_reason(models, tmp_path):
+    class Failing(FakeEnvironment):
+        def open(self, family):
+            raise OSError("No bell, no door.")
+
+    config = dataclasses.replace(
+        preset("fake-tiny").with_models(*map(str, models)), patience=2, checkpoint_every=1000
+    )
+    with pytest.raises(CannotGoOn, match=r"2 iterations in a row, up to 2, .*No bell, no door"):
+        train(config, tmp_path, environment=FakeEnvironment(), pool=LocalPool(Failing()))
+    assert [record["failed_episodes"] > 0 for record in read_metrics(tmp_path)] == [True, True]
+    assert max(saved_steps(tmp_path)) == 2
+
+
+def test_a_model_with_one_bad_weight_is_refused(models, tmp_path):
+    folder = shutil.copytree(models[1], tmp_path / "reflector")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name].flat[-1] = np.nan
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = preset("fake-tiny").with_models(str(models[0]), str(folder))
+    with pytest.raises(ValueError, match="holds values that are not finite"):
+        initial_weights(config)
+
+
+@pytest.mark.parametrize(("given", "whole"), [(0, 12), (7, 7)])
+def test_a_cosine_without_a_length_is_as_long_as_the_run(given, whole):
+    config = preset("fake-tiny")
+    config = dataclasses.replace(
+        config,
+        iterations=4,
+        learner=dataclasses.replace(config.learner, epochs=3),
+        optimizer=dataclasses.replace(config.optimizer, schedule="cosine", total_steps=given),
+    )
+    assert config.whole_optimizer.total_steps == whole
+    with pytest.raises(ValueError, match="warmup_steps = 12: lower"):
+        dataclasses.replace(
+            config, optimizer=dataclasses.replace(config.optimizer, total_steps=0, warmup_steps=12)
+        )
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
