@@ -342,7 +342,6 @@ def test_how_many_checkpoints_a_run_holds_at_most(changes, most):
     assert dataclasses.replace(PRESETS["fake-tiny"], **changes).num_kept_checkpoints == most
 
 
-def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
 def test_a_stopped_run_has_saved_its_last_iteration_and_says_how_to_go_on(start, tmp_path):
     run_dir = tmp_path / "stopped"
     for number in (signal.SIGTERM, signal.SIGINT):
