@@ -126,6 +126,7 @@ def _check_checkpoints(
         not (run_dir / "checkpoints").is_dir()
         or recorded > before.checkpoint_every
         or "finished" in manifest
+        or any(dict(entry).get("from_iteration") for entry in manifest.get("resumed", []))
         or any(run_dir.glob("evaluation*"))
     ):
         raise ValueError(

@@ -309,9 +309,10 @@ def test_a_run_that_has_lost_its_checkpoints_is_never_begun_again(tmp_path, fold
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("proof", ["finished", "evaluated"])
-def test_a_run_that_was_finished_or_evaluated_had_a_checkpoint(tmp_path, proof):
-    make(tmp_path, **({"finished": "yesterday"} if proof == "finished" else {}))
+@pytest.mark.parametrize("proof", ["finished", "resumed", "evaluated"])
+def test_a_run_that_was_finished_resumed_or_evaluated_had_a_checkpoint(tmp_path, proof):
+    about = {"finished": "yesterday", "resumed": [{"from_iteration": 1}]}
+    make(tmp_path, **{name: value for name, value in about.items() if name == proof})
     record(tmp_path, 1)
     if proof == "evaluated":
         (tmp_path / "evaluation.json").write_text("{}")
