@@ -35,7 +35,7 @@ def export(args: ExportArgs) -> int:
     model = read_config(pathlib.Path(base))
     one_device = RoleMeshes(actor=MeshConfig(), reflector=MeshConfig())
     step, trained = restore_trained(
-        args.run_dir, config.with_models(config.actor.model, base).on_mesh(one_device)
+        args.run_dir, config.with_models(config.actor.model, base).on_mesh(one_device), args.step
     )
     if args.adapter:
         save_adapter(args.out, model, lora, trained, base=config.reflector.model)

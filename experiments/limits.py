@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from experiments.shapes import config_folder, model_shape
 from ictjax.config import SamplerConfig
+from ictjax.mesh import open_mesh
 from ictjax.models.hf.reader import check_vocabulary
 from ictjax.run_config import RoleConfig, TrainConfig
 
@@ -50,3 +51,12 @@ def check_limits(config: TrainConfig) -> None:
                     f" {name}.mesh.data = {role.mesh.data}: every copy gets the same share; give"
                     " multiples of it."
                 )
+
+
+def check_meshes(config: TrainConfig) -> None:
+    """Raises ValueError for a mesh that does not fit the devices of this machine, by its flags."""
+    for name, role, _ in local_roles(config):
+        try:
+            open_mesh(role.mesh)
+        except ValueError as error:
+            raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error

@@ -12,12 +12,13 @@ from typing import Any
 from envs.api import Environment, GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.loops import Arena
+from ictjax.metrics import read_metrics
 from ictjax.records import Candidate, Context, Trajectory
 from ictjax.rollout import Episode, parse_failures, success_rate
 from ictjax.run_config import EvaluationConfig, TrainConfig
 from ictjax.run_files import prompt_line
 
-ARMS = ("initial", "untrained", "trained")
+_UNKNOWN = "restore it, without it nobody knows which games training has seen"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,17 +190,56 @@ def state_hashes(pool: Pool, games: Sequence[GameId]) -> list[str]:
     return hashes
 
 
-def hashes_of_training(run_dir: pathlib.Path) -> frozenset[str]:
-    """Initial states of all games that training has played."""
-    found: set[str] = set()
-    for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
-        found |= {
-            json.loads(line)["state_hash"] for line in path.read_text(encoding="utf-8").splitlines()
-        }
-    for path in (run_dir / "contexts").glob("*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found |= {trajectory["state_hash"] for trajectory in json.loads(line)["trajectories"]}
-    return frozenset(found)
+def hashes_of_training(run_dir: pathlib.Path, last_iteration: int) -> frozenset[str]:
+    """Initial states of all games that training has played.
+
+    Args:
+      run_dir: of the run, which may go on meanwhile.
+      last_iteration: up to which files are compared with what metrics.jsonl counted.
+
+    Raises:
+      ValueError: a file is missing, damaged or shorter than it was: its games would count as never
+        seen.
+    """
+    counted = {record["iteration"]: record.get("episodes") for record in read_metrics(run_dir)}
+    seen = {
+        path: _state_hashes(path)
+        for pattern in ("episodes/iteration_*.jsonl", "contexts/*.jsonl")
+        for path in run_dir.glob(pattern)
+    }
+    for iteration in range(1, last_iteration + 1):
+        files = [
+            run_dir / folder / f"iteration_{iteration:05d}.jsonl"
+            for folder in ("contexts", "episodes")
+        ]
+        for path in files:
+            if path not in seen:
+                raise ValueError(f"{path} is missing: {_UNKNOWN}.")
+        there = sum(len(seen[path]) for path in files)
+        if counted.get(iteration, there) != there:
+            raise ValueError(
+                f"{files[0]} and {files[1]} hold {there} episodes, {counted[iteration]} were"
+                f" played: {_UNKNOWN}."
+            )
+    return frozenset(digest for hashes in seen.values() for digest in hashes)
+
+
+def _state_hashes(path: pathlib.Path) -> tuple[str, ...]:
+    """Of every episode in a line file of episodes or contexts."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:  # training was started again, and makes it anew
+        return ()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text: {_UNKNOWN}.") from None
+    found: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line) if line else {"trajectories": []}
+            found += [str(played["state_hash"]) for played in record.get("trajectories", [record])]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise ValueError(f"Line {number} of {path} is damaged: {_UNKNOWN}.") from None
+    return tuple(found)
 
 
 def _shuffled(games: Sequence[GameId], key: keys.Key) -> list[GameId]:

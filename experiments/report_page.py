@@ -46,7 +46,7 @@ def render(run: RunData) -> str:
         part
         for part in (
             _header(run, splits),
-            *(_results(evaluation) for evaluation in run.evaluations),
+            *(_results(run, evaluation) for evaluation in run.evaluations),
             "" if run.evaluations else _no_results(),
             _training(run),
             *(
@@ -173,7 +173,16 @@ def _no_results() -> str:
     )
 
 
-def _results(evaluation: Evaluation) -> str:
+def _checkpoint(run: RunData, evaluation: Evaluation) -> str:
+    """Which checkpoint was evaluated, unless it is the last of the run; and what had changed."""
+    step = evaluation.checkpoint
+    early = step not in (None, run.config.get("iterations"))
+    return (f"Of iteration {escape(str(step))}. " if early else "") + "".join(
+        f"<b>{escape(str(change))}.</b> " for change in evaluation.changes
+    )
+
+
+def _results(run: RunData, evaluation: Evaluation) -> str:
     splits = split_summaries(evaluation)
     names = [
         arm
@@ -224,6 +233,7 @@ def _results(evaluation: Evaluation) -> str:
     return _section(
         f"Results{_on(evaluation)}",
         (f"Measured on {escape(games)}. " if games else "")
+        + _checkpoint(run, evaluation)
         + f"Games won per family, with 95 % intervals: {legend}. All arms play the same games, so"
         " their differences are paired. No test game has an initial state that training or"
         " reflection has seen.",

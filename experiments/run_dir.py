@@ -18,6 +18,7 @@ from envs.api import Environment
 from envs.pool import WorkerPool
 from envs.registry import describe, known_names, load_environment
 from experiments.command import unknown
+from experiments.evaluation_results import prompts_file, read_results
 from ictjax.run_config import EnvironmentConfig, TrainConfig, differences, from_dict, to_dict
 from ictjax.run_files import FOLDERS, write_lines
 
@@ -120,7 +121,7 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     """
     if arm == "initial":
         return read_run(run_dir).task.initial_prompt
-    for line in _lines(run_dir / "prompts" / "evaluation.jsonl"):
+    for line in _lines(_scored_prompts(run_dir)):
         if (line["arm"], line["family"]) == (arm, family):
             return line["system_prompt"]
     if arm == "trained":
@@ -136,6 +137,11 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
         f"{run_dir} has no prompt of the arm {arm!r} for {family!r}: evaluate it first (ictjax"
         f" evaluate --run-dir {run_dir}), or name another --family or --arm."
     )
+
+
+def _scored_prompts(run_dir: pathlib.Path) -> pathlib.Path:
+    path = run_dir / "evaluation.json"
+    return prompts_file(run_dir, path.stem, read_results(path) if path.is_file() else {})
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -9,10 +9,9 @@ from rich.console import Console
 from envs.api import Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
-from experiments.limits import check_limits, local_roles
+from experiments.limits import check_limits, check_meshes
 from experiments.presets import in_folders
 from experiments.run_dir import new_run, open_pool
-from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
 from ictjax.players import check_language
 from ictjax.run_config import TrainConfig
@@ -48,11 +47,7 @@ def start(
         )
         return
     check_limits(config)
-    for name, role, _ in local_roles(config):
-        try:
-            open_mesh(role.mesh)
-        except ValueError as error:
-            raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
+    check_meshes(config)
     folders = in_folders(config)
     check_language(folders)
     with contextlib.ExitStack() as resources:

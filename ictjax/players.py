@@ -178,11 +178,6 @@ def trained_shapes(config: TrainConfig) -> LearnerState:
     return state_shapes(shapes, make_optimizer(config.optimizer))
 
 
-def newest_step(run_dir: pathlib.Path) -> int:
-    """The step of a run's newest checkpoint. Raises ValueError where there is none."""
-    return saved_steps(run_dir)[-1]
-
-
 def saved_steps(run_dir: pathlib.Path) -> tuple[int, ...]:
     """The steps of a run's checkpoints, ascending. Raises ValueError where there is none."""
     with CheckpointReader(run_dir / "checkpoints") as reader:
@@ -209,7 +204,12 @@ def restore_trained(
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the configuration.
     """
-    saved_steps(run_dir)
+    saved = saved_steps(run_dir)
+    if step is not None and step not in saved:
+        raise ValueError(
+            f"{run_dir} has no checkpoint of iteration {step}: --step can be"
+            f" {', '.join(map(str, saved))}."
+        )
     with CheckpointReader(run_dir / "checkpoints") as reader:
         part, host = reader.restore_part(step, {"params": trained_shapes(config).params})
     return host["iteration"], part["params"]

@@ -182,7 +182,7 @@ def test_bad_input_is_refused_before_anything_heavy_is_loaded(argv):
 
 def test_lists_and_tables_load_nothing_heavy(tmp_path):
     config = to_dict(PRESETS["fake-tiny"])
-    arms = {name: {"mean": 0.5} for name in ("initial", "untrained", "trained")}
+    arms = {name: {"mean": 0.5, "ci95": [0.4, 0.6]} for name in ("initial", "untrained", "trained")}
     test = {"difference": 0.0, "ci95": [-0.1, 0.1], "p": 1.0}
     overall = {"train": {"arms": arms, "tests": {"trained_vs_untrained": test}}}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")

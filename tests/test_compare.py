@@ -12,7 +12,7 @@ from experiments.compare import compare, main
 def _run(folder, seed: int, trained: float) -> None:
     folder.mkdir()
     arms = {
-        name: {"mean": mean}
+        name: {"mean": mean, "ci95": [mean, mean]}
         for name, mean in (("initial", 0.0), ("untrained", 0.31), ("trained", trained))
     }
     test = {"difference": trained - 0.31, "ci95": [0.1, 0.6], "p": 0.003}
@@ -29,7 +29,7 @@ def _run(folder, seed: int, trained: float) -> None:
 def test_a_row_per_run_and_split(tmp_path):
     _run(tmp_path / "a", 0, 0.81)
     _run(tmp_path / "b", 1, 0.62)
-    table = compare((tmp_path / "a", tmp_path / "b"))
+    table = compare((tmp_path / "a", tmp_path / "b")).table
     columns = [list(column.cells) for column in table.columns]
     assert columns[0] == ["a", "a", "b", "b"]
     assert columns[1] == ["0", "0", "1", "1"]
@@ -42,7 +42,7 @@ def test_a_row_per_run_and_split(tmp_path):
 def test_the_table_fits_a_terminal(tmp_path):
     _run(tmp_path / "seed0", 0, 0.81)
     page = io.StringIO()
-    Console(file=page, width=80).print(compare((tmp_path / "seed0",)))
+    Console(file=page, width=80).print(compare((tmp_path / "seed0",)).table)
     rows = [line for line in page.getvalue().splitlines() if "seed0" in line]
     assert len(rows) == 2 and all("+50 [+10, +60]" in row and "minihack" in row for row in rows)
 
@@ -53,7 +53,7 @@ def test_other_benchmarks_are_rows_too(tmp_path):
     (tmp_path / "a" / "evaluation-alfworld.json").write_text(
         json.dumps({"overall": {"transfer": data["overall"]["train"]}})
     )
-    table = compare((tmp_path / "a",))
+    table = compare((tmp_path / "a",)).table
     assert list(table.columns[2].cells) == ["minihack", "minihack", "alfworld"]
     assert list(table.columns[3].cells) == ["train", "heldout", "transfer"]
 

@@ -24,7 +24,6 @@ from ictjax.learner import init_state, make_optimizer
 from ictjax.model_speaker import ModelSpeaker
 from ictjax.players import (
     initial_weights,
-    newest_step,
     open_players,
     open_speaker,
     restore_trained,
@@ -154,7 +153,7 @@ def test_a_checkpoint_is_found_by_its_step(folders, tmp_path):
     config = make(folders, lora=LORA)
     for step in (1, 2):
         save(tmp_path, config, step)
-    assert newest_step(tmp_path) == 2
+    assert saved_steps(tmp_path)[-1] == 2
     assert restore_trained(tmp_path, config)[0] == 2
     assert restore_trained(tmp_path, config, 1)[0] == 1
     with pytest.raises(ValueError, match=r"No checkpoint of step 7 .* \(there: 1, 2\)"):
@@ -166,7 +165,7 @@ def test_a_run_without_a_checkpoint_is_told_so(folders, tmp_path, made):
     if made:
         (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="holds no checkpoint: train first"):
-        newest_step(tmp_path)
+        saved_steps(tmp_path)
     with pytest.raises(ValueError, match="No checkpoint at all|holds no checkpoint"):
         restore_trained(tmp_path, make(folders))
     assert (tmp_path / "checkpoints").exists() == made

@@ -241,8 +241,9 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     assert lamp["arms"]["trained"]["mean"] == 0  # it was taught the other word
     assert set(report["overall"]) == {"train", "heldout"}
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
-    check_games(tmp_path)
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "evaluation").iterdir()}
+    folder = tmp_path / report["folder"]
+    check_games(tmp_path, folder)
+    parts = {path: path.stat().st_mtime_ns for path in folder.glob("*_*.json")}
     assert len(parts) == 6
     next(iter(parts)).unlink()
     # only the missing part is played again
@@ -251,7 +252,7 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     assert changed == [next(iter(parts))]
 
 
-def check_games(run_dir):
+def check_games(run_dir, folder):
     """All arms played the same TEST games in the same order, none of which begins like a game of
     training.
     """
@@ -263,17 +264,12 @@ def check_games(run_dir):
     for family in ("door", "lamp"):
         played = {}
         for arm in ("initial", "untrained", "trained"):
-            lines = (
-                (run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl").read_text().splitlines()
-            )
+            lines = (folder / "episodes" / f"{arm}_{family}.jsonl").read_text().splitlines()
             trajectories = [trajectory_from_json(line) for line in lines]
             played[arm] = [t.game for t in trajectories]
             assert not {t.state_hash for t in trajectories} & trained_on
         assert played["initial"] == played["untrained"] == played["trained"]
-    rows = [
-        json.loads(line)
-        for line in (run_dir / "prompts" / "evaluation.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * 2 * 12
     assert {row["arm"] for row in rows} == {"initial", "untrained", "trained"}
 

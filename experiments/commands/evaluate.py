@@ -11,9 +11,11 @@ import tyro
 
 from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
-from experiments.presets import PRESETS, task
+from experiments.evaluation_results import ARMS
+from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
 from experiments.tasks import with_options
+from ictjax.config import MeshConfig, RoleMeshes
 from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
 
 _DESCRIPTION = (
@@ -34,6 +36,18 @@ class RunArgs:
         None
     )
     """The run to evaluate, for example runs/demo."""
+    mesh: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as trained on)")
+    ] = None
+    """Devices by name, for example v5e-8; h200 is one device of any kind."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoleArgs:
+    """Of a model."""
+
+    mesh: MeshConfig
+    """Devices; the run's config.json has the defaults."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +60,20 @@ class EvaluateArgs(RunArgs):
     """Another task to play, for example alfworld."""
     eval_options: Annotated[str, tyro.conf.arg(metavar="KEY=VALUE,...", help_behavior_hint="")] = ""
     """Options of its environment, for example test=valid_unseen."""
+    step: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)")
+    ] = None
+    """The iteration whose checkpoint is evaluated."""
+    num_workers: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: as trained on)")
+    ] = None
+    """Processes that play."""
+    accept_changes: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Evaluate with games or models that are no longer those of training, and say so."""
+    actor: RoleArgs
+    """The model that plays."""
+    reflector: RoleArgs
+    """The model that was trained."""
     evaluation: EvaluationConfig
     """How much to play; the run's config.json has the defaults."""
 
@@ -55,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     run_main(
         lambda: _main(words),
-        "start it again with the same flags to go on with the arms that are missing.",
+        "start it again with the same flags to go on with the arms that are missing (beside a"
+        " running training also with --step and the iteration it said).",
     )
 
 
@@ -75,20 +104,25 @@ def _main(argv: list[str]) -> None:
     first, _ = parse_known(RunArgs, "evaluate", argv)
     if first.run_dir is None:
         # --help ends here; what is misspelt is named before what is missing
-        shown = EvaluateArgs(evaluation=PRESETS["pocket-minihack"].evaluation)
+        shown = _defaults(first, PRESETS["pocket-minihack"])
         parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, shown)
         raise ValueError(
             "--run-dir is missing: name the directory of a run, for example runs/demo."
         )
     run_dir = first.run_dir
     config = from_dict(read_config(run_dir))
-    default = EvaluateArgs(run_dir=run_dir, evaluation=config.evaluation)
-    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, default)
-    if args.run_dir != run_dir:
+    if first.mesh is not None:
+        config = on_named_mesh(config, first.mesh)
+    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(first, config))
+    if (args.run_dir, args.mesh) != (run_dir, first.mesh):
         raise ValueError(
-            "--run-dir stands where the value of another flag is missing: write each as"
+            "--run-dir or --mesh stands where the value of another flag is missing: write each as"
             " --FLAG=VALUE."
         )
+    config = dataclasses.replace(
+        config.on_mesh(RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)),
+        evaluation=args.evaluation,
+    )
     played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
     settings = played.environment
     environment = open_environment(settings.name, settings.options)
@@ -96,16 +130,21 @@ def _main(argv: list[str]) -> None:
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
+    if args.num_workers is not None:
+        played = dataclasses.replace(
+            played, environment=dataclasses.replace(settings, num_workers=args.num_workers)
+        )
     console = Terminal()
     # what plays is JAX; flags are right when it is loaded
-    from experiments.evaluate import ARMS, evaluate
+    from experiments.evaluate import changed_since, evaluate
 
+    changes = changed_since(run_dir, config, environment) if name == "evaluation" else []
+    if changes and not args.accept_changes:
+        raise ValueError(f"{changes[0]}: restore them, or evaluate with --accept-changes.")
+    for change in changes:
+        console.print(f"{change}.", highlight=False, markup=False, soft_wrap=True)
     report = evaluate(
-        run_dir,
-        dataclasses.replace(config, evaluation=args.evaluation),
-        console,
-        task=played,
-        name=name,
+        run_dir, config, console, task=played, name=name, step=args.step, changes=changes
     )
     for split, overall in report["overall"].items():
         means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
@@ -116,6 +155,16 @@ def _main(argv: list[str]) -> None:
             highlight=False,
         )
     console.print(f"Evaluated. Results: {run_dir / name}.json", highlight=False, soft_wrap=True)
+
+
+def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
+    return EvaluateArgs(
+        run_dir=first.run_dir,
+        mesh=first.mesh,
+        actor=RoleArgs(mesh=config.actor.mesh),
+        reflector=RoleArgs(mesh=config.reflector.mesh),
+        evaluation=config.evaluation,
+    )
 
 
 def _task(config: TrainConfig, name: str | None, run_dir: pathlib.Path) -> TaskConfig:

@@ -12,7 +12,7 @@ from experiments.command import parse, run_main
 from experiments.console import Terminal
 
 _DESCRIPTION = (
-    "Writes the reflector of a run's newest checkpoint as a folder that"
+    "Writes the reflector of a run's newest checkpoint, or of --step, as a folder that"
     " transformers.AutoModelForCausalLM.from_pretrained loads: weights, config, generation config"
     " and tokenizer. An adapter is merged into its base, or written alone in PEFT's format with"
     " --adapter."
@@ -27,6 +27,10 @@ class ExportArgs:
     """A run of `ictjax train`."""
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
     """Folder to write; new or empty."""
+    step: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)")
+    ] = None
+    """The iteration whose checkpoint is written."""
     adapter: bool = False
     """Write the LoRA adapter alone, in PEFT's format."""
     dtype: Annotated[
