@@ -27,6 +27,7 @@ from ictjax.players import (
     open_players,
     open_speaker,
     restore_trained,
+    saved_steps,
     trained_shapes,
 )
 from ictjax.records import Message
@@ -156,7 +157,7 @@ def test_a_checkpoint_is_found_by_its_step(folders, tmp_path):
     assert saved_steps(tmp_path)[-1] == 2
     assert restore_trained(tmp_path, config)[0] == 2
     assert restore_trained(tmp_path, config, 1)[0] == 1
-    with pytest.raises(ValueError, match=r"No checkpoint of step 7 .* \(there: 1, 2\)"):
+    with pytest.raises(ValueError, match="no checkpoint of iteration 7: --step can be 1, 2"):
         restore_trained(tmp_path, config, 7)
 
 
