@@ -2,19 +2,28 @@
 together or not at all.
 """
 
+import contextlib
 import errno
+import hashlib
 import json
+import logging
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ictjax.digests import digests
+
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
+_CHECK_BYTES = 2**28  # of a checkpoint, that are read back at once
+_PLAIN = re.compile(r"[\w/.,+=@ -]+")  # paths that Orbax and TensorStore take as they are
+_DESCRIPTORS = pathlib.Path("/proc/self/fd")
 _REMAINS = (".orbax-checkpoint-tmp", ".removed")  # of saves, and of removals, that were killed
 
 
@@ -100,35 +109,80 @@ class CheckpointReader:
                 # the run went on meanwhile and kept newer ones only: look again
 
     def _read(self, step: int, template: Any, *, partly: bool) -> tuple[Any, dict[str, Any]]:
-        where = f"The checkpoint of step {step} in {self._folder}"
-        record = self._load(where, step, host=ocp.args.JsonRestore())["host"]
+        record = self._record(step)
         wanted, leaves = _describe(template), record["leaves"]
         if partly:
             leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}
         difference = _first_difference(wanted, leaves)
         if difference:
             raise ValueError(
-                f"{where} does not fit this model and optimizer: {difference}. Use its"
+                f"{self._where(step)} does not fit this model and optimizer: {difference}. Use its"
                 " configuration, or another run directory."
             )
         shapes = _by_name(jax.tree.map(_abstract, template))
-        read = ocp.args.PyTreeRestore(
-            shapes,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
-            partial_restore=partly,
+        restored = self._arrays(
+            step,
+            ocp.args.PyTreeRestore(
+                shapes,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+                partial_restore=partly,
+            ),
         )
-        restored = self._load(where, step, state=read)["state"]
+        self._check(step, record, restored)
         leaves = [restored[name] for name in _names(template)]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]
 
-    def _load(self, where: str, step: int, **items: Any) -> Any:
+    def _record(self, step: int) -> dict[str, Any]:
+        """What stands beside the arrays: host, leaves and digests; no digests in what was saved
+        before there were any.
+        """
+        record = self._load(step, host=ocp.args.JsonRestore())["host"]
+        if isinstance(record, dict) and set(record) == {"host", "leaves"}:
+            return {**record, "digests": {}}
+        if not isinstance(record, dict) or record != _sealed(
+            {name: value for name, value in record.items() if name != "sha256"}
+        ):
+            raise ValueError(
+                f"{self._where(step)} is damaged: its record is not what was saved."
+                f" {self._instead(step)}"
+            )
+        return record
+
+    def _arrays(self, step: int, wanted: ocp.args.PyTreeRestore) -> dict[str, Any]:
+        return self._load(step, state=wanted)["state"]
+
+    def _check(self, step: int, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        expected = record["digests"]
+        if not expected:
+            return
+        for name, found in digests(arrays).items():
+            if expected[name] != found:
+                raise ValueError(
+                    f"{self._where(step)} is damaged: {name} is not what was saved."
+                    f" {self._instead(step)}"
+                )
+
+    def _load(self, step: int, **items: Any) -> Any:
         try:
-            return self._orbax.restore(self._folder / str(step), args=ocp.args.Composite(**items))
+            with _plainly_named(self._folder) as folder, _quiet():
+                return self._orbax.restore(folder / str(step), args=ocp.args.Composite(**items))
         except Exception as error:
             raise ValueError(
-                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
-                " an earlier one."
+                f"{self._where(step)} cannot be read ({_reason(error)}). {self._instead(step)}"
             ) from error
+
+    def _where(self, step: int) -> str:
+        return f"The checkpoint of step {step} in {self._folder}"
+
+    def _instead(self, step: int) -> str:
+        """What to do without this one."""
+        others = [other for other in self.steps if other != step]
+        if not others:
+            return "There is no other: put back a copy, or start again in another run directory."
+        return (
+            f"Name another with --step ({', '.join(map(str, others))}), or remove"
+            f" {self._folder / str(step)}: training goes on from step {others[-1]} then."
+        )
 
 
 class Checkpointer(CheckpointReader):
@@ -156,6 +210,7 @@ class Checkpointer(CheckpointReader):
             raise ValueError(f"Keep every step of a positive number: got keep_every={keep_every}.")
         super().__init__(folder)
         self._keep_last, self._keep_every = keep_last, keep_every
+        self._checked = False  # whether a checkpoint of this place has been read back
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -167,50 +222,116 @@ class Checkpointer(CheckpointReader):
 
     def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
         """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are
-        in place.
+        in place. The first save is read back and compared.
 
         Raises:
-          ValueError: the step is there already, `host` is not JSON, or the disk is too full;
-            nothing is changed then.
+          ValueError: the step is there already, `host` is not JSON, the disk is too full or cannot
+            be written to, or holds something else when it is read back; nothing is changed then.
         """
         if step in self.steps:
             raise ValueError(
                 f"Step {step} is already in {self._folder}: remove it to save it again."
             )
-        record = {"host": _jsonable(host), "leaves": _describe(state)}
-        needed = (
-            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _SLACK_BYTES
+        arrays = _by_name(state)
+        record = _sealed(
+            {"host": _jsonable(host), "leaves": _describe(state), "digests": digests(arrays)}
         )
+        needed = checkpoint_bytes(state)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise ValueError(_too_full(step, self._folder, needed, free))
         try:
-            self._orbax.save(
-                self._folder / str(step),
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(record)
-                ),
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            with _plainly_named(self._folder) as folder, _quiet():
+                self._orbax.save(
+                    folder / str(step),
+                    args=ocp.args.Composite(
+                        state=ocp.args.PyTreeSave(arrays), host=ocp.args.JsonSave(record)
+                    ),
+                )
+        except Exception as error:
+            free = shutil.disk_usage(self._folder).free
             raise ValueError(
-                _too_full(step, self._folder, needed, shutil.disk_usage(self._folder).free)
+                _too_full(step, self._folder, needed, free)
+                if _error_number(error) in (errno.ENOSPC, errno.EDQUOT)
+                else f"The checkpoint of step {step} cannot be written to {self._folder}"
+                f" ({_reason(error)}): make that possible, or choose another run directory."
             ) from error
+        finally:
+            self._remove_remains()  # of a save that failed; of one that did not there are none
+        if not self._checked:
+            try:
+                self._read_back(step, arrays)
+            except ValueError as error:
+                self._remove(step)
+                raise ValueError(
+                    f"What was saved as the checkpoint of step {step} is not what {self._folder}"
+                    " holds when it is read back: check that disk, or choose another run directory."
+                ) from error
+            self._checked = True
         self._remove_old()
 
     def _remove_old(self) -> None:
         steps = self.steps
         for step in steps[: -self._keep_last]:
             if not self._keep_every or step % self._keep_every:
-                # out of sight first: a killed process leaves no half of a checkpoint
-                (self._folder / str(step)).rename(self._folder / f"{step}.removed")
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        # out of sight at first: a killed process leaves no half of a checkpoint
+        (self._folder / str(step)).rename(self._folder / f"{step}.removed")
         self._remove_remains()
+
+    def _read_back(self, step: int, arrays: Mapping[str, Any]) -> None:
+        """Compares what is on disk with its digests, a part at a time, on the host."""
+        record, part, size = self._record(step), dict[str, Any](), 0
+        for number, (name, array) in enumerate(arrays.items(), start=1):
+            part[name] = jax.ShapeDtypeStruct(array.shape, array.dtype)
+            size += array.size * array.dtype.itemsize
+            if size >= _CHECK_BYTES or number == len(arrays):
+                as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in part}
+                wanted = ocp.args.PyTreeRestore(part, restore_args=as_numpy, partial_restore=True)
+                self._check(step, record, self._arrays(step, wanted))
+                part, size = {}, 0
 
     def _remove_remains(self) -> None:
         for path in self._entries():
             if path.name.endswith(_REMAINS) and _is_step(path.name.partition(".")[0]):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_bytes(state: Any) -> int:
+    """The disk space that a checkpoint of these arrays, or shapes, takes at most."""
+    return _SLACK_BYTES + sum(
+        leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state)
+    )
+
+
+@contextlib.contextmanager
+def _plainly_named(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Another name of a folder whose own name Orbax would misread: as a pattern ("[1]"), as a URL
+    ("gs:"), or not at all (a backslash, bytes that are no UTF-8).
+    """
+    if _PLAIN.fullmatch(str(folder)):
+        yield folder
+        return
+    if not _DESCRIPTORS.is_dir():
+        raise ValueError(f"Checkpoints cannot lie in {folder} here: use letters and digits only.")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _DESCRIPTORS / str(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's own lines and tracebacks: what fails is raised as well, and told once."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _is_step(name: str) -> bool:
@@ -262,8 +383,22 @@ def _first_difference(expected: Mapping[str, str], found: Mapping[str, str]) -> 
     return ""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(record, sort_keys=True)
+    return {**record, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The operating system's number; TensorStore has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
+
+
+def _reason(error: BaseException) -> str:
+    number = _error_number(error)
+    return "its files are incomplete or damaged" if number is None else os.strerror(number)
 
 
 def _too_full(step: int, folder: pathlib.Path, needed: int, free: int) -> str:

@@ -1,5 +1,10 @@
+import errno
 import gc
+import json
 import os
+import pathlib
+import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from ictjax.checkpoint import Checkpointer, CheckpointReader
@@ -129,10 +135,10 @@ def test_a_checkpoint_that_goes_while_it_is_read_makes_way_for_the_newest(
         checkpointer.save(1, {"x": jnp.ones(())}, {"step": 1})
         load = reader._load
 
-        def slow(where, step, **items):
+        def slow(step, **items):
             if step == 1 and "state" in items:
                 checkpointer.save(2, {"x": jnp.full((), 2.0)}, {"step": 2})
-            return load(where, step, **items)
+            return load(step, **items)
 
         monkeypatch.setattr(reader, "_load", slow)
         if asked is None:
@@ -186,6 +192,118 @@ def test_missing_and_repeated_steps_are_named(tmp_path):
         assert checkpointer.steps == (4, 5)
 
 
+def _files(step: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def _flip(path: pathlib.Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+def _zero(path: pathlib.Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    start = draw.randrange(max(1, len(data) - 4096))
+    data[start : start + 4096] = bytes(len(data[start : start + 4096]))
+    path.write_bytes(data)
+
+
+def _cut(path: pathlib.Path, draw: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+def _like_trained() -> dict[str, jax.Array]:
+    """Random floats, which do not compress: damage in a compressed block would be noticed."""
+    return {
+        "w": jax.random.normal(jax.random.key(0), (64, 256)),
+        "half": jax.random.normal(jax.random.key(1), (999,)).astype(jnp.bfloat16),
+        "count": jnp.int32(7),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [_flip, _zero, _cut])
+def test_no_damage_restores_something_else(tmp_path, damage):
+    state, draw = _like_trained(), random.Random(0)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, HOST)
+    files = [path for path in _files(tmp_path / "1") if path.stat().st_size]
+    largest = max(files, key=lambda path: path.stat().st_size)  # the arrays' own bytes
+    noticed = 0
+    for attempt in range(30):
+        path = largest if attempt % 3 == 0 else draw.choice(files)
+        whole = path.read_bytes()
+        damage(path, draw)
+        with CheckpointReader(tmp_path) as reader:
+            try:
+                restored, host = reader.restore(None, state)
+            except ValueError:
+                noticed += 1
+            else:
+                chex.assert_trees_all_equal(restored, state)
+                assert host == HOST
+        path.write_bytes(whole)
+    assert noticed >= 5
+    gc.collect()
+
+
+def _damage_arrays(tmp_path, step):
+    """Swaps two array files' bytes for others that Orbax takes: another state of the same shapes."""
+    with Checkpointer(tmp_path / "other") as checkpointer:
+        other = {**_like_trained(), "w": jnp.zeros((64, 256))}
+        checkpointer.save(step, other, HOST)
+    shutil.rmtree(tmp_path / "run" / str(step) / "state")
+    shutil.move(tmp_path / "other" / str(step) / "state", tmp_path / "run" / str(step) / "state")
+
+
+def test_what_is_damaged_is_named_with_what_else_there_is(tmp_path):
+    state = _like_trained()
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        for step in (3, 4):
+            checkpointer.save(step, state, HOST)
+        _damage_arrays(tmp_path, 4)
+        for restore in (checkpointer.restore, checkpointer.restore_part):
+            with pytest.raises(ValueError) as refused:
+                restore(None, state)
+            assert str(refused.value) == (
+                f"The checkpoint of step 4 in {tmp_path}/run is damaged: w is not what was saved."
+                f" Name another with --step (3), or remove {tmp_path}/run/4: training goes on from"
+                " step 3 then."
+            )
+        checkpointer.restore_part(None, {"half": state["half"]})  # is whole
+        shutil.rmtree(tmp_path / "run" / "3")
+        with pytest.raises(ValueError, match="There is no other: put back a copy, or start again"):
+            checkpointer.restore(None, state)
+
+
+def test_a_checkpoint_without_digests_is_read_still(tmp_path):
+    state = _like_trained()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, HOST)
+        (record,) = (path for path in _files(tmp_path / "1" / "host") if path.name == "metadata")
+        whole = json.loads(record.read_text())
+        record.write_text(json.dumps({name: whole[name] for name in ("host", "leaves")}))
+        restored, host = checkpointer.restore(None, state)
+        chex.assert_trees_all_equal(restored, state)
+        assert host == HOST
+        for broken in ({**whole, "more": 1}, {**whole, "sha256": "0"}, [], {"host": HOST}):
+            record.write_text(json.dumps(broken))
+            with pytest.raises(ValueError, match="its record is not what was saved"):
+                checkpointer.restore(None, state)
+
+
+def test_every_bit_is_kept(tmp_path):
+    """Negative zeros and payloads of NaN, which compare equal to what they are not, or unequal."""
+    bits = np.asarray([0x80000000, 0x7FC00001, 0xFF800001, 0], np.uint32)
+    state = {"odd": jnp.asarray(bits.view(np.float32)), "zero": -jnp.zeros((3, 5))}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {})
+        restored, _ = checkpointer.restore(1, state)
+    np.testing.assert_array_equal(np.asarray(restored["odd"]).view(np.uint32), bits)
+    assert np.signbit(restored["zero"]).all()
+
+
 # Orbax leaves the other reads of a failed restore on a closed event loop: the garbage collector
 # complains, so collect here and not in a later test.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -219,6 +337,99 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
             checkpointer.save(1, _state(), {})
         assert checkpointer.steps == (0,)
     assert not (tmp_path / "1").exists()
+
+
+def _refuses_to_save(checkpointer: Checkpointer, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected) as refused:
+        checkpointer.save(2, _like_trained(), {})
+    assert "\n" not in str(refused.value)
+    assert checkpointer.steps == (1,)
+    assert os.listdir(checkpointer._folder) == ["1"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_save_that_fails_on_the_way_leaves_nothing(tmp_path, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, _like_trained(), {})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            _refuses_to_save(checkpointer, "step 2 cannot be written to .* \\(File too large\\):")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not caplog.records  # Orbax tells of each failure with several tracebacks
+        checkpointer.save(2, _like_trained(), {})
+        assert checkpointer.steps == (1, 2)
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "x"), "Too little disk for the checkpoint of step 2"),
+        (OSError(errno.EDQUOT, "x"), "Too little disk for the checkpoint of step 2"),
+        (ValueError("Failed [os_error_code='28']"), "Too little disk for the checkpoint of step 2"),
+        (OSError(errno.EROFS, "x"), r"cannot be written to .* \(Read-only file system\): make"),
+        (ValueError("Failed [os_error_code='5']"), r"cannot be written to .* \(Input/output error"),
+    ],
+)
+def test_a_disk_that_refuses_is_told_in_one_sentence(tmp_path, monkeypatch, error, expected):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, _like_trained(), {})
+
+        def fail(path, **_):
+            (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+            raise error
+
+        monkeypatch.setattr(checkpointer._orbax, "save", fail)
+        _refuses_to_save(checkpointer, expected)
+
+
+def test_the_first_save_is_read_back(tmp_path, monkeypatch):
+    with Checkpointer(tmp_path) as checkpointer:
+        save = checkpointer._orbax.save
+
+        def lossy(path, args):
+            arrays = {name: array * 0 for name, array in args.state.item.items()}
+            args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), host=args.host)
+            save(path, args=args)
+
+        monkeypatch.setattr(checkpointer._orbax, "save", lossy)
+        with pytest.raises(ValueError, match="step 1 is not what .* holds when it is read back"):
+            checkpointer.save(1, _like_trained(), {})
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "exp[1]",
+        "a b",
+        "-x",
+        "q'u\"o",
+        "st*r",
+        "wh?t",
+        "back\\slash",
+        "new\nline",
+        "é☃",
+        "gs:",
+        "\udcff",
+    ],
+)
+def test_folders_of_any_name(tmp_path, name):
+    state = {"x": jnp.arange(3.0)}
+    (tmp_path / "star" / "checkpoints").mkdir(parents=True)  # as a pattern the name may mean this
+    folder = tmp_path / name / "checkpoints"
+    for step in (1, 2):
+        with Checkpointer(folder) as checkpointer:
+            checkpointer.save(step, state, {"step": step})
+    with CheckpointReader(folder) as reader:
+        for step in (1, 2):
+            restored, host = reader.restore(step, state)
+            np.testing.assert_array_equal(restored["x"], state["x"])
+            assert host == {"step": step}
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+    assert os.listdir(tmp_path / "star" / "checkpoints") == []
 
 
 def test_host_state_that_is_not_json_is_refused(tmp_path):
