@@ -20,6 +20,7 @@ from envs.files import replacing
 from experiments.evaluation_results import is_number, read_results
 from experiments.protocol import FamilyGames
 from experiments.run_dir import read_json
+from ictjax.json_lines import to_json_text
 from ictjax.records import Trajectory, to_json
 from ictjax.run_files import write_lines
 
@@ -170,4 +171,4 @@ def _is_part(result: Mapping[str, Any]) -> bool:
 
 
 def _write(path: pathlib.Path, data: Mapping[str, Any]) -> None:
-    write_lines(path, [json.dumps(data, indent=1, allow_nan=False)])
+    write_lines(path, [to_json_text(data, indent=1)])

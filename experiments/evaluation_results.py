@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ictjax.json_lines import read_records
+
 FORMAT = 2  # of evaluation.json; files without one are of the versions before
 ARMS = ("initial", "untrained", "trained")
 # transfer: of another benchmark
@@ -81,36 +83,16 @@ def read_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 def read_rows(
     path: pathlib.Path, is_row: Callable[[Mapping[str, Any]], bool], remedy: str
 ) -> list[dict[str, Any]]:
-    """The JSON objects of a line file that was written whole; none where it is missing. Raises
-    ValueError with file, line and remedy for a line that is none.
+    """The JSON objects of a line file; none where it is missing. Raises ValueError, naming the
+    file, for one that is empty, damaged, or of something else.
     """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error}): {remedy}.") from None
-    if lines.pop():
-        raise ValueError(f"{path} ends in the middle of line {len(lines) + 1}: {remedy}.")
-    if not lines:
+    rows = read_records(path).values
+    if not rows and path.exists():
         raise ValueError(f"{path} is empty: {remedy}.")
-    return [_row(path, number, line, is_row, remedy) for number, line in enumerate(lines, start=1)]
-
-
-def _row(
-    path: pathlib.Path,
-    number: int,
-    line: str,
-    is_row: Callable[[Mapping[str, Any]], bool],
-    remedy: str,
-) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError(f"Line {number} of {path} is not JSON: {remedy}.") from None
-    if not isinstance(row, dict) or not is_row(row):
-        raise ValueError(f"Line {number} of {path} is not what is written there: {remedy}.")
-    return row
+    for number, row in enumerate(rows, start=1):
+        if not is_row(row):
+            raise ValueError(f"Line {number} of {path} is not what is written there: {remedy}.")
+    return rows
 
 
 def is_number(value: object) -> bool:

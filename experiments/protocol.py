@@ -11,6 +11,7 @@ from typing import Any
 
 from envs.api import Environment, GameId, Outcome, Pool
 from ictjax import keys
+from ictjax.json_lines import read_records, to_json_line
 from ictjax.loops import Arena
 from ictjax.metrics import read_metrics
 from ictjax.records import Candidate, Context, Trajectory
@@ -95,9 +96,7 @@ def _prompt_line(
     """
     where = {"arm": arm, "family": family, "run": run, "success": success}
     wrote = {} if last is None else json.loads(prompt_line(*last))
-    return json.dumps(
-        {**wrote, **where, "system_prompt": prompt}, ensure_ascii=False, separators=(",", ":")
-    )
+    return to_json_line({**wrote, **where, "system_prompt": prompt})
 
 
 def _contexts(
@@ -224,22 +223,18 @@ def hashes_of_training(run_dir: pathlib.Path, last_iteration: int) -> frozenset[
     return frozenset(digest for hashes in seen.values() for digest in hashes)
 
 
-def _state_hashes(path: pathlib.Path) -> tuple[str, ...]:
+def _state_hashes(path: pathlib.Path) -> list[str]:
     """Of every episode in a line file of episodes or contexts."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        return [
+            str(played["state_hash"])
+            for record in read_records(path).values
+            for played in record.get("trajectories", [record])
+        ]
     except FileNotFoundError:  # training was started again, and makes it anew
-        return ()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text: {_UNKNOWN}.") from None
-    found: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line) if line else {"trajectories": []}
-            found += [str(played["state_hash"]) for played in record.get("trajectories", [record])]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ValueError(f"Line {number} of {path} is damaged: {_UNKNOWN}.") from None
-    return tuple(found)
+        return []
+    except (TypeError, KeyError):
+        raise ValueError(f"{path} holds no episodes: {_UNKNOWN}.") from None
 
 
 def _shuffled(games: Sequence[GameId], key: keys.Key) -> list[GameId]:

@@ -19,6 +19,7 @@ from envs.pool import WorkerPool
 from envs.registry import describe, known_names, load_environment
 from experiments.command import unknown
 from experiments.evaluation_results import prompts_file, read_results
+from ictjax.json_lines import read_records
 from ictjax.run_config import EnvironmentConfig, TrainConfig, differences, from_dict, to_dict
 from ictjax.run_files import FOLDERS, write_lines
 
@@ -121,14 +122,14 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     """
     if arm == "initial":
         return read_run(run_dir).task.initial_prompt
-    for line in _lines(_scored_prompts(run_dir)):
+    for line in read_records(_scored_prompts(run_dir)).values:
         if (line["arm"], line["family"]) == (arm, family):
             return line["system_prompt"]
     if arm == "trained":
         for path in sorted((run_dir / "prompts").glob("iteration_*.jsonl"), reverse=True):
             written = [
                 line
-                for line in _lines(path)
+                for line in read_records(path).values
                 if line["family"] == family and line["system_prompt"] is not None
             ]
             if written:
@@ -142,16 +143,6 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
 def _scored_prompts(run_dir: pathlib.Path) -> pathlib.Path:
     path = run_dir / "evaluation.json"
     return prompts_file(run_dir, path.stem, read_results(path) if path.is_file() else {})
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [dict(json.loads(line)) for line in lines if line]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not readable ({error}): restore it.") from error
 
 
 def preset_of(run_dir: pathlib.Path) -> str | None:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from envs.api import GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
-from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
+from ictjax.json_lines import read_records
+from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_dict, to_json
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
@@ -292,7 +293,10 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
         if resumed:
             raise ValueError(f"{path} is missing: restore it, or start another run.")
         write_lines(path, map(to_json, precollect(arena)))
-    return [context_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = read_records(path)
+    if found.torn:
+        raise ValueError(f"The last line of {path} is cut off: restore it, or start another run.")
+    return [context_from_dict(context) for context in found.values]
 
 
 def precollect(arena: Arena) -> list[Context]:

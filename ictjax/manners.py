@@ -15,6 +15,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from ictjax.json_lines import to_json_text
+
 FILE_NAME = "ictjax.json"
 _MOST_UNKNOWN = 0.2  # of the words of a first prompt
 
@@ -84,7 +86,7 @@ def write_manners(folder: pathlib.Path, manners: Mapping[str, Manners]) -> None:
     entries = {
         name: {**vars(entry), "options": dict(entry.options)} for name, entry in manners.items()
     }
-    text = json.dumps({"environments": entries}, indent=1, ensure_ascii=False) + "\n"
+    text = to_json_text({"environments": entries}, indent=1) + "\n"
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
 

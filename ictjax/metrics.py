@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.files import replacing
+from ictjax.json_lines import to_json_line
 
 FILE_NAME = "metrics.jsonl"
 
@@ -70,9 +71,7 @@ class MetricsWriter:
                 raise ValueError(f"The metric name {key!r} is reserved: choose another.")
         seconds = _plain(time or {})
         record = {"iteration": iteration, **_plain(values), "time": seconds}
-        self._file.write(
-            json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-        )
+        self._file.write(to_json_line(record) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._events is not None:
@@ -148,9 +147,7 @@ def _truncate(path: Path, last_iteration: int | None) -> None:
     if not path.exists() and not kept:
         return
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in kept
-        )
+        file.writelines(to_json_line(record) + "\n" for record in kept)
 
 
 def _plain(value: Any) -> Any:

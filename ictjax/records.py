@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from envs.api import GameId, Outcome
+from ictjax.json_lines import to_json_line
 
 
 class ParseFailure(enum.StrEnum):
@@ -93,8 +94,8 @@ class Candidate:
 
 
 def to_json(record: Any) -> str:
-    """One line of JSON for any record above."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+    """One line of JSON for any record above; see `ictjax.json_lines`."""
+    return to_json_line(dataclasses.asdict(record))
 
 
 def trajectory_from_json(text: str) -> Trajectory:
@@ -104,7 +105,11 @@ def trajectory_from_json(text: str) -> Trajectory:
 
 def context_from_json(text: str) -> Context:
     """Reads what `to_json` wrote for a Context."""
-    data = json.loads(text)
+    return context_from_dict(json.loads(text))
+
+
+def context_from_dict(data: dict[str, Any]) -> Context:
+    """As `context_from_json`, of parsed JSON."""
     return Context(**{**data, "trajectories": tuple(_trajectory(t) for t in data["trajectories"])})
 
 

@@ -1,12 +1,12 @@
 """The line files of a run directory: written whole or not at all, one file per iteration."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
 from envs.files import replacing
+from ictjax.json_lines import to_json_line
 from ictjax.records import Candidate, Context, Trajectory, to_json
 
 FOLDERS = ("episodes", "contexts", "prompts")
@@ -60,7 +60,7 @@ def prompt_line(asked: Context, written: Candidate, **where: int | str) -> str:
         "meta_turn": asked.meta_turn,
         "old_prompt": asked.system_prompt,
     }
-    return json.dumps({**where, **about, **fields}, ensure_ascii=False, separators=(",", ":"))
+    return to_json_line({**where, **about, **fields})
 
 
 def drop_after(run_dir: pathlib.Path, iteration: int) -> None:
