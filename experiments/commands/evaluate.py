@@ -15,6 +15,7 @@ from experiments.evaluation_results import ARMS
 from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
 from experiments.tasks import with_options
+from experiments.trust import check_names
 from ictjax.config import MeshConfig, RoleMeshes
 from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
 
@@ -36,6 +37,8 @@ class RunArgs:
         None
     )
     """The run to evaluate, for example runs/demo."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and call what the run names: an environment by its import path, an endpoint."""
     mesh: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as trained on)")
     ] = None
@@ -125,6 +128,10 @@ def _main(argv: list[str]) -> None:
     )
     played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
     settings = played.environment
+    if not args.trust:
+        check_names(
+            run_dir / "config.json", environment=settings.name, endpoint=config.actor.endpoint
+        )
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
     if not (run_dir / "checkpoints").is_dir():
@@ -160,6 +167,7 @@ def _main(argv: list[str]) -> None:
 def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
     return EvaluateArgs(
         run_dir=first.run_dir,
+        trust=first.trust,
         mesh=first.mesh,
         actor=RoleArgs(mesh=config.actor.mesh),
         reflector=RoleArgs(mesh=config.reflector.mesh),

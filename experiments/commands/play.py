@@ -14,6 +14,7 @@ from experiments.commands.games import DEFAULT
 from experiments.console import Terminal
 from experiments.presets import check_model, shipped_folder
 from experiments.run_dir import check_families, open_environment, read_run, run_prompt
+from experiments.trust import check_names
 from ictjax.config import EndpointConfig, RolloutConfig
 from ictjax.manners import check_style, manners_for
 from ictjax.run_config import ActorConfig
@@ -60,6 +61,8 @@ class PlayArgs:
         None
     )
     """The actor of a run plays, under a prompt of that run."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and call what the run names: an environment by its import path, an endpoint."""
     arm: Literal["initial", "untrained", "trained"] = "trained"
     """Whose prompt, with --run-dir: the first one, or one that the reflector wrote before or after
     training, as the evaluation has it (else the best of the last iteration).
@@ -133,6 +136,12 @@ def settle(args: PlayArgs) -> PlaySetting:
             raise ValueError(
                 f"{args.run_dir} plays {config.task.environment.name}, not {name}: drop --env, or"
                 " name the model with --model."
+            )
+        if not args.trust:
+            check_names(
+                args.run_dir / "config.json",
+                environment="" if name else config.task.environment.name,
+                endpoint=config.actor.endpoint,
             )
         actor, task = config.actor, config.task
         name = task.environment.name

@@ -13,6 +13,8 @@ from experiments.console import Terminal
 from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
 from experiments.run_dir import check_families, check_run, open_environment, preset_of, read_json
 from experiments.tasks import with_options
+from experiments.trust import check_names
+from ictjax.config import EndpointConfig
 from ictjax.run_config import TrainConfig, from_dict
 
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
@@ -48,13 +50,18 @@ class StartArgs:
         tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as the roles' own flags say)"),
     ] = None
     """Devices by name, for example v5e-8."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and call what --config names: an environment by its import path, an endpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _FirstArgs(StartArgs):
-    """These, and the flag of the configuration that decides which options its environment has."""
+    """These, and the flags of the configuration that decide which options its environment has, and
+    which of its names are the user's own.
+    """
 
     environment: Annotated[str | None, tyro.conf.arg(name="task.environment.name")] = None
+    url: Annotated[str | None, tyro.conf.arg(name="actor.endpoint.url")] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +102,12 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
             )
         config = config.on(task(name, first.train_env))
     chosen = config.task
+    if first.config is not None and not first.trust:
+        check_names(
+            first.config,
+            environment=chosen.environment.name if first.environment is None else "",
+            endpoint=config.actor.endpoint if first.url is None else EndpointConfig(),
+        )
     # options are of the environment that they were written for
     if first.environment not in (None, chosen.environment.name):
         chosen = dataclasses.replace(
