@@ -20,13 +20,15 @@ from experiments.commands.evaluate import main
 from experiments.console import LiveProgress
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_results import ARMS, FORMAT
-from experiments.limits import check_limits, check_meshes
+from experiments.limits import check_limits, check_meshes, local_roles
+from experiments.manifest import describe_games, games_sha256
 from experiments.presets import in_folders
 from experiments.protocol import FamilyGames, choose_games, hashes_of_training, play_arm
-from experiments.run_dir import check_families, describe_games, open_pool, read_json
+from experiments.run_dir import check_families, open_pool, read_manifest
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys
 from ictjax.loops import Arena
+from ictjax.models.hf import content_hash
 from ictjax.models.transformer import Params
 from ictjax.players import (
     check_language,
@@ -167,22 +169,22 @@ def evaluate(
 
 
 def changed_since(
-    run_dir: pathlib.Path, config: TrainConfig, environment: Environment
+    run_dir: pathlib.Path, config: TrainConfig, task: TaskConfig, environment: Environment
 ) -> list[str]:
-    """What is no longer as it was when the run was trained, a sentence each; nothing is known of a
-    run without manifest.
+    """What is no longer as the run was trained with it, a few words each: its models, and, where it
+    is what it trained on that is played, its games. Nothing is known of a run without manifest.
     """
-    path = run_dir / "manifest.json"
-    if not path.is_file():
-        return []
-    manifest = read_json(path)
-    found = []
-    settings = config.task.environment
+    manifest, folders = read_manifest(run_dir), in_folders(config)
+    found = [
+        f"the {name}'s model in {role.model} (its files differ)"
+        for name, role, _ in local_roles(folders)
+        if (known := manifest.get("models", {}).get(name)) is not None
+        and content_hash(pathlib.Path(role.model)) != known
+    ]
     before = manifest.get("games_sha256")
-    if before not in (None, describe_games(settings, environment)["games_sha256"]):
+    if task == config.task and before not in (None, games_sha256(task.environment, environment)):
         found.append(
-            f"The games of {settings.name!r} are no longer those that {run_dir} was trained on (a"
-            " download or a package has changed)"
+            f"the games of {task.environment.name!r} (a download or a package has changed)"
         )
     return found
 

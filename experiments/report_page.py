@@ -178,7 +178,7 @@ def _checkpoint(run: RunData, evaluation: Evaluation) -> str:
     step = evaluation.checkpoint
     early = step not in (None, run.config.get("iterations"))
     return (f"Of iteration {escape(str(step))}. " if early else "") + "".join(
-        f"<b>{escape(str(change))}.</b> " for change in evaluation.changes
+        f"<b>Changed since training: {escape(str(change))}.</b> " for change in evaluation.changes
     )
 
 

@@ -8,6 +8,7 @@ resumed run draws the same games, prompts and tokens.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,7 @@ from typing import Any, NamedTuple
 from envs.api import GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
-from ictjax.json_lines import read_records
-from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_dict, to_json
+from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
@@ -285,18 +285,40 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
     """The contexts of the base reflector: collected once, before the first update, and read from
     the run directory ever after.
 
+    Their checksum is kept beside them, as `sha256sum --check` reads it.
+
     Raises:
-      ValueError: a resumed run has lost them; its reflector is no longer the one they are of.
+      ValueError: a resumed run has lost them, or they are others now: training would go on with
+        other contexts, and its reflector is no longer the one they are of.
     """
     path = run_dir / "contexts" / "precollected.jsonl"
+    seal = path.with_suffix(".sha256")
     if not path.exists():
         if resumed:
             raise ValueError(f"{path} is missing: restore it, or start another run.")
-        write_lines(path, map(to_json, precollect(arena)))
-    found = read_records(path)
-    if found.torn:
-        raise ValueError(f"The last line of {path} is cut off: restore it, or start another run.")
-    return [context_from_dict(context) for context in found.values]
+        lines = [to_json(context) for context in precollect(arena)]
+        # first: whoever finds contexts finds their checksum, but for runs of older versions
+        write_lines(seal, [_seal("".join(f"{line}\n" for line in lines).encode(), path.name)])
+        write_lines(path, lines)
+    data = path.read_bytes()
+    expected = arena.meta.precollected_loops * arena.meta.meta_turns
+    if data.count(b"\n") != expected:
+        raise ValueError(
+            f"{path} has {data.count(10)} lines, {expected} contexts were collected: restore it, or"
+            " start another run."
+        )
+    if seal.exists() and seal.read_text(encoding="utf-8", errors="replace").strip() != _seal(
+        data, path.name
+    ):
+        raise ValueError(
+            f"{path} is not what was collected (its checksum is not that in {seal.name}): restore"
+            " both, or start another run."
+        )
+    return [context_from_json(line) for line in data.decode().split("\n")[:-1]]
+
+
+def _seal(data: bytes, name: str) -> str:
+    return f"{hashlib.sha256(data).hexdigest()}  {name}"
 
 
 def precollect(arena: Arena) -> list[Context]:

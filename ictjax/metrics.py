@@ -106,8 +106,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file (or of the one in a run directory), in order; [] if there is
     none.
 
-    A last line that a killed process left half-written is ignored; ValueError for any other line
-    that is not a record.
+    A last line that a killed process left half-written is ignored.
+
+    Raises:
+      ValueError: any other line is no record, or not of a later iteration than the one before it.
     """
     path = Path(path)
     # by name: a run directory may come into being right now
@@ -124,12 +126,17 @@ def _records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # numbers of thousands of digits, deep nesting
             record = None
-        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+        if not isinstance(record, dict) or type(record.get("iteration")) is not int:
             raise ValueError(
                 f"Line {number} of {path} is not a metrics record: {line[:80]!r}. Remove it, or"
                 " restore the file."
+            )
+        if records and record["iteration"] <= records[-1]["iteration"]:
+            raise ValueError(
+                f"Line {number} of {path} is of iteration {record['iteration']}, which comes twice"
+                f" or after a later one: remove it, or restore the file."
             )
         records.append(record)
     return records

@@ -5,10 +5,11 @@ on resume.
 import dataclasses
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ictjax.config import (
     BatchConfig,
@@ -217,16 +218,31 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of the fields in which two configurations differ."""
-    found = []
-    for name in [*config, *(name for name in other if name not in config)]:
-        mine, theirs = config.get(name), other.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += differences(mine, theirs, f"{prefix}{name}.")
-        elif mine != theirs or (name in config) != (name in other):
-            found.append(f"{prefix}{name}")
+class Difference(NamedTuple):
+    """A field in which two configurations differ, by its dotted name; None where one lacks it."""
+
+    field: str
+    before: Any
+    now: Any
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> list[Difference]:
+    """The fields in which two configurations differ."""
+    found: list[Difference] = []
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif (name in before) != (name in now) or not _same(old, new):
+            found.append(Difference(f"{prefix}{name}", old, new))
     return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    not_numbers = [isinstance(value, float) and math.isnan(value) for value in (one, other)]
+    return all(not_numbers) or one == other
 
 
 def from_dict(data: Mapping[str, Any]) -> TrainConfig:

@@ -334,7 +334,10 @@ def test_configurations_survive_json(name):
         config, seed=7, task=dataclasses.replace(config.task, rollout=slower)
     )
     found = differences(to_dict(config), to_dict(changed))
-    assert found == ["task.rollout.max_steps", "seed"]
+    assert found == [
+        ("task.rollout.max_steps", config.task.rollout.max_steps, 3),
+        ("seed", config.seed, 7),
+    ]
 
 
 def test_configurations_of_other_versions_are_refused():

@@ -137,19 +137,20 @@ def _main(argv: list[str]) -> None:
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
-    if args.num_workers is not None:
-        played = dataclasses.replace(
-            played, environment=dataclasses.replace(settings, num_workers=args.num_workers)
-        )
     console = Terminal()
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
 
-    changes = changed_since(run_dir, config, environment) if name == "evaluation" else []
+    changes = changed_since(run_dir, config, played, environment)
     if changes and not args.accept_changes:
-        raise ValueError(f"{changes[0]}: restore them, or evaluate with --accept-changes.")
-    for change in changes:
-        console.print(f"{change}.", highlight=False, markup=False, soft_wrap=True)
+        raise ValueError(
+            f"Changed since {run_dir} was trained: {'; '.join(changes)}. Restore it, or evaluate as"
+            " things are now with --accept-changes."
+        )
+    if args.num_workers is not None:
+        played = dataclasses.replace(
+            played, environment=dataclasses.replace(settings, num_workers=args.num_workers)
+        )
     report = evaluate(
         run_dir, config, console, task=played, name=name, step=args.step, changes=changes
     )

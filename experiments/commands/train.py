@@ -11,7 +11,14 @@ import tyro
 from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
-from experiments.run_dir import check_families, check_run, open_environment, preset_of, read_json
+from experiments.run_dir import (
+    check_families,
+    check_restart,
+    check_run,
+    open_environment,
+    preset_of,
+    read_json,
+)
 from experiments.tasks import with_options
 from experiments.trust import check_names
 from ictjax.config import EndpointConfig
@@ -73,6 +80,9 @@ class TrainArgs(StartArgs):
         tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET)"),
     ] = None
     """Where the run is written."""
+    restart: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Begin at iteration 1, whatever the directory holds: the run that is there is moved beside it,
+    to DIR.old-1."""
     check: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Build model, cache and update on shapes alone, print parameters and memory, and end."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -169,7 +179,7 @@ def _main(argv: list[str]) -> None:
     settings = args.settings.task.environment
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
-    goes_on = check_run(run_dir, args.settings, environment)
+    how = check_restart(run_dir) if args.restart else check_run(run_dir, args.settings, environment)
     from experiments.train import start
 
-    start(name, args.settings, run_dir, environment, console, goes_on=goes_on)
+    start(name, args.settings, run_dir, environment, console, how=how)
