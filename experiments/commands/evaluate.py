@@ -47,10 +47,12 @@ class RunArgs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoleArgs:
-    """Of a model."""
+    """Where a model is; the run's config.json has the defaults."""
 
+    model: str
+    """Folder, where it has moved, or name at an endpoint."""
     mesh: MeshConfig
-    """Devices; the run's config.json has the defaults."""
+    """Devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,8 +124,9 @@ def _main(argv: list[str]) -> None:
             "--run-dir or --mesh stands where the value of another flag is missing: write each as"
             " --FLAG=VALUE."
         )
+    meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
     config = dataclasses.replace(
-        config.on_mesh(RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)),
+        config.on_mesh(meshes).with_models(args.actor.model, args.reflector.model),
         evaluation=args.evaluation,
     )
     played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
@@ -170,8 +173,8 @@ def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
         run_dir=first.run_dir,
         trust=first.trust,
         mesh=first.mesh,
-        actor=RoleArgs(mesh=config.actor.mesh),
-        reflector=RoleArgs(mesh=config.reflector.mesh),
+        actor=RoleArgs(model=config.actor.model, mesh=config.actor.mesh),
+        reflector=RoleArgs(model=config.reflector.model, mesh=config.reflector.mesh),
         evaluation=config.evaluation,
     )
 
