@@ -158,7 +158,7 @@ def _games(drawn: Mapping[str, Any], runs: int) -> FamilyGames:
 
 def _is_part(result: Mapping[str, Any]) -> bool:
     rates, prompts = result.get("success"), result.get("prompts")
-    counts = ("num_games", "malformed", "actor_failures", "failed_episodes")
+    counts = ("num_games", "malformed", "failed_episodes")
     return (
         isinstance(result.get("games"), str)
         and isinstance(rates, list)
@@ -167,6 +167,7 @@ def _is_part(result: Mapping[str, Any]) -> bool:
         and len(prompts) == len(rates)
         and all(isinstance(line, str) for line in prompts)
         and all(isinstance(result.get(name), int) for name in counts)
+        and isinstance(result.get("actor_failures"), dict)
     )
 
 

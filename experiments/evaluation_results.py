@@ -128,7 +128,7 @@ def _wrong_numbers(numbers: object) -> str:
     for name in ("games", "runs"):
         if not isinstance(numbers.get(name, 0), int):
             return f".{name}"
-    for name in ("arms", "tests", "malformed_replies", "actor_failures", "failed_episodes"):
+    for name in ("arms", "tests", "malformed_replies", "failed_episodes"):
         if not isinstance(numbers.get(name, {}), Mapping):
             return f".{name}"
     for name, arm in numbers.get("arms", {}).items():
@@ -143,7 +143,7 @@ def _wrong_numbers(numbers: object) -> str:
             and _is_interval(test)
         ):
             return f".tests.{name:.40}"
-    for name in ("malformed_replies", "actor_failures", "failed_episodes"):
+    for name in ("malformed_replies", "failed_episodes"):
         if not all(isinstance(count, int) for count in numbers.get(name, {}).values()):
             return f".{name}"
     return ""

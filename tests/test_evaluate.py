@@ -130,7 +130,7 @@ def test_a_family_may_have_any_name(tmp_path):
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
     folder.keep_games({})
     result = {"success": [0.5], "prompts": ["{}"], "num_games": 1, "malformed": 0}
-    result |= {"actor_failures": 0, "failed_episodes": 0}
+    result |= {"actor_failures": {}, "failed_episodes": 0}
     for family in ("a/b", "..", "[red]*?", "π d"):
         folder.keep_part("trained", family, result, [])
         assert folder.part("trained", family)["success"] == [0.5]
