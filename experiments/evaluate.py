@@ -140,12 +140,12 @@ def evaluate(
         soft_wrap=True,
     )
     if trained is not None and missing:
+        drawn = folder.games(tuple(families), evaluation.runs)
         pool = open_pool(settings)
         progress = LiveProgress(
             "evaluation", done=len(parts) - len(missing), total=len(parts), console=console
         )
         with pool, progress:
-            drawn = folder.games(tuple(families), evaluation.runs)
             if drawn is None:
                 key, seen = _key(evaluation), hashes_of_training(run_dir, step)
                 drawn = {

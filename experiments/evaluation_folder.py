@@ -17,9 +17,8 @@ from typing import Any
 
 from envs.api import GameId
 from envs.files import replacing
-from experiments.evaluation_results import is_number, read_results
+from experiments.evaluation_results import is_number, read_object, read_results
 from experiments.protocol import FamilyGames
-from experiments.run_dir import read_json
 from ictjax.json_lines import to_json_text
 from ictjax.records import Trajectory, to_json
 from ictjax.run_files import write_lines
@@ -50,7 +49,7 @@ class EvaluationFolder:
         path = self._path / "games.json"
         if not path.is_file():
             return None
-        data = read_json(path)
+        data = read_object(path, self._remedy())
         try:
             return {family: _games(data[family], runs) for family in families}
         except (TypeError, KeyError, AttributeError, ValueError):
@@ -80,7 +79,7 @@ class EvaluationFolder:
         path = self._file(arm, family, ".json")
         if not path.is_file():
             return None
-        result = read_json(path)
+        result = read_object(path, self._remedy())
         if not _is_part(result):
             raise ValueError(f"{path} does not hold the result of a part: {self._remedy()}.")
         # of games that were drawn at another time: as good as missing

@@ -353,7 +353,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A file of a run. Raises ValueError for what is no JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
         raise ValueError(f"{path} is not readable ({error}): restore it.") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object: restore it.")

@@ -15,7 +15,9 @@ from rich.console import Console
 
 from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
+from experiments import export, report
 from experiments.evaluate import evaluate
+from experiments.evaluate import main as evaluate_main
 from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS
 from ictjax.checkpoint import Checkpointer
@@ -425,3 +427,30 @@ def test_values_of_another_type_are_refused_by_the_name_of_their_field(place, va
     record[name] = value
     with pytest.raises(ValueError, match=place.replace(".", r"\.")):
         from_dict(config)
+
+
+def test_readers_beside_a_running_trainer_change_nothing(start, uninterrupted, tmp_path):
+    """Evaluations, exports and reports, one after the other until it ends: they see whole
+    checkpoints only, and it goes on as if alone.
+    """
+    run_dir, done = tmp_path / "beside", {"evaluate": 0, "export": 0, "report": 0}
+    process = start(run_dir)
+    while process.poll() is None:
+        if not (run_dir / "checkpoints" / "1").is_dir() and not done["export"]:
+            time.sleep(0.01)
+            continue
+        out = tmp_path / f"out{done['export']}"
+        export.main(["--run-dir", str(run_dir), "--out", str(out)])
+        done["export"] += 1
+        report.main(["--run-dir", str(run_dir)])
+        done["report"] += 1
+        if done["evaluate"] < 2:
+            flags = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
+            evaluate_main(["--run-dir", str(run_dir), *flags])
+            done["evaluate"] += 1
+    finish(process)
+    assert all(done.values()), done
+    assert timeless(run_dir) == timeless(uninterrupted)
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {
+        path.name for path in (uninterrupted / "checkpoints").iterdir()
+    }
