@@ -122,7 +122,8 @@ def evaluate(
         "evaluation": dataclasses.asdict(evaluation),
         "task": _what_is_played(played.task),
         "games_sha256": games["games_sha256"],
-        **({"changes": list(changes)} if changes else {}),
+        # whoever has no folder has a name at an endpoint
+        "models": {"actor": config.actor.model, **_models(in_folders(played))},
     }
     trained = None
     if step is None:  # at once: training that goes on removes old checkpoints
@@ -141,15 +142,15 @@ def evaluate(
     )
     if trained is not None and missing:
         drawn = folder.games(tuple(families), evaluation.runs)
+        seen = hashes_of_training(run_dir, step) if drawn is None else frozenset()
         pool = open_pool(settings)
         progress = LiveProgress(
             "evaluation", done=len(parts) - len(missing), total=len(parts), console=console
         )
         with pool, progress:
             if drawn is None:
-                key, seen = _key(evaluation), hashes_of_training(run_dir, step)
                 drawn = {
-                    family: choose_games(environment, pool, played, family, seen, key)
+                    family: choose_games(environment, pool, played, family, seen, _key(evaluation))
                     for family in families
                 }
                 folder.keep_games(drawn)
@@ -174,12 +175,12 @@ def changed_since(
     """What is no longer as the run was trained with it, a few words each: its models, and, where it
     is what it trained on that is played, its games. Nothing is known of a run without manifest.
     """
-    manifest, folders = read_manifest(run_dir), in_folders(config)
+    manifest = read_manifest(run_dir)
+    known = manifest.get("models", {})
     found = [
-        f"the {name}'s model in {role.model} (its files differ)"
-        for name, role, _ in local_roles(folders)
-        if (known := manifest.get("models", {}).get(name)) is not None
-        and content_hash(pathlib.Path(role.model)) != known
+        f"the {name}'s model (its files differ)"
+        for name, content in _models(in_folders(config)).items()
+        if known.get(name, content) != content
     ]
     before = manifest.get("games_sha256")
     if task == config.task and before not in (None, games_sha256(task.environment, environment)):
@@ -187,6 +188,11 @@ def changed_since(
             f"the games of {task.environment.name!r} (a download or a package has changed)"
         )
     return found
+
+
+def _models(folders: TrainConfig) -> dict[str, str]:
+    """The hash of every model that is computed here, by role."""
+    return {name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)}
 
 
 def _what_is_played(task: TaskConfig) -> dict[str, Any]:

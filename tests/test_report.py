@@ -408,3 +408,111 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, capsys, name, tex
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (run / "report.html").exists()
+
+
+# Damaged files: one sentence that names the file.
+
+_DAMAGED = {
+    "empty": b"",
+    "cut": b'{"families": {"eat"',
+    "binary": b"\x00\xff\xfe\x80",
+    "list": b"[]",
+    "null": b"null",
+    "nested": b"[" * 100_000,
+    "digits": b'{"iterations": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("whole") / "run", iterations=2)
+
+
+@pytest.mark.parametrize("damage", _DAMAGED)
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "evaluation.json"])
+def test_a_damaged_file_is_named(whole, tmp_path, name, damage):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_bytes(_DAMAGED[damage])
+    with pytest.raises(ValueError, match=f"run/{name} "):
+        report_data.load_run(run)
+
+
+@pytest.mark.parametrize("line", [b"", b"[]\n", b"null\n", b"{}\n", b"\x00\xff\n{}\n", b"{\n{}\n"])
+@pytest.mark.parametrize(
+    "name", ["prompts/evaluation.jsonl", "episodes/evaluation_trained_eat.jsonl"]
+)
+def test_a_damaged_line_is_named(whole, tmp_path, name, line):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_bytes(line)
+    with pytest.raises(ValueError, match=f"run/{name}"):
+        report_data.load_run(run)
+
+
+_ARM = {"mean": 0.5, "ci95": [0.4, 0.6]}
+_TEST = {"difference": 0.1, "ci95": [0.0, 0.2], "p": 0.5}
+_FAMILY = {"split": "train", "games": 1, "runs": 1, "arms": {"trained": _ARM}}
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {},
+        {"families": {}},
+        {"families": []},
+        {"families": {"eat": {}}},
+        {"families": {"eat": [1]}},
+        {"families": {"eat": {**_FAMILY, "split": "other"}}},
+        {"families": {"eat": {**_FAMILY, "split": ["train"]}}},
+        {"families": {"eat": {**_FAMILY, "games": "1"}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": 0.5}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {"mean": 0.5}}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "mean": None}}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "mean": float("nan")}}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "ci95": [0]}}}}},
+        {"families": {"eat": {**_FAMILY, "tests": {"trained_vs_untrained": {**_TEST, "p": 2}}}}},
+        {"families": {"eat": {**_FAMILY, "malformed_replies": {"trained": "x"}}}},
+        {"families": {"eat": _FAMILY}, "overall": [1]},
+        {"families": {"eat": _FAMILY}, "overall": {"train": {"runs": None}}},
+        {"families": {"eat": _FAMILY}, "folder": "../../elsewhere"},
+        {"families": {"eat": _FAMILY}, "folder": "evaluation/../.."},
+        {"families": {"eat": _FAMILY}, "protocol": "x"},
+        {"families": {"eat": _FAMILY}, "format": 3},
+        {"families": {"eat": _FAMILY}, "format": "x"},
+        {"arms": {"trained": 0.5}, "success": [1]},
+    ],
+    ids=str,
+)
+def test_results_of_another_shape_are_named(whole, tmp_path, results):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "evaluation.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="run/evaluation.json ") as refused:
+        report_data.load_run(run)
+    assert "{" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("config.json", {"meta": [], "seed": 0}),
+        ("manifest.json", {"environment": "fake"}),
+        ("metrics.jsonl", {"iteration": 1, "time": [1]}),
+        ("metrics.jsonl", {"iteration": 1, "time": {"update_s": "x"}}),
+    ],
+)
+def test_a_record_of_another_shape_is_named(whole, tmp_path, name, data):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_text(json.dumps(data) + "\n")
+    with pytest.raises(ValueError, match=name):
+        report_data.load_run(run)
+
+
+def test_which_checkpoint_was_evaluated_is_said(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    changed = "the games of <i>x</i>"
+    for step, shown in ((30, False), (7, True)):
+        about = {"protocol": {"checkpoint": step}, "changes": [changed] if shown else []}
+        (run / "evaluation.json").write_text(json.dumps({**results, **about}))
+        text = _written(run).read_text(encoding="utf-8")
+        assert ("Of iteration 7. <b>Changed since training" in text) == shown
+        assert "<i>x" not in text
