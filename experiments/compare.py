@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from experiments import report_page
@@ -58,7 +59,7 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
                 left_out.append(str(error))
                 continue
             for row in rows:
-                table.add_row(run_dir.name, *row)
+                table.add_row(escape(run_dir.name), *row)
     if not table.rows:
         raise ValueError(" ".join(left_out))
     return Comparison(table=table, left_out=tuple(left_out))
@@ -100,7 +101,7 @@ def _rows(path: Path, seed: str, trained_on: str, iterations: int | None) -> Ite
         arms, tests = numbers.get("arms", {}), numbers.get("tests", {})
         if not {*ARMS} <= arms.keys() or "trained_vs_untrained" not in tests:
             raise ValueError(f"{path} holds not all arms of {split!r}: evaluate again.")
-        yield [seed, benchmark, split, *_numbers(numbers)]
+        yield [*map(escape, (seed, benchmark, split)), *_numbers(numbers)]
 
 
 def _numbers(split: Mapping[str, Any]) -> list[str]:

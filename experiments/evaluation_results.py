@@ -102,21 +102,22 @@ def is_number(value: object) -> bool:
 
 def _wrong(results: Mapping[str, Any]) -> str:
     """What does not fit, in a few words; empty where all does."""
-    folder = results.get("folder")
     # the file may come from anywhere, what it names lies beside it
-    if folder is not None and not (isinstance(folder, str) and _FOLDER.fullmatch(folder)):
+    if "folder" in results and not _FOLDER.fullmatch(str(results["folder"])):
         return "folder"
     if not isinstance(results.get("changes", []), list):
         return "changes"
     for part in ("families", "overall", "environment", "protocol"):
         if not isinstance(results.get(part, {}), Mapping):
             return part
+    if not isinstance(results.get("protocol", {}).get("checkpoint", 0), int):
+        return "protocol.checkpoint"
     for part in ("families", "overall"):
         for name, numbers in results.get(part, {}).items():
             if found := _wrong_numbers(numbers):
                 return f"{part}.{name:.40}{found}"
     for name, family in results.get("families", {}).items():
-        if family.get("split") not in SPLITS:
+        if str(family.get("split")) not in SPLITS:
             return f"families.{name:.40}.split"
     return ""
 
