@@ -3,7 +3,6 @@ episodes behind it are.
 """
 
 import json
-import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ ARMS = ("initial", "untrained", "trained")
 # transfer: of another benchmark
 SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}
 
+_LARGEST = 1e300  # NaN is not below it either
 _AGAIN = "evaluate again (`ictjax evaluate`), or remove it"
 _FOLDER = re.compile(r"evaluation[\w.=,-]*/step\d+-[0-9a-f]+")
 
@@ -96,8 +96,8 @@ def read_rows(
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a finite number of JSON."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a number of JSON that figures and texts can show."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _wrong(results: Mapping[str, Any]) -> str:

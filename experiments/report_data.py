@@ -163,17 +163,23 @@ def _metrics(folder: Path) -> list[Json]:
     lines = read_metrics(folder)
     for number, line in enumerate(lines, start=1):
         times = line.get("time", {})
-        if not isinstance(times, Mapping) or not all(map(is_number, times.values())):
+        if not (
+            is_number(line["iteration"])
+            and isinstance(times, Mapping)
+            and all(map(is_number, times.values()))
+        ):
             raise ValueError(
-                f"Line {number} of {folder / 'metrics.jsonl'} holds no times under 'time': restore"
-                " the file."
+                f"Line {number} of {folder / 'metrics.jsonl'} holds no iteration and its times:"
+                " restore the file."
             )
     return lines
 
 
 def _is_prompt(row: Mapping[str, Any]) -> bool:
-    return _texts(row, "arm", "family", "system_prompt") and (
-        row.get("success") is None or is_number(row["success"])
+    return (
+        _texts(row, "arm", "family", "system_prompt")
+        and isinstance(row.get("run", 0), int)
+        and (row.get("success") is None or is_number(row["success"]))
     )
 
 
@@ -240,9 +246,7 @@ def split_summaries(evaluation: Evaluation) -> list[SplitSummary]:
 
 def series(metrics: Sequence[Json], name: str) -> list[float | None]:
     """One metric over the iterations; None where a line lacks it."""
-    return [
-        value if isinstance(value := record.get(name), (int, float)) else None for record in metrics
-    ]
+    return [value if is_number(value := record.get(name)) else None for record in metrics]
 
 
 def counter_total(values: Sequence[float | None]) -> float:
