@@ -14,10 +14,23 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.visible import visible
+from ictjax.ranges import fault
+
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
 _Args = TypeVar("_Args")
+
+
+class Flags:
+    """Base of flags that check their numbers, by the ranges that their fields state."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, by its flag, for the first value that is out of its range."""
+        if found := fault(self):
+            flag = f"--{found.name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be {found.expected}, got {found.shown}.")
 
 
 class Stopped(BaseException):
@@ -52,12 +65,12 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
     except ValueError as error:
-        print(f"ictjax: {error}", file=sys.stderr)
+        print(f"ictjax: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
-        print(f"ictjax: {where}{reason}; name another place.", file=sys.stderr)
+        print(f"ictjax: {visible(where + reason)}; name another place.", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
@@ -167,7 +180,7 @@ def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **setting
     # once more, in lines that are never broken
     with _wide(), contextlib.redirect_stderr(complaint), contextlib.suppress(SystemExit):
         read()
-    raise ValueError(f"{_sentence(complaint.getvalue())}; see `ictjax {command} --help`.")
+    raise ValueError(f"{_short(_sentence(complaint.getvalue()))}; see `ictjax {command} --help`.")
 
 
 class _Page(io.TextIOWrapper):
@@ -205,6 +218,11 @@ def _wide() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
+def _short(sentence: str) -> str:
+    """The same without the rest of what is too long to be read."""
+    return re.sub(r"(\S{60})\S{200,}", r"\1...", sentence)
+
+
 def _sentence(complaint: str) -> str:
     """What the parser's box says, in one clause that begins with the flag."""
     lines = [re.sub("[\u2500-\u257f]|-{4,}", "", line).strip() for line in complaint.splitlines()]
@@ -222,13 +240,20 @@ def _sentence(complaint: str) -> str:
         r"invalid choice '(.*)' for argument '(.*)'\. .* one of \((.*?),?\)", text
     ):
         choices = [choice.strip().strip("'") for choice in found[3].split(",")]
+        choices = [choice for choice in choices if choice != "None"]  # as if it were not given
         return str(unknown(f"{found[2]} cannot be {found[1]!r}", found[1], choices)).rstrip(".")
     if found := re.match(r"Missing value for argument '(.*?)'", text):
-        return f"{found[1]} has no value: give one behind it"
+        return f"{found[1]} has no value: give one behind it, or {found[1]}=-x if it begins with -"
     if found := re.match(r"Error parsing (--\S+): invalid literal for int\(\).*: (.*)", text):
         return f"{found[1]} takes a whole number, not {found[2]}"
     if found := re.match(r"Error parsing (--\S+): could not convert string to float: (.*)", text):
         return f"{found[1]} takes a number, not {found[2]}"
+    if found := re.match(r"Error parsing (--\S+): Exceeds the limit .* digits", text):
+        return f"{found[1]} takes a whole number, not one of thousands of digits"
+    if found := re.match(r"Error parsing (--\S+): Failed to parse key-value pairs", text):
+        return f"{found[1]} takes pairs, NAME VALUE NAME VALUE, and one of them is not whole"
+    if found := re.match(r"Error parsing (--\S+): (?:no type matching|Could not).* \[(.*)\]", text):
+        return f"{found[1]} cannot be {found[2]}"
     if found := re.match(r"Error parsing (\S+): (.*)", text):
         return _of_record(found[1].removeprefix("settings."), found[2].rstrip("."))
     return text.rstrip(".")
@@ -245,4 +270,6 @@ def _of_record(place: str, message: str) -> str:
     *above, last = place.replace("-", "_").split(".")
     if message.startswith(f"{place.replace('-', '_')}."):
         return message
+    if re.match(r"\w+ must be ", message):  # the name of a field
+        return f"{place.replace('-', '_')}.{message}"
     return ".".join([*above, message]) if message.startswith(f"{last}.") else f"{place}: {message}"

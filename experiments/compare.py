@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from experiments import report_page
@@ -59,7 +58,7 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
                 left_out.append(str(error))
                 continue
             for row in rows:
-                table.add_row(escape(run_dir.name), *row)
+                table.add_row(run_dir.name, *row)
     if not table.rows:
         raise ValueError(" ".join(left_out))
     return Comparison(table=table, left_out=tuple(left_out))
@@ -101,7 +100,7 @@ def _rows(path: Path, seed: str, trained_on: str, iterations: int | None) -> Ite
         arms, tests = numbers.get("arms", {}), numbers.get("tests", {})
         if not {*ARMS} <= arms.keys() or "trained_vs_untrained" not in tests:
             raise ValueError(f"{path} holds not all arms of {split!r}: evaluate again.")
-        yield [*map(escape, (seed, benchmark, split)), *_numbers(numbers)]
+        yield [seed, benchmark, split, *_numbers(numbers)]
 
 
 def _numbers(split: Mapping[str, Any]) -> list[str]:
@@ -111,7 +110,7 @@ def _numbers(split: Mapping[str, Any]) -> list[str]:
         f" {report_page.interval(test['ci95'], signed=True)}"
     )
     means = [report_page.percent(split["arms"][arm]["mean"]) for arm in ARMS]
-    return [*means, difference.replace("[", r"\["), report_page.p_value(test["p"])]
+    return [*means, difference, report_page.p_value(test["p"])]
 
 
 if __name__ == "__main__":

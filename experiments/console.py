@@ -20,13 +20,25 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+from experiments.visible import visible
 
 _PLAIN_EVERY_S = 30.0
 _LARGE_BYTES = 2**30  # of a checkpoint, from which on reading it takes long enough to be shown
 
 
 class Terminal(Console):
-    """A console that leaves a closed pipe to `experiments.command.run_main`."""
+    """A console that shows text as it is, brackets and colons included, and marks what a terminal
+    would obey. It leaves a closed pipe to `experiments.command.run_main`.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """A text as it is printed, alone or in a table."""
+        return super().render_str(visible(text), **settings)
 
     def on_broken_pipe(self) -> None:
         """Says what happened, where rich would end the program with exit code 1."""
@@ -44,13 +56,13 @@ class LiveProgress:
         self._bars: Progress | None = None
         if self.console.is_terminal:
             columns = (
-                TextColumn("{task.description:<12}"),
+                TextColumn("{task.description:<12}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._bars = Progress(*columns, console=self.console)
             self._whole: TaskID = self._bars.add_task(what, completed=done, total=total, note="")
@@ -95,7 +107,7 @@ class LiveProgress:
                 self._bars.update(self._phase, total=total, completed=finished)
         elif time.monotonic() - self._last_line > _PLAIN_EVERY_S:
             self._last_line = time.monotonic()
-            self.console.print(f"  {name} {finished}/{total}", highlight=False)
+            self.console.print(f"  {name} {finished}/{total}")
 
     def reading(self, finished: int, total: int) -> None:
         """How far a checkpoint is read, in bytes."""
@@ -113,12 +125,12 @@ class LiveProgress:
             * (self._total - number)
         )
         if self._bars is not None:
-            self._bars.update(self._whole, completed=number, note=note)
+            self._bars.update(self._whole, completed=number, note=visible(note))
             self._bars.update(self._phase, visible=False)
         else:
             self._last_line = time.monotonic()
             line = f"{self._what} {number}/{self._total}  {note}  about {left_s / 60:.1f} min left"
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self.console.print(line, soft_wrap=True)
 
 
 def iteration_line(metrics: dict[str, Any]) -> str:
@@ -145,7 +157,7 @@ def reading_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     checkpoint is read, gone afterwards.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

@@ -27,8 +27,6 @@ def export(args: ExportArgs) -> int:
             f"{args.run_dir} trained all weights (reflector.lora.rank is 0): export it without"
             " --adapter."
         )
-    if args.max_shard_gb <= 0:
-        raise ValueError(f"--max-shard-gb is {args.max_shard_gb}: give a positive size.")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"{args.out} exists and is not an empty folder: choose a new --out.")
     base = model_folder(config.reflector.model)

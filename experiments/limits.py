@@ -28,7 +28,8 @@ def check_limits(config: TrainConfig) -> None:
     """Reads each model's config.json and tokenizer, no weights, and compares.
 
     Raises:
-      ValueError: a model that is not there, a conversation longer than its positions, a tokenizer
+      ValueError: a model that is not there, a conversation longer than its positions, an adapter
+        of a higher rank than the model is wide, a tokenizer
         with more ids than it has embeddings, or a sampler that its mesh does not divide.
     """
     for name, role, sampler in local_roles(config):
@@ -38,6 +39,12 @@ def check_limits(config: TrainConfig) -> None:
                 f"{name}_sampler.max_len = {sampler.max_len} exceeds the {model.max_positions}"
                 f" positions of {role.model}: lower --{name}-sampler.max-len, and what has to fit"
                 " into it."
+            )
+        rank = config.reflector.lora.rank if name == "reflector" else 0
+        if rank > model.d_model:
+            raise ValueError(
+                f"reflector.lora.rank = {rank} exceeds the width of {role.model}, {model.d_model}:"
+                " lower it, or give 0 to train all weights."
             )
         if folder is not None:
             check_vocabulary(folder, model)

@@ -57,8 +57,8 @@ class Screen:
         self._num_turns = 0
 
     def text(self, text: str, style: str = "") -> None:
-        """Prints text as it is: no markup, nothing wrapped away."""
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        """Prints text as it is, nothing wrapped away."""
+        self._console.print(text, style=style, soft_wrap=True)
 
     def observation(self, text: str, actions: Sequence[str]) -> None:
         """What the actor is shown."""

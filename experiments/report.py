@@ -74,7 +74,7 @@ def _cells(games: int | None, arms: Mapping[str, Any], test: Mapping[str, Any] |
         f"{report_page.points(test['difference'])}"
         f" {report_page.interval(test['ci95'], signed=True)}"
     )
-    return [*cells, difference.replace("[", r"\["), report_page.p_value(test["p"])]
+    return [*cells, difference, report_page.p_value(test["p"])]
 
 
 if __name__ == "__main__":

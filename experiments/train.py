@@ -13,6 +13,7 @@ from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest, now
+from experiments.memory import check_memory
 from experiments.presets import in_folders
 from experiments.resume import check_models, going_on, newest_checkpoint
 from experiments.run_dir import (
@@ -63,6 +64,7 @@ def start(
             return
     check_limits(config)
     check_meshes(config)
+    check_memory(config)
     folders = in_folders(config)
     check_language(folders)
     models = {

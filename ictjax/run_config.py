@@ -9,9 +9,10 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from ictjax.config import (
+    TEMPERATURE,
     BatchConfig,
     EndpointConfig,
     GRPOConfig,
@@ -25,23 +26,42 @@ from ictjax.config import (
     RolloutConfig,
     SamplerConfig,
 )
+from ictjax.ranges import Range, Ranged
+
+SEED = Range(-(2**63), 2**63 - 1)
 
 _Record = TypeVar("_Record")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvironmentConfig:
+class EnvironmentConfig(Ranged):
     """The benchmark, its families, and the workers that play it."""
+
+    place = "task.environment."
 
     name: str  # "minihack", "fake", or "package.module:attribute"
     train_families: tuple[str, ...]  # trained on
     heldout_families: tuple[str, ...]  # never trained on; evaluated
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the environment
-    num_workers: int = 2  # processes
-    max_live_games: int = 64  # at once, over all workers
-    deadline_s: float = 20.0  # of one reset or step; a worker that misses it is restarted
+    num_workers: Annotated[int, Range(1, 1024)] = 2  # processes
+    max_live_games: Annotated[int, Range(1, 1_048_576)] = 64  # at once, over all workers
+    # of one reset or step; a worker that misses it is restarted
+    deadline_s: Annotated[float, Range(0.001, 86_400)] = 20.0
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.max_live_games < self.num_workers:
+            raise ValueError(
+                f"task.environment.max_live_games = {self.max_live_games} is less than one game for"
+                f" each of task.environment.num_workers = {self.num_workers}: raise one or lower"
+                " the other."
+            )
+        for field in ("train_families", "heldout_families"):
+            families = getattr(self, field)
+            if twice := sorted({name for name in families if families.count(name) > 1}):
+                raise ValueError(
+                    f"task.environment.{field} holds {', '.join(twice)} twice: list each once."
+                )
         if not self.train_families:
             raise ValueError("task.environment.train_families is empty: name at least one family.")
         both = sorted(set(self.train_families) & set(self.heldout_families))
@@ -63,31 +83,25 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Ranged):
     """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST
     games.
     """
 
-    runs: int  # loops per family and arm: the unit of the statistics
-    meta_turns: int  # reflections per loop
-    test_games: int  # games that score the last prompt of a loop
-    temperature: float = 1.0  # of the reflector
-    seed: int = 0  # of the games and keys; independent of the training seed
+    place = "evaluation."
 
-    def __post_init__(self):
-        for name in ("runs", "meta_turns", "test_games"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"evaluation.{name} must be at least 1, got {getattr(self, name)}."
-                )
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(
-                f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}."
-            )
+    # loops per family and arm: the unit of the statistics
+    runs: Annotated[int, Range(1, 100_000)]
+    meta_turns: Annotated[int, Range(1, 1_000_000)]  # reflections per loop
+    # games that score the last prompt of a loop
+    test_games: Annotated[int, Range(1, 1_000_000)]
+    temperature: Annotated[float, TEMPERATURE] = 1.0  # of the reflector
+    # of the games and keys; independent of the training seed
+    seed: Annotated[int, SEED] = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RoleConfig:
+class RoleConfig(Ranged):
     """A model in a role, and where it is."""
 
     # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id
@@ -122,14 +136,14 @@ class TrainedRoleConfig(RoleConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Ranged):
     """One training run."""
 
     actor: ActorConfig
     reflector: TrainedRoleConfig  # before training it is also the reference
     task: TaskConfig  # what is played
-    iterations: int  # updates
-    seed: int  # of everything drawn in training
+    iterations: Annotated[int, Range(1, 1_000_000_000)]  # updates
+    seed: Annotated[int, SEED]  # of everything drawn in training
     meta: MetaConfig
     reflection: ReflectorConfig
     actor_sampler: SamplerConfig
@@ -141,12 +155,10 @@ class TrainConfig:
     evaluation: EvaluationConfig
     # recompute layers in the backward pass: less memory, about a third more time
     remat: bool = False
-    checkpoint_every: int = 1  # iterations
+    checkpoint_every: Annotated[int, Range(1, 1_000_000_000)] = 1  # iterations
 
     def __post_init__(self):
-        for name in ("iterations", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        super().__post_init__()
         rows = self.meta.contexts_per_iteration * self.grpo.group_size
         if self.batch.num_rows < rows or self.batch.num_rows % self.learner.num_microbatches:
             raise ValueError(

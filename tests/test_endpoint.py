@@ -513,7 +513,7 @@ def test_a_speaker_without_a_url_is_refused():
     ("settings", "error"),
     [
         ({"url": "localhost:8000"}, "endpoint.url is 'localhost:8000': give http"),
-        ({"concurrency": 0}, "endpoint.concurrency is 0: give at least 1"),
+        ({"concurrency": 0}, "endpoint.concurrency must be a whole number from 1 to 4,096, got 0"),
         ({"timeout_s": 0.0}, "endpoint.timeout_s is 0.0"),
         ({"timeout_s": float("inf")}, "endpoint.timeout_s is inf"),
         ({"max_retries": -1}, "endpoint.max_retries is -1"),

@@ -1,5 +1,6 @@
 """The report of a made-up run directory, whole and with pieces missing."""
 
+import html
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from envs.api import GameId, Outcome
 from experiments import report, report_data, report_figures, report_page
+from experiments.visible import visible
 from ictjax.records import Trajectory, Turn, to_json
 
 FAMILIES = {
@@ -262,9 +264,86 @@ def test_only_what_one_prompt_has_is_marked():
     before, after = report_page._marked(
         "You play. Search <walls>.", "You play. Pick up\nthe dagger. Wield it."
     )
-    assert before == "You play. <mark>Search &lt;walls&gt;.</mark>"
+    assert before.markup == "You play. <mark>Search &lt;walls&gt;.</mark>"
+    after = after.markup
     assert re.sub("</?mark>", "", after) == "You play. Pick up\nthe dagger. Wield it."
     assert not after.startswith("<mark>You")
+
+
+HOSTILE = (
+    "<script>alert(1)</script></pre></title></style><img src=x onerror=y>&lt;script&gt;",
+    "\" onload=\"x' onload='x $\\frac{$ [red]x[/red] \\g<1> %s {} \u65e5\u672c \U0001f600",
+    "\x1b[31m\x00\r\x7f\x9b\u202eabc\u2066\u200f\u2028\ufeff",
+)
+# what decides which part of the page a text is shown in
+KEPT = {*FAMILIES.values(), "initial", "untrained", "trained", "success", "step_limit"}
+
+
+def _spoilt(value, text):
+    """The same JSON with a text behind every other text, names of families among them."""
+    if isinstance(value, dict):
+        return {
+            name + text if name in FAMILIES else name: _spoilt(item, text)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_spoilt(item, text) for item in value]
+    return value + text if isinstance(value, str) and value not in KEPT else value
+
+
+def _strange(value, text):
+    """The same JSON with a text instead of every number."""
+    if isinstance(value, dict):
+        return {name: _strange(item, text) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_strange(item, text) for item in value]
+    return text if isinstance(value, int | float) else value
+
+
+def _rewrite(path, change):
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    path.write_text("".join(json.dumps(change(json.loads(line))) + "\n" for line in lines))
+
+
+def _outline(page):
+    """Every tag with its attributes' names, and what attributes hold beside style and drawing."""
+    found = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: found.add((tag, tuple(name for name, _ in attrs)))
+    parser.feed(page)
+    return found
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_that_a_file_holds_is_taken_for_html(page, tmp_path, text):
+    run = make_run(tmp_path / "run", iterations=3)
+    for path in run.rglob("*.json*"):
+        _rewrite(path, lambda data: _spoilt(data, text))
+    for name in ("config.json", "manifest.json"):
+        _rewrite(run / name, lambda data: _strange(data, text) | {text: text, "seed": text})
+    _rewrite(run / "metrics.jsonl", lambda data: data | {"time": {f"{text}_s": 1.0}, "kl": text})
+    _rewrite(
+        run / "manifest.json",
+        lambda data: data | {"environment": {"name": text, "source": text, "options": {"a": text}}},
+    )
+    name = text.replace("/", "").replace("\0", "")  # what a file can be called
+    (run / f"evaluation-{name}.json").write_text((run / "evaluation.json").read_text())
+    hostile = _written(run).read_text(encoding="utf-8")
+    assert html.escape(visible(text)) in hostile  # it is shown
+    _check(hostile)
+    assert _outline(hostile) <= _outline(page)
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", hostile
+    )
+
+
+def test_the_table_shows_names_as_they_are(tmp_path, capsys):
+    run = make_run(tmp_path / "[red]run[bold]")
+    _rewrite(run / "evaluation.json", lambda data: _spoilt(data, "[/]:x:\x1b"))
+    report.main(["--run-dir", str(run)])
+    printed = capsys.readouterr().out
+    assert "eat[/]:x:\u241b" in printed and f"Report: {run}/report.html" in printed
+    assert "[+25, +50]" in printed and "\x1b" not in printed
 
 
 def test_no_evaluation_and_no_metrics_are_said(tmp_path):

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.command import parse, run_main
+from experiments.command import Flags, parse, run_main
 from experiments.console import Terminal
+from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Writes the reflector of a run's newest checkpoint, or of --step, as a folder that"
@@ -20,7 +21,7 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportArgs:
+class ExportArgs(Flags):
     """All flags."""
 
     run_dir: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
@@ -38,7 +39,7 @@ class ExportArgs:
         tyro.conf.arg(help_behavior_hint="(default: as in the checkpoint that was trained)"),
     ] = None
     """Of the weights written; adapters are float32."""
-    max_shard_gb: float = 5.0
+    max_shard_gb: Annotated[float, Range(0.001, 1e6)] = 5.0
     """Largest safetensors file, in 10^9 bytes."""
 
 

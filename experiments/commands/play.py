@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 import tyro
 
 from envs.api import Environment, GameId
-from experiments.command import parse, run_main, unknown
+from experiments.command import Flags, parse, run_main, unknown
 from experiments.commands.games import DEFAULT
 from experiments.console import Terminal
 from experiments.presets import check_model, shipped_folder
 from experiments.run_dir import check_families, open_environment, read_run, run_prompt
 from experiments.trust import check_names
-from ictjax.config import EndpointConfig, RolloutConfig
+from ictjax.config import TEMPERATURE, EndpointConfig, RolloutConfig
 from ictjax.manners import check_style, manners_for
+from ictjax.ranges import Range
 from ictjax.run_config import ActorConfig
 
 _DESCRIPTION = (
@@ -27,7 +28,7 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlayArgs:
+class PlayArgs(Flags):
     """All flags."""
 
     env: Annotated[
@@ -41,7 +42,7 @@ class PlayArgs:
     """Family of games; `ictjax games list` lists them."""
     split: str = "train"
     """Where the game is taken from."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Which game of the split, counted from 0; experts and chance draw from it too."""
     game: Annotated[str, tyro.conf.arg(metavar="KEY", help_behavior_hint="")] = ""
     """Instead of --split: a game's key, or its whole id 'env|family|key'."""
@@ -72,14 +73,18 @@ class PlayArgs:
     ] = ""
     """System prompt of the model, or a file that holds it."""
     max_steps: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)")
+        int | None,
+        Range(1, 1_000_000),
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)"),
     ] = None
     """Actions until the episode ends."""
     max_turn_tokens: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 500)")
+        int | None,
+        Range(1, 16_777_216),
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 500)"),
     ] = None
     """Tokens of one reply of the model."""
-    temperature: float = 0.0
+    temperature: Annotated[float, TEMPERATURE] = 0.0
     """Of the model; 0 is greedy."""
     show_actions: bool = False
     """Show the available actions below every observation."""
@@ -89,14 +94,7 @@ class PlayArgs:
     """Write the episode to this file."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {self.seed}.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}.")
-        if self.max_turn_tokens is not None and self.max_turn_tokens < 1:
-            raise ValueError(f"--max-turn-tokens must be at least 1, got {self.max_turn_tokens}.")
-        if self.temperature < 0:
-            raise ValueError(f"--temperature must be 0 (greedy) or above, got {self.temperature}.")
+        super().__post_init__()
         players = {
             "--model": bool(self.model),
             "--run-dir": self.run_dir is not None,
