@@ -15,7 +15,7 @@ ARMS = ("initial", "untrained", "trained")
 # transfer: of another benchmark
 SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}
 
-_LARGEST = 1e300  # NaN is not below it either
+_LARGEST = 1e100  # NaN is not below it either
 _AGAIN = "evaluate again (`ictjax evaluate`), or remove it"
 _FOLDER = re.compile(r"evaluation[\w.=,-]*/step\d+-[0-9a-f]+")
 
