@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from envs.api import GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
-from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
+from ictjax.json_lines import read_records
+from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_dict, to_json
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
@@ -314,7 +315,7 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
             f"{path} is not what was collected (its checksum is not that in {seal.name}): restore"
             " both, or start another run."
         )
-    return [context_from_json(line) for line in data.decode().split("\n")[:-1]]
+    return [context_from_dict(context) for context in read_records(path).values]
 
 
 def _seal(data: bytes, name: str) -> str:
