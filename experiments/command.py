@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -20,6 +20,7 @@ from ictjax.ranges import fault
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
+_NARROWEST = 20  # columns; less cannot be read
 _Args = TypeVar("_Args")
 
 
@@ -43,7 +44,8 @@ class Stopped(BaseException):
 
 def run_main(body: Callable[[], None], remedy: str) -> None:
     """Runs a command: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM with a
-    word on how to go on, output into a closed pipe without a word (exit code 141).
+    word on how to go on, output into a closed pipe without a word (exit code 141), memory that
+    does not suffice with one sentence and exit code 1.
     """
 
     def stop(number: int, _frame: Any) -> None:
@@ -72,12 +74,28 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
         reason = error.strerror or " ".join(str(error).split())
         print(f"ictjax: {visible(where + reason)}; name another place.", file=sys.stderr)
         sys.exit(2)
+    except MemoryError:
+        _end_without_memory("")
+    except RuntimeError as error:  # JAX's, which is not imported here
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        wanted = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", str(error))
+        _end_without_memory("" if wanted is None else f" ({wanted[1]} were asked for)")
     except Stopped as stopped:
         print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
         sys.exit(stopped.exit_code)
     finally:
         for signal_number, handler in before.items():
             signal.signal(signal_number, handler)
+
+
+def _end_without_memory(about: str) -> NoReturn:
+    print(
+        f"ictjax: the memory does not suffice{about}: give smaller sizes (rows, slots, lengths), or"
+        " more devices.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:
@@ -143,13 +161,14 @@ def overview(program: str, description: str, words: Mapping[str, str]) -> None:
     print("\n".join(textwrap.wrap(description, _width(), break_on_hyphens=False)) + "\n")
     indent = max(map(len, words)) + 4
     for name, about in words.items():
-        lines = textwrap.wrap(about, _width() - indent, break_on_hyphens=False)
+        lines = textwrap.wrap(about, max(_width() - indent, _NARROWEST), break_on_hyphens=False)
         print(f"  {name:<{indent - 2}}" + f"\n{' ' * indent}".join(lines))
-    print(f"\n`{program} {next(iter(words))} --help`, for example, lists its flags.")
+    ending = f"`{program} {next(iter(words))} --help`, for example, lists its flags."
+    print("\n" + "\n".join(textwrap.wrap(ending, _width(), break_on_hyphens=False)))
 
 
 def _width() -> int:
-    return shutil.get_terminal_size().columns
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
 
 
 def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_Args, list[str]]:
@@ -162,6 +181,11 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:
+    for word in argv:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # bytes that are no text
+            raise ValueError(
+                f"The argument {word!r:.100} is not text in UTF-8: give it in that encoding."
+            )
     if default is not None:
         settings["default"] = default
 

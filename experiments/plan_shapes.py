@@ -10,11 +10,12 @@ from rich.table import Table
 
 from experiments.limits import check_limits
 from experiments.memory import trained_shapes, uses
-from experiments.shapes import model_shape
+from experiments.shapes import config_folder, model_shape
 from ictjax.batch import pack
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_functions
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
+from ictjax.players import check_language
 from ictjax.run_config import TrainConfig
 
 
@@ -23,6 +24,9 @@ def check(config: TrainConfig, console: Console) -> None:
     not fit together.
     """
     check_limits(config)
+    folders = [config_folder(role.model) for role in (config.actor, config.reflector)]
+    if None not in folders:  # their small files are here
+        check_language(config.with_models(*map(str, folders)))
     reflector = model_shape(config.reflector)
     optimizer = make_optimizer(config.optimizer)
     trained, _ = trained_shapes(config, reflector)

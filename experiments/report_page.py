@@ -105,10 +105,18 @@ def headlines(splits: Sequence[SplitSummary]) -> list[str]:
     ]
 
 
+def _verdict(test: Json) -> int:
+    """1 for better, -1 for worse, 0 for neither: by the interval, unless p says that so few runs
+    can come out like that by chance (one run has an interval of no width).
+    """
+    low, high = test["ci95"]
+    return 0 if test["p"] >= 0.05 else 1 if low > 0 else -1 if high < 0 else 0
+
+
 def _sentence(split: SplitSummary, test: Json) -> str:
     trained, untrained = split.arms["trained"], split.arms["untrained"]
     low, high = test["ci95"]
-    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
+    verdict = {1: "better than", -1: "worse than"}.get(_verdict(test), "not distinguishable from")
     return (
         f"On the {split.title}, prompts of the trained reflector win {percent(trained['mean'])} %"
         f" of the games, those of the untrained one {percent(untrained['mean'])} %: {verdict}"
@@ -326,7 +334,7 @@ def _arm_cells(arms: Mapping[str, Json], names: Sequence[str]) -> Html:
 def _test_cells(test: Json | None, adjusted: float | None) -> Html:
     if test is None:
         return Html("<td></td><td></td><td></td>")
-    tone = "good" if test["ci95"][0] > 0 else "bad" if test["ci95"][1] < 0 else ""
+    tone = {1: "good", -1: "bad"}.get(_verdict(test), "")
     difference = points(test["difference"])
     return html(
         '<td>{} <span class="ci">{}</span></td><td>{}</td><td>{}</td>',

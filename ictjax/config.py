@@ -115,8 +115,8 @@ class EndpointConfig(Ranged):
     seeded: bool = True  # send a seed, so that servers that know seeds repeat themselves
     tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     # of a million tokens, in any currency
-    input_price: Annotated[float, Range(0, 1e6)] = 0.0
-    output_price: Annotated[float, Range(0, 1e6)] = 0.0
+    input_price: Annotated[float, Range(0, 1e9)] = 0.0
+    output_price: Annotated[float, Range(0, 1e9)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

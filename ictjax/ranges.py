@@ -137,4 +137,4 @@ def _field(name: str, hint: Any) -> Field | None:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) or 1e-4 <= abs(value) < 1e6 else f"{value:g}"
+    return f"{value:,.12g}" if value == 0 or 1e-3 <= abs(value) < 1e12 else f"{value:g}"

@@ -26,7 +26,7 @@ from ictjax.config import (
     RolloutConfig,
     SamplerConfig,
 )
-from ictjax.ranges import Range, Ranged
+from ictjax.ranges import Range, Ranged, shown
 
 SEED = Range(-(2**63), 2**63 - 1)
 
@@ -91,8 +91,8 @@ class EvaluationConfig(Ranged):
     place = "evaluation."
 
     # loops per family and arm: the unit of the statistics
-    runs: Annotated[int, Range(1, 100_000)]
-    meta_turns: Annotated[int, Range(1, 1_000_000)]  # reflections per loop
+    runs: Annotated[int, Range(1, 10_000)]
+    meta_turns: Annotated[int, Range(1, 1000)]  # reflections per loop
     # games that score the last prompt of a loop
     test_games: Annotated[int, Range(1, 1_000_000)]
     temperature: Annotated[float, TEMPERATURE] = 1.0  # of the reflector
@@ -266,7 +266,7 @@ def from_dict(data: Mapping[str, Any]) -> TrainConfig:
 
 def _build(kind: type[_Record], data: Mapping[str, Any], place: str) -> _Record:
     if not isinstance(data, Mapping):
-        raise ValueError(f"{_other_version(place)} holds {data!r} where several fields are.")
+        raise ValueError(f"{_other_version(place)} holds {shown(data)} where several fields are.")
     hints = typing.get_type_hints(kind)
     for name in data:
         if name not in hints:
@@ -291,7 +291,7 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         return _build(kinds[0], value, place)
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(hint, value):
-        raise ValueError(f"{_other_version(place)} holds {value!r}, which it cannot hold.")
+        raise ValueError(f"{_other_version(place)} holds {shown(value)}, which it cannot hold.")
     return value
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from experiments import memory, train
+from experiments.command import run_main
 from experiments.limits import check_limits
 from experiments.memory import check_memory, free_bytes
 from experiments.presets import PRESETS
@@ -46,6 +47,30 @@ def test_training_says_it_before_a_run_is_made(capsys, tmp_path, monkeypatch):
     argv = ["--preset", "fake-tiny", "--run-dir", str(tmp_path / "run")]
     refused(capsys, train.main, argv, "GiB", "--check")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "does not suffice:"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1234 bytes."), "(1234 bytes"),
+        (RuntimeError("RESOURCE_EXHAUSTED: x"), "does not suffice:"),
+    ],
+)
+def test_memory_that_ends_later_is_one_sentence_too(error, words, capsys):
+    def body():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(body, "")
+    assert ended.value.code == 1
+    assert words in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="another fault"):
+        run_main(_another_fault, "")
+
+
+def _another_fault():
+    raise RuntimeError("another fault")
 
 
 @pytest.mark.parametrize(

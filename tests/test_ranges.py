@@ -3,13 +3,14 @@ its flag.
 """
 
 import dataclasses
+import json
 import math
 import typing
 from typing import Annotated
 
 import pytest
 
-from experiments import tasks
+from experiments import cli, tasks
 from experiments.commands import bench, evaluate, export, games, generate, play, pretrain, train
 from experiments.presets import PRESETS
 from ictjax import config, ranges, run_config
@@ -195,3 +196,66 @@ def test_a_password_in_a_url_is_refused_and_not_shown(url, capsys, tmp_path):
 
 def test_evaluate_refuses_numbers_before_a_run_is_read(capsys):
     refused(capsys, evaluate.main, ["--evaluation.runs", "0"], "evaluation.runs", "1 to")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--prompt", "x"], ["--prompt is for a model"]),
+        (["--temperature", "1", "--max-turn-tokens", "3"], ["--temperature and --max-turn-tokens"]),
+        (["--arm", "initial"], ["--arm initial is of a run"]),
+        (["--model", "x", "--arm", "initial"], ["--arm initial is of a run"]),
+        (["--run-dir", "x", "--arm", "initial", "--prompt", "y"], ["--prompt and --arm initial"]),
+        (["--game", "6", "--split", "test"], ["--game and --split test"]),
+        (["--options", "text"], ["--options takes pairs"]),
+        (["--prompt", "\udcff"], ["is not text in UTF-8", "udcff"]),
+        (["--prompt", "-x"], ["--prompt has no value", "--prompt=-x"]),
+        (["--max-steps", "many"], ["--max-steps cannot be 'many'"]),
+    ],
+)
+def test_flags_of_play_that_cannot_act_are_refused(more, words, capsys):
+    refused(capsys, play.main, ["--env", "fake", "--family", "door", *more], *words)
+
+
+def test_a_switch_lists_the_words_it_takes(capsys):
+    argv = ["--preset", "fake-tiny", "--actor.thinking", "x"]
+    assert "None" not in refused(capsys, train.main, argv, "True", "False")
+    digits = ["--preset", "fake-tiny", "--seed", "9" * 5000]
+    refused(capsys, train.main, digits, "--seed takes a whole number, not one of thousands")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--start", "{}"], ["--start", "holds no model"]),
+        (["--start", "{}", "--stage", "measure"], ["--stage measure has none"]),
+        (["--stage", "reflector", "--out", "{}"], ["actor", "--stage actor"]),
+        (["--stage", "measure", "--out", "{}"], ["actor", "--stage actor"]),
+        (["--out", "{}/file"], ["is a file"]),
+        (["--out", "{}/file/below"], ["cannot be made"]),
+    ],
+)
+def test_pretraining_says_what_is_missing_before_hours_of_work(more, words, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    argv = [word.replace("{}", str(tmp_path)) for word in more]
+    refused(capsys, pretrain.main, argv, *words)
+
+
+@pytest.mark.parametrize("columns", ["40", "10", "1"])
+def test_overviews_fit_narrow_terminals(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    cli.main([])
+    with pytest.raises(SystemExit):
+        games.main([])
+    printed = capsys.readouterr().out
+    assert "generate" in printed
+    if columns == "40":
+        assert max(map(len, printed.splitlines())) <= 40
+
+
+def test_what_a_configuration_holds_is_shown_in_few_characters(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    for wrong in ([1] * 9000, {"a": "x" * 9000}, "word", 10**300):
+        path.write_text(json.dumps({**run_config.to_dict(PRESET), "meta": wrong}))
+        argv = ["--config", str(path), "--run-dir", str(tmp_path / "run")]
+        assert len(refused(capsys, train.main, argv, str(path), "meta")) < 400

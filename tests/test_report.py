@@ -255,6 +255,16 @@ def test_headline_states_result_and_interval_and_what_pocket_models_are(page):
     assert "never evidence about language models" in text
 
 
+@pytest.mark.parametrize(("p", "verdict"), [(0.01, ": better than"), (1.0, ": not distinguish")])
+def test_one_run_has_an_interval_of_no_width_and_proves_nothing(p, verdict, tmp_path):
+    run = make_run(tmp_path / "one", iterations=0)
+    data = json.loads((run / "evaluation.json").read_text())
+    data["overall"]["train"]["tests"]["trained_vs_untrained"] |= {"ci95": [1.0, 1.0], "p": p}
+    (run / "evaluation.json").write_text(json.dumps(data))
+    splits = report_data.split_summaries(report_data.load_run(run).evaluations[0])
+    assert verdict in report_page.headlines(splits)[0]
+
+
 def test_prompts_of_models_cannot_break_the_page(page):
     assert "Do not &lt;wait&gt;." in page
     assert "<wait>" not in page

@@ -146,6 +146,14 @@ def _main(argv: list[str]) -> None:
         raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Terminal()
+    for family in (*settings.train_families, *settings.heldout_families):
+        there, wanted = len(environment.games(family, "test")), args.evaluation.test_games
+        if there < wanted:
+            console.print(
+                f"{family} has {there} test games, fewer than --evaluation.test-games {wanted}: its"
+                " loops are scored on those.",
+                soft_wrap=True,
+            )
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
 

@@ -100,6 +100,28 @@ class PlayArgs(Flags):
             "--run-dir": self.run_dir is not None,
             f"--policy {self.policy}": self.policy != "human",
         }
+        if self.model or self.run_dir is not None:
+            if self.prompt and self.arm != "trained":
+                raise ValueError(f"--prompt and --arm {self.arm} exclude each other: drop one.")
+        elif deaf := [
+            flag
+            for flag, is_given in {
+                "--prompt": bool(self.prompt),
+                "--temperature": self.temperature != 0,
+                "--max-turn-tokens": self.max_turn_tokens is not None,
+            }.items()
+            if is_given
+        ]:
+            raise ValueError(
+                f"{' and '.join(deaf)} {'are' if len(deaf) > 1 else 'is'} for a model that plays:"
+                " name one with --model or --run-dir, or drop it."
+            )
+        if self.arm != "trained" and self.run_dir is None:
+            raise ValueError(f"--arm {self.arm} is of a run: name one with --run-dir, or drop it.")
+        if self.game and self.split != "train":
+            raise ValueError(
+                f"--game and --split {self.split} exclude each other: a key names its game alone."
+            )
         given = [flag for flag, is_given in players.items() if is_given]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")

@@ -1,6 +1,7 @@
 """`ictjax pretrain`."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,37 @@ class PretrainArgs(Flags):
     """Share of its other targets that name nothing."""
     test_games: Annotated[int, Range(1, 1_000_000)] = 40
     """Games per family and prompt when the actor is measured."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start is not None:
+            if self.stage not in ("all", "actor"):
+                raise ValueError(
+                    f"--start is where an actor begins, and --stage {self.stage} has none: drop it."
+                )
+            if not _is_model(self.start):
+                raise ValueError(
+                    f"--start {self.start} holds no model (config.json is missing): name the"
+                    " folder of an actor."
+                )
+        needed = {"reflector": ("actor",), "measure": ("actor", "reflector")}.get(self.stage, ())
+        for name in needed:
+            if not _is_model(self.out / name):
+                raise ValueError(
+                    f"--stage {self.stage} goes on with {self.out / name}, which holds no"
+                    f" model: make it with --stage {name}, or name another --out."
+                )
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file: name a folder.")
+        there = next(
+            folder for folder in (self.out, *self.out.absolute().parents) if folder.exists()
+        )
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ValueError(f"--out {self.out} cannot be made or written to: name another folder.")
+
+
+def _is_model(folder: pathlib.Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
