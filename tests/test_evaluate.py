@@ -155,7 +155,8 @@ def test_what_the_environment_failed_stays_to_be_played(tmp_path):
     ("flags", "words"),
     [
         (("--step", "9"), ("no checkpoint of iteration 9", "--step can be 2, 3")),
-        (("--step", "-1"), ("no checkpoint of iteration -1",)),
+        (("--step=-1",), ("--step must be",)),
+        (("--num-workers", "0"), ("--num-workers must be",)),
         (("--mesh", "v5p-8"), ("does not use all 8 devices", "--mesh NAME")),
         (("--reflector.mesh.data", "2"), ("--reflector.mesh", "--mesh NAME")),
         (("--mesh", "v9"), ("Unknown mesh 'v9'",)),

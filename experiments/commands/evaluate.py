@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command import parse, parse_known, run_main
+from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.evaluation_results import ARMS
 from experiments.presets import PRESETS, on_named_mesh, task
@@ -17,6 +17,7 @@ from experiments.run_dir import check_families, open_environment, preset_of, rea
 from experiments.tasks import with_options
 from experiments.trust import check_names
 from ictjax.config import MeshConfig, RoleMeshes
+from ictjax.ranges import Range
 from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
 
 _DESCRIPTION = (
@@ -30,7 +31,7 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunArgs:
+class RunArgs(Flags):
     """What decides the defaults of all other flags, and is therefore read first."""
 
     run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
@@ -66,11 +67,15 @@ class EvaluateArgs(RunArgs):
     eval_options: Annotated[str, tyro.conf.arg(metavar="KEY=VALUE,...", help_behavior_hint="")] = ""
     """Options of its environment, for example test=valid_unseen."""
     step: Annotated[
-        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)")
+        int | None,
+        Range(0, 1_000_000_000),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)"),
     ] = None
     """The iteration whose checkpoint is evaluated."""
     num_workers: Annotated[
-        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: as trained on)")
+        int | None,
+        Range(1, 1024),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: as trained on)"),
     ] = None
     """Processes that play."""
     accept_changes: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
@@ -160,7 +165,12 @@ def _main(argv: list[str]) -> None:
         )
     if args.num_workers is not None:
         played = dataclasses.replace(
-            played, environment=dataclasses.replace(settings, num_workers=args.num_workers)
+            played,
+            environment=dataclasses.replace(
+                settings,
+                num_workers=args.num_workers,
+                max_live_games=max(settings.max_live_games, args.num_workers),
+            ),
         )
     report = evaluate(
         run_dir, config, console, task=played, name=name, step=args.step, changes=changes

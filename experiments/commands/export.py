@@ -29,7 +29,9 @@ class ExportArgs(Flags):
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
     """Folder to write; new or empty."""
     step: Annotated[
-        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)")
+        int | None,
+        Range(0, 1_000_000_000),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)"),
     ] = None
     """The iteration whose checkpoint is written."""
     adapter: bool = False
