@@ -95,7 +95,7 @@ def test_every_writer_takes_every_text_and_every_reader_reads_it(tmp_path, text)
         path = tmp_path / folder / "iteration_00001.jsonl"
         assert [record[key] for record in read_records(path).values] == [text]
         assert len(path.read_text(encoding="utf-8").splitlines()) == 1
-    assert hashes_of_training(tmp_path) == {"h"}
+    assert hashes_of_training(tmp_path, 0) == {"h"}
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"said": text})
     assert read_metrics(tmp_path)[0]["said"] == text
@@ -153,11 +153,15 @@ def test_a_damaged_line_before_the_last_names_file_and_number(tmp_path, damaged)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
+PROMPT = b'{"arm":"initial","family":"door","system_prompt":"Play."}\n'
+
+
 def test_a_run_with_a_torn_file_is_read_and_a_damaged_one_is_named(tmp_path, caplog):
-    write_lines(tmp_path / "evaluation.json", ["{}"])
+    results = {"families": {"door": {"split": "train"}}}
+    write_lines(tmp_path / "evaluation.json", [json.dumps(results)])
     prompts = tmp_path / "prompts" / "evaluation.jsonl"
     prompts.parent.mkdir()
-    lines(prompts, b'{"arm":"initial"}\n', b'{"arm":"tr')
+    lines(prompts, PROMPT, b'{"arm":"tr')
     (evaluation,) = load_run(tmp_path).evaluations
     assert [line["arm"] for line in evaluation.prompts] == ["initial"]
     assert f"Line 2 of {prompts} is cut off" in caplog.text
