@@ -36,6 +36,10 @@ class GameId:
         return cls(env=parts[0], family=parts[1], key=parts[2])
 
 
+class CannotGoOn(RuntimeError):
+    """A run has come to where nothing further can be gained; the text says why and what to do."""
+
+
 class Outcome(enum.StrEnum):
     """How an episode ended. `FAILED` is a fault of the environment, never of the agent."""
 

@@ -11,12 +11,19 @@ from envs.files import replacing
 
 
 def cache_file(name: str) -> pathlib.Path:
-    """Where the file of a name is, or would be."""
-    return (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        / "ictjax"
-        / name
-    )
+    """Where the file of a name is, or would be. Raises ValueError where nobody knows the home
+    folder.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    if not named:
+        home = os.path.expanduser("~")
+        if home == "~":
+            raise ValueError(
+                "There is no home folder for what is kept from run to run: set HOME or"
+                " XDG_CACHE_HOME to a folder."
+            )
+        named = os.path.join(home, ".cache")
+    return pathlib.Path(named) / "ictjax" / name
 
 
 def write_json(path: pathlib.Path, data: Any) -> None:

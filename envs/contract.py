@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import random
@@ -556,8 +555,13 @@ def _check_episode(case: _Case, live: Game, game: GameId, actions: Sequence[str]
             step.outcome is None or isinstance(step.outcome, Outcome),
             f"has the outcome {step.outcome!r} {where}",
         )
-        finite = isinstance(step.reward, int | float) and math.isfinite(step.reward)
-        case.require(game, finite, f"has the reward {step.reward!r} {where}")
+        number = isinstance(step.reward, int | float) and abs(step.reward) <= wire.MAX_REWARD
+        case.require(
+            game,
+            number,
+            f"has the reward {_short(step.reward)} {where}, no number from {-wire.MAX_REWARD:g} to"
+            f" {wire.MAX_REWARD:g}",
+        )
         case.require(
             game,
             step.outcome is not Outcome.STEP_LIMIT,

@@ -3,11 +3,13 @@ could not import.
 """
 
 import dataclasses
+import json
 from collections import deque
 
+from envs import wire
 from envs.api import Environment, GameId, Observation, Outcome, PoolEvent, PoolStats, Step
 from envs.pool import sanitize
-from envs.worker import LiveGames, describe
+from envs.worker import LiveGames, describe, play_reset, play_step
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -94,15 +96,17 @@ class LocalPool:
             raise RuntimeError("The local pool was closed: open a new one.")
 
     def _play(self, ticket: int, episode: _Episode, action: str | None) -> PoolEvent:
-        digest = ""
+        state_hash = ""
         try:
             if action is None:
                 live = self._games.take(ticket, episode.game.family)
-                step, digest = Step(observation=live.reset(episode.game)), live.state_hash()
+                # by way of JSON: what a worker would refuse or replace is refused or replaced here
+                step, state_hash = wire.decode_step(json.loads(play_reset(live, episode.game)))
                 self._counts["resets"] += 1
             else:
                 action, note = sanitize(action)
-                step = self._games.playing(ticket).step(action)
+                encoded, _ = play_step(self._games.playing(ticket), action)
+                step, _ = wire.decode_step(json.loads(encoded))
                 self._counts["steps"] += 1
                 episode.steps_left -= 1
                 if step.outcome is None and not episode.steps_left:
@@ -110,11 +114,11 @@ class LocalPool:
                 if note:
                     seen = dataclasses.replace(step.observation, text=note + step.observation.text)
                     step = dataclasses.replace(step, observation=seen)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._games.discard(ticket)
             self._counts["quarantined"] += 1
             reason = f"The game {episode.game} failed: it raised {describe(error)}."
             step = Step(observation=Observation(text=""), outcome=Outcome.FAILED, error=reason)
         if step.outcome is not None:
             self.release(ticket)
-        return PoolEvent(ticket=ticket, step=step, state_hash=digest)
+        return PoolEvent(ticket=ticket, step=step, state_hash=state_hash)

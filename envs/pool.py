@@ -4,6 +4,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import mmap
 import os
@@ -16,14 +17,16 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from envs import wire
-from envs.api import GameId, Observation, Outcome, PoolEvent, PoolStats, Step
+from envs.api import CannotGoOn, GameId, Observation, Outcome, PoolEvent, PoolStats, Step
 from envs.registry import import_path
+from envs.stopping import at_end
+from envs.strays import kill_strays
 
 MAX_ACTION_CHARS = 4000
 
@@ -31,6 +34,8 @@ _MAX_FAILURES = 2  # of one episode at one call
 # after more, a worker gets one request at a time, so that its next death has a culprit
 _MAX_CARELESS_DEATHS = 1
 _MAX_DEATHS = 5  # of one worker in a row, without an answer between them
+# after so many, before the next start: what killed them all may pass
+_REST_S = {1: 0.0, 2: 0.1, 3: 1.0, 4: 5.0}
 _MIN_STARTUP_S = 60.0  # imports on a busy machine are slow
 _CLOSE_GRACE_S = 1.0
 _LOG_CHECK_S = 1.0
@@ -66,8 +71,9 @@ class WorkerPool:
 
     Raises:
       ValueError: an argument makes no sense, or a call names an episode that is not running.
-      RuntimeError: a call after `close`; or, from `poll`, which then closes the pool, workers that
-        cannot start.
+      RuntimeError: a call after `close`.
+      CannotGoOn: from `poll`, which then closes the pool, and from every later call: workers that
+        cannot start, or die again and again.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class WorkerPool:
         self._events: list[PoolEvent] = []
         self._barred: dict[GameId, str] = {}  # games that cannot even be reset -> why
         self._closed_because = ""
+        self._error = RuntimeError  # of calls after that
         try:
             self._folder = tempfile.mkdtemp(prefix="ictjax-pool-", dir=temp_root)
         except OSError as error:
@@ -114,9 +121,10 @@ class WorkerPool:
             ) from error
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
+        forget = at_end(functools.partial(_kill_all, self._workers, self._folder))
         # Runs once: at close, at garbage collection, or at interpreter exit.
         self._shut_down = weakref.finalize(
-            self, _shut_down, self._workers, self._selector, self._folder, os.getpid()
+            self, _shut_down, self._workers, self._selector, self._folder, os.getpid(), forget
         )
         try:
             for index in range(num_workers):
@@ -248,12 +256,12 @@ class WorkerPool:
     def close(self) -> None:
         """Ends the workers and removes the temporary folder. Idempotent."""
         if not self._closed_because:
-            self._closed_because = "was closed"
+            self._closed_because = "was closed: open a new one"
         self._shut_down()
 
     def _check_open(self) -> None:
         if self._closed_because:
-            raise RuntimeError(f"The worker pool {self._closed_because}: open a new one.")
+            raise self._error(f"The worker pool {self._closed_because}.")
 
     def _exchange(self, wait_s: float) -> None:
         """One round with the workers: what can be written and read, then the dead, then the
@@ -266,13 +274,16 @@ class WorkerPool:
             if mask & selectors.EVENT_READ:
                 worker.receive()
         for worker in self._workers:
+            if worker.rests_until is not None:
+                if time.monotonic() >= worker.rests_until:
+                    self._restart(worker)
+                continue
             try:
-                answers = wire.unpack(worker.received)
+                for answer in wire.unpack_answers(worker.received):
+                    self._take_answer(worker, answer)
             except ValueError:  # a game has written to the pipe: nothing behind it can be trusted
                 self._replace(worker, "crashes", "its process garbled its answers")
                 continue
-            for answer in answers:
-                self._take_answer(worker, answer)
             if worker.at_end:
                 self._replace(worker, "crashes", f"its process {worker.wait()}")
             elif time.monotonic() >= worker.deadline_at(self._deadline_s):
@@ -284,14 +295,18 @@ class WorkerPool:
                 worker.bound_log()
 
     def _take_answer(self, worker: "_Worker", answer: list[Any]) -> None:
+        """Raises ValueError for an answer that nobody waits for."""
         ticket, kind, *content = answer
-        if kind == wire.READY:
-            worker.ready = True
+        if ticket == wire.NO_TICKET and not worker.ready:
+            if kind == wire.UNUSABLE:
+                self._break(f"cannot start its workers ({content[0]})")
+            worker.ready = kind == wire.READY
             return
-        if kind == wire.UNUSABLE:
-            self._break(f"cannot start its workers ({content[0]})")
-        worker.settle(ticket)
         episode = self._episodes.get(ticket)
+        played = wire.REPLAYED if episode is not None and episode.replaying else wire.PLAYED
+        if ticket not in worker.awaited or (episode and kind not in (wire.RAISED, played)):
+            raise ValueError(f"The answer {kind!r} for ticket {ticket} is not waited for.")
+        worker.settle(ticket)
         if episode is None:
             return  # released while the call ran
         if kind == wire.RAISED:
@@ -422,19 +437,12 @@ class WorkerPool:
             self._send_call(episode)
 
     def _replace(self, worker: "_Worker", counter: str, reason: str) -> None:
-        """A worker is dead or stuck: start another and restore its episodes there."""
+        """A worker is dead or stuck: end it, and let another restore its episodes."""
         self._counts[counter] += 1
         culprit = worker.culprit()
         worker.kill()
         tail = worker.tail()
-        deaths = worker.deaths + 1
-        if deaths >= _MAX_DEATHS:
-            self._break(
-                f"lost the same worker {deaths} times in a row; the last time"
-                f" {reason}{_quoted(tail)}"
-            )
-        worker.deaths = deaths
-        self._start(worker)
+        worker.deaths += 1
         # A suspect goes first: should it fail again, no innocent replay was in vain.
         lost = sorted(
             (self._episodes[ticket] for ticket in worker.tickets),
@@ -447,15 +455,34 @@ class WorkerPool:
                     worker.deaths = 0
             else:
                 self._restore(episode)
+        self._rest(worker, f"{reason}{_quoted(tail)}")
+
+    def _rest(self, worker: "_Worker", reason: str) -> None:
+        """Lets a worker that died start again, later the more often it died."""
+        if worker.deaths >= _MAX_DEATHS:
+            self._break(
+                f"lost the same worker {worker.deaths} times in a row; the last time {reason}"
+            )
+        worker.rests_until = time.monotonic() + _REST_S.get(worker.deaths, 0.0)
+        if worker.deaths <= _MAX_CARELESS_DEATHS:
+            self._restart(worker)
+
+    def _restart(self, worker: "_Worker") -> None:
+        try:
+            worker.start()
+        except OSError as error:  # no space, no memory, no file descriptors
+            worker.deaths += 1
+            self._rest(worker, f"it could not be started ({error.strerror or error})")
 
     def _start(self, worker: "_Worker") -> None:
         try:
             worker.start()
-        except OSError as error:  # no space, no memory, no file descriptors
-            self._break(f"cannot start its workers ({error})")
+        except OSError as error:
+            self._break(f"cannot start its workers ({error.strerror or error})")
 
     def _break(self, reason: str) -> None:
-        self._closed_because = reason
+        self._closed_because = f"{reason}: remove the cause, then start again"
+        self._error = CannotGoOn
         self.close()
         self._check_open()
 
@@ -492,6 +519,9 @@ class _Worker:
         self.capacity = capacity
         self.tickets: set[int] = set()  # episodes that live here
         self.deaths = 0  # in a row
+        self.rests_until: float | None = None  # when the next process is started; None: one runs
+        self.awaited: set[int] = set()  # tickets with a request that is not answered
+        self._outbox: list[Any] = []
         self._name = f"worker-{index}"
         self._setup = setup
         self._folder = Path(folder)
@@ -500,7 +530,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts a process; no call may be sent to a worker before."""
+        """Starts a process, which is sent what was queued before."""
         self._num_starts += 1
         self._home = self._folder / f"{self._name}-{self._num_starts}"
         # given: what is the child's alone once it runs
@@ -539,17 +569,16 @@ class _Worker:
         self._marker = memoryview(self._map).cast("Q")
         self._log_checked_at = time.monotonic()
         self.received = bytearray()
-        self.awaited: set[int] = set()  # tickets with a request that is not answered
         self.ready = False
         self.at_end = False
         self._num_received = 0
         self._progress: tuple[int, ...] = ()
         self._progress_at = time.monotonic()
         self._unsent = bytearray(wire.pack([dataclasses.asdict(self._setup)]))
-        self._outbox: list[Any] = []
         # the only ticket whose request was sent, when they are sent one by one
         self._alone: int | None = None
         self._writes = False
+        self.rests_until = None
         self._selector.register(self._answer_fd, selectors.EVENT_READ, self)
         self.flush()
 
@@ -565,6 +594,8 @@ class _Worker:
 
     def flush(self) -> None:
         """Writes as much as the pipe takes; the selector does the rest."""
+        if self._process is None:
+            return
         sendable = self._sendable()
         if sendable:
             self._unsent += wire.pack(self._outbox[:sendable])
@@ -607,18 +638,25 @@ class _Worker:
         """Reads what is there into `received`; sets `at_end` when the worker has closed its
         pipe.
         """
+        # a flood is read a part at a time, so that a frame without end is seen before it fills
+        # the memory
+        until = len(self.received) + wire.MAX_FRAME_BYTES
         try:
             while chunk := os.read(self._answer_fd, _READ_BYTES):
                 self.received += chunk
                 self._num_received += len(chunk)
+                if len(self.received) > until:
+                    return
         except BlockingIOError:
             return
         self.at_end = True
 
     def deadline_at(self, deadline_s: float) -> float:
-        """When the worker counts as stuck unless it makes progress; infinity while nothing is asked
-        of it.
+        """When the worker counts as stuck unless it makes progress, or its rest is over; infinity
+        while nothing is asked of it.
         """
+        if self.rests_until is not None:
+            return self.rests_until
         if self.ready and not self.awaited:
             return math.inf
         # The clock starts when a look finds progress. The first look at a worker that was idle
@@ -669,6 +707,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all of the group is gone
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        kill_strays(str(self._home))
         self.stop()
         self._process = None
         self._selector.unregister(self._answer_fd)
@@ -677,6 +716,8 @@ class _Worker:
         self._map.close()
         self._tail = self._read_tail()
         os.close(self._log_fd)
+        self.awaited.clear()
+        self._outbox.clear()
         shutil.rmtree(self._home, ignore_errors=True)
 
     def tail(self) -> str:
@@ -704,7 +745,11 @@ def _home(episode: _Episode) -> _Worker:
 
 
 def _shut_down(
-    workers: list[_Worker], selector: selectors.BaseSelector, folder: str, owner_pid: int
+    workers: list[_Worker],
+    selector: selectors.BaseSelector,
+    folder: str,
+    owner_pid: int,
+    forget: Callable[[], None],
 ) -> None:
     if os.getpid() != owner_pid:
         return  # a fork of the owner's process: the workers are not its own
@@ -714,6 +759,17 @@ def _shut_down(
     for worker in workers:
         worker.kill(grace_s=max(0.0, until - time.monotonic()))
     selector.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    forget()
+
+
+def _kill_all(workers: list[_Worker], folder: str) -> None:
+    """What is left to do when the process ends while somebody may be using the pool."""
+    for worker in workers:
+        if worker.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)
+    kill_strays(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

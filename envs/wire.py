@@ -11,6 +11,9 @@ The first message to a worker is its `Setup`, as an object. Every other one is a
 | `[RELEASE, ticket]` | `[ticket, REPLAYED, digests]` |
 | `[CLOSE, NO_TICKET]` | `[ticket, RAISED, cause]` |
 
+A game runs in its worker's process and may write to its pipe, so nothing that comes from there is
+used before `unpack_answers` has looked at it.
+
 The marker is a shared memory map of two integers that the pool reads without asking: the ticket
 whose call is running, plus one (0 between calls), and a count of calls.
 """
@@ -18,6 +21,7 @@ whose call is running, plus one (0 between calls), and a count of calls.
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 from envs.api import Observation, Outcome, Step
@@ -31,7 +35,15 @@ NO_TICKET = -1  # of a message about the worker itself
 MARKER_BYTES = 16
 RUNNING, CALLS = 0, 1  # the places of the two integers
 
+MAX_STEP_CHARS = 5_000_000  # of one step: its texts, actions and hash together
+MAX_REWARD = 1e9  # of one step; sums of more would be no finite numbers for long
+FLUSH_BYTES = 1 << 20  # a worker begins a new frame beyond this
+# one step in which every character is two escapes, behind a frame that was nearly full
+MAX_FRAME_BYTES = 1 << 26
+
 _LENGTH_BYTES = 4
+_STEP_TYPES = (str, list, float, (str, type(None)), str, str)  # of what `encode_step` writes
+_OUTCOMES = frozenset(Outcome)
 # made once: json.dumps makes one per call
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -61,18 +73,65 @@ def frame(body: str) -> bytes:
 
 
 def unpack(buffer: bytearray) -> list[Any]:
-    """The messages of all complete frames in `buffer`, which keeps only what follows them."""
+    """The messages of all complete frames in `buffer`, which keeps only what follows them. Raises
+    ValueError for frames that are too long or hold no JSON array.
+    """
     messages: list[Any] = []
     start = 0
     while len(buffer) >= start + _LENGTH_BYTES:
         body = start + _LENGTH_BYTES
-        end = body + int.from_bytes(buffer[start:body], "little")
-        if len(buffer) < end:
+        length = int.from_bytes(buffer[start:body], "little")
+        if length > MAX_FRAME_BYTES:
+            raise ValueError(f"A frame has at most {MAX_FRAME_BYTES} bytes, got {length}.")
+        if len(buffer) < body + length:
             break
-        messages.extend(json.loads(buffer[body:end].decode("ascii")))
-        start = end
+        try:
+            found = json.loads(buffer[body : body + length].decode("ascii"))
+        except RecursionError:
+            raise ValueError("A frame holds arrays within arrays without end.") from None
+        if not isinstance(found, list):
+            raise ValueError(f"A frame holds an array of messages, got {type(found).__name__}.")
+        messages.extend(found)
+        start = body + length
     del buffer[:start]
     return messages
+
+
+def unpack_answers(buffer: bytearray) -> list[list[Any]]:
+    """`unpack` for what a worker sent. Raises ValueError also for what is no answer."""
+    answers = unpack(buffer)
+    for answer in answers:
+        if not _is_answer(answer):
+            raise ValueError("A worker sent what is no answer.")
+    return answers
+
+
+def _is_answer(answer: Any) -> bool:
+    """Whether a message has the form of the table above."""
+    if not (isinstance(answer, list) and len(answer) >= 2 and type(answer[0]) is int):
+        return False
+    match answer:
+        case [_, str(kind), list(step), str()] if kind == PLAYED:
+            return _is_step(step)
+        case [_, str(kind), list(digests)] if kind == REPLAYED:
+            return all(isinstance(digest, str) for digest in digests)
+        case [_, str(kind), str()]:
+            return kind in (RAISED, UNUSABLE)
+        case [ticket, str(kind)]:
+            return kind == READY and ticket == NO_TICKET
+    return False
+
+
+def _is_step(fields: list[Any]) -> bool:
+    """Whether parsed JSON is what `encode_step` writes."""
+    if len(fields) != len(_STEP_TYPES) or not all(map(isinstance, fields, _STEP_TYPES)):
+        return False
+    _, actions, reward, outcome, _, _ = fields
+    return (
+        all(isinstance(action, str) for action in actions)
+        and math.isfinite(reward)
+        and (outcome is None or outcome in _OUTCOMES)
+    )
 
 
 def encode_step(step: Step, state_hash: str = "") -> str:

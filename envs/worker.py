@@ -7,6 +7,7 @@ dead or stuck worker says which game it was playing.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import io
 import json
@@ -15,7 +16,9 @@ import numbers
 import os
 import select
 import shutil
+import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from typing import Any
 from envs import wire
 from envs.api import Environment, Game, GameId, Observation, Step
 from envs.registry import load_environment
+from envs.strays import kill_strays
 
 _READ_BYTES = 1 << 18
 _FLUSH_S = 0.001  # answers wait at most this long for the rest of their batch
@@ -32,8 +36,10 @@ _HEARTBEAT_S = 0.5
 _LOCKED_GRACE_S = 2.0  # beyond the deadline, at which a parent that lives kills a worker
 # a dying parent closes its pipes a moment before its children are given to another
 _REPARENT_S = 0.2
+_PR_SET_PDEATHSIG = 1  # of prctl
 _MAX_RESETS = 5000  # a live game is opened anew after this many: NetHack leaks 2 kB per episode
 _MAX_ERROR_CHARS = 300
+_HOME = tempfile.gettempdir()  # the worker's own, as the pool named it
 
 
 class LiveGames:
@@ -96,13 +102,18 @@ class LiveGames:
         del self._resets[id(game)]
         try:
             game.close()
-        except Exception as error:  # a game that cannot be closed is gone all the same
+        except (
+            BaseException
+        ) as error:  # SystemExit too: a game that cannot be closed is gone all the same
             sys.stderr.write(f"closing a game raised {describe(error)}\n")
 
 
 def describe(error: BaseException) -> str:
     """An exception in one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+    except Exception:  # one whose own text cannot be made
+        text = type(error).__name__
     return wire.clean(
         text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 3] + "..."
     )
@@ -116,17 +127,17 @@ def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -
     try:
         if kind == wire.STEP:
             on_call()
-            encoded, ended = _play_step(games.playing(ticket), request[2])
+            encoded, ended = play_step(games.playing(ticket), request[2])
         else:
             game_id = GameId.parse(request[2])
             on_call()
             game = games.take(ticket, game_id.family)
-            encoded, ended = _play_reset(game, game_id), False
+            encoded, ended = play_reset(game, game_id), False
         if kind == wire.REPLAY:
             digests = [wire.digest(encoded)]
             for action in request[3]:
                 on_call()
-                encoded, ended = _play_step(games.playing(ticket), action)
+                encoded, ended = play_step(games.playing(ticket), action)
                 digests.append(wire.digest(encoded))
                 if ended:
                     break
@@ -139,44 +150,71 @@ def execute(games: LiveGames, request: list[Any], on_call: Callable[[], None]) -
         return f'[{ticket},"{wire.RAISED}",{json.dumps(describe(error))}]'
 
 
-def _play_reset(game: Game, game_id: GameId) -> str:
+def play_reset(game: Game, game_id: GameId) -> str:
+    """Starts a game; its first step as `wire.encode_step` writes it. Raises TypeError or ValueError
+    for what no game may return, and whatever the game raises.
+    """
     observation = game.reset(game_id)
     if not isinstance(observation, Observation):
         raise TypeError(
             f"reset returned {type(observation).__name__} where an Observation was expected"
         )
-    _check_observation("reset", observation)
     state_hash = game.state_hash()
     if not isinstance(state_hash, str):
         raise TypeError(
             f"state_hash returned {type(state_hash).__name__} where a string was expected"
         )
-    return wire.encode_step(Step(observation=observation), state_hash)
+    step = Step(observation=observation)
+    _check_step("reset", step, len(state_hash))
+    return wire.encode_step(step, state_hash)
 
 
-def _play_step(game: Game, action: str) -> tuple[str, bool]:
+def play_step(game: Game, action: str) -> tuple[str, bool]:
+    """Plays an action; the step as `wire.encode_step` writes it, and whether it ends the episode.
+    Raises as `play_reset` does.
+    """
     step = game.step(action)
     if not isinstance(step, Step):
         raise TypeError(f"step returned {type(step).__name__} where a Step was expected")
-    _check_observation("step", step.observation)
-    if not isinstance(step.reward, numbers.Real):
-        raise TypeError(f"step returned the reward {step.reward!r} where a number was expected")
+    _check_step("step", step)
     return wire.encode_step(step), step.outcome is not None
 
 
-def _check_observation(call: str, observation: Observation) -> None:
+def _check_step(call: str, step: Step, more_chars: int = 0) -> None:
+    observation = step.observation
     if not isinstance(observation, Observation):
         raise TypeError(
             f"{call} returned the observation {observation!r} where an Observation was expected"
         )
-    if not isinstance(observation.text, str):
+    for what, text in (("text", observation.text), ("error", step.error)):
+        if not isinstance(text, str):
+            raise TypeError(f"{call} returned the {what} {text!r} where a string was expected")
+    if not isinstance(observation.actions, tuple | list):
         raise TypeError(
-            f"{call} returned the text {observation.text!r} where a string was expected"
+            f"{call} returned {type(observation.actions).__name__} where a tuple of actions was"
+            " expected"
         )
     try:
-        "".join(observation.actions)  # the fastest way to look at all of them
+        actions = "".join(observation.actions)  # the fastest way to look at all of them
     except TypeError:
         raise TypeError(f"{call} returned actions that are no strings") from None
+    num_chars = sum(
+        map(len, (observation.text, observation.actions, actions, step.error)), start=more_chars
+    )
+    if num_chars > wire.MAX_STEP_CHARS:
+        raise ValueError(
+            f"{call} returned {num_chars:,} characters where at most {wire.MAX_STEP_CHARS:,} are"
+            " taken"
+        )
+    reward = step.reward
+    if not isinstance(step.reward, numbers.Real):
+        raise TypeError(f"{call} returned the reward {step.reward!r} where a number was expected")
+    # not the other way round: nan is neither less nor more
+    if not abs(reward) <= wire.MAX_REWARD:
+        raise ValueError(
+            f"{call} returned the reward {str(reward)[:20]} where a number from"
+            f" {-wire.MAX_REWARD:g} to {wire.MAX_REWARD:g} was expected"
+        )
 
 
 def serve(
@@ -201,6 +239,7 @@ def serve(
 
     while True:
         answers: list[str] = []
+        num_chars = 0
         flush_at = time.monotonic() + _FLUSH_S
         for request in requests:
             ticket = request[1]
@@ -211,10 +250,12 @@ def serve(
                 return True
             answers.append(execute(games, request, on_call))
             marker[wire.RUNNING] = 0
+            num_chars += len(answers[-1])
             now = time.monotonic()
-            if now >= flush_at:
+            if now >= flush_at or num_chars > wire.FLUSH_BYTES:
                 send(answer_fd, answers)
                 answers = []
+                num_chars = 0
                 flush_at = now + _FLUSH_S
         if answers:
             send(answer_fd, answers)
@@ -233,7 +274,7 @@ def send(answer_fd: int, answers: list[str]) -> None:
 
 
 def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
-    """Ends a worker whose parent is gone even while a game hangs."""
+    """Ends a worker whose parent is gone even while a game hangs, and what its games started."""
     poll = select.poll()
     poll.register(request_fd, 0)  # hang-up alone; data is the main thread's
     # A game that hangs inside a C call and keeps the interpreter's lock stops this thread too. The
@@ -245,7 +286,25 @@ def _end_with_parent(request_fd: int, setup: wire.Setup) -> None:
     faulthandler.cancel_dump_traceback_later()
     time.sleep(_ORPHAN_GRACE_S)
     _remove_if_orphan(setup)
+    _kill_group()
     os._exit(1)
+
+
+def _wake_with_parent() -> None:
+    """Has the kernel continue this process when its parent dies: a stopped one would never notice
+    that it has to end.
+
+    Killing it would be as easy, but no worker would be left to remove the pool's folder, and "the
+    parent dies" means the thread that started the worker.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
+def _kill_group() -> None:
+    """Ends this process and what its games started; in a group of others, nobody."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 class _Log(io.RawIOBase):
@@ -269,14 +328,16 @@ class _Log(io.RawIOBase):
 
 
 def _remove_if_orphan(setup: wire.Setup) -> None:
-    """Removes the pool's folder when its owner no longer can; a parent that merely replaces this
-    worker is still there.
+    """Removes the pool's folder, and ends what games started apart, when its owner no longer can; a
+    parent that merely replaces this worker is still there.
     """
     if os.getppid() != setup.parent_pid:
+        kill_strays(_HOME)
         shutil.rmtree(setup.temp_root, ignore_errors=True)
 
 
 def main(argv: list[str]) -> int:
+    _wake_with_parent()
     request_fd, answer_fd, marker_fd = (int(value) for value in argv)
     for fd in (request_fd, answer_fd, marker_fd):
         os.set_inheritable(fd, False)  # a child of a game must not keep the pipe open
@@ -309,6 +370,7 @@ def main(argv: list[str]) -> int:
     if not told:
         time.sleep(_REPARENT_S)
         _remove_if_orphan(setup)
+        _kill_group()
     return 0
 
 

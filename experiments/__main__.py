@@ -1,5 +1,15 @@
 """`python -m experiments COMMAND ...`: the same as `ictjax COMMAND ...`."""
 
-from experiments.cli import main
+from envs.stopping import armed
 
-main()
+
+def main() -> None:
+    """Answers signals from here on, while everything else is still to be imported."""
+    with armed():
+        from experiments import cli
+
+        cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_sampler, bench_update
 from experiments.bench_run import Note, Result
 from experiments.commands.bench import Common, main
-from experiments.run_dir import package_versions
+from experiments.manifest import package_versions
 from ictjax.run_files import write_lines
 
 _PACKAGES = (

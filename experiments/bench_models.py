@@ -185,7 +185,11 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
 
     transformers.utils.logging.disable_progress_bar()
     model = (
-        transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        transformers.Qwen2ForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
+        .to(device)
+        .eval()
     )
     settings = transformers.GenerationConfig(
         max_new_tokens=work.reply,

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import io
 import os
 import re
@@ -10,38 +11,59 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
+
+from envs.api import CannotGoOn
+from envs.stopping import Program, Stopped, armed
+from experiments.local_path import with_local_paths
+from experiments.visible import visible
+from ictjax.ranges import fault
 
 HELP = ("-h", "--help")
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that SIGPIPE ended
 _MOST_NAMES = 12  # of a list in one sentence
+_NARROWEST = 20  # columns; less cannot be read
+_FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start it again")
 _Args = TypeVar("_Args")
 
 
-class Stopped(BaseException):
-    """A signal asked the program to end."""
+class Flags:
+    """Base of flags that check their numbers, by the ranges that their fields state."""
 
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+    def __post_init__(self) -> None:
+        """Raises ValueError, by its flag, for the first value that is out of its range."""
+        if found := fault(self):
+            flag = f"--{found.name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be {found.expected}, got {found.shown}.")
 
 
 def run_main(body: Callable[[], None], remedy: str) -> None:
-    """Runs a command: bad input ends with one sentence and exit code 2, SIGINT and SIGTERM with a
-    word on how to go on, output into a closed pipe without a word (exit code 141).
+    """Runs a command: bad input ends with one sentence and exit code 2, a run that cannot go on, or
+    memory that does not suffice, with one and exit code 1, SIGINT and SIGTERM with a word on how to
+    go on, output into a closed pipe without a word (exit code 141).
     """
+    with armed() as program:
+        program.remedy = remedy
+        try:
+            _run(body)
+            program.check()
+        except Stopped as stopped:
+            _end(program, stopped)
+        except (SystemExit, Exception) as ended:
+            if program.number is None or (isinstance(ended, SystemExit) and not ended.code):
+                raise
+            # Ctrl-C reaches the programs that this one has started too: no wonder that work fails
+            _end(program, Stopped(program.number))
 
-    def stop(number: int, _frame: Any) -> None:
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signal_number, signal.SIG_DFL)  # a second signal ends the program at once
-        raise Stopped(number)
 
-    before = {
-        signal_number: signal.signal(signal_number, stop)
-        for signal_number in (signal.SIGINT, signal.SIGTERM)
-    }
+def _end(program: Program, stopped: Stopped) -> None:
+    print(f"\nictjax: stopped by {stopped}; {program.remedy}", file=sys.stderr)
+    program.end(stopped.exit_code)
+
+
+def _run(body: Callable[[], None]) -> None:
     try:
         try:
             body()
@@ -52,19 +74,33 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
     except ValueError as error:
-        print(f"ictjax: {error}", file=sys.stderr)
+        print(f"ictjax: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except CannotGoOn as error:
+        print(f"ictjax: {visible(str(error))}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
-        print(f"ictjax: {where}{reason}; name another place.", file=sys.stderr)
+        remedy = _FULL.get(error.errno or 0, "name another place")
+        print(f"ictjax: {visible(where + reason)}; {remedy}.", file=sys.stderr)
         sys.exit(2)
-    except Stopped as stopped:
-        print(f"\nictjax: stopped by {stopped}; {remedy}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    finally:
-        for signal_number, handler in before.items():
-            signal.signal(signal_number, handler)
+    except MemoryError:
+        _end_without_memory("")
+    except RuntimeError as error:  # JAX's, which is not imported here
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        wanted = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", str(error))
+        _end_without_memory("" if wanted is None else f" ({wanted[1]} were asked for)")
+
+
+def _end_without_memory(about: str) -> NoReturn:
+    print(
+        f"ictjax: the memory does not suffice{about}: give smaller sizes (rows, slots, lengths), or"
+        " more devices.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:
@@ -101,7 +137,7 @@ def parse(
     Raises:
       ValueError: flags or values that do not exist, in one sentence.
     """
-    return _parse(kind, command, argv, default, description=description)
+    return with_local_paths(_parse(kind, command, argv, default, description=description))
 
 
 def parse_subcommand(
@@ -130,13 +166,14 @@ def overview(program: str, description: str, words: Mapping[str, str]) -> None:
     print("\n".join(textwrap.wrap(description, _width(), break_on_hyphens=False)) + "\n")
     indent = max(map(len, words)) + 4
     for name, about in words.items():
-        lines = textwrap.wrap(about, _width() - indent, break_on_hyphens=False)
+        lines = textwrap.wrap(about, max(_width() - indent, _NARROWEST), break_on_hyphens=False)
         print(f"  {name:<{indent - 2}}" + f"\n{' ' * indent}".join(lines))
-    print(f"\n`{program} {next(iter(words))} --help`, for example, lists its flags.")
+    ending = f"`{program} {next(iter(words))} --help`, for example, lists its flags."
+    print("\n" + "\n".join(textwrap.wrap(ending, _width(), break_on_hyphens=False)))
 
 
 def _width() -> int:
-    return shutil.get_terminal_size().columns
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
 
 
 def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_Args, list[str]]:
@@ -145,10 +182,16 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
 
     Raises ValueError as `parse` does.
     """
-    return _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
+    args, rest = _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
+    return with_local_paths(args), rest
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:
+    for word in argv:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # bytes that are no text
+            raise ValueError(
+                f"The argument {word!r:.100} is not text in UTF-8: give it in that encoding."
+            )
     if default is not None:
         settings["default"] = default
 
@@ -167,7 +210,7 @@ def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **setting
     # once more, in lines that are never broken
     with _wide(), contextlib.redirect_stderr(complaint), contextlib.suppress(SystemExit):
         read()
-    raise ValueError(f"{_sentence(complaint.getvalue())}; see `ictjax {command} --help`.")
+    raise ValueError(f"{_short(_sentence(complaint.getvalue()))}; see `ictjax {command} --help`.")
 
 
 class _Page(io.TextIOWrapper):
@@ -205,6 +248,11 @@ def _wide() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
+def _short(sentence: str) -> str:
+    """The same without the rest of what is too long to be read."""
+    return re.sub(r"(\S{60})\S{200,}", r"\1...", sentence)
+
+
 def _sentence(complaint: str) -> str:
     """What the parser's box says, in one clause that begins with the flag."""
     lines = [re.sub("[\u2500-\u257f]|-{4,}", "", line).strip() for line in complaint.splitlines()]
@@ -222,13 +270,20 @@ def _sentence(complaint: str) -> str:
         r"invalid choice '(.*)' for argument '(.*)'\. .* one of \((.*?),?\)", text
     ):
         choices = [choice.strip().strip("'") for choice in found[3].split(",")]
+        choices = [choice for choice in choices if choice != "None"]  # as if it were not given
         return str(unknown(f"{found[2]} cannot be {found[1]!r}", found[1], choices)).rstrip(".")
     if found := re.match(r"Missing value for argument '(.*?)'", text):
-        return f"{found[1]} has no value: give one behind it"
+        return f"{found[1]} has no value: give one behind it, or {found[1]}=-x if it begins with -"
     if found := re.match(r"Error parsing (--\S+): invalid literal for int\(\).*: (.*)", text):
         return f"{found[1]} takes a whole number, not {found[2]}"
     if found := re.match(r"Error parsing (--\S+): could not convert string to float: (.*)", text):
         return f"{found[1]} takes a number, not {found[2]}"
+    if found := re.match(r"Error parsing (--\S+): Exceeds the limit .* digits", text):
+        return f"{found[1]} takes a whole number, not one of thousands of digits"
+    if found := re.match(r"Error parsing (--\S+): Failed to parse key-value pairs", text):
+        return f"{found[1]} takes pairs, NAME VALUE NAME VALUE, and one of them is not whole"
+    if found := re.match(r"Error parsing (--\S+): (?:no type matching|Could not).* \[(.*)\]", text):
+        return f"{found[1]} cannot be {found[2]}"
     if found := re.match(r"Error parsing (\S+): (.*)", text):
         return _of_record(found[1].removeprefix("settings."), found[2].rstrip("."))
     return text.rstrip(".")
@@ -245,4 +300,6 @@ def _of_record(place: str, message: str) -> str:
     *above, last = place.replace("-", "_").split(".")
     if message.startswith(f"{place.replace('-', '_')}."):
         return message
+    if re.match(r"\w+ must be ", message):  # the name of a field
+        return f"{place.replace('-', '_')}.{message}"
     return ".".join([*above, message]) if message.startswith(f"{last}.") else f"{place}: {message}"

@@ -8,10 +8,8 @@ benchmarks.
 """
 
 import dataclasses
-import functools
-import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,27 +18,30 @@ from envs.api import Environment, Pool
 from envs.registry import load_environment
 from experiments.commands.evaluate import main
 from experiments.console import LiveProgress
+from experiments.evaluation_folder import EvaluationFolder
+from experiments.evaluation_results import ARMS, FORMAT
+from experiments.limits import check_limits, check_meshes, local_roles
+from experiments.manifest import describe_games, games_sha256
 from experiments.presets import in_folders
-from experiments.protocol import ARMS, choose_games, hashes_of_training, play_arm
-from experiments.run_dir import check_families, describe_games, open_pool
+from experiments.protocol import FamilyGames, choose_games, hashes_of_training, play_arm
+from experiments.run_dir import check_families, open_pool, read_manifest
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys
 from ictjax.loops import Arena
+from ictjax.models.hf import content_hash
+from ictjax.models.transformer import Params
 from ictjax.players import (
     check_language,
     initial_weights,
-    newest_step,
     open_players,
     restore_trained,
 )
-from ictjax.records import Trajectory, to_json
 from ictjax.run_config import (
     EnvironmentConfig,
     EvaluationConfig,
     TaskConfig,
     TrainConfig,
 )
-from ictjax.run_files import write_lines
 
 TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
 
@@ -57,7 +58,7 @@ PROTOCOL = {
     ),
     "arms": (
         "initial: the actor's first prompt; untrained: reflector before training; trained:"
-        " reflector of the last checkpoint"
+        " reflector of the checkpoint"
     ),
     "intervals": (
         "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided"
@@ -82,19 +83,28 @@ def evaluate(
     *,
     task: TaskConfig | None = None,
     name: str = "evaluation",
+    step: int | None = None,
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Plays what is missing of every (arm, family), then writes and returns the results.
 
+    May run beside the training of the same run: it reads only what is complete, and keeps the games
+    that it drew at its start.
+
     Args:
       run_dir: of the trained reflector.
-      config: of the run.
+      config: of the run; its meshes and workers may be others than those of training.
       console: where progress is shown.
       task: what to play; by default what was trained on.
-      name: of all that is written: NAME.json, NAME/, prompts/NAME.jsonl, episodes/NAME_*.jsonl.
-        "evaluation" is that of the task trained on.
+      name: of the results, NAME.json, and of the folder NAME/ that keeps all of a setting (see
+        `EvaluationFolder`). "evaluation" is that of the task trained on.
+      step: which checkpoint; None for the newest.
+      changes: what is accepted to be no longer as it was in training, see `changed_since`; kept
+        with the results.
 
     Raises:
-      ValueError: no checkpoint, a missing model, or a family without test games.
+      ValueError: no such checkpoint, a missing model, limits or meshes that do not fit, a family
+        without test games, or damaged files of the run.
     """
     played = config if task is None else config.on(task)
     settings, evaluation = played.task.environment, config.evaluation
@@ -104,78 +114,109 @@ def evaluate(
     }
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
+    check_limits(played)
+    check_meshes(played)
     check_language(in_folders(played))
-    step = newest_step(run_dir)
     games = describe_games(settings, environment)
-    identity = {
-        "step": step,
+    about = {
         "evaluation": dataclasses.asdict(evaluation),
-        "task": dataclasses.asdict(played.task),
-        "games": games["games_sha256"],
+        "task": _what_is_played(played.task),
+        "games_sha256": games["games_sha256"],
+        # whoever has no folder has a name at an endpoint
+        "models": {"actor": config.actor.model, **_models(in_folders(played))},
     }
-    parts = {
-        (arm, family): _Part(run_dir, name, arm, family, identity)
-        for arm in ARMS
-        for family in families
-    }
-    missing = [place for place, part in parts.items() if part.read() is None]
-    if missing:
+    trained = None
+    if step is None:  # at once: training that goes on removes old checkpoints
+        step, trained = restore_trained(run_dir, in_folders(played))
+    folder = EvaluationFolder(run_dir, name, {"step": step, **about})
+    parts = [(arm, family) for arm in ARMS for family in families]
+    missing = [part for part in parts if folder.part(*part) is None]
+    if missing and trained is None:
+        _, trained = restore_trained(run_dir, in_folders(played), step)
+    console.print(
+        f"Evaluating iteration {step}: {len(missing)} of {len(parts)} parts to play, kept in"
+        f" {run_dir / folder.name}.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if trained is not None and missing:
+        drawn = folder.games(tuple(families), evaluation.runs)
+        seen = hashes_of_training(run_dir, step) if drawn is None else frozenset()
         pool = open_pool(settings)
         progress = LiveProgress(
             "evaluation", done=len(parts) - len(missing), total=len(parts), console=console
         )
         with pool, progress:
+            if drawn is None:
+                drawn = {
+                    family: choose_games(environment, pool, played, family, seen, _key(evaluation))
+                    for family in families
+                }
+                folder.keep_games(drawn)
             _play_missing(
-                run_dir,
-                in_folders(played),
-                step,
-                environment,
-                pool,
-                [parts[place] for place in missing],
-                len(parts),
-                progress,
+                in_folders(played), trained, drawn, pool, folder, missing, len(parts), progress
             )
-    results = {place: part.read() for place, part in parts.items()}
-    report = summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed})
-    report["environment"] = games
-    write_lines(
-        run_dir / "prompts" / f"{name}.jsonl",
-        (line for result in results.values() for line in result["prompts"]),
-    )
-    write_lines(run_dir / f"{name}.json", [json.dumps(report, indent=1)])
+    results = {part: _kept(folder, *part) for part in parts}
+    report = {
+        "format": FORMAT,
+        "folder": folder.name,
+        **summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed}),
+        "environment": games,
+        "changes": list(changes),
+    }
+    folder.finish(report, (line for result in results.values() for line in result["prompts"]))
     return report
+
+
+def changed_since(
+    run_dir: pathlib.Path, config: TrainConfig, task: TaskConfig, environment: Environment
+) -> list[str]:
+    """What is no longer as the run was trained with it, a few words each: its models, and, where it
+    is what it trained on that is played, its games. Nothing is known of a run without manifest.
+    """
+    manifest = read_manifest(run_dir)
+    known = manifest.get("models", {})
+    found = [
+        f"the {name}'s model (its files differ)"
+        for name, content in _models(in_folders(config)).items()
+        if known.get(name, content) != content
+    ]
+    before = manifest.get("games_sha256")
+    if task == config.task and before not in (None, games_sha256(task.environment, environment)):
+        found.append(
+            f"the games of {task.environment.name!r} (a download or a package has changed)"
+        )
+    return found
+
+
+def _models(folders: TrainConfig) -> dict[str, str]:
+    """The hash of every model that is computed here, by role."""
+    return {name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)}
+
+
+def _what_is_played(task: TaskConfig) -> dict[str, Any]:
+    """Without the workers, who change no result."""
+    played = dataclasses.asdict(task)
+    for name in ("num_workers", "max_live_games", "deadline_s"):
+        del played["environment"][name]
+    return played
+
+
+def _key(evaluation: EvaluationConfig) -> keys.Key:
+    return keys.fold(keys.root_key(evaluation.seed), "evaluation")
+
+
+def _kept(folder: EvaluationFolder, arm: str, family: str) -> dict[str, Any]:
+    result = folder.part(arm, family)
+    assert result is not None, f"{arm} on {family} was played"
+    return result
 
 
 def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> str:
     if settings.name != config.task.environment.name:
         return "transfer"
     return "train" if family in config.task.environment.train_families else "heldout"
-
-
-class _Part:
-    """The result of one arm on one family, in a file of its own: what is done stays done when the
-    evaluation is stopped.
-    """
-
-    def __init__(
-        self, run_dir: pathlib.Path, name: str, arm: str, family: str, identity: Mapping[str, Any]
-    ):
-        self.arm, self.family, self._identity = arm, family, json.loads(json.dumps(identity))
-        self._path = run_dir / name / f"{arm}_{family}.json"
-        self._episodes = run_dir / "episodes" / f"{name}_{arm}_{family}.jsonl"
-
-    def read(self) -> dict[str, Any] | None:
-        """The result; None when it is missing or of another checkpoint or protocol."""
-        if not self._path.is_file():
-            return None
-        result = json.loads(self._path.read_text(encoding="utf-8"))
-        return result if result["identity"] == self._identity else None
-
-    def write(self, result: dict[str, Any], trajectories: Iterable[Trajectory]) -> None:
-        write_lines(self._episodes, map(to_json, trajectories))
-        write_lines(
-            self._path, [json.dumps({"identity": self._identity, **result}, ensure_ascii=False)]
-        )
 
 
 def summarise(
@@ -201,8 +242,9 @@ def summarise(
         ]
         if not whole:
             raise ValueError(
-                f"The environment failed every test game of family {family!r}: see the errors in"
-                " episodes/."
+                f"The environment failed every test game of family {family!r} in one arm or"
+                " another: see the errors in episodes/ of the evaluation's folder, and remove that"
+                " folder to play it again."
             )
         values[family] = {arm: [rates[arm][run] for run in whole] for arm in ARMS}
         report["families"][family] = {
@@ -239,22 +281,16 @@ def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def _play_missing(
-    run_dir: pathlib.Path,
     config: TrainConfig,
-    step: int,
-    environment: Environment,
+    trained: Params,
+    games: Mapping[str, FamilyGames],
     pool: Pool,
-    parts: Sequence[_Part],
+    folder: EvaluationFolder,
+    missing: Sequence[tuple[str, str]],
     total: int,
     progress: LiveProgress,
 ) -> None:
     evaluation = config.evaluation
-    key = keys.fold(keys.root_key(evaluation.seed), "evaluation")
-    seen = hashes_of_training(run_dir)
-    choose = functools.cache(
-        lambda family: choose_games(environment, pool, config, family, seen, key)
-    )
-    _, trained = restore_trained(run_dir, config, step)
     with open_players(config, initial_weights(config), progress.reading) as players:
         arena = Arena(
             actor=players.actor,
@@ -262,23 +298,21 @@ def _play_missing(
             pool=pool,
             task=config.task,
             games={},
-            key=key,
+            key=_key(evaluation),
             meta=config.meta,
             progress=progress.phase,
         )
-        done, weights = total - len(parts), "untrained"
-        for part in parts:
-            if part.arm == "trained" and weights != "trained":
+        done, weights = total - len(missing), "untrained"
+        for arm, family in missing:
+            if arm == "trained" and weights != "trained":
                 players.set_trained(trained)
                 weights = "trained"
-            result, trajectories = play_arm(
-                arena, part.arm, part.family, choose(part.family), evaluation
-            )
-            part.write(result, trajectories)
+            result, trajectories = play_arm(arena, arm, family, games[family], evaluation)
+            folder.keep_part(arm, family, result, trajectories)
             done += 1
             progress.advance(
                 done,
-                f"{part.arm} on {part.family}: {_percent(result['success'])} of test games won",
+                f"{arm} on {family}: {_percent(result['success'])} of test games won",
             )
 
 

@@ -1,22 +1,14 @@
 """Which games there are, and how to have others."""
 
-import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from envs.alfworld import generate, index
@@ -34,6 +26,7 @@ from experiments.commands.games import (
     PackGames,
     main,
 )
+from experiments.console import counting_bar
 from experiments.run_dir import check_families, open_environment
 from experiments.tasks import parse_options
 
@@ -53,7 +46,8 @@ def list_games(args: ListGames, console: Console) -> None:
     about = describe(environment)
     official = index.OFFICIAL_SPLITS[1:] if args.env == "alfworld" else ()
     counts = {}
-    with _progress(console, "counting") as advance:
+    with counting_bar("counting") as advance:
+        advance(0, len(families))
         for done, family in enumerate(families, 1):
             counts[family] = [_count(environment, family, split) for split in (*_SPLITS, *official)]
             advance(done, len(families))
@@ -78,7 +72,7 @@ def pack_games(args: PackGames, console: Console) -> None:
             f"--data {args.data} names no download: give its folder, or alfworld-download one"
             " first."
         )
-    with _progress(console, "packing") as advance:
+    with counting_bar("packing") as advance:
         number = write_pack(source, args.out, advance)
     found = source.index()
     console.print(
@@ -111,14 +105,19 @@ def generate_games(args: GenerateGames, console: Console) -> None:
         for seed in generate.seeds(family, split)[: args.games]
     ]
     try:
-        with _progress(console, "generating") as advance:
-            for done, (split, seed) in enumerate(tasks, 1):
-                _write_game(root / _OFFICIAL_SPLIT[split], seed, rooms)
-                advance(done, len(tasks))
-        logic = args.out / "logic"
-        logic.mkdir()
-        (logic / "alfred.pddl").write_text(load_tables().domain, encoding="utf-8")
-        (logic / "alfred.twl2").write_text(load_tables().grammar, encoding="utf-8")
+        args.out.mkdir(parents=True, exist_ok=True)
+        # in a folder of its own until it is whole, so that the same command can be given again
+        with tempfile.TemporaryDirectory(prefix="generating-", dir=args.out) as folder:
+            unfinished = pathlib.Path(folder) / root.name
+            with counting_bar("generating") as advance:
+                for done, (split, seed) in enumerate(tasks, 1):
+                    _write_game(unfinished / _OFFICIAL_SPLIT[split], seed, rooms)
+                    advance(done, len(tasks))
+            logic = args.out / "logic"
+            logic.mkdir(exist_ok=True)
+            (logic / "alfred.pddl").write_text(load_tables().domain, encoding="utf-8")
+            (logic / "alfred.twl2").write_text(load_tables().grammar, encoding="utf-8")
+            unfinished.rename(root)
     except OSError as error:
         raise ValueError(
             f"Cannot write below {args.out} ({error.strerror}): choose another --out."
@@ -154,7 +153,7 @@ def check_games(args: CheckGames, console: Console) -> None:
     table = _table(args.env, "family", "split", "games", "states", "shared", "won")
     first_split: dict[str, str] = {}  # of every initial state
     faults = []
-    with _progress(console, "starting") as advance:
+    with counting_bar("starting") as advance:
         for (family, split), games in chosen.items():
             states, shared, wins = set(), 0, 0
             for game, state, won in _started(environment, family, games, args.solve):
@@ -220,24 +219,6 @@ def _table(title: str, *columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in ("family", "split") else "right")
     return table
-
-
-@contextlib.contextmanager
-def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; gives a function of (done, total)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ from experiments.commands.generate import GenerateArgs, main
 from experiments.console import reading_bar
 from experiments.presets import model_folder
 from ictjax import keys
-from ictjax.chat import ChatTokenizer, Tokenizer, generation_stop_ids, load_tokenizer
+from ictjax.chat import (
+    ChatTokenizer,
+    Tokenizer,
+    generation_stop_ids,
+    load_tokenizer,
+    unused_ids,
+)
 from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
@@ -91,8 +97,9 @@ def generate(
         chat = ChatTokenizer(folder, thinking=args.thinking)
         ids = () if args.prompt is None else chat.encode_start(_first(args, args.prompt))
         stop_ids, decode = chat.stop_ids, chat.decode
+        unused = chat.unused(model.vocab_size)
     else:
-        chat, (ids, stop_ids, decode) = None, _plain(args, folder, model)
+        chat, (ids, stop_ids, decode, unused) = None, _plain(args, folder, model)
     if len(ids) >= model.max_positions:
         raise ValueError(
             f"The prompt has {len(ids)} tokens, the model {model.max_positions} positions:"
@@ -112,7 +119,11 @@ def generate(
         else 1 << (max(len(ids) + args.max_new_tokens, _MIN_TOKENS) - 1).bit_length()
     )
     with Sampler(
-        model, params, _sizes(min(whole, model.max_positions), len(stop_ids)), _PAD_ID
+        model,
+        params,
+        _sizes(min(whole, model.max_positions), len(stop_ids)),
+        _PAD_ID,
+        unused=unused,
     ) as sampler:
         typist = Typist(sampler, decode, write, with_json=args.json)
         if chat is not None and talks:
@@ -167,9 +178,9 @@ def _first(args: GenerateArgs, prompt: str) -> list[Message]:
 
 def _plain(
     args: GenerateArgs, folder: pathlib.Path, model: ModelConfig
-) -> tuple[list[int], list[int], Callable[[Sequence[int]], str]]:
-    """Ids, stop ids and decoder without a chat template: of --tokens (shown as numbers where there
-    is no tokenizer) or of --prompt --raw.
+) -> tuple[list[int], list[int], Callable[[Sequence[int]], str], tuple[range, ...]]:
+    """Ids, stop ids, decoder and unused ids without a chat template: of --tokens (shown as numbers
+    where there is no tokenizer) or of --prompt --raw.
     """
     for name, given in (("--system", bool(args.system)), ("--thinking", args.thinking is not None)):
         if given:
@@ -191,14 +202,15 @@ def _plain(
                 f" {model.vocab_size - 1}."
             )
         if not (folder / "tokenizer_config.json").is_file():
-            return ids, stop_ids, lambda sampled: "".join(f"{token} " for token in sampled)
+            return ids, stop_ids, lambda sampled: "".join(f"{token} " for token in sampled), ()
         tokenizer = load_tokenizer(folder)
     else:
         if not args.prompt:
             raise ValueError("--raw continues a prompt, and there is none: give --prompt TEXT.")
         tokenizer = load_tokenizer(folder)
         ids = list(tokenizer(args.prompt)["input_ids"])
-    return ids, stop_ids, _decoder(tokenizer)
+    unused = unused_ids(tokenizer.get_vocab().values(), model.vocab_size)
+    return ids, stop_ids, _decoder(tokenizer), unused
 
 
 def _decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:

@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 from experiments.shapes import config_folder, model_shape
 from ictjax.config import SamplerConfig
+from ictjax.mesh import open_mesh
 from ictjax.models.hf.reader import check_vocabulary
+from ictjax.players import in_role
 from ictjax.run_config import RoleConfig, TrainConfig
 
 
@@ -27,19 +29,27 @@ def check_limits(config: TrainConfig) -> None:
     """Reads each model's config.json and tokenizer, no weights, and compares.
 
     Raises:
-      ValueError: a model that is not there, a conversation longer than its positions, a tokenizer
+      ValueError: a model that is not there, a conversation longer than its positions, an adapter
+        of a higher rank than the model is wide, a tokenizer
         with more ids than it has embeddings, or a sampler that its mesh does not divide.
     """
     for name, role, sampler in local_roles(config):
-        model, folder = model_shape(role), config_folder(role.model)
+        with in_role(name):
+            model, folder = model_shape(role), config_folder(role.model)
+            if folder is not None:
+                check_vocabulary(folder, model)
         if sampler.max_len > model.max_positions:
             raise ValueError(
                 f"{name}_sampler.max_len = {sampler.max_len} exceeds the {model.max_positions}"
                 f" positions of {role.model}: lower --{name}-sampler.max-len, and what has to fit"
                 " into it."
             )
-        if folder is not None:
-            check_vocabulary(folder, model)
+        rank = config.reflector.lora.rank if name == "reflector" else 0
+        if rank > model.d_model:
+            raise ValueError(
+                f"reflector.lora.rank = {rank} exceeds the width of {role.model}, {model.d_model}:"
+                " lower it, or give 0 to train all weights."
+            )
         for field, sizes in (
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),
@@ -50,3 +60,12 @@ def check_limits(config: TrainConfig) -> None:
                     f" {name}.mesh.data = {role.mesh.data}: every copy gets the same share; give"
                     " multiples of it."
                 )
+
+
+def check_meshes(config: TrainConfig) -> None:
+    """Raises ValueError for a mesh that does not fit the devices of this machine, by its flags."""
+    for name, role, _ in local_roles(config):
+        try:
+            open_mesh(role.mesh)
+        except ValueError as error:
+            raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error

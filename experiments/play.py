@@ -18,6 +18,7 @@ from envs.api import Environment, Game, GameId, Observation, Outcome
 from envs.experts import make_player, random_player
 from envs.pool import WorkerPool
 from envs.registry import initial_prompt
+from envs.stopping import check, unwinding, waiting_for_key
 from experiments.commands.play import PlayArgs, PlaySetting, main
 from experiments.presets import model_folder
 from ictjax import keys
@@ -57,8 +58,8 @@ class Screen:
         self._num_turns = 0
 
     def text(self, text: str, style: str = "") -> None:
-        """Prints text as it is: no markup, nothing wrapped away."""
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        """Prints text as it is, nothing wrapped away."""
+        self._console.print(text, style=style, soft_wrap=True)
 
     def observation(self, text: str, actions: Sequence[str]) -> None:
         """What the actor is shown."""
@@ -102,7 +103,8 @@ class Person:
         self._actions = observation.actions
         while True:
             try:
-                line = input("> ").strip()
+                with waiting_for_key():
+                    line = input("> ").strip()
             except EOFError:
                 print()
                 return None
@@ -190,6 +192,7 @@ def play_on_screen(
         observation = game.reset(game_id)
         record.observation, record.state_hash = observation.text, game.state_hash()
         while record.outcome is None and len(record.turns) < max_steps:
+            check()
             screen.observation(observation.text, observation.actions)
             move = mover(game, observation)
             if move is None:
@@ -302,18 +305,19 @@ def show_game(
         screen.text(f"System prompt: {prompt}", style="dim")
     record = Record(game_id, prompt)
     try:
-        if setting.actor is not None:
-            watch(setting.actor, setting, game_id, screen, record, args.seed)
-        else:
-            play_on_screen(
-                environment,
-                game_id,
-                mover,
-                screen,
-                record,
-                max_steps=limits.max_steps,
-                echo=args.policy != "human",
-            )
+        with unwinding():  # for the record
+            if setting.actor is not None:
+                watch(setting.actor, setting, game_id, screen, record, args.seed)
+            else:
+                play_on_screen(
+                    environment,
+                    game_id,
+                    mover,
+                    screen,
+                    record,
+                    max_steps=limits.max_steps,
+                    echo=args.policy != "human",
+                )
         screen.end(
             record.observation,
             record.outcome or Outcome.STEP_LIMIT,

@@ -24,7 +24,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from transformers import PreTrainedTokenizerFast
 
 from experiments import tasks
 from experiments.commands.pretrain import PretrainArgs, main
@@ -34,10 +33,12 @@ from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTa
 from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
+from ictjax.chat import load_tokenizer
 from ictjax.manners import write_manners
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.models.transformer import init_params
+from ictjax.run_files import write_lines
 
 _PLAY_STEPS = {"minihack": 14, "alfworld": 16}  # of a scripted episode
 _MAX_LEVEL = 6
@@ -56,9 +57,10 @@ def pretrain(config: PretrainArgs) -> None:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console) as progress:
+    # a whole run's speed: rich measures half a minute, in which no step may end
+    with Progress(*columns, console=console, speed_estimate_period=24 * 3600.0) as progress:
         if config.stage != "measure":
             games = collect(config, progress)
             tokenizer = build_tokenizer(*vocabulary(games))
@@ -92,7 +94,7 @@ def pretrain(config: PretrainArgs) -> None:
             actor_only=config.stage == "actor",
         )
     path = config.out / "measurements.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_lines(path, [json.dumps(report, indent=1)])
     show(report, console)
     console.print(f"The models and {path.name} are in {config.out}.", highlight=False)
 
@@ -171,7 +173,7 @@ def with_known_words(params, start: pathlib.Path, tokenizer):
     """The weights of the checkpoint `start`, its embeddings moved to the ids of `tokenizer`; words
     it lacks keep their row of `params`.
     """
-    known = PreTrainedTokenizerFast.from_pretrained(start).get_vocab()
+    known = load_tokenizer(start).get_vocab()
     _, old = load_checkpoint(start)
     moved = [(index, known[word]) for word, index in tokenizer.get_vocab().items() if word in known]
     rows, old_rows = map(np.array, zip(*moved, strict=True))

@@ -11,13 +11,15 @@ from typing import Any
 
 from envs.api import Environment, GameId, Outcome, Pool
 from ictjax import keys
+from ictjax.json_lines import read_records, to_json_line
 from ictjax.loops import Arena
+from ictjax.metrics import read_metrics
 from ictjax.records import Candidate, Context, Trajectory
 from ictjax.rollout import Episode, parse_failures, success_rate
 from ictjax.run_config import EvaluationConfig, TrainConfig
 from ictjax.run_files import prompt_line
 
-ARMS = ("initial", "untrained", "trained")
+_UNKNOWN = "restore it, without it nobody knows which games training has seen"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +96,7 @@ def _prompt_line(
     """
     where = {"arm": arm, "family": family, "run": run, "success": success}
     wrote = {} if last is None else json.loads(prompt_line(*last))
-    return json.dumps(
-        {**wrote, **where, "system_prompt": prompt}, ensure_ascii=False, separators=(",", ":")
-    )
+    return to_json_line({**wrote, **where, "system_prompt": prompt})
 
 
 def _contexts(
@@ -189,17 +189,52 @@ def state_hashes(pool: Pool, games: Sequence[GameId]) -> list[str]:
     return hashes
 
 
-def hashes_of_training(run_dir: pathlib.Path) -> frozenset[str]:
-    """Initial states of all games that training has played."""
-    found: set[str] = set()
-    for path in (run_dir / "episodes").glob("iteration_*.jsonl"):
-        found |= {
-            json.loads(line)["state_hash"] for line in path.read_text(encoding="utf-8").splitlines()
-        }
-    for path in (run_dir / "contexts").glob("*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found |= {trajectory["state_hash"] for trajectory in json.loads(line)["trajectories"]}
-    return frozenset(found)
+def hashes_of_training(run_dir: pathlib.Path, last_iteration: int) -> frozenset[str]:
+    """Initial states of all games that training has played.
+
+    Args:
+      run_dir: of the run, which may go on meanwhile.
+      last_iteration: up to which files are compared with what metrics.jsonl counted.
+
+    Raises:
+      ValueError: a file is missing, damaged or shorter than it was: its games would count as never
+        seen.
+    """
+    counted = {record["iteration"]: record.get("episodes") for record in read_metrics(run_dir)}
+    seen = {
+        path: _state_hashes(path)
+        for pattern in ("episodes/iteration_*.jsonl", "contexts/*.jsonl")
+        for path in run_dir.glob(pattern)
+    }
+    for iteration in range(1, last_iteration + 1):
+        files = [
+            run_dir / folder / f"iteration_{iteration:05d}.jsonl"
+            for folder in ("contexts", "episodes")
+        ]
+        for path in files:
+            if path not in seen:
+                raise ValueError(f"{path} is missing: {_UNKNOWN}.")
+        there = sum(len(seen[path]) for path in files)
+        if counted.get(iteration, there) != there:
+            raise ValueError(
+                f"{files[0]} and {files[1]} hold {there} episodes, {counted[iteration]} were"
+                f" played: {_UNKNOWN}."
+            )
+    return frozenset(digest for hashes in seen.values() for digest in hashes)
+
+
+def _state_hashes(path: pathlib.Path) -> list[str]:
+    """Of every episode in a line file of episodes or contexts."""
+    try:
+        return [
+            str(played["state_hash"])
+            for record in read_records(path).values
+            for played in record.get("trajectories", [record])
+        ]
+    except FileNotFoundError:  # training was started again, and makes it anew
+        return []
+    except (TypeError, KeyError):
+        raise ValueError(f"{path} holds no episodes: {_UNKNOWN}.") from None
 
 
 def _shuffled(games: Sequence[GameId], key: keys.Key) -> list[GameId]:

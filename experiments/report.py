@@ -21,7 +21,8 @@ def write_report(run: RunData) -> Path:
     """Writes report.html into the run directory, whole or not at all, and returns its path."""
     path = run.folder / "report.html"
     with replacing(path) as temporary:
-        temporary.write_text(report_page.render(run), encoding="utf-8")
+        # what lone surrogates have no UTF-8 for becomes "?"
+        temporary.write_text(report_page.render(run), encoding="utf-8", errors="replace")
     return path
 
 
@@ -73,7 +74,7 @@ def _cells(games: int | None, arms: Mapping[str, Any], test: Mapping[str, Any] |
         f"{report_page.points(test['difference'])}"
         f" {report_page.interval(test['ci95'], signed=True)}"
     )
-    return [*cells, difference.replace("[", r"\["), report_page.p_value(test["p"])]
+    return [*cells, difference, report_page.p_value(test["p"])]
 
 
 if __name__ == "__main__":

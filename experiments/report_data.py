@@ -3,17 +3,26 @@ HTML.
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.evaluation_results import (
+    ARMS,
+    SPLITS,
+    episode_files,
+    is_number,
+    prompts_file,
+    read_object,
+    read_results,
+    read_rows,
+    result_files,
+)
 from ictjax.metrics import read_metrics
 
-ARMS = ("initial", "untrained", "trained")
-# transfer: of another benchmark
-SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}
+_REMOVE = "write it again by the command that made it, or remove it"
+_EVALUATE = "run the evaluation again, or remove the file"
 
 Json = dict[str, Any]
 
@@ -39,6 +48,16 @@ class Evaluation:
         files of older versions.
         """
         return self.results.get("environment", {})
+
+    @property
+    def changes(self) -> list[str]:
+        """What was no longer as it was in training, and accepted; a sentence each."""
+        return self.results.get("changes", [])
+
+    @property
+    def checkpoint(self) -> int | None:
+        """The iteration that was evaluated, where the file says it."""
+        return self.results.get("protocol", {}).get("checkpoint")
 
     @property
     def label(self) -> str:
@@ -105,51 +124,95 @@ def load_run(folder: Path) -> RunData:
         )
     return RunData(
         folder=folder,
-        config=_json(folder / "config.json"),
-        manifest=_json(folder / "manifest.json"),
-        metrics=read_metrics(folder),
-        # The name without a hyphen sorts first.
-        evaluations=tuple(
-            _load_evaluation(folder, name)
-            for name in sorted(
-                path.stem
-                for pattern in ("evaluation.json", "evaluation-*.json")
-                for path in folder.glob(pattern)
-            )
-        ),
+        config=_about(folder / "config.json", "meta"),
+        manifest=_about(folder / "manifest.json", "environment"),
+        metrics=_metrics(folder),
+        evaluations=tuple(_load_evaluation(folder, path) for path in result_files(folder)),
     )
 
 
-def _load_evaluation(folder: Path, name: str) -> Evaluation:
-    episodes = {
-        arm: [
-            line
-            for path in sorted((folder / "episodes").glob(f"{name}_{arm}_*.jsonl"))
-            for line in _lines(path)
-        ]
-        for arm in ARMS
-    }
+def _load_evaluation(folder: Path, path: Path) -> Evaluation:
+    results = read_results(path)
+    if not results.get("families"):
+        raise ValueError(f"{path} holds no family: {_EVALUATE}.")
     return Evaluation(
-        name=name,
-        results=_json(folder / f"{name}.json"),
-        prompts=list(_lines(folder / "prompts" / f"{name}.jsonl")),
-        episodes=episodes,
+        name=path.stem,
+        results=results,
+        prompts=read_rows(prompts_file(folder, path.stem, results), _is_prompt, _EVALUATE),
+        episodes={
+            arm: [
+                row
+                for file in episode_files(folder, path.stem, results, arm)
+                for row in read_rows(file, _is_episode, _EVALUATE)
+            ]
+            for arm in ARMS
+        },
     )
+
+
+def _about(path: Path, *records: str) -> Json:
+    """A file that describes the run, with mappings, where they are there, under these names."""
+    data = read_object(path, _REMOVE) if path.exists() else {}
+    for name in records:
+        if not isinstance(data.get(name, {}), Mapping):
+            raise ValueError(f"{path} holds no record under {name!r}: {_REMOVE}.")
+    return data
+
+
+def _metrics(folder: Path) -> list[Json]:
+    lines = read_metrics(folder)
+    for number, line in enumerate(lines, start=1):
+        times = line.get("time", {})
+        if not (
+            is_number(line["iteration"])
+            and isinstance(times, Mapping)
+            and all(map(is_number, times.values()))
+        ):
+            raise ValueError(
+                f"Line {number} of {folder / 'metrics.jsonl'} holds no iteration and its times:"
+                " restore the file."
+            )
+    return lines
+
+
+def _is_prompt(row: Mapping[str, Any]) -> bool:
+    return (
+        _texts(row, "arm", "family", "system_prompt")
+        and isinstance(row.get("run", 0), int)
+        and (row.get("success") is None or is_number(row["success"]))
+    )
+
+
+def _is_episode(row: Mapping[str, Any]) -> bool:
+    game, turns = row.get("game"), row.get("turns")
+    return (
+        _texts(row, "outcome", "system_prompt", "final_observation")
+        and isinstance(game, Mapping)
+        and _texts(game, "env", "family", "key")
+        and isinstance(turns, list)
+        and all(isinstance(turn, Mapping) and _is_turn(turn) for turn in turns)
+    )
+
+
+def _is_turn(turn: Mapping[str, Any]) -> bool:
+    return _texts(turn, "observation", "action") and isinstance(turn.get("thought", ""), str)
+
+
+def _texts(row: Mapping[str, Any], *names: str) -> bool:
+    return all(isinstance(row.get(name), str) for name in names)
 
 
 def games_played(environment: Mapping[str, Any]) -> str:
     """Which games, in a few words: "alfworld, generated games, rooms=small"; empty when nothing is
     known.
     """
-    source = environment.get("source")
+    name, source, given = (environment.get(key) for key in ("name", "source", "options"))
     options = (
         f"{key}={value}"
-        for key, value in sorted(environment.get("options", {}).items())
+        for key, value in sorted(given.items() if isinstance(given, Mapping) else ())
         if value != source
     )
-    return ", ".join(
-        filter(None, (environment.get("name"), source and f"{source} games", *options))
-    )
+    return ", ".join(filter(None, (name and str(name), source and f"{source} games", *options)))
 
 
 def split_summary(evaluation: Evaluation, split: str) -> SplitSummary | None:
@@ -183,9 +246,7 @@ def split_summaries(evaluation: Evaluation) -> list[SplitSummary]:
 
 def series(metrics: Sequence[Json], name: str) -> list[float | None]:
     """One metric over the iterations; None where a line lacks it."""
-    return [
-        value if isinstance(value := record.get(name), (int, float)) else None for record in metrics
-    ]
+    return [value if is_number(value := record.get(name)) else None for record in metrics]
 
 
 def counter_total(values: Sequence[float | None]) -> float:
@@ -292,35 +353,3 @@ def _with_heldout(evaluation: Evaluation, found: Mapping[str, Pair], limit: int)
 
 def _num_turns(pair: Pair) -> int:
     return len(pair.before["turns"]) + len(pair.after["turns"])
-
-
-def _json(path: Path) -> Json:
-    if not path.exists():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}): write it again by the command that made it, or"
-            " remove it."
-        ) from None
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{path} holds no JSON object: write it again by the command that made it, or"
-            " remove it."
-        )
-    return data
-
-
-def _lines(path: Path) -> Iterator[Json]:
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise ValueError(
-                    f"Line {number} of {path} is not JSON: run the evaluation again, or remove the"
-                    " file."
-                ) from None

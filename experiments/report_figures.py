@@ -4,12 +4,16 @@ page, in its light or dark look.
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from experiments.html import Html, html
+from experiments.visible import visible
 
 # Drawn in stand-in colours that `_svg` turns into the page's CSS variables.
 _VARIABLES = {
@@ -49,14 +53,17 @@ _STYLE = {
     "ytick.major.size": 0,
     "legend.frameon": False,
     "legend.labelcolor": _INK,
+    "text.parse_math": False,  # a dollar in a name is one
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
 
+_LONGEST_NAME = 48  # characters; longer ones leave no room for the drawing
+
 Series = Sequence[float | None]
 
 
-def learning_curve(iterations: Sequence[int], replay: Series, fresh: Series) -> str:
+def learning_curve(iterations: Sequence[int], replay: Series, fresh: Series) -> Html:
     """Mean reward of the candidates per iteration, on replayed and on fresh games: points as
     measured, lines smoothed.
     """
@@ -81,15 +88,15 @@ def learning_curve(iterations: Sequence[int], replay: Series, fresh: Series) -> 
         return _svg(figure, "Mean reward per iteration")
 
 
-def small_multiples(iterations: Sequence[int], panels: Mapping[str, Series]) -> str:
-    """One small panel for each named series that holds a value; "" when none does."""
+def small_multiples(iterations: Sequence[int], panels: Mapping[str, Series]) -> Html:
+    """One small panel for each named series that holds a value; empty when none does."""
     shown = {
         title: values
         for title, values in panels.items()
         if any(value is not None for value in values)
     }
     if not shown:
-        return ""
+        return Html("")
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     with matplotlib.rc_context({**_STYLE, "font.size": 9}):
@@ -104,7 +111,7 @@ def small_multiples(iterations: Sequence[int], panels: Mapping[str, Series]) -> 
             )
             axes.plot(xs, ys, "o", ms=2.4, mew=0, color=_MUTED, alpha=0.4)
             axes.plot(xs, smooth(ys), lw=1.8, color=_INK)
-            axes.set_title(title)
+            axes.set_title(_name(title))
             axes.margins(x=0.03, y=0.12)
             axes.locator_params(axis="y", nbins=4)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -112,7 +119,7 @@ def small_multiples(iterations: Sequence[int], panels: Mapping[str, Series]) -> 
         return _svg(figure, ", ".join(shown))
 
 
-def family_bars(splits: Mapping[str, Mapping[str, Mapping[str, Any]]], arms: Sequence[str]) -> str:
+def family_bars(splits: Mapping[str, Mapping[str, Mapping[str, Any]]], arms: Sequence[str]) -> Html:
     """Games won per family and arm with 95 % intervals, one panel a split.
 
     `splits` maps the title of a split to its families and these to their "arms" in evaluation.json.
@@ -154,9 +161,10 @@ def family_bars(splits: Mapping[str, Mapping[str, Mapping[str, Any]]], arms: Seq
                         fontsize=8.5,
                         color=_MUTED,
                     )
-            axes.set_title(title)
+            axes.set_title(_name(title))
             axes.set_yticks(
-                [n * step + (len(arms) - 1) / 2 for n in range(len(families))], list(families)
+                [n * step + (len(arms) - 1) / 2 for n in range(len(families))],
+                [_name(family) for family in families],
             )
             axes.tick_params(axis="y", labelcolor=_INK, pad=6)
             axes.set_ylim(len(families) * step - 1, -1)
@@ -176,20 +184,30 @@ def smooth(values: Sequence[float], weight: float = 0.75) -> list[float]:
     return smoothed
 
 
-def _svg(figure: Figure, label: str) -> str:
+def _name(text: str) -> str:
+    """A name of a file's as it fits beside a drawing."""
+    shown = visible(text)
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 1]}\u2026"
+
+
+def _svg(figure: Figure, label: str) -> Html:
     """An <svg> element that scales with the page: no prolog, no fixed size, no metadata, colours by
     CSS variables.
     """
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    with warnings.catch_warnings():  # the page's font draws what the stand-in here has no glyph for
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(
         r'<svg[^>]*?viewBox="([^"]+)"[^>]*>',
-        rf'<svg viewBox="\1" role="img" aria-label="{label}">',
+        lambda found: html('<svg viewBox="{}" role="img" aria-label="{}">', found[1], label).markup,
         text,
         count=1,
         flags=re.DOTALL,
@@ -205,4 +223,4 @@ def _svg(figure: Figure, label: str) -> str:
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    return text
+    return Html(text)

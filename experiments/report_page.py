@@ -5,12 +5,12 @@ or image from anywhere else.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import report_figures, stats
+from experiments.html import Html, html, joined
 from experiments.report_data import (
     ARMS,
     Evaluation,
@@ -42,33 +42,25 @@ _CSS = Path(__file__).with_name("report.css")
 def render(run: RunData) -> str:
     """The whole page."""
     splits = [split for evaluation in run.evaluations for split in split_summaries(evaluation)]
-    body = "\n".join(
-        part
-        for part in (
-            _header(run, splits),
-            *(_results(evaluation) for evaluation in run.evaluations),
-            "" if run.evaluations else _no_results(),
-            _training(run),
-            *(
-                section(evaluation)
-                for evaluation in run.evaluations
-                for section in (_prompts, _games)
-            ),
-            _timings(run),
-            _manifest(run),
-        )
-        if part
+    parts = (
+        _header(run, splits),
+        *(_results(run, evaluation) for evaluation in run.evaluations),
+        Html("") if run.evaluations else _no_results(),
+        _training(run),
+        *(section(evaluation) for evaluation in run.evaluations for section in (_prompts, _games)),
+        _timings(run),
+        _manifest(run),
     )
-    return (
+    return html(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.folder.resolve().name)} - ictjax"
-        f" report</title>\n<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n"
-        f"</head>\n<body>\n<main>\n{body}\n"
+        "<title>{} - ictjax report</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{}\n"
         "<footer>Made by <code>ictjax report</code> from the files of the run"
-        " directory.</footer>\n"
-        "</main>\n</body>\n</html>\n"
-    )
+        " directory.</footer>\n</main>\n</body>\n</html>\n",
+        run.folder.resolve().name,
+        Html(_CSS.read_text(encoding="utf-8")),
+        joined(parts, "\n"),
+    ).markup
 
 
 # Numbers as text, for the page and the terminal.
@@ -113,10 +105,18 @@ def headlines(splits: Sequence[SplitSummary]) -> list[str]:
     ]
 
 
+def _verdict(test: Json) -> int:
+    """1 for better, -1 for worse, 0 for neither: by the interval, unless p says that so few runs
+    can come out like that by chance (one run has an interval of no width).
+    """
+    low, high = test["ci95"]
+    return 0 if test["p"] >= 0.05 else 1 if low > 0 else -1 if high < 0 else 0
+
+
 def _sentence(split: SplitSummary, test: Json) -> str:
     trained, untrained = split.arms["trained"], split.arms["untrained"]
     low, high = test["ci95"]
-    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
+    verdict = {1: "better than", -1: "worse than"}.get(_verdict(test), "not distinguishable from")
     return (
         f"On the {split.title}, prompts of the trained reflector win {percent(trained['mean'])} %"
         f" of the games, those of the untrained one {percent(untrained['mean'])} %: {verdict}"
@@ -128,52 +128,81 @@ def _sentence(split: SplitSummary, test: Json) -> str:
 # Sections.
 
 
-def _header(run: RunData, splits: Sequence[SplitSummary]) -> str:
+def _header(run: RunData, splits: Sequence[SplitSummary]) -> Html:
     total = run.config.get("iterations")
     done = run.metrics[-1]["iteration"] if run.metrics else 0
     kicker = [
-        f"ictjax run <b>{escape(run.folder.resolve().name)}</b>",
-        f"{done} of {total} iterations" if total else f"{done} iterations",
+        html("ictjax run <b>{}</b>", run.folder.resolve().name),
+        html("{} of {} iterations", done, total) if total else html("{} iterations", done),
     ]
     if "seed" in run.config:
-        kicker.append(f"seed {run.config['seed']}")
+        kicker.append(html("seed {}", run.config["seed"]))
     if games := games_played(run.manifest.get("environment", {})):
-        kicker.append(f"trained on {escape(games)}")
+        kicker.append(html("trained on {}", games))
     if families := sum(len(evaluation.families) for evaluation in run.evaluations):
-        kicker.append(f"{families} families evaluated")
-    tiles = "".join(_tile(split) for split in splits if split.arms)
+        kicker.append(html("{} families evaluated", families))
+    tiles = joined(_tile(split) for split in splits if split.arms)
     first, *others = headlines(splits)
-    return (
-        f'<header><p class="kicker">{" &nbsp;·&nbsp; ".join(kicker)}</p><h1>{escape(first)}</h1>'
-        + "".join(f'<p class="lead">{escape(other)}</p>' for other in others)
-        + (f'<div class="tiles">{tiles}</div>' if tiles else "")
-        + (f'<p class="note">{escape(POCKET_NOTE)}</p>' if run.pocket else "")
-        + "</header>"
+    return html(
+        '<header><p class="kicker">{}</p><h1>{}</h1>{}{}{}</header>',
+        joined(kicker, " &nbsp;\u00b7&nbsp; "),
+        first,
+        joined(html('<p class="lead">{}</p>', other) for other in others),
+        html('<div class="tiles">{}</div>', tiles) if tiles else Html(""),
+        html('<p class="note">{}</p>', POCKET_NOTE) if run.pocket else Html(""),
     )
 
 
-def _tile(split: SplitSummary) -> str:
-    cells = "".join(
-        f'<div><div class="label"><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}</div>'
-        f'<div class="value">{percent(cell["mean"])} %</div>'
-        f'<div class="detail">{percent(cell["ci95"][0])} to {percent(cell["ci95"][1])}</div></div>'
+def _dot(arm: str) -> Html:
+    return html('<span class="dot arm-{}"></span>', arm)
+
+
+def _tile(split: SplitSummary) -> Html:
+    cells = (
+        html(
+            '<div><div class="label">{}{}</div><div class="value">{} %</div>'
+            '<div class="detail">{} to {}</div></div>',
+            _dot(arm),
+            _ARM_TEXTS[arm],
+            percent(cell["mean"]),
+            percent(cell["ci95"][0]),
+            percent(cell["ci95"][1]),
+        )
         for arm, cell in split.arms.items()
+        if arm in _ARM_TEXTS
     )
-    return (
-        f'<div class="tile"><h3>{escape(split.title.capitalize())}: games won</h3><div'
-        f' class="values">{cells}</div></div>'
+    return html(
+        '<div class="tile"><h3>{}: games won</h3><div class="values">{}</div></div>',
+        split.title.capitalize(),
+        joined(cells),
     )
 
 
-def _no_results() -> str:
+def _no_results() -> Html:
     return _section(
         "Results",
-        "No evaluation.json yet: run <code>ictjax evaluate</code> on this directory,"
-        " then report again.",
+        Html(
+            "No evaluation.json yet: run <code>ictjax evaluate</code> on this directory,"
+            " then report again."
+        ),
     )
 
 
-def _results(evaluation: Evaluation) -> str:
+def _checkpoint(run: RunData, evaluation: Evaluation) -> Html:
+    """Which checkpoint was evaluated, unless it is the last of the run; and what had changed."""
+    step = evaluation.checkpoint
+    early = step not in (None, run.config.get("iterations"))
+    return html(
+        "{}{}",
+        f"Of iteration {step}. " if early else "",
+        joined(
+            html("<b>Changed since training: {}.</b> ", str(change))
+            for change in evaluation.changes
+        ),
+    )
+
+
+def _results(run: RunData, evaluation: Evaluation) -> Html:
     splits = split_summaries(evaluation)
     names = [
         arm
@@ -189,24 +218,37 @@ def _results(evaluation: Evaluation) -> str:
             if family.get("tests", {}).get("trained_vs_untrained")
         }
     )
-    head = "".join(f'<th><span class="dot arm-{arm}"></span>{arm}</th>' for arm in names)
+    head = joined(html("<th>{}{}</th>", _dot(arm), arm) for arm in names)
     rows = []
     for split in splits:
         rows.append(
-            '<tr class="group"><td'
-            f' colspan="{len(names) + 6}">{escape(split.title.capitalize())}</td></tr>'
+            html(
+                '<tr class="group"><td colspan="{}">{}</td></tr>',
+                len(names) + 6,
+                split.title.capitalize(),
+            )
         )
         for name, family in split.families.items():
-            size = f"<td>{family.get('games', '')}</td><td>{family.get('runs', '')}</td>"
-            test = family.get("tests", {}).get("trained_vs_untrained")
             rows.append(
-                f"<tr><td>{escape(name)}</td>{size}{_arm_cells(family['arms'], names)}"
-                f"{_test_cells(test, adjusted.get(name))}</tr>"
+                html(
+                    "<tr><td>{}</td><td>{}</td><td>{}</td>{}{}</tr>",
+                    name,
+                    family.get("games", ""),
+                    family.get("runs", ""),
+                    _arm_cells(family["arms"], names),
+                    _test_cells(
+                        family.get("tests", {}).get("trained_vs_untrained"), adjusted.get(name)
+                    ),
+                )
             )
         rows.append(
-            '<tr class="pooled"><td>all'
-            f" runs</td><td>{split.games or ''}</td><td>{split.runs or ''}</td>"
-            f"{_arm_cells(split.arms, names)}{_test_cells(split.test, None)}</tr>"
+            html(
+                '<tr class="pooled"><td>all runs</td><td>{}</td><td>{}</td>{}{}</tr>',
+                split.games or "",
+                split.runs or "",
+                _arm_cells(split.arms, names),
+                _test_cells(split.test, None),
+            )
         )
     bars = report_figures.family_bars(
         {
@@ -217,28 +259,37 @@ def _results(evaluation: Evaluation) -> str:
         },
         names,
     )
-    legend = " &nbsp; ".join(
-        f'<span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]}' for arm in names
-    )
+    legend = joined((html("{}{}", _dot(arm), _ARM_TEXTS[arm]) for arm in names), " &nbsp; ")
     games = games_played(evaluation.environment)
     return _section(
         f"Results{_on(evaluation)}",
-        (f"Measured on {escape(games)}. " if games else "")
-        + f"Games won per family, with 95 % intervals: {legend}. All arms play the same games, so"
-        " their differences are paired. No test game has an initial state that training or"
-        " reflection has seen.",
-        f'<div class="figure">{bars}</div>',
-        '<div class="scroll"><table><thead><tr><th>family</th><th>games</th><th>runs</th>'
-        f"{head}<th>trained - untrained</th><th>p</th><th>p,"
-        f" Holm</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>",
-        '<p class="lead" style="margin:12px 0 0">Per cent of games won. p: two-sided, of the paired'
-        " difference; Holm: corrected for testing every family. A run is one loop of reflection;"
-        " its value is the share of its test games that the last prompt of the loop wins.</p>",
+        html(
+            "{}{}Games won per family, with 95 % intervals: {}. All arms play the same games, so"
+            " their differences are paired. No test game has an initial state that training or"
+            " reflection has seen.",
+            f"Measured on {games}. " if games else "",
+            _checkpoint(run, evaluation),
+            legend,
+        ),
+        html('<div class="figure">{}</div>', bars),
+        html(
+            '<div class="scroll"><table><thead><tr><th>family</th><th>games</th><th>runs</th>{}'
+            "<th>trained - untrained</th><th>p</th><th>p, Holm</th></tr></thead>"
+            "<tbody>{}</tbody></table></div>",
+            head,
+            joined(rows),
+        ),
+        Html(
+            '<p class="lead" style="margin:12px 0 0">Per cent of games won. p: two-sided, of the'
+            " paired difference; Holm: corrected for testing every family. A run is one loop of"
+            " reflection; its value is the share of its test games that the last prompt of the loop"
+            " wins.</p>"
+        ),
         _evaluation_faults(evaluation),
     )
 
 
-def _evaluation_faults(evaluation: Evaluation) -> str:
+def _evaluation_faults(evaluation: Evaluation) -> Html:
     """What went wrong in the evaluation, by arm; zeros included."""
     texts = {
         "malformed_replies": "malformed replies of the reflector",
@@ -256,41 +307,49 @@ def _evaluation_faults(evaluation: Evaluation) -> str:
     return _badges(counts)
 
 
-def _badges(counts: Mapping[str, float]) -> str:
-    badges = " ".join(
-        f'<span class="badge">{escape(text)}: <b>{value:,.0f}</b></span>'
-        for text, value in counts.items()
-    )
-    return f'<p style="margin:10px 0 0">{badges}</p>' if badges else ""
-
-
-def _arm_cells(arms: Mapping[str, Json], names: Sequence[str]) -> str:
-    return "".join(
+def _badges(counts: Mapping[str, float]) -> Html:
+    badges = joined(
         (
-            f"<td>{percent(arms[arm]['mean'])} <span"
-            f' class="ci">{interval(arms[arm]["ci95"])}</span></td>'
-            if arm in arms
-            else "<td></td>"
+            html('<span class="badge">{}: <b>{:,.0f}</b></span>', text, value)
+            for text, value in counts.items()
+        ),
+        " ",
+    )
+    return html('<p style="margin:10px 0 0">{}</p>', badges) if badges else badges
+
+
+def _arm_cells(arms: Mapping[str, Json], names: Sequence[str]) -> Html:
+    return joined(
+        html(
+            '<td>{} <span class="ci">{}</span></td>',
+            percent(arms[arm]["mean"]),
+            interval(arms[arm]["ci95"]),
         )
+        if arm in arms
+        else Html("<td></td>")
         for arm in names
     )
 
 
-def _test_cells(test: Json | None, adjusted: float | None) -> str:
+def _test_cells(test: Json | None, adjusted: float | None) -> Html:
     if test is None:
-        return "<td></td><td></td><td></td>"
-    tone = " class='good'" if test["ci95"][0] > 0 else " class='bad'" if test["ci95"][1] < 0 else ""
-    return (
-        f"<td><span{tone}>{points(test['difference'])}</span> <span"
-        f' class="ci">{interval(test["ci95"], signed=True)}</span></td>'
-        f"<td>{escape(p_value(test['p']))}</td>"
-        f"<td>{'' if adjusted is None else escape(p_value(adjusted))}</td>"
+        return Html("<td></td><td></td><td></td>")
+    tone = {1: "good", -1: "bad"}.get(_verdict(test), "")
+    difference = points(test["difference"])
+    return html(
+        '<td>{} <span class="ci">{}</span></td><td>{}</td><td>{}</td>',
+        html('<span class="{}">{}</span>', tone, difference)
+        if tone
+        else html("<span>{}</span>", difference),
+        interval(test["ci95"], signed=True),
+        p_value(test["p"]),
+        "" if adjusted is None else p_value(adjusted),
     )
 
 
-def _training(run: RunData) -> str:
+def _training(run: RunData) -> Html:
     if not run.metrics:
-        return _section("Training", "No finished iteration yet.")
+        return _section("Training", Html("No finished iteration yet."))
     iterations = [record["iteration"] for record in run.metrics]
     per_iteration = run.config.get("meta", {}).get("contexts_per_iteration")
     curve = report_figures.learning_curve(
@@ -309,16 +368,18 @@ def _training(run: RunData) -> str:
     small = report_figures.small_multiples(iterations, panels)
     return _section(
         "Training",
-        "Mean reward of the candidate prompts in each iteration. Replayed games are those the"
-        " reflector has just read about; fresh ones are other games of the same family. Dots:"
-        " iterations; lines: exponential moving average.",
-        f'<div class="figure">{curve}</div>',
-        f'<div class="figure">{small}</div>' if small else "",
+        Html(
+            "Mean reward of the candidate prompts in each iteration. Replayed games are those the"
+            " reflector has just read about; fresh ones are other games of the same family. Dots:"
+            " iterations; lines: exponential moving average."
+        ),
+        html('<div class="figure">{}</div>', curve),
+        html('<div class="figure">{}</div>', small) if small else small,
         _faults(run),
     )
 
 
-def _faults(run: RunData) -> str:
+def _faults(run: RunData) -> Html:
     """Counts of everything that went wrong and was survived; shown even when all are zero, so that
     silence is a statement.
     """
@@ -345,67 +406,68 @@ def _faults(run: RunData) -> str:
     return _badges(counts)
 
 
-def _prompts(evaluation: Evaluation) -> str:
+def _prompts(evaluation: Evaluation) -> Html:
     pairs = prompt_pairs(evaluation, 3)
     if not pairs:
-        return ""
+        return Html("")
     blocks = []
     for pair in pairs:
         before, after = _marked(
             str(pair.before.get("system_prompt")), str(pair.after.get("system_prompt"))
         )
         blocks.append(
-            f"<h3>{escape(pair.family)} {_split_badge(evaluation, pair.family)}</h3><div"
-            f" class='pair'>{_prompt('untrained', pair.before, before)}"
-            f"{_prompt('trained', pair.after, after)}</div>"
+            html(
+                '<h3>{} {}</h3><div class="pair">{}{}</div>',
+                pair.family,
+                _split_badge(evaluation, pair.family),
+                _prompt("untrained", pair.before, before),
+                _prompt("trained", pair.after, after),
+            )
         )
     return _section(
         f"The prompt, before and after training{_on(evaluation)}",
-        "What the reflector wrote for the actor after reading the same games: a typical loop of the"
-        " family (the middle one by what its trained prompt won). Sentences that only one side has"
-        " are marked.",
+        Html(
+            "What the reflector wrote for the actor after reading the same games: a typical loop of"
+            " the family (the middle one by what its trained prompt won). Sentences that only one"
+            " side has are marked."
+        ),
         *blocks,
     )
 
 
-def _prompt(arm: str, row: Json, text: str) -> str:
+def _prompt(arm: str, row: Json, text: Html) -> Html:
     success = row.get("success")
-    badge = (
-        ""
-        if not isinstance(success, (int, float))
-        else f' <span class="badge">wins {percent(success)} %</span>'
-    )
-    analysis = (
-        ""
-        if not row.get("analysis")
-        else (
-            "<details><summary>its"
-            f" analysis</summary><pre>{escape(str(row['analysis']))}</pre></details>"
+    return html(
+        "<div><h3>{}{}{}</h3><pre>{}</pre>{}</div>",
+        _dot(arm),
+        _ARM_TEXTS[arm],
+        html(' <span class="badge">wins {} %</span>', percent(success))
+        if isinstance(success, (int, float))
+        else Html(""),
+        text,
+        html(
+            "<details><summary>its analysis</summary><pre>{}</pre></details>", str(row["analysis"])
         )
-    )
-    return (
-        '<div><h3><span class="dot'
-        f' arm-{arm}"></span>{_ARM_TEXTS[arm]}{badge}</h3><pre>{text}</pre>{analysis}</div>'
+        if row.get("analysis")
+        else Html(""),
     )
 
 
-def _marked(before: str, after: str) -> tuple[str, str]:
-    """Both prompts as HTML, the sentences marked that the other lacks."""
+def _marked(before: str, after: str) -> tuple[Html, Html]:
+    """Both prompts, the sentences marked that the other lacks."""
     first, second = _sentences(before), _sentences(after)
-    shown: tuple[list[str], list[str]] = ([], [])
+    shown: tuple[list[Html], list[Html]] = ([], [])
     for tag, a, b, c, d in difflib.SequenceMatcher(
         a=[s.strip() for s in first], b=[s.strip() for s in second], autojunk=False
     ).get_opcodes():
         for out, part in ((shown[0], first[a:b]), (shown[1], second[c:d])):
             out += [
-                (
-                    escape(s)
-                    if tag == "equal" or not s.strip()
-                    else f"<mark>{escape(s.rstrip())}</mark>{s[len(s.rstrip()) :]}"
-                )
+                html("{}", s)
+                if tag == "equal" or not s.strip()
+                else html("<mark>{}</mark>{}", s.rstrip(), s[len(s.rstrip()) :])
                 for s in part
             ]
-    return "".join(shown[0]), "".join(shown[1])
+    return joined(shown[0]), joined(shown[1])
 
 
 def _sentences(text: str) -> list[str]:
@@ -413,20 +475,24 @@ def _sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?]\s)|(?<=\n)", text) if part]
 
 
-def _games(evaluation: Evaluation) -> str:
+def _games(evaluation: Evaluation) -> Html:
     pairs = game_pairs(evaluation, 4)
     if not pairs:
-        return ""
+        return Html("")
     blocks = [
-        f"<details{' open' if index == 0 else ''}><summary>{escape(pair.family)}"
-        f" {_split_badge(evaluation, pair.family)}</summary>"
-        f"<div class='pair'>{_trajectory('initial', pair.before)}"
-        f"{_trajectory('trained', pair.after)}</div></details>"
+        html(
+            '<details{}><summary>{} {}</summary><div class="pair">{}{}</div></details>',
+            Html(" open") if index == 0 else "",
+            pair.family,
+            _split_badge(evaluation, pair.family),
+            _trajectory("initial", pair.before),
+            _trajectory("trained", pair.after),
+        )
         for index, pair in enumerate(pairs)
     ]
     return _section(
         f"The same game, before and after{_on(evaluation)}",
-        "Lost under the initial prompt, won under a prompt that the trained reflector wrote.",
+        Html("Lost under the initial prompt, won under a prompt that the trained reflector wrote."),
         *blocks,
     )
 
@@ -435,81 +501,110 @@ def _action_shown(turn: Mapping[str, Any]) -> str:
     return turn["action"] or f"(no usable action: {turn.get('failure')})"
 
 
-def _trajectory(arm: str, trajectory: Json) -> str:
-    won = trajectory["outcome"] == "success"
-    turns = "".join(
-        f'<div class="turn"><div class="step">turn {number}</div><pre'
-        f' class="map">{escape(turn["observation"])}</pre>'
-        + (f'<div class="thought">{escape(turn["thought"])}</div>' if turn.get("thought") else "")
-        + f'<div class="act">&rarr; {escape(_action_shown(turn))}</div></div>'
+def _trajectory(arm: str, trajectory: Json) -> Html:
+    turns = (
+        html(
+            '<div class="turn"><div class="step">turn {}</div><pre class="map">{}</pre>{}'
+            '<div class="act">&rarr; {}</div></div>',
+            number,
+            turn["observation"],
+            html('<div class="thought">{}</div>', turn["thought"])
+            if turn.get("thought")
+            else Html(""),
+            _action_shown(turn),
+        )
         for number, turn in enumerate(trajectory["turns"], start=1)
     )
-    return (
-        f'<div><h3><span class="dot arm-{arm}"></span>{_ARM_TEXTS[arm]} '
-        '<span class="badge'
-        f' {"good" if won else "bad"}">{escape(trajectory["outcome"].replace("_", " "))}, '
-        f"{len(trajectory['turns'])} turns</span></h3>"
-        "<details><summary>system"
-        f" prompt</summary><pre>{escape(trajectory['system_prompt'])}</pre></details>{turns}"
-        '<div class="turn"><div class="step">end</div><pre'
-        f' class="map">{escape(trajectory["final_observation"])}</pre></div></div>'
+    return html(
+        '<div><h3>{}{} <span class="badge {}">{}, {} turns</span></h3>'
+        "<details><summary>system prompt</summary><pre>{}</pre></details>{}"
+        '<div class="turn"><div class="step">end</div><pre class="map">{}</pre></div></div>',
+        _dot(arm),
+        _ARM_TEXTS[arm],
+        "good" if trajectory["outcome"] == "success" else "bad",
+        str(trajectory["outcome"]).replace("_", " "),
+        len(trajectory["turns"]),
+        trajectory["system_prompt"],
+        joined(turns),
+        trajectory["final_observation"],
     )
 
 
-def _timings(run: RunData) -> str:
+def _timings(run: RunData) -> Html:
     seconds = phase_seconds(run.metrics)
     total = sum(seconds.values())
     if total <= 0:
-        return ""
+        return Html("")
     shades = ("--trained", "--fresh", "--untrained", "--initial", "--muted", "--line")
-    bar = "".join(
-        f'<span style="flex:{value / total:.4f};background:var({shades[min(n, len(shades) - 1)]})"'
-        f' title="{escape(name)}"></span>'
+    coloured = [
+        (name, value, shades[min(n, len(shades) - 1)])
         for n, (name, value) in enumerate(seconds.items())
+    ]
+    bar = joined(
+        html(
+            '<span style="flex:{:.4f};background:var({})" title="{}"></span>',
+            value / total,
+            shade,
+            name,
+        )
+        for name, value, shade in coloured
     )
-    rows = "".join(
-        '<tr><td><span class="dot"'
-        f' style="background:var({shades[min(n, len(shades) - 1)]})"></span>'
-        f"{escape(name.replace('_', ' '))}</td><td>{value:,.1f}</td>"
-        f"<td>{value / len(run.metrics):,.2f}</td><td>{100 * value / total:.0f} %</td></tr>"
-        for n, (name, value) in enumerate(seconds.items())
+    rows = joined(
+        html(
+            '<tr><td><span class="dot" style="background:var({})"></span>{}</td><td>{:,.1f}</td>'
+            "<td>{:,.2f}</td><td>{:.0f} %</td></tr>",
+            shade,
+            name.replace("_", " "),
+            value,
+            value / len(run.metrics),
+            100 * value / total,
+        )
+        for name, value, shade in coloured
     )
     return _section(
         "Where the time went",
-        f"{_duration(total)} of training in {len(run.metrics)} iterations.",
-        f'<div class="stack">{bar}</div><div'
-        ' class="scroll"><table><thead><tr><th>phase</th><th>seconds</th><th>per'
-        f" iteration</th><th>share</th></tr></thead><tbody>{rows}</tbody></table></div>",
+        html("{} of training in {} iterations.", _duration(total), len(run.metrics)),
+        html(
+            '<div class="stack">{}</div><div class="scroll"><table><thead><tr><th>phase</th>'
+            "<th>seconds</th><th>per iteration</th><th>share</th></tr></thead>"
+            "<tbody>{}</tbody></table></div>",
+            bar,
+            rows,
+        ),
     )
 
 
-def _manifest(run: RunData) -> str:
+def _manifest(run: RunData) -> Html:
     if not run.manifest and not run.config:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{_value(value)}</td></tr>"
+        return Html("")
+    rows = joined(
+        html("<tr><td>{}</td><td>{}</td></tr>", name, _value(value))
         for name, value in run.manifest.items()
     )
-    table = (
-        f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table></div>'
+    return _section(
+        "The run",
+        Html("What is needed to run it again."),
+        html(
+            '<div class="scroll"><table class="plain"><tbody>{}</tbody></table></div>',
+            rows,
+        )
         if rows
-        else ""
-    )
-    config = (
-        "<details><summary>config.json</summary>"
-        f"<pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}</pre></details>"
+        else rows,
+        html(
+            "<details><summary>config.json</summary><pre>{}</pre></details>",
+            json.dumps(run.config, indent=2, ensure_ascii=False),
+        )
         if run.config
-        else ""
+        else Html(""),
     )
-    return _section("The run", "What is needed to run it again.", table, config)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return escape(", ".join(f"{name} {item}" for name, item in value.items()))
+        return ", ".join(f"{name} {item}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
-        return escape(" ".join(str(item) for item in value))
-    return escape(str(value))
+        return " ".join(str(item) for item in value)
+    return str(value)
 
 
 def _on(evaluation: Evaluation) -> str:
@@ -517,12 +612,10 @@ def _on(evaluation: Evaluation) -> str:
     return f", on {evaluation.label}" if evaluation.label else ""
 
 
-def _split_badge(evaluation: Evaluation, family: str) -> str:
-    return (
-        '<span class="badge">held out</span>'
-        if evaluation.families.get(family, {}).get("split") == "heldout"
-        else ""
-    )
+def _split_badge(evaluation: Evaluation, family: str) -> Html:
+    if evaluation.families.get(family, {}).get("split") == "heldout":
+        return Html('<span class="badge">held out</span>')
+    return Html("")
 
 
 def _duration(seconds: float) -> str:
@@ -530,10 +623,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _section(title: str, lead: str, *parts: str) -> str:
-    """`lead` and `parts` are HTML."""
-    return f'<section><h2>{escape(title)}</h2><p class="lead">{lead}</p>{_joined(parts)}</section>'
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return "\n".join(part for part in parts if part)
+def _section(title: str, lead: Html, *parts: Html) -> Html:
+    return html(
+        '<section><h2>{}</h2><p class="lead">{}</p>{}</section>', title, lead, joined(parts, "\n")
+    )

@@ -1,40 +1,40 @@
 """Run directories, which are never overwritten by mistake, and the games of a run."""
 
 import contextlib
-import datetime
-import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
+import secrets
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from envs.api import Environment
+from envs.files import replacing
 from envs.pool import WorkerPool
-from envs.registry import describe, known_names, load_environment
+from envs.registry import known_names, load_environment
 from experiments.command import unknown
-from ictjax.run_config import EnvironmentConfig, TrainConfig, differences, from_dict, to_dict
+from experiments.evaluation_results import prompts_file, read_results
+from experiments.manifest import games_sha256
+from experiments.resume import check_changes, newest_checkpoint, newest_record
+from experiments.run_lock import FILE_NAME as LOCK
+from experiments.run_lock import RunLock, check_free
+from ictjax.json_lines import read_records
+from ictjax.metrics import FILE_NAME as METRICS
+from ictjax.run_config import EnvironmentConfig, TrainConfig, from_dict, to_dict
 from ictjax.run_files import FOLDERS, write_lines
 
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "minihack",
-    "nle",
-    "alfworld",
-)
-_MIN_FREE_BYTES = 256 * 2**20
+Start = Literal["new", "go on", "restart"]
+"""How a training begins: in a directory that is made, with a run that is there, or anew after that
+run is moved aside.
+"""
+
+_TRAINED = ("config.json", "manifest.json", METRICS, "tensorboard", "checkpoints", *FOLDERS)
+_STAGED = ".ictjax-start"  # how the name of a directory ends that is being made
+_FORGOTTEN_S = 3600.0  # after which one that was never finished is removed
+
+_MIN_FREE_BYTES = 32 * 2**20  # beside the checkpoints, see ictjax.checkpoint.check_space
 
 
 def open_environment(name: str, options: Mapping[str, str]) -> Environment:
@@ -61,31 +61,109 @@ def check_families(environment: Environment, families: Sequence[str]) -> None:
             )
 
 
-def check_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environment) -> bool:
-    """Whether the run directory is one of this configuration that goes on; False where a new one
-    can be made. Changes nothing.
+def check_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environment) -> Start:
+    """Whether the run directory is one of this configuration that goes on, or a new one can be made
+    there. What a start left that came to nothing is no run. Changes nothing.
 
     Raises:
-      ValueError: it belongs to another configuration or to other games, holds something else, or
-        the disk is too full.
+      ValueError: it is being trained, belongs to another configuration or to other games, has lost
+        its checkpoints, holds something else, or the disk is too full.
     """
-    path = run_dir / "config.json"
-    if path.is_file():
-        found = differences(read_config(run_dir), to_dict(config))
-        if found:
-            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-            raise ValueError(
-                f"{run_dir} is a run of another configuration ({', '.join(found[:4])}{more}"
-                f" differ): {_elsewhere()}."
-            )
-        _check_games(run_dir, config.task.environment, environment)
-        return True
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is no directory: {_elsewhere()}.")
+    check_free(run_dir)
+    if _came_to_nothing(run_dir):
+        _check_disk(run_dir)
+        return "new"
+    if not (run_dir / "config.json").is_file():
         raise ValueError(
             f"{run_dir} exists and is no run directory (it has no config.json): {_elsewhere()}."
         )
-    _check_disk(run_dir)
-    return False
+    manifest = read_manifest(run_dir)
+    remedy = f"{_elsewhere()}, or move this one aside with --restart"
+    found = read_config(run_dir)
+    try:
+        before = from_dict(found)
+    except ValueError as error:
+        raise ValueError(
+            f"{run_dir} is a run of another configuration ({str(error).rstrip('.')}): {remedy}."
+        ) from error
+    check_changes(run_dir, before, config, manifest.get("models", {}), remedy)
+    _check_games(run_dir, manifest, config.task.environment, environment, remedy)
+    _check_checkpoints(run_dir, before, manifest)
+    return "go on"
+
+
+def check_restart(run_dir: pathlib.Path) -> Start:
+    """Whether there is a run that can be moved aside. Changes nothing.
+
+    Raises:
+      ValueError: it is being trained, or is no run.
+    """
+    check_free(run_dir)
+    if _came_to_nothing(run_dir):
+        return "new"
+    if not (run_dir / "config.json").is_file() and not all(
+        _of_a_start(path.name) for path in run_dir.iterdir()
+    ):
+        raise ValueError(
+            f"{run_dir} is no run directory (it has no config.json), so --restart leaves it alone:"
+            f" {_elsewhere()}."
+        )
+    return "restart"
+
+
+def _check_checkpoints(
+    run_dir: pathlib.Path, before: TrainConfig, manifest: Mapping[str, Any]
+) -> None:
+    """A run that was killed before its first checkpoint begins again; one that has lost them would
+    remove all that it has done.
+    """
+    recorded = newest_record(run_dir)
+    if newest_checkpoint(run_dir) or not recorded:
+        return
+    if (
+        not (run_dir / "checkpoints").is_dir()
+        or recorded > before.checkpoint_every
+        or "finished" in manifest
+        or any(dict(entry).get("from_iteration") for entry in manifest.get("resumed", []))
+        or any(run_dir.glob("evaluation*"))
+    ):
+        raise ValueError(
+            f"{run_dir / 'checkpoints'} holds no checkpoint, but {recorded} iterations were"
+            " trained: restore it; or begin at iteration 1 with --restart, which moves this run"
+            " aside."
+        )
+
+
+def _came_to_nothing(run_dir: pathlib.Path) -> bool:
+    """Whether there is nothing in a directory, or only what a start has left that was stopped
+    before it had made anything. config.json alone is somebody's own.
+    """
+    if _kept(run_dir):
+        return False
+    if (run_dir / "config.json").is_file():
+        return (run_dir / "manifest.json").is_file()
+    return all(_of_a_start(path.name) for path in _entries(run_dir))
+
+
+def _kept(run_dir: pathlib.Path) -> bool:
+    """Whether a run has anything that took time to make."""
+    metrics = run_dir / METRICS
+    return (
+        newest_checkpoint(run_dir) > 0
+        or (metrics.is_file() and metrics.stat().st_size > 0)
+        or any(path.suffix != ".tmp" for name in FOLDERS for path in _entries(run_dir / name))
+    )
+
+
+def _of_a_start(name: str) -> bool:
+    """Whether a training puts something of this name into its directory."""
+    return name in _TRAINED or name.startswith(LOCK) or name.endswith(".tmp")
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def read_config(run_dir: pathlib.Path) -> dict[str, Any]:
@@ -120,14 +198,14 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     """
     if arm == "initial":
         return read_run(run_dir).task.initial_prompt
-    for line in _lines(run_dir / "prompts" / "evaluation.jsonl"):
+    for line in read_records(_scored_prompts(run_dir)).values:
         if (line["arm"], line["family"]) == (arm, family):
             return line["system_prompt"]
     if arm == "trained":
         for path in sorted((run_dir / "prompts").glob("iteration_*.jsonl"), reverse=True):
             written = [
                 line
-                for line in _lines(path)
+                for line in read_records(path).values
                 if line["family"] == family and line["system_prompt"] is not None
             ]
             if written:
@@ -138,63 +216,135 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     )
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def _scored_prompts(run_dir: pathlib.Path) -> pathlib.Path:
+    path = run_dir / "evaluation.json"
+    return prompts_file(run_dir, path.stem, read_results(path) if path.is_file() else {})
+
+
+def read_manifest(run_dir: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a run; empty where there is none. Raises ValueError for one that is damaged
+    in what is read of it.
+    """
+    path = run_dir / "manifest.json"
     if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [dict(json.loads(line)) for line in lines if line]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not readable ({error}): restore it.") from error
+        return {}
+    manifest = read_json(path)
+    for field, kind in (("models", dict), ("resumed", list)):
+        if not isinstance(manifest.get(field, kind()), kind):
+            raise ValueError(f"{path} is damaged (its field {field}): restore it.")
+    return manifest
 
 
 def preset_of(run_dir: pathlib.Path) -> str | None:
     """The preset that a run started from, whose models decide what the name of a task means; None
     where its manifest is missing or names none.
     """
-    path = run_dir / "manifest.json"
-    return read_json(path).get("preset") if path.is_file() else None
+    return read_manifest(run_dir).get("preset")
 
 
 @contextlib.contextmanager
 def new_run(
-    run_dir: pathlib.Path,
-    preset: str | None,
-    config: TrainConfig,
-    environment: Environment,
-    devices: Sequence[str],
-) -> Iterator[None]:
-    """Makes the run directory with config.json and manifest.json. When the body raises before the
-    run has anything to keep (an episode, a context), everything that was made is removed again.
-
-    Args:
-      preset: what the configuration started from, where known.
-      devices: that the run is on, for the manifest.
+    run_dir: pathlib.Path, config: TrainConfig, manifest: Mapping[str, Any]
+) -> Iterator[RunLock]:
+    """Makes the run directory with config.json and manifest.json, and holds its lock. A directory
+    that is not there yet appears whole; into one that is there config.json comes last, which makes
+    it a run. When the body raises before the run has anything to keep (an episode, a context),
+    everything is as it was.
 
     Raises:
-      ValueError: the directory cannot be made.
+      ValueError: the directory cannot be made, or somebody else has just begun there.
     """
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    files = {"manifest.json": manifest, "config.json": to_dict(config)}
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        if made:
+            _appear(run_dir, files)
     except OSError as error:
         raise ValueError(
             f"Cannot make the run directory {run_dir} ({error.strerror}): {_elsewhere()}."
         ) from error
     try:
-        manifest = _manifest(preset, config, environment, devices)
-        write_lines(run_dir / "manifest.json", [json.dumps(manifest, indent=1)])
-        # last: from here on the directory counts as a run
-        write_lines(run_dir / "config.json", [json.dumps(to_dict(config), indent=1)])
-        yield
-    except Exception:
-        if not any(path for name in FOLDERS for path in (run_dir / name).glob("*")):
-            for path in run_dir.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for folder in made:
-                with contextlib.suppress(OSError):  # somebody else has put something there
-                    folder.rmdir()
+        with RunLock(run_dir) as lock:
+            if _kept(run_dir):
+                raise ValueError(f"Another run has just begun in {run_dir}: {_elsewhere()}.")
+            old: dict[pathlib.Path, bytes] = {}
+            try:
+                if not made:
+                    old = _clear(run_dir)
+                    _write(run_dir, files)
+                yield lock
+            except BaseException:  # a signal that stops the program too
+                if lock.is_held and not _kept(run_dir):
+                    _clear(run_dir)
+                    for path, data in old.items():
+                        with replacing(path) as temporary:
+                            temporary.write_bytes(data)
+                raise
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
         raise
+
+
+def set_aside(run_dir: pathlib.Path) -> pathlib.Path:
+    """Moves a run beside itself, so that its name is free, and returns where it is now.
+
+    Raises:
+      ValueError: it is being trained, or cannot be moved.
+    """
+    place = run_dir.resolve()
+    number = 1
+    while (aside := place.with_name(f"{place.name}.old-{number}")).exists():
+        number += 1
+    with RunLock(place):
+        try:
+            place.rename(aside)
+        except OSError as error:
+            raise ValueError(
+                f"{run_dir} cannot be moved to {aside} ({error.strerror}): move its files yourself,"
+                f" or {_elsewhere()}."
+            ) from error
+        (aside / LOCK).unlink(missing_ok=True)
+    return aside
+
+
+def _appear(run_dir: pathlib.Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    for path in run_dir.parent.iterdir():  # of starts that were killed within these lines
+        if path.name.endswith(_STAGED) and time.time() - path.lstat().st_mtime > _FORGOTTEN_S:
+            shutil.rmtree(path, ignore_errors=True)
+    staged = run_dir.with_name(f".{secrets.token_hex(8)}{_STAGED}")
+    staged.mkdir()
+    try:
+        _write(staged, files)
+        staged.rename(run_dir)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _write(folder: pathlib.Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, data in files.items():
+        write_lines(folder / name, [json.dumps(data, indent=1)])
+
+
+def _clear(run_dir: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    """Removes what a start has made, and returns the small files of it."""
+    old = {}
+    for path in _entries(run_dir):
+        if path.name.startswith(LOCK) or path.is_symlink():  # to another disk, for example
+            continue
+        if _of_a_start(path.name):
+            if path.suffix == ".json":
+                old[path] = path.read_bytes()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return old
+
+
+def write_manifest(run_dir: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Replaces the manifest of a run."""
+    _write(run_dir, {"manifest.json": manifest})
 
 
 def _elsewhere() -> str:
@@ -207,7 +357,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A file of a run. Raises ValueError for what is no JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, or nested without an end
         raise ValueError(f"{path} is not readable ({error}): restore it.") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object: restore it.")
@@ -235,75 +385,15 @@ def open_pool(settings: EnvironmentConfig) -> WorkerPool:
     )
 
 
-def package_versions(names: Sequence[str]) -> dict[str, str | None]:
-    """The installed version of each package; None for one that is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def describe_games(settings: EnvironmentConfig, environment: Environment) -> dict[str, Any]:
-    """Which games are played: the environment with its options, what it says of itself (where games
-    come from, how many), and their hash.
-    """
-    about = {"name": environment.name, "options": dict(settings.options), **describe(environment)}
-    return {**about, "games_sha256": _games_sha256(settings, environment)}
-
-
-def _games_sha256(settings: EnvironmentConfig, environment: Environment) -> str:
-    games = hashlib.sha256()
-    for family in (*settings.train_families, *settings.heldout_families):
-        for split in ("train", "test"):
-            games.update("\n".join(map(str, environment.games(family, split))).encode())
-    return games.hexdigest()
-
-
 def _check_games(
-    run_dir: pathlib.Path, settings: EnvironmentConfig, environment: Environment
+    run_dir: pathlib.Path,
+    manifest: Mapping[str, Any],
+    settings: EnvironmentConfig,
+    environment: Environment,
+    remedy: str,
 ) -> None:
-    path = run_dir / "manifest.json"
-    if not path.is_file():
-        return
-    before = read_json(path)
-    if before.get("games_sha256", "") != _games_sha256(settings, environment):
+    if manifest and manifest.get("games_sha256") != games_sha256(settings, environment):
         raise ValueError(
             f"The games of {settings.name!r} are no longer those that {run_dir} was started with (a"
-            f" download or a package has changed): {_elsewhere()}."
+            f" download or a package has changed): {remedy}."
         )
-
-
-def _manifest(
-    preset: str | None, config: TrainConfig, environment: Environment, devices: Sequence[str]
-) -> dict[str, Any]:
-    games = describe_games(config.task.environment, environment)
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "preset": preset,
-        "argv": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git_revision": _git_revision(),
-        "python": platform.python_version(),
-        "packages": package_versions(_PACKAGES),
-        "devices": list(devices),
-        "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
-        "games_sha256": games.pop("games_sha256"),
-        "environment": games,
-    }
-
-
-def _git_revision() -> str | None:
-    here = pathlib.Path(__file__).parent
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None

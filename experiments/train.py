@@ -1,7 +1,9 @@
 """Starts a training run, or goes on with one, in its run directory."""
 
 import contextlib
+import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -9,14 +11,28 @@ from rich.console import Console
 from envs.api import Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
-from experiments.limits import check_limits, local_roles
+from experiments.limits import check_limits, check_meshes, local_roles
+from experiments.manifest import make_manifest, now
+from experiments.memory import check_memory
 from experiments.presets import in_folders
-from experiments.run_dir import new_run, open_pool
-from ictjax.mesh import open_mesh
+from experiments.resume import check_models, going_on, incomplete, newest_checkpoint
+from experiments.run_dir import (
+    Start,
+    new_run,
+    open_pool,
+    read_manifest,
+    read_run,
+    set_aside,
+    write_manifest,
+)
+from experiments.run_lock import RunLock
+from ictjax.checkpoint import check_space
 from ictjax.metrics import read_metrics
-from ictjax.players import check_language
+from ictjax.models.hf import content_hash
+from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
-from ictjax.train import train
+from ictjax.run_files import gaps
+from ictjax.train import TrainProgress, train
 
 
 def start(
@@ -26,54 +42,100 @@ def start(
     environment: Environment,
     console: Console,
     *,
-    goes_on: bool,
+    how: Start,
 ) -> None:
     """Trains, or continues, one run.
 
     Args:
       preset: what the configuration started from, where known.
-      goes_on: the directory holds this run already (see `run_dir.check_run`).
+      how: what is in the directory (see `run_dir.check_run`), or to be done with it.
 
     Raises:
       ValueError: what does not fit together, before any weight is read. A new directory is gone
         again then.
     """
-    lines = read_metrics(run_dir)
-    done = lines[-1]["iteration"] if lines else 0
-    if done == config.iterations and (run_dir / "checkpoints" / str(done)).is_dir():
-        console.print(
-            f"{run_dir} is finished: {done} iterations. Another --run-dir starts another run.",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return
+    if how == "go on":
+        lines = read_metrics(run_dir)
+        done = lines[-1]["iteration"] if lines else 0
+        if done == config.iterations == newest_checkpoint(run_dir):
+            _say(
+                console,
+                f"{run_dir} is finished: {done} iterations. Give more --iterations to go on;"
+                " another --run-dir starts another run.",
+            )
+            if lost := gaps(run_dir, done):
+                _say(console, incomplete(run_dir, lost))
+            return
     check_limits(config)
-    for name, role, _ in local_roles(config):
-        try:
-            open_mesh(role.mesh)
-        except ValueError as error:
-            raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
+    check_meshes(config)
+    check_memory(config)
     folders = in_folders(config)
     check_language(folders)
+    check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
+    models = {
+        name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)
+    }
     with contextlib.ExitStack() as resources:
-        if not goes_on:
-            devices = [str(device) for device in jax.devices()]
-            resources.enter_context(new_run(run_dir, preset, config, environment, devices))
+        devices = [str(device) for device in jax.devices()]
+        manifest = make_manifest(preset, config, environment, devices, models)
+        if how == "go on":
+            lock = resources.enter_context(RunLock(run_dir))
+            manifest = read_manifest(run_dir) or manifest
+            check_models(run_dir, manifest.get("models", {}), folders, models)
+            resumed = resources.enter_context(
+                going_on(run_dir, lock, config, read_run(run_dir), manifest, models)
+            )
+            for line in resumed.lines(run_dir):
+                _say(console, line)
+        else:
+            if how == "restart":
+                _say(console, f"The run that was in {run_dir} is now {set_aside(run_dir)}.")
+            lock = resources.enter_context(new_run(run_dir, config, manifest))
         pool = resources.enter_context(open_pool(config.task.environment))
         progress = resources.enter_context(
             LiveProgress(
                 "iterations",
-                done=done,
+                done=newest_checkpoint(run_dir),
                 total=config.iterations,
                 console=console,
             )
         )
-        train(folders, run_dir, environment=environment, pool=pool, progress=progress)
-    console.print(
+        train(
+            folders,
+            run_dir,
+            environment=environment,
+            pool=pool,
+            progress=_Locked(lock=lock, progress=progress),
+        )
+        write_manifest(run_dir, read_manifest(run_dir) | {"finished": now()})
+    _say(
+        console,
         f"Trained {config.iterations} iterations. Results: {run_dir / 'metrics.jsonl'}",
-        highlight=False,
-        soft_wrap=True,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Locked:
+    """Passes progress on as long as the run directory is ours."""
+
+    lock: RunLock
+    progress: TrainProgress
+
+    def reading(self, finished: int, total: int) -> None:
+        self.lock.check()
+        self.progress.reading(finished, total)
+
+    def phase(self, name: str, finished: int, total: int) -> None:
+        self.lock.check()
+        self.progress.phase(name, finished, total)
+
+    def iteration(self, number: int, total: int, metrics: dict[str, Any]) -> None:
+        self.lock.check()
+        self.progress.iteration(number, total, metrics)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

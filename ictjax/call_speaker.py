@@ -14,10 +14,12 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from ictjax.actions import after_thinking
 from ictjax.keys import Key
-from ictjax.records import Message
-from ictjax.speaker import Finish, Limits, Reply, estimate_tokens
+from ictjax.records import Message, writable
+from ictjax.speaker import MAX_REPLY_CHARS, Finish, Limits, Reply, estimate_tokens
 
+_NO_ANSWER = "(no answer)"  # of a thought alone: many servers refuse an empty message
 _WAIT_S = 0.005  # for a reply, before the caller looks after its environments again
 
 
@@ -57,6 +59,9 @@ class _Conversation:
 
 class CallSpeaker:
     """Implements `ictjax.speaker.Speaker` by calling a function in threads.
+
+    A reply longer than `ictjax.speaker.MAX_REPLY_CHARS` is cut. The thoughts before a reply
+    (`ictjax.actions.after_thinking`) are not repeated to the function in later turns.
 
     Args:
       answer: is given a question; called from several threads at once unless `threads` is 1. What
@@ -226,18 +231,20 @@ class CallSpeaker:
         error = call.answer.exception()
         if error is None:
             answer = call.answer.result()
-            text = _writable(answer.text)
-            said = Message(role="assistant", content=text)
+            text = writable(answer.text[:MAX_REPLY_CHARS])
+            finish = Finish.LENGTH if len(answer.text) > MAX_REPLY_CHARS else answer.finish
+            said = Message(role="assistant", content=_kept(text))
             self._conversations[call.conversation].messages.append(said)
-            return Reply(conversation=call.conversation, text=text, finish=answer.finish)
+            return Reply(conversation=call.conversation, text=text, finish=finish)
         if not isinstance(error, Exception):
             raise error  # a thread was told to end the program
         self._counts["failures"] += 1
         kind = "" if isinstance(error, CallFailed) else f"{type(error).__name__}: "
-        what = _writable(" ".join(f"{kind}{error}".split()))
+        what = writable(" ".join(f"{kind}{error}".split()))
         return Reply(conversation=call.conversation, text="", finish=Finish.FAILED, error=what)
 
 
-def _writable(text: str) -> str:
-    """Text that any file takes: JSON and Python can hold half a character, UTF-8 cannot."""
-    return text.encode(errors="replace").decode()
+def _kept(text: str) -> str:
+    """What later turns see of a reply: as chat templates have it, not the thoughts before it."""
+    answer = after_thinking(text)
+    return text if answer == text else (answer or "").strip() or _NO_ANSWER

@@ -2,111 +2,72 @@
 together or not at all.
 """
 
+import asyncio
+import contextlib
 import errno
+import hashlib
 import json
+import logging
 import os
+import pathlib
+import re
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ictjax.digests import digests
+
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
+_LAST_READS_S = 2.0  # that a failed restore waits for its other reads
+_CHECK_BYTES = 2**28  # of a checkpoint, that are read back at once
+_PLAIN = re.compile(r"[\w/.,+=@ -]+")  # paths that Orbax and TensorStore take as they are
+_DESCRIPTORS = pathlib.Path("/proc/self/fd")
+_REMAINS = (".orbax-checkpoint-tmp", ".removed")  # of saves, and of removals, that were killed
 
 
-class Checkpointer:
-    """Checkpoints under one folder, one sub-folder per step. A context manager.
+class CheckpointReader:
+    """The checkpoints under one folder, for whoever only reads them. A context manager.
 
-    A save is written beside its final place and renamed there when it is complete: a process killed
-    at any moment leaves the previous checkpoint as the latest, and the next `Checkpointer` removes
-    the remains. Saves are synchronous: the arrays may be donated as soon as `save` returns.
+    Makes and removes nothing, so that it may stand beside the `Checkpointer` of a running program:
+    what is being saved does not count yet, and what is removed meanwhile is no longer there.
 
     Args:
-      folder: made if missing.
-      keep_last: how many of the newest checkpoints stay.
-
-    Raises:
-      ValueError: for a count below 1, or a folder that cannot be made.
+      folder: may be missing: there are no checkpoints then.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep_last: int = 2) -> None:
-        if keep_last < 1:
-            raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}.")
-        self._folder = Path(folder).absolute()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose"
-                " another."
-            ) from error
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep_last),
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-            ),
-            item_names=("state", "host"),
-        )
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = pathlib.Path(folder).absolute()
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "host"))
 
-    def __enter__(self) -> "Checkpointer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Frees Orbax's threads. Idempotent."""
-        self._manager.close()
+        """Frees what Orbax holds. Idempotent."""
+        self._orbax.close()
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
+        return max(self.steps, default=None)
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """All complete checkpoints, ascending."""
-        return tuple(sorted(self._manager.all_steps()))
+        """All complete checkpoints, ascending, as they are on disk now."""
+        return tuple(sorted(int(path.name) for path in self._entries() if _is_step(path.name)))
 
-    def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
-        """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are
-        in place.
-
-        Raises:
-          ValueError: the step is there already, `host` is not JSON, or the disk is too full;
-            nothing is changed then.
-        """
-        if step in self.steps:
-            raise ValueError(
-                f"Step {step} is already in {self._folder}: remove it to save it again."
-            )
-        record = {"host": _jsonable(host), "leaves": _describe(state)}
-        needed = (
-            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _SLACK_BYTES
-        )
-        free = shutil.disk_usage(self._folder).free
-        if free < needed:
-            raise ValueError(_too_full(step, self._folder, needed, free))
+    def _entries(self) -> list[pathlib.Path]:
         try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_by_name(state)), host=ocp.args.JsonSave(record)
-                ),
-                force=True,
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ValueError(
-                _too_full(step, self._folder, needed, shutil.disk_usage(self._folder).free)
-            ) from error
-        assert saved, f"Orbax did not save step {step}"
+            return list(self._folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def restore(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
         """Reads the checkpoint of `step`, or the latest for None.
@@ -120,7 +81,8 @@ class Checkpointer:
           The state and the host's record.
 
         Raises:
-          ValueError: there is no such checkpoint, it cannot be read, or it is of other shapes.
+          ValueError: there is no such checkpoint, or none any more; it cannot be read, or it is of
+            other shapes.
         """
         return self._restore(step, template, partly=False)
 
@@ -131,45 +93,297 @@ class Checkpointer:
         return self._restore(step, template, partly=True)
 
     def _restore(
-        self, step: int | None, template: Any, *, partly: bool
+        self, wanted: int | None, template: Any, *, partly: bool
     ) -> tuple[Any, dict[str, Any]]:
-        if step is None:
-            step = self.latest_step
-        if step is None or step not in self.steps:
-            found = ", ".join(map(str, self.steps)) or "none"
-            raise ValueError(
-                f"No checkpoint {'at all' if step is None else f'of step {step}'} in {self._folder}"
-                f" (there: {found})."
-            )
-        where = f"The checkpoint of step {step} in {self._folder}"
-        record = self._read(where, step, host=ocp.args.JsonRestore())["host"]
+        while True:
+            step = self.latest_step if wanted is None else wanted
+            if step is None or step not in self.steps:
+                found = ", ".join(map(str, self.steps)) or "none"
+                raise ValueError(
+                    f"No checkpoint {'at all' if step is None else f'of step {step}'} in"
+                    f" {self._folder} (there: {found})."
+                )
+            try:
+                return self._read(step, template, partly=partly)
+            except ValueError:
+                if step in self.steps:
+                    raise
+                # the run went on meanwhile and kept newer ones only: look again
+
+    def _read(self, step: int, template: Any, *, partly: bool) -> tuple[Any, dict[str, Any]]:
+        record = self._record(step)
         wanted, leaves = _describe(template), record["leaves"]
         if partly:
             leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}
         difference = _first_difference(wanted, leaves)
         if difference:
             raise ValueError(
-                f"{where} does not fit this model and optimizer: {difference}. Use its"
+                f"{self._where(step)} does not fit this model and optimizer: {difference}. Use its"
                 " configuration, or another run directory."
             )
         shapes = _by_name(jax.tree.map(_abstract, template))
-        read = ocp.args.PyTreeRestore(
-            shapes,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
-            partial_restore=partly,
+        restored = self._arrays(
+            step,
+            ocp.args.PyTreeRestore(
+                shapes,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+                partial_restore=partly,
+            ),
         )
-        restored = self._read(where, step, state=read)["state"]
+        self._check(step, record, restored)
         leaves = [restored[name] for name in _names(template)]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]
 
-    def _read(self, where: str, step: int, **items: Any) -> Any:
+    def _record(self, step: int) -> dict[str, Any]:
+        """What stands beside the arrays: host, leaves and digests; no digests in what was saved
+        before there were any.
+        """
+        record = self._load(step, host=ocp.args.JsonRestore())["host"]
+        if isinstance(record, dict) and set(record) == {"host", "leaves"}:
+            return {**record, "digests": {}}
+        if not isinstance(record, dict) or record != _sealed(
+            {name: value for name, value in record.items() if name != "sha256"}
+        ):
+            raise ValueError(
+                f"{self._where(step)} is damaged: its record is not what was saved."
+                f" {self._instead(step)}"
+            )
+        return record
+
+    def _arrays(self, step: int, wanted: ocp.args.PyTreeRestore) -> dict[str, Any]:
+        return self._load(step, state=wanted)["state"]
+
+    def _check(self, step: int, record: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        expected = record["digests"]
+        if not expected:
+            return
+        for name, found in digests(arrays).items():
+            if expected[name] != found:
+                raise ValueError(
+                    f"{self._where(step)} is damaged: {name} is not what was saved."
+                    f" {self._instead(step)}"
+                )
+
+    def _load(self, step: int, **items: Any) -> Any:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            with _plainly_named(self._folder) as folder, _quiet():
+                return self._orbax.restore(folder / str(step), args=ocp.args.Composite(**items))
         except Exception as error:
             raise ValueError(
-                f"{where} cannot be read ({_first_line(error)}): remove that folder and resume from"
-                " an earlier one."
+                f"{self._where(step)} cannot be read ({_reason(error)}). {self._instead(step)}"
             ) from error
+
+    def _where(self, step: int) -> str:
+        return f"The checkpoint of step {step} in {self._folder}"
+
+    def _instead(self, step: int) -> str:
+        """What to do without this one."""
+        others = [other for other in self.steps if other != step]
+        if not others:
+            return "There is no other: put back a copy, or start again in another run directory."
+        return (
+            f"Name another with --step ({', '.join(map(str, others))}), or remove"
+            f" {self._folder / str(step)}: training goes on from step {others[-1]} then."
+        )
+
+
+class Checkpointer(CheckpointReader):
+    """Checkpoints under one folder, one sub-folder per step, for the one program that writes them.
+
+    A save is written beside its final place and renamed there when it is complete: a process killed
+    at any moment leaves the previous checkpoint as the latest, and the next `Checkpointer` removes
+    the remains. Saves are synchronous: the arrays may be donated as soon as `save` returns.
+
+    Args:
+      folder: made if missing.
+      keep_last: how many of the newest checkpoints stay.
+      keep_every: the multiples of this step stay as well; 0 for none.
+
+    Raises:
+      ValueError: for a count that is too low, or a folder that cannot be made.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int = 0
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}.")
+        if keep_every < 0:
+            raise ValueError(f"Keep every step of a positive number: got keep_every={keep_every}.")
+        super().__init__(folder)
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._checked = False  # whether a checkpoint of this place has been read back
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose"
+                " another."
+            ) from error
+        self._remove_remains()
+
+    def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
+        """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are
+        in place. The first save is read back and compared.
+
+        Raises:
+          ValueError: the step is there already, `host` is not JSON, the disk is too full or cannot
+            be written to, or holds something else when it is read back; nothing is changed then.
+        """
+        if step in self.steps:
+            raise ValueError(
+                f"Step {step} is already in {self._folder}: remove it to save it again."
+            )
+        arrays = _by_name(state)
+        record = _sealed(
+            {"host": _jsonable(host), "leaves": _describe(state), "digests": digests(arrays)}
+        )
+        needed = checkpoint_bytes(state)
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise ValueError(_too_full(step, self._folder, needed, free))
+        try:
+            with _plainly_named(self._folder) as folder, _quiet():
+                self._orbax.save(
+                    folder / str(step),
+                    args=ocp.args.Composite(
+                        state=ocp.args.PyTreeSave(arrays), host=ocp.args.JsonSave(record)
+                    ),
+                )
+        except Exception as error:
+            free = shutil.disk_usage(self._folder).free
+            raise ValueError(
+                _too_full(step, self._folder, needed, free)
+                if _error_number(error) in (errno.ENOSPC, errno.EDQUOT)
+                else f"The checkpoint of step {step} cannot be written to {self._folder}"
+                f" ({_reason(error)}): make that possible, or choose another run directory."
+            ) from error
+        finally:
+            self._remove_remains()  # of a save that failed; of one that did not there are none
+        if not self._checked:
+            try:
+                self._read_back(step, arrays)
+            except ValueError as error:
+                self._remove(step)
+                raise ValueError(
+                    f"What was saved as the checkpoint of step {step} is not what {self._folder}"
+                    " holds when it is read back: check that disk, or choose another run directory."
+                ) from error
+            self._checked = True
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        steps = self.steps
+        for step in steps[: -self._keep_last]:
+            if not self._keep_every or step % self._keep_every:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        # out of sight at first: a killed process leaves no half of a checkpoint
+        (self._folder / str(step)).rename(self._folder / f"{step}.removed")
+        self._remove_remains()
+
+    def _read_back(self, step: int, arrays: Mapping[str, Any]) -> None:
+        """Compares what is on disk with its digests, a part at a time, on the host."""
+        record, part, size = self._record(step), dict[str, Any](), 0
+        for number, (name, array) in enumerate(arrays.items(), start=1):
+            part[name] = jax.ShapeDtypeStruct(array.shape, array.dtype)
+            size += array.size * array.dtype.itemsize
+            if size >= _CHECK_BYTES or number == len(arrays):
+                as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in part}
+                wanted = ocp.args.PyTreeRestore(part, restore_args=as_numpy, partial_restore=True)
+                self._check(step, record, self._arrays(step, wanted))
+                part, size = {}, 0
+
+    def _remove_remains(self) -> None:
+        for path in self._entries():
+            if path.name.endswith(_REMAINS) and _is_step(path.name.partition(".")[0]):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_bytes(state: Any) -> int:
+    """The disk space that a checkpoint of these arrays, or shapes, takes at most."""
+    return _SLACK_BYTES + sum(
+        leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state)
+    )
+
+
+def check_space(folder: str | os.PathLike[str], state: Any, num_checkpoints: int) -> None:
+    """Compares the disk with what so many checkpoints of these arrays, or shapes, need; those that
+    are there already count.
+
+    Raises:
+      ValueError: too little is free.
+    """
+    with CheckpointReader(folder) as reader:
+        missing = max(num_checkpoints - len(reader.steps), 1)
+    place = pathlib.Path(folder).absolute()
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    needed, free = missing * checkpoint_bytes(state), shutil.disk_usage(existing).free
+    if free < needed:
+        raise ValueError(
+            f"Too little disk for the checkpoints in {folder}: {missing} of"
+            f" {_mebibytes(checkpoint_bytes(state))} each need {_mebibytes(needed)}, and"
+            f" {_mebibytes(free)} are free. Free some space, keep fewer checkpoints (--keep-last,"
+            " --keep-every), or choose another --run-dir."
+        )
+
+
+@contextlib.contextmanager
+def _plainly_named(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Another name of a folder whose own name Orbax would misread: as a pattern ("[1]"), as a URL
+    ("gs:"), or not at all (a backslash, bytes that are no UTF-8).
+    """
+    if _PLAIN.fullmatch(str(folder)):
+        yield folder
+        return
+    if not _DESCRIPTORS.is_dir():
+        raise ValueError(f"Checkpoints cannot lie in {folder} here: use letters and digits only.")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _DESCRIPTORS / str(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _EndedLoop(asyncio.SelectorEventLoop):
+    """Ends what still runs in it when it is closed. Orbax closes its loop as soon as one read of
+    many has failed; the others would complain of that later, each with a traceback.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and not self.is_running():
+            self.set_exception_handler(lambda loop, context: None)
+            if tasks := asyncio.all_tasks(self):
+                # TensorStore complains of what is cancelled, too
+                self.run_until_complete(asyncio.wait(tasks, timeout=_LAST_READS_S))
+            if tasks := asyncio.all_tasks(self):
+                for task in tasks:
+                    task.cancel()
+                self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _EndedLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _EndedLoop()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's own lines and tracebacks: what fails is raised as well, and told once."""
+    logger, policy = logging.getLogger("absl"), asyncio.get_event_loop_policy()
+    before, logger.disabled = logger.disabled, True
+    asyncio.set_event_loop_policy(_EndedLoops())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(policy)
+        logger.disabled = before
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and name == str(int(name))
 
 
 def _names(tree: Any) -> list[str]:
@@ -217,13 +431,31 @@ def _first_difference(expected: Mapping[str, str], found: Mapping[str, str]) -> 
     return ""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(record, sort_keys=True)
+    return {**record, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _too_full(step: int, folder: Path, needed: int, free: int) -> str:
+def _error_number(error: BaseException) -> int | None:
+    """The operating system's number; TensorStore has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
+
+
+def _reason(error: BaseException) -> str:
+    number = _error_number(error)
+    return "its files are incomplete or damaged" if number is None else os.strerror(number)
+
+
+def _too_full(step: int, folder: pathlib.Path, needed: int, free: int) -> str:
     return (
-        f"Too little disk for the checkpoint of step {step}: {folder} needs {needed / 2**20:.0f}"
-        f" MiB and has {free / 2**20:.0f} MiB free. Free some space, keep fewer checkpoints, or"
-        " choose another run directory."
+        f"Too little disk for the checkpoint of step {step}: {folder} needs {_mebibytes(needed)}"
+        f" and has {_mebibytes(free)} free. Free some space, keep fewer checkpoints, or choose"
+        " another run directory."
     )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -8,25 +8,32 @@ checks its own values when it is built; messages name fields as the command line
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
+
+from ictjax.ranges import Range, Ranged, shown
+
+# 0 is greedy; closer to it logits, divided by the temperature, leave float32
+TEMPERATURE = Range(0.001, 100, also=0)
+TOP_P = Range(1e-6, 1)
 
 AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
+class MeshConfig(Ranged):
     """The sizes of a mesh; their product is the number of devices. All 1: the default device,
     without a mesh.
     """
 
-    data: int = 1  # copies of the frozen weights, each with rows of its own
-    fsdp: int = 1  # parts that the width of the weights is split into
-    tensor: int = 1  # parts that heads, feed-forward and vocabulary are split into
+    place = "mesh."
 
-    def __post_init__(self) -> None:
-        for name in AXES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"mesh {name} is {getattr(self, name)}: give at least 1")
+    data: Annotated[int, Range(1, 65_536)] = (
+        1  # copies of the frozen weights, each with rows of its own
+    )
+    fsdp: Annotated[int, Range(1, 65_536)] = 1  # parts that the width of the weights is split into
+    tensor: Annotated[int, Range(1, 65_536)] = (
+        1  # parts that heads, feed-forward and vocabulary are split into
+    )
 
     @property
     def num_devices(self) -> int:
@@ -66,20 +73,17 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Ranged):
     """What of a model is trained: an adapter of this rank, or with rank 0 all weights."""
 
-    rank: int = 0  # 0 trains all weights
-    alpha: float = 32.0  # the addition is scaled by alpha / rank
+    place = "lora."
+
+    rank: Annotated[int, Range(0, 16_384)] = 0  # 0 trains all weights
+    alpha: Annotated[float, Range(1e-6, 1e6)] = 32.0  # the addition is scaled by alpha / rank
     targets: tuple[str, ...] = PROJECTIONS  # projections of every layer
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(
-                f"lora.rank is {self.rank}: give 0 (train all weights) or a positive rank"
-            )
-        if not self.alpha > 0:
-            raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
+        super().__post_init__()
         unknown = sorted(set(self.targets) - set(PROJECTIONS))
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(
@@ -94,62 +98,69 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
+class EndpointConfig(Ranged):
     """An OpenAI-compatible chat endpoint, and how it is called."""
+
+    place = "endpoint."
 
     url: str = ""  # base URL, for example http://localhost:8000/v1; empty: there is no endpoint
     # the environment variable that holds the key; the key itself is written nowhere
     key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 16  # calls under way at the same time
-    timeout_s: float = 120.0  # of one try
-    max_retries: int = 5  # after 408, 409, 429, 5xx and cut connections
-    first_wait_s: float = 0.5  # before a try is repeated; doubled each time
+    concurrency: Annotated[int, Range(1, 4096)] = 16  # calls under way at the same time
+    timeout_s: Annotated[float, Range(0.001, 86_400)] = 120.0  # of one try
+    # after 408, 409, 429, 5xx and cut connections
+    max_retries: Annotated[int, Range(0, 100)] = 5
+    # before a try is repeated; doubled each time
+    first_wait_s: Annotated[float, Range(0, 3600)] = 0.5
     seeded: bool = True  # send a seed, so that servers that know seeds repeat themselves
     tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    input_price: float = 0.0  # of a million tokens, in any currency
-    output_price: float = 0.0
+    # of a million tokens, in any currency
+    input_price: Annotated[float, Range(0, 1e9)] = 0.0
+    output_price: Annotated[float, Range(0, 1e9)] = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"endpoint.url is {self.url!r}: give http://... or https://...")
-        if self.concurrency < 1:
-            raise ValueError(f"endpoint.concurrency is {self.concurrency}: give at least 1")
-        if not 0 < self.timeout_s < float("inf"):
-            raise ValueError(f"endpoint.timeout_s is {self.timeout_s}: give a number of seconds")
-        for name in ("max_retries", "first_wait_s", "input_price", "output_price"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"endpoint.{name} is {getattr(self, name)}: give 0 or more")
-        if self.tokens_parameter not in ("max_tokens", "max_completion_tokens"):
+        address, _, path = self.url.partition("://")[2].partition("/")
+        if "@" in address:  # the URL is written into config.json, and shown: not here
             raise ValueError(
-                f"endpoint.tokens_parameter is {self.tokens_parameter!r}: give max_tokens or"
-                " max_completion_tokens"
+                "endpoint.url holds a user name or a password, which would be written into the run:"
+                " leave it out, and put the key into the environment variable that"
+                " endpoint.key_variable names."
+            )
+        if {"?", "#"} & {*address, *path}:
+            raise ValueError(
+                "endpoint.url holds a query (? or #), and paths are put behind the URL: leave it"
+                " out."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(Ranged):
     """Sizes of the sampler. Every combination of buckets is one compiled program, so keep them
     few.
     """
 
-    num_slots: int  # conversations that hold a row of the KV cache at once
-    max_len: int  # tokens of one conversation, prompt and replies
+    num_slots: Annotated[
+        int, Range(1, 65_536)
+    ]  # conversations that hold a row of the KV cache at once
+    max_len: Annotated[int, Range(2, 16_777_216)]  # tokens of one conversation, prompt and replies
     # tokens appended per row in one dispatch; longer input goes in pieces
-    extend_buckets: tuple[int, ...]
-    row_buckets: tuple[int, ...]  # rows of one dispatch
-    decode_steps: int  # tokens sampled per row in one dispatch that continues generations
-    max_top_k: int  # likeliest ids that top-k and top-p can see
-    extend_steps: int = 1  # tokens sampled per row in one dispatch that first appends tokens
+    extend_buckets: Annotated[tuple[int, ...], Range(2, 16_777_216)]
+    row_buckets: Annotated[tuple[int, ...], Range(1, 65_536)]  # rows of one dispatch
+    decode_steps: Annotated[
+        int, Range(1, 65_536)
+    ]  # tokens sampled per row in one dispatch that continues generations
+    max_top_k: Annotated[int, Range(1, 1_048_576)]  # likeliest ids that top-k and top-p can see
+    # tokens sampled per row in one dispatch that first appends tokens
+    extend_steps: Annotated[int, Range(1, 65_536)] = 1
     # cache positions attended to; max_len is always one; doubling from 128 unless given
-    attended_buckets: tuple[int, ...] = ()
-    max_stop_ids: int = 4  # per request
+    attended_buckets: Annotated[tuple[int, ...], Range(1, 16_777_216)] = ()
+    max_stop_ids: Annotated[int, Range(1, 1024)] = 4  # per request
 
     def __post_init__(self) -> None:
-        for name in ("num_slots", "decode_steps", "extend_steps", "max_top_k", "max_stop_ids"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        if self.max_len < 2:
-            raise ValueError(f"max_len is {self.max_len}: a conversation needs at least 2 tokens")
+        super().__post_init__()
         for name, low, high in (
             ("extend_buckets", 2, self.max_len),
             ("row_buckets", 1, self.num_slots),
@@ -161,7 +172,9 @@ class SamplerConfig:
                 or (not sizes and name != "attended_buckets")
                 or any(not low <= size <= high for size in sizes)
             ):
-                raise ValueError(f"{name} is {sizes}: give ascending sizes from {low} to {high}")
+                raise ValueError(
+                    f"{name} must be ascending sizes from {low} to {high}, got {shown(sizes)}."
+                )
 
     @property
     def attended(self) -> tuple[int, ...]:
@@ -173,58 +186,52 @@ class SamplerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
+class RolloutConfig(Ranged):
     """How the actor plays. Limits: per episode (`max_steps`), per turn (`max_turn_tokens`), and the
     sampler's context for both together.
     """
 
-    max_steps: int  # actions until an episode ends
-    max_turn_tokens: int  # of one reply of the actor
-    temperature: float = 0.0  # of the actor; 0 is greedy
-    top_k: int = 0  # sample from so many likeliest tokens; 0 is off
-    top_p: float = 1.0  # sample from the likeliest tokens of this mass; 1 is off
+    place = "task.rollout."
+
+    max_steps: Annotated[int, Range(1, 1_000_000)]  # actions until an episode ends
+    max_turn_tokens: Annotated[int, Range(1, 16_777_216)]  # of one reply of the actor
+    temperature: Annotated[float, TEMPERATURE] = 0.0  # of the actor; 0 is greedy
+    # sample from so many likeliest tokens; 0 is off
+    top_k: Annotated[int, Range(0, 1_048_576)] = 0
+    # sample from the likeliest tokens of this mass; 1 is off
+    top_p: Annotated[float, TOP_P] = 1.0
     show_actions: bool = False  # list the available actions below each observation
     # starts this long wait for the first episode of their system prompt, whose prefix they then
     # share; read by a model's speaker
-    share_min_tokens: int = 256
+    share_min_tokens: Annotated[int, Range(0, 16_777_216)] = 256
     # how long to wait for more environment answers before decoding without them
-    gather_s: float = 0.002
-
-    def __post_init__(self):
-        for name in ("max_steps", "max_turn_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"task.rollout.{name} must be at least 1, got {getattr(self, name)}."
-                )
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(
-                f"task.rollout.temperature must be 0 (greedy) or above, got {self.temperature}."
-            )
+    gather_s: Annotated[float, Range(0, 60)] = 0.002
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReflectorConfig:
+class ReflectorConfig(Ranged):
     """How episodes are shown to the reflector, and the limits of what it writes. Lengths are in the
     reflector's tokens.
     """
 
+    place = "reflection."
+
     style: Literal["full", "compact"]  # "compact" is for word-level pocket models
     # budget of the conversation before the reply; middle turns are dropped to meet it
-    max_context_tokens: int
-    max_reply_tokens: int
-    max_prompt_tokens: int  # a longer improved prompt counts as PROMPT_TOO_LONG
-    head_turns: int | None = None  # turns shown from the start of an episode; None shows all
-    tail_turns: int | None = None  # turns shown from its end; None shows all
+    max_context_tokens: Annotated[int, Range(1, 16_777_216)]
+    max_reply_tokens: Annotated[int, Range(1, 16_777_216)]
+    max_prompt_tokens: Annotated[
+        int, Range(1, 16_777_216)
+    ]  # a longer improved prompt counts as PROMPT_TOO_LONG
+    # turns shown from the start of an episode; None shows all
+    head_turns: Annotated[int | None, Range(0, 1_000_000)] = None
+    tail_turns: Annotated[int | None, Range(0, 1_000_000)] = (
+        None  # turns shown from its end; None shows all
+    )
     show_thoughts: bool = False  # of the actor, in the episodes that the reflector reads
 
     def __post_init__(self):
-        if self.style not in ("full", "compact"):
-            raise ValueError(f"reflection.style must be 'full' or 'compact', got {self.style!r}.")
-        for name in ("max_context_tokens", "max_reply_tokens", "max_prompt_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"reflection.{name} must be at least 1, got {getattr(self, name)}."
-                )
+        super().__post_init__()
         if (self.head_turns is None) != (self.tail_turns is None):
             raise ValueError(
                 "reflection.head_turns and reflection.tail_turns are set together: give both, or"
@@ -233,37 +240,33 @@ class ReflectorConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetaConfig:
+class MetaConfig(Ranged):
     """What a context is and how a candidate is rewarded."""
 
-    contexts_per_iteration: int  # what one update learns from
-    games_per_context: int  # k: games the reflector reads, and those of the replay reward
+    place = "meta."
+
+    contexts_per_iteration: Annotated[int, Range(1, 65_536)]  # what one update learns from
+    # k: games the reflector reads, and those of the replay reward
+    games_per_context: Annotated[int, Range(1, 10_000)]
     # other games of the family, the same for all candidates of a context; may outnumber k
-    fresh_games: int
+    fresh_games: Annotated[int, Range(0, 10_000)]
     # reward = replay_weight * replay + (1 - replay_weight) * fresh; 1 is the paper's reward
-    replay_weight: float
-    meta_turns: int  # after as many prompts a loop restarts with the initial prompt
+    replay_weight: Annotated[float, Range(0, 1)]
+    # after as many prompts a loop restarts with the initial prompt
+    meta_turns: Annotated[int, Range(1, 1_000_000)]
     # contexts of the current reflector, or of the base reflector before training (the paper)
     collection: Literal["online", "precollected"]
-    precollected_loops: int  # read by "precollected" only
-    malformed_reward: float  # of a reply without a usable prompt; a won game is 1, a lost one 0
+    # read by "precollected" only
+    precollected_loops: Annotated[int, Range(0, 1_000_000)]
+    # of a reply without a usable prompt; a won game is 1, a lost one 0
+    malformed_reward: Annotated[float, Range(-1000, 1)]
 
     def __post_init__(self):
-        for name in ("contexts_per_iteration", "games_per_context", "meta_turns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"meta.{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.replay_weight <= 1:
-            raise ValueError(
-                f"meta.replay_weight must lie between 0 and 1, got {self.replay_weight}."
-            )
+        super().__post_init__()
         if self.replay_weight < 1 and self.fresh_games < 1:
             raise ValueError(
                 "meta.fresh_games must be at least 1 when meta.replay_weight is below 1, got"
                 f" {self.fresh_games}."
-            )
-        if self.collection not in ("online", "precollected"):
-            raise ValueError(
-                f"meta.collection must be 'online' or 'precollected', got {self.collection!r}."
             )
         if self.collection == "precollected" and self.precollected_loops < 1:
             raise ValueError(
@@ -273,71 +276,33 @@ class MetaConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GRPOConfig:
+class GRPOConfig(Ranged):
     """What the estimator is. No field has a default: each one changes the gradient. Raises
     ValueError for values out of range.
     """
 
-    group_size: int  # candidates per context
+    place = "grpo."
+
+    # candidates per context; a group of one has no relative advantage
+    group_size: Annotated[int, Range(2, 65_536)]
     # what rewards are centred and scaled with, within their group
     advantage: Literal["mean", "mean_std"]
-    std_eps: float  # added to the standard deviation; not read by "mean"
+    # added to the standard deviation; not read by "mean"
+    std_eps: Annotated[float, Range(0, 1)]
     # groups without signal: "keep" them in the normalisers and the KL term, or give them no weight
     dead_groups: Literal["keep", "drop"]
     loss_normalisation: Literal["token_mean", "sequence_mean", "constant"]
-    constant_length: int  # tokens every sequence is divided by; read by "constant" only
+    # tokens every sequence is divided by; read by "constant" only
+    constant_length: Annotated[int, Range(1, 16_777_216)]
     importance: Literal["none", "token", "sequence"]  # of what the ratio of policies is taken
-    clip_low: float  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float  # see clip_low
+    # the ratio is clipped to [1 - clip_low, 1 + clip_high]; a ratio is never negative
+    clip_low: Annotated[float, Range(0, 1)]
+    clip_high: Annotated[float, Range(0, 1e6)]  # see clip_low
     kl: Literal["none", "k1_in_reward", "k3_in_loss"]  # estimator, and what it is added to
-    kl_coefficient: float  # weight of the divergence from the reference
-    temperature: float  # of the sampling policy; log-probabilities are of logits / temperature
-
-    def __post_init__(self):
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"grpo.{field} must be one of {', '.join(allowed)}, got"
-                    f" {getattr(self, field)!r}."
-                )
-        _require(
-            self.group_size >= 2,
-            "group_size",
-            self.group_size,
-            "at least 2: a group of one has no relative advantage",
-        )
-        _require(self.std_eps >= 0, "std_eps", self.std_eps, "0 or more")
-        _require(
-            self.constant_length >= 1, "constant_length", self.constant_length, "at least 1 token"
-        )
-        _require(
-            0 <= self.clip_low <= 1,
-            "clip_low",
-            self.clip_low,
-            "in [0, 1]: a ratio is never negative",
-        )
-        _require(self.clip_high >= 0, "clip_high", self.clip_high, "0 or more")
-        _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "0 or more")
-        _require(
-            self.temperature > 0,
-            "temperature",
-            self.temperature,
-            "above 0: greedy replies have no policy gradient",
-        )
-
-
-_CHOICES = {
-    "advantage": ("mean", "mean_std"),
-    "dead_groups": ("keep", "drop"),
-    "loss_normalisation": ("token_mean", "sequence_mean", "constant"),
-    "importance": ("none", "token", "sequence"),
-    "kl": ("none", "k1_in_reward", "k3_in_loss"),
-}
-
-
-def _require(holds: bool, field: str, value: object, expected: str) -> None:
-    if not holds:  # written so that NaN, for which every comparison is false, is refused too
-        raise ValueError(f"grpo.{field} must be {expected}, got {value}.")
+    kl_coefficient: Annotated[float, Range(0, 1e6)]  # weight of the divergence from the reference
+    # of the sampling policy; log-probabilities are of logits / temperature, and greedy replies have
+    # no policy gradient
+    temperature: Annotated[float, Range(TEMPERATURE.low, TEMPERATURE.high)]
 
 
 PAPER = GRPOConfig(
@@ -360,37 +325,30 @@ follows GRPO and common libraries.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Ranged):
     """AdamW with a global-norm clip, a linear warm-up and a constant or cosine learning rate."""
 
-    learning_rate: float  # after the warm-up
-    warmup_steps: int = 0  # updates until the learning rate is reached
+    place = "optimizer."
+
+    learning_rate: Annotated[float, Range(0, 1000)]  # after the warm-up
+    warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = (
+        0  # updates until the learning rate is reached
+    )
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
-    total_steps: int = 1  # where "cosine" reaches 0, the warm-up included; not read by "constant"
-    b1: float = 0.9  # decay of the first moments
-    b2: float = 0.999  # decay of the second moments
-    eps: float = 1e-8  # added to the root of the second moments
-    weight_decay: float = 0.0  # of every parameter, norms and biases included
-    max_grad_norm: float = 1.0  # of all gradients together; longer ones are scaled down
+    # where "cosine" reaches 0, the warm-up included; 0: at the end of the run; unread by "constant"
+    total_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
+    b1: Annotated[float, Range(0, 1 - 1e-9)] = 0.9  # decay of the first moments
+    b2: Annotated[float, Range(0, 1 - 1e-9)] = 0.999  # decay of the second moments
+    eps: Annotated[float, Range(0, 1)] = 1e-8  # added to the root of the second moments
+    weight_decay: Annotated[float, Range(0, 1000)] = (
+        0.0  # of every parameter, norms and biases included
+    )
+    # of all gradients together; longer ones are scaled down
+    max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0
 
     def __post_init__(self):
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(
-                f"optimizer.schedule must be constant or cosine, got {self.schedule!r}."
-            )
-        for field in ("learning_rate", "warmup_steps", "eps", "weight_decay"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(
-                    f"optimizer.{field} must be 0 or more, got {getattr(self, field)}."
-                )
-        for field in ("b1", "b2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(
-                    f"optimizer.{field} must be in [0, 1), got {getattr(self, field)}."
-                )
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"optimizer.max_grad_norm must be above 0, got {self.max_grad_norm}.")
-        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+        super().__post_init__()
+        if self.schedule == "cosine" and self.total_steps and self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"optimizer.total_steps must exceed warmup_steps={self.warmup_steps} for a"
                 f" cosine, got {self.total_steps}."
@@ -404,42 +362,40 @@ values.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnerConfig:
+class LearnerConfig(Ranged):
     """How an update is computed; only `epochs` changes what it computes."""
 
-    num_microbatches: int = 1  # gradients are accumulated over so many parts of the batch
-    epochs: int = 1  # optimizer steps on the same batch
-    # response positions of each row of tokens whose logits exist at the same time
-    positions_per_chunk: int = 256
+    place = "learner."
 
-    def __post_init__(self):
-        for field in ("num_microbatches", "epochs", "positions_per_chunk"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"learner.{field} must be at least 1, got {getattr(self, field)}.")
+    # gradients are accumulated over so many parts of the batch
+    num_microbatches: Annotated[int, Range(1, 65_536)] = 1
+    epochs: Annotated[int, Range(1, 1000)] = 1  # optimizer steps on the same batch
+    # response positions of each row of tokens whose logits exist at the same time
+    positions_per_chunk: Annotated[int, Range(1, 16_777_216)] = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchConfig:
+class BatchConfig(Ranged):
     """The closed set of batch shapes: every pair of a token bucket and a response bucket is one
     compiled update.
     """
 
-    num_rows: int  # N
-    token_buckets: tuple[int, ...]  # T, prompts and replies of a row together; ascending
-    response_buckets: tuple[int, ...]  # R; ascending
+    place = "batch."
+
+    num_rows: Annotated[int, Range(1, 1_048_576)]  # N
+    # T, prompts and replies of a row together; ascending
+    token_buckets: Annotated[tuple[int, ...], Range(1, 16_777_216)]
+    response_buckets: Annotated[tuple[int, ...], Range(1, 16_777_216)]  # R; ascending
     # candidates in a row; those of one context share one copy of their prompt
-    replies_per_row: int = 1
+    replies_per_row: Annotated[int, Range(1, 65_536)] = 1
 
     def __post_init__(self):
-        for field in ("num_rows", "replies_per_row"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"batch.{field} must be at least 1, got {getattr(self, field)}.")
+        super().__post_init__()
         for field in ("token_buckets", "response_buckets"):
             buckets = getattr(self, field)
-            if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+            if not buckets or list(buckets) != sorted(set(buckets)):
                 raise ValueError(
-                    f"batch.{field} must be one or more ascending lengths of at least 1, got"
-                    f" {buckets}."
+                    f"batch.{field} must be one or more ascending lengths, got {shown(buckets)}."
                 )
 
     @property

@@ -86,7 +86,7 @@ class LearnerState(NamedTuple):
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """The schedule as a function of the optimizer steps taken. The first step of a warm-up over n
-    steps has rate 1/n, not 0.
+    steps has rate 1/n, not 0. Raises ValueError for a cosine of no length.
     """
     warm_up = optax.linear_schedule(
         config.learning_rate / max(config.warmup_steps, 1),
@@ -94,6 +94,11 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
         max(config.warmup_steps - 1, 1),
     )
     if config.schedule == "cosine":
+        if not config.total_steps:
+            raise ValueError(
+                "optimizer.total_steps is 0: give the length of the cosine, or take"
+                " TrainConfig.whole_optimizer."
+            )
         after = optax.cosine_decay_schedule(
             config.learning_rate, config.total_steps - config.warmup_steps
         )
@@ -250,14 +255,14 @@ def make_update(
     `shardings`, those of the state (`state_shardings`): the new state then lies as the old.
 
     A step whose loss or gradient is not finite changes neither the weights nor the optimizer state,
-    and is counted.
+    and is counted; so are the weights that are not finite afterwards.
 
     Metrics, float32 scalars of the last epoch over the whole batch: `loss`, `policy_loss` and `kl`
     (k3, without its coefficient) under the configured normalisation; `entropy` (nats),
     `clip_fraction`, `ratio_mean` and `sampler_gap_mean` (absolute difference to the sampler's
     log-probabilities) as means over tokens; `ratio_max`, `ratio_min`, `sampler_gap_max`;
     `grad_norm` before the clip; `update_norm`; `tokens` in the loss; `skipped`, summed over the
-    epochs of this update.
+    epochs of this update; `bad_leaves`, how many leaves of the new weights are not finite.
 
     Raises, when it is first called with a shape:
       ValueError: the rows do not divide into the microbatches, or the reference is missing.
@@ -341,8 +346,10 @@ def make_update(
             return jnp.where(finite, new, old)
 
         skipped = 1 - finite.astype(jnp.int32)
+        params = jax.tree.map(keep, params, state.params)
+        bad_leaves = sum(~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
         new_state = LearnerState(
-            params=jax.tree.map(keep, params, state.params),
+            params=params,
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
             step=state.step + 1,
             skipped=state.skipped + skipped,
@@ -356,6 +363,7 @@ def make_update(
             "grad_norm": grad_norm,
             "update_norm": update_norm,
             "skipped": skipped.astype(jnp.float32),
+            "bad_leaves": jnp.asarray(bad_leaves, jnp.float32),
         }
         return new_state, metrics
 

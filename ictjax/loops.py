@@ -8,15 +8,26 @@ resumed run draws the same games, prompts and tokens.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from envs.api import GameId, Outcome, Pool
+from envs.api import CannotGoOn, GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
-from ictjax.records import Candidate, Context, ParseFailure, Trajectory, context_from_json, to_json
+from ictjax.health import most_frequent_error
+from ictjax.json_lines import read_records
+from ictjax.records import (
+    Candidate,
+    Context,
+    ParseFailure,
+    Trajectory,
+    context_from_dict,
+    count_failures,
+    to_json,
+)
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
@@ -284,20 +295,45 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
     """The contexts of the base reflector: collected once, before the first update, and read from
     the run directory ever after.
 
+    Their checksum is kept beside them, as `sha256sum --check` reads it.
+
     Raises:
-      ValueError: a resumed run has lost them; its reflector is no longer the one they are of.
+      ValueError: a resumed run has lost them, or they are others now: training would go on with
+        other contexts, and its reflector is no longer the one they are of.
     """
     path = run_dir / "contexts" / "precollected.jsonl"
+    seal = path.with_suffix(".sha256")
     if not path.exists():
         if resumed:
             raise ValueError(f"{path} is missing: restore it, or start another run.")
-        write_lines(path, map(to_json, precollect(arena)))
-    return [context_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [to_json(context) for context in precollect(arena)]
+        # first: whoever finds contexts finds their checksum, but for runs of older versions
+        write_lines(seal, [_seal("".join(f"{line}\n" for line in lines).encode(), path.name)])
+        write_lines(path, lines)
+    data = path.read_bytes()
+    expected = arena.meta.precollected_loops * arena.meta.meta_turns
+    if data.count(b"\n") != expected:
+        raise ValueError(
+            f"{path} has {data.count(10)} lines, {expected} contexts were collected: restore it, or"
+            " start another run."
+        )
+    if seal.exists() and seal.read_text(encoding="utf-8", errors="replace").strip() != _seal(
+        data, path.name
+    ):
+        raise ValueError(
+            f"{path} is not what was collected (its checksum is not that in {seal.name}): restore"
+            " both, or start another run."
+        )
+    return [context_from_dict(context) for context in read_records(path).values]
+
+
+def _seal(data: bytes, name: str) -> str:
+    return f"{hashlib.sha256(data).hexdigest()}  {name}"
 
 
 def precollect(arena: Arena) -> list[Context]:
     """The paper's contexts: `precollected_loops` loops x `meta_turns` meta-turns of the reflector
-    as it is now.
+    as it is now. Raises CannotGoOn where every game failed.
     """
     arena = dataclasses.replace(arena, key=keys.fold(arena.key, "precollect"))
     state = initial_state(arena, arena.meta.precollected_loops)
@@ -310,6 +346,12 @@ def precollect(arena: Arena) -> list[Context]:
         contexts += new
         if meta_turn + 1 < arena.meta.meta_turns:
             state = advance(arena, state, propose(arena, new, 1, meta_turn), meta_turn)
+    played = [trajectory for context in contexts for trajectory in context.trajectories]
+    if all(trajectory.outcome is Outcome.FAILED for trajectory in played):
+        raise CannotGoOn(
+            "Every game of the contexts that are collected before training failed"
+            f" ({most_frequent_error(played)}): repair that and start it again with the same flags."
+        )
     return contexts
 
 
@@ -345,7 +387,6 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         ParseFailure.EMPTY_PROMPT,
         ParseFailure.PROMPT_TOO_LONG,
     )
-    failures = [candidate.failure for candidate in candidates]
     return {
         "reward": _mean([c.reward for c in candidates]),
         "reward_replay": _mean([c.replay_reward for c in candidates]),
@@ -360,14 +401,16 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         "context_success": success_rate([t for context in contexts for t in context.trajectories]),
         "context_meta_turn": _mean([float(context.meta_turn) for context in contexts]),
         "unrewarded_candidates": sum(c.reward is None for c in candidates),
+        "candidates": len(candidates),
         "malformed_candidates": sum(c.system_prompt is None for c in candidates),
+        "cut_contexts": sum(map(arena.reflector.cuts, contexts)),
         "distinct_prompts": len(set(prompts)),
         "prompt_tokens": _mean(
             [float(arena.reflector.speaker.num_tokens(prompt)) for prompt in prompts]
         ),
         "reply_tokens": _mean([float(len(c.reply_ids)) for c in candidates]),
         "reflector_tokens": sum(len(c.reply_ids) for c in candidates),
-        "reflector_failures": {str(kind): failures.count(kind) for kind in kinds},
+        "reflector_failures": count_failures(kinds, [c.failure for c in candidates]),
         "actor_failures": parse_failures(played),
         "episodes": len(played),
         "turns": sum(len(t.turns) for t in played),

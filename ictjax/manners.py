@@ -15,6 +15,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from envs.files import replacing
+from ictjax.json_lines import to_json_text
+
 FILE_NAME = "ictjax.json"
 _MOST_UNKNOWN = 0.2  # of the words of a first prompt
 
@@ -60,7 +63,7 @@ def read_manners(folder: str | os.PathLike[str]) -> dict[str, Manners]:
         if not isinstance(entries, dict):
             raise ValueError("it has no object 'environments'")
         return {name: _read(name, entry) for name, entry in entries.items()}
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(
             f"{path} does not say how its model is spoken to ({error}): restore it, or remove it."
         ) from error
@@ -84,8 +87,9 @@ def write_manners(folder: pathlib.Path, manners: Mapping[str, Manners]) -> None:
     entries = {
         name: {**vars(entry), "options": dict(entry.options)} for name, entry in manners.items()
     }
-    text = json.dumps({"environments": entries}, indent=1, ensure_ascii=False) + "\n"
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+    text = to_json_text({"environments": entries}, indent=1) + "\n"
+    with replacing(folder / FILE_NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def manners_for(folder: str | os.PathLike[str], environment: str) -> Manners | None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from envs.files import replacing
+from envs.files import append, replacing
+from ictjax.json_lines import to_json_line
 
 FILE_NAME = "metrics.jsonl"
 
@@ -25,6 +26,7 @@ class MetricsWriter:
 
     Raises:
       ValueError: a line before the last is not what `write` writes.
+      OSError: the directory cannot be written to.
     """
 
     def __init__(
@@ -34,15 +36,13 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         _truncate(path, last_iteration)
-        self._file = path.open("a", encoding="utf-8")
-        first = 0 if last_iteration is None else last_iteration + 1
         self._events = None
         with contextlib.suppress(ImportError):  # optional: the JSON lines hold everything
             # not at the top: it loads PyTorch where that is installed, and readers need neither
-            import tensorboardX
+            from ictjax.events import EventLog
 
-            # purge_step hides what an earlier process logged past the restored iteration.
-            self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+            self._events = EventLog(folder / "tensorboard", last_iteration)
+        self._file = path.open("ab", buffering=0)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -53,7 +53,8 @@ class MetricsWriter:
     def write(
         self, iteration: int, values: Mapping[str, Any], time: Mapping[str, float] | None = None
     ) -> None:
-        """Writes one line and waits until it is on disk.
+        """Writes one line and waits until it is on disk; a disk that refuses it leaves the file as
+        it was.
 
         Args:
           iteration: which iteration the numbers are of.
@@ -64,30 +65,24 @@ class MetricsWriter:
 
         Raises:
           ValueError: `values` uses a reserved key, or holds something JSON cannot.
+          OSError: the disk is full, or cannot be written to.
         """
         for key in ("iteration", "time"):
             if key in values:
                 raise ValueError(f"The metric name {key!r} is reserved: choose another.")
         seconds = _plain(time or {})
         record = {"iteration": iteration, **_plain(values), "time": seconds}
-        self._file.write(
-            json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-        )
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append(self._file, (to_json_line(record) + "\n").encode())
         if self._events is not None:
             flat = {**_numbers(record, ()), **_numbers(seconds, ("time",))}
             del flat["iteration"]
-            for name, number in flat.items():
-                self._events.add_scalar(name, number, iteration)
-            self._events.flush()
+            self._events.write(iteration, flat)
 
     def close(self) -> None:
         """Closes all files. Idempotent."""
         self._file.close()
         if self._events is not None:
             self._events.close()
-            self._events = None
 
 
 class Clock:
@@ -107,8 +102,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file (or of the one in a run directory), in order; [] if there is
     none.
 
-    A last line that a killed process left half-written is ignored; ValueError for any other line
-    that is not a record.
+    A last line that a killed process left half-written is ignored.
+
+    Raises:
+      ValueError: any other line is no record, or not of a later iteration than the one before it.
     """
     path = Path(path)
     # by name: a run directory may come into being right now
@@ -125,12 +122,17 @@ def _records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # numbers of thousands of digits, deep nesting
             record = None
-        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+        if not isinstance(record, dict) or type(record.get("iteration")) is not int:
             raise ValueError(
                 f"Line {number} of {path} is not a metrics record: {line[:80]!r}. Remove it, or"
                 " restore the file."
+            )
+        if records and record["iteration"] <= records[-1]["iteration"]:
+            raise ValueError(
+                f"Line {number} of {path} is of iteration {record['iteration']}, which comes twice"
+                f" or after a later one: remove it, or restore the file."
             )
         records.append(record)
     return records
@@ -148,9 +150,7 @@ def _truncate(path: Path, last_iteration: int | None) -> None:
     if not path.exists() and not kept:
         return
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in kept
-        )
+        file.writelines(to_json_line(record) + "\n" for record in kept)
 
 
 def _plain(value: Any) -> Any:

@@ -62,9 +62,10 @@ class ModelSpeaker:
     """Implements `ictjax.speaker.Speaker`; owns the sampler, which it closes.
 
     Every message is encoded once, when the reply to it is asked for, and every sampled token stays
-    as it was sampled. A new conversation starts from the longest prefix that the sampler holds, and
-    with `share_min_tokens` those that begin with the same system prompt are made to find one: the
-    first is started alone, and the others wait for its first reply.
+    as it was sampled, thoughts included. The text of a reply begins with the `<think>` that the
+    chat template wrote before it, where it does. A new conversation starts from the longest prefix
+    that the sampler holds, and with `share_min_tokens` those that begin with the same system prompt
+    are made to find one: the first is started alone, and the others wait for its first reply.
 
     Args:
       sampler: of the model's weights.
@@ -259,7 +260,7 @@ class ModelSpeaker:
             self._release(self._openings[found.opening], conversation)
         return Reply(
             conversation=conversation,
-            text=self.chat.decode(generation.ids),
+            text=self.chat.opened * bool(generation.ids) + self.chat.decode(generation.ids),
             finish=Finish(generation.finish),
             prompt_ids=prompt_ids,
             ids=generation.ids,

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ictjax.chat import ChatTokenizer
-from ictjax.checkpoint import Checkpointer
+from ictjax.checkpoint import CheckpointReader
 from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import Function, FunctionSpeaker
+from ictjax.health import check_loaded
 from ictjax.learner import LearnerState, make_optimizer, state_shapes
 from ictjax.manners import check_style, check_words, manners_for
 from ictjax.mesh import TRAINED_RULES, open_mesh, param_shardings
@@ -25,7 +26,7 @@ from ictjax.model_speaker import ModelSpeaker
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.models.hf.hub import local_folder
-from ictjax.models.hf.reader import read_config
+from ictjax.models.hf.reader import check_checkpoint, read_config
 from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
 from ictjax.models.transformer import Params, abstract_params, param_axes
 from ictjax.reflector import Reflector
@@ -98,9 +99,7 @@ def open_players(
             actor = _actor(config, *_frozen(config.actor, actor_mesh, progress), actor_mesh)
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
-        sampler = Sampler(
-            model, reflecting(trained), config.reflector_sampler, chat.pad_id, mesh=mesh
-        )
+        sampler = _sampler(model, reflecting(trained), config.reflector_sampler, chat, mesh)
         speaker = stack.enter_context(ModelSpeaker(sampler, chat))
         yield Players(
             actor=actor,
@@ -115,22 +114,35 @@ def open_players(
 
 
 def check_language(config: TrainConfig) -> None:
-    """Reads the models' small files, no weights, and compares how they are spoken to in the task
-    with what they expect.
+    """Reads the models' small files and the headers of their weights, and compares how they are
+    spoken to in the task with what they expect.
 
     Raises:
-      ValueError: a model that says which environments it knows is not made for this one or for this
-        style of text, or has no words for the first prompt.
+      ValueError: a folder that does not hold a model; a model that says which environments it
+        knows is not made for this one or for this style of text, or has no words for the first
+        prompt.
     """
     task = config.task
-    roles: list[RoleConfig] = [] if config.actor.endpoint.url else [config.actor]
-    for role in (*roles, config.reflector):
-        folder = local_folder(role.model, weights=False)
-        manners = manners_for(folder, task.environment.name)
-        if manners is not None:
-            check_style(folder, manners, task.environment.options)
-        chat = ChatTokenizer(folder, thinking=role.thinking)
-        check_words(folder, task.initial_prompt, chat.unknown(task.initial_prompt))
+    roles = {} if config.actor.endpoint.url else {"actor": config.actor}
+    for name, role in (roles | {"reflector": config.reflector}).items():
+        with in_role(name):
+            folder = local_folder(role.model, weights=False)
+            manners = manners_for(folder, task.environment.name)
+            if manners is not None:
+                check_style(folder, manners, task.environment.options)
+            chat = ChatTokenizer(folder, thinking=role.thinking)
+            check_words(folder, task.initial_prompt, chat.unknown(task.initial_prompt))
+            if os.path.isdir(role.model):  # of an id, weights may still have to be fetched
+                check_checkpoint(folder)
+
+
+@contextlib.contextmanager
+def in_role(name: str) -> Iterator[None]:
+    """What is wrong with a model is said with the role that it plays."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}.model: {error}") from error
 
 
 def initial_weights(config: TrainConfig) -> Params:
@@ -148,6 +160,7 @@ def initial_weights(config: TrainConfig) -> Params:
         )
     else:
         model, params = load_checkpoint(role.model, mesh=mesh, dtype="float32")
+        check_loaded(params, role.model)
         axes = param_axes(model)
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
@@ -175,15 +188,16 @@ def trained_shapes(config: TrainConfig) -> LearnerState:
         shapes,
         places,
     )
-    return state_shapes(shapes, make_optimizer(config.optimizer))
+    return state_shapes(shapes, make_optimizer(config.whole_optimizer))
 
 
-def newest_step(run_dir: pathlib.Path) -> int:
-    """The step of a run's newest checkpoint. Raises ValueError where there is none."""
-    with Checkpointer(_checkpoints(run_dir)) as checkpointer:
-        if checkpointer.latest_step is None:
-            raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
-        return checkpointer.latest_step
+def saved_steps(run_dir: pathlib.Path) -> tuple[int, ...]:
+    """The steps of a run's checkpoints, ascending. Raises ValueError where there is none."""
+    with CheckpointReader(run_dir / "checkpoints") as reader:
+        steps = reader.steps
+    if not steps:
+        raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
+    return steps
 
 
 def restore_trained(
@@ -203,8 +217,14 @@ def restore_trained(
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the configuration.
     """
-    with Checkpointer(_checkpoints(run_dir)) as checkpointer:
-        part, host = checkpointer.restore_part(step, {"params": trained_shapes(config).params})
+    saved = saved_steps(run_dir)
+    if step is not None and step not in saved:
+        raise ValueError(
+            f"{run_dir} has no checkpoint of iteration {step}: --step can be"
+            f" {', '.join(map(str, saved))}."
+        )
+    with CheckpointReader(run_dir / "checkpoints") as reader:
+        part, host = reader.restore_part(step, {"params": trained_shapes(config).params})
     return host["iteration"], part["params"]
 
 
@@ -271,6 +291,7 @@ def open_model(
         )
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder, progress=progress)
+    check_loaded(params, str(source))
     if sizes is None:
         max_len = min(model.max_positions, _MAX_LEN)
         sizes = SamplerConfig(
@@ -281,29 +302,42 @@ def open_model(
             decode_steps=8,
             max_top_k=1,
         )
-    sampler = Sampler(model, params, sizes, chat.pad_id)
+    sampler = _sampler(model, params, sizes, chat)
     return ModelSpeaker(sampler, chat, share_min_tokens=_SHARE_MIN_TOKENS)
-
-
-def _checkpoints(run_dir: pathlib.Path) -> pathlib.Path:
-    folder = run_dir / "checkpoints"
-    if not folder.is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint: train first (ictjax train).")
-    return folder
 
 
 def _actor(
     config: TrainConfig, model: ModelConfig, params: Params, mesh: Mesh | None
 ) -> ModelSpeaker:
     chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
-    sampler = Sampler(model, params, config.actor_sampler, chat.pad_id, mesh=mesh)
+    sampler = _sampler(model, params, config.actor_sampler, chat, mesh)
     return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
+
+
+def _sampler(
+    model: ModelConfig,
+    params: Params,
+    sizes: SamplerConfig,
+    chat: ChatTokenizer,
+    mesh: Mesh | None = None,
+) -> Sampler:
+    """A sampler that has room for a model's stop ids, and leaves out ids that no text has."""
+    room = max(sizes.max_stop_ids, len(chat.stop_ids))
+    return Sampler(
+        model,
+        params,
+        dataclasses.replace(sizes, max_stop_ids=room),
+        chat.pad_id,
+        mesh=mesh,
+        unused=chat.unused(model.vocab_size),
+    )
 
 
 def _frozen(
     role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None
 ) -> tuple[ModelConfig, Params]:
     model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
+    check_loaded(params, role.model)
     model = dataclasses.replace(model, dtype=role.dtype)
     return model, sampling_weights(model, params, mesh, consume=True)
 

@@ -1,11 +1,14 @@
 """Frozen host records of one In-context Training run, and their JSON."""
 
+import collections
 import dataclasses
 import enum
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from envs.api import GameId, Outcome
+from ictjax.json_lines import to_json_line
 
 
 class ParseFailure(enum.StrEnum):
@@ -14,11 +17,22 @@ class ParseFailure(enum.StrEnum):
     NO_ACTION = "no_action"  # the reply holds no `Action:` line
     EMPTY_ACTION = "empty_action"  # `Action:` with nothing behind it
     TRUNCATED = "truncated"  # the token limit or the context ended the reply before its stop token
+    UNFINISHED_THOUGHT = "unfinished_thought"  # the reply ended before its `</think>`
     NO_ANALYSIS = "no_analysis"  # the reflector wrote no `ANALYSIS:` section
     NO_PROMPT = "no_prompt"  # the reflector wrote no `IMPROVED PROMPT:` section
     EMPTY_PROMPT = "empty_prompt"  # the section is there and empty
+    SEVERAL_PROMPTS = "several_prompts"  # several sections, which differ
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the configured cap
     NO_REPLY = "no_reply"  # the speaker failed: a call of an API, for example
+
+
+def count_failures(
+    usual: Sequence[ParseFailure], found: Iterable[ParseFailure | None]
+) -> dict[str, int]:
+    """How often each type occurred; 0 for usual ones that did not."""
+    counts = collections.Counter(kind for kind in found if kind is not None)
+    others = sorted(set(counts) - set(usual))
+    return {str(kind): counts[kind] for kind in (*usual, *others)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +106,16 @@ class Candidate:
     reward: float | None = None  # what GRPO sees
 
 
+def writable(text: str) -> str:
+    """Text that every file and tokenizer takes: JSON and Python can hold half a character (a lone
+    surrogate), UTF-8 cannot; it becomes "?", as in the environments' workers.
+    """
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def to_json(record: Any) -> str:
-    """One line of JSON for any record above."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+    """One line of JSON for any record above; see `ictjax.json_lines`."""
+    return to_json_line(dataclasses.asdict(record))
 
 
 def trajectory_from_json(text: str) -> Trajectory:
@@ -104,7 +125,11 @@ def trajectory_from_json(text: str) -> Trajectory:
 
 def context_from_json(text: str) -> Context:
     """Reads what `to_json` wrote for a Context."""
-    data = json.loads(text)
+    return context_from_dict(json.loads(text))
+
+
+def context_from_dict(data: dict[str, Any]) -> Context:
+    """As `context_from_json`, of parsed JSON."""
     return Context(**{**data, "trajectories": tuple(_trajectory(t) for t in data["trajectories"])})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from envs.api import Outcome
+from envs.stopping import check, unwinding
 from ictjax.actions import after_thinking
 from ictjax.config import ReflectorConfig
 from ictjax.keys import Key
@@ -40,8 +41,32 @@ REQUEST = (
     "The new instructions must help in future, unseen games."
 )
 
-_HEADING = r"^[\s#>*_`]*(?:\d+[.)]\s*)?[*_`]*{name}\s*[*_`]*\s*:[*_`]*"
-_ANALYSIS, _PROMPT = r"analysis", r"improved\s+prompt"
+# Markdown and list marks may stand before a heading and around its colon. As in `ictjax.actions`,
+# no repetition gives back what it took.
+_LEAD = r"^[ \t\r\x0b\x0c\xa0\u3000#>*_`•+\-\ufeff\u200b]*+(?:\(?\d++[.)]\s*+)?[*_`]*+"
+_COLON = r"\s*+[*_`]*+\s*+[:：][*_`]*+"
+_FLAGS = re.IGNORECASE | re.MULTILINE
+_MARKS = "#>*_` \t\r\n"
+_FENCE_LANGUAGE = re.compile(r"[\w+-]*+[^\S\n]*+\n")
+
+
+class _Heading(NamedTuple):
+    """How a section may begin, the strictest way first."""
+
+    at_line: re.Pattern[str]
+    alone: re.Pattern[str]  # on its line, without a colon
+    inline: re.Pattern[str]
+
+
+def _heading(name: str) -> _Heading:
+    return _Heading(
+        re.compile(f"{_LEAD}{name}{_COLON}", _FLAGS),
+        re.compile(rf"{_LEAD}{name}[^\S\n]*+[*_`#]*+[^\S\n]*+$", _FLAGS),
+        re.compile(rf"\b{name}{_COLON}", _FLAGS),
+    )
+
+
+_ANALYSIS, _PROMPT = _heading("analysis"), _heading(r"improved[\s_-]++prompt")
 
 
 class Reflection(NamedTuple):
@@ -79,6 +104,7 @@ class Reflector:
             )
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}.")
+        check_budget(self.config, self.speaker.num_tokens)
 
     def __call__(self, context: Context, key: Key = (0, 0)) -> Reflection | ParseFailure:
         """One reflection on a context; another key draws another one."""
@@ -88,10 +114,12 @@ class Reflector:
         return Reflection(analysis=candidate.analysis, system_prompt=candidate.system_prompt)
 
     def messages(self, context: Context) -> list[Message]:
-        """The question about a context, within the configured budget. Raises ValueError as
-        `reflector_messages` does.
-        """
+        """The question about a context, within the configured budget (`reflector_messages`)."""
         return reflector_messages(context, self.config, self.speaker.num_tokens)
+
+    def cuts(self, context: Context) -> bool:
+        """Whether more than turns is left out of the question about a context."""
+        return is_cut(context, self.config, self.speaker.num_tokens)
 
     def candidates(
         self,
@@ -158,12 +186,14 @@ def ask_groups(
             conversations = [number for number, place in places.items() if place[0] == q]
             for conversation, key in zip(conversations, group, strict=True):
                 speaker.ask(conversation, limits, key)
-        while places:
-            for reply in speaker.step():
-                results[places.pop(reply.conversation)] = reply
-                speaker.close(reply.conversation)
-                if progress is not None:
-                    progress(len(results), total)
+        with unwinding():
+            while places:
+                check()
+                for reply in speaker.step():
+                    results[places.pop(reply.conversation)] = reply
+                    speaker.close(reply.conversation)
+                    if progress is not None:
+                        progress(len(results), total)
     finally:
         for conversation in places:
             speaker.close(conversation)
@@ -176,21 +206,19 @@ def reflector_messages(
     """The conversation that asks for a new prompt, within `config.max_context_tokens`.
 
     When the whole does not fit, the middle turns of every episode longer than some length are left
-    out, evenly and as few as possible.
+    out, evenly and as few as possible. When it does not fit without any turn, the middle of every
+    final observation longer than some length is, then that of the prompt; at last whole episodes
+    are, from the end. A mark stands for what was left out.
 
     Args:
       context: the prompt in force and the episodes played under it.
       config: style and limits.
       count_tokens: tokens of the rendered conversation.
     Raises:
-      ValueError: not even the episodes without their turns fit.
+      ValueError: not even the question without anything to study fits (`check_budget`).
     """
-    # An episode that the environment broke off says nothing about the prompt.
-    context = dataclasses.replace(
-        context,
-        trajectories=tuple(t for t in context.trajectories if t.outcome is not Outcome.FAILED),
-    )
-    build = _full if config.style == "full" else _compact
+    context = _whole(context)
+    build = _BUILD[config.style]
     longest = max((len(t.turns) for t in context.trajectories), default=0)
     if config.head_turns is not None and config.tail_turns is not None:
         head, tail = config.head_turns, config.tail_turns
@@ -212,37 +240,137 @@ def reflector_messages(
             else (low, middle)
         )
     best = messages(low)
-    if (size := count_tokens(best)) > config.max_context_tokens:
-        raise ValueError(
-            f"A context of {len(context.trajectories)} episodes needs {size} tokens without any"
-            f" turn, reflection.max_context_tokens is {config.max_context_tokens}: raise it, lower"
-            " reflection.max_prompt_tokens, or show fewer games."
-        )
+    if count_tokens(best) > config.max_context_tokens:
+        return _cut(context, config, count_tokens)
     return best
+
+
+def is_cut(
+    context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]
+) -> bool:
+    """Whether more than turns has to be left out of the question about a context."""
+    bare = _BUILD[config.style](_whole(context), config, 0, 0)
+    return count_tokens(bare) > config.max_context_tokens
+
+
+def check_budget(config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]) -> None:
+    """Raises ValueError where no context at all fits."""
+    size = count_tokens(_BUILD[config.style](_NOTHING, config, 0, 0))
+    if size > config.max_context_tokens:
+        raise ValueError(
+            f"The reflector's question needs {size} tokens without any episode,"
+            f" reflection.max_context_tokens is {config.max_context_tokens}: raise it."
+        )
+
+
+def _whole(context: Context) -> Context:
+    """The context without what says nothing about the prompt: episodes that the environment broke
+    off.
+    """
+    kept = tuple(t for t in context.trajectories if t.outcome is not Outcome.FAILED)
+    return dataclasses.replace(context, trajectories=kept)
+
+
+def _cut(
+    context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]
+) -> list[Message]:
+    """The question without any turn, with so much left out of its texts that it fits."""
+
+    build = _BUILD[config.style]
+
+    def messages(num_episodes: int, chars: int, prompt_chars: int) -> list[Message]:
+        shown = [
+            dataclasses.replace(
+                t, final_observation=_middle_out(t.final_observation, chars, config.style)
+            )
+            for t in context.trajectories[:num_episodes]
+        ]
+        left_out = len(context.trajectories) - num_episodes
+        return build(
+            dataclasses.replace(
+                context,
+                system_prompt=_middle_out(context.system_prompt, prompt_chars, config.style),
+                trajectories=tuple(shown),
+            ),
+            config,
+            0,
+            0,
+            f"[{left_out} episodes left out]" if left_out else "",
+        )
+
+    def most(limit: int, ask: Callable[[int], list[Message]]) -> list[Message] | None:
+        """The question of the largest number up to `limit` that fits; None where not even 0's
+        does.
+        """
+        low, high = -1, limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = count_tokens(ask(middle)) <= config.max_context_tokens
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return None if low < 0 else ask(low)
+
+    total, prompt = len(context.trajectories), len(context.system_prompt)
+    longest = max((len(t.final_observation) for t in context.trajectories), default=0)
+    fitting = (
+        most(longest, lambda chars: messages(total, chars, prompt))
+        or most(prompt, lambda chars: messages(total, 0, chars))
+        or most(total, lambda number: messages(number, 0, 0))
+    )
+    if fitting is None:
+        check_budget(config, count_tokens)
+    return fitting or build(_NOTHING, config, 0, 0)
+
+
+def _middle_out(text: str, chars: int, style: str) -> str:
+    """A text that is longer than so many characters without its middle, and a mark there.
+    Word-level models, which read the compact style, get whole words.
+    """
+    if len(text) <= chars:
+        return text
+    mark = f" [{len(text)} characters, the middle left out] " if style == "full" else " ... "
+    kept = max(chars - len(mark), 0)
+    head, tail = text[: (kept + 1) // 2], text[len(text) - kept // 2 :]
+    if style != "full":
+        head, tail = head.rpartition(" ")[0], tail.partition(" ")[2]
+    return f"{head}{mark}{tail}"
 
 
 def parse_reply(text: str, *, truncated: bool = False) -> Reflection | ParseFailure:
     """Reads `ANALYSIS:` and the `IMPROVED PROMPT:` after it.
 
-    Headings count at the start of a line; where a reply has none there, inside a line (word-level
-    models write one line). Case, markdown and numbering are forgiven, and a code fence or quotes
-    around the whole prompt are removed; a thinking block is not looked at.
+    Headings count at the start of a line, or alone on it without a colon; where a reply has none
+    there, inside a line (word-level models write one line). Case, markdown, numbering and list
+    marks are forgiven, and a code fence or quotes around the whole prompt are removed; a thinking
+    block is not looked at. A second `IMPROVED PROMPT:` must say the same, or nothing.
 
     Returns:
-      The two sections, or TRUNCATED, NO_ANALYSIS, NO_PROMPT, EMPTY_PROMPT.
+      The two sections, or TRUNCATED, UNFINISHED_THOUGHT, NO_ANALYSIS, NO_PROMPT, EMPTY_PROMPT,
+      SEVERAL_PROMPTS.
     """
+    answer = after_thinking(text)
+    if answer is None:
+        return ParseFailure.UNFINISHED_THOUGHT
     if truncated:
         return ParseFailure.TRUNCATED
-    text = after_thinking(text)
-    if (analysis := _find(_ANALYSIS, text, 0)) is None:
+    begun = [found for where in _ANALYSIS if (found := where.search(answer))]
+    if not begun:
         return ParseFailure.NO_ANALYSIS
-    if (prompt := _find(_PROMPT, text, analysis.end())) is None:
+    for analysis in begun:
+        if prompts := _prompts(answer, analysis.end()):
+            break
+    else:
         return ParseFailure.NO_PROMPT
-    system_prompt = _unwrap(text[prompt.end() :])
-    if not system_prompt:
+    ends = [prompt.start() for prompt in prompts[1:]] + [len(answer)]
+    sections = (
+        _unwrap(answer[prompt.end() : end]) for prompt, end in zip(prompts, ends, strict=True)
+    )
+    different = set(filter(None, sections))
+    if not different:
         return ParseFailure.EMPTY_PROMPT
+    if len(different) > 1:
+        return ParseFailure.SEVERAL_PROMPTS
     return Reflection(
-        analysis=text[analysis.end() : prompt.start()].strip(), system_prompt=system_prompt
+        analysis=_before(answer, analysis.end(), prompts[0].start()), system_prompt=different.pop()
     )
 
 
@@ -251,16 +379,35 @@ def compact_text(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _find(name: str, text: str, start: int) -> re.Match[str] | None:
-    flags = re.IGNORECASE | re.MULTILINE
-    at_line = re.compile(_HEADING.format(name=name), flags).search(text, start)
-    return at_line or re.compile(rf"\b{name}\s*[*_`]*\s*:[*_`]*", flags).search(text, start)
+def _prompts(text: str, start: int) -> list[re.Match[str]]:
+    """The headings of prompts behind a place, the strictest that there are. Inside a line the first
+    one counts: the prompt of a word-level model may say the words again.
+    """
+    for where in (_PROMPT.at_line, _PROMPT.alone):
+        if found := list(where.finditer(text, start)):
+            return found
+    inline = _PROMPT.inline.search(text, start)
+    return [inline] if inline else []
+
+
+def _before(text: str, start: int, end: int) -> str:
+    """The text between two places, without the lines of nothing but marks at its end, which belong
+    to the heading that follows.
+    """
+    while end > start:
+        line = text.rfind("\n", start, end - 1) + 1
+        if not line or text[line:end].strip(_MARKS):
+            break
+        end = line
+    return text[start:end].strip()
 
 
 def _unwrap(text: str) -> str:
     text = text.strip()
-    if fence := re.fullmatch(r"```[a-z]*[ \t]*\n(.*?)\s*```", text, re.DOTALL):
-        text = fence.group(1).strip()
+    if text.startswith("```") and text.endswith("```"):
+        language = _FENCE_LANGUAGE.match(text, 3)
+        if language and language.end() <= len(text) - 3:
+            text = text[language.end() : -3].strip()
     if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
         text = text[1:-1].strip()
     return text
@@ -276,7 +423,9 @@ def _shown(
     return turns[:head], len(turns) - head - tail, turns[len(turns) - tail :]
 
 
-def _full(context: Context, config: ReflectorConfig, head: int, tail: int) -> list[Message]:
+def _full(
+    context: Context, config: ReflectorConfig, head: int, tail: int, note: str = ""
+) -> list[Message]:
     blocks = [f"The instructions the agent played by:\n<<<\n{context.system_prompt}\n>>>"]
     for number, trajectory in enumerate(context.trajectories, 1):
         first, left_out, last = _shown(trajectory, head, tail)
@@ -293,7 +442,7 @@ def _full(context: Context, config: ReflectorConfig, head: int, tail: int) -> li
         blocks.append("\n".join(lines))
     return [
         Message(role="system", content=SYSTEM_PROMPT),
-        Message(role="user", content="\n\n".join([*blocks, REQUEST])),
+        Message(role="user", content="\n\n".join([*blocks, *filter(None, [note]), REQUEST])),
     ]
 
 
@@ -303,7 +452,9 @@ def _full_turn(turn: Turn, number: int, config: ReflectorConfig) -> str:
     return f"Step {number}\nObservation: {turn.observation}{thought}\nAction: {action}"
 
 
-def _compact(context: Context, config: ReflectorConfig, head: int, tail: int) -> list[Message]:
+def _compact(
+    context: Context, config: ReflectorConfig, head: int, tail: int, note: str = ""
+) -> list[Message]:
     parts = ["prompt :", context.system_prompt]
     for trajectory in context.trajectories:
         first, left_out, last = _shown(trajectory, head, tail)
@@ -313,6 +464,8 @@ def _compact(context: Context, config: ReflectorConfig, head: int, tail: int) ->
             parts.append("...")
         parts += [_compact_turn(turn, config) for turn in last]
         parts.append(trajectory.final_observation)
+    if note:
+        parts.append("...")
     return [
         Message(role="system", content="reflect"),
         Message(role="user", content=compact_text(" ".join(parts))),
@@ -322,3 +475,7 @@ def _compact(context: Context, config: ReflectorConfig, head: int, tail: int) ->
 def _compact_turn(turn: Turn, config: ReflectorConfig) -> str:
     thought = f"thought : {turn.thought} " if config.show_thoughts and turn.thought else ""
     return f"{turn.observation} {thought}action : {turn.action or 'none'} ."
+
+
+_BUILD = {"full": _full, "compact": _compact}
+_NOTHING = Context(loop=0, meta_turn=0, family="", system_prompt="", trajectories=())

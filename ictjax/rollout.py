@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from envs.api import GameId, Outcome, Pool, PoolEvent
+from envs.stopping import check, unwinding
 from ictjax import keys
 from ictjax.actions import parse_react
 from ictjax.config import RolloutConfig
-from ictjax.records import Message, ParseFailure, Trajectory, Turn
+from ictjax.records import Message, ParseFailure, Trajectory, Turn, count_failures
 from ictjax.speaker import Finish, Limits, Reply, Speaker
 
 # How long one wait for an environment may last when nobody is left to speak. Deadlines are the
@@ -88,17 +89,21 @@ def rollout(
         places.append(place)
     run = _Rollout(speaker, pool, config, limits, progress, watch)
     try:
-        trajectories = run.play(unique)
+        with unwinding():
+            trajectories = run.play(unique)
     finally:
         run.close()
     return [trajectories[place] for place in places]
 
 
 def parse_failures(trajectories: Sequence[Trajectory]) -> dict[str, int]:
-    """How many replies failed to parse, by type (types that did not occur are 0)."""
+    """How many replies failed to parse, by type: the usual types always, others where they
+    occurred.
+    """
     kinds = (ParseFailure.NO_ACTION, ParseFailure.EMPTY_ACTION, ParseFailure.TRUNCATED)
-    found = [turn.failure for trajectory in trajectories for turn in trajectory.turns]
-    return {str(kind): found.count(kind) for kind in kinds}
+    return count_failures(
+        kinds, [turn.failure for trajectory in trajectories for turn in trajectory.turns]
+    )
 
 
 def success_rate(trajectories: Sequence[Trajectory]) -> float | None:
@@ -149,6 +154,7 @@ class _Rollout:
             self.by_ticket[play.ticket] = self.by_conversation[play.conversation] = play
         self.num_busy = len(self.plays)
         while self.num_done < len(self.plays):
+            check()
             for event in self.answers():
                 self.num_busy -= 1
                 self.on_event(self.by_ticket[event.ticket], event)

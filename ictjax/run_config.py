@@ -5,12 +5,14 @@ on resume.
 import dataclasses
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from ictjax.config import (
+    TEMPERATURE,
     BatchConfig,
     EndpointConfig,
     GRPOConfig,
@@ -24,23 +26,42 @@ from ictjax.config import (
     RolloutConfig,
     SamplerConfig,
 )
+from ictjax.ranges import Range, Ranged, shown
+
+SEED = Range(-(2**63), 2**63 - 1)
 
 _Record = TypeVar("_Record")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvironmentConfig:
+class EnvironmentConfig(Ranged):
     """The benchmark, its families, and the workers that play it."""
+
+    place = "task.environment."
 
     name: str  # "minihack", "fake", or "package.module:attribute"
     train_families: tuple[str, ...]  # trained on
     heldout_families: tuple[str, ...]  # never trained on; evaluated
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the environment
-    num_workers: int = 2  # processes
-    max_live_games: int = 64  # at once, over all workers
-    deadline_s: float = 20.0  # of one reset or step; a worker that misses it is restarted
+    num_workers: Annotated[int, Range(1, 1024)] = 2  # processes
+    max_live_games: Annotated[int, Range(1, 1_048_576)] = 64  # at once, over all workers
+    # of one reset or step; a worker that misses it is restarted
+    deadline_s: Annotated[float, Range(0.001, 86_400)] = 20.0
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.max_live_games < self.num_workers:
+            raise ValueError(
+                f"task.environment.max_live_games = {self.max_live_games} is less than one game for"
+                f" each of task.environment.num_workers = {self.num_workers}: raise one or lower"
+                " the other."
+            )
+        for field in ("train_families", "heldout_families"):
+            families = getattr(self, field)
+            if twice := sorted({name for name in families if families.count(name) > 1}):
+                raise ValueError(
+                    f"task.environment.{field} holds {', '.join(twice)} twice: list each once."
+                )
         if not self.train_families:
             raise ValueError("task.environment.train_families is empty: name at least one family.")
         both = sorted(set(self.train_families) & set(self.heldout_families))
@@ -62,31 +83,25 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Ranged):
     """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST
     games.
     """
 
-    runs: int  # loops per family and arm: the unit of the statistics
-    meta_turns: int  # reflections per loop
-    test_games: int  # games that score the last prompt of a loop
-    temperature: float = 1.0  # of the reflector
-    seed: int = 0  # of the games and keys; independent of the training seed
+    place = "evaluation."
 
-    def __post_init__(self):
-        for name in ("runs", "meta_turns", "test_games"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"evaluation.{name} must be at least 1, got {getattr(self, name)}."
-                )
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(
-                f"evaluation.temperature must be 0 (greedy) or above, got {self.temperature}."
-            )
+    # loops per family and arm: the unit of the statistics
+    runs: Annotated[int, Range(1, 10_000)]
+    meta_turns: Annotated[int, Range(1, 1000)]  # reflections per loop
+    # games that score the last prompt of a loop
+    test_games: Annotated[int, Range(1, 1_000_000)]
+    temperature: Annotated[float, TEMPERATURE] = 1.0  # of the reflector
+    # of the games and keys; independent of the training seed
+    seed: Annotated[int, SEED] = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RoleConfig:
+class RoleConfig(Ranged):
     """A model in a role, and where it is."""
 
     # folder in Hugging Face layout (config.json, safetensors, tokenizer with chat template), or id
@@ -121,14 +136,14 @@ class TrainedRoleConfig(RoleConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Ranged):
     """One training run."""
 
     actor: ActorConfig
     reflector: TrainedRoleConfig  # before training it is also the reference
     task: TaskConfig  # what is played
-    iterations: int  # updates
-    seed: int  # of everything drawn in training
+    iterations: Annotated[int, Range(1, 1_000_000_000)]  # updates
+    seed: Annotated[int, SEED]  # of everything drawn in training
     meta: MetaConfig
     reflection: ReflectorConfig
     actor_sampler: SamplerConfig
@@ -140,12 +155,17 @@ class TrainConfig:
     evaluation: EvaluationConfig
     # recompute layers in the backward pass: less memory, about a third more time
     remat: bool = False
-    checkpoint_every: int = 1  # iterations
+    checkpoint_every: Annotated[int, Range(1, 1_000_000_000)] = 1  # iterations
+    # how many of the newest checkpoints stay
+    keep_last: Annotated[int, Range(1, 1_000_000_000)] = 2
+    # checkpoints of the multiples of so many iterations stay as well; 0: of none
+    keep_every: Annotated[int, Range(0, 1_000_000_000)] = 0
+    # iterations in a row without anything to learn from (every game failed, every reply malformed,
+    # every gradient not finite) until the run ends with the reason
+    patience: Annotated[int, Range(1, 1_000_000_000)] = 3
 
     def __post_init__(self):
-        for name in ("iterations", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        super().__post_init__()
         rows, replies = self.batch.num_rows, self.batch.replies_per_row
         group = self.grpo.group_size
         candidates = self.meta.contexts_per_iteration * group
@@ -169,6 +189,14 @@ class TrainConfig:
                 f"A microbatch of batch.num_rows / learner.num_microbatches = {part} rows does not"
                 f" divide over reflector.mesh data x fsdp = {shares}: lower"
                 " learner.num_microbatches."
+            )
+        steps = self.optimizer.total_steps or self.iterations * self.learner.epochs
+        warmup = self.optimizer.warmup_steps
+        if self.optimizer.schedule == "cosine" and steps <= warmup:
+            raise ValueError(
+                f"The cosine of optimizer.schedule ends with the run, after iterations x"
+                f" learner.epochs = {steps} steps, and does not begin before"
+                f" optimizer.warmup_steps = {warmup}: lower the latter."
             )
         prompt, reply = self.reflection.max_context_tokens, self.reflection.max_reply_tokens
         if self.reflector_sampler.max_len < prompt + reply:
@@ -196,6 +224,20 @@ class TrainConfig:
                 f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"
                 f" task.rollout.max_turn_tokens = {self.task.rollout.max_turn_tokens}: raise it."
             )
+
+    @property
+    def num_kept_checkpoints(self) -> int:
+        """How many checkpoints the run holds at most at the same time: one that is being written
+        included.
+        """
+        kept = self.keep_every and math.lcm(self.keep_every, self.checkpoint_every)
+        return self.keep_last + 1 + (self.iterations // kept if kept else 0)
+
+    @property
+    def whole_optimizer(self) -> OptimizerConfig:
+        """The optimizer with the length of its schedule: the run's, where none is given."""
+        steps = self.optimizer.total_steps or self.iterations * self.learner.epochs
+        return dataclasses.replace(self.optimizer, total_steps=steps)
 
     def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
         """The same run on other devices, with so few microbatches that every device has a row of
@@ -229,16 +271,31 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def differences(config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of the fields in which two configurations differ."""
-    found = []
-    for name in [*config, *(name for name in other if name not in config)]:
-        mine, theirs = config.get(name), other.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += differences(mine, theirs, f"{prefix}{name}.")
-        elif mine != theirs or (name in config) != (name in other):
-            found.append(f"{prefix}{name}")
+class Difference(NamedTuple):
+    """A field in which two configurations differ, by its dotted name; None where one lacks it."""
+
+    field: str
+    before: Any
+    now: Any
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> list[Difference]:
+    """The fields in which two configurations differ."""
+    found: list[Difference] = []
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif (name in before) != (name in now) or not _same(old, new):
+            found.append(Difference(f"{prefix}{name}", old, new))
     return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    not_numbers = [isinstance(value, float) and math.isnan(value) for value in (one, other)]
+    return all(not_numbers) or one == other
 
 
 def from_dict(data: Mapping[str, Any]) -> TrainConfig:
@@ -250,7 +307,7 @@ def from_dict(data: Mapping[str, Any]) -> TrainConfig:
 
 def _build(kind: type[_Record], data: Mapping[str, Any], place: str) -> _Record:
     if not isinstance(data, Mapping):
-        raise ValueError(f"{_other_version(place)} holds {data!r} where several fields are.")
+        raise ValueError(f"{_other_version(place)} holds {shown(data)} where several fields are.")
     hints = typing.get_type_hints(kind)
     for name in data:
         if name not in hints:
@@ -275,7 +332,7 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         return _build(kinds[0], value, place)
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(hint, value):
-        raise ValueError(f"{_other_version(place)} holds {value!r}, which it cannot hold.")
+        raise ValueError(f"{_other_version(place)} holds {shown(value)}, which it cannot hold.")
     return value
 
 

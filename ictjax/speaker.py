@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # English text has more characters than this per token, so an estimate stays within a budget.
 _CHARS_PER_TOKEN = 3
+MAX_REPLY_CHARS = 2**20
+"""A longer reply is cut here, and counts as cut off by `Limits.max_tokens`."""
 
 
 class Finish(enum.StrEnum):

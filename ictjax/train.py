@@ -21,7 +21,8 @@ Where it deviates from In-context Training as published (arXiv 2605.20477), and 
 - The old log-probabilities are the learner's own, computed anew at fixed shapes, not the sampler's:
   a resumed run is equal bit by bit. By default one optimizer step is taken per batch of samples
   (learner.epochs), so that the ratio is 1 and the clip at rest.
-- A step whose loss or gradient is not finite changes nothing and is counted.
+- A step whose gradient is not finite changes nothing and is counted; a loss, weight or reward that
+  is not, or iterations in a row without anything to learn from (patience), end the run.
 - An adapter may be trained instead of all weights (reflector.lora.rank).
 """
 
@@ -32,9 +33,12 @@ from typing import Any, Protocol
 import jax
 
 from envs.api import Environment, Pool
+from envs.stopping import check, held
 from ictjax import keys, loops
 from ictjax.batch import pack_groups
 from ictjax.checkpoint import Checkpointer
+from ictjax.health import Health, most_frequent_error
+from ictjax.keeper import Keeper
 from ictjax.learner import (
     init_state,
     make_optimizer,
@@ -78,10 +82,16 @@ def train(
     Raises:
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been
         overwritten then.
+      CannotGoOn: nothing can be learned (see `ictjax.health`).
+      Stopped: the program was asked to end; the last finished iteration is saved then.
     """
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.whole_optimizer)
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(Checkpointer(run_dir / "checkpoints"))
+        checkpointer = stack.enter_context(
+            Checkpointer(
+                run_dir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every
+            )
+        )
         host: dict[str, Any] | None = None
         if checkpointer.latest_step is None:
             state = init_state(initial_weights(config), optimizer)
@@ -117,6 +127,10 @@ def train(
         if config.meta.collection == "precollected":
             collected = loops.precollected(arena, run_dir, resumed=host is not None)
         writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
+        keeper = stack.enter_context(
+            Keeper(checkpointer, every=config.checkpoint_every, last=config.iterations)
+        )
+        health = Health(config.patience)
         for iteration in range(first + 1, config.iterations + 1):
             clock = Clock()
             if collected is None:
@@ -129,24 +143,37 @@ def train(
             scored, meta = loops.score(arena, meta, contexts, groups, iteration)
             if collected is None:
                 meta = loops.advance(arena, meta, groups, iteration)
+            health.check_rewards(iteration, scored.groups)
             clock.lap("rewards_s")
+            check()
             batch, dead_groups = pack_groups(
                 config.batch, config.grpo, scored.groups, players.pad_id
             )
+            keeper.let_go()
             state, learned = update(state, players.base, split_rows(batch, players.mesh))
             players.set_trained(state.params)
             learned = jax.device_get(learned)
+            bad_leaves = learned.pop("bad_leaves")
+            health.check_update(iteration, state.params, bad_leaves, learned["loss"])
             clock.lap("update_s")
-            write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
             metrics, timing = loops.summarise(arena, contexts, scored), clock.times
             for name, value in learned.items():
                 # What the sampler reported depends on how requests happened to be batched.
                 (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
-            writer.write(iteration, metrics, timing | loops.counts(arena))
-            if iteration % config.checkpoint_every == 0 or iteration == config.iterations:
+            with held():
+                write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
+                writer.write(iteration, metrics, timing | loops.counts(arena))
                 record = {"iteration": iteration, "meta": loops.state_to_json(meta)}
-                checkpointer.save(iteration, state, record)
+                keeper.finish(iteration, state, record)
             if progress is not None:
-                progress.iteration(iteration, config.iterations, metrics)
+                # not in the file: it may name processes and times
+                error = {"error": most_frequent_error(scored.trajectories)}
+                progress.iteration(iteration, config.iterations, metrics | error)
+            health.check_iteration(
+                iteration,
+                scored.groups,
+                scored.trajectories,
+                updated=metrics["skipped"] < config.learner.epochs,
+            )
     return first

@@ -6,12 +6,15 @@ import json
 import lzma
 import os
 import pathlib
+import random
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+import zlib
 
 import pytest
 
@@ -218,6 +221,127 @@ def test_key_of_no_game_is_refused(key, tree):
         sources.load_game(key, data=str(tree))
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("traj_data.json", b'[{"task_type": "pick_and_place_simple"}]'),
+        ("traj_data.json", b"[]"),
+        ("traj_data.json", b"7"),
+        ("traj_data.json", b"null"),
+        ("traj_data.json", b""),
+        ("traj_data.json", b"\xff\xfe"),
+        ("traj_data.json", b'{"a":' * 5000),
+        ("game.tw-pddl", b"[]"),
+        ("game.tw-pddl", b"7"),
+        ("game.tw-pddl", b'["solvable"]'),
+        ("game.tw-pddl", b"null"),
+        ("game.tw-pddl", b""),
+        ("game.tw-pddl", b"[" * 100_000),
+        ("game.tw-pddl", None),
+        ("traj_data.json", None),
+    ],
+    ids=range(15),
+)
+def test_a_damaged_file_costs_its_own_game_alone(tree, file, content):
+    broken, *others = trials(tree)
+    (broken / file).unlink()
+    if content is None:
+        os.mkfifo(broken / file)
+    else:
+        (broken / file).write_bytes(content)
+    found = trees.Tree(tree).index()
+    assert found.damaged == (key_of(broken),)
+    assert found.count("train") == len(others)
+    assert trees.Tree(tree).index().count("train") == len(others)
+    if file.startswith("game"):
+        with pytest.raises(ValueError, match="trial_generated_small_.* is damaged"):
+            trees.Tree(tree).load(key_of(broken))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"pick_and_place_simple-a|b", "pick_and_place_simple-a|b"),
+        (b"pick_and_place_simple-\xff", "pick_and_place_simple-\\xff"),
+        (b"pick_and_place_simple-a\nb", "pick_and_place_simple-a\\nb"),
+        (b"pick_and_place_simple-\x1b[2J", "pick_and_place_simple-\\x1b[2J"),
+    ],
+)
+def test_a_name_that_no_game_can_have_costs_its_own_game_alone(tree, tmp_path, name, shown):
+    broken, *_ = trials(tree)
+    folder = os.fsencode(broken.parent.parent) + b"/" + name
+    os.mkdir(folder)
+    shutil.copytree(os.fsencode(broken), folder + b"/trial")
+    environment = ALFWorld(data=str(tree))
+    for family in environment.families:
+        assert len(environment.games(family, "train")) == 2
+    found = trees.Tree(tree).index()
+    assert found.damaged == (f"train/{shown}/trial",)
+    forget()
+    assert trees.Tree(tree).index() == found  # from the cache
+    pack.write_pack(trees.Tree(tree), tmp_path / "all.games")
+    assert pack.Pack(tmp_path / "all.games").index() == found
+    assert "1 games" in environment.describe()["incomplete"]
+
+
+def test_a_folder_that_cannot_be_listed_is_damaged(tree, monkeypatch):
+    broken = trials(tree)[0].parent
+    closed, listdir = broken, os.listdir
+
+    def guarded(path):
+        if pathlib.Path(path) == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return listdir(path)
+
+    monkeypatch.setattr(trees.os, "listdir", guarded)
+    assert trees.Tree(tree).index().damaged == ("/".join(broken.parts[-2:]),)
+    forget()
+    closed = broken.parent
+    with pytest.raises(ValueError, match=r"/train cannot be listed \(Permission denied\): check"):
+        trees.Tree(tree).index()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"games": {}},
+        {"games": []},
+        {"games": {"train": {"put": ["train/a|b/c"]}}},
+        {"manifest": 7},
+        {"left_out": []},
+        {"left_out": {"x": "many"}},
+        {"damaged": [7]},
+        {"damaged": None},
+    ],
+)
+def test_an_index_that_was_not_written_is_refused(tree, change):
+    data = trees.Tree(tree).index().to_json()
+    assert index.Index.from_json(json.loads(json.dumps(data))).to_json() == data
+    with pytest.raises((KeyError, TypeError, AttributeError, ValueError)):
+        index.Index.from_json(data | change)
+
+
+@pytest.mark.parametrize("data", ["auto", "official"])
+def test_a_mistyped_alfworld_data_stops(tree, tmp_path, monkeypatch, data):
+    for wrong in (tmp_path / "alfwrold", tmp_path):
+        monkeypatch.setenv("ALFWORLD_DATA", str(wrong))
+        with pytest.raises(ValueError, match=f"no ALFWorld games at ALFWORLD_DATA='{wrong}'"):
+            ALFWorld(data=data)
+    assert ALFWorld(data="generated").describe()["source"] == "generated"
+    assert ALFWorld(data=str(tree)).games("put", "train")
+    monkeypatch.setenv("ALFWORLD_DATA", "~nobody-of-this-name/x")
+    with pytest.raises(ValueError, match="ALFWORLD_DATA='~nobody-of-this-name/x'"):
+        ALFWorld(data=data)
+
+
+def test_alfworld_data_that_says_nothing_more_than_the_package_does_is_no_mistake(
+    tmp_path, monkeypatch
+):
+    for empty in ("", "~/.cache/alfworld", str(tmp_path / ".cache" / "alfworld")):
+        monkeypatch.setenv("ALFWORLD_DATA", empty)
+        assert ALFWorld().describe()["source"] == "generated"
+
+
 # --- packed file ---
 
 
@@ -273,6 +397,160 @@ def test_pack_that_is_corrupt_is_named(tree, tmp_path, monkeypatch):
     forget()
     with pytest.raises(ValueError, match="another format"):
         ALFWorld().games("put", "train")
+
+
+def changed(path, statement, *values):
+    """Changes a packed file as SQLite writes it."""
+    with sqlite3.connect(path) as database:
+        database.execute(statement, values)
+    database.close()
+    forget()
+
+
+def test_one_changed_byte_in_the_index_of_keys_gives_no_other_game(tree, tmp_path):
+    path = tmp_path / "all.games"
+    pack.write_pack(trees.Tree(tree), path)
+    key = key_of(trials(tree)[7])
+    whole, expected = path.read_bytes(), pack.Pack(path).load(key)
+    refused, place = 0, -1
+    # SQLite's index holds each key and, behind it, the number of its row
+    while (place := whole.find(key.encode(), place + 1)) >= 0:
+        for bit in range(8):
+            broken = bytearray(whole)
+            broken[place + len(key)] ^= 1 << bit
+            path.write_bytes(broken)
+            try:
+                assert pack.Pack(path).load(key) == expected
+            except ValueError:
+                refused += 1
+    assert refused >= 8
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE games SET key = 'train/x/y' WHERE key = ?",
+        "UPDATE games SET body = (SELECT body FROM games WHERE key != ?)",
+        "UPDATE about SET value = replace(value, '\"put\"', '\"cool\"') WHERE ? != ''",
+        "UPDATE about SET value = replace(value, ?, 'train/x/y')",
+        "UPDATE about SET value = '[]' WHERE name = 'index' AND ? != ''",
+        "UPDATE about SET value = x'ff' WHERE name = 'index' AND ? != ''",
+        "UPDATE about SET value = '0' WHERE name = 'sha256' AND ? != ''",
+        "UPDATE shared SET body = body || x'20' WHERE ? != ''",
+        "UPDATE shared SET body = 7 WHERE id = 1 AND ? != ''",
+        "DELETE FROM shared WHERE ? != ''",
+        "DELETE FROM about WHERE ? != ''",
+        "DELETE FROM games WHERE key = ?",
+    ],
+)
+def test_a_pack_that_was_changed_is_refused(tree, tmp_path, statement):
+    path, key = tmp_path / "all.games", key_of(trials(tree)[0])
+    pack.write_pack(trees.Tree(tree), path)
+    changed(path, statement, key)
+    with pytest.raises(ValueError, match=r"all\.games"):
+        pack.Pack(path).load(key)
+
+
+def test_two_games_that_change_places_are_refused(tree, tmp_path):
+    path, (one, other) = tmp_path / "all.games", map(key_of, trials(tree)[:2])
+    pack.write_pack(trees.Tree(tree), path)
+    for old, new in ((one, "a/b/c"), (other, one), ("a/b/c", other)):
+        changed(path, "UPDATE games SET key = ? WHERE key = ?", new, old)
+    for key in (one, other):
+        with pytest.raises(ValueError, match=f"{key} in .* is damaged .its sha256 does not match"):
+            pack.Pack(path).load(key)
+
+
+def test_whatever_bytes_change_in_a_pack_it_gives_its_games_or_is_refused(tree, tmp_path):
+    path, source, rng = tmp_path / "all.games", trees.Tree(tree), random.Random(0)
+    pack.write_pack(source, path)
+    whole, key, gave, refused = path.read_bytes(), key_of(trials(tree)[5]), 0, 0
+    expected = source.index(), source.load(key)
+    for _ in range(200):
+        broken = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 5, 50))):
+            broken[rng.choice((rng.randrange(len(whole)), rng.randrange(5000)))] = rng.randrange(
+                256
+            )
+        path.write_bytes(broken[: rng.choice((len(whole), len(whole), rng.randrange(len(whole))))])
+        forget()
+        try:
+            assert (pack.Pack(path).index(), pack.Pack(path).load(key)) == expected
+            gave += 1
+        except ValueError:
+            refused += 1
+    assert gave > 20
+    assert refused > 20
+
+
+def test_a_pack_takes_no_more_memory_than_is_stated(tree, tmp_path, monkeypatch):
+    path, key = tmp_path / "all.games", key_of(trials(tree)[0])
+    pack.write_pack(trees.Tree(tree), path)
+    monkeypatch.setattr(pack, "MAX_GAME_BYTES", 1 << 20)
+    monkeypatch.setattr(pack, "_MAX_SHARED_BYTES", 1 << 20)
+    bomb = zlib.compress(bytes(50 << 20), 9)
+    assert len(bomb) < 1 << 16
+    changed(path, "UPDATE games SET body = ?", bomb)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="damaged .*unpacks to more than 1,048,576 bytes"):
+        pack.Pack(path).load(key)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20
+    changed(path, "INSERT INTO shared VALUES (99, zeroblob(500000)), (98, zeroblob(600000))")
+    with pytest.raises(ValueError, match=r"claims 1,\d+,\d+ .* more than the 1,048,576 that are"):
+        pack.Pack(path).index()
+    changed(path, "INSERT INTO shared VALUES (97, zeroblob(2000000))")
+    with pytest.raises(ValueError, match="no packed file of ALFWorld games, or is damaged"):
+        pack.Pack(path).index()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW more AS SELECT 1",
+        "CREATE TRIGGER t AFTER INSERT ON games BEGIN SELECT 1; END",
+        "ALTER TABLE games ADD COLUMN more",
+        "CREATE INDEX i ON games (sha256)",
+    ],
+)
+def test_a_database_with_other_tables_is_no_pack(tree, tmp_path, statement):
+    path = tmp_path / "all.games"
+    pack.write_pack(trees.Tree(tree), path)
+    changed(path, statement)
+    with pytest.raises(ValueError, match=r"all\.games is no packed file .*has other tables"):
+        pack.Pack(path).index()
+
+
+def test_a_game_that_is_too_large_is_damaged_and_never_packed(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(trees, "MAX_GAME_BYTES", 10)
+    with pytest.raises(ValueError, match=r"game.tw-pddl is damaged \(it has .* than the 10 that"):
+        trees.Tree(tree).load(key_of(trials(tree)[0]))
+    monkeypatch.undo()
+    monkeypatch.setattr(pack, "MAX_GAME_BYTES", 10)
+    with pytest.raises(ValueError, match="more than the 10 that are played"):
+        pack.write_pack(trees.Tree(tree), tmp_path / "all.games")
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a?b#c%20", "q'q\"", "[1]", "b\\c", "\u00e9\u2603", "$HOME", "\udcff"]
+)
+def test_trees_and_packs_lie_in_folders_of_any_name(tree, tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    shutil.move(tree, folder)
+    key = key_of(trials(folder)[0])
+    content = ALFWorld(data=str(folder)).walkthrough(
+        GameId(env="alfworld", family=index.key_family(key), key=key)
+    )
+    path = tmp_path / f"pack {name}" / name
+    pack.write_pack(trees.Tree(folder), path)
+    monkeypatch.setenv("ALFWORLD_DATA", str(path))
+    environment = ALFWorld(data="official")
+    assert (
+        environment.walkthrough(GameId(env="alfworld", family=index.key_family(key), key=key))
+        == content
+    )
+    assert environment.describe() == ALFWorld(data=str(folder)).describe()
 
 
 def test_pack_is_whole_or_not_there(tree, tmp_path):
@@ -581,6 +859,23 @@ def test_commands_list_pack_and_check(tree, tmp_path, capsys):
     assert "door" in capsys.readouterr().out
 
 
+def test_generating_that_was_cut_off_can_be_repeated(tmp_path, monkeypatch, capsys):
+    command = ["generate", "--out", str(tmp_path / "g"), "--games", "1", "--rooms", "small"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.generate, "trajectory", full)
+        with pytest.raises(SystemExit):
+            cli.main(command)
+    assert "No space left on device): choose another --out" in capsys.readouterr().err
+    assert list((tmp_path / "g").iterdir()) == []
+    cli.main(command)
+    assert "18 games below" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["json_2.1.1", "logic"]
+
+
 def test_check_finds_shared_states_and_unwinnable_games(tree, capsys):
     trial = trials(tree)[0]
     copy = tree / "json_2.1.1" / "valid_unseen" / trial.parent.name / trial.name
@@ -608,7 +903,7 @@ def test_check_finds_shared_states_and_unwinnable_games(tree, capsys):
         (["pack", "--out", "x"], "No official ALFWorld games"),
         (["pack", "--out", "/", "--data", "/"], "is a folder"),
         (["generate", "--out", "/dev/null/x"], "choose another --out"),
-        (["generate", "--out", "x", "--games", "0"], "--games must be at least 1"),
+        (["generate", "--out", "x", "--games", "0"], "--games must be a whole number from 1 to"),
         (["generate", "--out", "x", "--families", "fry"], "Unknown family 'fry'"),
         (["check", "--env", "fake", "--solve"], "fake has none"),
     ],

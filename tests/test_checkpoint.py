@@ -1,5 +1,10 @@
+import errno
 import gc
+import json
 import os
+import pathlib
+import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from ictjax.checkpoint import Checkpointer
+from ictjax.checkpoint import Checkpointer, CheckpointReader, check_space, checkpoint_bytes
 from ictjax.learner import LearnerState, init_state
 
 
@@ -80,6 +86,69 @@ def test_keeps_the_last(tmp_path):
         assert checkpointer.restore(6, {"x": jnp.zeros(())})[1] == {"step": 6}
 
 
+def test_keeps_the_multiples_too(tmp_path):
+    with Checkpointer(tmp_path, keep_last=1, keep_every=3) as checkpointer:
+        for step in range(1, 9):
+            checkpointer.save(step, {"x": jnp.zeros(())}, {})
+        assert checkpointer.steps == (3, 6, 8)
+    assert sorted(os.listdir(tmp_path)) == ["3", "6", "8"]
+
+
+# --- who only reads ---
+
+
+def test_a_reader_makes_and_removes_nothing(tmp_path):
+    with CheckpointReader(tmp_path / "missing") as reader:
+        assert reader.latest_step is None and reader.steps == ()
+        with pytest.raises(ValueError, match="No checkpoint at all"):
+            reader.restore(None, {"x": jnp.zeros(())})
+    assert not (tmp_path / "missing").exists()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"x": jnp.ones(())}, {})
+    saving = tmp_path / "2.orbax-checkpoint-tmp" / "state"
+    saving.mkdir(parents=True)
+    with CheckpointReader(tmp_path) as reader:
+        assert reader.steps == (1,)
+        assert reader.restore(None, {"x": jnp.zeros(())})[0]["x"] == 1
+    assert saving.is_dir()
+    with Checkpointer(tmp_path):
+        assert os.listdir(tmp_path) == ["1"]  # the one who writes removes what a killed one left
+
+
+def test_a_reader_sees_what_is_saved_and_removed_meanwhile(tmp_path):
+    zero = {"x": jnp.zeros(())}
+    with Checkpointer(tmp_path, keep_last=1) as checkpointer, CheckpointReader(tmp_path) as reader:
+        for step in (1, 2):
+            checkpointer.save(step, {"x": jnp.full((), float(step))}, {"step": step})
+            state, host = reader.restore(None, zero)
+            assert (state["x"], host) == (step, {"step": step})
+        with pytest.raises(ValueError, match=r"No checkpoint of step 1 .* \(there: 2\)"):
+            reader.restore(1, zero)
+
+
+@pytest.mark.parametrize("asked", [None, 1])
+def test_a_checkpoint_that_goes_while_it_is_read_makes_way_for_the_newest(
+    tmp_path, monkeypatch, asked
+):
+    zero = {"x": jnp.zeros(())}
+    with Checkpointer(tmp_path, keep_last=1) as checkpointer, CheckpointReader(tmp_path) as reader:
+        checkpointer.save(1, {"x": jnp.ones(())}, {"step": 1})
+        load = reader._load
+
+        def slow(step, **items):
+            if step == 1 and "state" in items:
+                checkpointer.save(2, {"x": jnp.full((), 2.0)}, {"step": 2})
+            return load(step, **items)
+
+        monkeypatch.setattr(reader, "_load", slow)
+        if asked is None:
+            state, host = reader.restore(None, zero)
+            assert (state["x"], host) == (2, {"step": 2})
+        else:
+            with pytest.raises(ValueError, match=r"No checkpoint of step 1 .* \(there: 2\)"):
+                reader.restore(asked, zero)
+
+
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     state = {"x": jnp.arange(1000.0)}
     with Checkpointer(tmp_path) as checkpointer:
@@ -123,9 +192,117 @@ def test_missing_and_repeated_steps_are_named(tmp_path):
         assert checkpointer.steps == (4, 5)
 
 
-# Orbax leaves the other reads of a failed restore on a closed event loop: the garbage collector
-# complains, so collect here and not in a later test.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def _files(step: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def _flip(path: pathlib.Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+def _zero(path: pathlib.Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    start = draw.randrange(max(1, len(data) - 4096))
+    data[start : start + 4096] = bytes(len(data[start : start + 4096]))
+    path.write_bytes(data)
+
+
+def _cut(path: pathlib.Path, draw: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+def _like_trained() -> dict[str, jax.Array]:
+    """Random floats, which do not compress: damage in a compressed block would be noticed."""
+    return {
+        "w": jax.random.normal(jax.random.key(0), (64, 256)),
+        "half": jax.random.normal(jax.random.key(1), (999,)).astype(jnp.bfloat16),
+        "count": jnp.int32(7),
+    }
+
+
+@pytest.mark.parametrize("damage", [_flip, _zero, _cut])
+def test_no_damage_restores_something_else(tmp_path, damage):
+    state, draw = _like_trained(), random.Random(0)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, HOST)
+    files = [path for path in _files(tmp_path / "1") if path.stat().st_size]
+    largest = max(files, key=lambda path: path.stat().st_size)  # the arrays' own bytes
+    noticed = 0
+    for attempt in range(30):
+        path = largest if attempt % 3 == 0 else draw.choice(files)
+        whole = path.read_bytes()
+        damage(path, draw)
+        with CheckpointReader(tmp_path) as reader:
+            try:
+                restored, host = reader.restore(None, state)
+            except ValueError:
+                noticed += 1
+            else:
+                chex.assert_trees_all_equal(restored, state)
+                assert host == HOST
+        path.write_bytes(whole)
+    assert noticed >= 5
+    gc.collect()
+
+
+def _damage_arrays(tmp_path, step):
+    """Swaps two array files' bytes for others that Orbax takes: another state of the same shapes."""
+    with Checkpointer(tmp_path / "other") as checkpointer:
+        other = {**_like_trained(), "w": jnp.zeros((64, 256))}
+        checkpointer.save(step, other, HOST)
+    shutil.rmtree(tmp_path / "run" / str(step) / "state")
+    shutil.move(tmp_path / "other" / str(step) / "state", tmp_path / "run" / str(step) / "state")
+
+
+def test_what_is_damaged_is_named_with_what_else_there_is(tmp_path):
+    state = _like_trained()
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        for step in (3, 4):
+            checkpointer.save(step, state, HOST)
+        _damage_arrays(tmp_path, 4)
+        for restore in (checkpointer.restore, checkpointer.restore_part):
+            with pytest.raises(ValueError) as refused:
+                restore(None, state)
+            assert str(refused.value) == (
+                f"The checkpoint of step 4 in {tmp_path}/run is damaged: w is not what was saved."
+                f" Name another with --step (3), or remove {tmp_path}/run/4: training goes on from"
+                " step 3 then."
+            )
+        checkpointer.restore_part(None, {"half": state["half"]})  # is whole
+        shutil.rmtree(tmp_path / "run" / "3")
+        with pytest.raises(ValueError, match="There is no other: put back a copy, or start again"):
+            checkpointer.restore(None, state)
+
+
+def test_a_checkpoint_without_digests_is_read_still(tmp_path):
+    state = _like_trained()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, HOST)
+        (record,) = (path for path in _files(tmp_path / "1" / "host") if path.name == "metadata")
+        whole = json.loads(record.read_text())
+        record.write_text(json.dumps({name: whole[name] for name in ("host", "leaves")}))
+        restored, host = checkpointer.restore(None, state)
+        chex.assert_trees_all_equal(restored, state)
+        assert host == HOST
+        for broken in ({**whole, "more": 1}, {**whole, "sha256": "0"}, [], {"host": HOST}):
+            record.write_text(json.dumps(broken))
+            with pytest.raises(ValueError, match="its record is not what was saved"):
+                checkpointer.restore(None, state)
+
+
+def test_every_bit_is_kept(tmp_path):
+    """Negative zeros and payloads of NaN, which compare equal to what they are not, or unequal."""
+    bits = np.asarray([0x80000000, 0x7FC00001, 0xFF800001, 0], np.uint32)
+    state = {"odd": jnp.asarray(bits.view(np.float32)), "zero": -jnp.zeros((3, 5))}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, {})
+        restored, _ = checkpointer.restore(1, state)
+    np.testing.assert_array_equal(np.asarray(restored["odd"]).view(np.uint32), bits)
+    assert np.signbit(restored["zero"]).all()
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(0, _state(), {})
@@ -134,8 +311,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             path.write_bytes(b"")
     with Checkpointer(tmp_path) as checkpointer:
         _refuses_to_restore(checkpointer)
-    time.sleep(1)  # until those reads have ended
-    gc.collect()
+    gc.collect()  # what would complain of an unfinished restore does so here
 
 
 def _refuses_to_restore(checkpointer: Checkpointer) -> None:
@@ -158,6 +334,114 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
     assert not (tmp_path / "1").exists()
 
 
+def test_the_space_for_all_checkpoints_is_known_before_the_first(tmp_path, monkeypatch):
+    shapes = _abstract(_like_trained())
+    folder = tmp_path / "new" / "checkpoints"
+    free = SimpleNamespace(free=3 * checkpoint_bytes(shapes))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free if path.exists() else None)
+    check_space(folder, shapes, 3)
+    with pytest.raises(ValueError, match=r"4 of 16 MiB each need 64 MiB, and 48 MiB are free"):
+        check_space(folder, shapes, 4)
+    with Checkpointer(folder) as checkpointer:
+        checkpointer.save(1, _like_trained(), {})
+    check_space(folder, shapes, 4)  # one is there
+    free.free = 0
+    with pytest.raises(ValueError, match="Too little disk for the checkpoints"):
+        check_space(folder, shapes, 1)  # the next is written before the last is removed
+
+
+def _refuses_to_save(checkpointer: Checkpointer, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected) as refused:
+        checkpointer.save(2, _like_trained(), {})
+    assert "\n" not in str(refused.value)
+    assert checkpointer.steps == (1,)
+    assert os.listdir(checkpointer._folder) == ["1"]
+
+
+def test_a_save_that_fails_on_the_way_leaves_nothing(tmp_path, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, _like_trained(), {})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            _refuses_to_save(checkpointer, "step 2 cannot be written to .* \\(File too large\\):")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not caplog.records  # Orbax tells of each failure with several tracebacks
+        checkpointer.save(2, _like_trained(), {})
+        assert checkpointer.steps == (1, 2)
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "x"), "Too little disk for the checkpoint of step 2"),
+        (OSError(errno.EDQUOT, "x"), "Too little disk for the checkpoint of step 2"),
+        (ValueError("Failed [os_error_code='28']"), "Too little disk for the checkpoint of step 2"),
+        (OSError(errno.EROFS, "x"), r"cannot be written to .* \(Read-only file system\): make"),
+        (ValueError("Failed [os_error_code='5']"), r"cannot be written to .* \(Input/output error"),
+    ],
+)
+def test_a_disk_that_refuses_is_told_in_one_sentence(tmp_path, monkeypatch, error, expected):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, _like_trained(), {})
+
+        def fail(path, **_):
+            (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+            raise error
+
+        monkeypatch.setattr(checkpointer._orbax, "save", fail)
+        _refuses_to_save(checkpointer, expected)
+
+
+def test_the_first_save_is_read_back(tmp_path, monkeypatch):
+    with Checkpointer(tmp_path) as checkpointer:
+        save = checkpointer._orbax.save
+
+        def lossy(path, args):
+            arrays = {name: array * 0 for name, array in args.state.item.items()}
+            args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), host=args.host)
+            save(path, args=args)
+
+        monkeypatch.setattr(checkpointer._orbax, "save", lossy)
+        with pytest.raises(ValueError, match="step 1 is not what .* holds when it is read back"):
+            checkpointer.save(1, _like_trained(), {})
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "exp[1]",
+        "a b",
+        "-x",
+        "q'u\"o",
+        "st*r",
+        "wh?t",
+        "back\\slash",
+        "new\nline",
+        "é☃",
+        "gs:",
+        "\udcff",
+    ],
+)
+def test_folders_of_any_name(tmp_path, name):
+    state = {"x": jnp.arange(3.0)}
+    (tmp_path / "star" / "checkpoints").mkdir(parents=True)  # as a pattern the name may mean this
+    folder = tmp_path / name / "checkpoints"
+    for step in (1, 2):
+        with Checkpointer(folder) as checkpointer:
+            checkpointer.save(step, state, {"step": step})
+    with CheckpointReader(folder) as reader:
+        for step in (1, 2):
+            restored, host = reader.restore(step, state)
+            np.testing.assert_array_equal(restored["x"], state["x"])
+            assert host == {"step": step}
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+    assert os.listdir(tmp_path / "star" / "checkpoints") == []
+
+
 def test_host_state_that_is_not_json_is_refused(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         for host in ({"x": object()}, {"x": float("nan")}):
@@ -172,11 +456,13 @@ def test_bad_counts_and_folders_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="Cannot make the checkpoint folder"):
         Checkpointer(tmp_path / "file" / "checkpoints")
+    with pytest.raises(ValueError, match="keep_every=-1"):
+        Checkpointer(tmp_path, keep_every=-1)
 
 
 _SAVES_FOREVER = """
 import sys, itertools, jax.numpy as jnp
-from ictjax.checkpoint import Checkpointer
+from ictjax.checkpoint import Checkpointer, CheckpointReader
 with Checkpointer(sys.argv[1], keep_last=3) as checkpointer:
     for step in itertools.count(1):
         checkpointer.save(step, {"x": jnp.full((200_000,), float(step)), "y": jnp.full((50,), step)}, {"step": step})

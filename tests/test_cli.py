@@ -16,6 +16,7 @@ import tomllib
 
 import pytest
 
+import experiments.__main__
 import experiments.train
 from experiments import cli, evaluate, run_dir, train
 from experiments.command import unknown
@@ -78,9 +79,9 @@ def program(*argv, **settings):
 
 def test_the_script_is_the_module():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert scripts["scripts"] == {"ictjax": "experiments.cli:main"}
+    assert scripts["scripts"] == {"ictjax": "experiments.__main__:main"}
     entry = importlib.metadata.EntryPoint("ictjax", scripts["scripts"]["ictjax"], "console_scripts")
-    assert entry.load() is cli.main
+    assert entry.load() is experiments.__main__.main
     for name in ("experiments", "experiments.games"):
         argv = ["games", "list", "--env", "fake"][name != "experiments" :]
         shown = program("-m", name, *argv, capture_output=True)
@@ -182,7 +183,7 @@ def test_bad_input_is_refused_before_anything_heavy_is_loaded(argv):
 
 def test_lists_and_tables_load_nothing_heavy(tmp_path):
     config = to_dict(PRESETS["fake-tiny"])
-    arms = {name: {"mean": 0.5} for name in ("initial", "untrained", "trained")}
+    arms = {name: {"mean": 0.5, "ci95": [0.4, 0.6]} for name in ("initial", "untrained", "trained")}
     test = {"difference": 0.0, "ci95": [-0.1, 0.1], "p": 1.0}
     overall = {"train": {"arms": arms, "tests": {"trained_vs_untrained": test}}}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -332,9 +333,9 @@ def test_unknown_flag(capsys, tmp_path):
         (("--seed", "x"), ("--seed takes a whole number, not 'x'",)),
         (("--optimizer.learning-rate", "x"), ("--optimizer.learning-rate takes a number",)),
         (("--reflector.dtype", "bfloat"), ("did you mean 'bfloat16'?", "float32")),
-        (("--reflector.lora.rank", "-1"), ("reflector.lora.rank is -1",)),
-        (("--actor-sampler.num-slots", "0"), ("actor-sampler: num_slots is 0",)),
-        (("--reflector.mesh.tensor", "0"), ("reflector.mesh: mesh tensor is 0",)),
+        (("--reflector.lora.rank", "-1"), ("reflector.lora.rank must be", "got -1")),
+        (("--actor-sampler.num-slots", "0"), ("actor_sampler.num_slots must be", "got 0")),
+        (("--reflector.mesh.tensor", "0"), ("reflector.mesh.tensor must be", "got 0")),
         (("--batch.num-rows", "1"), ("batch.num_rows", "got 1 x 4")),
         (("--mesh", "v5e-9"), ("'v5e-9'", "did you mean 'v5e-8'?", "h200")),
         (("--train-options", "rooms"), ("KEY=VALUE", "'rooms'")),
@@ -483,6 +484,39 @@ def test_a_tokenizer_of_another_model_is_said_before_weights_are_read(capsys, tm
     (actor / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
     argv = flags(tmp_path / "run", "--actor.model", str(actor))
     refused(capsys, train.main, argv, "has embeddings of 9 ids")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("role", ["actor", "reflector"])
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", '{"rms_norm_eps": NaN}', "sets rms_norm_eps to nan"),
+        ("tokenizer.json", None, "tokenizer.json is missing"),
+        (
+            "tokenizer_config.json",
+            '{"auto_map": ["a.B", null], "tokenizer_class": "B"}',
+            "is a program",
+        ),
+        ("generation_config.json", '{"eos_token_id": "<end>"}', "sets eos_token_id to '<end>'"),
+        ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "512 MB of memory"),
+        ("model.safetensors", None, "has neither model.safetensors nor"),
+        ("model.safetensors", "", "model.safetensors cannot be read"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "b"}}', "has weights twice"),
+    ],
+)
+@pytest.mark.usefixtures("reads_no_weights")
+def test_a_folder_that_is_no_model_is_said_with_its_role(capsys, tmp_path, role, name, text, words):
+    folder = save_pair(tmp_path)[role == "reflector"]
+    path = folder / name
+    if text is None:
+        path.unlink()
+    elif name in ("config.json", "tokenizer_config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(text)))
+    else:
+        path.write_text(text)
+    argv = flags(tmp_path / "run", f"--{role}.model", str(folder))
+    refused(capsys, train.main, argv, f"{role}.model: ", str(folder), words)
     assert not (tmp_path / "run").exists()
 
 

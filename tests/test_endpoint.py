@@ -513,12 +513,15 @@ def test_a_speaker_without_a_url_is_refused():
     ("settings", "error"),
     [
         ({"url": "localhost:8000"}, "endpoint.url is 'localhost:8000': give http"),
-        ({"concurrency": 0}, "endpoint.concurrency is 0: give at least 1"),
-        ({"timeout_s": 0.0}, "endpoint.timeout_s is 0.0"),
-        ({"timeout_s": float("inf")}, "endpoint.timeout_s is inf"),
-        ({"max_retries": -1}, "endpoint.max_retries is -1"),
-        ({"first_wait_s": float("nan")}, "endpoint.first_wait_s is nan"),
-        ({"tokens_parameter": "tokens"}, "endpoint.tokens_parameter is 'tokens'"),
+        ({"concurrency": 0}, "endpoint.concurrency must be a whole number from 1 to 4,096, got 0"),
+        ({"timeout_s": 0.0}, "endpoint.timeout_s must be from 0.001 to 86,400, got 0.0"),
+        ({"timeout_s": float("inf")}, "endpoint.timeout_s must be from 0.001 to 86,400, got inf"),
+        ({"max_retries": -1}, "endpoint.max_retries must be .*, got -1"),
+        ({"first_wait_s": float("nan")}, "endpoint.first_wait_s must be .*, got nan"),
+        (
+            {"tokens_parameter": "tokens"},
+            "endpoint.tokens_parameter must be one of .*, got 'tokens'",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, error):

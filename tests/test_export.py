@@ -1,7 +1,9 @@
 """The reflector of a run as a Hugging Face folder or a PEFT adapter."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import chex
 import jax
@@ -84,6 +86,30 @@ def test_adapter_merged_and_alone(tmp_path):
     lora, adapter = load_adapter(tmp_path / "alone", model)
     assert lora == LORA
     chex.assert_trees_all_equal(adapter, trained)
+
+
+@pytest.mark.parametrize("flags", [[], ["--adapter"]])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, capsys, monkeypatch, flags, made):
+    save_run(tmp_path, LORA)
+    out = tmp_path / "out"
+    if made:
+        out.mkdir()
+    left = iter([None])  # one file is written before the disk is full
+
+    def fsync(descriptor):
+        if next(left, True):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SystemExit, match="2"):
+        export.main(["--run-dir", str(tmp_path / "run"), "--out", str(out), *flags])
+    error = capsys.readouterr().err
+    assert f"ictjax: {out}/" in error
+    assert "No space left on device; free some space and start it again" in error
+    assert len(error.splitlines()) == 1
+    assert out.exists() == made
+    assert not made or not any(out.iterdir())
 
 
 @pytest.mark.parametrize(

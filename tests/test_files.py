@@ -1,4 +1,6 @@
+import errno
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -6,7 +8,8 @@ import threading
 
 import pytest
 
-from envs.files import replacing
+from envs.cache_files import cache_file, write_json
+from envs.files import append, replacing
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,52 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
         assert not path.exists()
     assert path.read_text() == "all of it"
     assert os.listdir(tmp_path) == ["whole.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_refuses_is_told_with_the_name_of_the_file(tmp_path, monkeypatch, number):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path}/new.txt'"),
+        replacing(tmp_path / "new.txt") as temporary,
+    ):
+        temporary.write_text("x")
+    with (
+        (tmp_path / "lines").open("ab", buffering=0) as file,
+        pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path}/lines'"),
+    ):
+        append(file, b"x")
+    assert os.listdir(tmp_path) == ["lines"]
+    assert (tmp_path / "lines").read_bytes() == b""
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), replacing(tmp_path / "new.txt"):
+        (tmp_path / "missing").read_text()
+    with (
+        pytest.raises(FileNotFoundError, match=r"no/new.txt'"),
+        replacing(tmp_path / "no" / "new.txt"),
+    ):
+        pass
+
+
+def test_an_append_that_is_cut_off_leaves_the_file_as_it_was(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "lines"
+    with path.open("ab", buffering=0) as file:
+        append(file, b"first\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large.*lines"):
+                append(file, b"second\n")  # 4 bytes of it fit
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert path.read_bytes() == b"first\n"
+        append(file, b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
@@ -144,3 +193,20 @@ def test_many_threads_and_processes_write_one_file_whole(tmp_path):
     assert seen and seen <= texts
     assert path.read_text() in texts
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_caches_lie_below_the_named_folder_or_the_home(tmp_path, monkeypatch):
+    odd = tmp_path / "a b'\"[1]\\\n\u00e9\udcff"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(odd))
+    write_json(cache_file("x.json"), {"\udcff": 1})
+    assert [path.name for path in (odd / "ictjax").iterdir()] == ["x.json"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(odd))
+    assert cache_file("x.json") == odd / ".cache" / "ictjax" / "x.json"
+
+
+def test_a_home_that_nobody_knows_is_refused(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ValueError, match="no home folder .* set HOME or XDG_CACHE_HOME"):
+        cache_file("x.json")

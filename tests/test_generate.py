@@ -250,11 +250,14 @@ def refused(capsys, *argv):
             "--tokens holds 260, which is not in the model's vocabulary, 0 to 259",
         ),
         (["--tokens=-1"], "--tokens holds -1"),
-        (["--tokens", "1", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
-        (["--tokens", "1", "--top-p", "0"], "--top-p must be above 0"),
+        (
+            ["--tokens", "1", "--max-new-tokens", "0"],
+            "--max-new-tokens must be a whole number from 1 to 16,777,216, got 0",
+        ),
+        (["--tokens", "1", "--top-p", "0"], "--top-p must be from 1e-06 to 1, got 0"),
         (
             ["--tokens", "1", "--temperature", "-1"],
-            "--temperature must be 0 (greedy) or above, got -1",
+            "--temperature must be 0, or from 0.001 to 100, got -1",
         ),
         (["--tokens", "1", "--adapter", "nowhere"], "adapter_config.json"),
         (["--tokens", "1", "--dtype", "int8"], "int8"),

@@ -2,8 +2,10 @@
 (tests/test_parity.py compares with PyTorch).
 """
 
+import contextlib
 import dataclasses
 import json
+import re
 
 import chex
 import huggingface_hub
@@ -13,11 +15,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ictjax import mesh as meshes
 from ictjax.models.config import ModelConfig, RopeScaling
 from ictjax.models.hf import hub, load_checkpoint, reader, save_checkpoint
+from ictjax.models.hf.reader import check_checkpoint
 from ictjax.models.hf.translate import FAMILIES, model_from_hf, model_to_hf
 from ictjax.models.transformer import param_axes
 
@@ -372,3 +377,249 @@ def test_refuses_a_tokenizer_with_more_ids_than_embeddings(folder):
         ValueError, match=r"tokenizer.json has the id 67, but the model has embeddings of 67 ids"
     ):
         load_checkpoint(folder)
+
+
+def shards_of(folder, names=("a.safetensors", "b.safetensors")):
+    """Splits the weights in two, with an index; the single file stays."""
+    tensors = load_file(folder / "model.safetensors")
+    weight_map = {name: names[order % 2] for order, name in enumerate(tensors)}
+    for shard in names:
+        save_file({n: t for n, t in tensors.items() if weight_map[n] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return weight_map
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.safetensors", "../../a", "..", ".", "", "sub/a.safetensors", "a\\b", "a\0b"]
+)
+def test_an_index_names_files_of_its_folder_only(folder, name):
+    weight_map = shards_of(folder)
+    (folder / "model.safetensors").unlink()
+    outside = folder.parent / "a.safetensors"
+    (folder / "a.safetensors").rename(outside)
+    for wrong in (name, str(outside)):
+        index = {"weight_map": {n: wrong if s[0] == "a" else s for n, s in weight_map.items()}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=r"index\.json names '.*', which is no file of this"):
+            load_checkpoint(folder)
+
+
+def test_files_of_an_index_may_be_links(folder):
+    shards_of(folder)
+    (folder / "model.safetensors").unlink()
+    blob = folder.parent / "blob"
+    (folder / "a.safetensors").rename(blob)
+    (folder / "a.safetensors").symlink_to(blob)
+    load_checkpoint(folder)
+    blob.unlink()
+    with pytest.raises(ValueError, match=r"lacks a\.safetensors, which .*index\.json names: downl"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["c" * 300, "c.safetensors"])
+def test_a_file_that_an_index_names_is_missing(folder, name):
+    shards_of(folder, names=("a.safetensors", "b.safetensors"))
+    (folder / "model.safetensors").unlink()
+    text = (folder / "model.safetensors.index.json").read_text()
+    (folder / "model.safetensors.index.json").write_text(text.replace("b.safetensors", name))
+    with pytest.raises(ValueError, match=f"lacks {name[:200]}, which"):
+        load_checkpoint(folder)
+
+
+def test_old_shards_beside_new_weights_are_refused(folder):
+    shards_of(folder)
+    with pytest.raises(
+        ValueError,
+        match=r"weights twice, model\.safetensors and those of .*\(a\.safetensors\): remove",
+    ):
+        load_checkpoint(folder)
+    names = shards_of(folder)
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    chex.assert_trees_all_equal(load_checkpoint(folder)[1], random_params(TINY))
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    shards_of(folder)
+    (folder / "model.safetensors").unlink()
+    shards = [load_file(folder / name) for name in ("a.safetensors", "b.safetensors")]
+    save_file(shards[0] | dict([shards[1].popitem()]), folder / "a.safetensors")
+    with pytest.raises(ValueError, match=r"two files: .* in a\.safetensors and b\.safetensors:"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "index", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": {"a": 1}}]
+)
+def test_an_index_without_map_is_named(folder, index):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json has no weight_map"):
+        load_checkpoint(folder)
+
+
+def test_what_is_left_of_a_download_is_named(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        ValueError, match=r"has neither .*, only model-00001-of-00002\.safetensors: finish its"
+    ):
+        load_checkpoint(folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(ValueError, match="pointer of Git LFS"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[]", "no JSON object"),
+        (b"", "is not JSON"),
+    ],
+)
+def test_small_files_that_cannot_be_read_are_named(folder, text, message):
+    for name in ("config.json", "model.safetensors.index.json"):
+        before = (folder / name).read_bytes() if (folder / name).is_file() else None
+        (folder / name).write_bytes(text)
+        with pytest.raises(ValueError, match=f"{name} .*{message}"):
+            load_checkpoint(folder)
+        if before is not None:
+            (folder / name).write_bytes(before)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", [NAN, INF, 0, 0.0, -1, -1e-6, None, "1", [], True])
+def test_numbers_that_would_make_nan_are_refused(name, value):
+    data = model_to_hf(TINY)
+    data.pop("rope_parameters")
+    with pytest.raises(ValueError, match=f"it sets {name} to .*, which is no positive number"):
+        model_from_hf(data | {name: value})
+    if name == "rope_theta":
+        rope = {"rope_type": "default", name: value}
+        with pytest.raises(ValueError, match=f"it sets {name} to .*, which is no positive number"):
+            model_from_hf(data | {"rope_parameters": rope})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2", {"num_hidden_layers": 1_000_000, "layer_types": None}),
+        ("qwen2", {"num_hidden_layers": 10**30}),
+        ("qwen2", {"num_hidden_layers": 0, "layer_types": None}),
+        ("qwen2", {"num_attention_heads": 0}),
+        ("qwen2", {"head_dim": 0}),
+        ("qwen2", {"head_dim": 10**30}),
+        ("qwen2", {"vocab_size": -1}),
+        ("qwen2", {"vocab_size": True}),
+        ("qwen2", {"max_position_embeddings": 10**30}),
+        ("qwen2", {"model_type": ["qwen2"]}),
+        ("qwen2", {"model_type": {}}),
+        ("qwen2", {"architectures": 5}),
+        ("qwen2", {"architectures": "Qwen2ForCausalLM"}),
+        ("qwen2", {"dtype": 0}),
+        ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 0}}),
+        ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": NAN}}),
+        ("qwen2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": INF}}),
+        ("qwen2", {"rope_parameters": {"rope_type": [], "rope_theta": 1e4}}),
+        ("gemma3_text", {"sliding_window": 0}),
+        ("gemma3_text", {"sliding_window": 10**30}),
+        ("gemma3_text", {"query_pre_attn_scalar": 0}),
+        ("gemma3_text", {"query_pre_attn_scalar": -1}),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_model_has_are_refused(family, changes):
+    config = TINY
+    if family == "gemma3_text":
+        config = dataclasses.replace(
+            TINY,
+            family=family,
+            **FAMILIES[family].fixed,
+            qkv_bias=False,
+            activation="gelu_tanh",
+            attention_scale=24**-0.5,
+            sliding_window=7,
+            sliding_layers=(True, False, True),
+            local_rope_theta=500.0,
+        )
+    data = model_to_hf(config)
+    with pytest.raises(ValueError, match="^it "):
+        model_from_hf(data | changes)
+
+
+def test_a_refused_config_names_its_file(folder):
+    edit_config(folder, rms_norm_eps=0.0)
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(folder / 'config.json'))}: it sets rms_"
+    ):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "norm_eps", "local_rope_theta", "attention_scale"])
+@pytest.mark.parametrize("value", [NAN, INF, 0.0, -1.0])
+def test_a_model_has_positive_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*: give a positive number"):
+        dataclasses.replace(TINY, **{name: value})
+
+
+def test_a_folder_is_checked_without_reading_weights(folder, monkeypatch):
+    monkeypatch.setattr(reader, "_read", None)
+    check_checkpoint(folder)
+    edit_tensors(folder, lambda t: t.pop("model.norm.weight"))
+    with pytest.raises(ValueError, match=r"missing tensors: model\.norm\.weight"):
+        check_checkpoint(folder)
+
+
+def refused(call):
+    """What a call that may succeed is refused with; "" where it is not."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+CONFIG_KEYS = sorted({*model_to_hf(TINY), "torch_dtype", "rope_scaling", "quantization_config"})
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(CONFIG_KEYS), JSON, min_size=1, max_size=3))
+def test_any_config_is_read_or_refused(changes):
+    refusal = refused(lambda: model_from_hf(model_to_hf(TINY) | changes))
+    assert refusal == "" or (refusal.startswith("it ") and "\n" not in refusal)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(at=st.integers(0, 400), bytes_=st.binary(min_size=1, max_size=9), cut=st.integers(0, 500))
+def test_any_weights_are_read_or_refused(folder, at, bytes_, cut):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes((whole[:at] + bytes_ + whole[at + len(bytes_) :])[: len(whole) - cut])
+        with contextlib.suppress(ValueError):
+            check_checkpoint(folder)
+    finally:
+        path.write_bytes(whole)
+
+
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(index=JSON | st.fixed_dictionaries({"weight_map": JSON}))
+def test_any_index_is_read_or_refused(folder, index):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        check_checkpoint(folder)

@@ -319,6 +319,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     )
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_value_that_no_loss_depends_on_is_counted(bad):
+    batch, params = _batch(), _bigram_params()
+    unused = next(i for i in range(11) if i not in batch.tokens_bt)
+    params["table"] = params["table"].at[unused, 3].set(bad)
+    optimizer = make_optimizer(OPTIMIZER)
+    update = make_update(BIGRAM, GRPO, optimizer, LearnerConfig())
+    _, metrics = update(init_state(params, optimizer), _bigram_params(), batch)
+    assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 0
+    assert metrics["bad_leaves"] == 1
+
+
 def test_metrics_by_hand():
     params, reference, batch = _bigram_params(), _bigram_params(seed=1), _batch()
     logp_br, ref_br = _bigram_logprobs(params, batch), _bigram_logprobs(reference, batch)
@@ -344,6 +356,7 @@ def test_metrics_by_hand():
         "grad_norm": optax.tree.norm(grads),
         "update_norm": optax.tree.norm(grads),
         "skipped": 0,
+        "bad_leaves": 0,
     }
     assert metrics.keys() == {*expected, "entropy"}
     for name, value in expected.items():
@@ -465,6 +478,8 @@ def test_learning_rate_schedules_by_hand():
         rates(schedule="cosine", warmup_steps=2, total_steps=4), [0.5, 1, 1, 0.5, 0, 0], atol=1e-6
     )
     assert PAPER_OPTIMIZER.learning_rate == 3e-6
+    with pytest.raises(ValueError, match="total_steps is 0"):
+        rates(schedule="cosine")
 
 
 def test_optimizer_clips_before_it_adapts():

@@ -1,9 +1,11 @@
 """The pool without workers answers like the one with them."""
 
+import sys
+
 import pytest
 
-from envs.api import GameId, Outcome
-from envs.fake import FakeEnvironment
+from envs.api import GameId, Observation, Outcome, Step
+from envs.fake import FakeEnvironment, FakeGame
 from envs.local import LocalPool
 from envs.pool import MAX_ACTION_CHARS, WorkerPool
 
@@ -38,6 +40,33 @@ def test_the_answers_are_those_of_the_worker_pool(actions):
     with LocalPool(FakeEnvironment()) as local, WorkerPool("fake", num_workers=1) as pool:
         assert answers(local, actions, max_steps=5) == answers(pool, actions, max_steps=5)
         assert local.stats == pool.stats
+
+
+@pytest.mark.parametrize(
+    ("reward", "cause"),
+    [(float("nan"), "the reward nan"), (float("inf"), "the reward inf"), ("1", "the reward '1'")],
+)
+def test_a_reward_that_is_no_number_fails_the_episode(monkeypatch, reward, cause):
+    monkeypatch.setattr(
+        FakeGame, "step", lambda *_: Step(observation=Observation(text="x"), reward=reward)
+    )
+    with LocalPool(FakeEnvironment()) as pool:
+        (_, (step, _)) = answers(pool, ["look"])
+    assert step.outcome is Outcome.FAILED
+    assert step.reward == 0.0
+    assert cause in step.error
+
+
+def test_lone_surrogates_are_replaced_and_an_exit_is_a_failure(monkeypatch):
+    def reset(self, game):
+        return Observation(text="\ud800", actions=("\udfff",))
+
+    monkeypatch.setattr(FakeGame, "reset", reset)
+    monkeypatch.setattr(FakeGame, "step", lambda *_: sys.exit(3))
+    with LocalPool(FakeEnvironment()) as pool:
+        ((first, _), (last, _)) = answers(pool, ["look"])
+    assert first.observation == Observation(text="?", actions=("?",))
+    assert last.error == "The game fake|door|1 failed: it raised SystemExit: 3."
 
 
 def test_a_game_that_raises_ends_its_own_episode():

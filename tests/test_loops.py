@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -224,6 +225,26 @@ def test_precollected_contexts_cover_all_loops_and_turns_and_are_drawn_in_passes
     assert loops.precollected(silent, tmp_path, resumed=True) == contexts
     with pytest.raises(ValueError, match="precollected.jsonl is missing"):
         loops.precollected(silent, tmp_path / "other", resumed=True)
+    path = tmp_path / "contexts" / "precollected.jsonl"
+    whole, seal = path.read_bytes(), path.with_suffix(".sha256")
+    lines = whole.splitlines(keepends=True)
+    for changed, named in (
+        (b"".join(lines[:6]), "has 6 lines, 12 contexts were collected"),
+        (whole[:-9], "has 11 lines"),
+        (b"", "has 0 lines"),
+        (b"".join(reversed(lines)), "is not what was collected"),
+        (whole.replace(b"say nothing", b"say anything", 1), "is not what was collected"),
+        (b"\xff" + whole[1:], "is not what was collected"),
+    ):
+        path.write_bytes(changed)
+        for resumed in (True, False):
+            with pytest.raises(ValueError, match=f"^{path} {named}.*restore"):
+                loops.precollected(silent, tmp_path, resumed=resumed)
+    path.write_bytes(whole)
+    digest = hashlib.sha256(whole).hexdigest()
+    assert seal.read_text() == f"{digest}  precollected.jsonl\n"  # for sha256sum --check
+    seal.unlink()  # older versions wrote none
+    assert loops.precollected(silent, tmp_path, resumed=True) == contexts
     drawn = [
         context
         for iteration in range(1, 13)

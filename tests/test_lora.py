@@ -267,8 +267,11 @@ def test_the_sampler_decodes_with_the_adapter(base, adapter):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LoraConfig(rank=-1), "lora.rank is -1"),
-        (lambda: LoraConfig(rank=2, alpha=0.0), "lora.alpha is 0.0"),
+        (lambda: LoraConfig(rank=-1), "lora.rank must be a whole number from 0 to 16,384, got -1"),
+        (
+            lambda: LoraConfig(rank=2, alpha=0.0),
+            "lora.alpha must be from 1e-06 to 1,000,000, got 0.0",
+        ),
         (lambda: LoraConfig(rank=2, targets=("q", "wq")), "lora.targets are q, wq"),
         (lambda: LoraConfig(rank=2, targets=("q", "q")), "each once"),
         (

@@ -90,6 +90,7 @@ def test_an_environment_that_a_model_does_not_know_is_refused(tmp_path):
     ("content", "reason"),
     [
         (b"", "Expecting value"),
+        (b"[" * 100_000, "recursion"),
         (b'{"environments": {"minihack": {"opt', "Unterminated string"),
         (b"\xff\xfe", "can't decode"),
         ([], "no object 'environments'"),

@@ -219,7 +219,7 @@ def test_there_is_nothing_else_at_the_top_of_the_package():
         ({"num_games": 0}, "num_games must be a whole number of at least 1, got 0"),
         ({"meta_turns": 0}, "meta_turns must be a whole number of at least 1, got 0"),
         ({"draw": "some"}, "draw must be 'fresh' or 'fixed', got 'some'"),
-        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be a whole number from 1 to 1,000,000, got 0"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(settings, message):

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import sys
 
 import jax.numpy as jnp
@@ -112,24 +114,70 @@ def test_close_is_idempotent(tmp_path):
     writer.close()
 
 
-def test_tensorboard_gets_every_number_and_purges_on_resume(tmp_path):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside tensorboardX
+def test_tensorboard_gets_every_number_once_over_all_resumes(tmp_path):
     pytest.importorskip("tensorboardX")
-    from tensorboardX.proto import event_pb2
+    from ictjax.events import _events
 
     with MetricsWriter(tmp_path) as writer:
-        writer.write(0, {"loss": 0.5, "name": "x", "skipped": None}, time={"update": 1.0})
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    data, scalars = path.read_bytes(), {}
-    while data:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
-        length = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + length])
-        data = data[16 + length :]
-        scalars |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
-    assert scalars == {"loss": (0, 0.5), "time/update": (0, 1.0)}
+        writer.write(1, {"loss": 0.5, "name": "x", "skipped": None}, time={"update": 1.0})
+        writer.write(2, {"loss": 0.7})
+    with MetricsWriter(tmp_path, last_iteration=1) as writer:
+        writer.write(2, {"loss": 0.25})
+    path = max((tmp_path / "tensorboard").iterdir())  # those before it are empty
+    assert [
+        (value.tag, event.step, value.simple_value)
+        for event, _ in _events(path.read_bytes())
+        for value in event.summary.value
+    ] == [("loss", 1, 0.5), ("time/update", 1, 1.0), ("loss", 2, 0.25)]
+
+
+def test_a_disk_that_is_full_leaves_whole_lines(tmp_path, monkeypatch):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, {"loss": 0.5})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", _full)
+            with pytest.raises(OSError, match=r"No space left on device: .*metrics.jsonl"):
+                writer.write(1, {"loss": 0.5})
+        writer.write(1, {"loss": 0.25})
+    assert [record["loss"] for record in read_metrics(tmp_path)] == [0.5, 0.25]
+
+
+def _full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_tensorboard_is_optional(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.delitem(sys.modules, "ictjax.events", raising=False)
+    for name in ("tensorboardX", "tensorboardX.proto", "tensorboardX.record_writer"):
+        monkeypatch.setitem(sys.modules, name, None)
     with MetricsWriter(tmp_path) as writer:
         writer.write(0, {"loss": 0.5})
     assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (['{"iteration":1}', '{"iteration":1}'], "Line 2 .* of iteration 1, which comes twice"),
+        (['{"iteration":2}', '{"iteration":1}'], "Line 2 .* of iteration 1, which comes twice or"),
+        (['{"iteration":true}'], "Line 1 .* not a metrics record"),
+        (['{"iteration":' + "9" * 5000 + "}"], "Line 1 .* not a metrics record"),
+        (["[" * 100_000], "Line 1 .* not a metrics record"),
+        (["\0" * 9], "Line 1 .* not a metrics record"),
+        (["null"], "Line 1 .* not a metrics record"),
+    ],
+)
+def test_lines_that_a_writer_never_writes_are_named(tmp_path, lines, named):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    before = path.read_bytes()
+    for reader in (read_metrics, lambda folder: MetricsWriter(folder, last_iteration=5)):
+        with pytest.raises(ValueError, match=named):
+            reader(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_hole_is_no_fault_of_the_file(tmp_path):
+    _write(tmp_path, [1, 4])
+    assert [record["iteration"] for record in read_metrics(tmp_path)] == [1, 4]

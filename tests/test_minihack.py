@@ -6,6 +6,8 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
+import types
 import warnings
 
 import pytest
@@ -90,6 +92,40 @@ def transcript(game, family, seed):
         step = game.step(action)
         texts.append(step.observation.text + str(step.outcome))
     return texts
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", "a\nline", "star*", "[1]", "it's", '"', "\\b", "é", "$(x)"]
+)
+def test_the_name_of_the_temporary_folder_does_not_choose_the_game(
+    open_game, tmp_path, monkeypatch, capfd, name
+):
+    expected = open_game("eat").reset(game_id("eat", 3))
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    game = MiniHackGame("eat", style="full")
+    assert list((tmp_path / name).iterdir())
+    assert game.reset(game_id("eat", 3)) == expected
+    assert game.state_hash() == open_game("eat").state_hash()
+    game.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_temporary_folder_that_nethack_cannot_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("é" * 225)))
+    with pytest.raises(ValueError, match="more than 450 bytes, like .*name another in TMPDIR"):
+        MiniHackGame("eat", style="full")
+
+
+@pytest.mark.parametrize(
+    ("level", "cause"),
+    [("LEVEL: what\n", "lev_comp could not write"), ("no_such_level.des", "no_such_level.des")],
+)
+def test_a_level_that_cannot_be_put_in_place_is_an_error(tmp_path, level, cause):
+    environment = types.SimpleNamespace(nethack=types.SimpleNamespace(_vardir=str(tmp_path)))
+    with pytest.raises(OSError, match=cause):
+        console._put_level(environment, level)
+    assert not (tmp_path / "nhdat").exists()
 
 
 def test_order_of_episodes_and_prompts_left_behind_do_not_matter(open_game):
@@ -312,6 +348,146 @@ def test_actions_are_read_as_people_write_them(text, command):
 
 
 @pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("wear f - a robe", Command(verb="wear", item="f - robe")),
+        ("wear f - a robe (being worn)", Command(verb="wear", item="f - robe")),
+        ("Take off f - an uncursed +0 robe (being worn).", Command(verb="takeoff", item="f - uncursed +0 robe")),
+        ("remove g - a ring (on left hand)", Command(verb="remove", item="g - ring")),
+        ("wield b - 12 +0 daggers (alternate weapon; not wielded)", Command(verb="wield", item="b - 12 +0 daggers")),
+        ("wield a - a +1 club (weapon in hand)", Command(verb="wield", item="a - +1 club")),
+        ("wield robe (being worn)", Command(verb="wield", item="robe")),
+        ("drop the robe (f)", Command(verb="drop", item="robe f")),
+        ("drop (robe)", Command(verb="drop", item="robe")),
+        ("drop $ - 5 gold pieces", Command(verb="drop", item="$ - 5 gold pieces")),
+        ("drop A - a robe", Command(verb="drop", item="A - robe")),
+        ("zap f - a wand (0:4) east", Command(verb="zap", item="f - wand", direction="east")),
+        ("zap f - a wand e", Command(verb="zap", item="f - wand", direction="east")),
+        ("zap wand (east)", Command(verb="zap", item="wand", direction="east")),
+        ("zap f - a wand", Command(verb="zap", item="f - wand")),
+        ("throw a - a dagger to the east", Command(verb="throw", item="a - dagger", direction="east")),
+        ("throw a e", Command(verb="throw", item="a", direction="east")),
+        ("throw a north", Command(verb="throw", item="a", direction="north")),
+        ("throw a dagger north", Command(verb="throw", item="dagger", direction="north")),
+        ("apply a", Command(verb="apply", item="a")),
+        ("apply a pick", Command(verb="apply", item="pick")),
+        ("What do you want to wear? [f or ?*] f", Command(verb="wear", item="f")),
+        ("What do you want to take off? [ef or ?*] f - a robe (being worn)", Command(verb="takeoff", item="f - robe")),
+        ("what do you want to use or apply? [ef or ?*] e", Command(verb="apply", item="e")),
+        ("What do you want to drink? [d or ?*]", Command(verb="quaff")),
+        ("What do you want to zap? f east", Command(verb="zap", item="f", direction="east")),
+        ("wear f [f or ?*]", Command(verb="wear", item="f")),
+        ("wear [f or ?*]", Command(verb="wear")),
+        ("wear [f]", Command(verb="wear", item="f")),
+        ("wear: f", Command(verb="wear", item="f")),
+        ("search --More--", Command(verb="search")),
+    ],
+)  # fmt: skip
+def test_lines_of_the_pack_and_questions_are_read_whole(text, command):
+    assert parse(text) == command
+
+
+@pytest.mark.parametrize(
+    "text", ["y", "f", "yes", "--More--", "esc", "n", "f - a robe (being worn)"]
+)
+def test_an_answer_without_a_question_is_told_what_to_say(text):
+    assert parse(text).endswith("say the whole action, for example: wear f.")
+
+
+PACK = tuple(
+    Item(letter=letter, noun=noun, name=name, text=text, gained=False)
+    for letter, noun, name, text in (
+        ("a", "club", "club", "a +1 club (weapon in hand)"),
+        ("b", "dagger", "daggers", "12 +0 daggers (alternate weapon; not wielded)"),
+        ("f", "robe", "robe", "an uncursed +0 robe (being worn)"),
+        ("g", "wand", "wand of digging", "a wand of digging (0:4)"),
+        ("h", "wand", "oak wand", "a cursed oak wand"),
+        ("$", "gold", "gold pieces", "5 gold pieces"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("typed", "letter"),
+    [
+        *(("wear " + wanted, "f") for wanted in (
+            "f", "robe", "f - a robe", "f - an uncursed +0 robe (being worn)", "an uncursed robe",
+            "uncursed +0 robe", "robe (being worn)", "f robe", "the robe (f)", "f) robe", "f: robe",
+            "f. an uncursed +0 robe (being worn)", "item f"[5:], "the robe",
+        )),
+        *(("wield " + wanted, "b") for wanted in (
+            "b", "dagger", "12 daggers", "b - 12 +0 daggers (alternate weapon; not wielded)",
+        )),
+        *(("zap " + wanted, "g") for wanted in (
+            "g - a wand of digging (0:4) east", "wand of digging", "digging", "g wand east",
+        )),
+        ("zap cursed wand", "h"),
+        ("drop $", "$"),
+        ("drop $ - 5 gold pieces", "$"),
+        ("drop gold", "$"),
+        ("wield a - a +1 club (weapon in hand)", "a"),
+    ],
+)  # fmt: skip
+def test_an_item_is_meant_by_its_letter_its_name_or_its_whole_line(typed, letter):
+    found = find_item(parse(typed).item, PACK, "")
+    assert isinstance(found, Item) and found.letter == letter
+
+
+@pytest.mark.parametrize(
+    ("typed", "note"),
+    [
+        ("wear z - a robe", "You have no item 'z'."),
+        ("wear a - a robe", "a is no robe: you have a - a +1 club (weapon in hand)."),
+        ("wear f - a cursed robe", "f is no cursed robe: you have f - an uncursed"),
+        ("wear cursed robe", "You have no cursed robe."),
+        ("wield 3 daggers", "You have no 3 daggers."),
+        ("drop uncursed", "You have no uncursed."),
+        ("drop being worn", "You have no being worn."),
+        ("wear b robe", "You have no b robe."),
+        ("zap wand", "Which wand? g - a wand of digging (0:4), h - a cursed oak wand."),
+    ],
+)
+def test_what_contradicts_the_pack_is_not_guessed(typed, note):
+    assert find_item(parse(typed).item, PACK, "").startswith(note)
+
+
+def test_the_real_game_takes_letters_names_and_lines_alike(open_game):
+    game = open_game("room_monster")
+    texts = {}
+    for wanted in ("c", "armor", "c - an uncursed +1 leather armor (being worn)"):
+        game.reset(game_id("room_monster", 10003))
+        first = {item.letter: item for item in game.raw().items}
+        assert first["c"].text == "an uncursed +1 leather armor (being worn)"
+        said = [game.step(f"takeoff {wanted}").observation.text]
+        worn = {item.letter: item.text for item in game.raw().items}["c"]
+        assert worn == "an uncursed +1 leather armor"
+        said.append(game.step(f"What do you want to wear? [c or ?*] {wanted}").observation.text)
+        assert {item.letter: item for item in game.raw().items} == first
+        texts[wanted] = said
+    assert len({tuple(said) for said in texts.values()}) == 1
+
+
+def test_every_line_of_a_real_pack_is_understood(open_game):
+    for family in ("room_monster", "levitate_ring"):
+        game = open_game(family)
+        game.reset(game_id(family, 10003))
+        for item in game.raw().items:
+            for wanted in (item.letter, f"{item.letter} - {item.text}", item.text, item.name):
+                game.reset(game_id(family, 10003))
+                game.step(f"drop {wanted}")
+                left = {kept.letter for kept in game.raw().items}
+                assert item.letter not in left or "being worn" in item.text, (family, wanted)
+
+
+def test_the_letter_a_is_thrown_where_a_direction_follows(open_game):
+    game = open_game("levitate_ring")
+    game.reset(game_id("levitate_ring", 10003))
+    assert game.raw().items[0].letter == "a"
+    game.step("throw a w")
+    assert "a" not in {item.letter for item in game.raw().items}
+
+
+@pytest.mark.parametrize(
     "text", ["", "!!!", "zapp wand", "north please", "pray loudly", "kick", "n"]
 )
 def test_other_actions_give_a_note(text):
@@ -326,6 +502,8 @@ def test_other_actions_give_a_note(text):
         ("a pair of combat boots", "combat boots", "boots"),
         ("a key named The Master Key of Thievery", "key named The Master Key of Thievery", "key"),
         ("a blessed +0 robe", "robe", "robe"),
+        ("a +0 robe (being worn) (unpaid, 5 zorkmids)", "robe", "robe"),
+        ("2 +0 daggers (alternate weapon; not wielded)", "daggers", "dagger"),
     ],
 )
 def test_names_and_nouns(text, name, noun):

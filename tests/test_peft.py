@@ -1,11 +1,14 @@
 """LoRA adapters in PEFT's format: there and back, and the weights that the format stands for."""
 
 import json
+import re
 
 import chex
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from ictjax.config import LoraConfig
@@ -14,6 +17,7 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import layout
 from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import load_adapter, save_adapter
+from tests.test_hf import JSON, refused
 
 MODEL = ModelConfig(
     vocab_size=19,
@@ -95,20 +99,129 @@ def test_rank_stabilised_adapters_keep_their_scale(folder):
     assert load_adapter(folder, MODEL)[0].scale == pytest.approx(6.0 / 3**0.5)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
-        ({"use_dora": True}, "use_dora to True"),
-        ({"bias": "all"}, "bias to 'all'"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
-    ],
-)
-def test_refuses_other_adapters(folder, changes, message):
+# What PEFT 0.18 writes for a plain adapter, beside what we write.
+PLAIN = {
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "arrow_config": None,
+    "auto_mapping": None,
+    "corda_config": None,
+    "ensure_weight_tying": False,
+    "eva_config": None,
+    "exclude_modules": None,
+    "init_lora_weights": True,
+    "layer_replication": None,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "lora_bias": False,
+    "lora_dropout": 0.05,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "peft_version": "0.18.0",
+    "qalora_group_size": 16,
+    "rank_pattern": {},
+    "revision": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_qalora": False,
+}
+
+
+def edit_config(folder, changes):
     data = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(data | changes))
-    with pytest.raises(ValueError, match=message):
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal"])
+def test_reads_what_peft_writes(folder, start):
+    edit_config(folder, PLAIN | {"init_lora_weights": start})
+    again, loaded = load_adapter(folder, MODEL)
+    assert again == LORA
+    chex.assert_trees_all_equal(loaded, random_adapter(LORA))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_dora": True},
+        {"use_dora": 1},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"fan_in_fan_out": True},
+        {"rank_pattern": {"q_proj": 8}},
+        {"alpha_pattern": {"q_proj": 8}},
+        {"modules_to_save": ["lm_head"]},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 0},
+        {"layers_pattern": ["layers"]},
+        {"layer_replication": [[0, 2], [1, 2]]},
+        {"trainable_token_indices": [1]},
+        {"target_parameters": ["experts.gate_up_proj"]},
+        {"alora_invocation_tokens": [1, 2]},
+        {"arrow_config": {"top_k": 3}},
+        {"corda_config": {"x": 1}},
+        {"eva_config": {"rho": 2.0}},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"use_qalora": True},
+        {"megatron_config": {"x": 1}},
+        {"use_bdlora": {"nblocks": 2}},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_16"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "lora_ga"},
+        {"init_lora_weights": 1},
+        {"a_variant_of_next_year": True},
+    ],
+    ids=str,
+)
+def test_refuses_variants_by_name(folder, changes):
+    edit_config(folder, PLAIN | changes)
+    (name,) = changes
+    with pytest.raises(ValueError, match=rf"adapter_config\.json sets {name} to .*plain LoRA"):
         load_adapter(folder, MODEL)
+
+
+@pytest.mark.parametrize("kind", ["IA3", "ADALORA", "LOHA", "TRAINABLE_TOKENS", None, 5, ["LORA"]])
+def test_refuses_other_kinds(folder, kind):
+    edit_config(folder, {"peft_type": kind})
+    with pytest.raises(ValueError, match=f"has peft_type {re.escape(repr(kind))}: only LORA"):
+        load_adapter(folder, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("lora_alpha", value) for value in (None, 0, -1, float("nan"), float("inf"), "8", True)],
+        *[("r", value) for value in (None, 0, -1, 10**30, 8.0, "8", True)],
+        ("use_rslora", "yes"),
+    ],
+)
+def test_refuses_sizes_that_make_no_sense(folder, name, value):
+    edit_config(folder, {name: value})
+    with pytest.raises(ValueError, match=rf"adapter_config\.json sets {name} to "):
+        load_adapter(folder, MODEL)
+
+
+@pytest.mark.parametrize("named", [["q_proj", "lm_head"], ["embed_tokens"], [5], ["x.y_proj"]])
+def test_refuses_targets_without_factors(folder, named):
+    edit_config(folder, {"target_modules": named})
+    with pytest.raises(ValueError, match=r"names .* in target_modules, but"):
+        load_adapter(folder, MODEL)
+
+
+def test_refuses_a_target_whose_factors_are_missing(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    kept = {name: value for name, value in tensors.items() if ".up_proj." not in name}
+    save_file(kept, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="names 'up_proj' in target_modules"):
+        load_adapter(folder, MODEL)
+    edit_config(folder, {"target_modules": "all-linear"})
+    assert "up" not in load_adapter(folder, MODEL)[0].targets
 
 
 @pytest.mark.parametrize(
@@ -135,6 +248,17 @@ def test_refuses_other_adapters(folder, changes, message):
             r"is \[3, 5\], expected \[3, 12\]",
         ),
         (lambda t: t.update({"x": np.zeros(3, np.int8)}), "holds x, which is not float32"),
+        (lambda t: t.update({"x": np.full(3, np.nan, np.float32)}), "holds x, which is not finite"),
+        (
+            lambda t: t.update(
+                {
+                    "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector": np.ones(
+                        20, np.float32
+                    )
+                }
+            ),
+            "lora_magnitude_vector, which is no projection",
+        ),
     ],
 )
 def test_refuses_tensors_that_do_not_fit(folder, edit, message):
@@ -152,3 +276,24 @@ def test_refuses_incomplete_folders(folder):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no adapter_model\.safetensors"):
         load_adapter(folder, MODEL)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(
+            [*PLAIN, "r", "lora_alpha", "target_modules", "use_rslora", "peft_type", "x"]
+        ),
+        JSON,
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_adapter_config_is_read_as_the_plain_one_or_refused(folder, changes):
+    before = (folder / "adapter_config.json").read_text()
+    edit_config(folder, changes)
+    refusal = refused(lambda: load_adapter(folder, MODEL))
+    (folder / "adapter_config.json").write_text(before)
+    assert refusal == "" or (str(folder) in refusal and "\n" not in refusal)

@@ -13,7 +13,7 @@ import pytest
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from envs.local import LocalPool
-from experiments.fake_pair import save_pair
+from experiments.fake_pair import save_pair, word_tokenizer
 from experiments.presets import preset
 from ictjax import players as players_module
 from ictjax.checkpoint import Checkpointer
@@ -22,12 +22,15 @@ from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import FunctionSpeaker
 from ictjax.learner import init_state, make_optimizer
 from ictjax.model_speaker import ModelSpeaker
+from ictjax.models import transformer
+from ictjax.models.config import ModelConfig
+from ictjax.models.hf import save_checkpoint
 from ictjax.players import (
     initial_weights,
-    newest_step,
     open_players,
     open_speaker,
     restore_trained,
+    saved_steps,
     trained_shapes,
 )
 from ictjax.records import Message
@@ -154,10 +157,10 @@ def test_a_checkpoint_is_found_by_its_step(folders, tmp_path):
     config = make(folders, lora=LORA)
     for step in (1, 2):
         save(tmp_path, config, step)
-    assert newest_step(tmp_path) == 2
+    assert saved_steps(tmp_path)[-1] == 2
     assert restore_trained(tmp_path, config)[0] == 2
     assert restore_trained(tmp_path, config, 1)[0] == 1
-    with pytest.raises(ValueError, match=r"No checkpoint of step 7 .* \(there: 1, 2\)"):
+    with pytest.raises(ValueError, match="no checkpoint of iteration 7: --step can be 1, 2"):
         restore_trained(tmp_path, config, 7)
 
 
@@ -166,7 +169,7 @@ def test_a_run_without_a_checkpoint_is_told_so(folders, tmp_path, made):
     if made:
         (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="holds no checkpoint: train first"):
-        newest_step(tmp_path)
+        saved_steps(tmp_path)
     with pytest.raises(ValueError, match="No checkpoint at all|holds no checkpoint"):
         restore_trained(tmp_path, make(folders))
     assert (tmp_path / "checkpoints").exists() == made
@@ -366,6 +369,29 @@ def test_a_folder_is_a_speaker(folders, kind):
         assert speak(speaker) == "Action: walk"
     with pytest.raises(ValueError, match="the sampler is closed"):
         speaker.step()
+
+
+def test_a_model_has_room_for_its_stop_ids_and_says_only_what_is_text(tmp_path):
+    """Six stop ids, and embeddings for seven ids more than the tokenizer has."""
+    tokenizer = word_tokenizer("walk look open".split())
+    model = ModelConfig(
+        vocab_size=len(tokenizer) + 7,
+        num_layers=1,
+        d_model=8,
+        d_ff=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+    )
+    params = transformer.init_params(model, jax.random.key(0))
+    # the unused ids are the likeliest by far
+    params["head"] = params["head"].at[:, len(tokenizer) :].mul(100)
+    save_checkpoint(tmp_path, model, params)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 1, 2, 3, 4, 5]}')
+    with open_speaker(tmp_path) as speaker:
+        assert len(speaker.chat.stop_ids) >= 6
+        assert speak(speaker, "walk look")
 
 
 def test_a_function_is_a_speaker_that_may_return_the_bare_action():

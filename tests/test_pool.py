@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from envs import pool as pool_module
 from envs import wire, worker
-from envs.api import GameId, Outcome, PoolStats, Step
+from envs.api import CannotGoOn, GameId, Outcome, PoolStats, Step
 from envs.fake import WORDS, FakeEnvironment
 from envs.pool import MAX_ACTION_CHARS, WorkerPool
 
@@ -279,9 +280,9 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message):
 def test_workers_that_cannot_start_are_an_error_with_the_cause(tmp_path):
     pool = WorkerPool("fake", num_workers=2, options={"speed": "3"}, temp_root=str(tmp_path))
     pool.reset(fake_games(1)[0], max_steps=5)
-    with pytest.raises(RuntimeError, match="cannot start its workers .* does not take the options"):
+    with pytest.raises(CannotGoOn, match="cannot start its workers .* does not take the options"):
         wait_for(pool, 1)
-    with pytest.raises(RuntimeError, match="cannot start its workers"):
+    with pytest.raises(CannotGoOn, match="cannot start its workers"):
         pool.poll(0.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -293,8 +294,9 @@ def test_workers_that_die_at_every_start_are_an_error(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with WorkerPool("dies_on_import:Thing", num_workers=1) as pool:
         pool.reset(fake_games(1)[0], max_steps=5)
+        monkeypatch.setattr(pool_module, "_REST_S", dict.fromkeys(pool_module._REST_S, 0.0))
         with pytest.raises(
-            RuntimeError, match="lost the same worker 5 times in a row; .* exit code 7 .*'no luck'"
+            CannotGoOn, match="lost the same worker 5 times in a row; .* exit code 7 .*'no luck'"
         ):
             wait_for(pool, 1)
         assert pool.stats.crashes == 5
@@ -562,10 +564,13 @@ def test_temporary_files_go_to_the_folder_of_the_pool(open_pool, probe, tmp_path
     assert not any(Path(folder).exists() for folder in folders)
 
 
-def test_a_replaced_worker_takes_its_children_and_files_with_it(open_pool, probe):
+@pytest.mark.parametrize("own_session", [False, True])
+def test_a_replaced_worker_takes_its_children_and_files_with_it(open_pool, probe, own_session):
     pool = open_pool(probe)
     folder = ask(pool, "tempfile.mkdtemp()")
-    child = int(ask(pool, "subprocess.Popen(['sleep', '1000']).pid"))
+    child = int(
+        ask(pool, f"subprocess.Popen(['sleep', '1000'], start_new_session={own_session}).pid")
+    )
     assert exists(child)
     os.kill(pids(pool)[0], signal.SIGKILL)
     assert ask(pool, "'back'") == "back"
@@ -573,20 +578,105 @@ def test_a_replaced_worker_takes_its_children_and_files_with_it(open_pool, probe
     assert not Path(folder).exists()
 
 
-def test_answers_that_a_game_garbles_are_its_failure_and_no_siblings(open_pool, probe):
+def test_the_pool_works_in_a_folder_of_any_name(probe, tmp_path):
+    root = tmp_path / "a b'\"[1]\\\n\u00e9"
+    root.mkdir()
+    with WorkerPool(probe, num_workers=1, temp_root=str(root)) as pool:
+        assert ask(pool, "tempfile.gettempdir()").startswith(str(root))
+        child = int(ask(pool, "subprocess.Popen(['sleep', '1000'], start_new_session=True).pid"))
+    wait_until(lambda: not exists(child))
+    assert list(root.iterdir()) == []
+
+
+def framed(body):
+    return repr(len(body).to_bytes(4, "little") + body)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        framed(b"[[1]]"),
+        framed(b'[[-1,"ready"]]'),
+        framed(b'[[-1,"unusable","the whole pool"]]'),
+        framed(b'[[99,"raised","nobody asked"]]'),
+        framed(b'[[1,"replayed",[]]]'),
+        "(2_000_000_000).to_bytes(4, 'little')",
+    ],
+)
+def test_answers_that_a_game_writes_are_its_failure_and_no_siblings(open_pool, probe, written):
     pool = open_pool(probe)
     tickets = [
         pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(3)
     ]
     wait_for(pool, 3)
-    garble = "os.write(int(sys.argv[2]), b'\\x04\\x00\\x00\\x00junk')"
-    for ticket, action in zip(tickets, ["'a'", garble, "'c'"], strict=True):
+    write = f"[os.write(int(sys.argv[2]), {written}), time.sleep(0.01)]"
+    for ticket, action in zip(tickets, ["'a'", write, "'c'"], strict=True):
         pool.step(ticket, action)
     events = wait_for(pool, 3)
     assert [events[ticket].step.observation.text for ticket in tickets] == ["a", "", "c"]
     assert events[tickets[1]].step.error.endswith("at action 1: its process garbled its answers.")
     assert pool.stats.quarantined == 1
     assert pool.stats.crashes >= 2
+
+
+def test_a_flood_of_answers_costs_its_worker_alone(open_pool, probe):
+    pool = open_pool(probe)
+    tickets = [
+        pool.reset(GameId(env="probe", family="any", key=str(i)), max_steps=9) for i in range(2)
+    ]
+    wait_for(pool, 2)
+    flood = "[os.write(int(sys.argv[2]), bytes(range(200, 256)) * 1000) for _ in range(10**9)]"
+    pool.step(tickets[0], flood)
+    pool.step(tickets[1], "'a'")
+    events = wait_for(pool, 2)
+    assert "garbled its answers" in events[tickets[0]].step.error
+    assert events[tickets[1]].step.observation.text == "a"
+
+
+def test_a_worker_that_dies_again_and_again_rests_longer_and_longer(
+    open_pool, tmp_path, monkeypatch
+):
+    """Four deaths for a reason that passes: the pool goes on."""
+    (tmp_path / "passing_trouble.py").write_text(
+        "import os, pathlib\nfrom envs.fake import FakeEnvironment\n"
+        f"deaths = pathlib.Path({str(tmp_path / 'deaths')!r})\n"
+        "deaths.write_text((deaths.read_text() if deaths.exists() else '') + 'x')\n"
+        "if len(deaths.read_text()) < 5:\n    os._exit(9)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rests = []
+
+    class Rests(dict):
+        def get(self, deaths, default):
+            rests.append(super().get(deaths, default))
+            return rests[-1] / 100
+
+    monkeypatch.setattr(pool_module, "_REST_S", Rests(pool_module._REST_S))
+    pool = open_pool("passing_trouble:FakeEnvironment")
+    game = fake_games(1)[0]
+    assert play(pool, [game], [script(game)]) == [expected(game, script(game))]
+    assert rests == [0.0, 0.1, 1.0, 5.0]
+    assert pool.stats.crashes == 4
+
+
+def test_a_worker_that_cannot_be_started_again_at_once_is_started_later(open_pool, monkeypatch):
+    pool = open_pool()
+    game = fake_games(1)[0]
+    ticket = pool.reset(game, max_steps=9)
+    wait_for(pool, 1)
+    real, failures = subprocess.Popen, [OSError(11, "Resource temporarily unavailable")] * 2
+
+    def popen(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pool_module.subprocess, "Popen", popen)
+    monkeypatch.setattr(pool_module, "_REST_S", {})
+    os.kill(pool.worker_pids[0], signal.SIGKILL)
+    pool.step(ticket, "look")
+    assert wait_for(pool, 1)[ticket].step == expected(game, ["look"])[1]
+    assert (failures, pool.stats.crashes) == ([], 1)
 
 
 def test_a_death_between_calls_ends_with_a_culprit_too(open_pool, probe):

@@ -20,7 +20,7 @@ from envs.pool import WorkerPool
 from tests.test_pool import ROOT, exists, expected, fake_games, script, wait_for, wait_until
 
 MODULE = '''
-import re, time
+import re, subprocess, time
 from envs.api import Observation, Step
 
 def hold():
@@ -35,6 +35,9 @@ class Game:
     def state_hash(self):
         return None if self.key == "hash" else "00"
     def step(self, action):
+        if action == "child":
+            child = subprocess.Popen(["sleep", "1000"], start_new_session=self.key == "1")
+            return Step(observation=Observation(text=str(child.pid)))
         if action == "fill":
             with open(__import__("tempfile").mkstemp()[1], "w") as file:
                 while True:
@@ -52,6 +55,13 @@ class Game:
             "step observation": Step(observation="a string"),
             "step reward": Step(observation=seen, reward="high"),
             "step outcome": Step(observation=seen, outcome="won"),
+            "step nan": Step(observation=seen, reward=float("nan")),
+            "step inf": Step(observation=seen, reward=float("-inf")),
+            "step large": Step(observation=seen, reward=10**400),
+            "step text 50 MB": Step(observation=Observation(text="x" * 50_000_000)),
+            "step many actions": Step(observation=Observation(text="", actions=("",) * 6_000_000)),
+            "step actions": Step(observation=Observation(text="", actions="go")),
+            "step error": Step(observation=seen, error=None),
         }.get(self.key, Step(observation=seen))
     def close(self):
         pass
@@ -105,6 +115,17 @@ def run_program(text, *arguments, prefix=()):
         ),
         ("any", "step reward", "step returned the reward 'high' where a number was expected"),
         ("any", "step outcome", "'won' is not a valid Outcome"),
+        ("any", "step nan", "step returned the reward nan where a number from -1e+09 to 1e+09 was"),
+        (
+            "any",
+            "step inf",
+            "step returned the reward -inf where a number from -1e+09 to 1e+09 was",
+        ),
+        ("any", "step large", "where a number from -1e+09 to 1e+09 was expected"),
+        ("any", "step text 50 MB", "50,000,000 characters where at most 5,000,000 are taken"),
+        ("any", "step many actions", "6,000,000 characters where at most 5,000,000 are taken"),
+        ("any", "step actions", "step returned str where a tuple of actions was expected"),
+        ("any", "step error", "step returned the error None where a string was expected"),
         ("closed", "1", "OSError: the library is missing"),
         ("nothing", "1", "open returned NoneType where a game was expected"),
     ],
@@ -246,19 +267,19 @@ KILLED = """
         count += len(pool.poll(1.0))
     for ticket in tickets if sys.argv[2] else ():
         pool.step(ticket, sys.argv[2])
-    pool.poll(0.3)
-    print(*pool.worker_pids, flush=True)
+    children = [event.step.observation.text for event in pool.poll(10.0 if sys.argv[2] == "child" else 0.3)]
+    print(*pool.worker_pids, *children, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("doing", ["", "hang", "hold"])
+@pytest.mark.parametrize("doing", ["", "hang", "hold", "child"])
 def test_workers_end_within_five_seconds_of_their_parents_death(tmp_path, odd, doing):
     root = tmp_path / "temp"
     root.mkdir()
     program = run_program(KILLED, root, doing)
     workers = [int(pid) for pid in program.stdout.readline().split()]
-    assert len(workers) == 2
+    assert len(workers) >= 2 + (doing == "child")
     try:
         _, errors = program.communicate(timeout=30)
         died_at = time.monotonic()

@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from envs.api import GameId, Outcome
 from ictjax.config import ReflectorConfig
 from ictjax.records import Context, ParseFailure, Trajectory, Turn
-from ictjax.reflector import Reflection, parse_reply, reflector_messages
+from ictjax.reflector import Reflection, is_cut, parse_reply, reflector_messages
 
 
 def turn(number, action="walk", failure=None):
@@ -118,6 +120,55 @@ def test_a_context_that_cannot_fit_is_refused():
         reflector_messages(context(trajectory([turn(1)])), config(max_context_tokens=20), words)
 
 
+LONG = " ".join(f"word{i}" for i in range(2000))
+
+
+def with_final(text, number=1):
+    return dataclasses.replace(trajectory([turn(number)]), final_observation=text)
+
+
+@pytest.mark.parametrize(
+    ("style", "budget"), [("full", 260), ("full", 230), ("compact", 60), ("compact", 25)]
+)
+@pytest.mark.parametrize(
+    "shown",
+    [
+        context(with_final(LONG), with_final("The end.", 2)),
+        context(with_final("x" * 10_000), with_final("x y " * 5000)),
+        dataclasses.replace(context(trajectory([turn(1)])), system_prompt=LONG),
+        context(*(with_final(f"End {i}.", i) for i in range(300))),
+        dataclasses.replace(context(*[with_final(LONG)] * 50), system_prompt=LONG),
+    ],
+    ids=["long end", "no words", "long prompt", "many episodes", "all of it"],
+)
+def test_what_does_not_fit_without_any_turn_is_cut(shown, style, budget):
+    settings = config(style=style, max_context_tokens=budget)
+
+    def tokens(messages):  # a word of many letters is many tokens
+        return sum(1 + len(word) // 20 for m in messages for word in m.content.split())
+
+    assert is_cut(shown, settings, tokens)
+    messages = reflector_messages(shown, settings, tokens)
+    assert tokens(messages) <= budget
+    assert ("left out" if style == "full" else "...") in messages[1].content
+
+
+def test_as_much_of_a_long_end_is_shown_as_fits():
+    shown = context(with_final(LONG), with_final("The end.", 2))
+    settings = config(max_context_tokens=400)
+    messages = reflector_messages(shown, settings, words)
+    assert 395 <= words(messages) <= 400
+    assert "Final observation: word0 word1 " in messages[1].content
+    assert "characters, the middle left out] " in messages[1].content
+    assert "word1999\nTotal reward" in messages[1].content
+    assert "Final observation: The end.\n" in messages[1].content
+
+
+def test_a_context_that_fits_without_its_turns_is_not_cut():
+    shown = context(trajectory([turn(i) for i in range(10, 40)]))
+    assert not is_cut(shown, config(max_context_tokens=250), words)
+
+
 def test_episodes_that_the_environment_broke_off_are_not_shown():
     failed = trajectory([turn(7)], Outcome.FAILED)
     text = reflector_messages(context(failed, trajectory([turn(1)])), config(), words)[1].content
@@ -208,3 +259,110 @@ def test_parsing_never_raises_and_never_gives_an_empty_prompt(pieces):
 def test_bad_settings_are_refused(changes):
     with pytest.raises(ValueError, match="reflection"):
         config(**changes)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "ANALYSIS:\nx\nIMPROVED PROMPT:\ny",
+        "analysis: x\nImproved prompt: y",
+        "ANALYSIS：x\nIMPROVED PROMPT：y",
+        "**ANALYSIS：**\nx\n**IMPROVED PROMPT**：\ny",
+        "## ANALYSIS\nx\n\n## IMPROVED PROMPT\ny",
+        "ANALYSIS\nx\nIMPROVED PROMPT\ny",
+        "**ANALYSIS**\n\nx\n\n**IMPROVED PROMPT**\n\ny",
+        "### 1. ANALYSIS ###\nx\n### 2. IMPROVED PROMPT ###\ny",
+        "1. ANALYSIS:\nx\n2. IMPROVED PROMPT:\ny",
+        "(1) **ANALYSIS:** x\n(2) **IMPROVED PROMPT:** y",
+        "- ANALYSIS: x\n- IMPROVED PROMPT: y",
+        "* **ANALYSIS:** x\n* **IMPROVED PROMPT:** y",
+        "> ANALYSIS: x\n> IMPROVED PROMPT: y",
+        "ANALYSIS: x\nIMPROVED_PROMPT: y",
+        "ANALYSIS: x\nIMPROVED-PROMPT: y",
+        "ANALYSIS:\r\nx\r\n\r\nIMPROVED PROMPT:\r\ny\r\n",
+        "ANALYSIS: x\n***\n\n>\nIMPROVED PROMPT: y",
+        "ANALYSIS: x\nIMPROVED PROMPT:\n```Markdown\ny\n```",
+        "ANALYSIS: x\nIMPROVED PROMPT:\n```\n\ny\n\n```\n",
+        'ANALYSIS: x\nIMPROVED PROMPT:\n```\n"y"\n```',
+        # the heading again
+        "ANALYSIS: x\nIMPROVED PROMPT:\nIMPROVED PROMPT: y",
+        "ANALYSIS: x\n**IMPROVED PROMPT:**\n\n## IMPROVED PROMPT:\n\ny",
+        "ANALYSIS: x\nIMPROVED PROMPT: y\n\nIMPROVED PROMPT:\ny",
+        "ANALYSIS: x\nIMPROVED PROMPT: y\nIMPROVED PROMPT:",
+        # one heading with a colon, the other without
+        "## ANALYSIS\nx\nIMPROVED PROMPT: y",
+        "ANALYSIS: x\n## IMPROVED PROMPT\ny",
+        "I write ANALYSIS: and IMPROVED PROMPT: as asked.\n\nANALYSIS:\nx\nIMPROVED PROMPT:\ny",
+        "The improved prompt: better.\n## Analysis\nx\n## Improved prompt\ny",
+    ],
+)
+def test_what_models_write_for_the_two_sections(reply):
+    assert parse_reply(reply) == Reflection(analysis="x", system_prompt="y")
+
+
+@pytest.mark.parametrize(
+    ("reply", "failure"),
+    [
+        ("ANALYSIS: x\nIMPROVED PROMPT: y\nIMPROVED PROMPT: z", ParseFailure.SEVERAL_PROMPTS),
+        (
+            "ANALYSIS: x\nIMPROVED PROMPT: y\nANALYSIS: x\nIMPROVED PROMPT: y",
+            ParseFailure.SEVERAL_PROMPTS,
+        ),
+        ("ANALYSIS: x\nIMPROVED PROMPT:\nIMPROVED PROMPT:\n", ParseFailure.EMPTY_PROMPT),
+        ("## ANALYSIS\nx\n## IMPROVED PROMPT\n", ParseFailure.EMPTY_PROMPT),
+        ("ANALYSIS: x\nIMPROVED PROMPT: ```\n```", ParseFailure.EMPTY_PROMPT),
+        ("An analysis of the improved prompt.", ParseFailure.NO_ANALYSIS),
+        ("ANALYSIS: x\nAn improved prompt would help.", ParseFailure.NO_PROMPT),
+        ("<think>\nANALYSIS: x\nIMPROVED PROMPT: y", ParseFailure.UNFINISHED_THOUGHT),
+        ("<think>\nx\n</think>", ParseFailure.NO_ANALYSIS),
+    ],
+)
+def test_what_is_not_two_sections(reply, failure):
+    assert parse_reply(reply) is failure
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Say </think> at the door.",
+        "Use\n```\nThought: ...\nAction: ...\n```\nand nothing else.",
+        "```\nThought: ...\n```\nin every reply.",
+        "Analysis: think first.\nAction: then act.",
+        "1. Look.\n2. Go.",
+        'Say "hello" and "bye"',
+    ],
+)
+def test_a_prompt_is_kept_as_it_was_written(prompt):
+    assert parse_reply(f"ANALYSIS: x\nIMPROVED PROMPT:\n{prompt}").system_prompt == prompt
+
+
+def test_a_thought_that_was_cut_off_is_told_from_an_answer_that_was():
+    assert parse_reply("<think>\nSo", truncated=True) is ParseFailure.UNFINISHED_THOUGHT
+    assert parse_reply("<think>\n</think>\nANALYSIS", truncated=True) is ParseFailure.TRUNCATED
+
+
+REPEATED = [*"*_`#>-•( \n\t\r.'\"1:：[\x0b\x85\u2028\xa0", "1.\n", "1. ", " \n", "\r\n", "```\n"]
+REPEATED += [
+    "ANALYSIS",
+    "ANALYSIS\n",
+    "ANALYSIS:\n",
+    "IMPROVED ",
+    "IMPROVED PROMPT\n",
+    "(1)",
+    "***\n",
+]
+REPEATED += [
+    "IMPROVED PROMPT:\n",
+    "IMPROVED PROMPT: x\n",
+    "ANALYSIS:\nIMPROVED PROMPT:\n",
+    "</think>\n",
+]
+
+
+@pytest.mark.parametrize("before", ["", "ANALYSIS: x\nIMPROVED PROMPT:\n```\n", "ANALYSIS: x\n"])
+@pytest.mark.parametrize("repeated", REPEATED, ids=ascii)
+def test_the_time_of_parsing_grows_as_the_reply(before, repeated):
+    reply = f"{before}{repeated * (100_000 // len(repeated))}x"
+    begun = time.process_time()
+    parse_reply(reply)
+    assert time.process_time() - begun < 2

@@ -1,5 +1,6 @@
 """The report of a made-up run directory, whole and with pieces missing."""
 
+import html
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from envs.api import GameId, Outcome
 from experiments import report, report_data, report_figures, report_page
+from experiments.visible import visible
 from ictjax.records import Trajectory, Turn, to_json
 
 FAMILIES = {
@@ -253,6 +255,16 @@ def test_headline_states_result_and_interval_and_what_pocket_models_are(page):
     assert "never evidence about language models" in text
 
 
+@pytest.mark.parametrize(("p", "verdict"), [(0.01, ": better than"), (1.0, ": not distinguish")])
+def test_one_run_has_an_interval_of_no_width_and_proves_nothing(p, verdict, tmp_path):
+    run = make_run(tmp_path / "one", iterations=0)
+    data = json.loads((run / "evaluation.json").read_text())
+    data["overall"]["train"]["tests"]["trained_vs_untrained"] |= {"ci95": [1.0, 1.0], "p": p}
+    (run / "evaluation.json").write_text(json.dumps(data))
+    splits = report_data.split_summaries(report_data.load_run(run).evaluations[0])
+    assert verdict in report_page.headlines(splits)[0]
+
+
 def test_prompts_of_models_cannot_break_the_page(page):
     assert "Do not &lt;wait&gt;." in page
     assert "<wait>" not in page
@@ -262,9 +274,86 @@ def test_only_what_one_prompt_has_is_marked():
     before, after = report_page._marked(
         "You play. Search <walls>.", "You play. Pick up\nthe dagger. Wield it."
     )
-    assert before == "You play. <mark>Search &lt;walls&gt;.</mark>"
+    assert before.markup == "You play. <mark>Search &lt;walls&gt;.</mark>"
+    after = after.markup
     assert re.sub("</?mark>", "", after) == "You play. Pick up\nthe dagger. Wield it."
     assert not after.startswith("<mark>You")
+
+
+HOSTILE = (
+    "<script>alert(1)</script></pre></title></style><img src=x onerror=y>&lt;script&gt;",
+    "\" onload=\"x' onload='x $\\frac{$ [red]x[/red] \\g<1> %s {} \u65e5\u672c \U0001f600",
+    "\x1b[31m\x00\r\x7f\x9b\u202eabc\u2066\u200f\u2028\ufeff",
+)
+# what decides which part of the page a text is shown in
+KEPT = {*FAMILIES.values(), "initial", "untrained", "trained", "success", "step_limit"}
+
+
+def _spoilt(value, text):
+    """The same JSON with a text behind every other text, names of families among them."""
+    if isinstance(value, dict):
+        return {
+            name + text if name in FAMILIES else name: _spoilt(item, text)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_spoilt(item, text) for item in value]
+    return value + text if isinstance(value, str) and value not in KEPT else value
+
+
+def _strange(value, text):
+    """The same JSON with a text instead of every number."""
+    if isinstance(value, dict):
+        return {name: _strange(item, text) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_strange(item, text) for item in value]
+    return text if isinstance(value, int | float) else value
+
+
+def _rewrite(path, change):
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    path.write_text("".join(json.dumps(change(json.loads(line))) + "\n" for line in lines))
+
+
+def _outline(page):
+    """Every tag with its attributes' names, and what attributes hold beside style and drawing."""
+    found = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: found.add((tag, tuple(name for name, _ in attrs)))
+    parser.feed(page)
+    return found
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_that_a_file_holds_is_taken_for_html(page, tmp_path, text):
+    run = make_run(tmp_path / "run", iterations=3)
+    for path in run.rglob("*.json*"):
+        _rewrite(path, lambda data: _spoilt(data, text))
+    for name in ("config.json", "manifest.json"):
+        _rewrite(run / name, lambda data: _strange(data, text) | {text: text, "seed": text})
+    _rewrite(run / "metrics.jsonl", lambda data: data | {"time": {f"{text}_s": 1.0}, "kl": text})
+    _rewrite(
+        run / "manifest.json",
+        lambda data: data | {"environment": {"name": text, "source": text, "options": {"a": text}}},
+    )
+    name = text.replace("/", "").replace("\0", "")  # what a file can be called
+    (run / f"evaluation-{name}.json").write_text((run / "evaluation.json").read_text())
+    hostile = _written(run).read_text(encoding="utf-8")
+    assert html.escape(visible(text)) in hostile  # it is shown
+    _check(hostile)
+    assert _outline(hostile) <= _outline(page)
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", hostile
+    )
+
+
+def test_the_table_shows_names_as_they_are(tmp_path, capsys):
+    run = make_run(tmp_path / "[red]run[bold]")
+    _rewrite(run / "evaluation.json", lambda data: _spoilt(data, "[/]:x:\x1b"))
+    report.main(["--run-dir", str(run)])
+    printed = capsys.readouterr().out
+    assert "eat[/]:x:\u241b" in printed and f"Report: {run}/report.html" in printed
+    assert "[+25, +50]" in printed and "\x1b" not in printed
 
 
 def test_no_evaluation_and_no_metrics_are_said(tmp_path):
@@ -408,3 +497,111 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, capsys, name, tex
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (run / "report.html").exists()
+
+
+# Damaged files: one sentence that names the file.
+
+_DAMAGED = {
+    "empty": b"",
+    "cut": b'{"families": {"eat"',
+    "binary": b"\x00\xff\xfe\x80",
+    "list": b"[]",
+    "null": b"null",
+    "nested": b"[" * 100_000,
+    "digits": b'{"iterations": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("whole") / "run", iterations=2)
+
+
+@pytest.mark.parametrize("damage", _DAMAGED)
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "evaluation.json"])
+def test_a_damaged_file_is_named(whole, tmp_path, name, damage):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_bytes(_DAMAGED[damage])
+    with pytest.raises(ValueError, match=f"run/{name} "):
+        report_data.load_run(run)
+
+
+@pytest.mark.parametrize("line", [b"", b"[]\n", b"null\n", b"{}\n", b"\x00\xff\n{}\n", b"{\n{}\n"])
+@pytest.mark.parametrize(
+    "name", ["prompts/evaluation.jsonl", "episodes/evaluation_trained_eat.jsonl"]
+)
+def test_a_damaged_line_is_named(whole, tmp_path, name, line):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_bytes(line)
+    with pytest.raises(ValueError, match=f"run/{name}"):
+        report_data.load_run(run)
+
+
+_ARM = {"mean": 0.5, "ci95": [0.4, 0.6]}
+_TEST = {"difference": 0.1, "ci95": [0.0, 0.2], "p": 0.5}
+_FAMILY = {"split": "train", "games": 1, "runs": 1, "arms": {"trained": _ARM}}
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {},
+        {"families": {}},
+        {"families": []},
+        {"families": {"eat": {}}},
+        {"families": {"eat": [1]}},
+        {"families": {"eat": {**_FAMILY, "split": "other"}}},
+        {"families": {"eat": {**_FAMILY, "split": ["train"]}}},
+        {"families": {"eat": {**_FAMILY, "games": "1"}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": 0.5}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {"mean": 0.5}}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "mean": None}}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "mean": float("nan")}}}}},
+        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "ci95": [0]}}}}},
+        {"families": {"eat": {**_FAMILY, "tests": {"trained_vs_untrained": {**_TEST, "p": 2}}}}},
+        {"families": {"eat": {**_FAMILY, "malformed_replies": {"trained": "x"}}}},
+        {"families": {"eat": _FAMILY}, "overall": [1]},
+        {"families": {"eat": _FAMILY}, "overall": {"train": {"runs": None}}},
+        {"families": {"eat": _FAMILY}, "folder": "../../elsewhere"},
+        {"families": {"eat": _FAMILY}, "folder": "evaluation/../.."},
+        {"families": {"eat": _FAMILY}, "protocol": "x"},
+        {"families": {"eat": _FAMILY}, "format": 3},
+        {"families": {"eat": _FAMILY}, "format": "x"},
+        {"arms": {"trained": 0.5}, "success": [1]},
+    ],
+    ids=str,
+)
+def test_results_of_another_shape_are_named(whole, tmp_path, results):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "evaluation.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="run/evaluation.json ") as refused:
+        report_data.load_run(run)
+    assert "{" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("config.json", {"meta": [], "seed": 0}),
+        ("manifest.json", {"environment": "fake"}),
+        ("metrics.jsonl", {"iteration": 1, "time": [1]}),
+        ("metrics.jsonl", {"iteration": 1, "time": {"update_s": "x"}}),
+    ],
+)
+def test_a_record_of_another_shape_is_named(whole, tmp_path, name, data):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_text(json.dumps(data) + "\n")
+    with pytest.raises(ValueError, match=name):
+        report_data.load_run(run)
+
+
+def test_which_checkpoint_was_evaluated_is_said(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    changed = "the games of <i>x</i>"
+    for step, shown in ((30, False), (7, True)):
+        about = {"protocol": {"checkpoint": step}, "changes": [changed] if shown else []}
+        (run / "evaluation.json").write_text(json.dumps({**results, **about}))
+        text = _written(run).read_text(encoding="utf-8")
+        assert ("Of iteration 7. <b>Changed since training" in text) == shown
+        assert "<i>x" not in text

@@ -186,6 +186,25 @@ def test_useless_replies_cost_a_step_with_the_empty_action_and_are_counted(pool)
     assert parse_failures([trajectory]) == {"no_action": 1, "empty_action": 1, "truncated": 1}
 
 
+def test_rare_failures_are_counted_where_they_occur(pool):
+    def thinks(ids, request):
+        return [*TOKENIZER("<think>\nAction: open")["input_ids"], END]
+
+    (trajectory,), _ = run(
+        pool,
+        [Episode(game=game(3), system_prompt="p")],
+        dataclasses.replace(CONFIG, max_steps=2),
+        thinks,
+    )
+    assert {turn.action for turn in trajectory.turns} == {""}
+    assert parse_failures([trajectory]) == {
+        "no_action": 0,
+        "empty_action": 0,
+        "truncated": 0,
+        "unfinished_thought": 2,
+    }
+
+
 def test_a_full_context_ends_the_episode_like_a_step_limit(pool):
     double = ScriptedSampler(play)
     double.max_len = 200

@@ -392,6 +392,47 @@ def test_top_p_keeps_the_smallest_sufficient_set():
     np.testing.assert_allclose(draw(2, 0.5), [0, 1, 0, 0, 0])  # 0.4 of 0.7 is more than half
 
 
+UNUSED = (range(2), range(20, 23))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.0}, {"top_k": 8, "top_p": 0.5}]
+)
+def test_ids_without_text_are_never_drawn(changes):
+    """The draw is that of a model to which they are impossible; log-probabilities stay the
+    model's own.
+    """
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | changes
+    logits_bv = jax.random.normal(jax.random.key(3), (64, 23)) * 2
+    logits_bv = logits_bv.at[:, 20:].add(4.0)
+    keys_b2 = jax.random.key_data(jax.random.split(jax.random.key(4), 64))
+    rows = (
+        jnp.full(64, options["temperature"]),
+        jnp.full(64, options["top_k"]),
+        jnp.full(64, options["top_p"]),
+        keys_b2,
+        jnp.zeros(64, jnp.int32),
+        8,
+    )
+    ids_b, logprobs_b = sample(logits_bv, *rows, UNUSED)
+    assert not set(np.asarray(ids_b)) & {number for part in UNUSED for number in part}
+    everything_b, _ = sample(logits_bv, *rows)
+    assert set(np.asarray(everything_b)) & set(UNUSED[1])
+    scaled_bv = logits_bv / (options["temperature"] or 1.0)
+    expected_b = jnp.take_along_axis(jax.nn.log_softmax(scaled_bv), ids_b[:, None], axis=1)[:, 0]
+    np.testing.assert_allclose(logprobs_b, expected_b, rtol=1e-5, atol=1e-5)
+    if options["top_p"] == 1:
+        hopeless_bv = logits_bv.at[:, :2].set(-1e9).at[:, 20:].set(-1e9)
+        np.testing.assert_array_equal(ids_b, sample(hopeless_bv, *rows)[0])
+
+
+def test_a_sampler_without_some_ids(params):
+    with Sampler(MODEL, params, SIZES, 0, unused=(range(1, 22),)) as sampler:
+        assert set(ask(sampler, [1, 2, 3], request(max_new_tokens=20)).ids) == {0, 22}
+    with pytest.raises(ValueError, match="unused holds all 23 ids"):
+        Sampler(MODEL, params, SIZES, 0, unused=(range(23),))
+
+
 def test_truncation_of_one_row_leaves_the_others_alone():
     logits = jax.random.normal(jax.random.key(0), (3, 40))
     keys_b2 = jnp.stack([jnp.asarray(words(row)) for row in range(3)])

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import itertools
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -12,16 +13,17 @@ import time
 import jax
 import pytest
 
+from ictjax.actions import parse_react
 from ictjax.chat import ChatTokenizer
 from ictjax.config import SamplerConfig
 from ictjax.function_speaker import FunctionSpeaker
 from ictjax.model_speaker import ModelSpeaker
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
-from ictjax.records import Message
+from ictjax.records import Message, ParseFailure
 from ictjax.reflector import ask_groups
 from ictjax.sampler import Sampler
-from ictjax.speaker import Finish, Limits, estimate_tokens, is_speaker
+from ictjax.speaker import MAX_REPLY_CHARS, Finish, Limits, estimate_tokens, is_speaker
 from tests.tiny import ScriptedSampler, byte_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -508,6 +510,56 @@ def test_a_function_hears_the_conversation_and_the_newest_actions():
         ((*first, Message(role="assistant", content="reply 1"), user("two")), ()),
         ((*first, Message(role="assistant", content="reply 1"), user("other")), ()),
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "repeated"),
+    [
+        ("Action: go", "Action: go"),
+        ("<think>\nwait?\n</think>\n\nAction: go", "Action: go"),
+        ("wait?\n</think>\n\nAction: go", "Action: go"),
+        ("Action: say </think>", "Action: say </think>"),
+        ("<think>\nwait?", "(no answer)"),
+        ("<think>\nwait?\n</think>", "(no answer)"),
+        ("", ""),
+    ],
+)
+def test_thoughts_are_part_of_a_reply_and_not_of_later_turns(said, repeated):
+    heard = []
+
+    def function(messages, actions):
+        heard.append(messages)
+        return said
+
+    with FunctionSpeaker(function) as speaker:
+        number = speaker.open([system()])
+        assert say(speaker, number, "one").text == said
+        say(speaker, number, "two")
+    assert heard[1] == (
+        system(),
+        user("one"),
+        Message(role="assistant", content=repeated),
+        user("two"),
+    )
+
+
+@pytest.mark.parametrize("length", [MAX_REPLY_CHARS, MAX_REPLY_CHARS + 1, 10 * 2**20])
+def test_a_reply_without_an_end_is_cut(length):
+    with FunctionSpeaker(lambda messages, actions: "*" * length) as speaker:
+        number = speaker.open([system()])
+        begun = time.process_time()
+        reply = say(speaker, number, "one")
+        parsed = parse_react(reply.text, truncated=reply.truncated)
+        assert time.process_time() - begun < 4
+        assert len(reply.text) == min(length, MAX_REPLY_CHARS) == 2**20
+        assert reply.truncated == (length > MAX_REPLY_CHARS)
+        assert parsed is (ParseFailure.TRUNCATED if reply.truncated else ParseFailure.NO_ACTION)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb"])
+def test_half_a_character_of_a_reply_is_a_question_mark(text):
+    with FunctionSpeaker(lambda messages, actions: text) as speaker:
+        assert say(speaker, speaker.open([]), "one").text == re.sub("[\ud800-\udfff]", "?", text)
 
 
 def test_calls_run_in_parallel_and_no_more_than_threads():

@@ -92,7 +92,8 @@ def test_evaluations_stand_side_by_side(evaluated):
     assert other["overall"]["transfer"]["runs"] == 3 * other["protocol"]["runs"]
     assert own["environment"]["games_sha256"] != other["environment"]["games_sha256"]
     for name, env in (("evaluation", "alfworld"), ("evaluation-fake", "fake")):
-        episodes, *_ = sorted((evaluated / "episodes").glob(f"{name}_trained_*.jsonl"))
+        folder = read(evaluated / f"{name}.json")["folder"]
+        episodes, *_ = sorted((evaluated / folder / "episodes").glob("trained_*.jsonl"))
         assert {
             trajectory_from_json(line).game.env for line in episodes.read_text().splitlines()
         } == {env}
@@ -103,7 +104,7 @@ def test_the_report_names_the_games_of_every_number(evaluated):
     assert "trained on alfworld, generated games, rooms=small, text=compact" in page
     assert "Measured on alfworld, generated games, rooms=small, text=compact." in page
     assert "Results, on fake" in page and "Measured on fake." in page
-    columns = compare.compare((evaluated,)).columns
+    columns = compare.compare((evaluated,)).table.columns
     assert list(columns[2].cells) == ["alfworld", "alfworld", "fake"]
     assert list(columns[3].cells) == ["train", "heldout", "transfer"]
 

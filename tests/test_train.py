@@ -5,25 +5,32 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from rich.console import Console
 
+from envs.api import CannotGoOn
 from envs.fake import FakeEnvironment
+from envs.local import LocalPool
 from envs.pool import WorkerPool
+from experiments import export, report
 from experiments.evaluate import evaluate
+from experiments.evaluate import main as evaluate_main
 from experiments.fake_pair import save_pair
-from experiments.presets import PRESETS
+from experiments.presets import PRESETS, preset
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
 from ictjax.metrics import read_metrics
 from ictjax.models.lora import adapter_axes
-from ictjax.players import initial_weights
+from ictjax.players import initial_weights, saved_steps
 from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.run_config import differences, from_dict, to_dict
 from ictjax.train import train
@@ -241,8 +248,9 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     assert lamp["arms"]["trained"]["mean"] == 0  # it was taught the other word
     assert set(report["overall"]) == {"train", "heldout"}
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
-    check_games(tmp_path)
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "evaluation").iterdir()}
+    folder = tmp_path / report["folder"]
+    check_games(tmp_path, folder)
+    parts = {path: path.stat().st_mtime_ns for path in folder.glob("*_*.json")}
     assert len(parts) == 6
     next(iter(parts)).unlink()
     # only the missing part is played again
@@ -251,7 +259,7 @@ def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(mod
     assert changed == [next(iter(parts))]
 
 
-def check_games(run_dir):
+def check_games(run_dir, folder):
     """All arms played the same TEST games in the same order, none of which begins like a game of
     training.
     """
@@ -263,17 +271,12 @@ def check_games(run_dir):
     for family in ("door", "lamp"):
         played = {}
         for arm in ("initial", "untrained", "trained"):
-            lines = (
-                (run_dir / "episodes" / f"evaluation_{arm}_{family}.jsonl").read_text().splitlines()
-            )
+            lines = (folder / "episodes" / f"{arm}_{family}.jsonl").read_text().splitlines()
             trajectories = [trajectory_from_json(line) for line in lines]
             played[arm] = [t.game for t in trajectories]
             assert not {t.state_hash for t in trajectories} & trained_on
         assert played["initial"] == played["untrained"] == played["trained"]
-    rows = [
-        json.loads(line)
-        for line in (run_dir / "prompts" / "evaluation.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * 2 * 12
     assert {row["arm"] for row in rows} == {"initial", "untrained", "trained"}
 
@@ -316,17 +319,84 @@ def test_a_run_with_an_adapter_resumes_from_the_adapter_alone(models, tmp_path):
     assert int(state.step) == 2
 
 
-def test_a_stopped_run_says_how_to_go_on(start, tmp_path):
+def test_a_run_keeps_the_checkpoints_that_it_is_told_to(models, tmp_path):
+    base = PRESETS["fake-tiny"].with_models(*map(str, models))
+    config = dataclasses.replace(base, iterations=5, keep_last=1, keep_every=2)
+    with WorkerPool("fake", num_workers=1) as pool:
+        train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
+    assert saved_steps(tmp_path) == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 3),
+        ({"keep_last": 5}, 6),
+        ({"keep_every": 3, "iterations": 10}, 6),
+        ({"keep_every": 3, "checkpoint_every": 2, "iterations": 13}, 5),
+    ],
+)
+def test_how_many_checkpoints_a_run_holds_at_most(changes, most):
+    assert dataclasses.replace(PRESETS["fake-tiny"], **changes).num_kept_checkpoints == most
+
+
+def test_a_stopped_run_has_saved_its_last_iteration_and_says_how_to_go_on(start, tmp_path):
     run_dir = tmp_path / "stopped"
-    process = start(run_dir, "--iterations", "10000")
-    while not read_metrics(run_dir):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "start it again with the same flags" in errors
-    assert "Traceback" not in errors
+    for number in (signal.SIGTERM, signal.SIGINT):
+        done = len(read_metrics(run_dir))
+        process = start(run_dir, "--iterations", "10000", "--checkpoint-every", "1000")
+        while len(read_metrics(run_dir)) <= done + 1:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "start it again with the same flags" in errors
+        assert "Traceback" not in errors
+        iterations = [record["iteration"] for record in read_metrics(run_dir)]
+        assert iterations == list(range(1, len(iterations) + 1)) and len(iterations) > done
+        assert saved_steps(run_dir)[-1] == len(iterations)
+        assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_a_run_whose_every_game_fails_ends_with_the_reason(models, tmp_path):
+    class Failing(FakeEnvironment):
+        def open(self, family):
+            raise OSError("No bell, no door.")
+
+    config = dataclasses.replace(
+        preset("fake-tiny").with_models(*map(str, models)), patience=2, checkpoint_every=1000
+    )
+    with pytest.raises(CannotGoOn, match=r"2 iterations in a row, up to 2, .*No bell, no door"):
+        train(config, tmp_path, environment=FakeEnvironment(), pool=LocalPool(Failing()))
+    assert [record["failed_episodes"] > 0 for record in read_metrics(tmp_path)] == [True, True]
+    assert saved_steps(tmp_path)[-1] == 2
+
+
+def test_a_model_with_one_bad_weight_is_refused(models, tmp_path):
+    folder = shutil.copytree(models[1], tmp_path / "reflector")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name].flat[-1] = np.nan
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = preset("fake-tiny").with_models(str(models[0]), str(folder))
+    with pytest.raises(ValueError, match="holds values that are not finite"):
+        initial_weights(config)
+
+
+@pytest.mark.parametrize(("given", "whole"), [(0, 12), (7, 7)])
+def test_a_cosine_without_a_length_is_as_long_as_the_run(given, whole):
+    config = preset("fake-tiny")
+    config = dataclasses.replace(
+        config,
+        iterations=4,
+        learner=dataclasses.replace(config.learner, epochs=3),
+        optimizer=dataclasses.replace(config.optimizer, schedule="cosine", total_steps=given),
+    )
+    assert config.whole_optimizer.total_steps == whole
+    late = dataclasses.replace(config.optimizer, total_steps=0, warmup_steps=12)
+    with pytest.raises(ValueError, match="optimizer.warmup_steps = 12: lower"):
+        dataclasses.replace(config, optimizer=late)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -338,7 +408,10 @@ def test_configurations_survive_json(name):
         config, seed=7, task=dataclasses.replace(config.task, rollout=slower)
     )
     found = differences(to_dict(config), to_dict(changed))
-    assert found == ["task.rollout.max_steps", "seed"]
+    assert found == [
+        ("task.rollout.max_steps", config.task.rollout.max_steps, 3),
+        ("seed", config.seed, 7),
+    ]
 
 
 def test_configurations_of_other_versions_are_refused():
@@ -362,6 +435,8 @@ def test_configurations_of_other_versions_are_refused():
     ("changes", "message"),
     [
         ({"iterations": 0}, "iterations"),
+        ({"keep_last": 0}, "keep_last must be a whole number from 1 .*got 0"),
+        ({"keep_every": -1}, "keep_every must be a whole number from 0 .*got -1"),
         ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=1)}, "batch.num_rows"),
         (
             {"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, token_buckets=(64,))},
@@ -426,3 +501,30 @@ def test_values_of_another_type_are_refused_by_the_name_of_their_field(place, va
     record[name] = value
     with pytest.raises(ValueError, match=place.replace(".", r"\.")):
         from_dict(config)
+
+
+def test_readers_beside_a_running_trainer_change_nothing(start, uninterrupted, tmp_path):
+    """Evaluations, exports and reports, one after the other until it ends: they see whole
+    checkpoints only, and it goes on as if alone.
+    """
+    run_dir, done = tmp_path / "beside", {"evaluate": 0, "export": 0, "report": 0}
+    process = start(run_dir)
+    while process.poll() is None:
+        if not (run_dir / "checkpoints" / "1").is_dir() and not done["export"]:
+            time.sleep(0.01)
+            continue
+        out = tmp_path / f"out{done['export']}"
+        export.main(["--run-dir", str(run_dir), "--out", str(out)])
+        done["export"] += 1
+        report.main(["--run-dir", str(run_dir)])
+        done["report"] += 1
+        if done["evaluate"] < 2:
+            flags = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
+            evaluate_main(["--run-dir", str(run_dir), *flags])
+            done["evaluate"] += 1
+    finish(process)
+    assert all(done.values()), done
+    assert timeless(run_dir) == timeless(uninterrupted)
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {
+        path.name for path in (uninterrupted / "checkpoints").iterdir()
+    }

@@ -7,6 +7,7 @@ six task types in traj_data.json, and a game file with a true `solvable` key.
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -32,13 +33,17 @@ COUNTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 )
 """Playable games in a complete download."""
 
+MAX_GAME_BYTES = 16 << 20  # of one game as JSON; the largest official ones have 0.5 MB
 GAME_FIELDS = ("pddl_domain", "grammar", "pddl_problem", "walkthrough", "solvable")
 
 # how experiments.games names the folders of generated games in a tree
 GENERATED_TRIAL = "trial_generated_"
 
 FAMILY_OF = {task: family for family, task in FAMILIES.items()}
-_KEY = re.compile(r"(?:train|valid_seen|valid_unseen)/[^/|]+/[^/|]+")
+# a name that holds '|' is no part of a game id; control characters and what is no UTF-8 break lines
+# and encoders
+_NAME = r"[^/|\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+"
+_KEY = re.compile(f"(?:{'|'.join(OFFICIAL_SPLITS)})/{_NAME}/{_NAME}")
 _SELECT_SHARE = 10  # one in so many task folders of official train is held out for SELECT
 
 
@@ -50,7 +55,8 @@ class Index:
     # sha256 over the sorted keys, each with the size and the last 4 KiB of its game file
     manifest: str
     left_out: Mapping[str, int]  # why a trial is no playable game -> how many
-    damaged: tuple[str, ...] = ()  # keys of game files that cannot be read
+    # keys of games that cannot be read, with escapes for what cannot be shown
+    damaged: tuple[str, ...] = ()
 
     @property
     def official(self) -> bool:
@@ -70,16 +76,36 @@ class Index:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Index":
-        """Raises KeyError, TypeError or AttributeError for what `to_json` did not write."""
+        """Raises KeyError, TypeError, AttributeError or ValueError for what `to_json` did not
+        write.
+        """
         return cls(
             games={
-                split: {family: tuple(keys) for family, keys in of.items()}
-                for split, of in data["games"].items()
+                split: {
+                    family: tuple(
+                        _key_of(key, split, family) for key in data["games"][split][family]
+                    )
+                    for family in FAMILIES
+                }
+                for split in OFFICIAL_SPLITS
             },
-            manifest=data["manifest"],
-            left_out=dict(data["left_out"]),
-            damaged=tuple(data["damaged"]),
+            manifest=_text(data["manifest"]),
+            left_out={_text(reason): int(count) for reason, count in data["left_out"].items()},
+            damaged=tuple(map(_text, data["damaged"])),
         )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _key_of(key: str, split: str, family: str) -> str:
+    """A key, as given. Raises ValueError when it is of another split or family."""
+    if key_family(_text(key)) != family or not key.startswith(f"{split}/"):
+        raise ValueError(f"{key!r} is no key of {family} in {split}")
+    return key
 
 
 class Source(Protocol):
@@ -112,6 +138,14 @@ def key_family(key: str) -> str:
             f" ({', '.join(FAMILIES)})."
         )
     return FAMILY_OF[task]
+
+
+def shown(key: str) -> str:
+    """The name of a folder as every encoder takes it and no line is broken by it."""
+    text = os.fsencode(key).decode("utf-8", "backslashreplace")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def held_out(key: str) -> bool:

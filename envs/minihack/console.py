@@ -7,8 +7,14 @@ MiniHack defines (reward > 0.5, or the staircase where that is the task), and no
 stock step is used.
 """
 
+import dataclasses
 import logging
+import os
+import pathlib
 import re
+import shutil
+import subprocess
+import tempfile
 import warnings
 from typing import Any
 
@@ -25,7 +31,8 @@ with warnings.catch_warnings():
     try:
         import gymnasium
         import minihack  # noqa: F401  (registers the tasks)
-        from minihack.base import MH_FULL_ACTIONS
+        from gymnasium.envs.registration import load_env_creator
+        from minihack.base import HACKDIR, LIB_DIR, MH_FULL_ACTIONS, PATH_DAT_DIR
         from nle import nethack
     except ImportError as error:
         raise ImportError(
@@ -34,6 +41,7 @@ with warnings.catch_warnings():
         ) from error
 
 MAX_KEYS = 300  # keys one action may take before the game is called stuck
+_MAX_FOLDER_BYTES = 450  # NetHack keeps names of files in 512
 ESC, SPACE, ENTER = 27, ord(" "), 13
 
 _LOOK = int(nethack.Command.LOOK)
@@ -48,18 +56,71 @@ _PAGE_OF = re.compile(r"\((\d+) of (\d+)\)")
 
 def build(task: str) -> Any:
     """The live NLE environment of a MiniHack task, for any number of consoles, one after another;
-    to be closed by the caller.
+    to be closed by the caller. Raises ValueError when the name of the temporary folder is too long,
+    OSError when the level cannot be put in place there.
     """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > _MAX_FOLDER_BYTES:
+        raise ValueError(
+            f"NetHack plays in no folder whose name has more than {_MAX_FOLDER_BYTES} bytes, like"
+            f" {folder}: name another in TMPDIR."
+        )
     logging.getLogger("nle").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        spec = gymnasium.spec(task)
+        stock: Any = load_env_creator(str(spec.entry_point))
+        task_type = type(stock.__name__, (stock,), {"_patch_nhdat": _put_level})
         return gymnasium.make(
-            task,
+            dataclasses.replace(spec, entry_point=task_type),
             fix_moon_phase=True,
             actions=tuple(MH_FULL_ACTIONS),
             max_episode_steps=10**9,
             disable_env_checker=True,
         ).unwrapped
+
+
+def _put_level(env: Any, level: str) -> None:
+    """Compiles a level, given as text or as the name of a file of the package, into the data of the
+    environment's game.
+
+    The stock way is a shell script that splits the name of the temporary folder at blanks, expands
+    its wildcards, and whose failures nobody looks at: NetHack then plays its own dungeon. Raises
+    OSError.
+    """
+    home = pathlib.Path(env.nethack._vardir)
+    library = home / "lib"
+    if not library.is_dir():
+        shutil.copytree(LIB_DIR, library)
+    source = library / "mylevel.des"
+    if level.endswith(".des"):
+        shutil.copyfile(pathlib.Path(PATH_DAT_DIR) / level, source)
+    else:
+        source.write_text(level, encoding="utf-8")
+    _run("lev_comp", source.name, folder=library)
+    source.unlink()
+    names = sorted(path.name for path in library.iterdir())
+    _run("dlb", "cf", "nhdat", *names, folder=library)
+    (library / "nhdat").replace(home / "nhdat")
+
+
+def _run(tool: str, *arguments: str, folder: pathlib.Path) -> None:
+    """Runs a tool of NetHack's in a folder. Raises OSError when it fails."""
+    done = subprocess.run(
+        [str(pathlib.Path(HACKDIR) / tool), *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        said = " ".join(f"{done.stdout} {done.stderr}".split())[-200:]
+        raise OSError(
+            f"NetHack's {tool} could not write a level in {folder} ({said}): free some space there,"
+            " or name another folder in TMPDIR"
+        )
 
 
 class Console:

@@ -15,6 +15,7 @@ the family and the versions of minihack and nle.
 counts what they share; without families, those of the two family splits, "sound" and "paper".
 """
 
+import argparse
 import functools
 import json
 import os
@@ -22,7 +23,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envs.api import GameId
 from envs.cache_files import cache_file, write_json
@@ -31,7 +32,7 @@ from envs.minihack.families import FAMILY_SPLITS, check_family, versions
 SPLITS = ("train", "select", "test")
 WANTED = {"train": 400, "select": 60, "test": 120}
 _MAX_SEEDS = 3000
-_FORMAT = 1
+_FORMAT = 2  # 1 may hold the games of NetHack's own dungeon, see `console.build`
 _PROBE, _FEW_LAYOUTS = 300, 20
 
 
@@ -96,13 +97,21 @@ def _read(path: pathlib.Path) -> dict[str, list[int]] | None:
     """The cached index, or None when there is none or it cannot be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if sorted(data) == sorted(SPLITS) and all(
-            isinstance(seed, int) for seeds in data.values() for seed in seeds
-        ):
-            return data
-    except (OSError, ValueError, AttributeError, TypeError):
-        pass
-    return None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if _is_index(data) else None
+
+
+def _is_index(data: Any) -> bool:
+    """Whether parsed JSON is what `assign` gives."""
+    if not isinstance(data, dict) or sorted(data) != sorted(SPLITS):
+        return False
+    if not all(isinstance(seeds, list) for seeds in data.values()):
+        return False
+    seeds = [seed for name in SPLITS for seed in data[name]]
+    return all(type(seed) is int and 0 <= seed < _MAX_SEEDS for seed in seeds) and len(
+        set(seeds)
+    ) == len(seeds)
 
 
 @functools.cache
@@ -116,27 +125,39 @@ def _splits(family: str) -> dict[str, tuple[GameId, ...]]:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "envs.minihack.index", family],
+            # -P: no module of the working folder stands in for one of ours
+            [sys.executable, "-P", "-m", "envs.minihack.index", family],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode != 0:
-            raise RuntimeError(
-                f"Scanning the games of {family!r} failed: {done.stderr.strip()[-500:]}"
+        said = done.stderr.strip().splitlines()
+        data = _parsed(done.stdout)
+        if done.returncode != 0 or not _is_index(data):
+            raise ValueError(
+                f"The games of MiniHack's {family} could not be started to divide them into splits"
+                f" ({said[-1][-300:] if said else f'exit code {done.returncode}'}): see what"
+                f" `python -m envs.minihack.index {family}` says."
             )
-        data = json.loads(done.stdout.strip().splitlines()[-1])
     return {
         name: tuple(GameId(env="minihack", family=family, key=str(seed)) for seed in data[name])
         for name in SPLITS
     }
 
 
+def _parsed(output: str) -> Any:
+    """The last line, as JSON; None when it is none."""
+    try:
+        return json.loads((output.strip().splitlines() or [""])[-1])
+    except ValueError:
+        return None
+
+
 def load_index(family: str, split: str) -> tuple[GameId, ...]:
     """The games of a split, in the order of their seeds. Raises ValueError for an unknown family or
-    split.
+    split, and when its games cannot be started.
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; the splits are: {', '.join(SPLITS)}.")
@@ -205,25 +226,37 @@ def main(arguments: list[str]) -> int:
     """Scans one family, stores its index and writes it to standard output as one line of JSON; or
     writes the report.
     """
-    if arguments[:1] != ["--report"] and len(arguments) != 1:
-        sys.stderr.write("Usage: python -m envs.minihack.index FAMILY, or --report [FAMILY ...]\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m envs.minihack.index",
+        description="Divides the games of a family into train, select and test, disjoint by"
+        " initial state, and keeps the result; it is also written as a line of JSON.",
+        epilog="`ictjax games list` lists the families.",
+    )
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="one, or any with --report")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="start all games of the splits again and write a table of what these share; without"
+        " families, of those of the two family splits",
+    )
+    args = parser.parse_args(arguments)
+    if not args.report and len(args.families) != 1:
+        sys.stderr.write(f"Name one family, or --report; got {len(args.families)} families.\n")
         return 2
     try:
-        if arguments[0] == "--report":
-            for line in report(arguments[1:]):
+        if args.report:
+            for line in report(args.families):
                 sys.stdout.write(f"{line}\n")
                 sys.stdout.flush()
             return 0
-        family = check_family(arguments[0])
-    except ValueError as error:
+        family = check_family(args.families[0])
+        data = scan(family)
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    data = scan(family)
     try:
         write_json(cache_path(family), data)
-    except (
-        OSError
-    ) as error:  # a read-only home is no reason to fail: the parent reads standard output
+    except OSError as error:  # a read-only home is no reason to fail
         sys.stderr.write(f"The index could not be cached: {error}\n")
     sys.stdout.write(json.dumps(data) + "\n")
     return 0

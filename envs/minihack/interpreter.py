@@ -44,7 +44,7 @@ _YES, _NO = (ord("y"),), (ord("n"),)
 _SUGGESTED = re.compile(r"\[(.*?) or \?\*\]|\[(.*?)\]")
 _FLOOR_FOOD = re.compile(r"There (?:is|are) (.+?) here; eat (?:it|one)\?")
 _DRINK_FROM = re.compile(r"Drink from the (\w+)\?")
-_MENU_LINE = re.compile(r"^([A-Za-z]) - (.+)$")
+_MENU_LINE = re.compile(r"^([A-Za-z$]) - (.+)$")  # $: gold
 _CONFIRMED = ("sure you want to pray?", "nlock it?", "Improvise?", "Continue?")
 
 
@@ -214,7 +214,7 @@ class _Interpreter:
 
     def _answer(self, meant: _Meant, question: str) -> tuple[int, ...]:
         verb, wanted = meant.command.verb, meant.command.item
-        if question.startswith("What do you want to"):
+        if "What do you want to" in question:
             return self._answer_item(meant, question)
         if "direction?" in question:
             direction = meant.direction
@@ -282,6 +282,8 @@ class _Interpreter:
         """
         wanted = meant.command.item
         here = [thing for thing in self._view.here if thing.kind == "object"]
+        if wanted is not None and (line := _MENU_LINE.match(wanted)):
+            wanted = line[2]  # of the game's own menu
         if wanted in ("here", "it", "all", "everything"):
             wanted = None
         if not here and wanted is not None and not self._view.blind:

@@ -68,6 +68,7 @@ _CLASS_NOUNS = {
 }
 # Worn in pairs: the plural is the name.
 _PAIRS = ("boots", "shoes", "gloves", "gauntlets", "lenses", "glasses")
+_LAST_REMARK = re.compile(r" \((?:[^()]|\([^()]*\))*\)$")
 _ARTICLE = re.compile(r"^(?:an?|the|some|\d+) ")
 _STATES = re.compile(
     r"(?<!\S)(?:blessed|uncursed|cursed|empty|holy|unholy|rusty|burnt|corroded|rotted|fireproof|rustproof|greased"
@@ -133,7 +134,9 @@ def plain_name(text: str) -> str:
     """ "2 blessed +1 daggers (in hand)" -> "daggers": without article, number, state and
     remarks.
     """
-    text = re.sub(r" \((?:[^()]|\([^()]*\))*\)$", "", text.strip())
+    text = text.strip()
+    while (shorter := _LAST_REMARK.sub("", text)) != text:
+        text = shorter
     text = _ARTICLE.sub("", text)
     while (shorter := _STATES.sub("", text)) != text:
         text = shorter

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.command import HELP, parse_subcommand, run_main
+from experiments.command import HELP, Flags, parse_subcommand, run_main
 from experiments.console import Terminal
 from experiments.run_dir import check_families, open_environment
+from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Measures the sampler, the update and the environments on this machine, each against a peer in"
@@ -22,23 +23,15 @@ _PLAIN_WIDTH = 140  # of tables that go to a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Common:
+class Common(Flags):
     """What every benchmark takes."""
 
-    repetitions: int = 5
+    repetitions: Annotated[int, Range(1, 100_000)] = 5
     """Timed rounds; results are medians over them."""
     json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
         None
     )
     """Also write the results, with machine and versions, to this file."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and value < 1:  # not True, not None
-                raise ValueError(
-                    f"--{field.name.replace('_', '-')} must be at least 1, got {value}."
-                )
 
 
 _Shape = Literal["pocket", "medium", "qwen2.5-0.5b"]
@@ -52,17 +45,17 @@ class SamplerBench(Common):
 
     shape: _Shape = "pocket"
     """Of the model; weights are random."""
-    rows: int = 8
+    rows: Annotated[int, Range(1, 65_536)] = 8
     """Conversations at the same time."""
-    prompt: int = 256
+    prompt: Annotated[int, Range(1, 16_777_216)] = 256
     """Tokens of the system prompt, which all conversations share."""
-    turns: int = 5
+    turns: Annotated[int, Range(1, 10_000)] = 5
     """Turns of each conversation."""
-    observed: int = 32
+    observed: Annotated[int, Range(1, 16_777_216)] = 32
     """Tokens of each observation. One length for all is the peers' best case: nothing to pad."""
-    reply: int = 16
+    reply: Annotated[int, Range(1, 16_777_216)] = 16
     """Tokens generated in each turn."""
-    decode_steps: int = 16
+    decode_steps: Annotated[int, Range(1, 65_536)] = 16
     """Tokens sampled per dispatch of the sampler."""
     transformers: bool = True
     """Also measure Hugging Face transformers, where torch is installed."""
@@ -76,17 +69,19 @@ class UpdateBench(Common):
 
     shape: _Shape = "pocket"
     """Of the model; weights are random."""
-    vocab_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    vocab_size: Annotated[
+        int | None, Range(1, 16_777_216), tyro.conf.arg(metavar="INT", help_behavior_hint="")
+    ] = None
     """Instead of the shape's own (512 for pocket, where the head hardly matters; try 16384)."""
-    groups: int = 1
+    groups: Annotated[int, Range(1, 65_536)] = 1
     """Prompts in the batch."""
-    group_size: int = 8
+    group_size: Annotated[int, Range(1, 65_536)] = 8
     """Replies to each prompt."""
-    prompt: int = 320
+    prompt: Annotated[int, Range(1, 16_777_216)] = 320
     """Tokens of each prompt."""
-    reply: int = 64
+    reply: Annotated[int, Range(1, 16_777_216)] = 64
     """Tokens of each reply."""
-    microbatches: int = 1
+    microbatches: Annotated[int, Range(1, 65_536)] = 1
     """Parts of the batch whose gradients are accumulated; the peer takes the batch whole."""
     peer: bool = True
     """Whether to measure the logits of all positions too: they and its attention need much memory
@@ -100,7 +95,7 @@ class EnvsBench(Common):
     MiniHack environment for every episode.
     """
 
-    repetitions: int = 3
+    repetitions: Annotated[int, Range(1, 100_000)] = 3
     """Timed rounds; results are medians over them."""
     alfworld: tuple[str, ...] = ("clean", "cool", "heat", "look", "pick_two", "put")
     """ALFWorld families (none: leave ALFWorld out)."""
@@ -108,19 +103,19 @@ class EnvsBench(Common):
     """MiniHack families (none: leave MiniHack out)."""
     data: str = "auto"
     """Of ALFWorld: official games where a download is found, else generated ones; or a path."""
-    workers: tuple[int, ...] = (1, 2)
+    workers: Annotated[tuple[int, ...], Range(1, 1024)] = (1, 2)
     """Sizes of the pools."""
-    episodes: int = 64
+    episodes: Annotated[int, Range(1, 1_000_000)] = 64
     """Games per family; a pool plays them at the same time."""
-    steps: int = 20
+    steps: Annotated[int, Range(1, 1_000_000)] = 20
     """Random actions per game, unless it ends earlier."""
     stock: bool = True
     """Also measure the original engines."""
-    stock_games: int = 1
+    stock_games: Annotated[int, Range(1, 1_000_000)] = 1
     """Of each ALFWorld family that stock TextWorld plays: a reset takes it seconds."""
-    stock_steps: int = 8
+    stock_steps: Annotated[int, Range(1, 1_000_000)] = 8
     """Actions of each of these."""
-    published_games: int = 16
+    published_games: Annotated[int, Range(1, 1_000_000)] = 16
     """Of each MiniHack family that the published way plays."""
 
     def __post_init__(self) -> None:
@@ -128,10 +123,8 @@ class EnvsBench(Common):
         for name, families in (("alfworld", self.alfworld), ("minihack", self.minihack)):
             if families:
                 check_families(open_environment(name, {}), families)
-        if not self.workers or min(self.workers) < 1:
-            raise ValueError(
-                f"--workers must be one or more numbers of at least 1, got {self.workers}."
-            )
+        if not self.workers:
+            raise ValueError("--workers holds no number: give one or more.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ class CompareArgs:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exit code 2 with one sentence for a run that is not evaluated."""
+    """The command line; exit code 2 where no run is evaluated."""
     words = list(sys.argv[1:] if argv is None else argv)
     run_main(lambda: _main(words), "start it again to print the table.")
 
@@ -45,4 +45,7 @@ def _main(argv: list[str]) -> None:
     # figures and statistics take a second to load
     from experiments.compare import compare
 
-    Terminal().print(compare(args.run_dirs))
+    console, comparison = Terminal(), compare(args.run_dirs)
+    console.print(comparison.table)
+    for reason in comparison.left_out:
+        console.print(f"Left out: {reason}", highlight=False, markup=False, soft_wrap=True)

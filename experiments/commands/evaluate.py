@@ -9,11 +9,15 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command import parse, parse_known, run_main
+from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal
-from experiments.presets import PRESETS, task
+from experiments.evaluation_results import ARMS
+from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
 from experiments.tasks import with_options
+from experiments.trust import check_names
+from ictjax.config import MeshConfig, RoleMeshes
+from ictjax.ranges import Range
 from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
 
 _DESCRIPTION = (
@@ -27,13 +31,29 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunArgs:
+class RunArgs(Flags):
     """What decides the defaults of all other flags, and is therefore read first."""
 
     run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
         None
     )
     """The run to evaluate, for example runs/demo."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and call what the run names: an environment by its import path, an endpoint."""
+    mesh: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as trained on)")
+    ] = None
+    """Devices by name, for example v5e-8; h200 is one device of any kind."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoleArgs:
+    """Where a model is; the run's config.json has the defaults."""
+
+    model: str
+    """Folder, where it has moved, or name at an endpoint."""
+    mesh: MeshConfig
+    """Devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +66,24 @@ class EvaluateArgs(RunArgs):
     """Another task to play, for example alfworld."""
     eval_options: Annotated[str, tyro.conf.arg(metavar="KEY=VALUE,...", help_behavior_hint="")] = ""
     """Options of its environment, for example test=valid_unseen."""
+    step: Annotated[
+        int | None,
+        Range(0, 1_000_000_000),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)"),
+    ] = None
+    """The iteration whose checkpoint is evaluated."""
+    num_workers: Annotated[
+        int | None,
+        Range(1, 1024),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: as trained on)"),
+    ] = None
+    """Processes that play."""
+    accept_changes: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Evaluate with games or models that are no longer those of training, and say so."""
+    actor: RoleArgs
+    """The model that plays."""
+    reflector: RoleArgs
+    """The model that was trained."""
     evaluation: EvaluationConfig
     """How much to play; the run's config.json has the defaults."""
 
@@ -55,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     run_main(
         lambda: _main(words),
-        "start it again with the same flags to go on with the arms that are missing.",
+        "start it again with the same flags to go on with the arms that are missing (beside a"
+        " running training also with --step and the iteration it said).",
     )
 
 
@@ -75,37 +114,66 @@ def _main(argv: list[str]) -> None:
     first, _ = parse_known(RunArgs, "evaluate", argv)
     if first.run_dir is None:
         # --help ends here; what is misspelt is named before what is missing
-        shown = EvaluateArgs(evaluation=PRESETS["pocket-minihack"].evaluation)
+        shown = _defaults(first, PRESETS["pocket-minihack"])
         parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, shown)
         raise ValueError(
             "--run-dir is missing: name the directory of a run, for example runs/demo."
         )
     run_dir = first.run_dir
     config = from_dict(read_config(run_dir))
-    default = EvaluateArgs(run_dir=run_dir, evaluation=config.evaluation)
-    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, default)
-    if args.run_dir != run_dir:
+    if first.mesh is not None:
+        config = on_named_mesh(config, first.mesh)
+    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(first, config))
+    if (args.run_dir, args.mesh) != (run_dir, first.mesh):
         raise ValueError(
-            "--run-dir stands where the value of another flag is missing: write each as"
+            "--run-dir or --mesh stands where the value of another flag is missing: write each as"
             " --FLAG=VALUE."
         )
+    meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
+    config = dataclasses.replace(
+        config.on_mesh(meshes).with_models(args.actor.model, args.reflector.model),
+        evaluation=args.evaluation,
+    )
     played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
     settings = played.environment
+    if not args.trust:
+        check_names(
+            run_dir / "config.json", environment=settings.name, endpoint=config.actor.endpoint
+        )
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Terminal()
+    for family in (*settings.train_families, *settings.heldout_families):
+        there, wanted = len(environment.games(family, "test")), args.evaluation.test_games
+        if there < wanted:
+            console.print(
+                f"{family} has {there} test games, fewer than --evaluation.test-games {wanted}: its"
+                " loops are scored on those.",
+                soft_wrap=True,
+            )
     # what plays is JAX; flags are right when it is loaded
-    from experiments.evaluate import ARMS, evaluate
+    from experiments.evaluate import changed_since, evaluate
 
+    changes = changed_since(run_dir, config, played, environment)
+    if changes and not args.accept_changes:
+        raise ValueError(
+            f"Changed since {run_dir} was trained: {'; '.join(changes)}. Restore it, or evaluate as"
+            " things are now with --accept-changes."
+        )
+    if args.num_workers is not None:
+        played = dataclasses.replace(
+            played,
+            environment=dataclasses.replace(
+                settings,
+                num_workers=args.num_workers,
+                max_live_games=max(settings.max_live_games, args.num_workers),
+            ),
+        )
     report = evaluate(
-        run_dir,
-        dataclasses.replace(config, evaluation=args.evaluation),
-        console,
-        task=played,
-        name=name,
+        run_dir, config, console, task=played, name=name, step=args.step, changes=changes
     )
     for split, overall in report["overall"].items():
         means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
@@ -116,6 +184,17 @@ def _main(argv: list[str]) -> None:
             highlight=False,
         )
     console.print(f"Evaluated. Results: {run_dir / name}.json", highlight=False, soft_wrap=True)
+
+
+def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
+    return EvaluateArgs(
+        run_dir=first.run_dir,
+        trust=first.trust,
+        mesh=first.mesh,
+        actor=RoleArgs(model=config.actor.model, mesh=config.actor.mesh),
+        reflector=RoleArgs(model=config.reflector.model, mesh=config.reflector.mesh),
+        evaluation=config.evaluation,
+    )
 
 
 def _task(config: TrainConfig, name: str | None, run_dir: pathlib.Path) -> TaskConfig:

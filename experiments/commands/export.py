@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.command import parse, run_main
+from experiments.command import Flags, parse, run_main
 from experiments.console import Terminal
+from ictjax.ranges import Range
 
 _DESCRIPTION = (
-    "Writes the reflector of a run's newest checkpoint as a folder that"
+    "Writes the reflector of a run's newest checkpoint, or of --step, as a folder that"
     " transformers.AutoModelForCausalLM.from_pretrained loads: weights, config, generation config"
     " and tokenizer. An adapter is merged into its base, or written alone in PEFT's format with"
     " --adapter."
@@ -20,13 +21,19 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportArgs:
+class ExportArgs(Flags):
     """All flags."""
 
     run_dir: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
     """A run of `ictjax train`."""
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
     """Folder to write; new or empty."""
+    step: Annotated[
+        int | None,
+        Range(0, 1_000_000_000),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: the newest)"),
+    ] = None
+    """The iteration whose checkpoint is written."""
     adapter: bool = False
     """Write the LoRA adapter alone, in PEFT's format."""
     dtype: Annotated[
@@ -34,7 +41,7 @@ class ExportArgs:
         tyro.conf.arg(help_behavior_hint="(default: as in the checkpoint that was trained)"),
     ] = None
     """Of the weights written; adapters are float32."""
-    max_shard_gb: float = 5.0
+    max_shard_gb: Annotated[float, Range(0.001, 1e6)] = 5.0
     """Largest safetensors file, in 10^9 bytes."""
 
 

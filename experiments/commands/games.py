@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.command import parse_subcommand, run_main
+from experiments.command import Flags, parse_subcommand, run_main
 from experiments.console import Terminal
+from ictjax.ranges import Range
 
 DEFAULT = "minihack"  # the environment of commands that are not told one
 _DESCRIPTION = "Lists, packs, generates and checks games."
@@ -47,14 +48,14 @@ class PackGames:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateGames:
+class GenerateGames(Flags):
     """Writes generated ALFWorld games in the official layout, for the stock environment: train,
     select as valid_seen, test as valid_unseen.
     """
 
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
     """A folder that holds no games yet."""
-    games: int = 50
+    games: Annotated[int, Range(1, 1_000_000)] = 50
     """Games of each family in train; select and test get as many, up to 200."""
     rooms: Literal["full", "small"] = "full"
     """Rooms as in the official games, or small ones."""
@@ -63,25 +64,20 @@ class GenerateGames:
     ] = ()
     """Only these families."""
 
-    def __post_init__(self) -> None:
-        if self.games < 1:
-            raise ValueError(f"--games must be at least 1, got {self.games}.")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckGames(EnvironmentArgs):
+class CheckGames(EnvironmentArgs, Flags):
     """Starts games and compares their initial states across splits; exit code 1 when a state is
     shared or a game is not won.
     """
 
-    games: int = 0
+    games: Annotated[int, Range(0, 1_000_000_000)] = 0
     """At most so many of each family and split; 0 for all."""
     solve: bool = False
     """Also play the walkthrough of every ALFWorld game with the engine."""
 
     def __post_init__(self) -> None:
-        if self.games < 0:
-            raise ValueError(f"--games must not be negative, got {self.games}.")
+        super().__post_init__()
         if self.solve and self.env != "alfworld":
             raise ValueError(f"--solve plays the walkthroughs of alfworld, {self.env} has none.")
 

@@ -10,8 +10,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.command import parse, run_main
+from envs.stopping import waiting_for_key
+from experiments.command import Flags, parse, run_main
+from experiments.local_path import local_path
 from experiments.presets import check_model
+from experiments.visible import visible
+from ictjax.config import TEMPERATURE, TOP_P
+from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Generates text with a model: the answer to --prompt by its chat template, the continuation of"
@@ -22,7 +27,7 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateArgs:
+class GenerateArgs(Flags):
     """All flags."""
 
     model: Annotated[str, tyro.conf.arg(metavar="DIR")]
@@ -46,15 +51,15 @@ class GenerateArgs:
         None
     )
     """Folder with a LoRA adapter in PEFT's format, put on the model."""
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int, Range(1, 16_777_216)] = 256
     """Most tokens to sample, per reply."""
     greedy: bool = False
     """Take the likeliest token always, instead of sampling."""
-    temperature: float = 1.0
+    temperature: Annotated[float, TEMPERATURE] = 1.0
     """Of sampling."""
-    top_p: float = 1.0
+    top_p: Annotated[float, TOP_P] = 1.0
     """Sample from the likeliest tokens of this mass (of 64 at most); 1: off."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Of sampling: the same seed gives the same text."""
     dtype: Annotated[
         Literal["bfloat16", "float32"] | None,
@@ -65,14 +70,6 @@ class GenerateArgs:
     """Go on behind stop tokens, up to --max-new-tokens."""
     json: bool = False
     """Print ids and log-probabilities of the sampled tokens as the last line."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"--temperature must be 0 (greedy) or above, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must be above 0 and at most 1 (off), got {self.top_p}.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,6 +82,7 @@ def _main(argv: list[str]) -> None:
     args = parse(GenerateArgs, "generate", _DESCRIPTION, argv)
     if args.prompt is None and args.tokens is None and not sys.stdin.isatty():
         raise ValueError("--prompt is missing (or --tokens; a conversation needs a terminal).")
+    args = dataclasses.replace(args, model=local_path(args.model, "--model"))
     check_model(args.model, "--model")
     # what answers is JAX; flags are right when it is loaded
     from experiments.generate import generate
@@ -93,11 +91,12 @@ def _main(argv: list[str]) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # a file or another program gets the text itself
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def _ask() -> str | None:
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError), waiting_for_key():
         return input("> ")
     return None

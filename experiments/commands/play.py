@@ -9,13 +9,16 @@ from typing import Annotated, Literal
 import tyro
 
 from envs.api import Environment, GameId
-from experiments.command import parse, run_main, unknown
+from experiments.command import Flags, parse, run_main, unknown
 from experiments.commands.games import DEFAULT
 from experiments.console import Terminal
+from experiments.local_path import local_path
 from experiments.presets import check_model, shipped_folder
 from experiments.run_dir import check_families, open_environment, read_run, run_prompt
-from ictjax.config import EndpointConfig, RolloutConfig
+from experiments.trust import check_names
+from ictjax.config import TEMPERATURE, EndpointConfig, RolloutConfig
 from ictjax.manners import check_style, manners_for
+from ictjax.ranges import Range
 from ictjax.run_config import ActorConfig
 
 _DESCRIPTION = (
@@ -26,7 +29,7 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlayArgs:
+class PlayArgs(Flags):
     """All flags."""
 
     env: Annotated[
@@ -40,7 +43,7 @@ class PlayArgs:
     """Family of games; `ictjax games list` lists them."""
     split: str = "train"
     """Where the game is taken from."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Which game of the split, counted from 0; experts and chance draw from it too."""
     game: Annotated[str, tyro.conf.arg(metavar="KEY", help_behavior_hint="")] = ""
     """Instead of --split: a game's key, or its whole id 'env|family|key'."""
@@ -60,6 +63,8 @@ class PlayArgs:
         None
     )
     """The actor of a run plays, under a prompt of that run."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and call what the run names: an environment by its import path, an endpoint."""
     arm: Literal["initial", "untrained", "trained"] = "trained"
     """Whose prompt, with --run-dir: the first one, or one that the reflector wrote before or after
     training, as the evaluation has it (else the best of the last iteration).
@@ -69,14 +74,18 @@ class PlayArgs:
     ] = ""
     """System prompt of the model, or a file that holds it."""
     max_steps: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)")
+        int | None,
+        Range(1, 1_000_000),
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)"),
     ] = None
     """Actions until the episode ends."""
     max_turn_tokens: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 500)")
+        int | None,
+        Range(1, 16_777_216),
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 500)"),
     ] = None
     """Tokens of one reply of the model."""
-    temperature: float = 0.0
+    temperature: Annotated[float, TEMPERATURE] = 0.0
     """Of the model; 0 is greedy."""
     show_actions: bool = False
     """Show the available actions below every observation."""
@@ -86,19 +95,34 @@ class PlayArgs:
     """Write the episode to this file."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {self.seed}.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}.")
-        if self.max_turn_tokens is not None and self.max_turn_tokens < 1:
-            raise ValueError(f"--max-turn-tokens must be at least 1, got {self.max_turn_tokens}.")
-        if self.temperature < 0:
-            raise ValueError(f"--temperature must be 0 (greedy) or above, got {self.temperature}.")
+        super().__post_init__()
         players = {
             "--model": bool(self.model),
             "--run-dir": self.run_dir is not None,
             f"--policy {self.policy}": self.policy != "human",
         }
+        if self.model or self.run_dir is not None:
+            if self.prompt and self.arm != "trained":
+                raise ValueError(f"--prompt and --arm {self.arm} exclude each other: drop one.")
+        elif deaf := [
+            flag
+            for flag, is_given in {
+                "--prompt": bool(self.prompt),
+                "--temperature": self.temperature != 0,
+                "--max-turn-tokens": self.max_turn_tokens is not None,
+            }.items()
+            if is_given
+        ]:
+            raise ValueError(
+                f"{' and '.join(deaf)} {'are' if len(deaf) > 1 else 'is'} for a model that plays:"
+                " name one with --model or --run-dir, or drop it."
+            )
+        if self.arm != "trained" and self.run_dir is None:
+            raise ValueError(f"--arm {self.arm} is of a run: name one with --run-dir, or drop it.")
+        if self.game and self.split != "train":
+            raise ValueError(
+                f"--game and --split {self.split} exclude each other: a key names its game alone."
+            )
         given = [flag for flag, is_given in players.items() if is_given]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
@@ -134,14 +158,21 @@ def settle(args: PlayArgs) -> PlaySetting:
                 f"{args.run_dir} plays {config.task.environment.name}, not {name}: drop --env, or"
                 " name the model with --model."
             )
+        if not args.trust:
+            check_names(
+                args.run_dir / "config.json",
+                environment="" if name else config.task.environment.name,
+                endpoint=config.actor.endpoint,
+            )
         actor, task = config.actor, config.task
         name = task.environment.name
         options = {**task.environment.options, **options}
     elif args.model.startswith(("http://", "https://")):
         actor = ActorConfig(model="", endpoint=EndpointConfig(url=args.model))
     elif args.model:
-        check_model(args.model, "--model")
-        actor = ActorConfig(model=args.model)
+        model = local_path(args.model, "--model")
+        check_model(model, "--model")
+        actor = ActorConfig(model=model)
     name = name or DEFAULT
     prompt, limits = (None, RolloutConfig(max_steps=50, max_turn_tokens=500))
     if task is not None:

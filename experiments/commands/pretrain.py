@@ -1,6 +1,7 @@
 """`ictjax pretrain`."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.command import parse, run_main
+from experiments.command import Flags, parse, run_main
+from ictjax.ranges import Range
 
 _OUT = pathlib.Path(__file__).parents[1] / "pocket" / "checkpoints" / "both"
 _DESCRIPTION = (
@@ -21,7 +23,7 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainArgs:
+class PretrainArgs(Flags):
     """What to train and how long.
 
     The pair in `checkpoints/both` was made with `--start checkpoints/actor` in three parts while
@@ -35,7 +37,7 @@ class PretrainArgs:
     """
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")] = _OUT
     """Where the folders `actor` and `reflector` and measurements.json go."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Of the scripted players, the rows and the initial weights."""
     start: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
         None
@@ -43,24 +45,55 @@ class PretrainArgs:
     """An actor that knows MiniHack already: its weights replace the first part of the actor's
     training. Words that it lacks are added.
     """
-    minihack_games: int = 80
+    minihack_games: Annotated[int, Range(1, 1_000_000)] = 80
     """Training games of a MiniHack family that the scripted players play, each in four ways."""
-    alfworld_games: int = 300
+    alfworld_games: Annotated[int, Range(1, 1_000_000)] = 300
     """The same for a family of ALFWorld, whose rooms differ more."""
-    minihack_steps: int = 7000
+    minihack_steps: Annotated[int, Range(0, 1_000_000_000)] = 7000
     """Updates of the actor on MiniHack alone, about 2,000 tokens each."""
-    joint_steps: int = 9000
+    joint_steps: Annotated[int, Range(0, 1_000_000_000)] = 9000
     """Updates of the actor on both benchmarks after that."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Range(0, 1000)] = 2e-3
     """Peak of the actor's."""
-    reflector_steps: int = 1000
+    reflector_steps: Annotated[int, Range(0, 1_000_000_000)] = 1000
     """Updates of the reflector, about 4,000 tokens each."""
-    right_share: float = 0.31
+    right_share: Annotated[float, Range(0, 1)] = 0.31
     """Share of the reflector's targets that name the right thing and give its lesson."""
-    vague_share: float = 0.4
+    vague_share: Annotated[float, Range(0, 1)] = 0.4
     """Share of its other targets that name nothing."""
-    test_games: int = 40
+    test_games: Annotated[int, Range(1, 1_000_000)] = 40
     """Games per family and prompt when the actor is measured."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start is not None:
+            if self.stage not in ("all", "actor"):
+                raise ValueError(
+                    f"--start is where an actor begins, and --stage {self.stage} has none: drop it."
+                )
+            if not _is_model(self.start):
+                raise ValueError(
+                    f"--start {self.start} holds no model (config.json is missing): name the"
+                    " folder of an actor."
+                )
+        needed = {"reflector": ("actor",), "measure": ("actor", "reflector")}.get(self.stage, ())
+        for name in needed:
+            if not _is_model(self.out / name):
+                raise ValueError(
+                    f"--stage {self.stage} goes on with {self.out / name}, which holds no"
+                    f" model: make it with --stage {name}, or name another --out."
+                )
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file: name a folder.")
+        there = next(
+            folder for folder in (self.out, *self.out.absolute().parents) if folder.exists()
+        )
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ValueError(f"--out {self.out} cannot be made or written to: name another folder.")
+
+
+def _is_model(folder: pathlib.Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

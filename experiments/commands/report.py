@@ -47,6 +47,7 @@ def _main(argv: list[str]) -> None:
     console.print(
         f"No evaluation yet: run `ictjax evaluate --run-dir {args.run_dir}` for the table."
         if table is None
-        else table
+        else table,
+        soft_wrap=table is None,
     )
     console.print(f"Report: {path}", soft_wrap=True)

@@ -10,9 +10,19 @@ import tyro
 
 from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
+from experiments.local_path import local_path
 from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
-from experiments.run_dir import check_families, check_run, open_environment, preset_of, read_json
+from experiments.run_dir import (
+    check_families,
+    check_restart,
+    check_run,
+    open_environment,
+    preset_of,
+    read_json,
+)
 from experiments.tasks import with_options
+from experiments.trust import check_names
+from ictjax.config import EndpointConfig
 from ictjax.run_config import TrainConfig, from_dict
 
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
@@ -48,13 +58,18 @@ class StartArgs:
         tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as the roles' own flags say)"),
     ] = None
     """Devices by name, for example v5e-8."""
+    trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Import and call what --config names: an environment by its import path, an endpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _FirstArgs(StartArgs):
-    """These, and the flag of the configuration that decides which options its environment has."""
+    """These, and the flags of the configuration that decide which options its environment has, and
+    which of its names are the user's own.
+    """
 
     environment: Annotated[str | None, tyro.conf.arg(name="task.environment.name")] = None
+    url: Annotated[str | None, tyro.conf.arg(name="actor.endpoint.url")] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +81,9 @@ class TrainArgs(StartArgs):
         tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET)"),
     ] = None
     """Where the run is written."""
+    restart: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Begin at iteration 1, whatever the directory holds: the run that is there is moved beside it,
+    to DIR.old-1."""
     check: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Build model, cache and update on shapes alone, print parameters and memory, and end."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -95,6 +113,12 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
             )
         config = config.on(task(name, first.train_env))
     chosen = config.task
+    if first.config is not None and not first.trust:
+        check_names(
+            first.config,
+            environment=chosen.environment.name if first.environment is None else "",
+            endpoint=config.actor.endpoint if first.url is None else EndpointConfig(),
+        )
     # options are of the environment that they were written for
     if first.environment not in (None, chosen.environment.name):
         chosen = dataclasses.replace(
@@ -138,8 +162,17 @@ def _configuration(first: StartArgs) -> tuple[str | None, TrainConfig]:
     return name, preset(name)
 
 
+def _with_local_models(config: TrainConfig) -> TrainConfig:
+    """The same run with its models' folders as this machine knows them."""
+    actor, reflector = config.actor.model, config.reflector.model
+    if not config.actor.endpoint.url:
+        actor = local_path(actor, "--actor.model")
+    return config.with_models(actor, local_path(reflector, "--reflector.model"))
+
+
 def _main(argv: list[str]) -> None:
     args, name = read_args(argv)
+    args = dataclasses.replace(args, settings=_with_local_models(args.settings))
     if not args.settings.actor.endpoint.url:
         check_model(args.settings.actor.model, "--actor.model")
     check_model(args.settings.reflector.model, "--reflector.model")
@@ -156,7 +189,7 @@ def _main(argv: list[str]) -> None:
     settings = args.settings.task.environment
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
-    goes_on = check_run(run_dir, args.settings, environment)
+    how = check_restart(run_dir) if args.restart else check_run(run_dir, args.settings, environment)
     from experiments.train import start
 
-    start(name, args.settings, run_dir, environment, console, goes_on=goes_on)
+    start(name, args.settings, run_dir, environment, console, how=how)

@@ -183,7 +183,7 @@ def _blockwise(scale: float, q_xbkmh: Array, k_ybksh: Array, v_ybksh: Array, pla
 
 def _forward(
     scale: float, q_xbkmh: Array, k_ybksh: Array, v_ybksh: Array, plan: Plan
-) -> tuple[Array, tuple[Array, ...]]:
+) -> tuple[Array, tuple[Any, ...]]:
     """Mixed values, and what the backward pass needs besides."""
     block = k_ybksh.shape[3]
     seen_x = _blocks(plan.seen, block)

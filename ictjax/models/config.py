@@ -6,6 +6,8 @@ import math
 DTYPES = ("float32", "bfloat16", "float16")  # of weights
 _ACTIVATION_DTYPES = ("float32", "bfloat16", "float64")  # the last for proofs, with JAX's x64 mode
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours -> Hugging Face's name
+MAX_LAYERS = 1024  # the deepest published models have a few hundred
+_MAX_SIZE = 2**24  # of anything else: the largest published vocabularies have 2**18
 SCALINGS = ("linear", "llama3", "yarn")
 # Hugging Face model types; hf/translate.py says what each of them fixes.
 FAMILIES = ("qwen2", "qwen3", "llama", "gemma3_text")
@@ -30,8 +32,19 @@ class RopeScaling:
             raise ValueError(
                 f"rope scaling is {self.kind!r}: implemented are {', '.join(SCALINGS)}"
             )
-        if self.factor < 1:
+        if not 1 <= self.factor < math.inf:
             raise ValueError(f"rope scaling has factor {self.factor}: give at least 1")
+        for name in (
+            "low_freq_factor",
+            "high_freq_factor",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+        ):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"rope scaling has {name} {getattr(self, name)}: give a positive number"
+                )
         if self.kind != "linear" and self.original_max_positions < 1:
             raise ValueError(
                 f"rope scaling {self.kind} has original_max_positions"
@@ -88,8 +101,14 @@ class ModelConfig:
             "head_dim",
             "max_positions",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+            value = getattr(self, name)
+            most = MAX_LAYERS if name == "num_layers" else _MAX_SIZE
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name} is {value}: give a whole number from 1 to {most}")
+        for name in ("rope_theta", "norm_eps", "local_rope_theta", "attention_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}: give a positive number")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}:"
@@ -112,9 +131,8 @@ class ModelConfig:
                 f"sliding_layers has {len(self.sliding_layers)} entries for {self.num_layers}"
                 " layers: give one each, or none"
             )
-        if (
-            any(self.sliding_layers) != (self.sliding_window is not None)
-            or (self.sliding_window or 1) < 1
+        if any(self.sliding_layers) != (self.sliding_window is not None) or (
+            self.sliding_window is not None and not 1 <= self.sliding_window <= _MAX_SIZE
         ):
             raise ValueError(
                 f"sliding_window is {self.sliding_window} for sliding_layers {self.sliding_layers}:"

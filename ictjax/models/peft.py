@@ -9,35 +9,49 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from envs.files import replacing
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
+from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.layout import STORED, projection_names
-from ictjax.models.hf.reader import read_json
 from ictjax.models.lora import adapter_axes
 from ictjax.models.transformer import PROJECTION_AXES, Params
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# What changes the result and is not implemented, with the values that mean "off".
-_OFF: Mapping[str, tuple[Any, ...]] = {
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": ([], None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-}
+# Keys that say nothing of what an adapter computes: where it came from, how it was trained.
+_IDLE = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "inference_mode",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",  # read with use_qalora only
+        "revision",
+        "task_type",
+    }
+)
+# Read here.
+_READ = frozenset({"lora_alpha", "peft_type", "r", "target_modules", "use_rslora"})
+# How the factors began, where that left the base as it is: others (PiSSA, OLoRA, LoftQ, CorDA,
+# LoRA-GA) change the base's weights, which the file does not have.
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
+# Of any other key: PEFT's way to say that a variant is off.
+_OFF: tuple[object, ...] = (None, False, "none", "", [], {})
+_MAX_RANK = 2**16
 
 
 def save_adapter(
@@ -87,7 +101,8 @@ def save_adapter(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        # not save_file, which has an exception of its own for a full disk
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -105,18 +120,10 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
             raise ValueError(
                 f"{str(folder)!r} has no {name}: give a folder that PEFT saved a LoRA adapter to"
             )
-    data = read_json(folder / CONFIG)
-    if data.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{folder / CONFIG} has peft_type {data.get('peft_type')!r}: only LORA adapters are"
-            " read"
-        )
-    for name, values in _OFF.items():
-        if data.get(name) not in values:
-            raise ValueError(
-                f"{folder / CONFIG} sets {name} to {data[name]!r}, which is not implemented: use a"
-                " plain LoRA adapter"
-            )
+    path = folder / CONFIG
+    data = read_json(path)
+    _check_plain(path, data)
+    rank, alpha = _sizes(path, data)
     try:
         with safe_open(folder / WEIGHTS, framework="numpy") as file:
             names = list(file.keys())  # the file is no mapping
@@ -127,14 +134,18 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
                     f" {', '.join(STORED.values())}: convert it"
                 )
             found = {name: file.get_tensor(name).astype(np.float32) for name in names}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{folder / WEIGHTS} cannot be read ({error}): download it again"
         ) from error
-    rank, alpha = int(data["r"]), float(data["lora_alpha"])
-    if data.get("use_rslora"):
-        alpha *= math.sqrt(rank)  # such adapters are scaled by alpha / sqrt(rank)
+    broken = [name for name, value in found.items() if not np.isfinite(value).all()]
+    if broken:
+        raise ValueError(
+            f"{folder / WEIGHTS} holds {broken[0]}, which is not finite: take another checkpoint of"
+            " that adapter"
+        )
     targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
+    _check_targets(path, data.get("target_modules"), targets)
     lora = LoraConfig(rank=rank, alpha=alpha, targets=targets)
     adapter: Params = {}
     for factor, letter in (("a", "A"), ("b", "B")):
@@ -158,6 +169,58 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
             " it was made for another model"
         )
     return lora, adapter
+
+
+def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
+    """Raises ValueError for any kind of adapter but plain LoRA, unknown ones included."""
+    if data.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{path} has peft_type {data.get('peft_type')!r}: only LORA adapters are read"
+        )
+    for name, value in data.items():
+        allowed = _PLAIN_STARTS if name == "init_lora_weights" else _OFF
+        # 0 and 1 are equal to False and True
+        if name not in _IDLE | _READ and not any(
+            type(value) is type(known) and value == known for known in allowed
+        ):
+            raise ValueError(
+                f"{path} sets {name} to {str(value)[:60]!r}, which is not implemented: use a plain"
+                " LoRA adapter, or merge this one into its model with PEFT"
+            )
+
+
+def _sizes(path: pathlib.Path, data: Mapping[str, Any]) -> tuple[int, float]:
+    """Rank, and the alpha that alpha / rank scales with."""
+    rank, alpha, stabilised = (data.get(name) for name in ("r", "lora_alpha", "use_rslora"))
+    if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
+        raise ValueError(
+            f"{path} sets r to {rank!r}: a rank is a whole number from 1 to {_MAX_RANK}; take the"
+            " file that PEFT wrote"
+        )
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ValueError(
+            f"{path} sets lora_alpha to {alpha!r}, which is no positive number: take the file that"
+            " PEFT wrote"
+        )
+    if stabilised not in (None, False, True):
+        raise ValueError(f"{path} sets use_rslora to {stabilised!r}: give true or false")
+    # such adapters are scaled by alpha / sqrt(rank)
+    return rank, float(alpha) * (math.sqrt(rank) if stabilised else 1.0)
+
+
+def _check_targets(path: pathlib.Path, named: object, found: Sequence[str]) -> None:
+    """Raises ValueError where a module that the adapter is for has no factors. A text is a pattern
+    over module names: what it matches is what is found.
+    """
+    if not isinstance(named, list):
+        return
+    modules = {_module(name) for name in found}
+    for name in named:
+        if not isinstance(name, str) or name.rpartition(".")[2] not in modules:
+            raise ValueError(
+                f"{path} names {name!r} in target_modules, but {WEIGHTS} holds no factors of it"
+                " that fit this model: it was made for another one, or its download is not complete"
+            )
 
 
 def _key(layer: int, name: str, letter: str) -> str:

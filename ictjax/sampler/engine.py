@@ -133,6 +133,7 @@ class Sampler:
       sampler_config: sizes.
       pad_id: an id to fill unused positions with; never seen by the model's attention.
       mesh: the devices to work on; None for the one that the weights are on.
+      unused: ids that are never sampled, see `ChatTokenizer.unused`.
 
     Raises:
       ValueError: sizes that do not fit the model or the mesh, or weights of another model.
@@ -146,10 +147,15 @@ class Sampler:
         pad_id: int,
         *,
         mesh: Mesh | None = None,
+        unused: Sequence[range] = (),
     ) -> None:
         if not 0 <= pad_id < config.vocab_size:
             raise ValueError(
                 f"pad_id is {pad_id}: give an id of the vocabulary, 0 to {config.vocab_size - 1}"
+            )
+        if sum(len(part) for part in unused) >= config.vocab_size:
+            raise ValueError(
+                f"unused holds all {config.vocab_size} ids of the vocabulary: leave some to sample"
             )
         if sampler_config.max_len > config.max_positions:
             raise ValueError(
@@ -158,7 +164,7 @@ class Sampler:
             )
         self._config = config
         self._sampler_config = sampler_config
-        self._programs = Programs(config, params, sampler_config, pad_id, mesh)
+        self._programs = Programs(config, params, sampler_config, pad_id, mesh, unused)
         self._shards = self._programs.num_shards
         self._slots_per_shard = self._programs.slots_per_shard
         self._ids = itertools.count()

@@ -3,7 +3,7 @@ them, compiled ahead.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ class Programs:
       sizes: of the sampler.
       pad_id: fills unused positions.
       mesh: the devices to work on; None for the one that the weights are on.
+      unused: ids that are never sampled.
 
     Raises:
       ValueError: sizes that do not fit the mesh, or weights of another model.
@@ -46,6 +47,7 @@ class Programs:
         sizes: SamplerConfig,
         pad_id: int,
         mesh: Mesh | None,
+        unused: Sequence[range] = (),
     ) -> None:
         self.num_shards = 1 if mesh is None else mesh.shape["data"]  # copies of the weights
         for name, counts in (("num_slots", (sizes.num_slots,)), ("row_buckets", sizes.row_buckets)):
@@ -55,6 +57,7 @@ class Programs:
                     " every copy gets the same share"
                 )
         self._config, self._sizes, self._pad_id, self._mesh = config, sizes, pad_id, mesh
+        self._unused = unused
         copies = kv_copies(config.num_heads, config.num_kv_heads, mesh)
         self._cache_sharding = (
             None if mesh is None else cache_sharding(config.num_kv_heads * copies, mesh)
@@ -134,6 +137,7 @@ class Programs:
                 num_stop_ids=sizes.max_stop_ids,
                 max_top_k=sizes.max_top_k,
                 pad_id=self._pad_id,
+                unused=self._unused,
             )
             arguments = (self._params, self._cache, self.blank(num_rows, length))
             self._turns[shape] = self._compile(

@@ -3,6 +3,8 @@ every row has what it wants.
 """
 
 import functools
+import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,6 +41,7 @@ def sample(
     keys_b2: UInt32[Array, "B 2"],
     counts_b: Int[Array, " B"],
     max_top_k: int,
+    unused: Sequence[range] = (),
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws one id per row, and its log-probability under softmax(logits / temperature) BEFORE any
     truncation.
@@ -47,7 +50,8 @@ def sample(
     row's draw depends on nothing else in the batch; without truncation the draw is exact.
     Truncation looks at the `max_top_k` likeliest ids only: top-k first, then the smallest set of
     ids whose mass (renormalised after top-k, as Hugging Face does) reaches top-p, its first id
-    always kept. Ties go to the lower id.
+    always kept. Ties go to the lower id. The ids of `unused` (static) are never drawn; log-
+    probabilities count them, as the learner's do.
     """
     greedy_b = temperature_b <= 0
     scaled_bv = logits_bv / jnp.where(greedy_b, 1.0, temperature_b)[:, None]
@@ -62,6 +66,8 @@ def sample(
         )(keys_b)
         return jnp.where(greedy_b[:, None], 0.0, noise_bv)
 
+    if unused:
+        scaled_bv = jnp.where(_is_in(unused, scaled_bv.shape[1]), _DROPPED, scaled_bv)
     noise_bv = jax.lax.cond(jnp.all(greedy_b), lambda: jnp.zeros_like(scaled_bv), noise)
     ids_b = jnp.argmax(scaled_bv + noise_bv, axis=-1).astype(jnp.int32)
     truncated_b = ((top_k_b > 0) | (top_p_b < 1)) & ~greedy_b
@@ -85,6 +91,13 @@ def sample(
     return ids_b, jnp.take_along_axis(scaled_bv, ids_b[:, None], axis=1)[:, 0] - normaliser_b
 
 
+def _is_in(ranges: Sequence[range], num_ids: int) -> Bool[Array, " V"]:
+    ids_v = jnp.arange(num_ids, dtype=jnp.int32)
+    return functools.reduce(
+        operator.or_, ((ids_v >= part.start) & (ids_v < part.stop) for part in ranges)
+    )
+
+
 def turn(
     config: ModelConfig,
     params: Params,
@@ -96,6 +109,7 @@ def turn(
     num_stop_ids: int,
     max_top_k: int,
     pad_id: int,
+    unused: Sequence[range] = (),
 ) -> tuple[Int[Array, "B X"], KVCache]:
     """Appends the tokens of `packed` (see state.Rows) to their rows, then samples up to `max_steps`
     tokens for each row that may.
@@ -107,6 +121,7 @@ def turn(
 
     Args:
       cache: donate it.
+      unused: static; ids that are never sampled.
       max_steps: static; the loop ends early when no row is active.
 
     Returns: Packed samples (state.unpack_samples) and the new cache. The last sampled id of a row
@@ -127,6 +142,7 @@ def turn(
             rows.keys_b2,
             rows.counts_b + loop.sampled_b,
             max_top_k,
+            unused,
         )
         active_b = loop.active_b
         sampled_b = loop.sampled_b + active_b

@@ -15,8 +15,8 @@ from huggingface_hub.errors import (
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 # config, generation config, tokenizer, chat template, index of the weights
-_CONFIGS = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
-_WEIGHTS = "*.safetensors"
+CONFIGS = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
+WEIGHTS = "*.safetensors"
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
@@ -43,7 +43,7 @@ def local_folder(name: str | os.PathLike[str], *, weights: bool = True) -> pathl
             f"{str(name)!r} is neither a folder nor a Hugging Face id: give a checkpoint folder, or"
             " organisation/model"
         )
-    patterns = [*_CONFIGS, _WEIGHTS] if weights else list(_CONFIGS)
+    patterns = [*CONFIGS, WEIGHTS] if weights else list(CONFIGS)
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(

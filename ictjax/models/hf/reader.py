@@ -2,7 +2,6 @@
 time.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ictjax import mesh as meshes
 from ictjax.models.config import DTYPES, ModelConfig
 from ictjax.models.hf.hub import local_folder
+from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.layout import HEAD, IGNORED_SUFFIX, STORED, Tensor, layout
 from ictjax.models.hf.translate import model_from_hf
 from ictjax.models.transformer import Params, abstract_params, param_axes
@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # the tokenizer of Gemma 3's text models has it, their embedding does not
 _WITHOUT_EMBEDDING = ("<image_soft_token>",)
+_POINTER = b"version https://git-lfs"
 _BLOCK = 256  # rows of a tensor that are in memory beside the shard that they go to
 
 
@@ -86,22 +87,20 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{str(folder)!r} has no {CONFIG}: give a Hugging Face checkpoint folder")
-    return model_from_hf(read_json(folder / CONFIG))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises ValueError for anything else."""
+    data = read_json(folder / CONFIG)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return model_from_hf(data)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}): take the file that the checkpoint was published with"
-        ) from error
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{path} is no JSON object: take the file that the checkpoint was published with"
-        )
-    return data
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def check_checkpoint(folder: pathlib.Path) -> None:
+    """Reads a folder's small files and the headers of its weights. Raises ValueError as
+    `load_checkpoint`, for what can be seen without reading weights.
+    """
+    config = read_config(folder)
+    check_vocabulary(folder, config)
+    _locate(folder, config, layout(config))
 
 
 def check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
@@ -109,20 +108,28 @@ def check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
+    settings = folder / "tokenizer_config.json"
+    added = read_json(settings).get("added_tokens_decoder") if settings.is_file() else None
     try:
         vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(
             f"{path} cannot be read ({error}): take the file that the checkpoint was published with"
         ) from error
-    last = max(
-        (id_ for token, id_ in vocabulary.items() if token not in _WITHOUT_EMBEDDING), default=0
-    )
-    if last >= config.vocab_size:
+    try:
+        more = {token["content"]: int(id_) for id_, token in (added or {}).items()}
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
-            f"{path} has the id {last}, but the model has embeddings of {config.vocab_size} ids:"
-            " take the checkpoint's own tokenizer"
-        )
+            f"{settings} has an added_tokens_decoder that cannot be read: take the file that the"
+            " checkpoint was published with"
+        ) from error
+    for file, ids in ((path, vocabulary), (settings, more)):
+        last = max((i for token, i in ids.items() if token not in _WITHOUT_EMBEDDING), default=0)
+        if last >= config.vocab_size:
+            raise ValueError(
+                f"{file} has the id {last}, but the model has embeddings of {config.vocab_size}"
+                " ids: take the checkpoint's own tokenizer"
+            )
 
 
 def _locate(
@@ -130,7 +137,7 @@ def _locate(
 ) -> dict[str, pathlib.Path]:
     """The file of every tensor, after checking that all are there and fit."""
     files: dict[str, pathlib.Path] = {}
-    unknown, misshapen, mistyped = [], [], []
+    unknown, doubled, misshapen, mistyped = [], [], [], []
     for path in _files(folder):
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -139,6 +146,8 @@ def _locate(
                 if name not in tensors:
                     unknown.append(name)
                     continue
+                if name in files:
+                    doubled.append(f"{name} in {files[name].name} and {path.name}")
                 files[name] = path
                 shape, dtype = (
                     tuple(file.get_slice(name).get_shape()),
@@ -160,44 +169,72 @@ def _locate(
             ),
             ("missing tensors", [name for name in tensors if name not in files]),
             ("unknown tensors", unknown),
+            ("tensors in two files", doubled),
             ("tensors of another shape", misshapen),
         )
         if names
     ]
     if problems:
         raise ValueError(
-            f"{str(folder)!r} does not hold the model of its {CONFIG}; {'; '.join(problems)}"
+            f"{str(folder)!r} does not hold the model of its {CONFIG}; {'; '.join(problems)}:"
+            " download the folder again, or take a checkpoint with weights of that config"
         )
     return files
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(name, str) for name in weight_map.values()
-        ):
-            raise ValueError(
-                f"{folder / INDEX} has no weight_map: take the file that the checkpoint was"
-                " published with"
-            )
-        names = sorted(set(weight_map.values()))
-    elif (folder / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    else:
+    """The files with the weights; all of them are there."""
+    whole, index = (folder / WEIGHTS).is_file(), (folder / INDEX).is_file()
+    if not whole and not index:
+        shards = sorted(path.name for path in folder.glob("*.safetensors"))
         raise ValueError(
-            f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}: convert the weights to safetensors"
+            f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}"
+            f"{f', only {shards[0]}' if shards else ''}: finish its download, or convert its"
+            " weights to safetensors"
+        )
+    if not index:
+        return [folder / WEIGHTS]
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
+        raise ValueError(
+            f"{folder / INDEX} has no weight_map: take the file that the checkpoint was published"
+            " with"
+        )
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        # the file itself may be a link, as in the cache of the hub
+        if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+            raise ValueError(
+                f"{folder / INDEX} names {name[:200]!r}, which is no file of this folder: take the"
+                " file that the checkpoint was published with"
+            )
+    if whole and names != [WEIGHTS]:
+        raise ValueError(
+            f"{str(folder)!r} has weights twice, {WEIGHTS} and those of {INDEX} ({names[0]}):"
+            " remove the ones that are not meant"
         )
     for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{str(folder)!r} lacks {name}, which {INDEX} names: download it")
+        if not os.path.isfile(folder / name):  # Path.is_file raises for a long name
+            raise ValueError(
+                f"{str(folder)!r} lacks {name[:200]}, which {INDEX} names: download it"
+            )
     return [folder / name for name in names]
 
 
 def _open(path: pathlib.Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise ValueError(
+                    f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs"
+                    " pull`, or download the folder again"
+                ) from error
         raise ValueError(f"{path} cannot be read ({error}): download it again") from error
 
 

@@ -2,12 +2,20 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from ictjax.models.config import ACTIVATIONS, DTYPES, SCALINGS, ModelConfig, RopeScaling
+from ictjax.models.config import (
+    ACTIVATIONS,
+    DTYPES,
+    MAX_LAYERS,
+    SCALINGS,
+    ModelConfig,
+    RopeScaling,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,11 @@ FAMILIES: Mapping[str, _Family] = {
     ),
 }
 
+_POSITIVE = ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
+# keys with more of them
+_ROPE = ("rope_parameters", "rope_scaling", "full_attention", "sliding_attention")
+# what transformers writes before the reason
+_CLASS_NAMES = re.compile(r"(?:Class validation|Validation) error for .*?: (?:\w+: )?")
 # Keys of a config.json that change what a model computes, and that this decoder does not implement.
 _REFUSED = (
     "quantization_config",
@@ -56,26 +69,56 @@ def model_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     Raises:
       ValueError: another architecture, or an option that this decoder does not implement.
     """
-    family = data.get("model_type")
-    architectures = data.get("architectures") or [
-        FAMILIES[family].architecture if family in FAMILIES else None
-    ]
-    if family not in FAMILIES or FAMILIES[family].architecture not in architectures:
-        known = ", ".join(f"{entry.architecture} ({name})" for name, entry in FAMILIES.items())
+    family, architectures = data.get("model_type"), data.get("architectures") or []
+    known = FAMILIES.get(family) if isinstance(family, str) else None
+    if (
+        not isinstance(family, str)
+        or known is None
+        or not isinstance(architectures, list)
+        or (architectures and known.architecture not in architectures)
+    ):
+        supported = ", ".join(f"{entry.architecture} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(
-            f"config.json names model_type {family!r} and architectures {architectures}:"
-            f" supported are {known}"
+            f"it names model_type {family!r} and architectures {architectures}: supported are"
+            f" {supported}"
         )
     try:
-        hf = AutoConfig.for_model(**data)
-    except (
-        Exception
-    ) as error:  # transformers checks types and values, and raises whatever its checks raise
-        detail = " ".join(str(error).split())
+        _check_numbers(data)
+        return _translated(family, AutoConfig.for_model(**data), data)
+    except _Unsupported:
+        raise
+    except Exception as error:
+        # transformers checks types and values, and raises whatever its checks raise
+        detail = _CLASS_NAMES.sub("", " ".join(str(error).split()))[:300]
         raise ValueError(
-            f"config.json cannot be read as {family} ({detail}): take the file that the"
-            " checkpoint came with"
+            f"it cannot be read as {family} ({detail}): take the file that the checkpoint came with"
         ) from error
+
+
+class _Unsupported(ValueError):
+    """A setting that is not implemented, or can be that of no model."""
+
+
+def _check_numbers(data: Mapping[str, Any]) -> None:
+    """Before transformers computes with them, or makes lists of that many layers."""
+    layers = data.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise _Unsupported(
+            f"it sets num_hidden_layers to {layers}: models of up to {MAX_LAYERS} layers are read"
+        )
+    for name, value in data.items():
+        if name in _POSITIVE and not (
+            isinstance(value, int | float) and value is not True and 0 < value < math.inf
+        ):
+            raise _Unsupported(
+                f"it sets {name} to {value!r}, which is no positive number: take the file that the"
+                " checkpoint came with"
+            )
+        if isinstance(value, dict) and name in _ROPE:
+            _check_numbers(value)
+
+
+def _translated(family: str, hf: PretrainedConfig, data: Mapping[str, Any]) -> ModelConfig:
     for name in _REFUSED:
         if getattr(hf, name, None):
             raise _not_implemented(name, getattr(hf, name))
@@ -93,9 +136,11 @@ def model_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     # published configs keep the unstretched length there
     if scaling is not None and scaling.kind == "yarn":
         positions = max(positions, int(scaling.factor * scaling.original_max_positions))
-    dtype = str(data.get("dtype") or data.get("torch_dtype") or "float32").removeprefix("torch.")
+    named = (data.get("dtype"), data.get("torch_dtype"), "float32")
+    dtype = str(next(name for name in named if name is not None)).removeprefix("torch.")
     if dtype not in DTYPES:
         raise _not_implemented("dtype", dtype)
+    head_dim = getattr(hf, "head_dim", None)
     attention_bias = bool(getattr(hf, "attention_bias", False))
     fields: dict[str, Any] = {
         "family": family,
@@ -105,7 +150,7 @@ def model_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         "d_ff": hf.intermediate_size,
         "num_heads": hf.num_attention_heads,
         "num_kv_heads": hf.num_key_value_heads,
-        "head_dim": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        "head_dim": hf.hidden_size // hf.num_attention_heads if head_dim is None else head_dim,
         "rope_theta": float(rope["rope_theta"]),
         "rope_scaling": scaling,
         "local_rope_theta": float(local["rope_theta"]) if local else None,
@@ -193,10 +238,10 @@ def model_to_hf(model: ModelConfig) -> dict[str, Any]:
     return data
 
 
-def _not_implemented(name: str, value: Any) -> ValueError:
-    return ValueError(
-        f"config.json sets {name} to {value!r}, which this decoder does not implement: use a"
-        " checkpoint without it"
+def _not_implemented(name: str, value: Any) -> _Unsupported:
+    return _Unsupported(
+        f"it sets {name} to {value!r}, which this decoder does not implement: use a checkpoint"
+        " without it"
     )
 
 
@@ -219,8 +264,9 @@ def _scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
     # "dynamic" rotates by the length of the longest row so far: cached keys would go stale
     if kind not in SCALINGS:
         raise _not_implemented("rope_type", kind)
-    original = rope.get("original_max_position_embeddings") or max_positions
-    factor = float(rope.get("factor") or max_positions / original)
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    original = max_positions if original is None else original
+    factor = max_positions / original if factor is None else float(factor)
     if kind == "linear":
         return RopeScaling(kind=kind, factor=factor)
     if kind == "llama3":

@@ -16,8 +16,9 @@ import numpy as np
 
 from envs.files import replacing
 from ictjax.models.config import ModelConfig
+from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.layout import STORED, Tensor, layout
-from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS, read_json
+from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS
 from ictjax.models.hf.translate import model_from_hf, model_to_hf
 from ictjax.models.transformer import Params, abstract_params
 
@@ -172,4 +173,5 @@ def _write_tensor(file: BinaryIO, tensor: Tensor, params: Params, dtype: np.dtyp
     value = np.asarray(weight if tensor.layer is None else weight[tensor.layer]).astype(
         dtype, copy=False
     )
-    np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value))).view(np.uint8).tofile(file)
+    data = np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value)))
+    file.write(data.view(np.uint8).data)  # not tofile, which does not say why a disk refuses

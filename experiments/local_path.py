@@ -1,0 +1,63 @@
+"""Paths that people type: of this machine, in names that every library can open."""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any, TypeVar
+
+_Args = TypeVar("_Args")
+# pathlib has made one slash of two; a drive letter is no scheme
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(text: str, flag: str) -> str:
+    """The path with the home folder in the place of a leading `~`, which shells leave alone behind
+    `--flag=`.
+
+    Args:
+      flag: what it stands behind.
+
+    Raises:
+      ValueError: an address (gs://, s3://), a home folder of nobody, or a name that is not UTF-8.
+    """
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    if found := _ADDRESS.match(text):
+        address = f"{found[0]}/{text[found.end() :].lstrip('/')}"
+        raise ValueError(
+            f"{flag} {address!r} is an address, no path of this machine: name a local folder, or"
+            " the one where that place is mounted."
+        )
+    try:
+        path = str(pathlib.Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError(
+            f"{flag} {shown} begins with the home folder of nobody here: write the path out."
+        ) from None
+    if shown != text or not _is_utf8(str(pathlib.Path(path).absolute())):
+        raise ValueError(
+            f"{flag} {shown} is not UTF-8, in its name or in that of a folder above it, and cannot"
+            " be opened by every library: name another."
+        )
+    return path
+
+
+def with_local_paths(args: _Args) -> _Args:
+    """Flags with every path in them as `local_path` gives it back. Raises ValueError as it does."""
+    if not dataclasses.is_dataclass(args) or isinstance(args, type):
+        return args
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(args):
+        value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
+        if isinstance(value, pathlib.Path):
+            changed[field.name] = pathlib.Path(local_path(str(value), flag))
+        elif isinstance(value, tuple) and any(isinstance(item, pathlib.Path) for item in value):
+            changed[field.name] = tuple(pathlib.Path(local_path(str(p), "The run")) for p in value)
+    return dataclasses.replace(args, **changed)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""What a run keeps in the memory of its devices, from shapes alone, and whether that is there."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from experiments.limits import local_roles
+from experiments.shapes import model_shape
+from ictjax.config import AXES, MeshConfig, SamplerConfig
+from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_specs
+from ictjax.models import lora, transformer
+from ictjax.models.cache import make_cache
+from ictjax.models.config import ModelConfig
+from ictjax.run_config import TrainConfig
+
+
+class Use(NamedTuple):
+    """One thing that is kept."""
+
+    what: str
+    parameters: int | None  # None: it has none
+    whole_bytes: int
+    device_bytes: int  # of each device of its mesh
+    devices: int
+
+
+def uses(config: TrainConfig) -> Iterator[Use]:
+    """Weights, optimizer and caches of a training run; activations and gradients come on top."""
+    reflector = model_shape(config.reflector)
+    mesh, adapter = config.reflector.mesh, config.reflector.lora
+    frozen, axes = transformer.abstract_params(reflector), transformer.param_axes(reflector)
+    trained, trained_axes = trained_shapes(config, reflector)
+    local = not config.actor.endpoint.url
+    shared = local and config.actor.frozen_key == config.reflector.frozen_key
+    referenced = adapter.rank > 0 or config.grpo.kl != "none"
+    roles = [
+        name
+        for name, is_there in (
+            ("reference", config.grpo.kl != "none"),
+            ("trunk of the adapter", adapter.rank > 0),
+        )
+        if is_there
+    ]
+    if local:
+        actor = model_shape(config.actor)
+        yield _weights(
+            ", ".join(["actor", *(roles if shared else [])]),
+            transformer.abstract_params(actor),
+            transformer.param_axes(actor),
+            config.actor.mesh,
+            RULES,
+        )
+    if referenced and not shared:
+        yield _weights(", ".join(roles), frozen, axes, mesh, RULES)
+    for name in ("trained weights", "first moments", "second moments"):
+        yield _weights(name, trained, trained_axes, mesh, TRAINED_RULES)
+    if not adapter.rank and reflector.dtype != "float32":
+        what = f"trained weights as they sample, {reflector.dtype}"
+        yield _weights(what, frozen, axes, mesh, RULES)
+    for name, role, sizes in local_roles(config):
+        yield _cache(name, model_shape(role), sizes, role.mesh)
+
+
+def trained_shapes(config: TrainConfig, reflector: ModelConfig) -> tuple[Any, Any]:
+    """Shapes of what is trained, and their axes."""
+    adapter = config.reflector.lora
+    if adapter.rank:
+        shapes = jax.eval_shape(lambda: lora.init_adapter(reflector, adapter, jax.random.key(0)))
+        return shapes, lora.adapter_axes(adapter)
+    float32 = transformer.abstract_params(reflector.with_param_dtype("float32"))
+    return float32, transformer.param_axes(reflector)
+
+
+def check_memory(config: TrainConfig) -> None:
+    """Raises ValueError, before anything is allocated, where what a run keeps exceeds what a device
+    has, with the largest part of it.
+    """
+    kept = list(uses(config))
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":  # all devices are parts of the same memory
+        sizes, where = [use.device_bytes * use.devices for use in kept], "this machine has free"
+    else:
+        sizes, where = [use.device_bytes for use in kept], "each device has"
+    there = _device_bytes(device)
+    if there is None or sum(sizes) <= there:
+        return
+    largest = kept[max(range(len(kept)), key=sizes.__getitem__)]
+    raise ValueError(
+        f"Weights, optimizer and caches take {_gib(sum(sizes))} GiB and {where}"
+        f" {_gib(there)}; the largest part is: {largest.what}, {_gib(max(sizes))}."
+        " Give fewer --actor-sampler.num-slots and --reflector-sampler.num-slots, train an adapter"
+        " (--reflector.lora.rank 16), or split the models over more devices (--mesh); --check"
+        " lists what takes how much."
+    )
+
+
+def free_bytes(meminfo: str, limit: str, used: str, stat: str) -> int | None:
+    """Memory that this process can still have; None where nothing says it.
+
+    Args:
+      meminfo: /proc/meminfo.
+      limit: of the control group, memory.max.
+      used: by the control group, memory.current.
+      stat: of the control group, memory.stat; what only caches files can be had back.
+    """
+    bounds = [1024 * kib for kib in _numbers(meminfo, "MemAvailable:")]
+    if limit.strip().isdigit() and used.strip().isdigit():
+        bounds.append(int(limit) - int(used) + sum(_numbers(stat, "inactive_file")))
+    return min(bounds, default=None)
+
+
+def _device_bytes(device: jax.Device) -> int | None:
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    return free_bytes(
+        _read("/proc/meminfo"),
+        _read("/sys/fs/cgroup/memory.max"),
+        _read("/sys/fs/cgroup/memory.current"),
+        _read("/sys/fs/cgroup/memory.stat"),
+    )
+
+
+def _numbers(table: str, name: str) -> list[int]:
+    rows = (line.split() for line in table.splitlines())
+    return [int(row[1]) for row in rows if row[:1] == [name] and row[1:2] and row[1].isdigit()]
+
+
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return pathlib.Path(path).read_text(encoding="ascii")
+    return ""
+
+
+def _weights(what: str, shapes: Any, axes: Any, mesh: MeshConfig, rules: Any) -> Use:
+    devices = _abstract(mesh)
+    specs = param_specs(axes, shapes, devices, rules)
+    leaves = jax.tree.leaves(shapes)
+    parts = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    held = sum(
+        _bytes(leaf, NamedSharding(devices, spec)) for leaf, spec in zip(leaves, parts, strict=True)
+    )
+    return Use(
+        what, sum(leaf.size for leaf in leaves), sum(map(_bytes, leaves)), held, mesh.num_devices
+    )
+
+
+def _cache(name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig) -> Use:
+    devices = _abstract(mesh)
+    copies = kv_copies(model.num_heads, model.num_kv_heads, devices)
+    arrays = jax.tree.leaves(
+        jax.eval_shape(lambda: make_cache(model, sizes.num_slots, sizes.max_len, copies=copies))
+    )
+    sharding = cache_sharding(model.num_kv_heads * copies, devices)
+    what = f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens"
+    held = sum(_bytes(leaf, sharding) for leaf in arrays)
+    return Use(what, None, sum(map(_bytes, arrays)), held, mesh.num_devices)
+
+
+def _abstract(mesh: MeshConfig) -> AbstractMesh:
+    return AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES)
+
+
+def _bytes(leaf: Any, sharding: NamedSharding | None = None) -> int:
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return int(np.prod(shape, dtype=object)) * leaf.dtype.itemsize
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f}"

@@ -1,0 +1,240 @@
+"""What an evaluation keeps, goes on with and refuses, on a run of fake games."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from experiments import evaluate, export, report_data
+from experiments.evaluation_folder import EvaluationFolder
+from experiments.protocol import hashes_of_training
+from experiments.run_dir import run_prompt
+from ictjax.records import trajectory_from_json
+from tests.test_cli import refused, train
+from tests.tiny import programs_kept_in
+
+SMALL = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    with programs_kept_in(tmp_path_factory.mktemp("programs")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three iterations, of which the last two have checkpoints."""
+    run_dir = tmp_path_factory.mktemp("runs") / "trained"
+    train.main(["--preset", "fake-tiny", "--run-dir", str(run_dir)])
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run [1]")
+
+
+@pytest.fixture(scope="module")
+def evaluated_once(trained, tmp_path_factory):
+    run_dir = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run")
+    evaluate.main(["--run-dir", str(run_dir), *SMALL])
+    return run_dir
+
+
+@pytest.fixture
+def evaluated(evaluated_once, tmp_path):
+    return shutil.copytree(evaluated_once, tmp_path / "evaluated")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def files(folder):
+    """Every file below a folder, by what is in it and when it was written."""
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def kept(run_dir):
+    """The files of the evaluation that the run shows."""
+    return run_dir / read(run_dir / "evaluation.json")["folder"]
+
+
+def test_every_setting_keeps_its_own(evaluated):
+    first = kept(evaluated)
+    before = files(first)
+    assert {str(path) for path in before} >= {
+        "settings.json",
+        "games.json",
+        "trained_door.json",
+        "episodes/trained_door.jsonl",
+        "prompts.jsonl",
+        "evaluation.json",
+    }
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--evaluation.test-games", "2"])
+    second = kept(evaluated)
+    assert read(evaluated / "evaluation.json")["protocol"]["test_games"] == 2
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--step", "2"])
+    third = kept(evaluated)
+    assert len({first, second, third}) == 3
+    assert read(third / "settings.json")["step"] == 2
+    assert read(evaluated / "evaluation.json")["protocol"]["checkpoint"] == 2
+    assert files(first) == before
+    # what is there already is shown again, and nothing is played; not even its checkpoint is read
+    shutil.rmtree(evaluated / "checkpoints" / "3")
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--step", "3", "--num-workers", "1"])
+    assert kept(evaluated) == first
+    parts = ("games.json", "trained_door.json", "episodes/trained_door.jsonl")
+    assert all(files(first)[pathlib.Path(name)] == before[pathlib.Path(name)] for name in parts)
+
+
+def test_a_report_shows_the_prompts_and_episodes_of_its_evaluation_only(evaluated):
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--evaluation.test-games", "2"])
+    (evaluation,) = report_data.load_run(evaluated).evaluations
+    assert len(evaluation.episodes["trained"]) == 2 * len(evaluation.families)
+    assert len(evaluation.prompts) == 3 * len(evaluation.families)
+    line = next(
+        row for row in evaluation.prompts if (row["arm"], row["family"]) == ("trained", "door")
+    )
+    assert run_prompt(evaluated, "door", "trained") == line["system_prompt"]
+
+
+@pytest.mark.parametrize("text", ['{"overall": {}}', "{"])
+def test_results_of_an_earlier_version_are_kept(evaluated, text):
+    (evaluated / "evaluation.json").write_text(text)
+    evaluate.main(["--run-dir", str(evaluated), *SMALL])
+    assert "folder" in read(evaluated / "evaluation.json")
+    assert (evaluated / "evaluation" / "older.json").read_text() == text
+
+
+def test_what_was_stopped_goes_on_with_the_games_that_were_drawn(evaluated):
+    """Though training has played these games meanwhile."""
+    folder = kept(evaluated)
+    part, episodes = folder / "trained_door.json", folder / "episodes" / "trained_door.jsonl"
+    before, played = read(part), episodes.read_bytes()
+    part.unlink()
+    (evaluated / "episodes" / "iteration_00004.jsonl").write_bytes(played)
+    hashes = {trajectory_from_json(line).state_hash for line in played.decode().splitlines()}
+    assert hashes <= hashes_of_training(evaluated, 3)
+    evaluate.main(["--run-dir", str(evaluated), *SMALL])
+    assert (read(part), episodes.read_bytes()) == (before, played)
+
+
+def test_a_family_may_have_any_name(tmp_path):
+    folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
+    folder.keep_games({})
+    result = {"success": [0.5], "prompts": ["{}"], "num_games": 1, "malformed": 0}
+    result |= {"actor_failures": {}, "failed_episodes": 0}
+    for family in ("a/b", "..", "[red]*?", "π d"):
+        folder.keep_part("trained", family, result, [])
+        assert folder.part("trained", family)["success"] == [0.5]
+    assert {path.parent for path in tmp_path.rglob("*.json*")} == {
+        tmp_path / folder.name,
+        tmp_path / folder.name / "episodes",
+    }
+
+
+def test_what_the_environment_failed_stays_to_be_played(tmp_path):
+    folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
+    result = {"success": [None, None], "prompts": ["{}", "{}"], "num_games": 1, "malformed": 0}
+    with pytest.raises(ValueError, match="failed every test game of family 'door'"):
+        folder.keep_part("trained", "door", result, [])
+    assert folder.part("trained", "door") is None
+
+
+# What is refused changes nothing.
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--step", "9"), ("no checkpoint of iteration 9", "--step can be 2, 3")),
+        (("--step=-1",), ("--step must be",)),
+        (("--num-workers", "0"), ("--num-workers must be",)),
+        (("--mesh", "v5p-8"), ("does not use all 8 devices", "--mesh NAME")),
+        (("--reflector.mesh.data", "2"), ("--reflector.mesh", "--mesh NAME")),
+        (("--mesh", "v9"), ("Unknown mesh 'v9'",)),
+        (("--actor.model", "nowhere/at/all"), ("nowhere/at/all",)),
+        (("--evaluation.runs", "0"), ("evaluation.runs",)),
+    ],
+    ids=" ".join,
+)
+def test_a_refused_evaluation_changes_nothing(run_dir, capsys, flags, words):
+    before = files(run_dir)
+    refused(capsys, evaluate.main, ["--run-dir", str(run_dir), *SMALL, *flags], *words)
+    assert files(run_dir) == before
+
+
+def test_an_export_is_of_any_step(run_dir, capsys, tmp_path):
+    out = tmp_path / "out"
+    argv = ["--run-dir", str(run_dir), "--out", str(out)]
+    refused(capsys, export.main, [*argv, "--step", "1"], "--step can be 2, 3")
+    assert not out.exists()
+    export.main([*argv, "--step", "2"])
+    assert "iteration 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"success": 1}', "[" * 100_000])
+@pytest.mark.parametrize("name", ["trained_door.json", "games.json"])
+def test_a_damaged_part_is_named(evaluated, capsys, name, text):
+    path = kept(evaluated) / name
+    path.write_text(text)
+    (kept(evaluated) / "initial_bell.json").unlink()
+    before = files(evaluated)
+    refused(capsys, evaluate.main, ["--run-dir", str(evaluated), *SMALL], str(path))
+    assert files(evaluated) == before
+
+
+@pytest.mark.parametrize("folder", ["episodes", "contexts"])
+@pytest.mark.parametrize("text", [None, "", "[]\n", '{"game": 1}\n', "\x00\n"])
+def test_games_that_training_has_seen_must_be_known(run_dir, capsys, folder, text):
+    path = run_dir / folder / "iteration_00002.jsonl"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    before = files(run_dir)
+    refused(capsys, evaluate.main, ["--run-dir", str(run_dir), *SMALL], str(path))
+    assert files(run_dir) == before
+
+
+def test_a_cut_file_of_episodes_is_noticed(run_dir):
+    path = run_dir / "episodes" / "iteration_00002.jsonl"
+    path.write_text(path.read_text().partition("\n")[0] + "\n")
+    with pytest.raises(ValueError, match="were played: restore it"):
+        hashes_of_training(run_dir, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"games_sha256": "of before"}, "the games of 'fake'"), ({"models": {"actor": "0"}}, "actor")],
+)
+def test_what_changed_since_training_is_refused_or_said(run_dir, capsys, change, words):
+    path = run_dir / "manifest.json"
+    path.write_text(json.dumps({**read(path), **change}))
+    argv = ["--run-dir", str(run_dir), *SMALL]
+    refused(capsys, evaluate.main, argv, "Changed since", words, "--accept-changes")
+    assert not (run_dir / "evaluation").exists()
+    evaluate.main([*argv, "--accept-changes"])
+    (said,) = read(run_dir / "evaluation.json")["changes"]
+    assert words in said
+
+
+def test_a_run_from_elsewhere_is_evaluated_on_the_devices_that_are_here(run_dir, capsys):
+    path = run_dir / "config.json"
+    config = read(path)
+    for role in ("actor", "reflector"):
+        config[role]["mesh"] = {"data": 1, "fsdp": 1, "tensor": 64}
+        config[role]["model"] = f"/elsewhere/{role}"
+    path.write_text(json.dumps(config))
+    argv = ["--run-dir", str(run_dir), *SMALL]
+    for role in ("actor", "reflector"):
+        argv += [f"--{role}.model", f"experiments/pocket/checkpoints/fake/{role}"]
+    refused(capsys, evaluate.main, argv, "tensor=64", "--actor.mesh.*, or --mesh NAME")
+    evaluate.main([*argv, "--mesh", "h200"])
+    assert read(run_dir / "evaluation.json")["changes"] == []

@@ -1,0 +1,54 @@
+import dataclasses
+import os
+import pathlib
+
+import pytest
+
+from experiments.local_path import local_path, with_local_paths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Args:
+    out: pathlib.Path
+    run_dirs: tuple[pathlib.Path, ...] = ()
+    name: str = "~"
+
+
+def test_the_home_folder_stands_in_the_place_of_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert local_path("~/runs", "--out") == "/home/me/runs"
+    assert local_path("runs/~", "--out") == "runs/~"
+    args = with_local_paths(_Args(out=pathlib.Path("~/a"), run_dirs=(pathlib.Path("~"),)))
+    assert args == _Args(out=pathlib.Path("/home/me/a"), run_dirs=(pathlib.Path("/home/me"),))
+
+
+@pytest.mark.parametrize("text", ["runs/a", "/a b/é[1]", "a:b", "c:/x", "org/model", ":/", ""])
+def test_other_paths_stay_as_they_are(text):
+    assert local_path(text, "--out") == text
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/a", "gs:/bucket/a", "s3://bucket/a", "file:///a"])
+def test_an_address_is_no_folder_of_that_name(text):
+    for refused in (
+        lambda: local_path(text, "--out"),
+        lambda: with_local_paths(_Args(out=pathlib.Path(text))),
+    ):
+        with pytest.raises(ValueError, match="^--out '(gs|s3|file)://(bucket/)?a' is an address"):
+            refused()
+    with pytest.raises(ValueError, match="^The run "):
+        with_local_paths(_Args(out=pathlib.Path(), run_dirs=(pathlib.Path(text),)))
+
+
+def test_the_home_folder_of_nobody():
+    with pytest.raises(ValueError, match="^--out ~no-such-user/a begins with"):
+        local_path("~no-such-user/a", "--out")
+
+
+def test_a_name_that_is_not_utf8(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"^--out a\\udcff is not UTF-8"):
+        local_path(os.fsdecode(b"a\xff"), "--out")
+    above = tmp_path / os.fsdecode(b"a\xff")
+    above.mkdir()
+    monkeypatch.chdir(above)
+    with pytest.raises(ValueError, match=r"^--out runs/a is not UTF-8"):
+        local_path("runs/a", "--out")

@@ -1,0 +1,97 @@
+"""What a run keeps in memory is compared with what is there, before it is allocated."""
+
+import dataclasses
+
+import pytest
+
+from experiments import memory, train
+from experiments.command import run_main
+from experiments.limits import check_limits
+from experiments.memory import check_memory, free_bytes
+from experiments.presets import PRESETS
+from tests.test_cli import refused
+
+PRESET = PRESETS["fake-tiny"]
+MEMINFO = "MemTotal: 900 kB\nMemAvailable:  300 kB\n"
+
+
+def with_slots(num_slots, max_len):
+    sizes = dataclasses.replace(PRESET.actor_sampler, num_slots=num_slots, max_len=max_len)
+    return dataclasses.replace(PRESET, actor_sampler=sizes)
+
+
+def test_a_preset_fits_and_its_parts_are_counted():
+    check_memory(PRESET)
+    kept = {use.what: use for use in memory.uses(PRESET)}
+    trained = kept["trained weights"]
+    assert trained.whole_bytes == 4 * trained.parameters == kept["first moments"].whole_bytes
+    assert trained.device_bytes == trained.whole_bytes and trained.devices == 1
+
+
+def test_what_does_not_fit_is_said_with_number_part_and_remedy(monkeypatch):
+    message = r"take [\d,.]+ GiB and this machine has free [\d,.]+; .* actor cache.*num-slots"
+    with pytest.raises(ValueError, match=message):
+        check_memory(with_slots(60_000, 2**23))
+    needed = sum(use.whole_bytes for use in memory.uses(PRESET))
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed)
+    check_memory(PRESET)
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed - 1)
+    with pytest.raises(ValueError, match="take"):
+        check_memory(PRESET)
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: None)  # nobody knows
+    check_memory(with_slots(60_000, 2**23))
+
+
+def test_training_says_it_before_a_run_is_made(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: 1000)
+    argv = ["--preset", "fake-tiny", "--run-dir", str(tmp_path / "run")]
+    refused(capsys, train.main, argv, "GiB", "--check")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "does not suffice:"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1234 bytes."), "(1234 bytes"),
+        (RuntimeError("RESOURCE_EXHAUSTED: x"), "does not suffice:"),
+    ],
+)
+def test_memory_that_ends_later_is_one_sentence_too(error, words, capsys):
+    def body():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(body, "")
+    assert ended.value.code == 1
+    assert words in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="another fault"):
+        run_main(_another_fault, "")
+
+
+def _another_fault():
+    raise RuntimeError("another fault")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ((MEMINFO, "", "", ""), 300 * 1024),
+        ((MEMINFO, "max\n", "5", ""), 300 * 1024),
+        ((MEMINFO, "2000\n", "1500\n", ""), 500),
+        ((MEMINFO, "2000\n", "1500\n", "anon 3\ninactive_file 100\n"), 600),
+        (("", "", "", ""), None),
+        (("MemAvailable: x kB\nMemAvailable:\n", "", "", ""), None),
+    ],
+)
+def test_free_memory_is_what_the_machine_and_its_control_group_leave(files, expected):
+    assert free_bytes(*files) == expected
+
+
+def test_an_adapter_is_of_no_higher_rank_than_the_model_is_wide():
+    lora = dataclasses.replace(PRESET.reflector.lora, rank=16_384)
+    reflector = dataclasses.replace(PRESET.reflector, lora=lora)
+    with pytest.raises(
+        ValueError, match=r"reflector\.lora\.rank = 16384 exceeds the width of .*, "
+    ):
+        check_limits(dataclasses.replace(PRESET, reflector=reflector))

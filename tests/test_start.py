@@ -1,0 +1,113 @@
+"""`ictjax train` on a directory that holds a run already: what goes on, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+
+import experiments.train
+from experiments import evaluate, train
+from experiments.fake_pair import save_pair
+from experiments.run_lock import RunLock
+from tests.test_cli import flags, refused, tree
+
+
+def trained(monkeypatch, folder, *more, last=2):
+    """A run of so many iterations, without any training."""
+    monkeypatch.setattr(experiments.train, "train", lambda *_, **__: None)
+    train.main(flags(folder, *more))
+    for name in ("contexts", "episodes", "prompts"):
+        (folder / name).mkdir()
+        for number in range(1, last + 1):
+            (folder / name / f"iteration_{number:05d}.jsonl").write_text("{}\n")
+    lines = [json.dumps({"iteration": number}) + "\n" for number in range(1, last + 1)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    (folder / "checkpoints" / str(last)).mkdir(parents=True)
+
+
+def test_a_run_goes_on_with_more_iterations_and_other_workers_and_says_so(
+    capsys, tmp_path, monkeypatch
+):
+    trained(monkeypatch, tmp_path / "run")
+    (tmp_path / "run" / "episodes" / "iteration_00001.jsonl").unlink()
+    more = ("--iterations", "9", "--task.environment.num-workers", "5")
+    train.main(flags(tmp_path / "run", *more))
+    said = capsys.readouterr().out
+    assert f"Going on with {tmp_path / 'run'} from iteration 2.\n" in said
+    assert "--task.environment.num-workers was 1, is 5; --iterations was 3, is 9.\n" in said
+    assert "no longer whole: episodes/ lacks iteration 1." in said
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["iterations"], config["task"]["environment"]["num_workers"]) == (9, 5)
+    refused(capsys, train.main, flags(tmp_path / "run", *more, "--seed", "4"), "--seed was 0, is 4")
+
+
+def test_nothing_is_begun_again_without_restart(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    trained(monkeypatch, folder)
+    shutil.rmtree(folder / "checkpoints")
+    before = tree(folder)
+    refused(capsys, train.main, flags(folder), "holds no checkpoint", "2 iterations", "--restart")
+    assert tree(folder) == before
+    train.main(flags(folder, "--restart", "--seed", "4"))
+    assert f"The run that was in {folder} is now {folder}.old-1." in capsys.readouterr().out
+    assert tree(tmp_path / "run.old-1").keys() == {
+        tmp_path / "run.old-1" / path.relative_to(folder) for path in before
+    }
+    assert json.loads((folder / "config.json").read_text())["seed"] == 4
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "manifest.json"]
+
+
+def test_a_restart_that_is_refused_moves_nothing(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    trained(monkeypatch, folder)
+    before = tree(tmp_path)
+    argv = flags(folder, "--restart", "--reflector-sampler.max-len", "65536")
+    refused(capsys, train.main, argv, "reflector_sampler.max_len")
+    assert tree(tmp_path) == before
+
+
+def test_a_model_that_changed_is_noticed_and_one_that_moved_is_not(capsys, tmp_path, monkeypatch):
+    actor, _ = save_pair(tmp_path / "models")
+    folder = tmp_path / "run"
+    trained(monkeypatch, folder, "--actor.model", str(actor))
+    moved = actor.rename(tmp_path / "moved")
+    train.main(flags(folder, "--actor.model", str(moved)))
+    assert json.loads((folder / "config.json").read_text())["actor"]["model"] == str(moved)
+    with (moved / "model.safetensors").open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"!")
+    argv = flags(folder, "--actor.model", str(moved))
+    refused(capsys, train.main, argv, f"actor's model in {moved} is not the one", "--actor.model")
+
+
+def test_two_trainings_of_one_directory(capsys, tmp_path, monkeypatch):
+    trained(monkeypatch, tmp_path)
+    with RunLock(tmp_path):
+        refused(capsys, train.main, flags(tmp_path), "is being trained by process", "kill")
+        refused(capsys, train.main, flags(tmp_path, "--restart"), "is being trained by process")
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [
+        (train.main, ["--preset", "fake-tiny", "--run-dir=gs://bucket/run"]),
+        (train.main, ["--preset", "fake-tiny", "--actor.model=gs://bucket/actor"]),
+        (train.main, ["--config=gs://bucket/config.json"]),
+        (evaluate.main, ["--run-dir=gs://bucket/run"]),
+    ],
+)
+def test_an_address_is_no_local_folder(capsys, tmp_path, monkeypatch, main, argv):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, main, argv, "'gs://bucket/", "is an address")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_behind_a_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    actor, _ = save_pair(tmp_path / "models")
+    monkeypatch.setattr(experiments.train, "train", lambda *_, **__: None)
+    train.main(
+        ["--preset", "fake-tiny", "--run-dir=~/run", "--actor.model=~/models/actor", "--seed", "3"]
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["actor"]["model"] == str(actor)
