@@ -275,6 +275,9 @@ def _answer() -> None:
     """The other process: reads a question, writes what is wrong."""
     question = json.load(sys.stdin)
     conversations, cpu_s = question.pop("conversations"), question["cpu_s"]
+    # whoever started this one may ignore or hold back what ends it
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXCPU})
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, _MEMORY_BYTES)
     fault = ""

@@ -1,5 +1,7 @@
 """Chat templates of strangers: rendered as transformers does, within bounds, without a clock."""
 
+import signal
+
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -96,6 +98,18 @@ def test_what_takes_too_much_is_stopped_in_another_process(text, fault):
     chat_template = ChatTemplate(text, {}, "the/folder")
     with pytest.raises(TemplateError, match=f"^The chat template of the/folder .*({fault})"):
         use(chat_template)
+
+
+def test_whoever_holds_back_the_signal_of_the_limit_holds_back_nothing():
+    before = signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXCPU})
+    try:
+        chat_template = ChatTemplate("{{ 7 ** (10 ** 8) }}", {}, "the/folder")
+        with pytest.raises(TemplateError, match="takes more than 0.25 seconds"):
+            use(chat_template)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        signal.signal(signal.SIGXCPU, before)
 
 
 def test_a_loop_that_a_later_text_starts_is_stopped_too():
