@@ -322,7 +322,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_one_bad_value_that_no_loss_depends_on_is_counted(bad):
     batch, params = _batch(), _bigram_params()
-    unused = next(i for i in range(11) if i not in batch.tokens_bt)
+    unused = next(i for i in range(11) if i not in batch.tokens_nt)
     params["table"] = params["table"].at[unused, 3].set(bad)
     optimizer = make_optimizer(OPTIMIZER)
     update = make_update(BIGRAM, GRPO, optimizer, LearnerConfig())
