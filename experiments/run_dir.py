@@ -125,7 +125,7 @@ def _check_checkpoints(
         not (run_dir / "checkpoints").is_dir()
         or recorded > before.checkpoint_every
         or "finished" in manifest
-        or any(dict(entry).get("from_iteration") for entry in manifest.get("resumed", []))
+        or any(entry.get("from_iteration") for entry in manifest.get("resumed", []))
         or any(run_dir.glob("evaluation*"))
     ):
         raise ValueError(
@@ -243,8 +243,14 @@ def read_manifest(run_dir: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     manifest = read_json(path)
-    for field, kind in (("models", dict), ("resumed", list)):
-        if not isinstance(manifest.get(field, kind()), kind):
+    models, resumed = manifest.get("models", {}), manifest.get("resumed", [])
+    whole = {
+        "models": isinstance(models, dict) and all(isinstance(h, str) for h in models.values()),
+        "resumed": isinstance(resumed, list) and all(isinstance(time, dict) for time in resumed),
+        "preset": isinstance(manifest.get("preset"), str | None),
+    }
+    for field in whole:
+        if not whole[field]:
             raise ValueError(f"{path} is damaged (its field {field}): restore it.")
     return manifest
 

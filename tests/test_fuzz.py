@@ -363,7 +363,9 @@ def parts_of(folder):
     kept = EvaluationFolder(folder, "evaluation", SETTINGS)
     (folder / "evaluation" / "kept").rename(folder / kept.name)
     kept.games(("door",), 2)
-    parts = {(arm, "door"): kept.part(arm, "door") for arm in ("initial", "untrained", "trained")}
+    parts = {
+        (arm, "door"): kept.part(arm, "door", 2) for arm in ("initial", "untrained", "trained")
+    }
     if all(part is not None for part in parts.values()):
         summarise(parts, {"door": "train"}, EVALUATION, {})
 
