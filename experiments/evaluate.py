@@ -130,7 +130,7 @@ def evaluate(
         step, trained = restore_trained(run_dir, in_folders(played))
     folder = EvaluationFolder(run_dir, name, {"step": step, **about})
     parts = [(arm, family) for arm in ARMS for family in families]
-    missing = [part for part in parts if folder.part(*part) is None]
+    missing = [part for part in parts if folder.part(*part, evaluation.runs) is None]
     if missing and trained is None:
         _, trained = restore_trained(run_dir, in_folders(played), step)
     console.print(
@@ -157,7 +157,7 @@ def evaluate(
             _play_missing(
                 in_folders(played), trained, drawn, pool, folder, missing, len(parts), progress
             )
-    results = {part: _kept(folder, *part) for part in parts}
+    results = {part: _kept(folder, *part, evaluation.runs) for part in parts}
     report = {
         "format": FORMAT,
         "folder": folder.name,
@@ -207,8 +207,8 @@ def _key(evaluation: EvaluationConfig) -> keys.Key:
     return keys.fold(keys.root_key(evaluation.seed), "evaluation")
 
 
-def _kept(folder: EvaluationFolder, arm: str, family: str) -> dict[str, Any]:
-    result = folder.part(arm, family)
+def _kept(folder: EvaluationFolder, arm: str, family: str, runs: int) -> dict[str, Any]:
+    result = folder.part(arm, family, runs)
     assert result is not None, f"{arm} on {family} was played"
     return result
 

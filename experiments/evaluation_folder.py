@@ -71,8 +71,8 @@ class EvaluationFolder:
             },
         )
 
-    def part(self, arm: str, family: str) -> dict[str, Any] | None:
-        """The result of one arm on one family; None where it is still to be played.
+    def part(self, arm: str, family: str, runs: int) -> dict[str, Any] | None:
+        """The result of one arm on one family in so many runs; None where it is still to be played.
 
         Raises ValueError, naming the file, for one that is damaged.
         """
@@ -80,7 +80,7 @@ class EvaluationFolder:
         if not path.is_file():
             return None
         result = read_object(path, self._remedy())
-        if not _is_part(result):
+        if not _is_part(result, runs):
             raise ValueError(f"{path} does not hold the result of a part: {self._remedy()}.")
         # of games that were drawn at another time: as good as missing
         return result if result["games"] == self._drawn() else None
@@ -155,7 +155,7 @@ def _games(drawn: Mapping[str, Any], runs: int) -> FamilyGames:
     return games
 
 
-def _is_part(result: Mapping[str, Any]) -> bool:
+def _is_part(result: Mapping[str, Any], runs: int) -> bool:
     rates, prompts = result.get("success"), result.get("prompts")
     counts = ("num_games", "malformed", "failed_episodes")
     return (
@@ -163,11 +163,19 @@ def _is_part(result: Mapping[str, Any]) -> bool:
         and isinstance(rates, list)
         and all(rate is None or (is_number(rate) and 0 <= rate <= 1) for rate in rates)
         and isinstance(prompts, list)
-        and len(prompts) == len(rates)
-        and all(isinstance(line, str) for line in prompts)
+        and len(prompts) == len(rates) == runs
+        and all(isinstance(line, str) and _is_line(line) for line in prompts)
         and all(isinstance(result.get(name), int) for name in counts)
         and isinstance(result.get("actor_failures"), dict)
     )
+
+
+def _is_line(text: str) -> bool:
+    """Whether this is a JSON object in one line, as prompts.jsonl holds it."""
+    try:
+        return "\n" not in text and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _write(path: pathlib.Path, data: Mapping[str, Any]) -> None:

@@ -274,7 +274,13 @@ def read_prompt(text: str, otherwise: str) -> str:
     """The system prompt: of a file, as given, or another one where none is given."""
     with contextlib.suppress(OSError):  # a long prompt is no file name
         if text and pathlib.Path(text).is_file():
-            return pathlib.Path(text).read_text(encoding="utf-8").strip()
+            try:
+                return pathlib.Path(text).read_text(encoding="utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"The prompt in {text} is not text in UTF-8 ({error.reason} at byte"
+                    f" {error.start}): save it in that encoding."
+                ) from error
     return text or otherwise
 
 

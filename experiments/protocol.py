@@ -14,6 +14,7 @@ from ictjax import keys
 from ictjax.json_lines import read_records, to_json_line
 from ictjax.loops import Arena
 from ictjax.metrics import read_metrics
+from ictjax.ranges import shown
 from ictjax.records import Candidate, Context, Trajectory
 from ictjax.rollout import Episode, parse_failures, success_rate
 from ictjax.run_config import EvaluationConfig, TrainConfig
@@ -217,8 +218,8 @@ def hashes_of_training(run_dir: pathlib.Path, last_iteration: int) -> frozenset[
         there = sum(len(seen[path]) for path in files)
         if counted.get(iteration, there) != there:
             raise ValueError(
-                f"{files[0]} and {files[1]} hold {there} episodes, {counted[iteration]} were"
-                f" played: {_UNKNOWN}."
+                f"{files[0]} and {files[1]} hold {there} episodes,"
+                f" {shown(counted[iteration])} were played: {_UNKNOWN}."
             )
     return frozenset(digest for hashes in seen.values() for digest in hashes)
 

@@ -15,12 +15,11 @@ from envs.files import replacing
 from envs.pool import WorkerPool
 from envs.registry import known_names, load_environment
 from experiments.command import unknown
-from experiments.evaluation_results import prompts_file, read_results
+from experiments.evaluation_results import is_number, prompts_file, read_results, read_rows
 from experiments.manifest import games_sha256
 from experiments.resume import check_changes, newest_checkpoint, newest_record
 from experiments.run_lock import FILE_NAME as LOCK
 from experiments.run_lock import RunLock, check_free
-from ictjax.json_lines import read_records
 from ictjax.metrics import FILE_NAME as METRICS
 from ictjax.run_config import EnvironmentConfig, TrainConfig, from_dict, to_dict
 from ictjax.run_files import FOLDERS, write_lines
@@ -126,7 +125,7 @@ def _check_checkpoints(
         not (run_dir / "checkpoints").is_dir()
         or recorded > before.checkpoint_every
         or "finished" in manifest
-        or any(dict(entry).get("from_iteration") for entry in manifest.get("resumed", []))
+        or any(entry.get("from_iteration") for entry in manifest.get("resumed", []))
         or any(run_dir.glob("evaluation*"))
     ):
         raise ValueError(
@@ -198,14 +197,14 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     """
     if arm == "initial":
         return read_run(run_dir).task.initial_prompt
-    for line in read_records(_scored_prompts(run_dir)).values:
+    for line in read_rows(_scored_prompts(run_dir), _is_scored, "evaluate again, or remove it"):
         if (line["arm"], line["family"]) == (arm, family):
             return line["system_prompt"]
     if arm == "trained":
         for path in sorted((run_dir / "prompts").glob("iteration_*.jsonl"), reverse=True):
             written = [
                 line
-                for line in read_records(path).values
+                for line in read_rows(path, _is_written, "restore it, or remove it")
                 if line["family"] == family and line["system_prompt"] is not None
             ]
             if written:
@@ -213,6 +212,21 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     raise ValueError(
         f"{run_dir} has no prompt of the arm {arm!r} for {family!r}: evaluate it first (ictjax"
         f" evaluate --run-dir {run_dir}), or name another --family or --arm."
+    )
+
+
+def _is_scored(line: Mapping[str, Any]) -> bool:
+    return all(isinstance(line.get(name), str) for name in ("arm", "family", "system_prompt"))
+
+
+def _is_written(line: Mapping[str, Any]) -> bool:
+    """Whether this is a line of `run_files.prompt_line`."""
+    prompt, reward = line.get("system_prompt"), line.get("reward")
+    return (
+        {"system_prompt", "reward"} <= line.keys()
+        and isinstance(line.get("family"), str)
+        and (prompt is None or isinstance(prompt, str))
+        and (reward is None or is_number(reward))
     )
 
 
@@ -229,8 +243,14 @@ def read_manifest(run_dir: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     manifest = read_json(path)
-    for field, kind in (("models", dict), ("resumed", list)):
-        if not isinstance(manifest.get(field, kind()), kind):
+    models, resumed = manifest.get("models", {}), manifest.get("resumed", [])
+    whole = {
+        "models": isinstance(models, dict) and all(isinstance(h, str) for h in models.values()),
+        "resumed": isinstance(resumed, list) and all(isinstance(time, dict) for time in resumed),
+        "preset": isinstance(manifest.get("preset"), str | None),
+    }
+    for field in whole:
+        if not whole[field]:
             raise ValueError(f"{path} is damaged (its field {field}): restore it.")
     return manifest
 

@@ -19,6 +19,7 @@ from envs.stopping import at_end
 FILE_NAME = "trainer.lock"
 BEAT_S = 20.0  # between two signs of life
 SILENT_S = 300.0  # after which the trainer of another machine counts as gone
+_LONGEST = 300  # characters of a text in it
 _TRIES, _WAIT_S = 50, 0.02  # to take a lock that changes hands
 
 
@@ -241,7 +242,13 @@ def _read(path: pathlib.Path) -> Holder:
         holder = Holder(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
         return Holder()
-    return holder if isinstance(holder.pid, int) and isinstance(holder.machine, str) else Holder()
+    fields = dataclasses.asdict(holder)
+    numbers = [fields.pop(name) for name in ("pid", "started")]
+    readable = all(type(number) is int and number >= 0 for number in numbers) and all(
+        isinstance(text, str) and text.isprintable() and len(text) <= _LONGEST
+        for text in fields.values()
+    )
+    return holder if readable else Holder()
 
 
 def _lives(holder: Holder, silent_s: float) -> bool:

@@ -194,7 +194,7 @@ class EndpointSpeaker(CallSpeaker):
         try:
             body = self._body(self._client.models.with_streaming_response.list)
             names = sorted(str(model["id"]) for model in json.loads(body)["data"])
-        except (_TryAgain, CallFailed, LookupError, TypeError, ValueError) as error:
+        except (_TryAgain, CallFailed, LookupError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{where} does not list its models ({self._shown(str(error))}): name one."
             ) from None
@@ -246,7 +246,7 @@ def _counts(usage: Any) -> dict[str, int]:
 
 def _message(body: bytes) -> str:
     """What a server says about an error."""
-    with contextlib.suppress(LookupError, TypeError, ValueError):
+    with contextlib.suppress(LookupError, RecursionError, TypeError, ValueError):
         message = json.loads(body)["error"]["message"]
         if isinstance(message, str):
             return message

@@ -324,7 +324,16 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
             f"{path} is not what was collected (its checksum is not that in {seal.name}): restore"
             " both, or start another run."
         )
-    return [context_from_dict(context) for context in read_records(path).values]
+    contexts = []
+    for number, record in enumerate(read_records(path).values, start=1):
+        try:
+            contexts.append(context_from_dict(record))
+        except ValueError as error:
+            raise ValueError(
+                f"Line {number} of {path} is no context ({error}): restore it, or start another"
+                " run."
+            ) from error
+    return contexts
 
 
 def _seal(data: bytes, name: str) -> str:

@@ -12,13 +12,15 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from envs.files import replacing
 from ictjax.json_lines import to_json_text
+from ictjax.ranges import shown
 
 FILE_NAME = "ictjax.json"
+_MOST_NAMES = 8  # of environments in one sentence
 _MOST_UNKNOWN = 0.2  # of the words of a first prompt
 
 
@@ -36,16 +38,16 @@ class Manners:
         for name in ("max_steps", "max_turn_tokens"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+                raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
         if not isinstance(self.initial_prompt, str):
-            raise ValueError(f"initial_prompt must be a text, got {self.initial_prompt!r}")
+            raise ValueError(f"initial_prompt must be a text, got {shown(self.initial_prompt)}")
         if not isinstance(self.show_actions, bool):
-            raise ValueError(f"show_actions must be true or false, got {self.show_actions!r}")
+            raise ValueError(f"show_actions must be true or false, got {shown(self.show_actions)}")
         options = self.options
         if not isinstance(options, Mapping) or not all(
             isinstance(v, str) for v in options.values()
         ):
-            raise ValueError(f"options must be texts by name, got {options!r}")
+            raise ValueError(f"options must be texts by name, got {shown(options)}")
 
 
 def read_manners(folder: str | os.PathLike[str]) -> dict[str, Manners]:
@@ -72,13 +74,15 @@ def read_manners(folder: str | os.PathLike[str]) -> dict[str, Manners]:
 def _read(name: str, entry: Any) -> Manners:
     known = {field.name: field for field in dataclasses.fields(Manners)}
     if not isinstance(entry, dict):
-        raise ValueError(f"its entry {name!r} is no object")
+        raise ValueError(f"its entry {name!r:.60} is no object")
     for field in entry:
         if field not in known:
-            raise ValueError(f"its entry {name!r} has a field {field!r}, which is not known")
+            raise ValueError(
+                f"its entry {name!r:.60} has a field {field!r:.60}, which is not known"
+            )
     for field, about in known.items():
         if field not in entry and about.default is dataclasses.MISSING:
-            raise ValueError(f"its entry {name!r} lacks {field!r}")
+            raise ValueError(f"its entry {name!r:.60} lacks {field!r}")
     return Manners(**entry)
 
 
@@ -101,10 +105,13 @@ def manners_for(folder: str | os.PathLike[str], environment: str) -> Manners | N
     known = read_manners(folder)
     if known and environment not in known:
         raise ValueError(
-            f"The model in {os.fspath(folder)} knows {' and '.join(sorted(known))} only, not"
-            f" {environment}: it has no words for that."
+            f"The model in {os.fspath(folder)} knows {_listed(known)} only, not {environment}: it has no words for that."
         )
     return known.get(environment)
+
+
+def _listed(names: Collection[str]) -> str:
+    return " and ".join(repr(name)[1:61] for name in sorted(names)[:_MOST_NAMES]) or "nothing"
 
 
 def check_style(

@@ -3,9 +3,12 @@
 import collections
 import dataclasses
 import enum
+import functools
 import json
+import types
+import typing
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from envs.api import GameId, Outcome
 from ictjax.json_lines import to_json_line
@@ -24,6 +27,10 @@ class ParseFailure(enum.StrEnum):
     SEVERAL_PROMPTS = "several_prompts"  # several sections, which differ
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the configured cap
     NO_REPLY = "no_reply"  # the speaker failed: a call of an API, for example
+
+
+_WORDS = (ParseFailure, Outcome)
+_MAX_SHOWN = 60  # characters of what is not as it should be
 
 
 def count_failures(
@@ -119,36 +126,51 @@ def to_json(record: Any) -> str:
 
 
 def trajectory_from_json(text: str) -> Trajectory:
-    """Reads what `to_json` wrote for a Trajectory."""
-    return _trajectory(json.loads(text))
+    """Reads what `to_json` wrote for a Trajectory. Raises ValueError for anything else."""
+    return _record(Trajectory, json.loads(text), "")
 
 
 def context_from_json(text: str) -> Context:
-    """Reads what `to_json` wrote for a Context."""
+    """Reads what `to_json` wrote for a Context. Raises ValueError for anything else."""
     return context_from_dict(json.loads(text))
 
 
 def context_from_dict(data: dict[str, Any]) -> Context:
     """As `context_from_json`, of parsed JSON."""
-    return Context(**{**data, "trajectories": tuple(_trajectory(t) for t in data["trajectories"])})
+    return _record(Context, data, "")
 
 
-def _trajectory(data: dict[str, Any]) -> Trajectory:
-    turns = tuple(
-        Turn(
-            **{
-                **t,
-                "actions": tuple(t["actions"]),
-                "failure": ParseFailure(t["failure"]) if t["failure"] else None,
-            }
-        )
-        for t in data["turns"]
-    )
-    return Trajectory(
-        **{
-            **data,
-            "game": GameId(**data["game"]),
-            "turns": turns,
-            "outcome": Outcome(data["outcome"]),
-        }
-    )
+_Record = TypeVar("_Record")
+
+
+def _record(kind: type[_Record], data: Any, place: str) -> _Record:
+    """A record from parsed JSON, field by field."""
+    hints = _hints(kind)
+    if not isinstance(data, dict):
+        raise ValueError(f"{place.rstrip('.') or 'it'} is no JSON object")
+    if unknown := [name for name in data if name not in hints]:
+        raise ValueError(f"its field {place}{unknown[0][:_MAX_SHOWN]!r} is not known")
+    values = {name: _value(hints[name], value, f"{place}{name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError:
+        raise ValueError(f"{place.rstrip('.') or 'it'} lacks a field") from None
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    parts = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _value(parts[0], value, name)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_value(parts[0], item, name) for item in value)
+    if dataclasses.is_dataclass(hint):
+        return _record(hint, value, f"{name}.")
+    wanted = (int, float) if hint is float else str if hint in _WORDS else hint
+    if typing.get_origin(hint) is tuple or not isinstance(value, wanted):
+        raise ValueError(f"its field {name} holds {repr(value)[:_MAX_SHOWN]}")
+    return hint(value) if hint in _WORDS else value
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)

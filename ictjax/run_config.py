@@ -28,6 +28,7 @@ from ictjax.config import (
 )
 from ictjax.ranges import Range, Ranged, shown
 
+_LONGEST = 60  # characters of a field that is not known
 SEED = Range(-(2**63), 2**63 - 1)
 
 _Record = TypeVar("_Record")
@@ -311,7 +312,8 @@ def _build(kind: type[_Record], data: Mapping[str, Any], place: str) -> _Record:
     hints = typing.get_type_hints(kind)
     for name in data:
         if name not in hints:
-            raise ValueError(f"{_other_version(place + name)} is not known here.")
+            named = name if name.isidentifier() else repr(name)
+            raise ValueError(f"{_other_version(place + named[:_LONGEST])} is not known here.")
     parameters = inspect.signature(kind).parameters.values()
     for name in (
         parameter.name for parameter in parameters if parameter.default is parameter.empty

@@ -133,7 +133,7 @@ def test_a_family_may_have_any_name(tmp_path):
     result |= {"actor_failures": {}, "failed_episodes": 0}
     for family in ("a/b", "..", "[red]*?", "π d"):
         folder.keep_part("trained", family, result, [])
-        assert folder.part("trained", family)["success"] == [0.5]
+        assert folder.part("trained", family, 1)["success"] == [0.5]
     assert {path.parent for path in tmp_path.rglob("*.json*")} == {
         tmp_path / folder.name,
         tmp_path / folder.name / "episodes",
@@ -145,7 +145,7 @@ def test_what_the_environment_failed_stays_to_be_played(tmp_path):
     result = {"success": [None, None], "prompts": ["{}", "{}"], "num_games": 1, "malformed": 0}
     with pytest.raises(ValueError, match="failed every test game of family 'door'"):
         folder.keep_part("trained", "door", result, [])
-    assert folder.part("trained", "door") is None
+    assert folder.part("trained", "door", 2) is None
 
 
 # What is refused changes nothing.

@@ -302,13 +302,29 @@ def _read(path: pathlib.Path | None, settings: Mapping[str, Any]) -> dict[str, A
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["settings"] == settings:
+        if data["settings"] == settings and _is_played(data["games"], settings):
             return data["games"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(
         f"{path} holds something else than a run with these settings: give another --json file, or"
         " the settings of that run."
+    )
+
+
+def _is_played(games: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether these are games with the episodes of each policy, see `play_both`."""
+    return isinstance(games, dict) and all(
+        isinstance(episodes, dict)
+        and episodes.keys() >= set(settings.get("policies", ()))
+        and all(
+            isinstance(episode, dict)
+            and isinstance(episode["steps"], int)
+            and isinstance(episode["won"], bool)
+            and isinstance(episode["difference"], dict | None)
+            for episode in episodes.values()
+        )
+        for episodes in games.values()
     )
 
 

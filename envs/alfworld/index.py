@@ -90,7 +90,7 @@ class Index:
                 for split in OFFICIAL_SPLITS
             },
             manifest=_text(data["manifest"]),
-            left_out={_text(reason): int(count) for reason, count in data["left_out"].items()},
+            left_out={_text(reason): _count(count) for reason, count in data["left_out"].items()},
             damaged=tuple(map(_text, data["damaged"])),
         )
 
@@ -98,6 +98,12 @@ class Index:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int:  # an infinite one has no int
+        raise TypeError(f"{value!r:.40} is no count")
     return value
 
 

@@ -124,7 +124,7 @@ def _cached_index(root: str) -> Index:
         cached = json.loads(path.read_text(encoding="utf-8"))
         if cached["stamp"] == stamp.hexdigest():
             return Index.from_json(cached["index"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     index = _read_index(pathlib.Path(root), trials)
     # a read-only home costs the time to read the tree again, no more

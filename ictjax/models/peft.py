@@ -51,7 +51,7 @@ _READ = frozenset({"lora_alpha", "peft_type", "r", "target_modules", "use_rslora
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
 # Of any other key: PEFT's way to say that a variant is off.
 _OFF: tuple[object, ...] = (None, False, "none", "", [], {})
-_MAX_RANK = 2**16
+_MAX_RANK, _MAX_ALPHA = 2**14, 10**6  # of LoraConfig
 
 
 def save_adapter(
@@ -146,7 +146,12 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
         )
     targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
     _check_targets(path, data.get("target_modules"), targets)
-    lora = LoraConfig(rank=rank, alpha=alpha, targets=targets)
+    try:
+        lora = LoraConfig(rank=rank, alpha=alpha, targets=targets)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} holds no adapter that can be read ({error}): take the files that PEFT wrote"
+        ) from error
     adapter: Params = {}
     for factor, letter in (("a", "A"), ("b", "B")):
         for name in targets:
@@ -175,7 +180,7 @@ def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
     """Raises ValueError for any kind of adapter but plain LoRA, unknown ones included."""
     if data.get("peft_type") != "LORA":
         raise ValueError(
-            f"{path} has peft_type {data.get('peft_type')!r}: only LORA adapters are read"
+            f"{path} has peft_type {str(data.get('peft_type'))[:60]!r}: only LORA adapters are read"
         )
     for name, value in data.items():
         allowed = _PLAIN_STARTS if name == "init_lora_weights" else _OFF
@@ -184,8 +189,8 @@ def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
             type(value) is type(known) and value == known for known in allowed
         ):
             raise ValueError(
-                f"{path} sets {name} to {str(value)[:60]!r}, which is not implemented: use a plain"
-                " LoRA adapter, or merge this one into its model with PEFT"
+                f"{path} sets {name[:60]!r} to {str(value)[:60]!r}, which is not implemented: use a"
+                " plain LoRA adapter, or merge this one into its model with PEFT"
             )
 
 
@@ -194,16 +199,16 @@ def _sizes(path: pathlib.Path, data: Mapping[str, Any]) -> tuple[int, float]:
     rank, alpha, stabilised = (data.get(name) for name in ("r", "lora_alpha", "use_rslora"))
     if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
         raise ValueError(
-            f"{path} sets r to {rank!r}: a rank is a whole number from 1 to {_MAX_RANK}; take the"
-            " file that PEFT wrote"
+            f"{path} sets r to {str(rank)[:60]!r}: a rank is a whole number from 1 to {_MAX_RANK};"
+            " take the file that PEFT wrote"
         )
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= _MAX_ALPHA:
         raise ValueError(
-            f"{path} sets lora_alpha to {alpha!r}, which is no positive number: take the file that"
-            " PEFT wrote"
+            f"{path} sets lora_alpha to {str(alpha)[:60]!r}, which is no positive number up to"
+            f" {_MAX_ALPHA:,}: take the file that PEFT wrote"
         )
     if stabilised not in (None, False, True):
-        raise ValueError(f"{path} sets use_rslora to {stabilised!r}: give true or false")
+        raise ValueError(f"{path} sets use_rslora to {str(stabilised)[:60]!r}: give true or false")
     # such adapters are scaled by alpha / sqrt(rank)
     return rank, float(alpha) * (math.sqrt(rank) if stabilised else 1.0)
 
@@ -218,8 +223,8 @@ def _check_targets(path: pathlib.Path, named: object, found: Sequence[str]) -> N
     for name in named:
         if not isinstance(name, str) or name.rpartition(".")[2] not in modules:
             raise ValueError(
-                f"{path} names {name!r} in target_modules, but {WEIGHTS} holds no factors of it"
-                " that fit this model: it was made for another one, or its download is not complete"
+                f"{path} names {str(name)[:60]!r} in target_modules, but {WEIGHTS} holds no factors"
+                " of it that fit this model: it was made for another one, or its download is not complete"
             )
 
 
