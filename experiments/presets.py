@@ -73,7 +73,7 @@ FAKE_TINY = TrainConfig(
     grpo=dataclasses.replace(PAPER, group_size=4, kl_coefficient=0.01),
     optimizer=OptimizerConfig(learning_rate=0.03),
     learner=LearnerConfig(positions_per_chunk=8),
-    batch=BatchConfig(num_rows=2, replies_per_row=4, token_buckets=(144,), response_buckets=(8,)),
+    batch=BatchConfig(num_rows=8, token_buckets=(120,), response_buckets=(8,)),
     evaluation=EvaluationConfig(runs=2, meta_turns=1, test_games=2),
 )
 

@@ -336,7 +336,7 @@ def test_unknown_flag(capsys, tmp_path):
         (("--reflector.lora.rank", "-1"), ("reflector.lora.rank must be", "got -1")),
         (("--actor-sampler.num-slots", "0"), ("actor_sampler.num_slots must be", "got 0")),
         (("--reflector.mesh.tensor", "0"), ("reflector.mesh.tensor must be", "got 0")),
-        (("--batch.num-rows", "1"), ("batch.num_rows", "got 1 x 4")),
+        (("--batch.num-rows", "7"), ("batch.num_rows", "got 7 x 1")),
         (("--mesh", "v5e-9"), ("'v5e-9'", "did you mean 'v5e-8'?", "h200")),
         (("--train-options", "rooms"), ("KEY=VALUE", "'rooms'")),
         (("--task.environment.train-families", "castle"), ("'castle'", "bell, door, lamp")),

@@ -437,7 +437,7 @@ def test_configurations_of_other_versions_are_refused():
         ({"iterations": 0}, "iterations"),
         ({"keep_last": 0}, "keep_last must be a whole number from 1 .*got 0"),
         ({"keep_every": -1}, "keep_every must be a whole number from 0 .*got -1"),
-        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=1)}, "batch.num_rows"),
+        ({"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, num_rows=4)}, "batch.num_rows"),
         (
             {"batch": dataclasses.replace(PRESETS["fake-tiny"].batch, token_buckets=(64,))},
             "batch.token_buckets = 64",
