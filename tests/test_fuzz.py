@@ -69,7 +69,6 @@ from ictjax.run_config import EvaluationConfig, to_dict
 from ictjax.run_files import drop_after, write_iteration, write_lines
 from tests.test_json_lines import candidate, context, episode
 from tests.test_report import make_run
-from tests.tiny import save_tiny_model
 
 TIMES = int(os.environ.get("ICTJAX_FUZZ", "1"))
 MAX_BYTES, MAX_CPU_S, MAX_CHARS = 64 * 2**20, 10.0, 1200
@@ -619,11 +618,11 @@ CASES = {
         make=evaluated_in_folder,
         file="**/*.json*",
         read=reported,
-        examples=12,
+        examples=2,
     ),
-    "results in a table": Case(
+    "files in a table": Case(
         make=evaluated_in_folder,
-        file="evaluation.json",
+        file="**/*.json*",
         read=lambda folder: report.result_table(report_data.load_run(folder)),
     ),
     "results in a comparison": Case(
@@ -672,7 +671,7 @@ CASES = {
         read=lambda folder: load_adapter(folder, MODEL),
     ),
     "weights whose content counts": Case(
-        make=save_tiny_model, file="model.safetensors", read=with_content
+        make=model_folder, file="model.safetensors", read=with_content
     ),
     "splits of MiniHack": Case(make=minihack_cache, file="ictjax/index.json", read=minihack_index),
     "index of ALFWorld": Case(make=alfworld_tree, file="index.json", read=cached_tree),

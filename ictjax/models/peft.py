@@ -25,6 +25,7 @@ from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.layout import STORED, projection_names
 from ictjax.models.lora import adapter_axes
 from ictjax.models.transformer import PROJECTION_AXES, Params
+from ictjax.ranges import shown
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -180,7 +181,7 @@ def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
     """Raises ValueError for any kind of adapter but plain LoRA, unknown ones included."""
     if data.get("peft_type") != "LORA":
         raise ValueError(
-            f"{path} has peft_type {str(data.get('peft_type'))[:60]!r}: only LORA adapters are read"
+            f"{path} has peft_type {shown(data.get('peft_type'))}: only LORA adapters are read"
         )
     for name, value in data.items():
         allowed = _PLAIN_STARTS if name == "init_lora_weights" else _OFF
@@ -188,8 +189,9 @@ def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
         if name not in _IDLE | _READ and not any(
             type(value) is type(known) and value == known for known in allowed
         ):
+            named = name if name.isidentifier() else repr(name)
             raise ValueError(
-                f"{path} sets {name[:60]!r} to {str(value)[:60]!r}, which is not implemented: use a"
+                f"{path} sets {named[:60]} to {str(value)[:60]!r}, which is not implemented: use a"
                 " plain LoRA adapter, or merge this one into its model with PEFT"
             )
 
@@ -199,16 +201,16 @@ def _sizes(path: pathlib.Path, data: Mapping[str, Any]) -> tuple[int, float]:
     rank, alpha, stabilised = (data.get(name) for name in ("r", "lora_alpha", "use_rslora"))
     if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
         raise ValueError(
-            f"{path} sets r to {str(rank)[:60]!r}: a rank is a whole number from 1 to {_MAX_RANK};"
+            f"{path} sets r to {shown(rank)}: a rank is a whole number from 1 to {_MAX_RANK};"
             " take the file that PEFT wrote"
         )
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= _MAX_ALPHA:
         raise ValueError(
-            f"{path} sets lora_alpha to {str(alpha)[:60]!r}, which is no positive number up to"
+            f"{path} sets lora_alpha to {shown(alpha)}, which is no positive number up to"
             f" {_MAX_ALPHA:,}: take the file that PEFT wrote"
         )
     if stabilised not in (None, False, True):
-        raise ValueError(f"{path} sets use_rslora to {str(stabilised)[:60]!r}: give true or false")
+        raise ValueError(f"{path} sets use_rslora to {shown(stabilised)}: give true or false")
     # such adapters are scaled by alpha / sqrt(rank)
     return rank, float(alpha) * (math.sqrt(rank) if stabilised else 1.0)
 
@@ -223,8 +225,9 @@ def _check_targets(path: pathlib.Path, named: object, found: Sequence[str]) -> N
     for name in named:
         if not isinstance(name, str) or name.rpartition(".")[2] not in modules:
             raise ValueError(
-                f"{path} names {str(name)[:60]!r} in target_modules, but {WEIGHTS} holds no factors"
-                " of it that fit this model: it was made for another one, or its download is not complete"
+                f"{path} names {shown(name)} in target_modules, but {WEIGHTS} holds no factors"
+                " of it that fit this model: it was made for another one, or its download is not"
+                " complete"
             )
 
 
