@@ -762,3 +762,67 @@ def test_a_damaged_file_is_read_or_refused(name, tmp_path):
         try_it(folder, path, case.read)
 
     damage()
+
+
+def changed(*place_, value):
+    """One value of a JSON document is another."""
+
+    def edit(data):
+        document = json.loads(data)
+        *above, last = place_
+        functools.reduce(lambda node, key: node[key], above, document)[last] = value
+        return json.dumps(document).encode()
+
+    return edit
+
+
+def appended(line):
+    return lambda data: line + b"\n" + data
+
+
+NESTED = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("config of a run that goes on", changed("a\nb", value=1)),
+        ("manifest without checkpoints", changed("resumed", value=[1])),
+        ("manifest without checkpoints", changed("resumed", value=["x"])),
+        ("manifest of a run that goes on", changed("models", value={"actor": 1})),
+        ("manifest by --config", changed("preset", value=["fake-tiny"])),
+        ("metrics in an evaluation", appended(b'{"iteration":0}')),
+        ("prompts of training", appended(b"{}")),
+        ("prompts of training", appended(b'{"family":"door","system_prompt":"x","reward":"1"}')),
+        ("prompts of training", appended(b'{"family":"door","system_prompt":1,"reward":1}')),
+        ("prompts of an evaluation", appended(b'{"arm":"trained","family":"eat"}')),
+        ("precollected contexts", lambda data: data.replace(b'"family"', b'"families"')),
+        ("precollected contexts", lambda data: data.replace(b'"reply":"x"', b'"reply":1')),
+        ("precollected contexts", lambda data: data.replace(b"success", b"won")),
+        ("precollected contexts", lambda data: b"{}\n{}\n"),
+        ("lock", changed("host", value=["x"] * 999)),
+        ("lock", changed("since", value="a\nb")),
+        ("lock", changed("pid", value=-1)),
+        ("part of an evaluation", changed("success", value=[0.5])),
+        ("part of an evaluation", changed("prompts", value=["{}\n{}", "{}"])),
+        ("manners", changed("environments", "fake", "x" * 5000, value=1)),
+        ("manners", changed("environments", value={"a\nb" * 99: {}})),
+        ("config of an adapter", changed("lora_alpha", value=10**400)),
+        ("config of an adapter", changed("lora_alpha", value=1e308)),
+        ("config of an adapter", changed("use_rslora", value=["x"] * 999)),
+        ("config of an adapter", changed("a\nb", value="x")),
+        ("index of ALFWorld", changed("index", "left_out", value={"x": float("inf")})),
+        ("games compared", lambda data: b"\xff" + data),
+        ("games compared", lambda data: NESTED),
+        ("games compared", changed("games", "alfworld|put|x", "expert", value=1)),
+        ("prompt", lambda data: data.decode().encode("utf-16")),
+        ("answer of an endpoint", lambda data: NESTED),
+    ],
+)
+def test_damages_that_were_not_refused_before(name, edit, tmp_path):
+    case, folder = CASES[name], tmp_path / "folder"
+    folder.mkdir()
+    case.make(folder)
+    (path,) = folder.glob(case.file)
+    path.write_bytes(edit(path.read_bytes()))
+    try_it(folder, path, case.read)
