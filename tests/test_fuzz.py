@@ -664,6 +664,10 @@ CASES = {
     "tokenizer config of a model": Case(
         make=model_folder, file="tokenizer_config.json", read=checked, examples=15
     ),
+    "config of a model": Case(make=model_folder, file="config.json", read=checked, examples=15),
+    "header of weights": Case(
+        make=model_folder, file="model.safetensors", read=checked, examples=15
+    ),
     "weights of an adapter": Case(
         make=adapter_folder,
         file="adapter_model.safetensors",
@@ -825,6 +829,17 @@ NESTED = b"[" * 100_000
         ("games compared", lambda data: b"\xff" + data),
         ("games compared", lambda data: NESTED),
         ("games compared", changed("games", "alfworld|put|x", "expert", value=1)),
+        ("tokenizer of a model", changed("version", value="a\nb")),
+        ("config of a model", changed("architectures", value=["x"] * 999)),
+        ("config of a model", changed("hidden_act", value=["x"] * 999)),
+        (
+            "header of weights",
+            lambda data: data.replace(b"model.norm.weight", b"model.norm\\nweight"),
+        ),
+        (
+            "weights of an adapter",
+            lambda data: data.replace(b"base_model.model.model", b"base_model.model\\nodel"),
+        ),
         ("answer of an endpoint", lambda data: NESTED),
         ("prompt", lambda data: data.decode().encode("utf-16")),
     ],

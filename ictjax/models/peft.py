@@ -131,19 +131,20 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
             mistyped = [name for name in names if file.get_slice(name).get_dtype() not in STORED]
             if mistyped:
                 raise ValueError(
-                    f"{folder / WEIGHTS} holds {mistyped[0]}, which is not"
+                    f"{folder / WEIGHTS} holds {_name(mistyped[0])}, which is not"
                     f" {', '.join(STORED.values())}: convert it"
                 )
             found = {name: file.get_tensor(name).astype(np.float32) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{folder / WEIGHTS} cannot be read ({error}): download it again"
+            f"{folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]}): download it"
+            " again"
         ) from error
     broken = [name for name, value in found.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
-            f"{folder / WEIGHTS} holds {broken[0]}, which is not finite: take another checkpoint of"
-            " that adapter"
+            f"{folder / WEIGHTS} holds {_name(broken[0])}, which is not finite: take another checkpoint"
+            " of that adapter"
         )
     targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
     _check_targets(path, data.get("target_modules"), targets)
@@ -171,8 +172,8 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
             adapter[f"{name}_lora_{factor}"] = jnp.asarray(np.stack(layers).reshape(shape))
     if found:
         raise ValueError(
-            f"{folder / WEIGHTS} holds {min(found)}, which is no projection of the model's layers:"
-            " it was made for another model"
+            f"{folder / WEIGHTS} holds {_name(min(found))}, which is no projection of the model's"
+            " layers: it was made for another model"
         )
     return lora, adapter
 
@@ -189,9 +190,8 @@ def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
         if name not in _IDLE | _READ and not any(
             type(value) is type(known) and value == known for known in allowed
         ):
-            named = name if name.isidentifier() else repr(name)
             raise ValueError(
-                f"{path} sets {named[:60]} to {str(value)[:60]!r}, which is not implemented: use a"
+                f"{path} sets {_name(name)} to {str(value)[:60]!r}, which is not implemented: use a"
                 " plain LoRA adapter, or merge this one into its model with PEFT"
             )
 
@@ -229,6 +229,11 @@ def _check_targets(path: pathlib.Path, named: object, found: Sequence[str]) -> N
                 " of it that fit this model: it was made for another one, or its download is not"
                 " complete"
             )
+
+
+def _name(name: str) -> str:
+    """A name that a file gives, as one sentence can hold it."""
+    return (name if name.isprintable() else repr(name))[:100]
 
 
 def _key(layer: int, name: str, letter: str) -> str:
