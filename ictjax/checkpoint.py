@@ -139,7 +139,11 @@ class CheckpointReader:
         before there were any.
         """
         record = self._load(step, host=ocp.args.JsonRestore())["host"]
-        if isinstance(record, dict) and set(record) == {"host", "leaves"}:
+        if (
+            isinstance(record, dict)
+            and set(record) == {"host", "leaves"}
+            and all(isinstance(part, dict) for part in record.values())
+        ):
             return {**record, "digests": {}}
         if not isinstance(record, dict) or record != _sealed(
             {name: value for name, value in record.items() if name != "sha256"}

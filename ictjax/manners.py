@@ -9,6 +9,7 @@ train and evaluate follow it, and refuse environments that it does not name.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -105,13 +106,15 @@ def manners_for(folder: str | os.PathLike[str], environment: str) -> Manners | N
     known = read_manners(folder)
     if known and environment not in known:
         raise ValueError(
-            f"The model in {os.fspath(folder)} knows {_listed(known)} only, not {environment}: it has no words for that."
+            f"The model in {os.fspath(folder)} knows {_listed(known)} only, not"
+            f" {environment}: it has no words for that."
         )
     return known.get(environment)
 
 
 def _listed(names: Collection[str]) -> str:
-    return " and ".join(repr(name)[1:61] for name in sorted(names)[:_MOST_NAMES]) or "nothing"
+    shown_names = (name if name.isprintable() else repr(name) for name in sorted(names))
+    return " and ".join(name[:60] for name in itertools.islice(shown_names, _MOST_NAMES))
 
 
 def check_style(

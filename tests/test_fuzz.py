@@ -35,7 +35,7 @@ from envs.alfworld import generate
 from envs.alfworld import tree as trees
 from envs.alfworld.differential import _read as read_differences
 from envs.alfworld.tables import FAMILIES
-from envs.api import CannotGoOn, GameId
+from envs.api import GameId
 from envs.fake import FakeEnvironment
 from envs.minihack import index as minihack
 from experiments import games, report, report_data, report_page
@@ -69,7 +69,6 @@ from ictjax.run_config import EvaluationConfig, to_dict
 from ictjax.run_files import drop_after, write_iteration, write_lines
 from tests.test_json_lines import candidate, context, episode
 from tests.test_report import make_run
-from tests.tiny import save_tiny_model
 
 TIMES = int(os.environ.get("ICTJAX_FUZZ", "1"))
 MAX_BYTES, MAX_CPU_S, MAX_CHARS = 64 * 2**20, 10.0, 1200
@@ -241,7 +240,7 @@ class Case:
     make: Callable[[pathlib.Path], object]
     file: str
     read: Callable[[pathlib.Path], object]
-    examples: int = 40
+    examples: int = 25
 
 
 def run_folder(folder):
@@ -619,11 +618,11 @@ CASES = {
         make=evaluated_in_folder,
         file="**/*.json*",
         read=reported,
-        examples=12,
+        examples=2,
     ),
-    "results in a table": Case(
+    "files in a table": Case(
         make=evaluated_in_folder,
-        file="evaluation.json",
+        file="**/*.json*",
         read=lambda folder: report.result_table(report_data.load_run(folder)),
     ),
     "results in a comparison": Case(
@@ -643,7 +642,9 @@ CASES = {
         make=manners_folder, file="ictjax.json", read=lambda folder: manners_for(folder, "fake")
     ),
     "tokenizer": Case(make=model_folder, file="tokenizer.json", read=spoken_to),
-    "config of a tokenizer": Case(make=model_folder, file="tokenizer_config.json", read=spoken_to),
+    "config of a tokenizer": Case(
+        make=model_folder, file="tokenizer_config.json", read=spoken_to, examples=15
+    ),
     "config of a generation": Case(
         make=model_folder, file="generation_config.json", read=spoken_to, examples=15
     ),
@@ -651,7 +652,9 @@ CASES = {
         make=model_folder, file="special_tokens_map.json", read=spoken_to, examples=5
     ),
     "added tokens": Case(make=model_folder, file="added_tokens.json", read=spoken_to, examples=5),
-    "chat template": Case(make=model_folder, file="chat_template.jinja", read=spoken_to),
+    "chat template": Case(
+        make=model_folder, file="chat_template.jinja", read=spoken_to, examples=15
+    ),
     "config beside a tokenizer": Case(
         make=model_folder, file="config.json", read=spoken_to, examples=15
     ),
@@ -660,6 +663,10 @@ CASES = {
     ),
     "tokenizer config of a model": Case(
         make=model_folder, file="tokenizer_config.json", read=checked, examples=15
+    ),
+    "config of a model": Case(make=model_folder, file="config.json", read=checked, examples=15),
+    "header of weights": Case(
+        make=model_folder, file="model.safetensors", read=checked, examples=15
     ),
     "weights of an adapter": Case(
         make=adapter_folder,
@@ -672,7 +679,7 @@ CASES = {
         read=lambda folder: load_adapter(folder, MODEL),
     ),
     "weights whose content counts": Case(
-        make=save_tiny_model, file="model.safetensors", read=with_content
+        make=model_folder, file="model.safetensors", read=with_content
     ),
     "splits of MiniHack": Case(make=minihack_cache, file="ictjax/index.json", read=minihack_index),
     "index of ALFWorld": Case(make=alfworld_tree, file="index.json", read=cached_tree),
@@ -699,20 +706,23 @@ def _nothing_of_the_user(monkeypatch, tmp_path):
 
 
 def try_it(folder, path, read):
-    """Reads a folder that holds a damaged file, within bounds."""
+    """Reads a folder that holds a damaged file, within bounds. Returns what was said where it was
+    refused; empty where it was read.
+    """
+    said = ""
     tracemalloc.start()
     begun_s = time.process_time()
     try:
         read(folder)
-    except CannotGoOn:
-        raise
     except ValueError as error:
         assert_refusal(error, folder, path)
+        said = str(error)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert time.process_time() - begun_s < MAX_CPU_S
     assert peak < MAX_BYTES
+    return said
 
 
 def assert_refusal(error, folder, path):
@@ -763,3 +773,98 @@ def test_a_damaged_file_is_read_or_refused(name, tmp_path):
         try_it(folder, path, case.read)
 
     damage()
+
+
+def changed(*place_, value):
+    """One value of a JSON document is another."""
+
+    def edit(data):
+        document = json.loads(data)
+        *above, last = place_
+        functools.reduce(lambda node, key: node[key], above, document)[last] = value
+        return json.dumps(document).encode()
+
+    return edit
+
+
+def both(*edits):
+    return lambda data: functools.reduce(lambda changed_, edit: edit(changed_), edits, data)
+
+
+def appended(line):
+    return lambda data: line + b"\n" + data
+
+
+NESTED = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("config of a run that goes on", changed("a\nb", value=1)),
+        ("manifest without checkpoints", changed("resumed", value=[1])),
+        ("manifest without checkpoints", changed("resumed", value=["x"])),
+        ("manifest by --config", changed("preset", value=["fake-tiny"])),
+        ("prompts of training", appended(b"{}")),
+        ("prompts of training", appended(b'{"family":"door","system_prompt":"x","reward":"1"}')),
+        ("prompts of training", appended(b'{"family":"door","system_prompt":1,"reward":1}')),
+        ("prompts of an evaluation", appended(b'{"arm":"trained","family":"eat"}')),
+        ("precollected contexts", lambda data: data.replace(b'"family"', b'"families"')),
+        ("precollected contexts", lambda data: data.replace(b'"reply":"x"', b'"reply":1')),
+        ("precollected contexts", lambda data: data.replace(b"success", b"won")),
+        ("precollected contexts", lambda data: b"{}\n{}\n"),
+        ("lock", both(changed("machine", value="other"), changed("host", value=["x"] * 999))),
+        ("lock", both(changed("machine", value="other"), changed("since", value="a\nb"))),
+        (
+            "part of an evaluation",
+            both(changed("success", value=[0.5]), changed("prompts", value=["{}"])),
+        ),
+        ("part of an evaluation", changed("prompts", value=["{}\n{}", "{}"])),
+        ("manners", changed("environments", "fake", "x" * 5000, value=1)),
+        ("manners", lambda data: data.replace(b'"fake"', rb'"a\nb"')),
+        ("config of an adapter", changed("lora_alpha", value=10**400)),
+        ("config of an adapter", changed("lora_alpha", value=1e308)),
+        ("config of an adapter", changed("use_rslora", value=["x"] * 999)),
+        ("config of an adapter", changed("a\nb", value="x")),
+        ("games compared", lambda data: b"\xff" + data),
+        ("games compared", lambda data: NESTED),
+        ("games compared", changed("games", "alfworld|put|x", "expert", value=1)),
+        ("tokenizer of a model", changed("version", value="a\nb")),
+        ("config of a model", changed("architectures", value=["x"] * 999)),
+        ("config of a model", changed("hidden_act", value=["x"] * 999)),
+        (
+            "header of weights",
+            lambda data: data.replace(b"model.norm.weight", b"model.norm\\nweight"),
+        ),
+        (
+            "weights of an adapter",
+            lambda data: data.replace(b"base_model.model.model", b"base_model.model\\nodel"),
+        ),
+        ("answer of an endpoint", lambda data: NESTED),
+        ("prompt", lambda data: data.decode().encode("utf-16")),
+    ],
+)
+def test_a_damage_is_refused(name, edit, tmp_path):
+    assert tried(name, edit, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("index of ALFWorld", changed("index", "left_out", value={"x": float("inf")})),
+        ("index of ALFWorld", lambda data: NESTED),
+        ("splits of MiniHack", lambda data: NESTED),
+    ],
+)
+def test_what_is_only_kept_to_save_time_is_made_again(name, edit, tmp_path):
+    assert not tried(name, edit, tmp_path)
+
+
+def tried(name, edit, tmp_path):
+    """What the readers of a damaged file say, see `try_it`."""
+    case, folder = CASES[name], tmp_path / "folder"
+    folder.mkdir()
+    case.make(folder)
+    (path,) = folder.glob(case.file)
+    path.write_bytes(edit(path.read_bytes()))
+    return try_it(folder, path, case.read)

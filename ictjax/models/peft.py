@@ -25,6 +25,7 @@ from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.layout import STORED, projection_names
 from ictjax.models.lora import adapter_axes
 from ictjax.models.transformer import PROJECTION_AXES, Params
+from ictjax.ranges import shown
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -130,19 +131,20 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
             mistyped = [name for name in names if file.get_slice(name).get_dtype() not in STORED]
             if mistyped:
                 raise ValueError(
-                    f"{folder / WEIGHTS} holds {mistyped[0]}, which is not"
+                    f"{folder / WEIGHTS} holds {_name(mistyped[0])}, which is not"
                     f" {', '.join(STORED.values())}: convert it"
                 )
             found = {name: file.get_tensor(name).astype(np.float32) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{folder / WEIGHTS} cannot be read ({error}): download it again"
+            f"{folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]}): download it"
+            " again"
         ) from error
     broken = [name for name, value in found.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
-            f"{folder / WEIGHTS} holds {broken[0]}, which is not finite: take another checkpoint of"
-            " that adapter"
+            f"{folder / WEIGHTS} holds {_name(broken[0])}, which is not finite: take another checkpoint"
+            " of that adapter"
         )
     targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
     _check_targets(path, data.get("target_modules"), targets)
@@ -170,8 +172,8 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
             adapter[f"{name}_lora_{factor}"] = jnp.asarray(np.stack(layers).reshape(shape))
     if found:
         raise ValueError(
-            f"{folder / WEIGHTS} holds {min(found)}, which is no projection of the model's layers:"
-            " it was made for another model"
+            f"{folder / WEIGHTS} holds {_name(min(found))}, which is no projection of the model's"
+            " layers: it was made for another model"
         )
     return lora, adapter
 
@@ -180,7 +182,7 @@ def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
     """Raises ValueError for any kind of adapter but plain LoRA, unknown ones included."""
     if data.get("peft_type") != "LORA":
         raise ValueError(
-            f"{path} has peft_type {str(data.get('peft_type'))[:60]!r}: only LORA adapters are read"
+            f"{path} has peft_type {shown(data.get('peft_type'))}: only LORA adapters are read"
         )
     for name, value in data.items():
         allowed = _PLAIN_STARTS if name == "init_lora_weights" else _OFF
@@ -189,7 +191,7 @@ def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
             type(value) is type(known) and value == known for known in allowed
         ):
             raise ValueError(
-                f"{path} sets {name[:60]!r} to {str(value)[:60]!r}, which is not implemented: use a"
+                f"{path} sets {_name(name)} to {str(value)[:60]!r}, which is not implemented: use a"
                 " plain LoRA adapter, or merge this one into its model with PEFT"
             )
 
@@ -199,16 +201,16 @@ def _sizes(path: pathlib.Path, data: Mapping[str, Any]) -> tuple[int, float]:
     rank, alpha, stabilised = (data.get(name) for name in ("r", "lora_alpha", "use_rslora"))
     if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
         raise ValueError(
-            f"{path} sets r to {str(rank)[:60]!r}: a rank is a whole number from 1 to {_MAX_RANK};"
+            f"{path} sets r to {shown(rank)}: a rank is a whole number from 1 to {_MAX_RANK};"
             " take the file that PEFT wrote"
         )
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= _MAX_ALPHA:
         raise ValueError(
-            f"{path} sets lora_alpha to {str(alpha)[:60]!r}, which is no positive number up to"
+            f"{path} sets lora_alpha to {shown(alpha)}, which is no positive number up to"
             f" {_MAX_ALPHA:,}: take the file that PEFT wrote"
         )
     if stabilised not in (None, False, True):
-        raise ValueError(f"{path} sets use_rslora to {str(stabilised)[:60]!r}: give true or false")
+        raise ValueError(f"{path} sets use_rslora to {shown(stabilised)}: give true or false")
     # such adapters are scaled by alpha / sqrt(rank)
     return rank, float(alpha) * (math.sqrt(rank) if stabilised else 1.0)
 
@@ -223,9 +225,15 @@ def _check_targets(path: pathlib.Path, named: object, found: Sequence[str]) -> N
     for name in named:
         if not isinstance(name, str) or name.rpartition(".")[2] not in modules:
             raise ValueError(
-                f"{path} names {str(name)[:60]!r} in target_modules, but {WEIGHTS} holds no factors"
-                " of it that fit this model: it was made for another one, or its download is not complete"
+                f"{path} names {shown(name)} in target_modules, but {WEIGHTS} holds no factors"
+                " of it that fit this model: it was made for another one, or its download is not"
+                " complete"
             )
+
+
+def _name(name: str) -> str:
+    """A name that a file gives, as one sentence can hold it."""
+    return (name if name.isprintable() else repr(name))[:100]
 
 
 def _key(layer: int, name: str, letter: str) -> str:

@@ -27,6 +27,7 @@ INDEX = "model.safetensors.index.json"
 # the tokenizer of Gemma 3's text models has it, their embedding does not
 _WITHOUT_EMBEDDING = ("<image_soft_token>",)
 _POINTER = b"version https://git-lfs"
+_MAX_SHOWN = 200  # characters of what a file or a library says
 _BLOCK = 256  # rows of a tensor that are in memory beside the shard that they go to
 
 
@@ -114,7 +115,8 @@ def check_vocabulary(folder: pathlib.Path, config: ModelConfig) -> None:
         vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(
-            f"{path} cannot be read ({error}): take the file that the checkpoint was published with"
+            f"{path} cannot be read ({_in_a_line(error)}): take the file that the checkpoint was"
+            " published with"
         ) from error
     try:
         more = {token["content"]: int(id_) for id_, token in (added or {}).items()}
@@ -161,7 +163,8 @@ def _locate(
                     )
     problems = [
         f"{label}:"
-        f" {', '.join(sorted(names)[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        f" {', '.join(map(_in_a_line, sorted(names)[:8]))}"
+        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
         for label, names in (
             (
                 f"tensors that are not {', '.join(DTYPES)} (quantised checkpoints are not read)",
@@ -220,7 +223,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     for name in names:
         if not os.path.isfile(folder / name):  # Path.is_file raises for a long name
             raise ValueError(
-                f"{str(folder)!r} lacks {name[:200]}, which {INDEX} names: download it"
+                f"{str(folder)!r} lacks {_in_a_line(name)}, which {INDEX} names: download it"
             )
     return [folder / name for name in names]
 
@@ -235,7 +238,14 @@ def _open(path: pathlib.Path) -> Any:
                     f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs"
                     " pull`, or download the folder again"
                 ) from error
-        raise ValueError(f"{path} cannot be read ({error}): download it again") from error
+        raise ValueError(
+            f"{path} cannot be read ({_in_a_line(error)}): download it again"
+        ) from error
+
+
+def _in_a_line(text: object) -> str:
+    """What a file or a library says, short and without line breaks."""
+    return " ".join(str(text).split())[:_MAX_SHOWN]
 
 
 def _at(tree: Any, path: Sequence[str]) -> Any:

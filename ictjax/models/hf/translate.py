@@ -16,6 +16,7 @@ from ictjax.models.config import (
     ModelConfig,
     RopeScaling,
 )
+from ictjax.ranges import shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ def model_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     ):
         supported = ", ".join(f"{entry.architecture} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(
-            f"it names model_type {family!r} and architectures {architectures}: supported are"
-            f" {supported}"
+            f"it names model_type {shown(family)} and architectures {shown(architectures)}: supported"
+            f" are {supported}"
         )
     try:
         _check_numbers(data)
@@ -104,15 +105,16 @@ def _check_numbers(data: Mapping[str, Any]) -> None:
     layers = data.get("num_hidden_layers")
     if isinstance(layers, int) and layers > MAX_LAYERS:
         raise _Unsupported(
-            f"it sets num_hidden_layers to {layers}: models of up to {MAX_LAYERS} layers are read"
+            f"it sets num_hidden_layers to {shown(layers)}: models of up to {MAX_LAYERS} layers are"
+            " read"
         )
     for name, value in data.items():
         if name in _POSITIVE and not (
             isinstance(value, int | float) and value is not True and 0 < value < math.inf
         ):
             raise _Unsupported(
-                f"it sets {name} to {value!r}, which is no positive number: take the file that the"
-                " checkpoint came with"
+                f"it sets {name} to {shown(value)}, which is no positive number: take the file that"
+                " the checkpoint came with"
             )
         if isinstance(value, dict) and name in _ROPE:
             _check_numbers(value)
@@ -240,7 +242,7 @@ def model_to_hf(model: ModelConfig) -> dict[str, Any]:
 
 def _not_implemented(name: str, value: Any) -> _Unsupported:
     return _Unsupported(
-        f"it sets {name} to {value!r}, which this decoder does not implement: use a checkpoint"
+        f"it sets {name} to {shown(value)}, which this decoder does not implement: use a checkpoint"
         " without it"
     )
 
