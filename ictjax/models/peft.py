@@ -143,8 +143,8 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
     broken = [name for name, value in found.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
-            f"{folder / WEIGHTS} holds {_name(broken[0])}, which is not finite: take another checkpoint"
-            " of that adapter"
+            f"{folder / WEIGHTS} holds {_name(broken[0])}, which is not finite: take another"
+            " checkpoint of that adapter"
         )
     targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
     _check_targets(path, data.get("target_modules"), targets)

@@ -80,8 +80,8 @@ def model_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     ):
         supported = ", ".join(f"{entry.architecture} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(
-            f"it names model_type {shown(family)} and architectures {shown(architectures)}: supported"
-            f" are {supported}"
+            f"it names model_type {shown(family)} and architectures {shown(architectures)}:"
+            f" supported are {supported}"
         )
     try:
         _check_numbers(data)
