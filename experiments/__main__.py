@@ -1,10 +1,12 @@
 """`python -m experiments COMMAND ...`: the same as `ictjax COMMAND ...`."""
 
 from envs.stopping import armed
+from experiments.streams import open_missing
 
 
 def main() -> None:
     """Answers signals from here on, while everything else is still to be imported."""
+    open_missing()
     with armed():
         from experiments import cli
 

@@ -18,6 +18,7 @@ import tyro
 from envs.api import CannotGoOn
 from envs.stopping import Program, Stopped, armed
 from experiments.local_path import with_local_paths
+from experiments.streams import open_missing
 from experiments.visible import visible
 from ictjax.ranges import fault
 
@@ -44,6 +45,7 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
     memory that does not suffice, with one and exit code 1, SIGINT and SIGTERM with a word on how to
     go on, output into a closed pipe without a word (exit code 141).
     """
+    open_missing()
     with armed() as program:
         program.remedy = remedy
         try:
@@ -59,7 +61,8 @@ def run_main(body: Callable[[], None], remedy: str) -> None:
 
 
 def _end(program: Program, stopped: Stopped) -> None:
-    print(f"\nictjax: stopped by {stopped}; {program.remedy}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"\nictjax: stopped by {stopped}; {program.remedy}", file=sys.stderr)
     program.end(stopped.exit_code)
 
 
@@ -74,16 +77,16 @@ def _run(body: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
     except ValueError as error:
-        print(f"ictjax: {visible(str(error))}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)
     except CannotGoOn as error:
-        print(f"ictjax: {visible(str(error))}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(1)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
         remedy = _FULL.get(error.errno or 0, "name another place")
-        print(f"ictjax: {visible(where + reason)}; {remedy}.", file=sys.stderr)
+        _complain(f"{where}{reason}; {remedy}.")
         sys.exit(2)
     except MemoryError:
         _end_without_memory("")
@@ -95,12 +98,16 @@ def _run(body: Callable[[], None]) -> None:
 
 
 def _end_without_memory(about: str) -> NoReturn:
-    print(
-        f"ictjax: the memory does not suffice{about}: give smaller sizes (rows, slots, lengths), or"
-        " more devices.",
-        file=sys.stderr,
+    _complain(
+        f"the memory does not suffice{about}: give smaller sizes (rows, slots, lengths), or more"
+        " devices."
     )
     sys.exit(1)
+
+
+def _complain(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # a log on a full disk does not change the exit code
+        print(f"ictjax: {visible(sentence)}", file=sys.stderr)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:

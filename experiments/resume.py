@@ -259,12 +259,17 @@ def going_on(
 
 
 def newest_checkpoint(run_dir: pathlib.Path) -> int:
-    """The iterations that a run's newest checkpoint holds; 0 where there is none."""
+    """The iterations that a run's newest checkpoint holds; 0 where there is none. A folder without
+    files, as an interrupted copy leaves, is none.
+    """
     try:
-        names = [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
+        folders = [path for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return 0
-    return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+    steps = {
+        int(path.name): path for path in folders if path.name.isascii() and path.name.isdecimal()
+    }
+    return next((step for step in sorted(steps, reverse=True) if any(steps[step].iterdir())), 0)
 
 
 def newest_record(run_dir: pathlib.Path) -> int:

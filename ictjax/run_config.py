@@ -162,7 +162,7 @@ class TrainConfig(Ranged):
     # checkpoints of the multiples of so many iterations stay as well; 0: of none
     keep_every: Annotated[int, Range(0, 1_000_000_000)] = 0
     # iterations in a row without anything to learn from (every game failed, every reply malformed,
-    # every gradient not finite) until the run ends with the reason
+    # every gradient not finite) until the run ends with the reason; all of them, where it has fewer
     patience: Annotated[int, Range(1, 1_000_000_000)] = 3
 
     def __post_init__(self):

@@ -130,7 +130,7 @@ def train(
         keeper = stack.enter_context(
             Keeper(checkpointer, every=config.checkpoint_every, last=config.iterations)
         )
-        health = Health(config.patience)
+        health = Health(min(config.patience, config.iterations))  # a short run, too
         for iteration in range(first + 1, config.iterations + 1):
             clock = Clock()
             if collected is None:

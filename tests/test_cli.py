@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -220,6 +221,31 @@ def test_a_closed_pipe_ends_a_command_quietly(argv):
     finally:
         os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("closed", "argv", "code"),
+    [
+        (">&-", ("train", "--help"), 0),
+        (">&-", ("games", "list", "--env", "fake"), 0),
+        ("<&-", ("play", "--env", "fake", "--family", "door"), 0),
+        ("2>&-", ("train", "--preset", "nope"), 2),
+        ("<&- >&- 2>&-", ("train", "--preset", "nope"), 2),
+        ("2>/dev/full", ("train", "--preset", "nope"), 2),
+    ],
+)
+def test_a_closed_or_full_stream_changes_no_exit_code(closed, argv, code):
+    command = shlex.join([sys.executable, "-m", "experiments", *argv])
+    ended = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
 
 
 def test_transformers_does_not_advise_to_install_pytorch():

@@ -33,7 +33,7 @@ def run(tmp_path):
         "".join(json.dumps({"iteration": number}) + "\n" for number in range(1, 6))
     )
     for step in (2, 4):
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / "state").mkdir(parents=True)
     (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(to_dict(CONFIG)))
     (tmp_path / "manifest.json").write_text(json.dumps({"preset": "fake-tiny", "finished": "x"}))
@@ -175,7 +175,7 @@ def test_a_resume_that_fails_before_anything_is_gained_leaves_all_as_it_was(run,
 def test_a_resume_that_fails_later_keeps_its_settings(run, lock):
     config = dataclasses.replace(CONFIG, iterations=9)
     with contextlib.suppress(ValueError), going_on(run, lock, config, CONFIG, {}, {}):
-        (run / "checkpoints" / "5").mkdir()
+        (run / "checkpoints" / "5" / "state").mkdir(parents=True)
         raise ValueError("disk")
     assert json.loads((run / "config.json").read_text())["iterations"] == 9
 
@@ -214,6 +214,7 @@ def test_where_a_run_stands(run, tmp_path_factory):
     assert newest_record(run) == 5
     (run / "checkpoints" / "8").write_text("no folder")
     (run / "checkpoints" / "9.removed").mkdir()
+    (run / "checkpoints" / "99").mkdir()  # what an interrupted copy leaves
     assert newest_checkpoint(run) == 4
     empty = tmp_path_factory.mktemp("empty")
     assert (newest_checkpoint(empty), newest_record(empty)) == (0, 0)

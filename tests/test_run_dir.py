@@ -42,8 +42,9 @@ def record(folder, last, *, checkpoints=()):
             (folder / name / f"iteration_{number:05d}.jsonl").write_text("{}\n")
     lines = [json.dumps({"iteration": number}) + "\n" for number in range(1, last + 1)]
     (folder / "metrics.jsonl").write_text("".join(lines))
-    for step in ("", *map(str, checkpoints)):
-        (folder / "checkpoints" / step).mkdir(exist_ok=True, parents=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    for step in map(str, checkpoints):
+        (folder / "checkpoints" / step / "state").mkdir(exist_ok=True, parents=True)
 
 
 def tree(folder):

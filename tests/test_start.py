@@ -22,7 +22,7 @@ def trained(monkeypatch, folder, *more, last=2):
             (folder / name / f"iteration_{number:05d}.jsonl").write_text("{}\n")
     lines = [json.dumps({"iteration": number}) + "\n" for number in range(1, last + 1)]
     (folder / "metrics.jsonl").write_text("".join(lines))
-    (folder / "checkpoints" / str(last)).mkdir(parents=True)
+    (folder / "checkpoints" / str(last) / "state").mkdir(parents=True)
 
 
 def test_a_run_goes_on_with_more_iterations_and_other_workers_and_says_so(
@@ -55,6 +55,15 @@ def test_nothing_is_begun_again_without_restart(capsys, tmp_path, monkeypatch):
     }
     assert json.loads((folder / "config.json").read_text())["seed"] == 4
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "manifest.json"]
+
+
+def test_a_run_whose_newest_checkpoint_was_emptied_is_not_finished(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    trained(monkeypatch, folder, last=3)
+    shutil.rmtree(folder / "checkpoints" / "3" / "state")
+    before = tree(folder)
+    refused(capsys, train.main, flags(folder), "holds no checkpoint", "3 iterations")
+    assert tree(folder) == before
 
 
 def test_a_restart_that_is_refused_moves_nothing(capsys, tmp_path, monkeypatch):

@@ -373,6 +373,19 @@ def test_a_run_whose_every_game_fails_ends_with_the_reason(models, tmp_path):
     assert saved_steps(tmp_path)[-1] == 2
 
 
+def test_a_run_that_is_shorter_than_its_patience_does_not_end_as_a_success(models, tmp_path):
+    class Failing(FakeEnvironment):
+        def open(self, family):
+            raise OSError("No bell, no door.")
+
+    config = dataclasses.replace(
+        preset("fake-tiny").with_models(*map(str, models)), patience=3, iterations=1
+    )
+    with pytest.raises(CannotGoOn, match=r"an iteration, up to 1, .*more --iterations"):
+        train(config, tmp_path, environment=FakeEnvironment(), pool=LocalPool(Failing()))
+    assert saved_steps(tmp_path) == (1,)
+
+
 def test_a_model_with_one_bad_weight_is_refused(models, tmp_path):
     folder = shutil.copytree(models[1], tmp_path / "reflector")
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")

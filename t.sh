@@ -1,0 +1,5 @@
+mm () 
+{ 
+    rm -rf $B/mod;
+    cp -r $M $B/mod
+}
