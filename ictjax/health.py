@@ -105,8 +105,8 @@ class Health:
             )
             raise CannotGoOn(
                 f"Nothing could be learned in {times}, up to {iteration}, which is saved: {why};"
-                " repair that and start it again with the same flags, and with more --iterations where"
-                " none are left."
+                " repair that and start it again with the same flags, and with more --iterations"
+                " where none are left."
             )
 
 
