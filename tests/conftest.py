@@ -1,5 +1,6 @@
 """Settings that must stand before JAX is imported: eight CPU devices, strict rank promotion,
-nothing fetched from a hub.
+nothing fetched from a hub. What `make test` sets is taken away: messages name make only to those
+who came by it.
 """
 
 import os
@@ -10,3 +11,4 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("MAKELEVEL", None)
