@@ -1,5 +1,0 @@
-mm () 
-{ 
-    rm -rf $B/mod;
-    cp -r $M $B/mod
-}
