@@ -485,6 +485,11 @@ def test_limits_that_do_not_fit_together_are_refused(changes, message):
         dataclasses.replace(PRESETS["fake-tiny"], **changes)
 
 
+@pytest.mark.parametrize(("before", "now"), [(True, "full"), (False, "none")])
+def test_a_configuration_of_the_last_version_is_read(before, now):
+    assert from_dict({**to_dict(PRESETS["fake-tiny"]), "remat": before}).remat == now
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
