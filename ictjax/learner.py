@@ -133,26 +133,26 @@ def _in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransforma
     (stochastic rounding, https://arxiv.org/abs/1502.02551), with bits that depend on the step only.
     """
 
-    def init(params: Params) -> optax.ScaleByAdamState:
-        state = adam.init(params)
-        return state._replace(
-            mu=optax.tree.cast(state.mu, jnp.bfloat16), nu=optax.tree.cast(state.nu, jnp.bfloat16)
+    def cast(state: optax.OptState, dtype: Any) -> optax.OptState:
+        return jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            state,
         )
 
+    def init(params: Params) -> optax.OptState:
+        return cast(adam.init(params), jnp.bfloat16)
+
     def update(
-        grads: Params, state: optax.ScaleByAdamState, params: Params | None = None
-    ) -> tuple[Params, optax.ScaleByAdamState]:
-        wide = state._replace(
-            mu=optax.tree.cast(state.mu, jnp.float32), nu=optax.tree.cast(state.nu, jnp.float32)
-        )
-        updates, new = adam.update(grads, wide, params)
-        key = jax.random.fold_in(jax.random.key(0), new.count)
-        leaves, structure = jax.tree.flatten((new.mu, new.nu))
-        mu, nu = jax.tree.unflatten(
-            structure,
-            [_rounded(leaf, jax.random.fold_in(key, i)) for i, leaf in enumerate(leaves)],
-        )
-        return updates, new._replace(mu=mu, nu=nu)
+        updates: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[Params, optax.OptState]:
+        updates, state = adam.update(updates, cast(state, jnp.float32), params)
+        key = jax.random.fold_in(jax.random.key(0), optax.tree.get(state, "count"))
+        leaves, structure = jax.tree.flatten(state)
+        rounded = [
+            _rounded(leaf, jax.random.fold_in(key, index)) if leaf.dtype == jnp.float32 else leaf
+            for index, leaf in enumerate(leaves)
+        ]
+        return updates, jax.tree.unflatten(structure, rounded)
 
     return optax.GradientTransformation(init, update)
 
