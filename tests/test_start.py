@@ -120,3 +120,24 @@ def test_the_home_folder_behind_a_flag(tmp_path, monkeypatch):
     )
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["actor"]["model"] == str(actor)
+
+
+def test_a_directory_that_is_moved_while_it_is_trained_is_not_made_anew(
+    capsys, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+
+    def moved(*_, progress, **__):
+        progress.phase("contexts", 0, 1)
+        folder.rename(tmp_path / "elsewhere")
+        progress.phase("contexts", 1, 1)
+
+    monkeypatch.setattr(experiments.train, "train", moved)
+    with pytest.raises(SystemExit) as ended:
+        train.main(flags(folder))
+    assert ended.value.code == 1
+    assert f"ictjax: {folder} was moved or removed while it was trained" in capsys.readouterr().err
+    assert not folder.exists()
+    assert {"config.json", "manifest.json"} < {
+        path.name for path in (tmp_path / "elsewhere").iterdir()
+    }
