@@ -91,6 +91,14 @@ def _run(body: Callable[[], None]) -> None:
     except MemoryError:
         _end_without_memory("")
     except RuntimeError as error:  # JAX's, which is not imported here
+        if str(error).startswith("Unable to initialize backend"):
+            reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+            _complain(
+                f"JAX cannot use the devices that were asked for ({reason:.300}): set JAX_PLATFORMS"
+                " to those that are here, or to nothing; a TPU or GPU may be in use by another"
+                " process, or its extra (cuda, tpu) not installed."
+            )
+            sys.exit(2)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         wanted = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", str(error))

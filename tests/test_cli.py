@@ -248,6 +248,15 @@ def test_a_closed_or_full_stream_changes_no_exit_code(closed, argv, code):
     assert (ended.returncode, ended.stderr) == (code, "")
 
 
+def test_devices_that_are_not_there_are_one_sentence():
+    source = "import jax; from experiments.command import run_main; run_main(jax.devices, '')"
+    ended = program("-c", source, capture_output=True, environ={"JAX_PLATFORMS": "nope"})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("ictjax: JAX cannot use the devices") and "backend 'nope'" in line
+    assert "set JAX_PLATFORMS to" in line
+
+
 def test_transformers_does_not_advise_to_install_pytorch():
     script = (
         "import ictjax, os; before = dict(os.environ); import logging, transformers;"
