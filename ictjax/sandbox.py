@@ -28,7 +28,8 @@ from jinja2.sandbox import (
 from markupsafe import Markup, escape
 
 _EACH_TICKS = 16  # the clock is read
-_TICK_BYTES = 256  # what one turn of a loop may keep without being asked: numbers, references
+_TICK_BYTES = 8  # one turn of a loop may leave a reference behind
+_WRITTEN_BYTES = 64  # and what it writes a character and a reference
 _HELD_BYTES = 200  # to remember the weight of one value
 _GROWTH = 12  # a character as JSON or as part of an address is at most so many bytes per byte
 _CHARACTER_BYTES = 256  # of a list of characters, grouped
@@ -273,7 +274,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 written += len(piece)
                 if written > max_chars:
                     raise Exceeded(f"writes {written} characters for one conversation")
-                pieces.append(piece)
+                if piece:
+                    pieces.append(piece)
         return "".join(pieces)
 
     def added(self, *operands: Any) -> Any:
@@ -302,6 +304,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def text(self, value: Any) -> str:
         """A value as it is written."""
         if type(value) is str:
+            self.bounds.spend(_WRITTEN_BYTES)
             return value
         self.bounds.want(_GROWTH * self.bounds.weigh(value))
         return self.bounds.keep(str(value))
@@ -452,20 +455,28 @@ def _replaced_bytes(text: Any, old: Any, new: Any) -> int:
     return _GROWTH * (sys.getsizeof(text) + times * len(new))
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes)
+
+
 def _joined_bytes(bounds: Bounds, between: Any, items: Any) -> int:
     """At most of between.join(items)."""
     count = len(items) if hasattr(items, "__len__") else 0
     return _GROWTH * (bounds.weigh(items) + count * sys.getsizeof(between))
 
 
-def _stretch(bounds: Bounds, values: Iterable[Any]) -> int:
-    """How often something may be repeated by one of these."""
+def _stretch(values: Iterable[Any]) -> int:
+    """How often something may be repeated by one of these: widths, and texts put in between."""
     most = 1
     for value in values:
         if isinstance(value, int):
             most = max(most, abs(value))
-        elif value is not None:
-            most = max(most, bounds.weigh(value))
+        elif isinstance(value, str | bytes):
+            most = max(most, len(value))
+        elif isinstance(value, list | tuple):  # of separators
+            most = max(most, _stretch(value))
+        elif isinstance(value, dict):  # of a translation
+            most = max(most, _stretch(value.values()))
     return most
 
 
@@ -478,7 +489,11 @@ def _called_bytes(
     size = sum(map(bounds.weigh, given))
     if isinstance(owner, str | bytes):
         size += sys.getsizeof(owner)
-        if name == "replace" and len(args) > 1 and all(isinstance(a, str | bytes) for a in args[:2]):
+        if (
+            name == "replace"
+            and len(args) > 1
+            and all(isinstance(a, str | bytes) for a in args[:2])
+        ):
             return _replaced_bytes(owner, *args[:2])
         if name == "join" and args:
             return _joined_bytes(bounds, owner, args[0])
@@ -493,7 +508,7 @@ def _called_bytes(
             return 2 * size + 80 * iterated
         return _GROWTH * size + _CHARACTER_BYTES * iterated
     if name in _STRETCHING_METHODS:
-        return 4 * size * _stretch(bounds, given or (8,))
+        return 4 * size * _stretch(given or (8,))
     return _GROWTH * size
 
 
@@ -510,7 +525,7 @@ def _filtered_bytes(
     if name == "join":
         between = given[1] if len(given) > 1 else ""
         return _joined_bytes(bounds, between, given[0]) + _GROWTH * size
-    if name == "replace" and len(args) > 2 and all(isinstance(a, str) for a in args[:3]):
+    if name == "replace" and len(args) > 2 and all(map(_is_text, args[:3])):
         return _replaced_bytes(*args[:3])
     if name == "replace":
         return _GROWTH * size * size
@@ -520,9 +535,7 @@ def _filtered_bytes(
         return size * size
     wanted = _GROWTH * size
     if name in _STRETCHING:
-        levels = max(bounds.depth(given[0]), 1)
-        wanted = _GROWTH * size * max(1, levels * _stretch(bounds, given[1:]) // 8)
-    if name in _LISTING:
-        if hasattr(given[0], "__len__"):
-            wanted += _CHARACTER_BYTES * len(given[0])
+        wanted *= max(bounds.depth(given[0]), 1) * _stretch(given[1:])
+    if name in _LISTING and hasattr(given[0], "__len__"):
+        wanted += _CHARACTER_BYTES * len(given[0])
     return wanted
