@@ -256,7 +256,9 @@ def test_a_template_that_builds_much_for_a_later_text_is_stopped_before_it_has(t
         assert later.render(TALK, {}) == ""
     tracemalloc.start()
     try:
-        with pytest.raises(TemplateError, match=r"^The chat template of f .*\.$"):
+        with pytest.raises(
+            TemplateError, match=r"of f (takes more|nests values more|writes) .*\.$"
+        ):
             later.render([{"role": "user", "content": "go"}], {})
         assert tracemalloc.get_traced_memory()[1] < 2**28
     finally:
