@@ -83,6 +83,9 @@ def _run(body: Callable[[], None]) -> None:
         _complain(str(error))
         sys.exit(1)
     except OSError as error:
+        if error.filename is None and (left := _left_folder()):
+            _complain(f"The current folder{left} was removed: change to another, and start again.")
+            sys.exit(2)
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
         remedy = _FULL.get(error.errno or 0, "name another place")
@@ -103,6 +106,15 @@ def _run(body: Callable[[], None]) -> None:
             raise
         wanted = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", str(error))
         _end_without_memory("" if wanted is None else f" ({wanted[1]} were asked for)")
+
+
+def _left_folder() -> str:
+    """Where this program was started, with a blank before it, if that was removed; else nothing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return f" {os.environ['PWD']}" if "PWD" in os.environ else " of this program"
+    return ""
 
 
 def _end_without_memory(about: str) -> NoReturn:
@@ -152,7 +164,7 @@ def parse(
     Raises:
       ValueError: flags or values that do not exist, in one sentence.
     """
-    return with_local_paths(_parse(kind, command, argv, default, description=description))
+    return with_local_paths(_parse(kind, command, argv, default, description=description), argv)
 
 
 def parse_subcommand(
@@ -198,7 +210,7 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
     Raises ValueError as `parse` does.
     """
     args, rest = _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
-    return with_local_paths(args), rest
+    return with_local_paths(args, argv), rest
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:
