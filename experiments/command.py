@@ -126,8 +126,9 @@ def _end_without_memory(about: str) -> NoReturn:
 
 
 def _complain(sentence: str) -> None:
+    end = "" if sentence.endswith(".") else "."  # readers' reasons stand in other sentences too
     with contextlib.suppress(OSError):  # a log on a full disk does not change the exit code
-        print(f"ictjax: {visible(sentence)}", file=sys.stderr)
+        print(f"ictjax: {visible(sentence)}{end}", file=sys.stderr)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:

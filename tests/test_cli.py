@@ -19,8 +19,9 @@ import pytest
 
 import experiments.__main__
 import experiments.train
+from envs.api import CannotGoOn
 from experiments import cli, evaluate, run_dir, train
-from experiments.command import unknown
+from experiments.command import run_main, unknown
 from experiments.commands import games, parity, play
 from experiments.commands import train as train_command
 from experiments.fake_pair import FOLDER, save_pair
@@ -674,3 +675,14 @@ def test_what_is_misspelt_is_named_before_what_is_missing(capsys):
 def test_a_name_that_no_file_can_have_is_one_sentence(capsys):
     refused(capsys, train.main, ["--preset", "fake-tiny", "--run-dir", "x" * 300], "too long")
     refused(capsys, evaluate.main, ["--run-dir", "x" * 300], "xxx")
+
+
+@pytest.mark.parametrize("said", ["it is no file", "it is no file."])
+@pytest.mark.parametrize("kind", [ValueError, CannotGoOn])
+def test_whatever_is_said_is_a_sentence(capsys, kind, said):
+    def body():
+        raise kind(said)
+
+    with pytest.raises(SystemExit):
+        run_main(body, "")
+    assert capsys.readouterr().err == "ictjax: it is no file.\n"
