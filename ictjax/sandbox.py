@@ -386,7 +386,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         def formatted(*args: Any, **values: Any) -> str:
             if value.__name__ == "format_map":
-                ((values), args) = (*args, ())
+                return type(text)(formatter.vformat(text, (), *args))
             return type(text)(formatter.vformat(text, args, values))
 
         return formatted
