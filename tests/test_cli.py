@@ -535,7 +535,7 @@ def test_a_tokenizer_of_another_model_is_said_before_weights_are_read(capsys, tm
             "is a program",
         ),
         ("generation_config.json", '{"eos_token_id": "<end>"}', "sets eos_token_id to '<end>'"),
-        ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "512 MB of memory"),
+        ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "128 MB of memory"),
         ("model.safetensors", None, "has neither model.safetensors nor"),
         ("model.safetensors", "", "model.safetensors cannot be read"),
         ("model.safetensors.index.json", '{"weight_map": {"a": "b"}}', "has weights twice"),
