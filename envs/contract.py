@@ -23,7 +23,7 @@ from typing import Any
 from envs import wire
 from envs.api import Environment, Game, GameId, Observation, Outcome, PoolEvent, Step
 from envs.pool import WorkerPool
-from envs.registry import load_environment
+from envs.registry import load_environment, nearest
 
 SPLITS = ("train", "select", "test")
 JUNK = (
@@ -178,7 +178,7 @@ def check_environment(
         if family not in environment.families:
             raise ValueError(
                 f"Unknown family {family!r} of {name!r}: use some of"
-                f" {', '.join(environment.families)}."
+                f" {nearest(family, environment.families)}."
             )
     for rule in rules:
         if rule not in RULES:

@@ -2,11 +2,12 @@
 import path.
 """
 
+import difflib
 import importlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
 # the group in which an installed package registers its environments
 ENTRY_POINTS = "ictjax.environments"
 
+_MOST_NAMES = 12  # of a list in one sentence
 _SEE = "(see envs.api.Environment)"
 
 
@@ -173,6 +175,14 @@ def describe(environment: Environment) -> dict[str, Any]:
             f"The description of environment {environment.name!r} cannot be written as a JSON"
             f" object: {error}."
         ) from error
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Names that may have been meant, as a message lists them: all, or of many the nearest few."""
+    if len(known) <= _MOST_NAMES:
+        return ", ".join(known)
+    few = difflib.get_close_matches(name, known) or known[:_MOST_NAMES]
+    return f"{', '.join(few)} (of {len(known)})"
 
 
 def initial_prompt(environment: Environment) -> str:

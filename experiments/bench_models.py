@@ -17,6 +17,7 @@ import optax
 
 from experiments.bench_run import Design, Note, Result, Stopwatch, interleave, ratio
 from experiments.commands.bench import SamplerBench, UpdateBench
+from experiments.memory import Use, check_fits, sampler_uses, weights_use
 from ictjax import grpo, keys
 from ictjax.batch import Batch, pack
 from ictjax.config import (
@@ -256,6 +257,14 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
         decode_steps=bench.decode_steps,
         max_top_k=1,
     )
+    check_fits(
+        "Weights, cache and tokens",
+        [
+            *sampler_uses("sampler", config, sizes),
+            _tokens_use(bench.prompt + bench.turns * bench.rows * bench.observed),
+        ],
+        "Give fewer --rows, a shorter --prompt, or a smaller --shape.",
+    )
     work = make_workload(bench, config.vocab_size)
     params = init_params(config, jax.random.key(0))
     generated = bench.rows * bench.turns * bench.reply
@@ -328,6 +337,14 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
     )
     title += f"{bench.observed} observed and {bench.reply} generated tokens"
     return Result(title, "prefill again", rows, notes)
+
+
+def _tokens_use(count: int) -> Use:
+    return _use(f"{count:,} random tokens", 40 * count)  # a number of Python and its place
+
+
+def _use(what: str, num_bytes: int) -> Use:
+    return Use(what, None, num_bytes, num_bytes, 1)
 
 
 def _counted(
@@ -420,8 +437,19 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
             f"--groups {bench.groups} do not divide into --microbatches {bench.microbatches}:"
             " choose a divisor."
         )
-    rng = np.random.default_rng(0)
     samples = bench.groups * bench.group_size
+    states = 2 + bench.peer  # of the learner, one for every design: weights and two moments
+    check_fits(
+        "Weights, states, tokens and logits",
+        [
+            *[weights_use("weights", config)] * 2,
+            *[weights_use("weights and moments of a design", config)] * 3 * states,
+            _tokens_use(samples * length),
+            _use("logits of all positions", bench.peer * 4 * samples * length * config.vocab_size),
+        ],
+        "Give fewer --groups, a smaller --group-size, --shape or --vocab-size, or --no-peer.",
+    )
+    rng = np.random.default_rng(0)
     prompts = rng.integers(0, config.vocab_size, (bench.groups, bench.prompt)).tolist()
     replies = rng.integers(0, config.vocab_size, (samples, bench.reply)).tolist()
     advantages = rng.normal(size=samples).tolist()

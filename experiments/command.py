@@ -83,6 +83,9 @@ def _run(body: Callable[[], None]) -> None:
         _complain(str(error))
         sys.exit(1)
     except OSError as error:
+        if error.filename is None and (left := _left_folder()):
+            _complain(f"The current folder{left} was removed: change to another, and start again.")
+            sys.exit(2)
         where = "" if error.filename is None else f"{error.filename!s:.200}: "
         reason = error.strerror or " ".join(str(error).split())
         remedy = _FULL.get(error.errno or 0, "name another place")
@@ -91,10 +94,27 @@ def _run(body: Callable[[], None]) -> None:
     except MemoryError:
         _end_without_memory("")
     except RuntimeError as error:  # JAX's, which is not imported here
+        if str(error).startswith("Unable to initialize backend"):
+            reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+            _complain(
+                f"JAX cannot use the devices that were asked for ({reason:.300}): set JAX_PLATFORMS"
+                " to those that are here, or to nothing; a TPU or GPU may be in use by another"
+                " process, or its extra (cuda, tpu) not installed."
+            )
+            sys.exit(2)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         wanted = re.search(r"allocat\w* ([\d.]+ ?[A-Za-z]+)", str(error))
         _end_without_memory("" if wanted is None else f" ({wanted[1]} were asked for)")
+
+
+def _left_folder() -> str:
+    """Where this program was started, with a blank before it, if that was removed; else nothing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return f" {os.environ['PWD']}" if "PWD" in os.environ else " of this program"
+    return ""
 
 
 def _end_without_memory(about: str) -> NoReturn:
@@ -106,8 +126,9 @@ def _end_without_memory(about: str) -> NoReturn:
 
 
 def _complain(sentence: str) -> None:
+    end = "" if sentence.endswith(".") else "."  # readers' reasons stand in other sentences too
     with contextlib.suppress(OSError):  # a log on a full disk does not change the exit code
-        print(f"ictjax: {visible(sentence)}", file=sys.stderr)
+        print(f"ictjax: {visible(sentence)}{end}", file=sys.stderr)
 
 
 def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "") -> ValueError:
@@ -144,7 +165,7 @@ def parse(
     Raises:
       ValueError: flags or values that do not exist, in one sentence.
     """
-    return with_local_paths(_parse(kind, command, argv, default, description=description))
+    return with_local_paths(_parse(kind, command, argv, default, description=description), argv)
 
 
 def parse_subcommand(
@@ -190,7 +211,7 @@ def parse_known(kind: type[_Args], command: str, argv: Sequence[str]) -> tuple[_
     Raises ValueError as `parse` does.
     """
     args, rest = _parse(kind, command, argv, None, return_unknown_args=True, add_help=False)
-    return with_local_paths(args), rest
+    return with_local_paths(args, argv), rest
 
 
 def _parse(kind: Any, command: str, argv: Sequence[str], default: Any, **settings: Any) -> Any:

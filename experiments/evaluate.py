@@ -22,6 +22,7 @@ from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_results import ARMS, FORMAT
 from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import describe_games, games_sha256
+from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
 from experiments.protocol import FamilyGames, choose_games, hashes_of_training, play_arm
 from experiments.run_dir import check_families, open_pool, read_manifest
@@ -116,6 +117,7 @@ def evaluate(
     check_families(environment, tuple(families))
     check_limits(played)
     check_meshes(played)
+    check_evaluation_memory(played)
     check_language(in_folders(played))
     games = describe_games(settings, environment)
     about = {

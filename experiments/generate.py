@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from experiments.commands.generate import GenerateArgs, main
 from experiments.console import reading_bar
+from experiments.memory import check_fits, sampler_uses
 from experiments.presets import model_folder
 from ictjax import keys
 from ictjax.chat import (
@@ -105,12 +106,6 @@ def generate(
             f"The prompt has {len(ids)} tokens, the model {model.max_positions} positions:"
             " shorten it."
         )
-    with reading_bar("reading") as progress:
-        _, params = load_checkpoint(folder, dtype=model.param_dtype, progress=progress)
-    params = sampling_weights(model, params, consume=True)
-    if args.adapter is not None:
-        lora, adapter = load_adapter(args.adapter, model)
-        params = with_adapter(lora, params, adapter)
     # A power of two, so that JAX's cache on disk, where it is switched on, mostly has the compiled
     # programs.
     whole = (
@@ -118,10 +113,22 @@ def generate(
         if talks
         else 1 << (max(len(ids) + args.max_new_tokens, _MIN_TOKENS) - 1).bit_length()
     )
+    sizes = _sizes(min(whole, model.max_positions), len(stop_ids))
+    check_fits(
+        "Weights and cache",
+        sampler_uses("model", model, sizes),
+        "Give fewer --max-new-tokens, --dtype bfloat16, or free memory.",
+    )
+    with reading_bar("reading") as progress:
+        _, params = load_checkpoint(folder, dtype=model.param_dtype, progress=progress)
+    params = sampling_weights(model, params, consume=True)
+    if args.adapter is not None:
+        lora, adapter = load_adapter(args.adapter, model)
+        params = with_adapter(lora, params, adapter)
     with Sampler(
         model,
         params,
-        _sizes(min(whole, model.max_positions), len(stop_ids)),
+        sizes,
         _PAD_ID,
         unused=unused,
     ) as sampler:

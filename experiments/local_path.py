@@ -1,8 +1,11 @@
 """Paths that people type: of this machine, in names that every library can open."""
 
 import dataclasses
+import itertools
 import pathlib
 import re
+import tempfile
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 _Args = TypeVar("_Args")
@@ -41,18 +44,41 @@ def local_path(text: str, flag: str) -> str:
     return path
 
 
-def with_local_paths(args: _Args) -> _Args:
-    """Flags with every path in them as `local_path` gives it back. Raises ValueError as it does."""
+def check_place(folder: pathlib.Path, flag: str) -> None:
+    """Raises ValueError, by the flag that names it, where a folder cannot be made or written to.
+    Nothing stays behind.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{flag} {folder} cannot be made or written to ({error.strerror}): name another folder."
+        ) from error
+
+
+def with_local_paths(args: _Args, argv: Sequence[str] = ()) -> _Args:
+    """Flags with every path in them as `local_path` gives it back. Raises ValueError as it does,
+    and for a path that was given as nothing, which Python takes for the current folder.
+    """
     if not dataclasses.is_dataclass(args) or isinstance(args, type):
         return args
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
         if isinstance(value, pathlib.Path):
+            if not value.parts and _is_empty(flag, argv):
+                raise ValueError(f"{flag} is empty: name a path, or . for the current folder.")
             changed[field.name] = pathlib.Path(local_path(str(value), flag))
         elif isinstance(value, tuple) and any(isinstance(item, pathlib.Path) for item in value):
             changed[field.name] = tuple(pathlib.Path(local_path(str(p), "The run")) for p in value)
     return dataclasses.replace(args, **changed)
+
+
+def _is_empty(flag: str, argv: Sequence[str]) -> bool:
+    words = [word.replace("_", "-") for word in argv]
+    return f"{flag}=" in words or (flag, "") in itertools.pairwise(words)
 
 
 def _is_utf8(text: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from envs.api import Environment
 from envs.registry import describe
+from experiments.console import counting_bar
 from ictjax.run_config import EnvironmentConfig, TrainConfig
 
 _PACKAGES = (
@@ -50,14 +51,17 @@ def describe_games(settings: EnvironmentConfig, environment: Environment) -> dic
 
 def games_sha256(settings: EnvironmentConfig, environment: Environment) -> str:
     """A hash of the names of all games, split by split."""
+    parts = [
+        (family, split)
+        for family in (*settings.train_families, *settings.heldout_families)
+        for split in ("train", "test")
+    ]
     games = hashlib.sha256()
-    for family in (*settings.train_families, *settings.heldout_families):
-        for split in ("train", "test"):
-            games.update(
-                "\n".join(map(str, environment.games(family, split))).encode(
-                    "utf-8", "surrogateescape"
-                )
-            )
+    with counting_bar("finding games") as advance:  # the first time an index is made
+        for done, part in enumerate(parts):
+            advance(done, len(parts))
+            names = "\n".join(map(str, environment.games(*part)))
+            games.update(names.encode("utf-8", "surrogateescape"))
     return games.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,11 @@ class Use(NamedTuple):
 
 def uses(config: TrainConfig) -> Iterator[Use]:
     """Weights, optimizer and caches of a training run; activations and gradients come on top."""
+    return _uses(config, ("trained weights", "first moments", "second moments"))
+
+
+def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
+    """What players keep, and whatever has the shapes of what is trained."""
     reflector = model_shape(config.reflector)
     mesh, adapter = config.reflector.mesh, config.reflector.lora
     frozen, axes = transformer.abstract_params(reflector), transformer.param_axes(reflector)
@@ -57,13 +62,13 @@ def uses(config: TrainConfig) -> Iterator[Use]:
         )
     if referenced and not shared:
         yield _weights(", ".join(roles), frozen, axes, mesh, RULES)
-    yield _weights("trained weights", trained, trained_axes, mesh, TRAINED_RULES)
     moments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.optimizer.moments), trained
     )
-    for name in ("first moments", "second moments"):
-        use = _weights(name, moments, trained_axes, mesh, TRAINED_RULES)
-        if config.optimizer.memory == "host":
+    for name in trained_parts:
+        kept = moments if name.endswith("moments") else trained
+        use = _weights(name, kept, trained_axes, mesh, TRAINED_RULES)
+        if kept is moments and config.optimizer.memory == "host":
             use = use._replace(what=f"{name}, in the host's memory", device_bytes=0)
         yield use
     if not adapter.rank and reflector.dtype != "float32":
@@ -87,7 +92,50 @@ def check_memory(config: TrainConfig) -> None:
     """Raises ValueError, before anything is allocated, where what a run keeps exceeds what a device
     has, with the largest part of it.
     """
-    kept = list(uses(config))
+    check_fits(
+        "Weights, optimizer and caches",
+        uses(config),
+        "Give fewer --actor-sampler.num-slots and --reflector-sampler.num-slots, train an adapter"
+        " (--reflector.lora.rank 16), or split the models over more devices (--mesh); --check"
+        " lists what takes how much.",
+    )
+
+
+def check_evaluation_memory(config: TrainConfig) -> None:
+    """As `check_memory`, for an evaluation: it keeps no optimizer, but what is trained as it was
+    before and after.
+    """
+    check_fits(
+        "Weights and caches",
+        _uses(config, ("trained weights", "weights before training")),
+        "Free memory, or split the models over more devices (--mesh).",
+    )
+
+
+def sampler_uses(name: str, model: ModelConfig, sizes: SamplerConfig) -> tuple[Use, Use]:
+    """Weights and cache of one model on one device.
+
+    Args:
+      name: of the model, in messages.
+    """
+    return weights_use(f"{name} weights", model), _cache(name, model, sizes, MeshConfig())
+
+
+def weights_use(what: str, model: ModelConfig) -> Use:
+    """All weights of a model on one device."""
+    shapes, axes = transformer.abstract_params(model), transformer.param_axes(model)
+    return _weights(what, shapes, axes, MeshConfig(), RULES)
+
+
+def check_fits(what: str, uses: Iterable[Use], remedy: str) -> None:
+    """Raises ValueError where what is to be kept exceeds what a device has.
+
+    Args:
+      what: all of it, in words.
+      uses: its parts, of which the largest is named.
+      remedy: a sentence on what to do.
+    """
+    kept = list(uses)
     device = jax.local_devices()[0]
     if device.platform == "cpu":  # all devices are parts of the same memory
         sizes = [max(use.device_bytes * use.devices, use.whole_bytes) for use in kept]
@@ -99,11 +147,8 @@ def check_memory(config: TrainConfig) -> None:
         return
     largest = kept[max(range(len(kept)), key=sizes.__getitem__)]
     raise ValueError(
-        f"Weights, optimizer and caches take {_gib(sum(sizes))} GiB and {where}"
-        f" {_gib(there)}; the largest part is: {largest.what}, {_gib(max(sizes))}."
-        " Give fewer --actor-sampler.num-slots and --reflector-sampler.num-slots, train an adapter"
-        " (--reflector.lora.rank 16), or split the models over more devices (--mesh); --check"
-        " lists what takes how much."
+        f"{what} take {_gib(sum(sizes))} GiB and {where} {_gib(there)}; the largest part is:"
+        f" {largest.what}, {_gib(max(sizes))}. {remedy}"
     )
 
 

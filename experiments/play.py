@@ -20,11 +20,13 @@ from envs.pool import WorkerPool
 from envs.registry import initial_prompt
 from envs.stopping import check, unwinding, waiting_for_key
 from experiments.commands.play import PlayArgs, PlaySetting, main
+from experiments.memory import check_fits, weights_use
 from experiments.presets import model_folder
 from ictjax import keys
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.manners import check_words
 from ictjax.model_speaker import ModelSpeaker
+from ictjax.models.hf.reader import read_config
 from ictjax.players import open_model
 from ictjax.records import Trajectory, Turn, to_json
 from ictjax.rollout import Episode, rollout, user_message
@@ -267,7 +269,14 @@ def watch(
 def _speaker(actor: ActorConfig) -> Speaker:
     if actor.endpoint.url:
         return EndpointSpeaker(actor.endpoint, actor.model)
-    return open_model(model_folder(actor.model, "--model"), num_conversations=1)
+    folder = pathlib.Path(model_folder(actor.model, "--model"))
+    if (folder / "config.json").is_file():  # `open_model` says what is wrong
+        check_fits(
+            "The weights",
+            [weights_use("weights", read_config(folder))],
+            "Name a smaller model, or free memory.",
+        )
+    return open_model(folder, num_conversations=1)
 
 
 def read_prompt(text: str, otherwise: str) -> str:

@@ -70,6 +70,11 @@ def check_run(run_dir: pathlib.Path, config: TrainConfig, environment: Environme
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"{run_dir} is no directory: {_elsewhere()}.")
+    for name in (*FOLDERS, "checkpoints", "tensorboard"):
+        if (path := run_dir / name).exists() and not path.is_dir():
+            raise ValueError(
+                f"{path} is a file, where a run has a folder: move it away, or {_elsewhere()}."
+            )
     check_free(run_dir)
     if _came_to_nothing(run_dir):
         _check_disk(run_dir)

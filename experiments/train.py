@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from envs.api import Environment
+from envs.api import CannotGoOn, Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.limits import check_limits, check_meshes, local_roles
@@ -105,7 +105,7 @@ def start(
             run_dir,
             environment=environment,
             pool=pool,
-            progress=_Locked(lock=lock, progress=progress),
+            progress=_Locked(run_dir=run_dir, lock=lock, progress=progress),
         )
         write_manifest(run_dir, read_manifest(run_dir) | {"finished": now()})
     _say(
@@ -116,22 +116,35 @@ def start(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Locked:
-    """Passes progress on as long as the run directory is ours."""
+    """Passes progress on as long as the run directory is ours, and where it was."""
 
+    run_dir: pathlib.Path
     lock: RunLock
     progress: TrainProgress
 
     def reading(self, finished: int, total: int) -> None:
-        self.lock.check()
+        self._check()
         self.progress.reading(finished, total)
 
     def phase(self, name: str, finished: int, total: int) -> None:
-        self.lock.check()
+        self._check()
         self.progress.phase(name, finished, total)
 
     def iteration(self, number: int, total: int, metrics: dict[str, Any]) -> None:
-        self.lock.check()
+        self._check()
         self.progress.iteration(number, total, metrics)
+
+    def _check(self) -> None:
+        self.lock.check()
+        try:
+            (self.run_dir / "config.json").stat()
+        except FileNotFoundError:  # what is written next would make another directory of this name
+            raise CannotGoOn(
+                f"{self.run_dir} was moved or removed while it was trained (it has no config.json):"
+                " put it back, or name its new place with --run-dir, and start it again."
+            ) from None
+        except OSError:  # a network disk that is away for a moment
+            pass
 
 
 def _say(console: Console, line: str) -> None:

@@ -116,9 +116,9 @@ class MetaEnv:
             )
         for family in families:
             if family not in self._environment.families:
-                known = ", ".join(self._environment.families)
                 raise ValueError(
-                    f"Unknown family {family!r} of {self._environment.name}: use some of {known}."
+                    f"Unknown family {family!r} of {self._environment.name}: use some of"
+                    f" {registry.nearest(family, self._environment.families)}."
                 )
         for name, value in (("num_games", num_games), ("meta_turns", meta_turns)):
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -9,31 +9,32 @@ import math
 import os
 import pathlib
 import resource
-import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from ictjax.sandbox import BoundedEnvironment, Bounds, Exceeded
 
 # What templates are told is today: the ids of a prompt must not change at midnight. Llama's
 # templates fall back to the same day.
 _TODAY = datetime.datetime(2024, 7, 26)
 _CPU_S = 3  # of processor time for one text; published templates take milliseconds
 _MEMORY_BYTES = 2**29  # of the process that tries a template, of which Python takes a tenth
+# That one text may take, all values that the template makes together; published ones make about ten
+# times what they are given.
+_BUILT_BYTES = 2**27
+_BUILT_PER_CHAR = 64
 _MAX_CHARS = 2**20  # that a template may write around the messages
 _WAIT_S = 120.0  # for that process, which ends by itself: a machine may be busy
-# Said once in every loop and macro; templates cannot spell it, so not hide it either.
-_TICK = f"tick_{secrets.token_hex(8)}"
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -85,7 +86,7 @@ class ChatTemplate:
         """
         try:
             return _render(self._text, self._variables, messages, switches, _CPU_S)
-        except _Exceeded as error:
+        except Exceeded as error:
             self._refuse(str(error))
         except Exception as error:  # jinja raises what the template asks for
             detail = " ".join(str(error).split())[:300] or type(error).__name__
@@ -99,45 +100,6 @@ class ChatTemplate:
             f"The chat template of {self._source} {fault}: take the template that the model was"
             " published with."
         )
-
-
-class _Exceeded(Exception):
-    """A bound was exceeded; says which."""
-
-
-class _Budget:
-    """The processor time of one rendering; called once in every loop and macro."""
-
-    def __init__(self, cpu_s: float) -> None:
-        self._cpu_s, self._end = cpu_s, time.thread_time() + cpu_s
-
-    def __call__(self) -> str:
-        if time.thread_time() > self._end:
-            raise _Exceeded(f"takes more than {self._cpu_s} seconds for one text")
-        return ""
-
-
-class _Ticks(Extension):
-    """Puts a call of the budget at the beginning of every loop and macro."""
-
-    def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
-        opened = False  # whether the current tag is one of those
-        previous = None
-        for token in stream:
-            yield token
-            if previous == "block_begin":
-                opened = token.value in ("for", "macro", "call")
-            elif token.type == "block_end" and opened:
-                opened = False
-                for kind, value in (
-                    ("variable_begin", "{{"),
-                    ("name", _TICK),
-                    ("lparen", "("),
-                    ("rparen", ")"),
-                    ("variable_end", "}}"),
-                ):
-                    yield Token(token.lineno, kind, value)
-            previous = token.type
 
 
 class _Generation(Extension):
@@ -163,20 +125,25 @@ class _Names(Namespace):
         _public(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # they may hold each other, and so be endless when written out
+
 
 def _public(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(f"a namespace holds no {name!r}")
 
 
-def _environment() -> jinja2.Environment:
+def _environment() -> BoundedEnvironment:
     """What transformers gives to templates (transformers.utils.chat_template_utils), but for the
     clock and for Jinja's random texts.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Ticks, _Generation, loopcontrols]
+    environment = BoundedEnvironment(
+        filters={"tojson": _to_json},
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
     )
-    environment.filters["tojson"] = _to_json
     del environment.filters["random"], environment.globals["lipsum"]
     given: Mapping[str, Any] = {
         "raise_exception": _raise,
@@ -214,8 +181,9 @@ def _raise(message: str) -> NoReturn:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(text: str) -> jinja2.Template:
-    return _environment().from_string(text)
+def _compiled(text: str) -> tuple[BoundedEnvironment, jinja2.Template]:
+    environment = _environment()
+    return environment, environment.from_string(text)
 
 
 def _render(
@@ -225,16 +193,21 @@ def _render(
     switches: Mapping[str, bool],
     cpu_s: float,
 ) -> str:
-    rendered = _compiled(text).render(
-        messages=[dict(message) for message in messages],
-        tools=None,
-        documents=None,
-        add_generation_prompt=True,
-        **{**variables, **switches, _TICK: _Budget(cpu_s)},
+    environment, template = _compiled(text)
+    given = sum(len(message["content"]) for message in messages)
+    return environment.run(
+        template,
+        Bounds(cpu_s, _BUILT_BYTES + _BUILT_PER_CHAR * given),
+        _MAX_CHARS + 2 * given,
+        {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **variables,
+            **switches,
+        },
     )
-    if len(rendered) > _MAX_CHARS + 2 * sum(len(message["content"]) for message in messages):
-        raise _Exceeded(f"writes {len(rendered)} characters for one conversation")
-    return rendered
 
 
 @functools.lru_cache(maxsize=64)
@@ -285,7 +258,7 @@ def _answer() -> None:
         _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + cpu_s) + 1)
         try:
             _render(messages=messages, **question)
-        except _Exceeded as error:
+        except Exceeded as error:
             fault = str(error)
         except MemoryError:
             fault = f"takes more than {_MEMORY_BYTES >> 20} MB of memory"

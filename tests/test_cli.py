@@ -19,8 +19,9 @@ import pytest
 
 import experiments.__main__
 import experiments.train
+from envs.api import CannotGoOn
 from experiments import cli, evaluate, run_dir, train
-from experiments.command import unknown
+from experiments.command import run_main, unknown
 from experiments.commands import games, parity, play
 from experiments.commands import train as train_command
 from experiments.fake_pair import FOLDER, save_pair
@@ -246,6 +247,15 @@ def test_a_closed_or_full_stream_changes_no_exit_code(closed, argv, code):
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (code, "")
+
+
+def test_devices_that_are_not_there_are_one_sentence():
+    source = "import jax; from experiments.command import run_main; run_main(jax.devices, '')"
+    ended = program("-c", source, capture_output=True, environ={"JAX_PLATFORMS": "nope"})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("ictjax: JAX cannot use the devices") and "backend 'nope'" in line
+    assert "set JAX_PLATFORMS to" in line
 
 
 def test_transformers_does_not_advise_to_install_pytorch():
@@ -525,7 +535,7 @@ def test_a_tokenizer_of_another_model_is_said_before_weights_are_read(capsys, tm
             "is a program",
         ),
         ("generation_config.json", '{"eos_token_id": "<end>"}', "sets eos_token_id to '<end>'"),
-        ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "512 MB of memory"),
+        ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "128 MB of memory"),
         ("model.safetensors", None, "has neither model.safetensors nor"),
         ("model.safetensors", "", "model.safetensors cannot be read"),
         ("model.safetensors.index.json", '{"weight_map": {"a": "b"}}', "has weights twice"),
@@ -665,3 +675,14 @@ def test_what_is_misspelt_is_named_before_what_is_missing(capsys):
 def test_a_name_that_no_file_can_have_is_one_sentence(capsys):
     refused(capsys, train.main, ["--preset", "fake-tiny", "--run-dir", "x" * 300], "too long")
     refused(capsys, evaluate.main, ["--run-dir", "x" * 300], "xxx")
+
+
+@pytest.mark.parametrize("said", ["it is no file", "it is no file."])
+@pytest.mark.parametrize("kind", [ValueError, CannotGoOn])
+def test_whatever_is_said_is_a_sentence(capsys, kind, said):
+    def body():
+        raise kind(said)
+
+    with pytest.raises(SystemExit):
+        run_main(body, "")
+    assert capsys.readouterr().err == "ictjax: it is no file.\n"

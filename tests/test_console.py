@@ -1,11 +1,15 @@
 """What is shown while long work runs."""
 
+import contextlib
 import io
 
 import pytest
 from rich.console import Console
 
+from envs.fake import FakeEnvironment
+from experiments import manifest
 from experiments.console import LiveProgress, counting_bar
+from experiments.presets import PRESETS
 
 
 class Clock:
@@ -66,3 +70,17 @@ def test_a_short_count_says_nothing(capsys):
         advance(1, 2)
         advance(2, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_listing_of_families_has_a_bar(monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def bar(what):
+        yield lambda done, total: seen.append((what, done, total))
+
+    monkeypatch.setattr(manifest, "counting_bar", bar)
+    settings = PRESETS["fake-tiny"].task.environment
+    manifest.games_sha256(settings, FakeEnvironment())
+    parts = 2 * len((*settings.train_families, *settings.heldout_families))
+    assert seen == [("finding games", done, parts) for done in range(parts)]

@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 
-from experiments import memory, train
+from experiments import bench, generate, memory, play, train
 from experiments.command import run_main
+from experiments.console import Terminal
+from experiments.evaluate import evaluate
 from experiments.limits import check_limits
-from experiments.memory import check_memory, free_bytes
+from experiments.memory import check_evaluation_memory, check_memory, free_bytes
 from experiments.presets import PRESETS
 from tests.test_cli import refused
 
@@ -60,6 +62,41 @@ def test_training_says_it_before_a_run_is_made(capsys, tmp_path, monkeypatch):
     argv = ["--preset", "fake-tiny", "--run-dir", str(tmp_path / "run")]
     refused(capsys, train.main, argv, "GiB", "--check")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_keeps_no_optimizer_but_weights_before_and_after(monkeypatch):
+    kept = {use.what: use.whole_bytes for use in memory.uses(PRESET)}
+    needed = sum(kept.values()) - kept["second moments"]
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed)
+    check_evaluation_memory(PRESET)
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed - 1)
+    with pytest.raises(ValueError, match=r"^Weights and caches take .*\.$"):
+        check_evaluation_memory(PRESET)
+
+
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [
+        (bench, ["sampler", "--rows", "65536", "--prompt", "8000", "--turns", "1"]),
+        (bench, ["update", "--groups", "65536", "--group-size", "65536"]),
+        (bench, ["update", "--groups", "60000", "--no-peer", "--group-size", "60000"]),
+        (bench, ["update", "--vocab-size", "16777216", "--groups", "1000"]),
+        (generate, ["--model", PRESET.reflector.model, "--tokens", "1,2"]),
+        (play, ["--env", "fake", "--family", "bell", "--model", PRESET.actor.model]),
+    ],
+)
+def test_commands_say_what_exceeds_the_memory_before_they_take_it(
+    module, argv, capsys, monkeypatch
+):
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: 2**10)
+    refused(capsys, module.main, argv, "GiB", "this machine has free 0.0")
+
+
+def test_evaluate_says_it_before_a_checkpoint_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_device_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match="Weights and caches take"):
+        evaluate(tmp_path, PRESET, Terminal())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from envs import prompts
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from envs.pool import WorkerPool
-from envs.registry import describe, import_path, initial_prompt, known_names, load_environment
+from envs.registry import (
+    describe,
+    import_path,
+    initial_prompt,
+    known_names,
+    load_environment,
+    nearest,
+)
 
 GOOD = """
 from envs.fake import FakeEnvironment
@@ -204,3 +211,10 @@ def test_a_description_is_optional_and_comes_back_as_json_reads_it():
         ValueError, match="description of environment 'fake' cannot be written as a JSON object"
     ):
         describe(Garbled())
+
+
+def test_of_many_names_a_message_has_the_nearest_few():
+    assert nearest("bel", ["bell", "door"]) == "bell, door"
+    many = [f"room_{size}" for size in range(98)]
+    assert nearest("rom_7", many).startswith("room_7, ") and nearest("?", many).endswith("(of 98)")
+    assert len(nearest("room", many)) < 120

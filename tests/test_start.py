@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import experiments.train
-from experiments import evaluate, train
+from experiments import evaluate, pretrain_pocket, train
 from experiments.fake_pair import save_pair
 from experiments.run_lock import RunLock
 from tests.test_cli import flags, refused, tree
@@ -120,3 +120,53 @@ def test_the_home_folder_behind_a_flag(tmp_path, monkeypatch):
     )
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["actor"]["model"] == str(actor)
+
+
+def test_a_directory_that_is_moved_while_it_is_trained_is_not_made_anew(
+    capsys, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+
+    def moved(*_, progress, **__):
+        progress.phase("contexts", 0, 1)
+        folder.rename(tmp_path / "elsewhere")
+        progress.phase("contexts", 1, 1)
+
+    monkeypatch.setattr(experiments.train, "train", moved)
+    with pytest.raises(SystemExit) as ended:
+        train.main(flags(folder))
+    assert ended.value.code == 1
+    assert f"ictjax: {folder} was moved or removed while it was trained" in capsys.readouterr().err
+    assert not folder.exists()
+    assert {"config.json", "manifest.json"} < {
+        path.name for path in (tmp_path / "elsewhere").iterdir()
+    }
+
+
+@pytest.mark.parametrize("name", ["episodes", "contexts", "prompts", "checkpoints", "tensorboard"])
+def test_a_file_where_a_run_has_a_folder_is_refused_before_anything_is_made(capsys, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    words = (f"{tmp_path / name} is a file, where a run has a folder", "--run-dir")
+    refused(capsys, train.main, flags(tmp_path), *words)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("argv", [["--run-dir", ""], ["--run-dir="], ["--run_dir", ""]])
+def test_an_empty_path_is_not_the_current_folder(capsys, argv):
+    for command in (train.main, evaluate.main):
+        refused(capsys, command, argv, "--run-dir is empty")
+
+
+def test_a_current_folder_that_was_removed_is_named(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PWD", str(folder))
+    folder.rmdir()
+    argv = ["--preset", "fake-tiny", "--run-dir", "x"]
+    refused(capsys, train.main, argv, f"The current folder {folder} was removed")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_the_start(capsys):
+    argv = ["--out", "/proc/x"]
+    refused(capsys, pretrain_pocket.main, argv, "--out /proc/x cannot be made or written to")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from envs.registry import nearest
+
 # Sizes: rooms and mazes without a number are 5x5 and 9x9. "mazewalk" shows its map, "mazewalk_dark"
 # does not. "held": in the pack from the start.
 GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -248,10 +250,11 @@ FAMILY_SPLITS: Mapping[str, FamilySplit] = MappingProxyType(
 
 
 def check_family(family: str) -> str:
-    """Returns `family`; raises ValueError naming the known ones for any other."""
+    """Returns `family`; raises ValueError naming the nearest ones for any other."""
     if family not in GYM_IDS:
         raise ValueError(
-            f"Unknown MiniHack family {family!r}; the families are: {', '.join(FAMILIES)}."
+            f"Unknown MiniHack family {family!r}: use one of {nearest(family, FAMILIES)}; `ictjax"
+            " games list --env minihack` lists all."
         )
     return family
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from experiments.command import Flags, parse, parse_known, run_main
-from experiments.console import Terminal
+from experiments.console import Terminal, counting_bar
 from experiments.evaluation_results import ARMS
 from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
@@ -146,8 +146,14 @@ def _main(argv: list[str]) -> None:
         raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Terminal()
-    for family in (*settings.train_families, *settings.heldout_families):
-        there, wanted = len(environment.games(family, "test")), args.evaluation.test_games
+    families = (*settings.train_families, *settings.heldout_families)
+    with counting_bar("finding games", console) as advance:  # the first time an index is made
+        found = {}
+        for done, family in enumerate(families):
+            advance(done, len(families))
+            found[family] = len(environment.games(family, "test"))
+    for family, there in found.items():
+        wanted = args.evaluation.test_games
         if there < wanted:
             console.print(
                 f"{family} has {there} test games, fewer than --evaluation.test-games {wanted}: its"

@@ -1,7 +1,6 @@
 """`ictjax pretrain`."""
 
 import dataclasses
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.command import Flags, parse, run_main
+from experiments.local_path import check_place
 from ictjax.ranges import Range
 
 _OUT = pathlib.Path(__file__).parents[1] / "pocket" / "checkpoints" / "both"
@@ -85,11 +85,7 @@ class PretrainArgs(Flags):
                 )
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file: name a folder.")
-        there = next(
-            folder for folder in (self.out, *self.out.absolute().parents) if folder.exists()
-        )
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ValueError(f"--out {self.out} cannot be made or written to: name another folder.")
+        check_place(self.out, "--out")
 
 
 def _is_model(folder: pathlib.Path) -> bool:
