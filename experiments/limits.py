@@ -54,7 +54,7 @@ def check_limits(config: TrainConfig) -> None:
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),
         ):
-            if any(size % role.mesh.data for size in sizes):
+            if any(size % max(role.mesh.data // jax.process_count(), 1) for size in sizes):
                 raise ValueError(
                     f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by"
                     f" {name}.mesh.data = {role.mesh.data}: every copy gets the same share; give"

@@ -38,6 +38,7 @@ from ictjax import keys, loops
 from ictjax.batch import pack_groups
 from ictjax.checkpoint import Checkpointer
 from ictjax.health import Health, most_frequent_error
+from ictjax.hosts import these_hosts
 from ictjax.keeper import Keeper
 from ictjax.learner import (
     init_state,
@@ -79,13 +80,16 @@ def train(
     loss is computed from the learner's own log-probabilities at fixed shapes, so a run that was
     killed and resumed writes the same lines, the key "time" apart.
 
+    With several hosts (`ictjax.hosts`) all of them call this, and the run directory is one that all
+    of them see; the first writes to it.
+
     Raises:
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been
         overwritten then.
       CannotGoOn: nothing can be learned (see `ictjax.health`).
       Stopped: the program was asked to end; the last finished iteration is saved then.
     """
-    optimizer = make_optimizer(config.whole_optimizer)
+    optimizer, hosts = make_optimizer(config.whole_optimizer), these_hosts()
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(
             Checkpointer(
@@ -117,16 +121,21 @@ def train(
             },
             key=keys.root_key(config.seed),
             meta=config.meta,
+            hosts=hosts,
             progress=None if progress is None else progress.phase,
         )
         first, meta = 0, loops.initial_state(arena, config.meta.contexts_per_iteration)
         if host is not None:
             first, meta = host["iteration"], loops.state_from_json(host["meta"])
-        drop_after(run_dir, first)
+        if hosts.first:
+            drop_after(run_dir, first)
+        hosts.meet()
         collected = None
         if config.meta.collection == "precollected":
             collected = loops.precollected(arena, run_dir, resumed=host is not None)
-        writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
+        writer = None
+        if hosts.first:
+            writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
         keeper = stack.enter_context(
             Keeper(checkpointer, every=config.checkpoint_every, last=config.iterations)
         )
@@ -150,9 +159,10 @@ def train(
                 config.batch, config.grpo, scored.groups, players.pad_id
             )
             keeper.let_go()
-            state, learned = update(state, players.base, split_rows(batch, players.mesh))
-            players.set_trained(state.params)
-            learned = jax.device_get(learned)
+            with hosts.connected():
+                state, learned = update(state, players.base, split_rows(batch, players.mesh))
+                players.set_trained(state.params)
+                learned = jax.device_get(learned)
             bad_leaves = learned.pop("bad_leaves")
             health.check_update(iteration, state.params, bad_leaves, learned["loss"])
             clock.lap("update_s")
@@ -162,8 +172,11 @@ def train(
                 (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
             with held():
-                write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
-                writer.write(iteration, metrics, timing | loops.counts(arena))
+                if writer is not None:
+                    write_iteration(
+                        run_dir, iteration, contexts, scored.groups, scored.trajectories
+                    )
+                    writer.write(iteration, metrics, timing | loops.counts(arena))
                 record = {"iteration": iteration, "meta": loops.state_to_json(meta)}
                 keeper.finish(iteration, state, record)
             if progress is not None:
