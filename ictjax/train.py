@@ -47,7 +47,7 @@ from ictjax.learner import (
     transformer_functions,
 )
 from ictjax.mesh import split_rows
-from ictjax.metrics import Clock, MetricsWriter
+from ictjax.metrics import Clock, MetricsWriter, read_metrics
 from ictjax.players import initial_weights, open_players, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
@@ -89,7 +89,10 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(
             Checkpointer(
-                run_dir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every
+                run_dir / "checkpoints",
+                keep_last=config.keep_last,
+                keep_every=config.keep_every,
+                keep_best=config.keep_best,
             )
         )
         host: dict[str, Any] | None = None
@@ -128,7 +131,12 @@ def train(
             collected = loops.precollected(arena, run_dir, resumed=host is not None)
         writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
         keeper = stack.enter_context(
-            Keeper(checkpointer, every=config.checkpoint_every, last=config.iterations)
+            Keeper(
+                checkpointer,
+                every=config.checkpoint_every,
+                last=config.iterations,
+                rewards=[record.get("reward") for record in read_metrics(run_dir)],
+            )
         )
         health = Health(min(config.patience, config.iterations))  # a short run, too
         for iteration in range(first + 1, config.iterations + 1):
@@ -161,11 +169,12 @@ def train(
                 # What the sampler reported depends on how requests happened to be batched.
                 (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
+            timing["checkpoint_s"] = keeper.settle(iteration)
             with held():
                 write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
                 writer.write(iteration, metrics, timing | loops.counts(arena))
                 record = {"iteration": iteration, "meta": loops.state_to_json(meta)}
-                keeper.finish(iteration, state, record)
+                keeper.finish(iteration, state, record, metrics["reward"])
             if progress is not None:
                 # not in the file: it may name processes and times
                 error = {"error": most_frequent_error(scored.trajectories)}
