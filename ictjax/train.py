@@ -48,7 +48,7 @@ from ictjax.learner import (
     transformer_functions,
 )
 from ictjax.mesh import split_rows
-from ictjax.metrics import Clock, MetricsWriter
+from ictjax.metrics import Clock, MetricsWriter, read_metrics
 from ictjax.players import initial_weights, open_players, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
@@ -93,7 +93,10 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(
             Checkpointer(
-                run_dir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every
+                run_dir / "checkpoints",
+                keep_last=config.keep_last,
+                keep_every=config.keep_every,
+                keep_best=config.keep_best,
             )
         )
         host: dict[str, Any] | None = None
@@ -137,7 +140,12 @@ def train(
         if hosts.first:
             writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
         keeper = stack.enter_context(
-            Keeper(checkpointer, every=config.checkpoint_every, last=config.iterations)
+            Keeper(
+                checkpointer,
+                every=config.checkpoint_every,
+                last=config.iterations,
+                rewards=[record.get("reward") for record in read_metrics(run_dir)],
+            )
         )
         health = Health(min(config.patience, config.iterations))  # a short run, too
         for iteration in range(first + 1, config.iterations + 1):
@@ -171,6 +179,7 @@ def train(
                 # What the sampler reported depends on how requests happened to be batched.
                 (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
+            timing["checkpoint_s"] = keeper.settle(iteration)
             with held():
                 if writer is not None:
                     write_iteration(
@@ -178,7 +187,7 @@ def train(
                     )
                     writer.write(iteration, metrics, timing | loops.counts(arena))
                 record = {"iteration": iteration, "meta": loops.state_to_json(meta)}
-                keeper.finish(iteration, state, record)
+                keeper.finish(iteration, state, record, metrics["reward"])
             if progress is not None:
                 # not in the file: it may name processes and times
                 error = {"error": most_frequent_error(scored.trajectories)}
