@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from envs.stopping import held
-from ictjax.digests import digests
+from ictjax.digests import changed, digests
 
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
 _LAST_READS_S = 2.0  # that a failed restore waits for its other reads
@@ -46,7 +46,13 @@ class CheckpointReader:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = pathlib.Path(folder).absolute()
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "host"))
+        here = jax.process_index()  # reading, hosts do not wait for each other
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler("state", "host"),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"host{here}"
+            ),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -166,12 +172,11 @@ class CheckpointReader:
         expected = record["digests"]
         if not expected:
             return
-        for name, found in digests(arrays).items():
-            if expected[name] != found:
-                raise ValueError(
-                    f"{self._where(step)} is damaged: {name} is not what was saved."
-                    f" {self._instead(step)}"
-                )
+        if name := changed(expected, arrays):
+            raise ValueError(
+                f"{self._where(step)} is damaged: {name} is not what was saved."
+                f" {self._instead(step)}"
+            )
 
     def _load(self, step: int, **items: Any) -> Any:
         try:
@@ -238,6 +243,7 @@ class Checkpointer(CheckpointReader):
         )
         self._scores: dict[int, float] = {}  # of checkpoints that are there
         self._checked = False  # whether a checkpoint of this place has been read back
+        self._first = jax.process_index() == 0  # of several hosts, who alone removes and checks
         self._finishing: threading.Thread | None = None
         self._failed: Exception | None = None
         try:
@@ -247,7 +253,8 @@ class Checkpointer(CheckpointReader):
                 f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose"
                 " another."
             ) from error
-        self._remove_remains()
+        if self._first:
+            self._remove_remains()
 
     def close(self) -> None:
         """Waits for what is written, then frees what Orbax holds. Idempotent. Raises ValueError as
@@ -303,7 +310,8 @@ class Checkpointer(CheckpointReader):
                     ),
                 )
             except Exception as error:
-                self._remove_remains()
+                if self._first:
+                    self._remove_remains()
                 raise self._not_written(step, error, needed) from error
             shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
             # a daemon: `close` waits for it, an end that is forced does not
@@ -347,20 +355,20 @@ class Checkpointer(CheckpointReader):
                 self._commit(step, shapes, needed)
                 if score is not None:
                     self._scores[step] = score
-                self._remove_old()
+                if self._first:
+                    self._remove_old()
             except Exception as error:  # for the program's own thread
                 self._failed = error
 
-    def _commit(
-        self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], needed: int
-    ) -> None:
+    def _commit(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], needed: int) -> None:
         try:
             self._writer.wait_until_finished()
         except Exception as error:
             raise self._not_written(step, error, needed) from error
         finally:
-            self._remove_remains()  # of a save that failed; of one that did not there are none
-        if self._checked:
+            if self._first:
+                self._remove_remains()  # of a save that failed; of one that did not there are none
+        if self._checked or not self._first:
             return
         try:
             self._read_back(step, shapes)

@@ -34,6 +34,8 @@ class Keeper:
       checkpointer: where to.
       every: iterations from save to save.
       last: the iteration that is saved in any case.
+      alone: whether what was finished last is saved when the run ends before it is due; several
+        hosts do not end at the same iteration.
       rewards: of the iterations so far, None where there was none.
     """
 
@@ -43,9 +45,11 @@ class Keeper:
         *,
         every: int,
         last: int,
+        alone: bool = True,
         rewards: Sequence[float | None] = (),
     ):
         self._checkpointer, self._every, self._last = checkpointer, every, last
+        self._alone = alone
         self._rewards = collections.deque(rewards, _SCORED)
         self._unsaved: _Finished | None = None
         self._blocked_s = 0.0
@@ -99,7 +103,7 @@ class Keeper:
         if self._is_saved(iteration):
             self._save(finished)
             self._holding.close()
-        else:
+        elif self._alone:
             self._unsaved = finished
             self._holding.enter_context(held())
 

@@ -100,10 +100,11 @@ def train(
             )
         )
         host: dict[str, Any] | None = None
-        if checkpointer.latest_step is None:
+        newest = hosts.agree(checkpointer.latest_step)
+        if newest is None:
             state = init_state(initial_weights(config), optimizer, config.optimizer.memory)
         else:
-            state, host = checkpointer.restore(None, trained_shapes(config))
+            state, host = checkpointer.restore(newest, trained_shapes(config))
         players = stack.enter_context(
             open_players(config, state.params, None if progress is None else progress.reading)
         )
@@ -144,6 +145,7 @@ def train(
                 checkpointer,
                 every=config.checkpoint_every,
                 last=config.iterations,
+                alone=hosts.count == 1,
                 rewards=[record.get("reward") for record in read_metrics(run_dir)],
             )
         )
