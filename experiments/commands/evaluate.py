@@ -16,7 +16,7 @@ from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
 from experiments.tasks import with_options
 from experiments.trust import check_names
-from ictjax.config import MeshConfig, RoleMeshes
+from ictjax.config import HostsConfig, MeshConfig, RoleMeshes
 from ictjax.ranges import Range
 from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
 
@@ -84,6 +84,8 @@ class EvaluateArgs(RunArgs):
     """The model that plays."""
     reflector: RoleArgs
     """The model that was trained."""
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
+    """Several hosts that evaluate together."""
     evaluation: EvaluationConfig
     """How much to play; the run's config.json has the defaults."""
 
@@ -145,7 +147,7 @@ def _main(argv: list[str]) -> None:
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
-    console = Terminal()
+    console = Terminal(quiet=args.hosts.index > 0)
     for family in (*settings.train_families, *settings.heldout_families):
         there, wanted = len(environment.games(family, "test")), args.evaluation.test_games
         if there < wanted:
@@ -156,7 +158,10 @@ def _main(argv: list[str]) -> None:
             )
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
+    from experiments.hosts import connect
 
+    if not connect(args.hosts).first:
+        console = Terminal(quiet=True)
     changes = changed_since(run_dir, config, played, environment)
     if changes and not args.accept_changes:
         raise ValueError(
