@@ -90,7 +90,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Plays what is missing of every (arm, family), then writes and returns the results.
 
-    With several hosts (`ictjax.hosts`) all of them call this, each plays its share, and the first one
+    With several hosts (`ictjax.hosts`) all of them call this, each plays its share, and the first
     writes.
 
     May run beside the training of the same run: it reads only what is complete, and keeps the games

@@ -1,13 +1,15 @@
 """Brings the hosts of a run together, before anything is computed."""
 
+import contextlib
 import os
-from collections.abc import Callable
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 
 from ictjax.config import HostsConfig
-from ictjax.hosts import ALONE, Hosts, these_hosts
+from ictjax.hosts import ALONE, HostLost, Hosts, these_hosts
 
 _SILENT_S = 30  # after which a host that does not answer ends the run on all
 _JOINING_S = 300  # that hosts wait for each other at the start
@@ -50,19 +52,33 @@ def connect(config: HostsConfig) -> Hosts:
     return these_hosts()
 
 
+@contextlib.contextmanager
+def ended_together(hosts: Hosts) -> Iterator[None]:
+    """Ends this host at once, with one sentence, where another one is gone: what Python does at its
+    end would wait for that one.
+    """
+    try:
+        with hosts.connected():
+            yield
+    except HostLost as error:
+        print(f"ictjax: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def decide(hosts: Hosts, judge: Callable[[], _Answer]) -> _Answer:
     """What the first host finds, on all of them; a ValueError of it is theirs too. The answer is
     JSON.
     """
     if hosts.count == 1:
         return judge()
-    answer, complaint = None, ""
+    answer: Any = None
+    complaint = ""
     if hosts.first:
         try:
             answer = judge()
         except ValueError as error:
             complaint = str(error) or type(error).__name__
-    answer, complaint = hosts.agree((answer, complaint))
-    if complaint:
-        raise ValueError(complaint)
-    return answer
+    said: Any = hosts.agree([answer, complaint])
+    if said[1]:
+        raise ValueError(said[1])
+    return said[0]

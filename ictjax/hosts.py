@@ -21,6 +21,7 @@ from envs.api import CannotGoOn
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_MAX_SHOWN = 100  # characters of what the transport says
 # What XLA says of a host that is gone, in the words of its transports.
 _LOST = re.compile(
     "gloo|connection|peer|unavailable|coordination|heartbeat|deadline|barrier|socket", re.IGNORECASE
@@ -28,6 +29,10 @@ _LOST = re.compile(
 _LEAST_BYTES = (
     1024  # of a message; longer ones are padded to a power of two: few sizes, compiled once
 )
+
+
+class HostLost(CannotGoOn):
+    """Another host ended, or is not reached any more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,23 +95,20 @@ class Hosts:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Says in one sentence that others are gone, where what all compute together fails."""
+        """Raises HostLost where what all compute together fails because others are gone."""
         try:
             yield
         except (ValueError, RuntimeError) as error:
-            if self.count == 1 or not _LOST.search(str(error)):
+            said = [str(error), str(error.__cause__)]
+            if self.count == 1 or not any(map(_LOST.search, said)):
                 raise
-            raise CannotGoOn(
-                f"Another of the {self.count} hosts ended or is not reached any more; see what it"
-                " said, and start all again with the same flags: they go on from the last"
-                " checkpoint."
+            raise HostLost(
+                f"Another of the {self.count} hosts ended or is not reached any more"
+                f" ({' '.join(said[0].split())[:_MAX_SHOWN]}): see what it said, and start all"
+                " again with the same flags; they go on from the last checkpoint."
             ) from error
 
     def _everyone(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        with self.connected():
-            return self._exchanged(message)
-
-    def _exchanged(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         data = np.frombuffer(json.dumps(message).encode(), np.uint8)
         sizes = np.asarray(multihost_utils.process_allgather(np.int64(len(data)))).reshape(-1)
         room = max(_LEAST_BYTES, 1 << int(sizes.max() - 1).bit_length())

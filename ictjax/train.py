@@ -169,10 +169,9 @@ def train(
                 config.batch, config.grpo, scored.groups, players.pad_id
             )
             keeper.let_go()
-            with hosts.connected():
-                state, learned = update(state, players.base, split_rows(batch, players.mesh))
-                players.set_trained(state.params)
-                learned = jax.device_get(learned)
+            state, learned = update(state, players.base, split_rows(batch, players.mesh))
+            players.set_trained(state.params)
+            learned = jax.device_get(learned)
             bad_leaves = learned.pop("bad_leaves")
             health.check_update(iteration, state.params, bad_leaves, learned["loss"])
             clock.lap("update_s")

@@ -158,9 +158,10 @@ def _main(argv: list[str]) -> None:
             )
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
-    from experiments.hosts import connect
+    from experiments.hosts import connect, ended_together
 
-    if not connect(args.hosts).first:
+    hosts = connect(args.hosts)
+    if not hosts.first:
         console = Terminal(quiet=True)
     changes = changed_since(run_dir, config, played, environment)
     if changes and not args.accept_changes:
@@ -177,9 +178,10 @@ def _main(argv: list[str]) -> None:
                 max_live_games=max(settings.max_live_games, args.num_workers),
             ),
         )
-    report = evaluate(
-        run_dir, config, console, task=played, name=name, step=args.step, changes=changes
-    )
+    with ended_together(hosts):
+        report = evaluate(
+            run_dir, config, console, task=played, name=name, step=args.step, changes=changes
+        )
     for split, overall in report["overall"].items():
         means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
         test = overall["tests"]["trained_vs_untrained"]

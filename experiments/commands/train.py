@@ -192,23 +192,18 @@ def _main(argv: list[str]) -> None:
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
     # JAX; flags are right when it is loaded
-    from experiments.hosts import connect, decide
+    from experiments.hosts import connect, decide, ended_together
     from experiments.train import start
 
     hosts = connect(args.hosts)
-    how = decide(
-        hosts,
-        lambda: (
-            check_restart(run_dir)
-            if args.restart
-            else check_run(run_dir, args.settings, environment)
-        ),
-    )
-    start(
-        name,
-        args.settings,
-        run_dir,
-        environment,
-        console if hosts.first else Terminal(quiet=True),
-        how=how,
-    )
+    with ended_together(hosts):
+        how = decide(
+            hosts,
+            lambda: (
+                check_restart(run_dir)
+                if args.restart
+                else check_run(run_dir, args.settings, environment)
+            ),
+        )
+        shown = console if hosts.first else Terminal(quiet=True)
+        start(name, args.settings, run_dir, environment, shown, how=how)
