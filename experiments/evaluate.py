@@ -28,6 +28,7 @@ from experiments.protocol import FamilyGames, choose_games, hashes_of_training, 
 from experiments.run_dir import check_families, open_pool, read_manifest
 from experiments.stats import mean_ci, paired_test
 from ictjax import keys
+from ictjax.hosts import these_hosts
 from ictjax.loops import Arena
 from ictjax.models.hf import content_hash
 from ictjax.models.transformer import Params
@@ -36,6 +37,7 @@ from ictjax.players import (
     initial_weights,
     open_players,
     restore_trained,
+    saved_steps,
 )
 from ictjax.run_config import (
     EnvironmentConfig,
@@ -89,6 +91,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Plays what is missing of every (arm, family), then writes and returns the results.
 
+    With several hosts (`ictjax.hosts`) all of them call this, each plays its share, and the first
+    writes.
+
     May run beside the training of the same run: it reads only what is complete, and keeps the games
     that it drew at its start.
 
@@ -127,12 +132,14 @@ def evaluate(
         # whoever has no folder has a name at an endpoint
         "models": {"actor": config.actor.model, **_models(in_folders(played))},
     }
-    trained = None
+    trained, hosts = None, these_hosts()
     if step is None:  # at once: training that goes on removes old checkpoints
-        step, trained = restore_trained(run_dir, in_folders(played))
+        newest = hosts.agree(saved_steps(run_dir)[-1]) if hosts.count > 1 else None
+        step, trained = restore_trained(run_dir, in_folders(played), newest)
     folder = EvaluationFolder(run_dir, name, {"step": step, **about})
     parts = [(arm, family) for arm in ARMS for family in families]
     missing = [part for part in parts if folder.part(*part, evaluation.runs) is None]
+    missing = [(arm, family) for arm, family in hosts.agree(missing)]
     if missing and trained is None:
         _, trained = restore_trained(run_dir, in_folders(played), step)
     console.print(
@@ -144,6 +151,7 @@ def evaluate(
     )
     if trained is not None and missing:
         drawn = folder.games(tuple(families), evaluation.runs)
+        hosts.meet()  # all have looked before the first one keeps any
         seen = hashes_of_training(run_dir, step) if drawn is None else frozenset()
         pool = open_pool(settings)
         progress = LiveProgress(
@@ -155,10 +163,12 @@ def evaluate(
                     family: choose_games(environment, pool, played, family, seen, _key(evaluation))
                     for family in families
                 }
-                folder.keep_games(drawn)
+                if hosts.first:
+                    folder.keep_games(drawn)
             _play_missing(
                 in_folders(played), trained, drawn, pool, folder, missing, len(parts), progress
             )
+    hosts.meet()  # the first one has kept all
     results = {part: _kept(folder, *part, evaluation.runs) for part in parts}
     report = {
         "format": FORMAT,
@@ -167,7 +177,8 @@ def evaluate(
         "environment": games,
         "changes": list(changes),
     }
-    folder.finish(report, (line for result in results.values() for line in result["prompts"]))
+    if hosts.first:
+        folder.finish(report, (line for result in results.values() for line in result["prompts"]))
     return report
 
 
@@ -292,7 +303,7 @@ def _play_missing(
     total: int,
     progress: LiveProgress,
 ) -> None:
-    evaluation = config.evaluation
+    evaluation, hosts = config.evaluation, these_hosts()
     with open_players(config, initial_weights(config), progress.reading) as players:
         arena = Arena(
             actor=players.actor,
@@ -302,6 +313,7 @@ def _play_missing(
             games={},
             key=_key(evaluation),
             meta=config.meta,
+            hosts=hosts,
             progress=progress.phase,
         )
         done, weights = total - len(missing), "untrained"
@@ -310,7 +322,8 @@ def _play_missing(
                 players.set_trained(trained)
                 weights = "trained"
             result, trajectories = play_arm(arena, arm, family, games[family], evaluation)
-            folder.keep_part(arm, family, result, trajectories)
+            if hosts.first:
+                folder.keep_part(arm, family, result, trajectories)
             done += 1
             progress.advance(
                 done,

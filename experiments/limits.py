@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import jax
+
 from experiments.shapes import config_folder, model_shape
 from ictjax.config import SamplerConfig
 from ictjax.mesh import open_mesh
@@ -54,11 +56,12 @@ def check_limits(config: TrainConfig) -> None:
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),
         ):
-            if any(size % role.mesh.data for size in sizes):
+            copies = max(role.mesh.data // jax.process_count(), 1)  # every host has its own sampler
+            if any(size % copies for size in sizes):
                 raise ValueError(
-                    f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by"
-                    f" {name}.mesh.data = {role.mesh.data}: every copy gets the same share; give"
-                    " multiples of it."
+                    f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by the"
+                    f" {copies} copies of {name}.mesh.data on a host: every copy gets the same"
+                    " share; give multiples of it."
                 )
 
 

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_last",
     "keep_every",
+    "keep_best",
     "patience",
     "remat",
     "optimizer.memory",

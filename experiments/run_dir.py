@@ -120,15 +120,16 @@ def check_restart(run_dir: pathlib.Path) -> Start:
 def _check_checkpoints(
     run_dir: pathlib.Path, before: TrainConfig, manifest: Mapping[str, Any]
 ) -> None:
-    """A run that was killed before its first checkpoint begins again; one that has lost them would
-    remove all that it has done.
+    """A run that was killed before its first checkpoint was complete begins again; one that has
+    lost them would remove all that it has done.
     """
     recorded = newest_record(run_dir)
     if newest_checkpoint(run_dir) or not recorded:
         return
     if (
         not (run_dir / "checkpoints").is_dir()
-        or recorded > before.checkpoint_every
+        # one is written until the next is due, see `ictjax.keeper.Keeper.settle`
+        or recorded >= 2 * before.checkpoint_every
         or "finished" in manifest
         or any(entry.get("from_iteration") for entry in manifest.get("resumed", []))
         or any(run_dir.glob("evaluation*"))

@@ -27,6 +27,7 @@ from experiments.run_dir import (
 )
 from experiments.run_lock import RunLock
 from ictjax.checkpoint import check_space
+from ictjax.hosts import these_hosts
 from ictjax.metrics import read_metrics
 from ictjax.models.hf import content_hash
 from ictjax.players import check_language, trained_shapes
@@ -75,10 +76,14 @@ def start(
     models = {
         name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)
     }
+    hosts = these_hosts()
     with contextlib.ExitStack() as resources:
         devices = [str(device) for device in jax.devices()]
         manifest = make_manifest(preset, config, environment, devices, models)
-        if how == "go on":
+        lock = None
+        if not hosts.first:
+            pass  # the first host makes the directory, and holds it
+        elif how == "go on":
             lock = resources.enter_context(RunLock(run_dir))
             manifest = read_manifest(run_dir) or manifest
             check_models(run_dir, manifest.get("models", {}), folders, models)
@@ -91,6 +96,7 @@ def start(
             if how == "restart":
                 _say(console, f"The run that was in {run_dir} is now {set_aside(run_dir)}.")
             lock = resources.enter_context(new_run(run_dir, config, manifest))
+        hosts.meet()
         pool = resources.enter_context(open_pool(config.task.environment))
         progress = resources.enter_context(
             LiveProgress(
@@ -105,9 +111,12 @@ def start(
             run_dir,
             environment=environment,
             pool=pool,
-            progress=_Locked(run_dir=run_dir, lock=lock, progress=progress),
+            progress=(
+                progress if lock is None else _Locked(run_dir=run_dir, lock=lock, progress=progress)
+            ),
         )
-        write_manifest(run_dir, read_manifest(run_dir) | {"finished": now()})
+        if hosts.first:
+            write_manifest(run_dir, read_manifest(run_dir) | {"finished": now()})
     _say(
         console,
         f"Trained {config.iterations} iterations. Results: {run_dir / 'metrics.jsonl'}",

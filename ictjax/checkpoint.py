@@ -8,21 +8,25 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ictjax.digests import digests
+from envs.stopping import held
+from ictjax.digests import changed, digests
 
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
 _LAST_READS_S = 2.0  # that a failed restore waits for its other reads
+_LONGEST_WRITE_S = 24 * 3600  # after which Orbax gives a write up
 _CHECK_BYTES = 2**28  # of a checkpoint, that are read back at once
 _PLAIN = re.compile(r"[\w/.,+=@ -]+")  # paths that Orbax and TensorStore take as they are
 _DESCRIPTORS = pathlib.Path("/proc/self/fd")
@@ -42,7 +46,13 @@ class CheckpointReader:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = pathlib.Path(folder).absolute()
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "host"))
+        here = jax.process_index()  # reading, hosts do not wait for each other
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler("state", "host"),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"host{here}"
+            ),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -162,16 +172,15 @@ class CheckpointReader:
         expected = record["digests"]
         if not expected:
             return
-        for name, found in digests(arrays).items():
-            if expected[name] != found:
-                raise ValueError(
-                    f"{self._where(step)} is damaged: {name} is not what was saved."
-                    f" {self._instead(step)}"
-                )
+        if name := changed(expected, arrays):
+            raise ValueError(
+                f"{self._where(step)} is damaged: {name} is not what was saved."
+                f" {self._instead(step)}"
+            )
 
     def _load(self, step: int, **items: Any) -> Any:
         try:
-            with _plainly_named(self._folder) as folder, _quiet():
+            with _plainly_named(self._folder) as folder, _QUIET:
                 return self._orbax.restore(folder / str(step), args=ocp.args.Composite(**items))
         except Exception as error:
             raise ValueError(
@@ -195,29 +204,48 @@ class CheckpointReader:
 class Checkpointer(CheckpointReader):
     """Checkpoints under one folder, one sub-folder per step, for the one program that writes them.
 
-    A save is written beside its final place and renamed there when it is complete: a process killed
-    at any moment leaves the previous checkpoint as the latest, and the next `Checkpointer` removes
-    the remains. Saves are synchronous: the arrays may be donated as soon as `save` returns.
+    A save returns when the arrays are copied on the host, so that they may be donated; it is
+    written meanwhile, beside its final place, and renamed there when it is complete: a process
+    killed at any moment leaves the previous checkpoint as the latest, and the next `Checkpointer`
+    removes the remains. While one is written only a second signal ends the process.
 
     Args:
       folder: made if missing.
       keep_last: how many of the newest checkpoints stay.
       keep_every: the multiples of this step stay as well; 0 for none.
+      keep_best: so many with the highest scores stay as well.
 
     Raises:
       ValueError: for a count that is too low, or a folder that cannot be made.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_every: int = 0
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        keep_best: int = 0,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}.")
         if keep_every < 0:
             raise ValueError(f"Keep every step of a positive number: got keep_every={keep_every}.")
+        if keep_best < 0:
+            raise ValueError(f"Keep a positive number of the best: got keep_best={keep_best}.")
         super().__init__(folder)
-        self._keep_last, self._keep_every = keep_last, keep_every
+        self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
+        self._writer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler("state", "host"),
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=_LONGEST_WRITE_S, create_directories_asynchronously=False
+            ),
+        )
+        self._scores: dict[int, float] = {}  # of checkpoints that are there
         self._checked = False  # whether a checkpoint of this place has been read back
+        self._first = jax.process_index() == 0  # of several hosts, who alone removes and checks
+        self._finishing: threading.Thread | None = None
+        self._failed: Exception | None = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -225,76 +253,170 @@ class Checkpointer(CheckpointReader):
                 f"Cannot make the checkpoint folder {self._folder}: {error.strerror}. Choose"
                 " another."
             ) from error
-        self._remove_remains()
+        if self._first:
+            self._remove_remains()
 
-    def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
-        """Saves `state`, a pytree of arrays, and `host`, a JSON-able mapping; returns when both are
-        in place. The first save is read back and compared.
+    def close(self) -> None:
+        """Waits for what is written, then frees what Orbax holds. Idempotent. Raises ValueError as
+        `wait` does.
+        """
+        try:
+            self.wait()
+        finally:
+            self._writer.close()
+            super().close()
+
+    def save(
+        self, step: int, state: Any, host: Mapping[str, Any], *, score: float | None = None
+    ) -> None:
+        """Begins to save `state`, a pytree of arrays, and `host`, a JSON-able mapping, once the
+        save before is complete; returns when both are copied. The first save is read back and
+        compared.
+
+        Args:
+          score: by which it may be one of the best; None for none.
 
         Raises:
           ValueError: the step is there already, `host` is not JSON, the disk is too full or cannot
-            be written to, or holds something else when it is read back; nothing is changed then.
+            be written to, or the save before has failed; nothing is changed then.
         """
+        self.wait()
         if step in self.steps:
             raise ValueError(
                 f"Step {step} is already in {self._folder}: remove it to save it again."
             )
-        arrays = _by_name(state)
+        arrays = {name: _apart(array) for name, array in _by_name(state).items()}
         record = _sealed(
-            {"host": _jsonable(host), "leaves": _describe(state), "digests": digests(arrays)}
+            {
+                "host": _jsonable(host),
+                "leaves": _describe(state),
+                "digests": digests(arrays),
+                **({} if score is None else {"score": score}),
+            }
         )
         needed = checkpoint_bytes(state)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise ValueError(_too_full(step, self._folder, needed, free))
-        try:
-            with _plainly_named(self._folder) as folder, _quiet():
-                self._orbax.save(
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(held())
+            stack.enter_context(_QUIET)
+            folder = stack.enter_context(_plainly_named(self._folder))
+            try:
+                self._writer.save(
                     folder / str(step),
                     args=ocp.args.Composite(
                         state=ocp.args.PyTreeSave(arrays), host=ocp.args.JsonSave(record)
                     ),
                 )
-        except Exception as error:
-            free = shutil.disk_usage(self._folder).free
-            raise ValueError(
-                _too_full(step, self._folder, needed, free)
-                if _error_number(error) in (errno.ENOSPC, errno.EDQUOT)
-                else f"The checkpoint of step {step} cannot be written to {self._folder}"
-                f" ({_reason(error)}): make that possible, or choose another run directory."
-            ) from error
-        finally:
-            self._remove_remains()  # of a save that failed; of one that did not there are none
-        if not self._checked:
+            except Exception as error:
+                if self._first:
+                    self._remove_remains()
+                raise self._not_written(step, error, needed) from error
+            shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+            # a daemon: `close` waits for it, an end that is forced does not
+            self._finishing = threading.Thread(
+                target=self._finish,
+                args=(step, shapes, needed, score, stack.pop_all()),
+                name="checkpoint",
+                daemon=True,
+            )
+            self._finishing.start()
+
+    def wait(self) -> None:
+        """Returns when what is being saved is complete.
+
+        Raises:
+          ValueError: it has failed: the disk is full, cannot be written to, or holds something else
+            when it is read back. Nothing of it is left then. Raised once.
+        """
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises what `wait` does, where it has happened already."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def _finish(
+        self,
+        step: int,
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
+        needed: int,
+        score: float | None,
+        resources: contextlib.ExitStack,
+    ) -> None:
+        """What follows when the arrays are copied, in a thread of its own."""
+        with resources:
             try:
-                self._read_back(step, arrays)
-            except ValueError as error:
-                self._remove(step)
-                raise ValueError(
-                    f"What was saved as the checkpoint of step {step} is not what {self._folder}"
-                    " holds when it is read back: check that disk, or choose another run directory."
-                ) from error
-            self._checked = True
-        self._remove_old()
+                self._commit(step, shapes, needed)
+                if score is not None:
+                    self._scores[step] = score
+                if self._first:
+                    self._remove_old()
+            except Exception as error:  # for the program's own thread
+                self._failed = error
+
+    def _commit(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], needed: int) -> None:
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:
+            raise self._not_written(step, error, needed) from error
+        finally:
+            if self._first:
+                self._remove_remains()  # of a save that failed; of one that did not there are none
+        if self._checked or not self._first:
+            return
+        try:
+            self._read_back(step, shapes)
+        except ValueError as error:
+            self._remove(step)
+            raise ValueError(
+                f"What was saved as the checkpoint of step {step} is not what {self._folder}"
+                " holds when it is read back: check that disk, or choose another run directory."
+            ) from error
+        self._checked = True
+
+    def _not_written(self, step: int, error: Exception, needed: int) -> ValueError:
+        return ValueError(
+            _too_full(step, self._folder, needed, shutil.disk_usage(self._folder).free)
+            if _error_number(error) in (errno.ENOSPC, errno.EDQUOT)
+            else f"The checkpoint of step {step} cannot be written to {self._folder}"
+            f" ({_reason(error)}): make that possible, or choose another run directory."
+        )
 
     def _remove_old(self) -> None:
         steps = self.steps
-        for step in steps[: -self._keep_last]:
-            if not self._keep_every or step % self._keep_every:
+        best = sorted(self._scored(steps), reverse=True)[: self._keep_best]
+        kept = {*steps[-self._keep_last :], *(step for _, step in best)}
+        for step in steps:
+            if step not in kept and (not self._keep_every or step % self._keep_every):
                 self._remove(step)
+
+    def _scored(self, steps: Sequence[int]) -> Iterator[tuple[float, int]]:
+        """The scores that are known, of equal ones the newest first in descending order."""
+        for step in steps if self._keep_best else ():
+            if step not in self._scores:  # of an earlier life of this run
+                with contextlib.suppress(ValueError):  # whoever restores it will hear of it
+                    self._scores[step] = self._record(step).get("score", -math.inf)
+            if self._scores.get(step, -math.inf) > -math.inf:
+                yield self._scores[step], step
 
     def _remove(self, step: int) -> None:
         # out of sight at first: a killed process leaves no half of a checkpoint
         (self._folder / str(step)).rename(self._folder / f"{step}.removed")
         self._remove_remains()
 
-    def _read_back(self, step: int, arrays: Mapping[str, Any]) -> None:
+    def _read_back(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         """Compares what is on disk with its digests, a part at a time, on the host."""
         record, part, size = self._record(step), dict[str, Any](), 0
-        for number, (name, array) in enumerate(arrays.items(), start=1):
-            part[name] = jax.ShapeDtypeStruct(array.shape, array.dtype)
-            size += array.size * array.dtype.itemsize
-            if size >= _CHECK_BYTES or number == len(arrays):
+        for number, (name, shape) in enumerate(shapes.items(), start=1):
+            part[name] = shape
+            size += shape.size * shape.dtype.itemsize
+            if size >= _CHECK_BYTES or number == len(shapes):
                 as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in part}
                 wanted = ocp.args.PyTreeRestore(part, restore_args=as_numpy, partial_restore=True)
                 self._check(step, record, self._arrays(step, wanted))
@@ -330,7 +452,7 @@ def check_space(folder: str | os.PathLike[str], state: Any, num_checkpoints: int
             f"Too little disk for the checkpoints in {folder}: {missing} of"
             f" {_mebibytes(checkpoint_bytes(state))} each need {_mebibytes(needed)}, and"
             f" {_mebibytes(free)} are free. Free some space, keep fewer checkpoints (--keep-last,"
-            " --keep-every), or choose another --run-dir."
+            " --keep-every, --keep-best), or choose another --run-dir."
         )
 
 
@@ -374,17 +496,49 @@ class _EndedLoops(asyncio.DefaultEventLoopPolicy):
         return _EndedLoop()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Orbax's own lines and tracebacks: what fails is raised as well, and told once."""
-    logger, policy = logging.getLogger("absl"), asyncio.get_event_loop_policy()
-    before, logger.disabled = logger.disabled, True
-    asyncio.set_event_loop_policy(_EndedLoops())
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(policy)
-        logger.disabled = before
+class _Quiet:
+    """While any thread is inside, neither Orbax's own lines nor its tracebacks: what fails is
+    raised as well, and told once.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._logger = logging.getLogger("absl")
+        self._before: tuple[bool, asyncio.AbstractEventLoopPolicy] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._before is None:
+                self._before = self._logger.disabled, asyncio.get_event_loop_policy()
+                self._logger.disabled = True
+                asyncio.set_event_loop_policy(_EndedLoops())
+            self._inside += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._before is not None:
+                self._logger.disabled, policy = self._before
+                asyncio.set_event_loop_policy(policy)
+                self._before = None
+
+
+_QUIET = _Quiet()  # logger and policy are of the whole process
+
+
+def _apart(array: Any) -> Any:
+    """The same array in memory that nobody donates or changes. A device's own memory is copied to
+    the host by Orbax, before its save returns; where that memory is the host's, Orbax copies
+    nothing.
+    """
+    if not isinstance(array, jax.Array):
+        return np.array(array)
+    if any(device.platform != "cpu" for device in array.sharding.device_set):
+        return array
+    shards = [
+        jax.device_put(np.array(shard.data), shard.device) for shard in array.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
 
 
 def _is_step(name: str) -> bool:

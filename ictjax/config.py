@@ -42,6 +42,40 @@ class MeshConfig(Ranged):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig(Ranged):
+    """Which hosts run one command together; the same on each, but for `index`."""
+
+    place = "hosts."
+
+    detect: bool = False  # as TPU pods, Slurm and Open MPI say by themselves
+    coordinator: str = ""  # HOST:PORT of the first host, as all others reach it
+    count: Annotated[int, Range(1, 65_536)] = 1  # of hosts
+    index: Annotated[int, Range(0, 65_535)] = 0  # of this one; the first, 0, writes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.detect and (self.coordinator or self.count > 1 or self.index):
+            raise ValueError(
+                "hosts.detect finds out what hosts.coordinator, count and index say: give either."
+            )
+        if (self.count > 1) != bool(self.coordinator):
+            raise ValueError(
+                f"hosts.count = {self.count} and hosts.coordinator = {self.coordinator!r} do not"
+                " fit together: several hosts have a coordinator, HOST:PORT."
+            )
+        if self.index >= self.count:
+            raise ValueError(
+                f"hosts.index = {self.index} is not one of {self.count} hosts: they count from 0 to"
+                f" {self.count - 1}."
+            )
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one host only, without asking."""
+        return not self.detect and self.count == 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RoleMeshes:
     """One mesh per role. With one shared base both must be the same; the update runs on the
     reflector's.

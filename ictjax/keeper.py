@@ -2,13 +2,17 @@
 ends the run, after the last that was finished.
 """
 
+import collections
 import contextlib
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from envs.stopping import held
 from ictjax.checkpoint import Checkpointer
 from ictjax.learner import LearnerState
+
+_SCORED = 5  # iterations whose mean reward is the score of a checkpoint
 
 
 class _Finished(NamedTuple):
@@ -18,19 +22,37 @@ class _Finished(NamedTuple):
 
 
 class Keeper:
-    """Saves finished iterations. A context manager, inside of that of its checkpointer.
+    """Saves finished iterations, which are written while the next are played. A context manager,
+    inside of that of its checkpointer.
 
     While a finished iteration is not saved only a second signal ends the process.
+
+    A checkpoint's score is the mean training reward of the last iterations up to it. No evaluation
+    decides which are kept: its games are those on which results are reported.
 
     Args:
       checkpointer: where to.
       every: iterations from save to save.
       last: the iteration that is saved in any case.
+      alone: whether what was finished last is saved when the run ends before it is due; several
+        hosts do not end at the same iteration.
+      rewards: of the iterations so far, None where there was none.
     """
 
-    def __init__(self, checkpointer: Checkpointer, *, every: int, last: int):
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        *,
+        every: int,
+        last: int,
+        alone: bool = True,
+        rewards: Sequence[float | None] = (),
+    ):
         self._checkpointer, self._every, self._last = checkpointer, every, last
+        self._alone = alone
+        self._rewards = collections.deque(rewards, _SCORED)
         self._unsaved: _Finished | None = None
+        self._blocked_s = 0.0
         self._holding = contextlib.ExitStack()
 
     def __enter__(self) -> "Keeper":
@@ -40,24 +62,59 @@ class Keeper:
         with self._holding:
             if self._unsaved is not None:
                 self._save(self._unsaved)
+            with held():
+                self._checkpointer.wait()
 
     def let_go(self) -> None:
         """The state of the last iteration is about to be donated."""
         self._unsaved = None
 
-    def finish(self, iteration: int, state: LearnerState, host: Mapping[str, Any]) -> None:
+    def settle(self, iteration: int) -> float:
+        """Waits for what is being written, where this iteration is saved too; before its files are
+        written, so that no record is further ahead of the checkpoints than two saves.
+
+        Returns:
+          The seconds that saves have held up the run since the last call.
+
+        Raises:
+          ValueError: the last save has failed, see `Checkpointer.wait`.
+        """
+        if self._is_saved(iteration):
+            start = time.perf_counter()
+            self._checkpointer.wait()
+            self._blocked_s += time.perf_counter() - start
+        else:
+            self._checkpointer.check()
+        blocked_s, self._blocked_s = self._blocked_s, 0.0
+        return blocked_s
+
+    def finish(
+        self,
+        iteration: int,
+        state: LearnerState,
+        host: Mapping[str, Any],
+        reward: float | None = None,
+    ) -> None:
         """Saves an iteration whose files are written, now or, when the run ends before the next,
         then. Raises ValueError as `Checkpointer.save` does.
         """
+        self._rewards.append(reward)
         finished = _Finished(iteration, state, host)
-        if iteration % self._every == 0 or iteration == self._last:
+        if self._is_saved(iteration):
             self._save(finished)
             self._holding.close()
-        else:
+        elif self._alone:
             self._unsaved = finished
             self._holding.enter_context(held())
 
+    def _is_saved(self, iteration: int) -> bool:
+        return iteration % self._every == 0 or iteration == self._last
+
     def _save(self, finished: _Finished) -> None:
         self._unsaved = None  # first: what cannot be saved is not tried twice
+        known = [reward for reward in self._rewards if reward is not None]
+        score = sum(known) / len(known) if known else None
+        start = time.perf_counter()
         with held():
-            self._checkpointer.save(*finished)
+            self._checkpointer.save(*finished, score=score)
+        self._blocked_s += time.perf_counter() - start

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from ictjax import grpo
 from ictjax.batch import Batch
 from ictjax.config import GRPOConfig, LearnerConfig, LoraConfig, OptimizerConfig, Remat
-from ictjax.mesh import BATCH
+from ictjax.mesh import BATCH, place
 from ictjax.models import transformer
 from ictjax.models.attention import Seen
 from ictjax.models.config import ModelConfig
@@ -203,9 +203,7 @@ def init_state(
         everywhere = NamedSharding(mesh, PartitionSpec())
         state = jax.tree.map(
             lambda leaf: (
-                leaf
-                if isinstance(leaf.sharding, NamedSharding)
-                else jax.device_put(leaf, everywhere)
+                leaf if isinstance(leaf.sharding, NamedSharding) else place(leaf, everywhere)
             ),
             state,
         )

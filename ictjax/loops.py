@@ -9,6 +9,7 @@ resumed run draws the same games, prompts and tokens.
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +19,18 @@ from envs.api import CannotGoOn, GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
 from ictjax.health import most_frequent_error
+from ictjax.hosts import ALONE, Hosts
 from ictjax.json_lines import read_records
 from ictjax.records import (
     Candidate,
     Context,
     ParseFailure,
     Trajectory,
+    candidate_from_json,
     context_from_dict,
     count_failures,
     to_json,
+    trajectory_from_json,
 )
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
@@ -69,6 +73,7 @@ class Arena:
     key: keys.Key
     meta: MetaConfig
     progress: PhaseProgress | None = None
+    hosts: Hosts = ALONE
 
     def __post_init__(self):
         needed = max(
@@ -84,8 +89,28 @@ class Arena:
 
     def play(self, episodes: Sequence[Episode], phase: str) -> list[Trajectory]:
         """Rolls episodes out with the actor."""
-        return rollout(
-            self.actor, self.pool, episodes, self.task.rollout, progress=self.reporter(phase)
+        return self.hosts.together(
+            episodes,
+            lambda share: rollout(
+                self.actor, self.pool, share, self.task.rollout, progress=self.reporter(phase)
+            ),
+            to_json,
+            trajectory_from_json,
+        )
+
+    def ask(
+        self, contexts: Sequence[Context], group_keys: Sequence[Sequence[keys.Key]], phase: str
+    ) -> list[list[Candidate]]:
+        """Samples a reply of the reflector to every context with each of its keys."""
+        return self.hosts.together(
+            list(zip(contexts, group_keys, strict=True)),
+            lambda share: self.reflector.candidates(
+                [context for context, _ in share],
+                [some for _, some in share],
+                self.reporter(phase),
+            ),
+            lambda group: json.dumps([to_json(candidate) for candidate in group]),
+            lambda text: [candidate_from_json(line) for line in json.loads(text)],
         )
 
     def reporter(self, phase: str) -> Callable[[int, int], None] | None:
@@ -194,7 +219,7 @@ def propose(
         [keys.fold(arena.key, "candidate", iteration, q, g) for g in range(group_size)]
         for q in range(len(contexts))
     ]
-    return arena.reflector.candidates(contexts, group_keys, arena.reporter("candidates"))
+    return arena.ask(contexts, group_keys, "candidates")
 
 
 def score(
@@ -303,13 +328,15 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
     """
     path = run_dir / "contexts" / "precollected.jsonl"
     seal = path.with_suffix(".sha256")
-    if not path.exists():
+    if not arena.hosts.agree(path.exists()):
         if resumed:
             raise ValueError(f"{path} is missing: restore it, or start another run.")
         lines = [to_json(context) for context in precollect(arena)]
-        # first: whoever finds contexts finds their checksum, but for runs of older versions
-        write_lines(seal, [_seal("".join(f"{line}\n" for line in lines).encode(), path.name)])
-        write_lines(path, lines)
+        if arena.hosts.first:
+            # first: whoever finds contexts finds their checksum, but for runs of older versions
+            write_lines(seal, [_seal("".join(f"{line}\n" for line in lines).encode(), path.name)])
+            write_lines(path, lines)
+        arena.hosts.meet()
     data = path.read_bytes()
     expected = arena.meta.precollected_loops * arena.meta.meta_turns
     if data.count(b"\n") != expected:

@@ -5,16 +5,16 @@ trained follow `TRAINED_RULES`, and so do their optimizer moments: every device 
 a different part. Batches are split over data and fsdp; the rows of a sampler's cache over data, its
 kv heads over tensor.
 
-Several hosts (not built yet): the update runs on one mesh of all devices, and each host feeds the
-rows of its own devices (`jax.make_array_from_process_local_data` in place of `split_rows`); each
-host's sampler and worker pool run on a mesh of `jax.local_devices()`, so that no dispatch waits for
-another host.
+With several hosts the update runs on one mesh of all devices, whose data axis is split over the
+hosts, and each host's samplers on the part of that mesh that is its own (`own_part`): no dispatch
+waits for another host, and weights that are whole there are not copied.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ictjax.config import AXES, MeshConfig
@@ -50,14 +50,70 @@ def make_mesh(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use all {count} devices:"
             " make the product equal"
         )
+    if devices is None and jax.process_count() > 1:
+        return _mesh_of_hosts(data, fsdp, tensor)
     return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def open_mesh(config: MeshConfig) -> Mesh | None:
-    """The mesh of all devices that a configuration asks for; None for one device. Raises ValueError
-    as `make_mesh` does.
+def _mesh_of_hosts(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh whose data axis goes over the hosts one after the other."""
+    hosts = jax.process_count()
+    if data % hosts:
+        raise ValueError(
+            f"mesh data={data} is not a multiple of the {hosts} hosts, each of which samples with"
+            " copies of its own: make it one, and fsdp x tensor at most the devices of a host"
+        )
+    parts = [
+        jax.make_mesh(
+            (data // hosts, fsdp, tensor),
+            AXES,
+            (AxisType.Auto,) * 3,
+            devices=[device for device in jax.devices() if device.process_index == host],
+        ).devices
+        for host in range(hosts)
+    ]
+    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def own_part(mesh: Mesh | None) -> Mesh | None:
+    """The part of a mesh that is of this host's devices; all of it where there is one host."""
+    if mesh is None or jax.process_count() == 1:
+        return mesh
+    rows = mesh.shape["data"] // jax.process_count()
+    first = jax.process_index() * rows
+    return Mesh(mesh.devices[first : first + rows], mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def on_own_part(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays that no axis over the hosts splits, as arrays of this host alone, of the same memory.
+
+    Args:
+      tree: of arrays on `mesh`.
+      mesh: that of all hosts.
     """
-    return None if config.num_devices == 1 else make_mesh(config.data, config.fsdp, config.tensor)
+    own = own_part(mesh)
+    if own is None or own is mesh:
+        return tree
+
+    def part(leaf: jax.Array) -> jax.Array:
+        if not isinstance(leaf.sharding, NamedSharding):
+            raise TypeError(f"{leaf.sharding} is on no mesh")
+        return jax.make_array_from_single_device_arrays(
+            leaf.shape,
+            NamedSharding(own, leaf.sharding.spec),
+            [shard.data for shard in leaf.addressable_shards],
+        )
+
+    return jax.tree.map(part, tree)
+
+
+def open_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh of all devices that a configuration asks for; None for one device of one host.
+    Raises ValueError as `make_mesh` does.
+    """
+    if config.num_devices == 1 and jax.process_count() == 1:
+        return None
+    return make_mesh(config.data, config.fsdp, config.tensor)
 
 
 def param_specs(
@@ -109,9 +165,30 @@ def param_shardings(
 
 def split_rows(tree: Any, mesh: Mesh | None) -> Any:
     """Puts a batch on the mesh, its rows (the first axis of every leaf) split over data and fsdp;
-    without a mesh, as it is.
+    without a mesh, as it is. Every host has the whole batch, and puts the rows of its devices.
     """
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, BATCH))
+    return tree if mesh is None else place(tree, NamedSharding(mesh, BATCH))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """`jax.device_put` of what every host has whole, without a word between the hosts.
+
+    Args:
+      tree: of arrays.
+      shardings: the same tree of shardings, or one for all.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, shardings)
 
 
 def table_sharding(num_rows: int, mesh: Mesh | AbstractMesh) -> NamedSharding:

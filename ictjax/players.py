@@ -21,7 +21,14 @@ from ictjax.function_speaker import Function, FunctionSpeaker
 from ictjax.health import check_loaded
 from ictjax.learner import LearnerState, make_optimizer, state_shapes
 from ictjax.manners import check_style, check_words, manners_for
-from ictjax.mesh import TRAINED_RULES, open_mesh, param_shardings
+from ictjax.mesh import (
+    TRAINED_RULES,
+    on_own_part,
+    open_mesh,
+    own_part,
+    param_shardings,
+    place,
+)
 from ictjax.model_speaker import ModelSpeaker
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
@@ -89,6 +96,12 @@ def open_players(
     def reflecting(weights: Params) -> Params:
         return weights if base is None or not lora.rank else with_adapter(lora, base, weights)
 
+    def speaking(weights: Params) -> Params:
+        """As they sample on this host."""
+        if own_part(mesh) is mesh:
+            return reflecting(weights)
+        return on_own_part(sampling_weights(model, reflecting(weights), mesh), mesh)
+
     with contextlib.ExitStack() as stack:
         if not local:
             actor: Speaker = EndpointSpeaker(config.actor.endpoint, config.actor.model)
@@ -99,7 +112,8 @@ def open_players(
             actor = _actor(config, *_frozen(config.actor, actor_mesh, progress), actor_mesh)
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
-        sampler = _sampler(model, reflecting(trained), config.reflector_sampler, chat, mesh)
+        own = own_part(mesh)
+        sampler = _sampler(model, speaking(trained), config.reflector_sampler, chat, own)
         speaker = stack.enter_context(ModelSpeaker(sampler, chat))
         yield Players(
             actor=actor,
@@ -109,7 +123,7 @@ def open_players(
             mesh=mesh,
             lora=lora,
             pad_id=chat.pad_id,
-            set_trained=lambda weights: speaker.set_params(reflecting(weights)),
+            set_trained=lambda weights: speaker.set_params(speaking(weights)),
         )
 
 
@@ -164,7 +178,7 @@ def initial_weights(config: TrainConfig) -> Params:
         axes = param_axes(model)
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
-    return jax.device_put(params, param_shardings(axes, params, mesh, TRAINED_RULES))
+    return place(params, param_shardings(axes, params, mesh, TRAINED_RULES))
 
 
 def trained_shapes(config: TrainConfig) -> LearnerState:
@@ -310,7 +324,7 @@ def _actor(
     config: TrainConfig, model: ModelConfig, params: Params, mesh: Mesh | None
 ) -> ModelSpeaker:
     chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
-    sampler = _sampler(model, params, config.actor_sampler, chat, mesh)
+    sampler = _sampler(model, on_own_part(params, mesh), config.actor_sampler, chat, own_part(mesh))
     return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
 
 

@@ -140,6 +140,11 @@ def context_from_dict(data: dict[str, Any]) -> Context:
     return _record(Context, data, "")
 
 
+def candidate_from_json(text: str) -> Candidate:
+    """Reads what `to_json` wrote for a Candidate. Raises ValueError for anything else."""
+    return _record(Candidate, json.loads(text), "")
+
+
 _Record = TypeVar("_Record")
 
 

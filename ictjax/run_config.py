@@ -162,6 +162,9 @@ class TrainConfig(Ranged):
     keep_last: Annotated[int, Range(1, 1_000_000_000)] = 2
     # checkpoints of the multiples of so many iterations stay as well; 0: of none
     keep_every: Annotated[int, Range(0, 1_000_000_000)] = 0
+    # so many checkpoints with the highest training reward stay as well (the mean of the last five
+    # iterations up to each; never an evaluation, whose games must not select); 0: none
+    keep_best: Annotated[int, Range(0, 1_000_000_000)] = 0
     # iterations in a row without anything to learn from (every game failed, every reply malformed,
     # every gradient not finite) until the run ends with the reason; all of them, where it has fewer
     patience: Annotated[int, Range(1, 1_000_000_000)] = 3
@@ -233,7 +236,7 @@ class TrainConfig(Ranged):
         included.
         """
         kept = self.keep_every and math.lcm(self.keep_every, self.checkpoint_every)
-        return self.keep_last + 1 + (self.iterations // kept if kept else 0)
+        return self.keep_last + self.keep_best + 1 + (self.iterations // kept if kept else 0)
 
     @property
     def whole_optimizer(self) -> OptimizerConfig:

@@ -38,6 +38,7 @@ from ictjax import keys, loops
 from ictjax.batch import pack_groups
 from ictjax.checkpoint import Checkpointer
 from ictjax.health import Health, most_frequent_error
+from ictjax.hosts import these_hosts
 from ictjax.keeper import Keeper
 from ictjax.learner import (
     init_state,
@@ -47,7 +48,7 @@ from ictjax.learner import (
     transformer_functions,
 )
 from ictjax.mesh import split_rows
-from ictjax.metrics import Clock, MetricsWriter
+from ictjax.metrics import Clock, MetricsWriter, read_metrics
 from ictjax.players import initial_weights, open_players, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
@@ -79,24 +80,31 @@ def train(
     loss is computed from the learner's own log-probabilities at fixed shapes, so a run that was
     killed and resumed writes the same lines, the key "time" apart.
 
+    With several hosts (`ictjax.hosts`) all of them call this, and the run directory is one that all
+    of them see; the first writes to it.
+
     Raises:
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been
         overwritten then.
       CannotGoOn: nothing can be learned (see `ictjax.health`).
       Stopped: the program was asked to end; the last finished iteration is saved then.
     """
-    optimizer = make_optimizer(config.whole_optimizer)
+    optimizer, hosts = make_optimizer(config.whole_optimizer), these_hosts()
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(
             Checkpointer(
-                run_dir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every
+                run_dir / "checkpoints",
+                keep_last=config.keep_last,
+                keep_every=config.keep_every,
+                keep_best=config.keep_best,
             )
         )
         host: dict[str, Any] | None = None
-        if checkpointer.latest_step is None:
+        newest = hosts.agree(checkpointer.latest_step)
+        if newest is None:
             state = init_state(initial_weights(config), optimizer, config.optimizer.memory)
         else:
-            state, host = checkpointer.restore(None, trained_shapes(config))
+            state, host = checkpointer.restore(newest, trained_shapes(config))
         players = stack.enter_context(
             open_players(config, state.params, None if progress is None else progress.reading)
         )
@@ -117,18 +125,29 @@ def train(
             },
             key=keys.root_key(config.seed),
             meta=config.meta,
+            hosts=hosts,
             progress=None if progress is None else progress.phase,
         )
         first, meta = 0, loops.initial_state(arena, config.meta.contexts_per_iteration)
         if host is not None:
             first, meta = host["iteration"], loops.state_from_json(host["meta"])
-        drop_after(run_dir, first)
+        if hosts.first:
+            drop_after(run_dir, first)
+        hosts.meet()
         collected = None
         if config.meta.collection == "precollected":
             collected = loops.precollected(arena, run_dir, resumed=host is not None)
-        writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
+        writer = None
+        if hosts.first:
+            writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
         keeper = stack.enter_context(
-            Keeper(checkpointer, every=config.checkpoint_every, last=config.iterations)
+            Keeper(
+                checkpointer,
+                every=config.checkpoint_every,
+                last=config.iterations,
+                alone=hosts.count == 1,
+                rewards=[record.get("reward") for record in read_metrics(run_dir)],
+            )
         )
         health = Health(min(config.patience, config.iterations))  # a short run, too
         for iteration in range(first + 1, config.iterations + 1):
@@ -161,11 +180,15 @@ def train(
                 # What the sampler reported depends on how requests happened to be batched.
                 (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
+            timing["checkpoint_s"] = keeper.settle(iteration)
             with held():
-                write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
-                writer.write(iteration, metrics, timing | loops.counts(arena))
+                if writer is not None:
+                    write_iteration(
+                        run_dir, iteration, contexts, scored.groups, scored.trajectories
+                    )
+                    writer.write(iteration, metrics, timing | loops.counts(arena))
                 record = {"iteration": iteration, "meta": loops.state_to_json(meta)}
-                keeper.finish(iteration, state, record)
+                keeper.finish(iteration, state, record, metrics["reward"])
             if progress is not None:
                 # not in the file: it may name processes and times
                 error = {"error": most_frequent_error(scored.trajectories)}

@@ -16,7 +16,7 @@ from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
 from experiments.tasks import with_options
 from experiments.trust import check_names
-from ictjax.config import MeshConfig, RoleMeshes
+from ictjax.config import HostsConfig, MeshConfig, RoleMeshes
 from ictjax.ranges import Range
 from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
 
@@ -84,6 +84,8 @@ class EvaluateArgs(RunArgs):
     """The model that plays."""
     reflector: RoleArgs
     """The model that was trained."""
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
+    """Several hosts that evaluate together."""
     evaluation: EvaluationConfig
     """How much to play; the run's config.json has the defaults."""
 
@@ -145,7 +147,7 @@ def _main(argv: list[str]) -> None:
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
-    console = Terminal()
+    console = Terminal(quiet=args.hosts.index > 0)
     families = (*settings.train_families, *settings.heldout_families)
     with counting_bar("finding games", console) as advance:  # the first time an index is made
         found = {}
@@ -162,7 +164,11 @@ def _main(argv: list[str]) -> None:
             )
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
+    from experiments.hosts import connect, ended_together
 
+    hosts = connect(args.hosts)
+    if not hosts.first:
+        console = Terminal(quiet=True)
     changes = changed_since(run_dir, config, played, environment)
     if changes and not args.accept_changes:
         raise ValueError(
@@ -178,9 +184,10 @@ def _main(argv: list[str]) -> None:
                 max_live_games=max(settings.max_live_games, args.num_workers),
             ),
         )
-    report = evaluate(
-        run_dir, config, console, task=played, name=name, step=args.step, changes=changes
-    )
+    with ended_together(hosts):
+        report = evaluate(
+            run_dir, config, console, task=played, name=name, step=args.step, changes=changes
+        )
     for split, overall in report["overall"].items():
         means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
         test = overall["tests"]["trained_vs_untrained"]

@@ -22,7 +22,7 @@ from experiments.run_dir import (
 )
 from experiments.tasks import with_options
 from experiments.trust import check_names
-from ictjax.config import EndpointConfig
+from ictjax.config import EndpointConfig, HostsConfig
 from ictjax.run_config import TrainConfig, from_dict
 
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
@@ -86,6 +86,8 @@ class TrainArgs(StartArgs):
     to DIR.old-1."""
     check: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Build model, cache and update on shapes alone, print parameters and memory, and end."""
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
+    """Several hosts that train one run."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """Fields of the preset."""
 
@@ -189,7 +191,19 @@ def _main(argv: list[str]) -> None:
     settings = args.settings.task.environment
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
-    how = check_restart(run_dir) if args.restart else check_run(run_dir, args.settings, environment)
+    # JAX; flags are right when it is loaded
+    from experiments.hosts import connect, decide, ended_together
     from experiments.train import start
 
-    start(name, args.settings, run_dir, environment, console, how=how)
+    hosts = connect(args.hosts)
+    with ended_together(hosts):
+        how = decide(
+            hosts,
+            lambda: (
+                check_restart(run_dir)
+                if args.restart
+                else check_run(run_dir, args.settings, environment)
+            ),
+        )
+        shown = console if hosts.first else Terminal(quiet=True)
+        start(name, args.settings, run_dir, environment, shown, how=how)

@@ -101,7 +101,11 @@ def _place(
         and (sharding is None or leaf.sharding.is_equivalent_to(sharding, leaf.ndim))
     ):
         return leaf
-    return jax.device_put(leaf.astype(dtype), sharding)
+    return (
+        jax.device_put(leaf.astype(dtype), sharding)
+        if sharding is None
+        else meshes.place(leaf.astype(dtype), sharding)
+    )
 
 
 def _dtype(config: ModelConfig, name: str, leaf: Any) -> jnp.dtype:

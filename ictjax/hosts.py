@@ -1,0 +1,126 @@
+"""Several hosts that train one run together: each plays its share of the games, all of them know
+all of the results.
+
+Every host runs the same program on the same configuration, and decides the same from the same
+data; what differs is which episodes it plays, which replies it samples, and that the first alone
+writes. An update runs on the devices of all hosts at once.
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from envs.api import CannotGoOn
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_MAX_SHOWN = 100  # characters of what the transport says
+# What XLA says of a host that is gone, in the words of its transports.
+_LOST = re.compile(
+    "gloo|connection|peer|unavailable|coordination|heartbeat|deadline|barrier|socket", re.IGNORECASE
+)
+_LEAST_BYTES = (
+    1024  # of a message; longer ones are padded to a power of two: few sizes, compiled once
+)
+
+
+class HostLost(CannotGoOn):
+    """Another host ended, or is not reached any more."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """Which host this is, and how many there are."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this host is the one that writes."""
+        return self.index == 0
+
+    def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
+        """This host's part of the work: neighbours stay together, as they often share a prompt."""
+        bounds = [len(items) * index // self.count for index in range(self.count + 1)]
+        return items[bounds[self.index] : bounds[self.index + 1]]
+
+    def together(
+        self,
+        items: Sequence[_Item],
+        work: Callable[[Sequence[_Item]], Sequence[_Result]],
+        write: Callable[[_Result], str],
+        read: Callable[[str], _Result],
+    ) -> list[_Result]:
+        """The results of all items, in their order, of which every host works out its share.
+
+        Args:
+          items: the same on every host.
+          work: gives a result for each of some items.
+          write: a result as JSON.
+          read: the result back from it.
+
+        Raises:
+          CannotGoOn: another host could not do its share, with what it said.
+        """
+        if self.count == 1:
+            return list(work(items))
+        try:
+            mine = list(work(self.share(items)))
+        except Exception as error:
+            self._everyone({"error": " ".join(str(error).split()) or type(error).__name__})
+            raise
+        answers = self._everyone({"results": [write(result) for result in mine]})
+        results: list[_Result] = []
+        for index, answer in enumerate(answers):
+            if "error" in answer:
+                raise CannotGoOn(f"Host {index} of {self.count} cannot go on: {answer['error']}")
+            results += mine if index == self.index else map(read, answer["results"])
+        return results
+
+    def agree(self, value: _Item) -> _Item:
+        """What the first host says; `value` is JSON. All wait for it."""
+        return value if self.count == 1 else self._everyone({"value": value})[0]["value"]
+
+    def meet(self) -> None:
+        """Waits for all hosts."""
+        self.agree(None)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Raises HostLost where what all compute together fails because others are gone."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            said = [str(error), str(error.__cause__)]
+            if self.count == 1 or not any(map(_LOST.search, said)):
+                raise
+            raise HostLost(
+                f"Another of the {self.count} hosts ended or is not reached any more"
+                f" ({' '.join(said[0].split())[:_MAX_SHOWN]}): see what it said, and start all"
+                " again with the same flags; they go on from the last checkpoint."
+            ) from error
+
+    def _everyone(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        data = np.frombuffer(json.dumps(message).encode(), np.uint8)
+        sizes = np.asarray(multihost_utils.process_allgather(np.int64(len(data)))).reshape(-1)
+        room = max(_LEAST_BYTES, 1 << int(sizes.max() - 1).bit_length())
+        rows = np.asarray(
+            multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
+        ).reshape(self.count, room)
+        return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+ALONE = Hosts()
+
+
+def these_hosts() -> Hosts:
+    """Those that `jax.distributed` has brought together; one where it was not asked to."""
+    return Hosts(index=jax.process_index(), count=jax.process_count())

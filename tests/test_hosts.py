@@ -1,0 +1,205 @@
+"""Several hosts: processes that talk to each other, each with a device and workers of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.fake_pair import save_pair
+from experiments.hosts import decide
+from ictjax.config import HostsConfig
+from ictjax.digests import changed, digests, sums
+from ictjax.hosts import ALONE, HostLost, Hosts
+from ictjax.metrics import read_metrics
+
+# What one process and two sum in another order; games, replies and prompts are the same.
+ROUNDED = ("grad_norm", "loss", "policy_loss", "update_norm", "entropy", "kl", "ratio", "clip")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    actor, reflector = map(str, save_pair(tmp_path_factory.mktemp("models")))
+    return ["--preset", "fake-tiny", "--actor.model", actor, "--reflector.model", reflector]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts a command on so many hosts; whatever still runs at the end is killed."""
+    environ = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    started = []
+
+    def begin(count, command, *words):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        together = [f"--{role}.mesh.data={count}" for role in ("actor", "reflector")]
+        if count > 1:
+            together += [f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={count}"]
+        processes = []
+        for index in range(count):
+            own = [f"--hosts.index={index}"] if count > 1 else []
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "experiments", command, *words, *together, *own],
+                    env=environ,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        started.extend(processes)
+        return processes
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(processes):
+    for process in processes:
+        out, errors = process.communicate()
+        assert process.returncode == 0, out + errors
+
+
+@pytest.fixture(scope="module")
+def runs(flags, start, tmp_path_factory):
+    """The same run, on one host and on two."""
+    folder = tmp_path_factory.mktemp("runs")
+    for count in (1, 2):
+        finish(start(count, "train", *flags, "--iterations=3", f"--run-dir={folder / str(count)}"))
+    return folder / "1", folder / "2"
+
+
+def tree(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.jsonl"))}
+
+
+def same_metrics(one, other):
+    lines = [read_metrics(run) for run in (one, other)]
+    assert len(lines[0]) == len(lines[1]) == 3
+    for before, now in zip(*lines, strict=True):
+        assert before.keys() == now.keys()
+        for name in before.keys() - {"time"}:
+            if name.startswith(ROUNDED):
+                np.testing.assert_allclose(now[name], before[name], rtol=1e-4, atol=1e-6)
+            else:
+                assert now[name] == before[name], name
+
+
+def test_two_hosts_train_what_one_trains(runs):
+    one, two = runs
+    same_metrics(one, two)
+    for name in ("episodes", "contexts", "prompts"):
+        assert tree(one / name) == tree(two / name)
+    assert len(json.loads((two / "manifest.json").read_text())["devices"]) == 2
+
+
+def test_two_hosts_evaluate_what_one_evaluates(runs, start):
+    results = []
+    for run, count in zip(runs, (1, 2), strict=True):
+        finish(
+            start(
+                count,
+                "evaluate",
+                f"--run-dir={run}",
+                "--step=3",
+                "--evaluation.runs=3",
+                "--evaluation.test-games=2",
+            )
+        )
+        (folder,) = (run / "evaluation").iterdir()
+        results.append((json.loads((run / "evaluation.json").read_text())["overall"], tree(folder)))
+    assert results[0][0] == results[1][0]
+    assert results[0][1].keys() == results[1][1].keys()
+
+
+def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
+    runs, flags, start, tmp_path
+):
+    run = tmp_path / "run"
+    words = [*flags, "--iterations=3", f"--run-dir={run}"]
+    first, second = start(2, "train", *words)
+    while len(read_metrics(run)) < 1:
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode not in (0, None)
+    assert "Another of the 2 hosts ended" in errors and "Traceback" not in errors
+    finish(start(1, "train", *words))
+    same_metrics(runs[0], run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"detect": True, "count": 2, "coordinator": "a:1"}, "give either"),
+        ({"count": 2}, "do not fit together"),
+        ({"coordinator": "a:1"}, "do not fit together"),
+        ({"count": 2, "coordinator": "a:1", "index": 2}, "count from 0 to 1"),
+        ({"count": 0}, "count"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        HostsConfig(**settings)
+
+
+def test_shares_are_neighbours_and_all_of_it():
+    for count in (1, 2, 3, 7):
+        shares = [Hosts(index=i, count=count).share(range(5)) for i in range(count)]
+        assert [item for share in shares for item in share] == list(range(5))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_host_asks_nobody():
+    assert ALONE.together([1, 2], lambda items: [2 * i for i in items], str, int) == [2, 4]
+    assert decide(ALONE, lambda: "new") == ALONE.agree("new") == "new"
+    ALONE.meet()
+    with pytest.raises(ValueError, match="mine"), ALONE.connected():
+        raise ValueError("mine: connection lost")
+
+
+def test_a_lost_host_is_told_from_other_faults():
+    two = Hosts(index=0, count=2)
+    lost = "of the 2 hosts ended .*Connection closed"
+    with pytest.raises(HostLost, match=lost), two.connected():
+        raise ValueError("Gloo AllGather failed: Connection closed by peer")
+    with pytest.raises(ValueError, match="too large"), two.connected():
+        raise ValueError("too large")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_sums_are_the_same_however_an_array_is_split(dtype):
+    array = (100 * jax.random.normal(jax.random.key(0), (16, 3, 8))).astype(dtype)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), (jax.sharding.AxisType.Auto,) * 2)
+    expected = sums({"a": array})
+    for spec in (("x",), (None, None, "y"), ("x", None, "y")):
+        placed = jax.device_put(
+            array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        )
+        assert sums({"a": placed}) == expected
+    assert changed(expected, {"a": np.asarray(array)}) == ""
+    assert changed(digests({"a": array}), {"a": array}) == ""
+    rng = np.random.default_rng(0)
+    flat = np.asarray(array).reshape(-1).view(np.uint8)
+    for _ in range(30):  # flipped bits
+        damaged = flat.copy()
+        bit = 0 if dtype == "bool" else rng.integers(8)
+        damaged[rng.integers(len(flat))] ^= 1 << bit
+        back = damaged.view(np.asarray(array).dtype).reshape(array.shape)
+        assert changed(expected, {"a": jnp.asarray(back)}) == "a"
