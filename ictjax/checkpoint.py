@@ -324,10 +324,6 @@ class Checkpointer(CheckpointReader):
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
-        self.check()
-
-    def check(self) -> None:
-        """Raises what `wait` does, where it has happened already."""
         failed, self._failed = self._failed, None
         if failed is not None:
             raise failed
@@ -350,9 +346,7 @@ class Checkpointer(CheckpointReader):
             except Exception as error:  # for the program's own thread
                 self._failed = error
 
-    def _commit(
-        self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], needed: int
-    ) -> None:
+    def _commit(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], needed: int) -> None:
         try:
             self._writer.wait_until_finished()
         except Exception as error:

@@ -49,6 +49,7 @@ from ictjax.learner import (
 from ictjax.mesh import split_rows
 from ictjax.metrics import Clock, MetricsWriter, read_metrics
 from ictjax.players import initial_weights, open_players, trained_shapes
+from ictjax.precollection import precollected
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
 
@@ -128,7 +129,7 @@ def train(
         drop_after(run_dir, first)
         collected = None
         if config.meta.collection == "precollected":
-            collected = loops.precollected(arena, run_dir, resumed=host is not None)
+            collected = precollected(arena, run_dir, resumed=host is not None)
         writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
         keeper = stack.enter_context(
             Keeper(
@@ -169,7 +170,7 @@ def train(
                 # What the sampler reported depends on how requests happened to be batched.
                 (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
-            timing["checkpoint_s"] = keeper.settle(iteration)
+            timing["checkpoint_s"] = keeper.settle()
             with held():
                 write_iteration(run_dir, iteration, contexts, scored.groups, scored.trajectories)
                 writer.write(iteration, metrics, timing | loops.counts(arena))

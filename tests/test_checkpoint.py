@@ -226,9 +226,11 @@ def test_a_write_that_fails_is_told_by_whatever_comes_next_and_once(tmp_path, mo
             with monkeypatch.context() as patched:
                 patched.setattr(serialization, "async_serialize_from_host", fail)
                 checkpointer.save(2, state, {})
-                with pytest.raises(ValueError, match="Too little disk for the checkpoint of step 2"):
+                with pytest.raises(
+                    ValueError, match="Too little disk for the checkpoint of step 2"
+                ):
                     call(checkpointer)
-            checkpointer.check()
+            checkpointer.wait()
             assert os.listdir(tmp_path / str(number)) == ["1"], name
             if name != "close":
                 save(checkpointer, 2, state, {})
