@@ -15,6 +15,7 @@ from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
 from experiments.presets import in_folders
+from experiments.remote_run import Sender
 from experiments.resume import check_models, going_on, incomplete, newest_checkpoint
 from experiments.run_dir import (
     Start,
@@ -43,12 +44,14 @@ def start(
     console: Console,
     *,
     how: Start,
+    sender: Sender | None = None,
 ) -> None:
     """Trains, or continues, one run.
 
     Args:
       preset: what the configuration started from, where known.
       how: what is in the directory (see `run_dir.check_run`), or to be done with it.
+      sender: sends the run directory to the address that it belongs to.
 
     Raises:
       ValueError: what does not fit together, before any weight is read. A new directory is gone
@@ -105,7 +108,7 @@ def start(
             run_dir,
             environment=environment,
             pool=pool,
-            progress=_Locked(lock=lock, progress=progress),
+            progress=_Locked(lock=lock, sender=sender, progress=progress),
         )
         write_manifest(run_dir, read_manifest(run_dir) | {"finished": now()})
     _say(
@@ -116,9 +119,10 @@ def start(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Locked:
-    """Passes progress on as long as the run directory is ours."""
+    """Passes progress on as long as the run directory is ours, and sends what is new in it."""
 
     lock: RunLock
+    sender: Sender | None
     progress: TrainProgress
 
     def reading(self, finished: int, total: int) -> None:
@@ -131,6 +135,8 @@ class _Locked:
 
     def iteration(self, number: int, total: int, metrics: dict[str, Any]) -> None:
         self.lock.check()
+        if self.sender is not None:
+            self.sender.poke()
         self.progress.iteration(number, total, metrics)
 
 

@@ -12,6 +12,7 @@ from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.local_path import local_path
 from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
+from experiments.remote_run import is_remote, sending
 from experiments.run_dir import (
     check_families,
     check_restart,
@@ -80,7 +81,7 @@ class TrainArgs(StartArgs):
         pathlib.Path | None,
         tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET)"),
     ] = None
-    """Where the run is written."""
+    """Where the run is written: a folder, or an address (gs://bucket/runs/a)."""
     restart: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Begin at iteration 1, whatever the directory holds: the run that is there is moved beside it,
     to DIR.old-1."""
@@ -189,7 +190,20 @@ def _main(argv: list[str]) -> None:
     settings = args.settings.task.environment
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
-    how = check_restart(run_dir) if args.restart else check_run(run_dir, args.settings, environment)
-    from experiments.train import start
+    if not is_remote(run_dir):
+        how = (
+            check_restart(run_dir)
+            if args.restart
+            else check_run(run_dir, args.settings, environment)
+        )
+        from experiments.train import start
 
-    start(name, args.settings, run_dir, environment, console, how=how)
+        start(name, args.settings, run_dir, environment, console, how=how)
+        return
+    if args.restart:
+        raise ValueError("--restart moves folders of this machine only: choose another --run-dir.")
+    with sending(run_dir, console.print) as sender:
+        how = check_run(sender.path, args.settings, environment)
+        from experiments.train import start
+
+        start(name, args.settings, sender.path, environment, console, how=how, sender=sender)
