@@ -118,6 +118,10 @@ class RemoteRun:
                     (self.path / path).unlink()
         for path, about in files.items():
             if wanted(path) and self._about(path) != about:
+                if not self._store.joinpath(path).exists():
+                    raise ValueError(
+                        f"{self.address} changed while it was fetched: start it again."
+                    )
                 self._download(path, about)
         self._drop_empty_steps()
 

@@ -216,6 +216,15 @@ def test_a_checkpoint_that_is_damaged_there_is_named(store, machine):
         machine("two")
 
 
+def test_what_is_removed_while_it_is_fetched_is_told(store, machine):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    (store.folder / "bucket/runs/a/checkpoints/3/state/array").unlink()
+    with pytest.raises(ValueError, match="^gs://bucket/runs/a changed while it was fetched: start"):
+        machine("two")
+
+
 @pytest.mark.parametrize(
     "index",
     [
