@@ -69,12 +69,9 @@ class LiveProgress:
             self._bars = Progress(*columns, console=self.console, speed_estimate_period=_SPEED_S)
             self._whole: TaskID = self._bars.add_task(what, completed=done, total=total, note="")
             self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
-        self._phase_name, self._started, self._done_at_start, self._last_line = (
-            "",
-            time.monotonic(),
-            done,
-            time.monotonic(),
-        )
+        self._started = self._last_line = time.monotonic()
+        self._done_at_start = done
+        self._phase_name, self._phase_begun = "", (self._started, 0)
 
     def __enter__(self) -> "LiveProgress":
         if self._bars is not None:
@@ -94,9 +91,12 @@ class LiveProgress:
         """Moves the phase bar; without a terminal, says at most every half minute where things
         stand.
         """
+        begins = name != self._phase_name or finished <= 1
+        now = time.monotonic()
+        if begins:
+            self._phase_name, self._phase_begun = name, (now, finished)
         if self._bars is not None:
-            if name != self._phase_name or finished <= 1:
-                self._phase_name = name
+            if begins:
                 self._bars.reset(
                     self._phase,
                     description=f"  {name}",
@@ -107,9 +107,12 @@ class LiveProgress:
                 )
             else:
                 self._bars.update(self._phase, total=total, completed=finished)
-        elif time.monotonic() - self._last_line > _PLAIN_EVERY_S:
-            self._last_line = time.monotonic()
-            self.console.print(f"  {name} {finished}/{total}")
+        elif now - self._last_line > _PLAIN_EVERY_S:
+            self._last_line = now
+            begun, before = self._phase_begun
+            left_s = (now - begun) / max(finished - before, 1) * (total - finished)
+            about = f"  about {left_s / 60:.1f} min left" if finished > before else ""
+            self.console.print(f"  {name} {finished}/{total}{about}")
 
     def reading(self, finished: int, total: int) -> None:
         """How far a checkpoint is read, in bytes."""

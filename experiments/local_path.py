@@ -1,4 +1,6 @@
-"""Paths that people type: of this machine, in names that every library can open."""
+"""Paths that people type: of this machine, in names that every library can open. Run directories
+may be addresses, see `experiments.remote_run`.
+"""
 
 import dataclasses
 import itertools
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 _Args = TypeVar("_Args")
 # pathlib has made one slash of two; a drive letter is no scheme
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+RUN_ADDRESS = re.compile(r"(gs|s3|az):/+([^/].*)")  # of stores that run directories may lie in
 
 
 def local_path(text: str, flag: str) -> str:
@@ -67,18 +70,28 @@ def with_local_paths(args: _Args, argv: Sequence[str] = ()) -> _Args:
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
-        if isinstance(value, pathlib.Path):
+        if isinstance(value, pathlib.Path) and not _is_run(field.name, value):
             if not value.parts and _is_empty(flag, argv):
                 raise ValueError(f"{flag} is empty: name a path, or . for the current folder.")
             changed[field.name] = pathlib.Path(local_path(str(value), flag))
         elif isinstance(value, tuple) and any(isinstance(item, pathlib.Path) for item in value):
-            changed[field.name] = tuple(pathlib.Path(local_path(str(p), "The run")) for p in value)
+            changed[field.name] = tuple(
+                path
+                if _is_run(field.name, path)
+                else pathlib.Path(local_path(str(path), "The run"))
+                for path in value
+            )
     return dataclasses.replace(args, **changed)
 
 
 def _is_empty(flag: str, argv: Sequence[str]) -> bool:
     words = [word.replace("_", "-") for word in argv]
     return f"{flag}=" in words or (flag, "") in itertools.pairwise(words)
+
+
+def _is_run(name: str, path: pathlib.Path) -> bool:
+    """Whether this is an address of a run, which may lie in a store."""
+    return name in ("run_dir", "run_dirs") and RUN_ADDRESS.fullmatch(str(path)) is not None
 
 
 def _is_utf8(text: str) -> bool:

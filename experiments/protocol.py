@@ -49,7 +49,7 @@ def play_arm(
         )
         # The same keys for every arm: what differs between arms is the weights alone.
         group_keys = [[keys.fold(arena.key, "reflection", family, run, meta_turn)] for run in runs]
-        groups = arena.ask(contexts, group_keys, f"reflection on {family}")
+        groups = arena.ask(contexts, group_keys)
         candidates = [group[0] for group in groups]
         malformed += sum(candidate.system_prompt is None for candidate in candidates)
         prompts = [

@@ -128,8 +128,7 @@ def _check_checkpoints(
         return
     if (
         not (run_dir / "checkpoints").is_dir()
-        # one is written until the next is due, see `ictjax.keeper.Keeper.settle`
-        or recorded >= 2 * before.checkpoint_every
+        or recorded > before.checkpoint_every  # see `ictjax.keeper.Keeper.settle`
         or "finished" in manifest
         or any(entry.get("from_iteration") for entry in manifest.get("resumed", []))
         or any(run_dir.glob("evaluation*"))

@@ -15,6 +15,7 @@ from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
 from experiments.presets import in_folders
+from experiments.remote_run import Sender
 from experiments.resume import check_models, going_on, incomplete, newest_checkpoint
 from experiments.run_dir import (
     Start,
@@ -44,12 +45,14 @@ def start(
     console: Console,
     *,
     how: Start,
+    sender: Sender | None = None,
 ) -> None:
     """Trains, or continues, one run.
 
     Args:
       preset: what the configuration started from, where known.
       how: what is in the directory (see `run_dir.check_run`), or to be done with it.
+      sender: sends the run directory to the address that it belongs to.
 
     Raises:
       ValueError: what does not fit together, before any weight is read. A new directory is gone
@@ -112,7 +115,9 @@ def start(
             environment=environment,
             pool=pool,
             progress=(
-                progress if lock is None else _Locked(run_dir=run_dir, lock=lock, progress=progress)
+                progress
+                if lock is None
+                else _Locked(run_dir=run_dir, lock=lock, sender=sender, progress=progress)
             ),
         )
         if hosts.first:
@@ -125,10 +130,13 @@ def start(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Locked:
-    """Passes progress on as long as the run directory is ours, and where it was."""
+    """Passes progress on as long as the run directory is ours, and where it was, and sends what is
+    new in it.
+    """
 
     run_dir: pathlib.Path
     lock: RunLock
+    sender: Sender | None
     progress: TrainProgress
 
     def reading(self, finished: int, total: int) -> None:
@@ -141,6 +149,8 @@ class _Locked:
 
     def iteration(self, number: int, total: int, metrics: dict[str, Any]) -> None:
         self._check()
+        if self.sender is not None:
+            self.sender.poke()
         self.progress.iteration(number, total, metrics)
 
     def _check(self) -> None:

@@ -333,10 +333,6 @@ class Checkpointer(CheckpointReader):
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
-        self.check()
-
-    def check(self) -> None:
-        """Raises what `wait` does, where it has happened already."""
         failed, self._failed = self._failed, None
         if failed is not None:
             raise failed

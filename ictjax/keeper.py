@@ -69,9 +69,9 @@ class Keeper:
         """The state of the last iteration is about to be donated."""
         self._unsaved = None
 
-    def settle(self, iteration: int) -> float:
-        """Waits for what is being written, where this iteration is saved too; before its files are
-        written, so that no record is further ahead of the checkpoints than two saves.
+    def settle(self) -> float:
+        """Waits for what is being written; before the files of the next iteration are, so that no
+        record is ahead of a checkpoint that was due.
 
         Returns:
           The seconds that saves have held up the run since the last call.
@@ -79,13 +79,9 @@ class Keeper:
         Raises:
           ValueError: the last save has failed, see `Checkpointer.wait`.
         """
-        if self._is_saved(iteration):
-            start = time.perf_counter()
-            self._checkpointer.wait()
-            self._blocked_s += time.perf_counter() - start
-        else:
-            self._checkpointer.check()
-        blocked_s, self._blocked_s = self._blocked_s, 0.0
+        start = time.perf_counter()
+        self._checkpointer.wait()
+        blocked_s, self._blocked_s = self._blocked_s + time.perf_counter() - start, 0.0
         return blocked_s
 
     def finish(
@@ -100,15 +96,12 @@ class Keeper:
         """
         self._rewards.append(reward)
         finished = _Finished(iteration, state, host)
-        if self._is_saved(iteration):
+        if iteration % self._every == 0 or iteration == self._last:
             self._save(finished)
             self._holding.close()
         elif self._alone:
             self._unsaved = finished
             self._holding.enter_context(held())
-
-    def _is_saved(self, iteration: int) -> bool:
-        return iteration % self._every == 0 or iteration == self._last
 
     def _save(self, finished: _Finished) -> None:
         self._unsaved = None  # first: what cannot be saved is not tried twice

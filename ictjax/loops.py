@@ -8,26 +8,21 @@ resumed run draws the same games, prompts and tokens.
 
 import dataclasses
 import functools
-import hashlib
 import json
-import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from envs.api import CannotGoOn, GameId, Outcome, Pool
+from envs.api import GameId, Outcome, Pool
 from ictjax import keys
 from ictjax.config import MetaConfig
-from ictjax.health import most_frequent_error
 from ictjax.hosts import ALONE, Hosts
-from ictjax.json_lines import read_records
 from ictjax.records import (
     Candidate,
     Context,
     ParseFailure,
     Trajectory,
     candidate_from_json,
-    context_from_dict,
     count_failures,
     to_json,
     trajectory_from_json,
@@ -35,7 +30,6 @@ from ictjax.records import (
 from ictjax.reflector import Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
-from ictjax.run_files import write_lines
 from ictjax.speaker import Speaker
 
 PhaseProgress = Callable[[str, int, int], None]  # phase, finished, total
@@ -99,15 +93,22 @@ class Arena:
         )
 
     def ask(
-        self, contexts: Sequence[Context], group_keys: Sequence[Sequence[keys.Key]], phase: str
+        self,
+        contexts: Sequence[Context],
+        group_keys: Sequence[Sequence[keys.Key]],
+        phase: str | None = None,
     ) -> list[list[Candidate]]:
-        """Samples a reply of the reflector to every context with each of its keys."""
+        """Samples a reply of the reflector to every context with each of its keys.
+
+        Args:
+          phase: what whoever watches is told of it; None: nothing.
+        """
         return self.hosts.together(
             list(zip(contexts, group_keys, strict=True)),
             lambda share: self.reflector.candidates(
                 [context for context, _ in share],
                 [some for _, some in share],
-                self.reporter(phase),
+                None if phase is None else self.reporter(phase),
             ),
             lambda group: json.dumps([to_json(candidate) for candidate in group]),
             lambda text: [candidate_from_json(line) for line in json.loads(text)],
@@ -188,17 +189,29 @@ def collect(arena: Arena, state: LoopState, iteration: int) -> tuple[list[Contex
     for loop in state.loops:
         games, state = draw_games(arena, state, loop.family, arena.meta.games_per_context)
         batches.append(games)
+    places = [
+        (q, loop, games) for q, (loop, games) in enumerate(zip(state.loops, batches, strict=True))
+    ]
+    return play_contexts(arena, places, iteration), state
+
+
+def play_contexts(
+    arena: Arena, batches: Sequence[tuple[int, Loop, Sequence[GameId]]], iteration: int
+) -> list[Context]:
+    """Plays games under the prompts of loops, each with its number among the contexts of this
+    iteration, on which its keys depend.
+    """
     episodes = [
         Episode(
             game=game,
             system_prompt=loop.system_prompt,
             key=keys.fold(arena.key, "context", iteration, q, str(game)),
         )
-        for q, (loop, games) in enumerate(zip(state.loops, batches, strict=True))
+        for q, loop, games in batches
         for game in games
     ]
     played = iter(arena.play(episodes, "contexts"))
-    contexts = [
+    return [
         Context(
             loop=loop.number,
             meta_turn=loop.meta_turn,
@@ -206,9 +219,8 @@ def collect(arena: Arena, state: LoopState, iteration: int) -> tuple[list[Contex
             system_prompt=loop.system_prompt,
             trajectories=tuple(next(played) for _ in games),
         )
-        for loop, games in zip(state.loops, batches, strict=True)
+        for _, loop, games in batches
     ]
-    return contexts, state
 
 
 def propose(
@@ -216,10 +228,15 @@ def propose(
 ) -> list[list[Candidate]]:
     """Samples `group_size` replies to every context from the reflector."""
     group_keys = [
-        [keys.fold(arena.key, "candidate", iteration, q, g) for g in range(group_size)]
+        [candidate_key(arena, iteration, q, g) for g in range(group_size)]
         for q in range(len(contexts))
     ]
     return arena.ask(contexts, group_keys, "candidates")
+
+
+def candidate_key(arena: Arena, iteration: int, context: int, candidate: int) -> keys.Key:
+    """The key of one reply of the reflector."""
+    return keys.fold(arena.key, "candidate", iteration, context, candidate)
 
 
 def score(
@@ -301,11 +318,19 @@ def advance(
             loops.append(_new_loop(arena, next_loop, arena.meta.meta_turns - 1))
             next_loop += 1
         else:
-            prompt = (
-                next_prompt(group, keys.fold(arena.key, "next", iteration, q)) or loop.system_prompt
-            )
+            prompt = following_prompt(arena, loop, group, iteration, q)
             loops.append(loop._replace(meta_turn=loop.meta_turn + 1, system_prompt=prompt))
     return state._replace(loops=tuple(loops), next_loop=next_loop)
+
+
+def following_prompt(
+    arena: Arena, loop: Loop, group: Sequence[Candidate], iteration: int, context: int
+) -> str:
+    """What a loop goes on with behind the context of this number; its own prompt where none of the
+    candidates is valid.
+    """
+    key = keys.fold(arena.key, "next", iteration, context)
+    return next_prompt(group, key) or loop.system_prompt
 
 
 def next_prompt(group: Sequence[Candidate], key: keys.Key) -> str | None:
@@ -314,81 +339,6 @@ def next_prompt(group: Sequence[Candidate], key: keys.Key) -> str | None:
         candidate.system_prompt for candidate in group if candidate.system_prompt is not None
     ]
     return prompts[int(keys.generator(key).integers(len(prompts)))] if prompts else None
-
-
-def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[Context]:
-    """The contexts of the base reflector: collected once, before the first update, and read from
-    the run directory ever after.
-
-    Their checksum is kept beside them, as `sha256sum --check` reads it.
-
-    Raises:
-      ValueError: a resumed run has lost them, or they are others now: training would go on with
-        other contexts, and its reflector is no longer the one they are of.
-    """
-    path = run_dir / "contexts" / "precollected.jsonl"
-    seal = path.with_suffix(".sha256")
-    if not arena.hosts.agree(path.exists()):
-        if resumed:
-            raise ValueError(f"{path} is missing: restore it, or start another run.")
-        lines = [to_json(context) for context in precollect(arena)]
-        if arena.hosts.first:
-            # first: whoever finds contexts finds their checksum, but for runs of older versions
-            write_lines(seal, [_seal("".join(f"{line}\n" for line in lines).encode(), path.name)])
-            write_lines(path, lines)
-        arena.hosts.meet()
-    data = path.read_bytes()
-    expected = arena.meta.precollected_loops * arena.meta.meta_turns
-    if data.count(b"\n") != expected:
-        raise ValueError(
-            f"{path} has {data.count(10)} lines, {expected} contexts were collected: restore it, or"
-            " start another run."
-        )
-    if seal.exists() and seal.read_text(encoding="utf-8", errors="replace").strip() != _seal(
-        data, path.name
-    ):
-        raise ValueError(
-            f"{path} is not what was collected (its checksum is not that in {seal.name}): restore"
-            " both, or start another run."
-        )
-    contexts = []
-    for number, record in enumerate(read_records(path).values, start=1):
-        try:
-            contexts.append(context_from_dict(record))
-        except ValueError as error:
-            raise ValueError(
-                f"Line {number} of {path} is no context ({error}): restore it, or start another"
-                " run."
-            ) from error
-    return contexts
-
-
-def _seal(data: bytes, name: str) -> str:
-    return f"{hashlib.sha256(data).hexdigest()}  {name}"
-
-
-def precollect(arena: Arena) -> list[Context]:
-    """The paper's contexts: `precollected_loops` loops x `meta_turns` meta-turns of the reflector
-    as it is now. Raises CannotGoOn where every game failed.
-    """
-    arena = dataclasses.replace(arena, key=keys.fold(arena.key, "precollect"))
-    state = initial_state(arena, arena.meta.precollected_loops)
-    state = state._replace(
-        loops=tuple(loop._replace(last_turn=arena.meta.meta_turns - 1) for loop in state.loops)
-    )
-    contexts = []
-    for meta_turn in range(arena.meta.meta_turns):
-        new, state = collect(arena, state, meta_turn)
-        contexts += new
-        if meta_turn + 1 < arena.meta.meta_turns:
-            state = advance(arena, state, propose(arena, new, 1, meta_turn), meta_turn)
-    played = [trajectory for context in contexts for trajectory in context.trajectories]
-    if all(trajectory.outcome is Outcome.FAILED for trajectory in played):
-        raise CannotGoOn(
-            "Every game of the contexts that are collected before training failed"
-            f" ({most_frequent_error(played)}): repair that and start it again with the same flags."
-        )
-    return contexts
 
 
 def draw_contexts(arena: Arena, contexts: Sequence[Context], iteration: int) -> list[Context]:

@@ -50,6 +50,7 @@ from ictjax.learner import (
 from ictjax.mesh import split_rows
 from ictjax.metrics import Clock, MetricsWriter, read_metrics
 from ictjax.players import initial_weights, open_players, trained_shapes
+from ictjax.precollection import precollected
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
 
@@ -136,7 +137,7 @@ def train(
         hosts.meet()
         collected = None
         if config.meta.collection == "precollected":
-            collected = loops.precollected(arena, run_dir, resumed=host is not None)
+            collected = precollected(arena, run_dir, resumed=host is not None)
         writer = None
         if hosts.first:
             writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
@@ -180,7 +181,7 @@ def train(
                 # What the sampler reported depends on how requests happened to be batched.
                 (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
-            timing["checkpoint_s"] = keeper.settle(iteration)
+            timing["checkpoint_s"] = keeper.settle()
             with held():
                 if writer is not None:
                     write_iteration(

@@ -230,7 +230,7 @@ def test_a_write_that_fails_is_told_by_whatever_comes_next_and_once(tmp_path, mo
                     ValueError, match="Too little disk for the checkpoint of step 2"
                 ):
                     call(checkpointer)
-            checkpointer.check()
+            checkpointer.wait()
             assert os.listdir(tmp_path / str(number)) == ["1"], name
             if name != "close":
                 save(checkpointer, 2, state, {})

@@ -84,3 +84,16 @@ def test_the_listing_of_families_has_a_bar(monkeypatch):
     manifest.games_sha256(settings, FakeEnvironment())
     parts = 2 * len((*settings.train_families, *settings.heldout_families))
     assert seen == [("finding games", done, parts) for done in range(parts)]
+
+
+def test_a_long_phase_elsewhere_says_the_time_that_is_left_from_where_it_began(clock):
+    console = terminal(clock, is_one=False)
+    progress = LiveProgress("training", total=4, console=console)
+    progress.phase("games", 100, 200)  # a part of them was played in another life
+    for done in (110, 120):
+        clock.now += 60.0
+        progress.phase("games", done, 200)
+    assert console.file.getvalue().splitlines() == [
+        "  games 110/200  about 9.0 min left",
+        "  games 120/200  about 8.0 min left",
+    ]

@@ -64,6 +64,7 @@ from ictjax.models.hf import content, content_hash
 from ictjax.models.hf.reader import check_checkpoint
 from ictjax.models.lora import init_adapter
 from ictjax.models.peft import load_adapter, save_adapter
+from ictjax.precollection import precollected
 from ictjax.records import to_json
 from ictjax.run_config import EvaluationConfig, to_dict
 from ictjax.run_files import drop_after, write_iteration, write_lines
@@ -385,7 +386,7 @@ def contexts_folder(folder):
 
 
 def collected(folder):
-    for found in loops.precollected(arena(), folder, resumed=True):
+    for found in precollected(arena(), folder, resumed=True):
         assert all(trajectory.game.family for trajectory in found.trajectories)
         to_json(found)
 

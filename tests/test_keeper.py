@@ -17,9 +17,6 @@ class Noting:
 
     def wait(self):
         self.asked.append("wait")
-        self.check()
-
-    def check(self):
         failed, self.failed = self.failed, None
         if failed is not None:
             raise failed
@@ -29,7 +26,7 @@ def run(keeper, iterations, rewards=None):
     """What the training loop does."""
     for number in iterations:
         keeper.let_go()
-        keeper.settle(number)
+        keeper.settle()
         keeper.finish(number, f"state {number}", {"iteration": number}, (rewards or {}).get(number))
 
 
@@ -37,16 +34,15 @@ def saved(noting):
     return [entry[1] for entry in noting.asked if entry != "wait"]
 
 
-def test_multiples_and_the_last_are_saved_each_after_the_one_before_is_complete():
+def test_multiples_and_the_last_are_saved_each_before_more_is_recorded():
     noting = Noting()
     with Keeper(noting, every=2, last=5) as keeper:
         run(keeper, range(1, 6))
     assert saved(noting) == [2, 4, 5]
-    assert [entry if entry == "wait" else "save" for entry in noting.asked] == [
-        "wait",
-        "save",
-    ] * 3 + ["wait"]
-    assert noting.asked[1] == ("save", 2, "state 2", {"iteration": 2}, None)
+    assert [entry if entry == "wait" else entry[1] for entry in noting.asked] == [
+        *("wait", "wait", 2, "wait", "wait", 4, "wait", 5, "wait")
+    ]
+    assert noting.asked[2] == ("save", 2, "state 2", {"iteration": 2}, None)
 
 
 def test_whatever_ends_a_run_the_last_finished_iteration_is_saved_and_written():
@@ -63,16 +59,14 @@ def test_whatever_ends_a_run_the_last_finished_iteration_is_saved_and_written():
     assert saved(noting) == []
 
 
-@pytest.mark.parametrize("number", [3, 4])
-def test_a_write_that_failed_is_told_before_the_next_iteration_is_recorded(number):
+@pytest.mark.parametrize("finished", [2, 3])
+def test_a_write_that_failed_is_told_before_the_next_iteration_is_recorded(finished):
     noting = Noting()
-    with (
-        pytest.raises(ValueError, match="disk"),
-        Keeper(noting, every=2, last=9) as keeper,
-    ):
-        run(keeper, range(1, number))
+    with Keeper(noting, every=2, last=9) as keeper:
+        run(keeper, range(1, finished + 1))
         noting.failed = ValueError("disk")
-        keeper.settle(number)
+        with pytest.raises(ValueError, match="disk"):
+            keeper.settle()
 
 
 def test_the_score_is_the_mean_reward_of_the_last_five_iterations_of_any_life():
@@ -84,13 +78,11 @@ def test_the_score_is_the_mean_reward_of_the_last_five_iterations_of_any_life():
 
 
 def test_the_time_that_saves_took_is_told_once(monkeypatch):
-    noting, clock = Noting(), iter([0.0, 0.0, 1.0, 5.0, 10.0, 12.0, 20.0, 20.5])
+    noting, clock = Noting(), iter([0.0, 0.0, 1.0, 5.0, 10.0, 12.0, 20.0, 20.0])
     monkeypatch.setattr("ictjax.keeper.time.perf_counter", lambda: next(clock))
     keeper = Keeper(noting, every=2, last=9)
-    assert keeper.settle(2) == 0.0
-    keeper.finish(2, "state", {})  # 4 s
-    assert keeper.settle(3) == 4.0
+    assert keeper.settle() == 0.0
+    keeper.finish(2, "state", {})  # 4 s to copy
+    assert keeper.settle() == 6.0  # and 2 s for the disk
     keeper.finish(3, "state", {})
-    assert keeper.settle(4) == 2.0  # it waited
-    keeper.finish(4, "state", {})
-    assert keeper.settle(5) == 0.5
+    assert keeper.settle() == 0.0

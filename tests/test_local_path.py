@@ -35,8 +35,15 @@ def test_an_address_is_no_folder_of_that_name(text):
     ):
         with pytest.raises(ValueError, match="^--out '(gs|s3|file)://(bucket/)?a' is an address"):
             refused()
-    with pytest.raises(ValueError, match="^The run "):
-        with_local_paths(_Args(out=pathlib.Path(), run_dirs=(pathlib.Path(text),)))
+
+
+def test_runs_may_lie_in_a_store_that_is_known_and_nowhere_else():
+    for text in ("gs://bucket/a", "gs:/bucket/a", "s3://bucket/a"):
+        args = _Args(out=pathlib.Path(), run_dirs=(pathlib.Path(text),))
+        assert with_local_paths(args) == args
+    for text in ("file:///a", "ftp://host/a"):
+        with pytest.raises(ValueError, match="^The run "):
+            with_local_paths(_Args(out=pathlib.Path(), run_dirs=(pathlib.Path(text),)))
 
 
 def test_the_home_folder_of_nobody():

@@ -1,6 +1,5 @@
 import collections
 import dataclasses
-import hashlib
 import json
 
 import pytest
@@ -208,51 +207,6 @@ def test_state_survives_json_and_continues_equally(pool):
     one, two = (iterate(make_arena(pool), start, 2) for start in (state, restored))
     assert one == two
     assert one != iterate(make_arena(pool, seed=1), state, 2)
-
-
-def test_precollected_contexts_cover_all_loops_and_turns_and_are_drawn_in_passes(pool, tmp_path):
-    meta = dataclasses.replace(
-        META, collection="precollected", precollected_loops=4, contexts_per_iteration=5
-    )
-    contexts = loops.precollected(make_arena(pool, meta=meta), tmp_path, resumed=False)
-    assert sorted((c.loop, c.meta_turn) for c in contexts) == [
-        (loop, turn) for loop in range(4) for turn in range(3)
-    ]
-    assert {c.system_prompt for c in contexts if c.meta_turn == 0} == {"say nothing"}
-    assert any(c.system_prompt != "say nothing" for c in contexts if c.meta_turn > 0)
-    silent = dataclasses.replace(make_arena(pool, meta=meta), actor=None, reflector=None)
-    # read, not played again
-    assert loops.precollected(silent, tmp_path, resumed=True) == contexts
-    with pytest.raises(ValueError, match="precollected.jsonl is missing"):
-        loops.precollected(silent, tmp_path / "other", resumed=True)
-    path = tmp_path / "contexts" / "precollected.jsonl"
-    whole, seal = path.read_bytes(), path.with_suffix(".sha256")
-    lines = whole.splitlines(keepends=True)
-    for changed, named in (
-        (b"".join(lines[:6]), "has 6 lines, 12 contexts were collected"),
-        (whole[:-9], "has 11 lines"),
-        (b"", "has 0 lines"),
-        (b"".join(reversed(lines)), "is not what was collected"),
-        (whole.replace(b"say nothing", b"say anything", 1), "is not what was collected"),
-        (b"\xff" + whole[1:], "is not what was collected"),
-    ):
-        path.write_bytes(changed)
-        for resumed in (True, False):
-            with pytest.raises(ValueError, match=f"^{path} {named}.*restore"):
-                loops.precollected(silent, tmp_path, resumed=resumed)
-    path.write_bytes(whole)
-    digest = hashlib.sha256(whole).hexdigest()
-    assert seal.read_text() == f"{digest}  precollected.jsonl\n"  # for sha256sum --check
-    seal.unlink()  # older versions wrote none
-    assert loops.precollected(silent, tmp_path, resumed=True) == contexts
-    drawn = [
-        context
-        for iteration in range(1, 13)
-        for context in loops.draw_contexts(silent, contexts, iteration)
-    ]
-    assert len(drawn) == 60
-    counts = collections.Counter((c.loop, c.meta_turn) for c in drawn)
-    assert set(counts.values()) == {5}
 
 
 def test_the_next_prompt_is_a_valid_candidate_or_none():

@@ -333,6 +333,7 @@ def test_a_run_keeps_the_checkpoints_that_it_is_told_to(models, tmp_path):
     [
         ({}, 3),
         ({"keep_last": 5}, 6),
+        ({"keep_best": 2}, 5),
         ({"keep_every": 3, "iterations": 10}, 6),
         ({"keep_every": 3, "checkpoint_every": 2, "iterations": 13}, 5),
     ],

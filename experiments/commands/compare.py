@@ -1,5 +1,6 @@
 """`ictjax compare DIR ...`."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -10,6 +11,7 @@ import tyro
 
 from experiments.command import parse, run_main
 from experiments.console import Terminal
+from experiments.remote_run import readable
 
 _DESCRIPTION = (
     "Prints one table of the evaluations of several runs, for example of one preset under several"
@@ -45,7 +47,9 @@ def _main(argv: list[str]) -> None:
     # figures and statistics take a second to load
     from experiments.compare import compare
 
-    console, comparison = Terminal(), compare(args.run_dirs)
+    with contextlib.ExitStack() as stack:
+        run_dirs = tuple(stack.enter_context(readable(run_dir)) for run_dir in args.run_dirs)
+        console, comparison = Terminal(), compare(run_dirs)
     console.print(comparison.table)
     for reason in comparison.left_out:
         console.print(f"Left out: {reason}", highlight=False, markup=False, soft_wrap=True)

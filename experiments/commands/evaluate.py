@@ -13,6 +13,7 @@ from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal, counting_bar
 from experiments.evaluation_results import ARMS
 from experiments.presets import PRESETS, on_named_mesh, task
+from experiments.remote_run import readable
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
 from experiments.tasks import with_options
 from experiments.trust import check_names
@@ -121,16 +122,22 @@ def _main(argv: list[str]) -> None:
         raise ValueError(
             "--run-dir is missing: name the directory of a run, for example runs/demo."
         )
-    run_dir = first.run_dir
-    config = from_dict(read_config(run_dir))
+    with readable(first.run_dir) as run_dir:
+        config = from_dict(read_config(run_dir))
     if first.mesh is not None:
         config = on_named_mesh(config, first.mesh)
     args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(first, config))
-    if (args.run_dir, args.mesh) != (run_dir, first.mesh):
+    if (args.run_dir, args.mesh) != (first.run_dir, first.mesh):
         raise ValueError(
             "--run-dir or --mesh stands where the value of another flag is missing: write each as"
             " --FLAG=VALUE."
         )
+    newest_or_step = "newest" if args.step is None else args.step
+    with readable(first.run_dir, checkpoint=newest_or_step) as run_dir:
+        _evaluate(args, config, run_dir)
+
+
+def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dir: pathlib.Path) -> None:
     meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
     config = dataclasses.replace(
         config.on_mesh(meshes).with_models(args.actor.model, args.reflector.model),

@@ -10,6 +10,7 @@ import tyro
 
 from experiments.command import Flags, parse, run_main
 from experiments.console import Terminal
+from experiments.remote_run import readable
 from ictjax.ranges import Range
 
 _DESCRIPTION = (
@@ -56,7 +57,9 @@ def _main(argv: list[str]) -> None:
     # what reads checkpoints is JAX; flags are right when it is loaded
     from experiments.export import export
 
-    step = export(args)
+    newest_or_step = "newest" if args.step is None else args.step
+    with readable(args.run_dir, checkpoint=newest_or_step) as run_dir:
+        step = export(dataclasses.replace(args, run_dir=run_dir))
     what = "adapter" if args.adapter else "reflector"
     Terminal().print(
         f"Wrote the {what} of iteration {step} to {args.out}.", highlight=False, soft_wrap=True

@@ -14,6 +14,7 @@ from experiments.commands.games import DEFAULT
 from experiments.console import Terminal
 from experiments.local_path import local_path
 from experiments.presets import check_model, shipped_folder
+from experiments.remote_run import readable
 from experiments.run_dir import check_families, open_environment, read_run, run_prompt
 from experiments.trust import check_names
 from ictjax.config import TEMPERATURE, EndpointConfig, RolloutConfig
@@ -241,6 +242,9 @@ def choose(args: PlayArgs, environment: Environment) -> GameId:
 
 def _main(argv: list[str]) -> None:
     args = parse(PlayArgs, "play", _DESCRIPTION, argv)
+    if args.run_dir is not None:
+        with readable(args.run_dir) as run_dir:
+            args = dataclasses.replace(args, run_dir=run_dir)
     setting = settle(args)
     environment = open_environment(setting.environment, setting.options)
     game_id = choose(args, environment)

@@ -10,6 +10,7 @@ import tyro
 
 from experiments.command import parse, run_main
 from experiments.console import Terminal
+from experiments.remote_run import readable
 
 _DESCRIPTION = (
     "Writes one self-contained page, DIR/report.html, and prints the table of results. Reads the"
@@ -36,16 +37,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _main(argv: list[str]) -> None:
     args = parse(ReportArgs, "report", _DESCRIPTION, argv)
+    with readable(args.run_dir) as run_dir:
+        _report(run_dir, named=args.run_dir)
+
+
+def _report(run_dir: pathlib.Path, *, named: pathlib.Path) -> None:
     console = Terminal()
     # figures and statistics take a second to load
     from experiments.report import result_table, write_report
     from experiments.report_data import load_run
 
-    run = load_run(args.run_dir)
+    run = load_run(run_dir)
     path = write_report(run)
     table = result_table(run)
     console.print(
-        f"No evaluation yet: run `ictjax evaluate --run-dir {args.run_dir}` for the table."
+        f"No evaluation yet: run `ictjax evaluate --run-dir {named}` for the table."
         if table is None
         else table,
         soft_wrap=table is None,

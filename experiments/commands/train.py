@@ -1,5 +1,6 @@
 """`ictjax train --preset NAME --run-dir DIR`."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -12,6 +13,7 @@ from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.local_path import local_path
 from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
+from experiments.remote_run import is_remote, sending
 from experiments.run_dir import (
     check_families,
     check_restart,
@@ -80,7 +82,7 @@ class TrainArgs(StartArgs):
         pathlib.Path | None,
         tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/PRESET)"),
     ] = None
-    """Where the run is written."""
+    """Where the run is written: a folder, or an address (gs://bucket/runs/a)."""
     restart: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Begin at iteration 1, whatever the directory holds: the run that is there is moved beside it,
     to DIR.old-1."""
@@ -191,12 +193,24 @@ def _main(argv: list[str]) -> None:
     settings = args.settings.task.environment
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
+    if args.restart and is_remote(run_dir):
+        raise ValueError("--restart moves folders of this machine only: choose another --run-dir.")
+    if is_remote(run_dir) and not args.hosts.alone:
+        raise ValueError(
+            f"--run-dir {run_dir} is kept in a working copy of one host: mount the bucket on all"
+            " hosts (gcsfuse) and name the folder."
+        )
     # JAX; flags are right when it is loaded
     from experiments.hosts import connect, decide, ended_together
     from experiments.train import start
 
     hosts = connect(args.hosts)
-    with ended_together(hosts):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ended_together(hosts))
+        sender = None
+        if is_remote(run_dir):
+            sender = stack.enter_context(sending(run_dir, console.print))
+            run_dir = sender.path
         how = decide(
             hosts,
             lambda: (
@@ -206,4 +220,4 @@ def _main(argv: list[str]) -> None:
             ),
         )
         shown = console if hosts.first else Terminal(quiet=True)
-        start(name, args.settings, run_dir, environment, shown, how=how)
+        start(name, args.settings, run_dir, environment, shown, how=how, sender=sender)

@@ -1,0 +1,333 @@
+"""Run directories at an address: gs:// stands for a folder here, whose uploads can be cut off."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from etils.epath import backend, gpath
+
+from envs.api import CannotGoOn
+from experiments.remote_run import (
+    CACHE_VARIABLE,
+    RemoteLock,
+    RemoteRun,
+    Sender,
+    is_remote,
+    readable,
+)
+from experiments.run_lock import FILE_NAME, SILENT_S
+
+ADDRESS = Path("gs://bucket/runs/a")  # one slash of two is lost, as on the command line
+
+
+class Store(backend._OsPathBackend):
+    """A bucket in a folder. Objects appear when they are closed; `left` more can be written."""
+
+    def __init__(self, folder):
+        self.folder, self.left, self.written = folder, 10**9, []
+
+    def _here(self, path):
+        return str(self.folder / os.fspath(path).removeprefix("gs://"))
+
+    def open(self, path, mode):
+        if "w" in mode:
+            if self.left == 0:
+                raise OSError("503 Service Unavailable")
+            self.left -= 1
+            self.written.append(os.fspath(path).removeprefix("gs://bucket/runs/a/"))
+        return super().open(self._here(path), mode)
+
+    def exists(self, path):
+        return super().exists(self._here(path))
+
+    def isdir(self, path):
+        return super().isdir(self._here(path))
+
+    def mkdir(self, path, **more):
+        super().mkdir(self._here(path), **more)
+
+    def makedirs(self, path, **more):
+        super().makedirs(self._here(path), **more)
+
+    def remove(self, path):
+        super().remove(self._here(path))
+
+    def stat(self, path):
+        return super().stat(self._here(path))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    double = Store(tmp_path / "stores")
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", double)
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    return double
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Moves to the machine of a name, each with a disk of its own."""
+
+    def go(name):
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / name))
+        remote = RemoteRun(ADDRESS, "training")
+        remote.fetch_for_training()
+        return remote
+
+    return go
+
+
+def iterate(run, last, *, kept=2):
+    """What iterations up to this one leave."""
+    for number in range(1, last + 1):
+        for folder in ("contexts", "episodes"):
+            (run / folder).mkdir(parents=True, exist_ok=True)
+            (run / folder / f"iteration_{number:05d}.jsonl").write_text(f'{{"n":{number}}}\n')
+        step = run / "checkpoints" / str(number) / "state"
+        step.mkdir(parents=True, exist_ok=True)
+        (step / "array").write_bytes(bytes([number]) * 1000)
+    (run / "metrics.jsonl").write_text(
+        "".join(f'{{"iteration":{n}}}\n' for n in range(1, last + 1))
+    )
+    for number in range(1, last + 1 - kept):
+        shutil.rmtree(run / "checkpoints" / str(number))
+    (run / "config.json").write_text("{}")
+    (run / FILE_NAME).write_text("mine")
+    (run / "metrics.jsonl.00.tmp").write_text("half")
+    (run / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+    (run / "checkpoints" / "9.orbax-checkpoint-tmp" / "x").write_text("half")
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "tmp" not in str(path.relative_to(folder)) and path.name != FILE_NAME
+    }
+
+
+def test_which_directories_are_addresses():
+    assert is_remote(ADDRESS) and is_remote(Path("s3://b/a"))
+    assert not any(map(is_remote, (None, Path("runs/a"), Path("gs:"), Path("ftp://b/a"))))
+
+
+def test_a_fresh_machine_finds_what_was_sent(store, machine):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    assert sorted({path.split("/")[1] for path in store.written if "checkpoints" in path}) == [
+        "2",
+        "3",
+    ]
+    assert store.written[-1] == "index.json"
+    records = [path for path in store.written[:-1] if "checkpoints" not in path]
+    assert store.written[: len(records)] == records  # before any checkpoint
+    assert not any("tmp" in path or FILE_NAME in path for path in store.written)
+    two = machine("two")
+    assert tree(two.path) == tree(one.path)
+    assert {path.name for path in (two.path / "checkpoints").iterdir()} == {"2", "3"}
+
+
+def test_only_what_is_new_is_sent_and_what_is_too_old_is_removed(store, machine):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    store.written.clear()
+    one.push()
+    assert store.written == []
+    iterate(one.path, 4)
+    one.push()
+    assert set(store.written) == {
+        "contexts/iteration_00004.jsonl",
+        "episodes/iteration_00004.jsonl",
+        "metrics.jsonl",
+        "checkpoints/4/state/array",
+        "index.json",
+    }
+    place = store.folder / "bucket" / "runs" / "a" / "checkpoints"
+    assert sorted(path.name for path in place.rglob("array")) == ["array"] * 2
+    assert not (place / "2" / "state" / "array").exists()
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_an_upload_that_is_cut_off_leaves_the_run_as_it_was_and_is_made_up_for(
+    store, machine, left
+):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    iterate(one.path, 4)
+    store.left = left
+    with pytest.raises(ValueError, match=r"^gs://bucket/runs/a cannot be reached \(503 .*kept in"):
+        one.push()
+    store.left = 10**9
+    elsewhere = machine("elsewhere")  # a machine that only looks
+    assert {path.name for path in (elsewhere.path / "checkpoints").iterdir()} == {"2", "3"}
+    metrics = (elsewhere.path / "metrics.jsonl").read_text().count("\n")
+    assert metrics in (3, 4)  # a record may be ahead of the checkpoints, as after a kill
+    again = machine("one")  # started again: what it had done is not lost
+    assert (again.path / "checkpoints" / "4").is_dir()
+    again.push()
+    assert tree(machine("two").path) == tree(one.path)
+
+
+def test_when_another_machine_went_on_the_old_copy_makes_way(store, machine):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    two = machine("two")
+    iterate(two.path, 6)
+    two.push()
+    iterate(one.path, 4)  # was never sent
+    assert tree(machine("one").path) == tree(two.path)
+
+
+def test_a_kill_between_the_index_and_its_note_here_costs_nothing(store, machine, monkeypatch):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    remember, calls = one._remember, []
+
+    def killed(*tokens):
+        calls.append(tokens)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        remember(*tokens)
+
+    monkeypatch.setattr(one, "_remember", killed)
+    iterate(one.path, 4)
+    with pytest.raises(KeyboardInterrupt):
+        one.push()
+    iterate(one.path, 5)
+    assert (machine("one").path / "checkpoints" / "5").is_dir()
+
+
+def test_a_checkpoint_that_is_damaged_there_is_named(store, machine):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    place = store.folder / "bucket" / "runs" / "a" / "checkpoints" / "3" / "state" / "array"
+    place.write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match=r"checkpoints/3/state/array is not what was sent"):
+        machine("two")
+
+
+def test_what_is_removed_while_it_is_fetched_is_told(store, machine):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    (store.folder / "bucket/runs/a/checkpoints/3/state/array").unlink()
+    with pytest.raises(ValueError, match="^gs://bucket/runs/a changed while it was fetched: start"):
+        machine("two")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"token":"x","files":{"a":3}}',
+        '{"token":"x","files":{"../a":[1,"0"]}}',
+        '{"token":"x","files":{"/a":[1,"0"]}}',
+    ],
+)
+def test_an_index_that_is_damaged_is_named(store, machine, index):
+    place = store.folder / "bucket" / "runs" / "a"
+    place.mkdir(parents=True)
+    (place / "index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"^gs://bucket/runs/a/index.json .*restore it"):
+        machine("one")
+
+
+def test_a_reader_fetches_one_checkpoint_and_sends_its_evaluation_beside_the_training(
+    store, machine, monkeypatch
+):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    for step, names in ((None, set()), ("newest", {"3"}), (2, {"2", "3"})):
+        with readable(ADDRESS, checkpoint=step) as run:
+            found = run / "checkpoints"
+            assert (set(os.listdir(found)) if found.is_dir() else set()) == names
+            assert (run / "metrics.jsonl").is_file()
+            (run / "evaluation").mkdir(exist_ok=True)
+            (run / "evaluation" / "part.json").write_text("{}")
+            (run / "report.html").write_text("<p>")
+    with pytest.raises(ValueError, match=r"no checkpoint of iteration 7: --step can be 2, 3\."):
+        readable(ADDRESS, checkpoint=7).__enter__()
+    iterate(one.path, 4)
+    one.push()  # leaves evaluations alone
+    machine("two")
+    with readable(ADDRESS) as run:
+        assert (run / "evaluation" / "part.json").read_text() == "{}"
+        assert (run / "report.html").is_file() and not (run / "checkpoints" / "4").exists()
+    with readable(Path("runs/here")) as run:
+        assert run == Path("runs/here")
+
+
+def test_an_address_without_a_run_is_named(store, machine):
+    machine("one")
+    with pytest.raises(ValueError, match="^gs://bucket/runs/a holds no run"):
+        readable(ADDRESS).__enter__()
+
+
+def test_one_trains_at_a_time_and_a_silent_one_makes_way(store, machine):
+    one, two = machine("one"), machine("two")
+    with RemoteLock(one, about={"host": "first"}) as lock:
+        with pytest.raises(ValueError, match="is being trained on first, whose last sign"):
+            RemoteLock(two, about={"host": "second"}).__enter__()
+        place = store.folder / "bucket" / "runs" / "a" / FILE_NAME
+        silent = time.time() - SILENT_S - 60
+        os.utime(place, (silent, silent))
+        with (
+            RemoteLock(two, about={"host": "second"}),
+            pytest.raises(CannotGoOn, match="taken over by another machine"),
+        ):
+            lock.check()
+        assert not place.exists()
+    assert os.listdir(place.parent) == []
+
+
+def test_whoever_lost_the_address_sends_nothing_more(store, machine):
+    one, two = machine("one"), machine("two")
+    place = store.folder / "bucket" / "runs" / "a"
+    with RemoteLock(one, about={}) as lock, contextlib.ExitStack() as stack:
+        sender = stack.enter_context(Sender(one, lock, print))
+        iterate(one.path, 3)
+        (place / FILE_NAME).write_text(json.dumps({"host": "x"}))
+        with pytest.raises(CannotGoOn, match="was taken over"):
+            stack.close()
+        with pytest.raises(CannotGoOn, match="was taken over"):
+            sender._push()
+    assert two.index()["files"] == {} and os.listdir(place) == [FILE_NAME]
+
+
+def test_the_end_sends_everything_and_what_failed_on_the_way_is_said(store, machine):
+    one, said = machine("one"), []
+    with RemoteLock(one, about={}) as lock, Sender(one, lock, said.append) as sender:
+        iterate(one.path, 3)
+        store.left = 1
+        sender.poke()
+        while not said:
+            time.sleep(0.001)
+        store.left = 10**9
+        iterate(one.path, 4)
+    assert "503" in said[0] and said[0].endswith("It is tried again.")
+    assert tree(machine("two").path) == tree(one.path)
+
+
+def test_a_store_that_is_away_at_the_end_is_told_and_nothing_is_lost(store, machine):
+    one = machine("one")
+    with RemoteLock(one, about={}) as lock:
+        iterate(one.path, 3)
+        with pytest.raises(ValueError, match="cannot be reached .*503"), Sender(one, lock, print):
+            store.left = 0
+    store.left = 10**9
+    again = machine("one")
+    again.push()
+    assert tree(machine("two").path) == tree(one.path)
