@@ -40,7 +40,7 @@ class Batch(NamedTuple, Generic[A]):
     response_mask_br: Bool[A, "B R"]
     advantage_b: Float[A, "B"]
     weight_b: Float[A, "B"]  # of the reply in the loss and in the metrics
-    # as the sampler reported them: a diagnostic, never part of the loss
+    # as the sampler reported them: a diagnostic, part of the loss by `GRPOConfig.correction` only
     sampler_logp_br: Float[A, "B R"]
 
 

@@ -353,6 +353,11 @@ def test_metrics_by_hand():
         "ratio_min": 1,
         "sampler_gap_max": 0.5,
         "sampler_gap_mean": 0.05,
+        # of the ten tokens one has exp(-0.5) times the sampler's probability
+        "sampler_ratio_max": 1,
+        "sampler_ratio_mean": (9 + np.exp(-0.5)) / 10,
+        "sampler_kl": (np.exp(-0.5) + 0.5 - 1) / 10,
+        "sampler_corrected": 0,
         "grad_norm": optax.tree.norm(grads),
         "update_norm": optax.tree.norm(grads),
         "skipped": 0,
