@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from experiments import tasks
 from experiments.command import unknown
+from ictjax.algorithms import ALGORITHMS, with_algorithm
 from ictjax.config import (
     MESHES,
     PAPER,
@@ -289,6 +290,13 @@ def in_folders(config: TrainConfig) -> TrainConfig:
     """The same run with its models by their folders; an actor at an endpoint keeps its name."""
     actor = config.actor.model if config.actor.endpoint.url else model_folder(config.actor.model)
     return config.with_models(actor, model_folder(config.reflector.model))
+
+
+def by_algorithm(config: TrainConfig, name: str) -> TrainConfig:
+    """The same run by an algorithm of a name; ValueError lists the names there are."""
+    if name not in ALGORITHMS:
+        raise unknown(f"Unknown algorithm {name!r}", name, list(ALGORITHMS))
+    return with_algorithm(config, name)
 
 
 def on_named_mesh(config: TrainConfig, name: str) -> TrainConfig:

@@ -246,8 +246,8 @@ def correction(
     sampler_logp_br: Float[Array, "B R"],
     mask_br: Bool[Array, "B R"],
 ) -> Correction:
-    """Weights w = p_old / p_sampler: both are of the same weights and tokens, computed by the learner
-    and as the sampler reported, so that without rounding all are 1.
+    """Weights w = p_old / p_sampler: both of the same parameters and tokens, as the learner
+    computes and the sampler reported them, so that without rounding all are 1.
 
     "truncated" is min(w, C) (TIS), "masked" is w within [1 / C, C] and 0 outside (MIS; its authors
     bound w from above only). Of "sequence" w is the product over the tokens of a reply. Tokens of
@@ -352,7 +352,7 @@ def token_loss(
       ref_logp_br: under the reference policy; None when `config.kl` is "none".
       advantage_b: one per sequence.
       mask_br: the sampled tokens.
-      correction_br: weights of the policy's loss (`correction`), not of the KL term; 1 unless given.
+      correction_br: weights of the policy's loss (`correction`), not of the KL term; 1 if None.
 
     Raises:
       ValueError: if the configured KL needs the reference and there is none.
