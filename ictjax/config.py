@@ -299,6 +299,7 @@ class GRPOConfig(Ranged):
     overlong_penalty: Annotated[float, Range(0, 1000)]
     # the loss begins where this share of reflection.max_reply_tokens is left
     overlong_buffer: Annotated[float, Range(0.001, 1)]
+    # what counts the same: every token of the batch, every reply, or every token of all batches
     loss_normalisation: Literal["token_mean", "sequence_mean", "constant"]
     # tokens every sequence is divided by; read by "constant" only
     constant_length: Annotated[int, Range(1, 16_777_216)]

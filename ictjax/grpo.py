@@ -165,7 +165,7 @@ def token_mean(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> Floa
     """Every token counts the same: c = w_b m_br / sum(w m) (DAPO, equation 8). All 0 for an empty
     mask.
     """
-    weight_br = jnp.where(mask_br, weight_b[:, None], 0.0).astype(jnp.float32)
+    weight_br = jnp.where(mask_br, weight_b[:, None], 0.0)
     return weight_br / _nonzero(weight_br.sum())
 
 
@@ -174,7 +174,7 @@ def sequence_mean(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> F
     without a token count as no sequence.
     """
     length_b = mask_br.sum(axis=1)
-    weight_b = jnp.where(length_b > 0, weight_b, 0.0).astype(jnp.float32)
+    weight_b = jnp.where(length_b > 0, weight_b, 0.0)
     per_token_b = weight_b / jnp.maximum(length_b, 1) / _nonzero(weight_b.sum())
     return jnp.where(mask_br, per_token_b[:, None], 0.0)
 
@@ -185,7 +185,7 @@ def constant(
     """Every token counts the same in every batch: c = (w_b / sum(w)) m_br / length (Dr. GRPO). Rows
     without a token are no sequence.
     """
-    weight_b = jnp.where(mask_br.any(axis=1), weight_b, 0.0).astype(jnp.float32)
+    weight_b = jnp.where(mask_br.any(axis=1), weight_b, 0.0)
     per_token_b = weight_b / length / _nonzero(weight_b.sum())
     return jnp.where(mask_br, per_token_b[:, None], 0.0)
 
@@ -363,7 +363,7 @@ def token_loss(
             ' set kl="none".'
         )
     old_logp_br = jax.lax.stop_gradient(old_logp_br)
-    advantage_br = jnp.where(mask_br, advantage_b[:, None], 0.0).astype(jnp.float32)
+    advantage_br = jnp.where(mask_br, advantage_b[:, None], 0.0)
     kl_br = jnp.zeros_like(logp_br)
     if ref_logp_br is not None:
         ref_logp_br = jax.lax.stop_gradient(ref_logp_br)

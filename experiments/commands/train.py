@@ -31,9 +31,11 @@ from experiments.tasks import with_options
 from experiments.trust import check_names
 from ictjax.algorithms import ALGORITHMS
 from ictjax.config import EndpointConfig
+from ictjax.ranges import Range
 from ictjax.run_config import TrainConfig, from_dict
 
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
+_LENGTHS = Range(1, 16_777_216)
 _DESCRIPTION = (
     "Trains a reflector by GRPO to write better system prompts for a frozen actor. A run that was"
     " stopped goes on when it is started again with the same flags. Every field of the preset can"
@@ -144,10 +146,10 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
         config = on_named_mesh(config, first.mesh)
     if first.algorithm is not None:
         config = by_algorithm(config, first.algorithm)
-        if first.algorithm == "dr-grpo" and first.reply_tokens:
-            config = dataclasses.replace(
-                config, grpo=dataclasses.replace(config.grpo, constant_length=first.reply_tokens)
-            )
+        length = first.reply_tokens
+        if first.algorithm == "dr-grpo" and length in _LENGTHS:  # else refused below, by its name
+            estimator = dataclasses.replace(config.grpo, constant_length=length)
+            config = dataclasses.replace(config, grpo=estimator)
     given = {field.name: getattr(first, field.name) for field in dataclasses.fields(StartArgs)}
     default = TrainArgs(**given, settings=config)
     args = parse(TrainArgs, "train", _DESCRIPTION, argv, default)
