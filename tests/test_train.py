@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -25,6 +27,7 @@ from experiments.evaluate import evaluate
 from experiments.evaluate import main as evaluate_main
 from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS, preset
+from ictjax.algorithms import with_algorithm
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
@@ -33,6 +36,7 @@ from ictjax.models.lora import adapter_axes
 from ictjax.players import initial_weights, saved_steps
 from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.run_config import differences, from_dict, to_dict
+from ictjax.sampler import Sampler
 from ictjax.train import train
 
 ITERATIONS = 8
@@ -294,6 +298,57 @@ def test_precollected_contexts_train_too(models, tmp_path):
     assert [record["reward_fresh"] for record in read_metrics(tmp_path)] == [None, None]
 
 
+def test_a_run_by_dapo_refills_and_resumes_with_the_same_numbers(models, tmp_path):
+    base = PRESETS["fake-tiny"].with_models(*map(str, models))
+    config = with_algorithm(base, "dapo")
+    config = dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, refill_rounds=2))
+    runs = {"whole": (2,), "resumed": (1, 2)}
+    with LocalPool(FakeEnvironment()) as pool:
+        for name, ends in runs.items():
+            for iterations in ends:
+                config = dataclasses.replace(config, iterations=iterations)
+                train(config, tmp_path / name, environment=FakeEnvironment(), pool=pool)
+    records = timeless(tmp_path / "whole")
+    assert records == timeless(tmp_path / "resumed")
+    assert sum(record["refill_thrown_away"] for record in records) > 0
+    assert max(record["refill_rounds"] for record in records) <= 2
+    times = read_metrics(tmp_path / "whole")[0]["time"]
+    assert times["sampler_kl"] < 1e-6 and abs(times["sampler_ratio_mean"] - 1) < 1e-4
+    for record in records:
+        lines = (tmp_path / f"whole/prompts/iteration_{record['iteration']:05d}.jsonl").read_text()
+        assert len(lines.splitlines()) == record["candidates"] == 8
+        assert "weights_step" not in lines
+
+
+def test_candidates_of_stale_weights_end_the_run(models, tmp_path, monkeypatch):
+    """The second set of weights never reaches the sampler, and nobody is told."""
+    loaded = []
+    load = Sampler.set_params
+
+    def forgetful(sampler, params, step=None):
+        loaded.append(step)
+        if step != 2:
+            load(sampler, jax.tree.map(jnp.copy, params), step)  # the learner donates its own
+
+    monkeypatch.setattr(Sampler, "set_params", forgetful)
+    config = PRESETS["fake-tiny"].with_models(*map(str, models))
+    with (
+        LocalPool(FakeEnvironment()) as pool,
+        pytest.raises(
+            CannotGoOn,
+            match="Candidates of iteration 3 were sampled with weights of step 1, the learner is at"
+            " step 2, which was not saved: .* start it again",
+        ),
+    ):
+        train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
+    assert loaded == [1, 2]
+    assert saved_steps(tmp_path)[-1] == 2  # and the file of the third iteration is not there
+    assert len(read_metrics(tmp_path)) == 2
+    monkeypatch.undo()
+    with LocalPool(FakeEnvironment()) as pool:
+        assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == 2
+
+
 def test_a_run_with_an_adapter_resumes_from_the_adapter_alone(models, tmp_path):
     """The base is read from the model's folder again."""
     base = PRESETS["fake-tiny"].with_models(*map(str, models))
@@ -425,6 +480,17 @@ def test_configurations_survive_json(name):
         ("task.rollout.max_steps", config.task.rollout.max_steps, 3),
         ("seed", config.seed, 7),
     ]
+
+
+def test_what_configurations_of_older_versions_lack_is_as_it_was():
+    config = PRESETS["fake-tiny"]
+    older = to_dict(config)
+    del older["meta"]["reward"]
+    for name in ("refill_rounds", "overlong_penalty", "overlong_buffer"):
+        del older["grpo"][name]
+    for name in ("correction", "correction_level", "correction_cap"):
+        del older["grpo"][name]
+    assert from_dict(older) == config
 
 
 def test_configurations_of_other_versions_are_refused():
