@@ -11,14 +11,7 @@ import tyro
 from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.local_path import local_path
-from experiments.presets import (
-    PRESETS,
-    by_algorithm,
-    check_model,
-    on_named_mesh,
-    preset,
-    task,
-)
+from experiments.presets import PRESETS, by_algorithm, check_model, on_named_mesh, preset, task
 from experiments.run_dir import (
     check_families,
     check_restart,
