@@ -63,10 +63,10 @@ def echo(ids, request):
 class Double(ScriptedSampler):
     """With the rest of what a speaker uses."""
 
-    params = step = None
+    params = weights_step = None
 
     def set_params(self, params, step=None):
-        self.params, self.step = params, step
+        self.params, self.weights_step = params, step
 
     def close(self, conversation):
         super().close(conversation)
@@ -299,7 +299,7 @@ def test_a_model_repeats_itself_where_it_is_greedy_and_counts_exactly():
     assert speaker.num_tokens("four") == 4
     assert speaker.num_tokens([system(), user("one")]) == len(encoded(system(), user("one")))
     speaker.set_params({"some": "weights"}, 7)
-    assert (double.params, double.step) == ({"some": "weights"}, 7)
+    assert (double.params, double.weights_step) == ({"some": "weights"}, 7)
 
 
 # --- groups ---
