@@ -164,6 +164,8 @@ def iteration_line(metrics: dict[str, Any]) -> str:
         for name, count in (
             ("cut contexts", metrics["cut_contexts"]),
             ("skipped steps", metrics["skipped"]),
+            ("refill rounds", metrics.get("refill_rounds", 0)),
+            ("groups thrown away", metrics.get("refill_thrown_away", 0)),
         )
         if count
     ]

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from experiments import tasks
 from experiments.command import unknown
+from ictjax.algorithms import ALGORITHMS, with_algorithm
 from ictjax.config import (
     MESHES,
     PAPER,
@@ -47,6 +48,7 @@ FAKE_TINY = TrainConfig(
         meta_turns=2,
         collection="online",
         precollected_loops=0,
+        reward="success",
         malformed_reward=-0.5,
     ),
     reflection=ReflectorConfig(
@@ -93,6 +95,7 @@ POCKET_MINIHACK = TrainConfig(
         meta_turns=3,
         collection="online",
         precollected_loops=0,
+        reward="success",
         malformed_reward=0.0,
     ),
     reflection=ReflectorConfig(
@@ -128,11 +131,17 @@ POCKET_MINIHACK = TrainConfig(
         advantage="mean_std",
         std_eps=1e-4,
         dead_groups="drop",
+        refill_rounds=0,
+        overlong_penalty=0.0,
+        overlong_buffer=0.2,
         loss_normalisation="token_mean",
         constant_length=64,
         importance="token",
         clip_low=0.2,
         clip_high=0.2,
+        correction="none",
+        correction_level="token",
+        correction_cap=2.0,
         kl="k3_in_loss",
         kl_coefficient=0.01,
         temperature=1.0,
@@ -164,6 +173,7 @@ QWEN_7B_MINIHACK = TrainConfig(
         meta_turns=4,
         collection="precollected",
         precollected_loops=128,
+        reward="success",
         malformed_reward=0.0,
     ),
     reflection=ReflectorConfig(
@@ -280,6 +290,13 @@ def in_folders(config: TrainConfig) -> TrainConfig:
     """The same run with its models by their folders; an actor at an endpoint keeps its name."""
     actor = config.actor.model if config.actor.endpoint.url else model_folder(config.actor.model)
     return config.with_models(actor, model_folder(config.reflector.model))
+
+
+def by_algorithm(config: TrainConfig, name: str) -> TrainConfig:
+    """The same run by an algorithm of a name; ValueError lists the names there are."""
+    if name not in ALGORITHMS:
+        raise unknown(f"Unknown algorithm {name!r}", name, list(ALGORITHMS))
+    return with_algorithm(config, name)
 
 
 def on_named_mesh(config: TrainConfig, name: str) -> TrainConfig:

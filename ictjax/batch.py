@@ -2,6 +2,7 @@
 set of buckets.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -40,7 +41,7 @@ class Batch(NamedTuple, Generic[A]):
     response_mask_br: Bool[A, "B R"]
     advantage_b: Float[A, "B"]
     weight_b: Float[A, "B"]  # of the reply in the loss and in the metrics
-    # as the sampler reported them: a diagnostic, never part of the loss
+    # as the sampler reported them: a diagnostic, part of the loss by `GRPOConfig.correction` only
     sampler_logp_br: Float[A, "B R"]
 
 
@@ -198,6 +199,30 @@ def bucket(buckets: Sequence[int], lengths: Sequence[int], name: str, what: str)
         f" batch.{name} {tuple(buckets)}: add a larger bucket, or shorten the prompt or the"
         " reply."
     )
+
+
+def shaped(
+    groups: Sequence[Sequence[Candidate]], estimator: GRPOConfig, max_reply_tokens: int
+) -> list[list[Candidate]]:
+    """The candidates with rewards that are lower for replies near the greatest length
+    (`ictjax.grpo.overlong_penalties`). Shaping comes after refilling: DAPO refills by success.
+    """
+    lengths = [[len(candidate.reply_ids) for candidate in group] for group in groups]
+    penalties = grpo.overlong_penalties(
+        np.array(lengths),
+        max_length=max_reply_tokens,
+        penalty=estimator.overlong_penalty,
+        buffer=estimator.overlong_buffer,
+    ).tolist()
+    return [
+        [
+            candidate
+            if candidate.reward is None
+            else dataclasses.replace(candidate, reward=candidate.reward - penalty)
+            for candidate, penalty in zip(group, row, strict=True)
+        ]
+        for group, row in zip(groups, penalties, strict=True)
+    ]
 
 
 def pack_groups(

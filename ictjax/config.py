@@ -292,6 +292,8 @@ class MetaConfig(Ranged):
     collection: Literal["online", "precollected"]
     # read by "precollected" only
     precollected_loops: Annotated[int, Range(0, 1_000_000)]
+    # "improvement": less the rate of the previous prompt on the same games
+    reward: Literal["success", "improvement"]
     # of a reply without a usable prompt; a won game is 1, a lost one 0
     malformed_reward: Annotated[float, Range(-1000, 1)]
 
@@ -320,11 +322,18 @@ class GRPOConfig(Ranged):
     # candidates per context; a group of one has no relative advantage
     group_size: Annotated[int, Range(2, 65_536)]
     # what rewards are centred and scaled with, within their group
-    advantage: Literal["mean", "mean_std"]
-    # added to the standard deviation; not read by "mean"
+    advantage: Literal["mean", "mean_std", "leave_one_out"]
+    # added to the standard deviation; read by "mean_std" only
     std_eps: Annotated[float, Range(0, 1)]
     # groups without signal: "keep" them in the normalisers and the KL term, or give them no weight
     dead_groups: Literal["keep", "drop"]
+    # so often contexts and candidates are drawn again for groups without signal; 0: never
+    refill_rounds: Annotated[int, Range(0, 1000)]
+    # what the reward of a reply of the greatest length loses; 0: none does
+    overlong_penalty: Annotated[float, Range(0, 1000)]
+    # the loss begins where this share of reflection.max_reply_tokens is left
+    overlong_buffer: Annotated[float, Range(0.001, 1)]
+    # what counts the same: every token of the batch, every reply, or every token of all batches
     loss_normalisation: Literal["token_mean", "sequence_mean", "constant"]
     # tokens every sequence is divided by; read by "constant" only
     constant_length: Annotated[int, Range(1, 16_777_216)]
@@ -332,6 +341,11 @@ class GRPOConfig(Ranged):
     # the ratio is clipped to [1 - clip_low, 1 + clip_high]; a ratio is never negative
     clip_low: Annotated[float, Range(0, 1)]
     clip_high: Annotated[float, Range(0, 1e6)]  # see clip_low
+    # the weight of what the sampler drew and the learner computes otherwise: 1; cut at a cap C; or
+    # 0 outside [1 / C, C]
+    correction: Literal["none", "truncated", "masked"]
+    correction_level: Literal["token", "sequence"]  # what has a weight of its own
+    correction_cap: Annotated[float, Range(1, 1e6)]  # C
     kl: Literal["none", "k1_in_reward", "k3_in_loss"]  # estimator, and what it is added to
     kl_coefficient: Annotated[float, Range(0, 1e6)]  # weight of the divergence from the reference
     # of the sampling policy; log-probabilities are of logits / temperature, and greedy replies have
@@ -344,11 +358,17 @@ PAPER = GRPOConfig(
     advantage="mean_std",
     std_eps=1e-6,
     dead_groups="keep",
+    refill_rounds=0,
+    overlong_penalty=0.0,
+    overlong_buffer=0.2,
     loss_normalisation="token_mean",
     constant_length=2048,
     importance="token",
     clip_low=0.2,
     clip_high=0.2,
+    correction="none",
+    correction_level="token",
+    correction_cap=2.0,
     kl="k3_in_loss",
     kl_coefficient=0.001,
     temperature=1.0,

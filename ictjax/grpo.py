@@ -4,8 +4,15 @@ Sources, named in the docstrings by these words:
 
 - GRPO: DeepSeekMath, https://arxiv.org/abs/2402.03300, equations 3 and 4.
 - Dr. GRPO: Understanding R1-Zero-Like Training, https://arxiv.org/abs/2503.20783, section 3.
-- DAPO: https://arxiv.org/abs/2503.14476, sections 3.1 (clip-higher) and 3.3 (token-level loss).
+- DAPO: https://arxiv.org/abs/2503.14476, sections 3.1 (clip-higher), 3.3 (token-level loss) and
+  3.4 (overlong reward shaping).
 - GSPO: Group Sequence Policy Optimization, https://arxiv.org/abs/2507.18071, sections 4.1 and 4.3.
+- RLOO: Back to Basics, https://arxiv.org/abs/2402.14740.
+- TIS: F. Yao et al., Your Efficient RL Framework Secretly Brings You Off-Policy RL Training, 2025,
+  https://fengyao.notion.site/off-policy-rl (truncated importance sampling).
+- MIS: J. Liu et al., When Speed Kills Stability: Demystifying RL Collapse from the
+  Training-Inference Mismatch, 2025 (masked importance sampling, of sequences); of tokens: IcePop,
+  Ling Team, Every Step Evolves, 2025.
 - k1, k3: J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
 
 Shapes beside the package key: R response positions of a row. `mask_br` is true at sampled tokens,
@@ -64,8 +71,10 @@ def advantages(
     reward_qg, valid_qg = jnp.asarray(reward_qg, jnp.float32), jnp.asarray(valid_qg)
     if config.advantage == "mean":
         advantage_qg = mean_advantages(reward_qg, valid_qg)
-    else:
+    elif config.advantage == "mean_std":
         advantage_qg = mean_std_advantages(reward_qg, valid_qg, eps=config.std_eps)
+    else:
+        advantage_qg = leave_one_out_advantages(reward_qg, valid_qg)
     dead_q = dead_groups(reward_qg, valid_qg)
     counted_qg = valid_qg & ~dead_q[:, None] if config.dead_groups == "drop" else valid_qg
     return Advantages(
@@ -105,6 +114,28 @@ def mean_std_advantages(
     return centred_qg / (std_q[:, None] + eps)
 
 
+def leave_one_out_advantages(
+    reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]
+) -> Float[Array, "Q G"]:
+    """A_i = r_i - mean of r_j over the other valid members of the group (RLOO): the advantage
+    to the mean of all n, times n / (n - 1).
+    """
+    members_q = valid_qg.sum(axis=1)
+    factor_q = members_q / jnp.maximum(members_q - 1, 1)
+    return mean_advantages(reward_qg, valid_qg) * factor_q[:, None]
+
+
+def overlong_penalties(
+    length_qg: np.ndarray, *, max_length: int, penalty: float, buffer: float
+) -> np.ndarray:
+    """What rewards lose for length: nothing up to (1 - buffer) max_length tokens, from there in
+    proportion, `penalty` at max_length (DAPO, equation 13, with L_max = max_length, L_cache =
+    buffer * L_max and penalty 1).
+    """
+    beyond_qg = length_qg - (1 - buffer) * max_length
+    return penalty * np.clip(beyond_qg / (buffer * max_length), 0, 1)
+
+
 def dead_groups(reward_qg: Float[Array, "Q G"], valid_qg: Bool[Array, "Q G"]) -> Bool[Array, "Q"]:
     """True for groups that carry no signal: all valid rewards are equal, or there are fewer than
     two.
@@ -134,7 +165,7 @@ def token_mean(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> Floa
     """Every token counts the same: c = w_b m_br / sum(w m) (DAPO, equation 8). All 0 for an empty
     mask.
     """
-    weight_br = jnp.where(mask_br, weight_b[:, None], 0.0).astype(jnp.float32)
+    weight_br = jnp.where(mask_br, weight_b[:, None], 0.0)
     return weight_br / _nonzero(weight_br.sum())
 
 
@@ -143,7 +174,7 @@ def sequence_mean(mask_br: Bool[Array, "B R"], weight_b: Float[Array, "B"]) -> F
     without a token count as no sequence.
     """
     length_b = mask_br.sum(axis=1)
-    weight_b = jnp.where(length_b > 0, weight_b, 0.0).astype(jnp.float32)
+    weight_b = jnp.where(length_b > 0, weight_b, 0.0)
     per_token_b = weight_b / jnp.maximum(length_b, 1) / _nonzero(weight_b.sum())
     return jnp.where(mask_br, per_token_b[:, None], 0.0)
 
@@ -154,7 +185,7 @@ def constant(
     """Every token counts the same in every batch: c = (w_b / sum(w)) m_br / length (Dr. GRPO). Rows
     without a token are no sequence.
     """
-    weight_b = jnp.where(mask_br.any(axis=1), weight_b, 0.0).astype(jnp.float32)
+    weight_b = jnp.where(mask_br.any(axis=1), weight_b, 0.0)
     per_token_b = weight_b / length / _nonzero(weight_b.sum())
     return jnp.where(mask_br, per_token_b[:, None], 0.0)
 
@@ -197,6 +228,44 @@ def ratio_sequence(
     log_ratio_b = jnp.where(mask_br, logp_br - old_logp_br, 0.0).sum(axis=1) / length_b
     frozen_br = jax.lax.stop_gradient(log_ratio_b[:, None] - logp_br)
     return jnp.where(mask_br, jnp.exp(jnp.where(mask_br, frozen_br + logp_br, 0.0)), 1.0)
+
+
+# The correction of what sampler and learner compute differently.
+
+
+class Correction(NamedTuple):
+    """Weights of the policy's loss without gradient, and which of them a bound has changed."""
+
+    weight_br: Float[Array, "B R"]  # 1 where masked
+    changed_br: Bool[Array, "B R"]
+
+
+def correction(
+    config: GRPOConfig,
+    old_logp_br: Float[Array, "B R"],
+    sampler_logp_br: Float[Array, "B R"],
+    mask_br: Bool[Array, "B R"],
+) -> Correction:
+    """Weights w = p_old / p_sampler: both of the same parameters and tokens, as the learner
+    computes and the sampler reported them, so that without rounding all are 1.
+
+    "truncated" is min(w, C) (TIS), "masked" is w within [1 / C, C] and 0 outside (MIS; its authors
+    bound w from above only). Of "sequence" w is the product over the tokens of a reply. Tokens of
+    weight 0 stay in the normalisers of the loss.
+    """
+    log_br = jnp.where(mask_br, old_logp_br - sampler_logp_br, 0.0)
+    if config.correction_level == "sequence":
+        log_br = jnp.where(mask_br, log_br.sum(axis=1, keepdims=True), 0.0)
+    log_cap = jnp.log(config.correction_cap)
+    weight_br = jnp.exp(jnp.minimum(log_br, log_cap))
+    if config.correction == "none":
+        weight_br, changed_br = jnp.ones_like(log_br), jnp.zeros_like(mask_br)
+    elif config.correction == "truncated":
+        changed_br = log_br > log_cap
+    else:
+        changed_br = jnp.abs(log_br) > log_cap
+        weight_br = jnp.where(changed_br, 0.0, weight_br)
+    return Correction(jax.lax.stop_gradient(weight_br), changed_br)
 
 
 # The surrogate and the KL estimators.
@@ -271,8 +340,10 @@ def token_loss(
     ref_logp_br: Float[Array, "B R"] | None,
     advantage_b: Float[Array, "B"],
     mask_br: Bool[Array, "B R"],
+    correction_br: Float[Array, "B R"] | None = None,
 ) -> TokenLoss:
-    """Composes the configured ratio, clip and KL term. Gradients flow through `logp_br` only.
+    """Composes the configured ratio, clip, correction and KL term. Gradients flow through `logp_br`
+    only.
 
     Args:
       config: what the estimator is.
@@ -281,6 +352,7 @@ def token_loss(
       ref_logp_br: under the reference policy; None when `config.kl` is "none".
       advantage_b: one per sequence.
       mask_br: the sampled tokens.
+      correction_br: weights of the policy's loss (`correction`), not of the KL term; 1 if None.
 
     Raises:
       ValueError: if the configured KL needs the reference and there is none.
@@ -291,7 +363,7 @@ def token_loss(
             ' set kl="none".'
         )
     old_logp_br = jax.lax.stop_gradient(old_logp_br)
-    advantage_br = jnp.where(mask_br, advantage_b[:, None], 0.0).astype(jnp.float32)
+    advantage_br = jnp.where(mask_br, advantage_b[:, None], 0.0)
     kl_br = jnp.zeros_like(logp_br)
     if ref_logp_br is not None:
         ref_logp_br = jax.lax.stop_gradient(ref_logp_br)
@@ -310,6 +382,8 @@ def token_loss(
     policy_br, clipped_br = clipped_surrogate(
         ratio_br, advantage_br, clip_low=config.clip_low, clip_high=config.clip_high
     )
+    if correction_br is not None:
+        policy_br *= correction_br
     loss_br = policy_br + config.kl_coefficient * kl_br if config.kl == "k3_in_loss" else policy_br
     return TokenLoss(
         loss_br=loss_br, policy_br=policy_br, kl_br=kl_br, ratio_br=ratio_br, clipped_br=clipped_br

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool
 
 from envs.api import CannotGoOn, Outcome
 from ictjax.learner import Params
+from ictjax.ranges import shown
 from ictjax.records import Candidate, ParseFailure, Trajectory
 
 
@@ -57,6 +58,21 @@ class Health:
             raise CannotGoOn(
                 f"A reward of iteration {iteration} is not finite{_NOT_SAVED} repair the game that"
                 " gave it, or meta.malformed_reward, and start it again."
+            )
+
+    def check_samples(
+        self, iteration: int, groups: Sequence[Sequence[Candidate]], step: int
+    ) -> None:
+        """Raises CannotGoOn for a candidate that was not sampled with the weights of this step of
+        the learner. Weights are set after every update, so other ones are a fault, never lag: a
+        count would let a run learn from stale samples to its end.
+        """
+        found = {c.weights_step for group in groups for c in group} - {step}
+        if found:
+            raise CannotGoOn(
+                f"Candidates of iteration {iteration} were sampled with weights of step"
+                f" {shown(min(found, key=str))}, the learner is at step {step}{_NOT_SAVED} the new"
+                " weights did not reach the sampler, start it again with the same flags."
             )
 
     def check_update(

@@ -308,7 +308,8 @@ def make_update(
     state, and may be None when neither use is there. Gradients are of `state.params` alone.
 
     The old log-probabilities are recomputed here from the weights the update starts with, so the
-    result depends on (state, base, batch) and not on how the sampler batched. On a mesh give
+    result depends on (state, base, batch) and not on how the sampler batched: unless `correction`
+    is on, whose weights are relative to what the sampler reported. On a mesh give
     `shardings`, those of the state (`state_shardings`): the new state then lies as the old.
 
     A step whose loss or gradient is not finite changes neither the weights nor the optimizer state,
@@ -317,7 +318,9 @@ def make_update(
     Metrics, float32 scalars of the last epoch over the whole batch: `loss`, `policy_loss` and `kl`
     (k3, without its coefficient) under the configured normalisation; `entropy` (nats),
     `clip_fraction`, `ratio_mean` and `sampler_gap_mean` (absolute difference to the sampler's
-    log-probabilities) as means over tokens; `ratio_max`, `ratio_min`, `sampler_gap_max`;
+    log-probabilities) as means over tokens; `ratio_max`, `ratio_min`, `sampler_gap_max`; likewise
+    `sampler_ratio_mean` and `_max` (learner's to sampler's probability), `sampler_kl` (k3, of the
+    sampler from the learner) and `sampler_corrected` (share of tokens whose weight was bounded);
     `grad_norm` before the clip; `update_norm`; `tokens` in the loss; `skipped`, summed over the
     epochs of this update; `bad_leaves`, how many leaves of the new weights are not finite.
 
@@ -347,11 +350,21 @@ def make_update(
             jax.lax.stop_gradient(logp_br) if part.old_logp_br is None else part.old_logp_br
         )
         mask_br = part.batch.response_mask_br
+        sampler_logp_br = part.batch.sampler_logp_br
+        correction = grpo.correction(config, old_logp_br, sampler_logp_br, mask_br)
         terms = grpo.token_loss(
-            config, logp_br, old_logp_br, part.ref_logp_br, part.batch.advantage_b, mask_br
+            config,
+            logp_br,
+            old_logp_br,
+            part.ref_logp_br,
+            part.batch.advantage_b,
+            mask_br,
+            None if config.correction == "none" else correction.weight_br,
         )
         loss = (part.loss_coefficient_br * terms.loss_br).sum()
-        gap_br = jnp.abs(part.batch.sampler_logp_br - old_logp_br)
+        gap_br = jnp.abs(sampler_logp_br - old_logp_br)
+        sampler_ratio_br = grpo.ratio_token(old_logp_br, sampler_logp_br, mask_br)
+        sampler_kl_br = grpo.kl_k3(sampler_logp_br, old_logp_br, mask_br)
         counted_br = part.metric_coefficient_br > 0
         sums = {
             "loss": loss,
@@ -361,6 +374,9 @@ def make_update(
             "clip_fraction": (part.metric_coefficient_br * terms.clipped_br).sum(),
             "ratio_mean": (part.metric_coefficient_br * terms.ratio_br).sum(),
             "sampler_gap_mean": (part.metric_coefficient_br * gap_br).sum(),
+            "sampler_ratio_mean": (part.metric_coefficient_br * sampler_ratio_br).sum(),
+            "sampler_kl": (part.metric_coefficient_br * sampler_kl_br).sum(),
+            "sampler_corrected": (part.metric_coefficient_br * correction.changed_br).sum(),
             "tokens": counted_br.sum(dtype=jnp.float32),
         }
         maxima = {
@@ -368,6 +384,7 @@ def make_update(
             # negated back below
             "ratio_min": jnp.where(counted_br, -terms.ratio_br, -jnp.inf).max(),
             "sampler_gap_max": jnp.where(counted_br, gap_br, 0.0).max(),
+            "sampler_ratio_max": jnp.where(counted_br, sampler_ratio_br, -jnp.inf).max(),
         }
         return loss, (sums, maxima)
 
@@ -426,6 +443,7 @@ def make_update(
             "ratio_max": jnp.where(empty, 1.0, maxima["ratio_max"]),
             "ratio_min": jnp.where(empty, 1.0, -maxima["ratio_min"]),
             "sampler_gap_max": maxima["sampler_gap_max"],
+            "sampler_ratio_max": jnp.where(empty, 1.0, maxima["sampler_ratio_max"]),
             "grad_norm": grad_norm,
             "update_norm": update_norm,
             "skipped": skipped.astype(jnp.float32),
@@ -549,9 +567,12 @@ _SUMS = (
     "clip_fraction",
     "ratio_mean",
     "sampler_gap_mean",
+    "sampler_ratio_mean",
+    "sampler_kl",
+    "sampler_corrected",
     "tokens",
 )
-_MAXIMA = ("ratio_max", "ratio_min", "sampler_gap_max")
+_MAXIMA = ("ratio_max", "ratio_min", "sampler_gap_max", "sampler_ratio_max")
 
 
 class _Part(NamedTuple):

@@ -120,12 +120,17 @@ class Arena:
 
 
 class Scored(NamedTuple):
-    """One iteration's candidates with their rewards, and every reward episode, in the order
-    played.
-    """
+    """Candidates with their rewards, and the episodes behind these; all by context."""
 
     groups: list[list[Candidate]]
-    trajectories: list[Trajectory]
+    played: list[list[Trajectory]]  # of the candidates in turn, then of the previous prompt
+    # the rate of the previous prompt, which "improvement" takes off; None: not measured
+    baselines: list[float | None]
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """Every reward episode, context by context."""
+        return [trajectory for played in self.played for trajectory in played]
 
 
 def initial_state(arena: Arena, num_loops: int) -> LoopState:
@@ -183,15 +188,22 @@ def next_games(
     )
 
 
-def collect(arena: Arena, state: LoopState, iteration: int) -> tuple[list[Context], LoopState]:
-    """Plays one new batch of games under the prompt of every loop."""
+def collect(
+    arena: Arena, state: LoopState, iteration: int, numbers: Sequence[int] | None = None
+) -> tuple[list[Context], LoopState]:
+    """Plays one new batch of games under the prompt of every loop.
+
+    Args:
+      numbers: of the contexts, which their randomness is keyed by; a context of number n is of
+        loop n, counted around. One of every loop by default.
+    """
+    numbers = range(len(state.loops)) if numbers is None else numbers
+    asked = [state.loops[number % len(state.loops)] for number in numbers]
     batches = []
-    for loop in state.loops:
+    for loop in asked:
         games, state = draw_games(arena, state, loop.family, arena.meta.games_per_context)
         batches.append(games)
-    places = [
-        (q, loop, games) for q, (loop, games) in enumerate(zip(state.loops, batches, strict=True))
-    ]
+    places = list(zip(numbers, asked, batches, strict=True))
     return play_contexts(arena, places, iteration), state
 
 
@@ -224,12 +236,18 @@ def play_contexts(
 
 
 def propose(
-    arena: Arena, contexts: Sequence[Context], group_size: int, iteration: int
+    arena: Arena,
+    contexts: Sequence[Context],
+    group_size: int,
+    iteration: int,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Candidate]]:
-    """Samples `group_size` replies to every context from the reflector."""
+    """Samples `group_size` replies to every context from the reflector; `numbers` as in
+    `collect`.
+    """
     group_keys = [
         [candidate_key(arena, iteration, q, g) for g in range(group_size)]
-        for q in range(len(contexts))
+        for q in (range(len(contexts)) if numbers is None else numbers)
     ]
     return arena.ask(contexts, group_keys, "candidates")
 
@@ -245,15 +263,25 @@ def score(
     contexts: Sequence[Context],
     groups: Sequence[Sequence[Candidate]],
     iteration: int,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[Scored, LoopState]:
-    """Plays the reward games of every candidate, all in one rollout, and fills in the rewards.
+    """Plays the reward games of every candidate, all in one rollout, and fills in the rewards;
+    `numbers` as in `collect`.
 
     Replay: the context's own games under the new prompt (the paper's reward). Fresh: `fresh_games`
     other games of the family, the same for all candidates of a context. A reply without a usable
     prompt gets `malformed_reward`. A candidate whose reward games all failed through the
     environment's fault has reward None and is left out of its group.
+
+    With `meta.reward` "improvement" (LSE, https://arxiv.org/abs/2603.18620) the rate of the
+    previous prompt on the same games is taken off: of the replayed ones the context's own episodes,
+    and fresh ones are played under it once, for the whole group. Within a group it is a constant
+    and cancels in the advantages; what changes are rewards as they are shown, the place of
+    `malformed_reward` among them (0 is then as good as the previous prompt, below -1 is worse than
+    any prompt), and groups that lose all rewards because the baseline could not be measured.
     """
     meta = arena.meta
+    numbers = range(len(contexts)) if numbers is None else numbers
     batches: list[tuple[tuple[GameId, ...], tuple[GameId, ...]]] = []
     for context in contexts:
         fresh: tuple[GameId, ...] = ()
@@ -266,31 +294,58 @@ def score(
             system_prompt=candidate.system_prompt,
             key=keys.fold(arena.key, "reward", iteration, q, g, str(game)),
         )
-        for q, group in enumerate(groups)
+        for q, group, batch in zip(numbers, groups, batches, strict=True)
         for g, candidate in enumerate(group)
         if candidate.system_prompt is not None
-        for games in batches[q]
+        for games in batch
         for game in games
     ]
+    improvement = meta.reward == "improvement"
+    if improvement:
+        episodes += [
+            Episode(
+                game=game,
+                system_prompt=context.system_prompt,
+                key=keys.fold(arena.key, "baseline", iteration, q, str(game)),
+            )
+            for q, context, (_, fresh) in zip(numbers, contexts, batches, strict=True)
+            for game in fresh
+        ]
     trajectories = arena.play(episodes, "rewards")
-    played = iter(trajectories)
-    scored = []
-    for group, (replay_games, fresh_games) in zip(groups, batches, strict=True):
-        rewarded = []
+    num_baseline = sum(len(fresh) for _, fresh in batches) if improvement else 0
+    split = len(trajectories) - num_baseline
+    played, before = iter(trajectories[:split]), iter(trajectories[split:])
+    scored = Scored([], [], [])
+    for context, group, (replay_games, fresh_games) in zip(contexts, groups, batches, strict=True):
+        baseline, rewarded, shown, unchanged = 0.0, [], [], []
+        if improvement:
+            unchanged = [next(before) for _ in fresh_games]
+            baseline = mixed_reward(
+                success_rate(context.trajectories), success_rate(unchanged), meta.replay_weight
+            )
+            scored.baselines.append(baseline)
         for candidate in group:
             if candidate.system_prompt is None:
-                rewarded.append(dataclasses.replace(candidate, reward=meta.malformed_reward))
+                reward = None if baseline is None else meta.malformed_reward
+                rewarded.append(dataclasses.replace(candidate, reward=reward))
                 continue
-            replay = success_rate([next(played) for _ in replay_games])
-            fresh_rate = success_rate([next(played) for _ in fresh_games])
+            replays, others = (
+                [next(played) for _ in games] for games in (replay_games, fresh_games)
+            )
+            replay, fresh_rate = success_rate(replays), success_rate(others)
             reward = mixed_reward(replay, fresh_rate, meta.replay_weight)
             rewarded.append(
                 dataclasses.replace(
-                    candidate, replay_reward=replay, fresh_reward=fresh_rate, reward=reward
+                    candidate,
+                    replay_reward=replay,
+                    fresh_reward=fresh_rate,
+                    reward=None if reward is None or baseline is None else reward - baseline,
                 )
             )
-        scored.append(rewarded)
-    return Scored(scored, trajectories), state
+            shown += [*replays, *others]
+        scored.groups.append(rewarded)
+        scored.played.append([*shown, *unchanged])
+    return scored, state
 
 
 def mixed_reward(replay: float | None, fresh: float | None, replay_weight: float) -> float | None:
@@ -401,6 +456,7 @@ def summarise(arena: Arena, contexts: Sequence[Context], scored: Scored) -> dict
         "episodes": len(played),
         "turns": sum(len(t.turns) for t in played),
         "failed_episodes": sum(t.outcome is Outcome.FAILED for t in played),
+        **({"reward_baseline": _mean(scored.baselines)} if scored.baselines else {}),
     }
 
 

@@ -23,7 +23,7 @@ class TokenSampler(Protocol):
     def close(self, conversation: int) -> None: ...
     def step(self) -> list[Generation]: ...
     def sampled(self, conversation: int) -> tuple[int, ...]: ...
-    def set_params(self, params: Params) -> None: ...
+    def set_params(self, params: Params, step: int | None = None) -> None: ...
     @property
     def idle(self) -> bool: ...
     @property
@@ -100,13 +100,13 @@ class ModelSpeaker:
         self._openings.clear()
         self._sampler.__exit__(kind, error, trace)
 
-    def set_params(self, params: Params) -> None:
-        """Replaces the weights (`ictjax.sampler.Sampler.set_params`).
+    def set_params(self, params: Params, step: int | None = None) -> None:
+        """Replaces the weights, of a step of the learner (`ictjax.sampler.Sampler.set_params`).
 
         Raises:
           ValueError: conversations are open, or the tree is not that of the model.
         """
-        self._sampler.set_params(params)
+        self._sampler.set_params(params, step)
 
     def open(self, messages: Sequence[Message]) -> int:
         number, self._next = self._next, self._next + 1
@@ -265,6 +265,7 @@ class ModelSpeaker:
             prompt_ids=prompt_ids,
             ids=generation.ids,
             logprobs=generation.logprobs,
+            weights_step=generation.weights_step,
         )
 
     def _release(self, opening: _Opening, conversation: int) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,16 @@ _MAX_LEN = 8192  # of a conversation with a model that a user opens, unless size
 _SHARE_MIN_TOKENS = 256
 
 
+class SetTrained(Protocol):
+    """Lets the reflector speak with other trained weights: all, or an adapter on the base, of which
+    no copy is made. Raises ValueError while a conversation with it is open.
+    """
+
+    def __call__(self, weights: Params, step: int | None = None) -> None:
+        """Takes the weights, and the learner's step that made them, which replies then carry."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Players:
     """Actor, reflector and reference policy. What is frozen is never donated."""
@@ -60,15 +70,16 @@ class Players:
     mesh: Mesh | None  # of the reflector, and of the update
     lora: LoraConfig
     pad_id: int  # of the reflector's tokenizer
-    set_trained: Callable[[Params], None]
-    """Lets the reflector speak with these trained weights: all, or an adapter on the base, of which
-    no copy is made. Raises ValueError while a conversation with it is open.
-    """
+    set_trained: SetTrained
 
 
 @contextlib.contextmanager
 def open_players(
-    config: TrainConfig, trained: Params, progress: ReadProgress | None = None
+    config: TrainConfig,
+    trained: Params,
+    progress: ReadProgress | None = None,
+    *,
+    step: int | None = None,
 ) -> Iterator[Players]:
     """Reads the frozen weights and opens both speakers.
 
@@ -78,6 +89,7 @@ def open_players(
       config: of the run, with its models by folder, hub id or endpoint.
       trained: what the reflector speaks with at first, see `initial_weights`, `restore_trained`.
       progress: is told how far the reading is.
+      step: of the learner, which made `trained`.
 
     Raises:
       ValueError: a folder that does not hold a model, a limit that does not fit one, or a mesh that
@@ -113,8 +125,12 @@ def open_players(
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
         own = own_part(mesh)
-        sampler = _sampler(model, speaking(trained), config.reflector_sampler, chat, own)
+        sampler = _sampler(model, speaking(trained), config.reflector_sampler, chat, own, step)
         speaker = stack.enter_context(ModelSpeaker(sampler, chat))
+
+        def set_trained(weights: Params, step: int | None = None) -> None:
+            speaker.set_params(speaking(weights), step)
+
         yield Players(
             actor=actor,
             reflector=Reflector(speaker, config.reflection, config.grpo.temperature),
@@ -123,7 +139,7 @@ def open_players(
             mesh=mesh,
             lora=lora,
             pad_id=chat.pad_id,
-            set_trained=lambda weights: speaker.set_params(speaking(weights)),
+            set_trained=set_trained,
         )
 
 
@@ -334,6 +350,7 @@ def _sampler(
     sizes: SamplerConfig,
     chat: ChatTokenizer,
     mesh: Mesh | None = None,
+    step: int | None = None,
 ) -> Sampler:
     """A sampler that has room for a model's stop ids, and leaves out ids that no text has."""
     room = max(sizes.max_stop_ids, len(chat.stop_ids))
@@ -344,6 +361,7 @@ def _sampler(
         chat.pad_id,
         mesh=mesh,
         unused=chat.unused(model.vocab_size),
+        weights_step=step,
     )
 
 

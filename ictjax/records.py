@@ -111,6 +111,7 @@ class Candidate:
     replay_reward: float | None = None
     fresh_reward: float | None = None
     reward: float | None = None  # what GRPO sees
+    weights_step: int | None = None  # of the learner, whose weights it was sampled with
 
 
 def writable(text: str) -> str:

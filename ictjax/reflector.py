@@ -147,6 +147,7 @@ class Reflector:
             prompt_ids=reply.prompt_ids,
             reply_ids=reply.ids,
             logprobs=reply.logprobs,
+            weights_step=reply.weights_step,
             reply=reply.text if reply.finish is not Finish.FAILED else reply.error,
             analysis="" if failed else parsed.analysis,
             system_prompt=None if failed else parsed.system_prompt,

@@ -305,11 +305,34 @@ def _same(one: Any, other: Any) -> bool:
 
 def from_dict(data: Mapping[str, Any]) -> TrainConfig:
     """Reads what `to_dict` wrote. Raises ValueError for a field that is missing or not known, by
-    its dotted name.
+    its dotted name. What configurations of older versions lack is as it was then.
     """
-    if isinstance(data, Mapping) and isinstance(data.get("remat"), bool):
-        data = {**data, "remat": "full" if data["remat"] else "none"}  # as it was written before
+    if isinstance(data, Mapping):
+        old = {
+            record: values | data[record]
+            for record, values in _BEFORE.items()
+            if isinstance(data.get(record), Mapping)
+        }
+        if isinstance(data.get("remat"), bool):
+            old["remat"] = "full" if data["remat"] else "none"
+        data = {**data, **old}
     return _build(TrainConfig, data, "")
+
+
+# Fields that have no default, since each changes the experiment, and that came later.
+_BEFORE: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "meta": {"reward": "success"},
+        "grpo": {
+            "refill_rounds": 0,
+            "overlong_penalty": 0.0,
+            "overlong_buffer": 0.2,
+            "correction": "none",
+            "correction_level": "token",
+            "correction_cap": 2.0,
+        },
+    }
+)
 
 
 def _build(kind: type[_Record], data: Mapping[str, Any], place: str) -> _Record:

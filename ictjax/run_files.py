@@ -51,10 +51,10 @@ def write_iteration(
 
 def prompt_line(asked: Context, written: Candidate, **where: int | str) -> str:
     """One line of a prompts file: where it belongs, the context it answers, and the candidate
-    without its token ids.
+    without its token ids and the step of its weights.
     """
     fields = dataclasses.asdict(written)
-    del fields["prompt_ids"], fields["logprobs"]
+    del fields["prompt_ids"], fields["logprobs"], fields["weights_step"]
     fields["num_reply_tokens"] = len(fields.pop("reply_ids"))
     about = {
         "loop": asked.loop,

@@ -63,6 +63,7 @@ class Reply:
     prompt_ids: tuple[int, ...] = ()
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    weights_step: int | None = None  # of the learner whose weights said this, where one trains them
 
     @property
     def truncated(self) -> bool:

@@ -18,9 +18,12 @@ Where it deviates from In-context Training as published (arXiv 2605.20477), and 
 - The loss is normalised over all tokens of the batch (grpo.loss_normalisation; GRPO averages over
   sequences first). The clip range may be asymmetric (grpo.clip_high), the ratio of tokens or of
   whole sequences (grpo.importance), advantages unscaled by the deviation (grpo.advantage).
+- Groups without signal can be refilled from other contexts (grpo.refill_rounds), rewards can be
+  lower for long replies (grpo.overlong_penalty), or relative to the previous prompt (meta.reward).
 - The old log-probabilities are the learner's own, computed anew at fixed shapes, not the sampler's:
-  a resumed run is equal bit by bit. By default one optimizer step is taken per batch of samples
-  (learner.epochs), so that the ratio is 1 and the clip at rest.
+  a resumed run is equal bit by bit. What the sampler reported counts with grpo.correction only,
+  whose weights depend on how requests happened to be batched. By default one optimizer step is
+  taken per batch of samples (learner.epochs), so that the ratio is 1 and the clip at rest.
 - A step whose gradient is not finite changes nothing and is counted; a loss, weight or reward that
   is not, or iterations in a row without anything to learn from (patience), end the run.
 - An adapter may be trained instead of all weights (reflector.lora.rank).
@@ -35,7 +38,7 @@ import jax
 from envs.api import Environment, Pool
 from envs.stopping import check, held
 from ictjax import keys, loops
-from ictjax.batch import pack_groups
+from ictjax.batch import pack_groups, shaped
 from ictjax.checkpoint import Checkpointer
 from ictjax.health import Health, most_frequent_error
 from ictjax.hosts import these_hosts
@@ -51,6 +54,7 @@ from ictjax.mesh import split_rows
 from ictjax.metrics import Clock, MetricsWriter, read_metrics
 from ictjax.players import initial_weights, open_players, trained_shapes
 from ictjax.precollection import precollected
+from ictjax.refill import refill
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
 
@@ -79,7 +83,8 @@ def train(
     Per iteration it writes episodes, contexts and prompts (one file each), a line of metrics.jsonl,
     and a checkpoint (every `checkpoint_every`). All randomness is keyed by the iteration, and the
     loss is computed from the learner's own log-probabilities at fixed shapes, so a run that was
-    killed and resumed writes the same lines, the key "time" apart.
+    killed and resumed writes the same lines, the key "time" apart: with grpo.correction up to the
+    rounding of the sampler's log-probabilities only.
 
     With several hosts (`ictjax.hosts`) all of them call this, and the run directory is one that all
     of them see; the first writes to it.
@@ -107,7 +112,12 @@ def train(
         else:
             state, host = checkpointer.restore(newest, trained_shapes(config))
         players = stack.enter_context(
-            open_players(config, state.params, None if progress is None else progress.reading)
+            open_players(
+                config,
+                state.params,
+                None if progress is None else progress.reading,
+                step=int(state.step),
+            )
         )
         functions = transformer_functions(
             players.model, remat=config.remat, lora=players.lora, mesh=players.mesh
@@ -161,25 +171,42 @@ def train(
             groups = loops.propose(arena, contexts, config.grpo.group_size, iteration)
             clock.lap("candidates_s")
             scored, meta = loops.score(arena, meta, contexts, groups, iteration)
-            if collected is None:
-                meta = loops.advance(arena, meta, groups, iteration)
-            health.check_rewards(iteration, scored.groups)
             clock.lap("rewards_s")
+            refills: dict[str, int] = {}
+            if config.grpo.refill_rounds:
+                refilled, meta = refill(
+                    arena,
+                    meta,
+                    contexts,
+                    scored,
+                    iteration,
+                    max_rounds=config.grpo.refill_rounds,
+                    collected=collected,
+                )
+                contexts, scored, refills = refilled.contexts, refilled.scored, refilled.counts
+                clock.lap("refill_s")
+            if collected is None:
+                meta = loops.advance(arena, meta, scored.groups, iteration)
+            if config.grpo.overlong_penalty:
+                limit = config.reflection.max_reply_tokens
+                scored = scored._replace(groups=shaped(scored.groups, config.grpo, limit))
+            health.check_rewards(iteration, scored.groups)
+            health.check_samples(iteration, scored.groups, int(state.step))
             check()
             batch, dead_groups = pack_groups(
                 config.batch, config.grpo, scored.groups, players.pad_id
             )
             keeper.let_go()
             state, learned = update(state, players.base, split_rows(batch, players.mesh))
-            players.set_trained(state.params)
+            players.set_trained(state.params, int(state.step))
             learned = jax.device_get(learned)
             bad_leaves = learned.pop("bad_leaves")
             health.check_update(iteration, state.params, bad_leaves, learned["loss"])
             clock.lap("update_s")
-            metrics, timing = loops.summarise(arena, contexts, scored), clock.times
+            metrics, timing = loops.summarise(arena, contexts, scored) | refills, clock.times
             for name, value in learned.items():
                 # What the sampler reported depends on how requests happened to be batched.
-                (timing if name.startswith("sampler_gap") else metrics)[name] = float(value)
+                (timing if name.startswith("sampler_") else metrics)[name] = float(value)
             metrics["dead_groups"] = dead_groups
             timing["checkpoint_s"] = keeper.settle()
             with held():

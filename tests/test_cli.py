@@ -27,6 +27,7 @@ from experiments.commands import train as train_command
 from experiments.fake_pair import FOLDER, save_pair
 from experiments.presets import PRESETS
 from experiments.shapes import PUBLISHED, model_shape
+from ictjax.algorithms import ALGORITHMS
 from ictjax.run_config import RoleConfig, to_dict
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -301,6 +302,30 @@ def test_a_flag_that_decides_defaults_is_read_in_every_form(flag, form):
         with pytest.raises(ValueError, match=f"no task '{name}'.*use one of fake, alfworld"):
             train_command.read_args(argv)
     assert "did you mean" in str(unknown("x", "alfwrld", ["fake", "alfworld"]))
+
+
+def test_an_algorithm_sets_the_estimator_and_explicit_flags_win():
+    argv = ["--grpo.clip-high", "0.4", "--algorithm", "dapo", "--preset", "fake-tiny"]
+    found = train_command.read_args(argv)[0].settings
+    preset = PRESETS["fake-tiny"]
+    assert found.grpo == dataclasses.replace(
+        ALGORITHMS["dapo"], group_size=preset.grpo.group_size, clip_high=0.4
+    )
+    assert dataclasses.replace(found, grpo=preset.grpo) == preset
+    # Dr. GRPO divides by the run's limit of a reply, also where a flag sets that
+    argv[2:] = ["--algorithm=dr-grpo", "--preset=fake-tiny"]
+    assert train_command.read_args(argv)[0].settings.grpo.constant_length == 8
+    argv += ["--reflection.max-reply-tokens", "6"]
+    assert train_command.read_args(argv)[0].settings.grpo.constant_length == 6
+    argv += ["--grpo.constant-length", "7"]
+    assert train_command.read_args(argv)[0].settings.grpo.constant_length == 7
+
+
+def test_an_algorithm_that_is_none_and_a_limit_that_is_none_are_named(capsys):
+    argv = ["--preset", "fake-tiny", "--algorithm"]
+    refused(capsys, train.main, [*argv, "gpso"], "Unknown algorithm 'gpso'", "'gspo'", "dapo")
+    argv += ["dr-grpo", "--reflection.max-reply-tokens", "-1"]
+    refused(capsys, train.main, argv, "reflection.max_reply_tokens must be")
 
 
 def test_flags_come_in_any_order():

@@ -133,11 +133,13 @@ def test_failures_stand_in_the_line_of_an_iteration_when_there_are_any():
         "failed_episodes": 6,
         "cut_contexts": 1,
         "skipped": 1.0,
+        "refill_rounds": 2,
+        "refill_thrown_away": 5,
         "error": "It died",
     }
     assert iteration_line(metrics).endswith(
         "KL 0.000  malformed 3/8  truncated 2/8  actor malformed 5/40  failed games 6/12"
-        "  cut contexts 1  skipped steps 1  (It died)"
+        "  cut contexts 1  skipped steps 1  refill rounds 2  groups thrown away 5  (It died)"
     )
 
 

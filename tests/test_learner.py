@@ -356,6 +356,11 @@ def test_metrics_by_hand():
         "ratio_min": 1,
         "sampler_gap_max": 0.5,
         "sampler_gap_mean": 0.05,
+        # of the ten tokens one has exp(-0.5) times the sampler's probability
+        "sampler_ratio_max": 1,
+        "sampler_ratio_mean": (9 + np.exp(-0.5)) / 10,
+        "sampler_kl": (np.exp(-0.5) + 0.5 - 1) / 10,
+        "sampler_corrected": 0,
         "grad_norm": optax.tree.norm(grads),
         "update_norm": optax.tree.norm(grads),
         "skipped": 0,
@@ -365,6 +370,20 @@ def test_metrics_by_hand():
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
         assert metrics[name].shape == () and metrics[name].dtype == jnp.float32
+
+
+def test_a_correction_weighs_what_the_sampler_computed_otherwise():
+    config = dataclasses.replace(GRPO, kl="none", correction="truncated", correction_cap=1.5)
+    batch = _batch()
+    logp_br = np.asarray(_bigram_logprobs(_bigram_params(), batch))
+    plain, _ = _sgd_step(dataclasses.replace(config, correction="none"), batch)
+    # the sampler found every token half as likely as the learner does: weights of 2, cut at 1.5
+    sampler_br = np.where(batch.response_mask_br, logp_br - np.log(2), 0.0).astype(np.float32)
+    grads, metrics = _sgd_step(config, batch._replace(sampler_logp_br=sampler_br))
+    chex.assert_trees_all_close(grads, jax.tree.map(lambda g: 1.5 * g, plain), atol=1e-6)
+    assert metrics["sampler_corrected"] == 1
+    np.testing.assert_allclose(metrics["sampler_ratio_mean"], 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["sampler_kl"], 2 - np.log(2) - 1, rtol=1e-4)
 
 
 def test_a_second_epoch_sees_the_ratio_to_the_weights_of_the_first():

@@ -29,6 +29,7 @@ META = MetaConfig(
     meta_turns=3,
     collection="online",
     precollected_loops=0,
+    reward="success",
     malformed_reward=-0.5,
 )
 REFLECTION = ReflectorConfig(

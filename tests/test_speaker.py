@@ -63,10 +63,10 @@ def echo(ids, request):
 class Double(ScriptedSampler):
     """With the rest of what a speaker uses."""
 
-    params = None
+    params = weights_step = None
 
-    def set_params(self, params):
-        self.params = params
+    def set_params(self, params, step=None):
+        self.params, self.weights_step = params, step
 
     def close(self, conversation):
         super().close(conversation)
@@ -298,8 +298,8 @@ def test_a_model_repeats_itself_where_it_is_greedy_and_counts_exactly():
     assert not speaker.repeats(Limits(max_tokens=1, temperature=0.1))
     assert speaker.num_tokens("four") == 4
     assert speaker.num_tokens([system(), user("one")]) == len(encoded(system(), user("one")))
-    speaker.set_params({"some": "weights"})
-    assert double.params == {"some": "weights"}
+    speaker.set_params({"some": "weights"}, 7)
+    assert (double.params, double.weights_step) == ({"some": "weights"}, 7)
 
 
 # --- groups ---

@@ -12,6 +12,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -26,6 +27,7 @@ from experiments.evaluate import evaluate
 from experiments.evaluate import main as evaluate_main
 from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS, preset
+from ictjax.algorithms import with_algorithm
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import LoraConfig
 from ictjax.learner import init_state, make_optimizer
@@ -34,6 +36,7 @@ from ictjax.models.lora import adapter_axes
 from ictjax.players import initial_weights, saved_steps
 from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.run_config import differences, from_dict, to_dict
+from ictjax.sampler import Sampler
 from ictjax.train import train
 
 ITERATIONS = 8
@@ -295,6 +298,56 @@ def test_precollected_contexts_train_too(models, tmp_path):
     assert [record["reward_fresh"] for record in read_metrics(tmp_path)] == [None, None]
 
 
+def test_a_run_by_dapo_refills_and_its_record_is_of_what_it_learned_from(models, tmp_path):
+    """Without the penalty of malformed replies most groups win nothing at all."""
+    base = PRESETS["fake-tiny"].with_models(*map(str, models))
+    meta = dataclasses.replace(base.meta, malformed_reward=0.0, replay_weight=1.0)
+    config = with_algorithm(dataclasses.replace(base, meta=meta, iterations=1), "dapo")
+    with LocalPool(FakeEnvironment()) as pool:
+        train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
+    (record,) = read_metrics(tmp_path)
+    assert 0 < record["refill_rounds"] <= config.grpo.refill_rounds
+    assert record["refill_thrown_away"] > 0 and record["refill_episodes"] > 0
+    assert record["dead_groups"] == 0
+    times = record["time"]
+    assert times["sampler_kl"] < 1e-6 and abs(times["sampler_ratio_mean"] - 1) < 1e-4
+    assert {"sampler_ratio_max", "sampler_corrected", "refill_s"} <= set(times)
+    lines = (tmp_path / "prompts" / "iteration_00001.jsonl").read_text().splitlines()
+    assert len(lines) == record["candidates"] == 8
+    rewards = [json.loads(line)["reward"] for line in lines]
+    assert all(len(set(rewards[i : i + 4])) > 1 for i in (0, 4))
+    assert "weights_step" not in json.loads(lines[0])
+
+
+def test_candidates_of_stale_weights_end_the_run(models, tmp_path, monkeypatch):
+    """The second set of weights never reaches the sampler, and nobody is told."""
+    loaded = []
+    load = Sampler.set_params
+
+    def forgetful(sampler, params, step=None):
+        loaded.append(step)
+        if step != 2:
+            load(sampler, jax.tree.map(jnp.copy, params), step)  # the learner donates its own
+
+    monkeypatch.setattr(Sampler, "set_params", forgetful)
+    config = PRESETS["fake-tiny"].with_models(*map(str, models))
+    with (
+        LocalPool(FakeEnvironment()) as pool,
+        pytest.raises(
+            CannotGoOn,
+            match="Candidates of iteration 3 were sampled with weights of step 1, the learner is at"
+            " step 2, which was not saved: .* start it again",
+        ),
+    ):
+        train(config, tmp_path, environment=FakeEnvironment(), pool=pool)
+    assert loaded == [1, 2]
+    assert saved_steps(tmp_path)[-1] == 2  # and the file of the third iteration is not there
+    assert len(read_metrics(tmp_path)) == 2
+    monkeypatch.undo()
+    with LocalPool(FakeEnvironment()) as pool:
+        assert train(config, tmp_path, environment=FakeEnvironment(), pool=pool) == 2
+
+
 def test_a_run_with_an_adapter_resumes_from_the_adapter_alone(models, tmp_path):
     """The base is read from the model's folder again."""
     base = PRESETS["fake-tiny"].with_models(*map(str, models))
@@ -427,6 +480,17 @@ def test_configurations_survive_json(name):
         ("task.rollout.max_steps", config.task.rollout.max_steps, 3),
         ("seed", config.seed, 7),
     ]
+
+
+def test_what_configurations_of_older_versions_lack_is_as_it_was():
+    config = PRESETS["fake-tiny"]
+    older = to_dict(config)
+    del older["meta"]["reward"]
+    for name in ("refill_rounds", "overlong_penalty", "overlong_buffer"):
+        del older["grpo"][name]
+    for name in ("correction", "correction_level", "correction_cap"):
+        del older["grpo"][name]
+    assert from_dict(older) == config
 
 
 def test_configurations_of_other_versions_are_refused():

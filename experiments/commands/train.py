@@ -12,7 +12,7 @@ import tyro
 from experiments.command import parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.local_path import local_path
-from experiments.presets import PRESETS, check_model, on_named_mesh, preset, task
+from experiments.presets import PRESETS, by_algorithm, check_model, on_named_mesh, preset, task
 from experiments.remote_run import is_remote, sending
 from experiments.run_dir import (
     check_families,
@@ -24,16 +24,19 @@ from experiments.run_dir import (
 )
 from experiments.tasks import with_options
 from experiments.trust import check_names
+from ictjax.algorithms import ALGORITHMS
 from ictjax.config import EndpointConfig, HostsConfig
+from ictjax.ranges import Range
 from ictjax.run_config import TrainConfig, from_dict
 
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
+_LENGTHS = Range(1, 16_777_216)
 _DESCRIPTION = (
     "Trains a reflector by GRPO to write better system prompts for a frozen actor. A run that was"
     " stopped goes on when it is started again with the same flags. Every field of the preset can"
     " be overridden, for example --meta.fresh-games 5; the values shown here are those of the"
     f" preset that is named, else of {_SHOWN}. Of a flag given twice, the last one counts."
-    f" Presets: {', '.join(PRESETS)}."
+    f" Presets: {', '.join(PRESETS)}. Algorithms: {', '.join(ALGORITHMS)} (docs/algorithms.md)."
 )
 
 
@@ -60,6 +63,11 @@ class StartArgs:
         tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as the roles' own flags say)"),
     ] = None
     """Devices by name, for example v5e-8."""
+    algorithm: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the preset's own settings)"),
+    ] = None
+    """What sets the --grpo flags, all but group size and temperature."""
     trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Import and call what --config names: an environment by its import path, an endpoint."""
 
@@ -72,6 +80,7 @@ class _FirstArgs(StartArgs):
 
     environment: Annotated[str | None, tyro.conf.arg(name="task.environment.name")] = None
     url: Annotated[str | None, tyro.conf.arg(name="actor.endpoint.url")] = None
+    reply_tokens: Annotated[int | None, tyro.conf.arg(name="reflection.max-reply-tokens")] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +141,12 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
     config = config.on(with_options(chosen, first.train_options))
     if first.mesh is not None:
         config = on_named_mesh(config, first.mesh)
+    if first.algorithm is not None:
+        config = by_algorithm(config, first.algorithm)
+        length = first.reply_tokens
+        if first.algorithm == "dr-grpo" and length in _LENGTHS:  # else refused below, by its name
+            estimator = dataclasses.replace(config.grpo, constant_length=length)
+            config = dataclasses.replace(config, grpo=estimator)
     given = {field.name: getattr(first, field.name) for field in dataclasses.fields(StartArgs)}
     default = TrainArgs(**given, settings=config)
     args = parse(TrainArgs, "train", _DESCRIPTION, argv, default)

@@ -60,6 +60,7 @@ class Generation:
     # of ids under softmax(logits / temperature) (of the plain logits if greedy), before truncation
     logprobs: tuple[float, ...]
     finish: str  # "stop", "length" (the request's limit) or "context" (the conversation is full)
+    weights_step: int | None = None  # of the weights it was sampled with, see `Sampler.set_params`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ class Sampler:
       pad_id: an id to fill unused positions with; never seen by the model's attention.
       mesh: the devices to work on; None for the one that the weights are on.
       unused: ids that are never sampled, see `ChatTokenizer.unused`.
+      weights_step: of the learner, which made the weights; see `set_params`.
 
     Raises:
       ValueError: sizes that do not fit the model or the mesh, or weights of another model.
@@ -148,6 +150,7 @@ class Sampler:
         *,
         mesh: Mesh | None = None,
         unused: Sequence[range] = (),
+        weights_step: int | None = None,
     ) -> None:
         if not 0 <= pad_id < config.vocab_size:
             raise ValueError(
@@ -182,6 +185,7 @@ class Sampler:
         self._finished: list[Generation] = []
         self._counts = collections.Counter[str]()
         self._closed = False
+        self._weights_step = weights_step
 
     def __enter__(self) -> Self:
         return self
@@ -201,8 +205,13 @@ class Sampler:
         self._slots.clear()
         self._programs.close()
 
-    def set_params(self, params: Params) -> None:
+    def set_params(self, params: Params, step: int | None = None) -> None:
         """Replaces the weights, and with them everything cached.
+
+        Args:
+          params: the weights.
+          step: of the learner, which made them. Every reply carries it, so that one of older
+            weights is noticed.
 
         Raises:
           ValueError: conversations are open, or the tree is not that of the config.
@@ -213,6 +222,7 @@ class Sampler:
                 " weights under their caches"
             )
         self._programs.load(params)
+        self._weights_step = step  # last: a failure leaves the step of the weights that stay
         self._row_lengths[:] = 0
 
     def warmup(self) -> None:
@@ -282,7 +292,13 @@ class Sampler:
             )
         if found.full or found.length >= sizes.max_len:
             self._finished.append(
-                Generation(conversation=conversation, ids=(), logprobs=(), finish="context")
+                Generation(
+                    conversation=conversation,
+                    ids=(),
+                    logprobs=(),
+                    finish="context",
+                    weights_step=self._weights_step,
+                )
             )
             return
         columns = pack_request(
@@ -581,6 +597,7 @@ class Sampler:
                 ids=tuple(reply.ids),
                 logprobs=tuple(reply.logprobs),
                 finish=finish,
+                weights_step=self._weights_step,
             )
         )
         conversation.reply = None
