@@ -28,8 +28,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from ictjax.mesh import table_sharding
-from ictjax.models import attention
-from ictjax.models.attention import Seen, attend
+from ictjax.models.attention import BLOCKS, EVERYTHING, Attention, Seen, attend, plain_rows
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
 from ictjax.models.precision import wide
@@ -161,6 +160,7 @@ def forward(
     seen: Seen | None = None,
     remat: bool = False,
     activations: NamedSharding | None = None,
+    attention: Attention = BLOCKS,
 ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, of whole sequences (the training view).
 
@@ -171,15 +171,16 @@ def forward(
         kept.
       activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them
         like the weights.
+      attention: how it is computed.
     """
     if seen is None:
-        seen = attention.plain_rows(jnp.ones(tokens_bt.shape, bool))
-    windows = [attention.EVERYTHING]
+        seen = plain_rows(jnp.ones(tokens_bt.shape, bool))
+    windows = [EVERYTHING]
     if config.sliding_window is not None:
         windows.append(config.sliding_window)
     views = [
         (
-            rotary(config, seen.positions_bt, sliding=window != attention.EVERYTHING),
+            rotary(config, seen.positions_bt, sliding=window != EVERYTHING),
             attention.plan(seen, window),
         )
         for window in windows
@@ -207,7 +208,7 @@ def forward(
             else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
         )
         q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
-        mixed_btnh = attention.attend_rows(q_btnh, k_btkh, v_btkh, plan, scale)
+        mixed_btnh = attention.rows(q_btnh, k_btkh, v_btkh, plan, scale)
         return place(_residual(config, weights, x_btd, mixed_btnh)), None
 
     if remat:
