@@ -26,8 +26,11 @@ from experiments.run_dir import (
     write_manifest,
 )
 from experiments.run_lock import RunLock
+from experiments.shapes import model_shape
 from ictjax.checkpoint import check_space
+from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
+from ictjax.models.attention_choice import platform_of, resolve
 from ictjax.models.hf import content_hash
 from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
@@ -68,6 +71,10 @@ def start(
             return
     check_limits(config)
     check_meshes(config)
+    reflector = config.reflector
+    attention = resolve(
+        config.learner.attention, model_shape(reflector), platform_of(open_mesh(reflector.mesh))
+    )
     check_memory(config)
     folders = in_folders(config)
     check_language(folders)
@@ -77,7 +84,7 @@ def start(
     }
     with contextlib.ExitStack() as resources:
         devices = [str(device) for device in jax.devices()]
-        manifest = make_manifest(preset, config, environment, devices, models)
+        manifest = make_manifest(preset, config, environment, devices, models, attention)
         if how == "go on":
             lock = resources.enter_context(RunLock(run_dir))
             manifest = read_manifest(run_dir) or manifest
@@ -91,6 +98,8 @@ def start(
             if how == "restart":
                 _say(console, f"The run that was in {run_dir} is now {set_aside(run_dir)}.")
             lock = resources.enter_context(new_run(run_dir, config, manifest))
+        kind = jax.devices()[0].device_kind
+        _say(console, f"Attention of the update: {attention} ({kind}).")
         pool = resources.enter_context(open_pool(config.task.environment))
         progress = resources.enter_context(
             LiveProgress(

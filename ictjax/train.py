@@ -48,6 +48,7 @@ from ictjax.learner import (
 )
 from ictjax.mesh import split_rows
 from ictjax.metrics import Clock, MetricsWriter
+from ictjax.models.attention_choice import attention_of, platform_of, resolve
 from ictjax.players import initial_weights, open_players, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
@@ -100,8 +101,13 @@ def train(
         players = stack.enter_context(
             open_players(config, state.params, None if progress is None else progress.reading)
         )
+        attention = resolve(config.learner.attention, players.model, platform_of(players.mesh))
         functions = transformer_functions(
-            players.model, remat=config.remat, lora=players.lora, mesh=players.mesh
+            players.model,
+            remat=config.remat,
+            lora=players.lora,
+            mesh=players.mesh,
+            attention=attention_of(attention, players.mesh),
         )
         update = make_update(
             functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)

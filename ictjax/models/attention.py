@@ -300,7 +300,14 @@ def _backward(scale: float, kept: tuple[Any, ...], grad_xbkmh: Array) -> tuple[A
 
 
 _blockwise.defvjp(_forward, _backward)
+
+
+def _whole_rows(seen: Seen, window: int) -> Plan:
+    return plan(seen, window, seen.positions_bt.shape[1])
+
+
 BLOCKS = Attention("blocks", plan, attend_rows)
+PLAIN = Attention("plain", _whole_rows, attend_rows)  # rows are single blocks: [B, N, T, T]
 
 
 def _logits(

@@ -34,6 +34,11 @@ _SUBLANES = 8
 # A pair of blocks in one number: 14 bits each of the two blocks, and what is to be done.
 _STATE, _FIRST, _LAST, _INNER, _OUTER = 3, 4, 8, 4, 18
 _PART, _WHOLE = 1, 2  # the states of a pair with something to see
+# Rows and heads in any order; pairs, and the query heads of a kv head, one after the other.
+_QUERY_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+_KEY_ORDER = pltpu.CompilerParams(
+    dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
+)
 
 
 class PairPlan(NamedTuple):
@@ -135,7 +140,7 @@ def _attend_rows(
     if mesh is not None:
         divided = k_bkth.shape[1] % mesh.shape["tensor"] == 0
         heads = PartitionSpec(*BATCH, "tensor" if divided else None)
-        of_plan = PairPlan(Seen(BATCH, BATCH, BATCH), PartitionSpec(), BATCH, BATCH)
+        of_plan = jax.tree.map(lambda x: BATCH if x.ndim else PartitionSpec(), plan)
         attention = jax.shard_map(
             attention,
             mesh=mesh,
@@ -196,7 +201,8 @@ def _forward(
             jax.ShapeDtypeStruct(q_bnth.shape, q_bnth.dtype),
             jax.ShapeDtypeStruct((batch, num_heads, 1, length), jnp.float32),
         ],
-        compiler_params=_order(3),
+        compiler_params=_QUERY_ORDER,
+        cost_estimate=_cost(2, q_bnth, k_bkth, plan),
         interpret=interpret,
         name="attention_forward",
     )(plan.by_query_bp.reshape(-1), plan.window[None], q_bnth, k_bkth, v_bkth, down, across)
@@ -307,7 +313,8 @@ def _backward(
             scratch_shapes=[total],
         ),
         out_shape=jax.ShapeDtypeStruct(q_bnth.shape, q_bnth.dtype),
-        compiler_params=_order(3),
+        compiler_params=_QUERY_ORDER,
+        cost_estimate=_cost(3, q_bnth, k_bkth, plan),
         interpret=interpret,
         name="attention_backward_queries",
     )(plan.by_query_bp.reshape(-1), plan.window[None], *arrays)
@@ -321,7 +328,8 @@ def _backward(
             scratch_shapes=[total, total],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_bkth, v_bkth)],
-        compiler_params=_order(4),
+        compiler_params=_KEY_ORDER,
+        cost_estimate=_cost(4, q_bnth, k_bkth, plan),
         interpret=interpret,
         name="attention_backward_keys",
     )(plan.by_key_bp.reshape(-1), plan.window[None], *arrays)
@@ -442,10 +450,15 @@ def _specs(place: Callable[..., _Place], block: int, head_dim: int) -> _Specs:
     )
 
 
-def _order(num_axes: int) -> pltpu.CompilerParams:
-    """Rows and heads in any order, the rest of a grid one after the other."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", *["arbitrary"] * (num_axes - 2))
+def _cost(num_products: int, q_bnth: Array, k_bkth: Array, plan: PairPlan) -> pl.CostEstimate:
+    """For the compiler, as of causal rows: what else is skipped is not known to it."""
+    rows, heads, length, head_dim = q_bnth.shape
+    count = int((2 * plan.by_query_bp.shape[1]) ** 0.5)  # blocks, of count * (count + 1) / 2 pairs
+    scores = rows * heads * plan.by_query_bp.shape[1] * (length // count) ** 2
+    return pl.CostEstimate(
+        flops=2 * num_products * scores * head_dim,
+        transcendentals=scores,
+        bytes_accessed=num_products * (q_bnth.size + k_bkth.size) * q_bnth.dtype.itemsize,
     )
 
 
