@@ -57,8 +57,15 @@ def uses(config: TrainConfig) -> Iterator[Use]:
         )
     if referenced and not shared:
         yield _weights(", ".join(roles), frozen, axes, mesh, RULES)
-    for name in ("trained weights", "first moments", "second moments"):
-        yield _weights(name, trained, trained_axes, mesh, TRAINED_RULES)
+    yield _weights("trained weights", trained, trained_axes, mesh, TRAINED_RULES)
+    moments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.optimizer.moments), trained
+    )
+    for name in ("first moments", "second moments"):
+        use = _weights(name, moments, trained_axes, mesh, TRAINED_RULES)
+        if config.optimizer.memory == "host":
+            use = use._replace(what=f"{name}, in the host's memory", device_bytes=0)
+        yield use
     if not adapter.rank and reflector.dtype != "float32":
         what = f"trained weights as they sample, {reflector.dtype}"
         yield _weights(what, frozen, axes, mesh, RULES)
@@ -83,7 +90,8 @@ def check_memory(config: TrainConfig) -> None:
     kept = list(uses(config))
     device = jax.local_devices()[0]
     if device.platform == "cpu":  # all devices are parts of the same memory
-        sizes, where = [use.device_bytes * use.devices for use in kept], "this machine has free"
+        sizes = [max(use.device_bytes * use.devices, use.whole_bytes) for use in kept]
+        where = "this machine has free"
     else:
         sizes, where = [use.device_bytes for use in kept], "each device has"
     there = _device_bytes(device)

@@ -195,7 +195,7 @@ QWEN_7B_MINIHACK = TrainConfig(
         response_buckets=(512, 2048),
     ),
     evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
-    remat=True,
+    remat="full",
 )
 
 # On ALFWorld: official games where a download is found, else generated ones (the run's manifest

@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ictjax.mesh import BATCH, kv_copies
-from ictjax.models.attention import MASKED, Attention, Seen, attend, may_see, sees
+from ictjax.models.attention import MASKED, MIXED, Attention, Seen, attend, may_see, sees
 
 _BLOCK = 512  # [C, C] in float32 is 1 MiB of the 16 that a kernel may hold, for every head size
 _LANES = 128
@@ -129,7 +130,8 @@ def _attend_rows(
     if length <= block:
         seen = jax.tree.map(lambda x: x[:, :length], plan.seen)
         mask_bts = may_see(seen, seen, plan.window)
-        return attend(q_btnh, k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2), mask_bts, scale)
+        k_bkhs, v_bksh = k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2)
+        return checkpoint_name(attend(q_btnh, k_bkhs, v_bksh, mask_bts, scale), MIXED)
     copies = kv_copies(num_heads, k_btkh.shape[2], mesh)
     padding = ((0, 0), (0, plan.seen.positions_bt.shape[1] - length), (0, 0), (0, 0))
     q_bnth, k_bkth, v_bkth = (
@@ -184,7 +186,7 @@ def _forward(
 
     specs = _specs(place, block, head_dim)
     down, across = _fields(plan.seen)
-    mixed_bnth, norm_bn1t = pl.pallas_call(
+    outputs = pl.pallas_call(
         functools.partial(_forward_kernel, scale),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -206,6 +208,7 @@ def _forward(
         interpret=interpret,
         name="attention_forward",
     )(plan.by_query_bp.reshape(-1), plan.window[None], q_bnth, k_bkth, v_bkth, down, across)
+    mixed_bnth, norm_bn1t = checkpoint_name(outputs, MIXED)
     return mixed_bnth, (q_bnth, k_bkth, v_bkth, plan, mixed_bnth, norm_bn1t)
 
 
