@@ -53,7 +53,7 @@ _POCKET = ModelConfig(
     num_kv_heads=2,
     head_dim=32,
     rope_theta=10_000.0,
-    max_positions=8192,
+    max_positions=16_384,
 )
 SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
     {

@@ -71,6 +71,7 @@ def make_manifest(
     environment: Environment,
     devices: Sequence[str],
     models: Mapping[str, str],
+    attention: str,
 ) -> dict[str, Any]:
     """What a new run says of itself.
 
@@ -78,6 +79,7 @@ def make_manifest(
       preset: what the configuration started from, where known.
       devices: that the run is on.
       models: the hash of every model that is computed here, by role.
+      attention: the implementation that the update uses.
     """
     games = describe_games(config.task.environment, environment)
     return {
@@ -88,6 +90,7 @@ def make_manifest(
         "python": platform.python_version(),
         "packages": package_versions(_PACKAGES),
         "devices": list(devices),
+        "attention": attention,
         "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
         "models": dict(models),
         "games_sha256": games.pop("games_sha256"),

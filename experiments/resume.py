@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "task.rollout.gather_s",
     "learner.num_microbatches",
     "learner.positions_per_chunk",
+    "learner.attention",
     "batch.num_rows",
     "batch.replies_per_row",
     *(

@@ -27,9 +27,12 @@ from experiments.run_dir import (
     write_manifest,
 )
 from experiments.run_lock import RunLock
+from experiments.shapes import model_shape
 from ictjax.checkpoint import check_space
 from ictjax.hosts import these_hosts
+from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
+from ictjax.models.attention_choice import platform_of, resolve
 from ictjax.models.hf import content_hash
 from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
@@ -72,6 +75,10 @@ def start(
             return
     check_limits(config)
     check_meshes(config)
+    reflector = config.reflector
+    attention = resolve(
+        config.learner.attention, model_shape(reflector), platform_of(open_mesh(reflector.mesh))
+    )
     check_memory(config)
     folders = in_folders(config)
     check_language(folders)
@@ -82,7 +89,7 @@ def start(
     hosts = these_hosts()
     with contextlib.ExitStack() as resources:
         devices = [str(device) for device in jax.devices()]
-        manifest = make_manifest(preset, config, environment, devices, models)
+        manifest = make_manifest(preset, config, environment, devices, models, attention)
         lock = None
         if not hosts.first:
             pass  # the first host makes the directory, and holds it
@@ -100,6 +107,8 @@ def start(
                 _say(console, f"The run that was in {run_dir} is now {set_aside(run_dir)}.")
             lock = resources.enter_context(new_run(run_dir, config, manifest))
         hosts.meet()
+        kind = jax.devices()[0].device_kind
+        _say(console, f"Attention of the update: {attention} ({kind}).")
         pool = resources.enter_context(open_pool(config.task.environment))
         progress = resources.enter_context(
             LiveProgress(

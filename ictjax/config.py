@@ -420,6 +420,12 @@ values.
 """
 
 
+AttentionName = Literal["auto", "blocks", "plain", "pallas_tpu"]
+"""How the update computes attention: the fastest proven way of the platform; in blocks, on any
+platform; with all pairs of tokens in memory, for short rows; by kernels for TPU.
+"""
+
+
 Remat = Literal["none", "projections", "attention", "full"]
 """What the backward pass computes again, beside the input of every layer: nothing; all but queries,
 keys, values and the result of attention; all but the result of attention; everything. From left to
@@ -438,6 +444,8 @@ class LearnerConfig(Ranged):
     epochs: Annotated[int, Range(1, 1000)] = 1  # optimizer steps on the same batch
     # response positions of each row of tokens whose logits exist at the same time
     positions_per_chunk: Annotated[int, Range(1, 16_777_216)] = 256
+    # "auto" chooses by platform; manifest.json says which it was
+    attention: AttentionName = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

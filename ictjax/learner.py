@@ -20,7 +20,7 @@ from ictjax.batch import Batch
 from ictjax.config import GRPOConfig, LearnerConfig, LoraConfig, OptimizerConfig, Remat
 from ictjax.mesh import BATCH, place
 from ictjax.models import transformer
-from ictjax.models.attention import Seen
+from ictjax.models.attention import BLOCKS, Attention, Seen
 from ictjax.models.config import ModelConfig
 from ictjax.models.lora import with_adapter
 
@@ -46,7 +46,12 @@ class ModelFunctions(NamedTuple):
 
 
 def transformer_functions(
-    config: ModelConfig, *, remat: Remat, lora: LoraConfig | None = None, mesh: Mesh | None = None
+    config: ModelConfig,
+    *,
+    remat: Remat,
+    lora: LoraConfig | None = None,
+    mesh: Mesh | None = None,
+    attention: Attention = BLOCKS,
 ) -> ModelFunctions:
     """The shipped decoder.
 
@@ -55,12 +60,19 @@ def transformer_functions(
       lora: what is trained is an adapter of the base, if its rank is above 0; None trains all
         weights.
       mesh: hidden states are split by rows on it.
+      attention: how it is computed, on that mesh.
     """
     activations = None if mesh is None else NamedSharding(mesh, PartitionSpec(*BATCH, None, None))
 
     def forward(params: Params, tokens_nt: Array, seen: Seen) -> Array:
         return transformer.forward(
-            config, params, tokens_nt, seen=seen, remat=remat, activations=activations
+            config,
+            params,
+            tokens_nt,
+            seen=seen,
+            remat=remat,
+            activations=activations,
+            attention=attention,
         )
 
     def combine(adapter: Params, base: Params | None) -> Params:

@@ -52,6 +52,7 @@ from ictjax.learner import (
 )
 from ictjax.mesh import split_rows
 from ictjax.metrics import Clock, MetricsWriter, read_metrics
+from ictjax.models.attention_choice import attention_of, platform_of, resolve
 from ictjax.players import initial_weights, open_players, trained_shapes
 from ictjax.precollection import precollected
 from ictjax.refill import refill
@@ -119,8 +120,13 @@ def train(
                 step=int(state.step),
             )
         )
+        attention = resolve(config.learner.attention, players.model, platform_of(players.mesh))
         functions = transformer_functions(
-            players.model, remat=config.remat, lora=players.lora, mesh=players.mesh
+            players.model,
+            remat=config.remat,
+            lora=players.lora,
+            mesh=players.mesh,
+            attention=attention_of(attention, players.mesh),
         )
         update = make_update(
             functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)

@@ -246,7 +246,7 @@ class Case:
 
 def run_folder(folder):
     """A run as training leaves it after two iterations."""
-    about = make_manifest("fake-tiny", CONFIG, FakeEnvironment(), ["cpu"], {"actor": "1"})
+    about = make_manifest("fake-tiny", CONFIG, FakeEnvironment(), ["cpu"], {"actor": "1"}, "blocks")
     manifest = {**about, "resumed": [{"from_iteration": 1}], "finished": "now"}
     write_lines(folder / "config.json", [json.dumps(to_dict(CONFIG), indent=1)])
     write_lines(folder / "manifest.json", [json.dumps(manifest, indent=1)])

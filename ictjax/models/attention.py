@@ -7,6 +7,7 @@ head of the group, token).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ _LONGEST = 512
 # The name of what the backward pass needs of the forward pass, for `jax.checkpoint_policies`.
 MIXED = "attention"
 EVERYTHING = 2**30  # a window that ends nowhere
-_MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never NaN
+MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never NaN
 
 
 class Seen(NamedTuple):
@@ -53,14 +54,22 @@ def plain_rows(valid_bt: Bool[Array, "B T"], positions_bt: Int[Array, "B T"] | N
 
 def may_see(queries: Seen, keys: Seen, window: Int[Array, ""] | int) -> Bool[Array, "B T S"]:
     """The mask of some tokens of a row over others: `window` positions back, the own included."""
-    distance_bts = queries.positions_bt[:, :, None] - keys.positions_bt[:, None, :]
-    branch_b1s = keys.branch_bt[:, None, :]
+    return sees(
+        jax.tree.map(lambda x_bt: x_bt[:, :, None], queries),
+        jax.tree.map(lambda x_bs: x_bs[:, None, :], keys),
+        window,
+    )
+
+
+def sees(query: Seen, key: Seen, window: Array | int) -> Array:
+    """`may_see` of single tokens: the fields have any shapes that broadcast."""
+    distance = query.positions_bt - key.positions_bt
     return (
-        (queries.context_bt[:, :, None] == keys.context_bt[:, None, :])
-        & (keys.context_bt[:, None, :] >= 0)
-        & ((branch_b1s == 0) | (branch_b1s == queries.branch_bt[:, :, None]))
-        & (distance_bts >= 0)
-        & (distance_bts < window)
+        (query.context_bt == key.context_bt)
+        & (key.context_bt >= 0)
+        & ((key.branch_bt == 0) | (key.branch_bt == query.branch_bt))
+        & (distance >= 0)
+        & (distance < window)
     )
 
 
@@ -91,7 +100,7 @@ def attend(
     )
     logits_bkgts = (logits_bkms * scale).reshape(batch, num_kv_heads, groups, length, -1)
     weights_bkgts = jax.nn.softmax(
-        jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED), axis=-1
+        jnp.where(mask_bts[:, None, None], logits_bkgts, MASKED), axis=-1
     )
     mixed_bkmh = jnp.einsum(
         "BKMS,BKSH->BKMH", weights_bkgts.reshape(logits_bkms.shape).astype(v_bksh.dtype), v_bksh
@@ -101,6 +110,17 @@ def attend(
         .transpose(0, 3, 1, 2, 4)
         .reshape(q_btnh.shape)
     )
+
+
+class Attention(NamedTuple):
+    """A way to compute the attention of whole rows. All ways give the values and the gradients of
+    `attend` under `may_see`; only values at padding differ.
+    """
+
+    name: str
+    plan: Callable[[Seen, int], Any]  # (seen, window): once for all layers that see the same
+    # (q_btnh, k_btkh, v_btkh, plan, scale) -> mixed values [B, T, N, H]
+    rows: Callable[[Array, Array, Array, Any, float], Array]
 
 
 class Plan(NamedTuple):
@@ -216,15 +236,15 @@ def _forward(
         start = (
             jnp.zeros(q_bkmh.shape, dtype),
             jnp.zeros(q_bkmh.shape[:-1], dtype),
-            jnp.full(q_bkmh.shape[:-1], _MASKED, dtype),
+            jnp.full(q_bkmh.shape[:-1], MASKED, dtype),
         )
         total_bkmh, sum_bkm, top_bkm = jax.lax.fori_loop(0, index + 1, keys, start)
         # What saw nothing is padding: zeros.
-        alive_bkm = top_bkm > _MASKED / 2
+        alive_bkm = top_bkm > MASKED / 2
         sum_bkm = jnp.where(alive_bkm, sum_bkm, 1.0)
         mixed_bkmh = jnp.where(alive_bkm[..., None], total_bkmh / sum_bkm[..., None], 0.0)
         return mixed_bkmh.astype(q_bkmh.dtype), jnp.where(
-            alive_bkm, top_bkm + jnp.log(sum_bkm), -_MASKED
+            alive_bkm, top_bkm + jnp.log(sum_bkm), -MASKED
         )
 
     index_x = jnp.arange(q_xbkmh.shape[0], dtype=jnp.int32)
@@ -288,6 +308,14 @@ def _backward(scale: float, kept: tuple[Any, ...], grad_xbkmh: Array) -> tuple[A
 _blockwise.defvjp(_forward, _backward)
 
 
+def _whole_rows(seen: Seen, window: int) -> Plan:
+    return plan(seen, window, seen.positions_bt.shape[1])
+
+
+BLOCKS = Attention("blocks", plan, attend_rows)
+PLAIN = Attention("plain", _whole_rows, attend_rows)  # rows are single blocks: [B, N, T, T]
+
+
 def _logits(
     scale: float, q_bkmh: Array, k_bksh: Array, queries: Seen, keys: Seen, window: Array
 ) -> Array:
@@ -295,7 +323,7 @@ def _logits(
     logits_bkms = _product("BKMH,BKSH->BKMS", q_bkmh, k_bksh) * scale
     rows, heads, _, size = logits_bkms.shape
     logits_bkgts = logits_bkms.reshape(rows, heads, -1, *mask_bts.shape[1:])
-    masked_bkgts = jnp.where(mask_bts[:, None, None], logits_bkgts, _MASKED)
+    masked_bkgts = jnp.where(mask_bts[:, None, None], logits_bkgts, MASKED)
     return masked_bkgts.reshape(rows, heads, -1, size)
 
 

@@ -31,8 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from ictjax.config import Remat
 from ictjax.mesh import table_sharding
-from ictjax.models import attention
-from ictjax.models.attention import Seen, attend
+from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, attend, plain_rows
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
 from ictjax.models.precision import wide
@@ -44,8 +43,8 @@ _INIT_STD = 0.02
 # What is kept of every layer, beside its input, by the name that it has where it is computed.
 _KEPT: Mapping[Remat, tuple[str, ...]] = {
     "full": (),
-    "attention": (attention.MIXED,),
-    "projections": (attention.MIXED, "projections"),
+    "attention": (MIXED,),
+    "projections": (MIXED, "projections"),
 }
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 # The input and output axes of every projection of a layer.
@@ -170,6 +169,7 @@ def forward(
     seen: Seen | None = None,
     remat: Remat = "none",
     activations: NamedSharding | None = None,
+    attention: Attention = BLOCKS,
 ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, of whole sequences (the training view).
 
@@ -180,15 +180,16 @@ def forward(
         `ictjax.config.Remat`.
       activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them
         like the weights.
+      attention: how it is computed.
     """
     if seen is None:
-        seen = attention.plain_rows(jnp.ones(tokens_bt.shape, bool))
-    windows = [attention.EVERYTHING]
+        seen = plain_rows(jnp.ones(tokens_bt.shape, bool))
+    windows = [EVERYTHING]
     if config.sliding_window is not None:
         windows.append(config.sliding_window)
     views = [
         (
-            rotary(config, seen.positions_bt, sliding=window != attention.EVERYTHING),
+            rotary(config, seen.positions_bt, sliding=window != EVERYTHING),
             attention.plan(seen, window),
         )
         for window in windows
@@ -218,7 +219,7 @@ def forward(
         q_btnh, k_btkh, v_btkh = checkpoint_name(
             _qkv(config, weights, x_btd, cos_sin), "projections"
         )
-        mixed_btnh = attention.attend_rows(q_btnh, k_btkh, v_btkh, plan, scale)
+        mixed_btnh = attention.rows(q_btnh, k_btkh, v_btkh, plan, scale)
         return place(_residual(config, weights, x_btd, mixed_btnh)), None
 
     if remat != "none":

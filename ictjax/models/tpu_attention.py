@@ -1,0 +1,505 @@
+"""Attention of whole rows as Pallas kernels for TPU: the blocks of `ictjax.models.attention`, with
+a grid of no more than the pairs of blocks that a causal row can need.
+
+JAX's own splash attention takes a mask that is known when the program is compiled; here rows are
+packed anew for every update. So the pairs of blocks are sorted by what the batch holds, those with
+something to see first, and their numbers are read by the kernels ahead of the data
+(`PrefetchScalarGridSpec`); the rest of the grid does nothing and fetches nothing. Pairs that are
+seen whole, most of a long prompt, skip the mask.
+
+Shapes beside the package key: a block is C tokens of a row, of queries (X blocks) or of keys (Y
+blocks of S tokens each); P counts the pairs of a block of queries and one of keys that is not
+later. In the backward pass scores are held as [S, C], so that what belongs to a query lies along
+the lanes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from ictjax.mesh import BATCH, kv_copies
+from ictjax.models.attention import MASKED, MIXED, Attention, Seen, attend, may_see, sees
+
+_BLOCK = 512  # [C, C] in float32 is 1 MiB of the 16 that a kernel may hold, for every head size
+_LANES = 128
+_SUBLANES = 8
+# A pair of blocks in one number: 14 bits each of the two blocks, and what is to be done.
+_STATE, _FIRST, _LAST, _INNER, _OUTER = 3, 4, 8, 4, 18
+_PART, _WHOLE = 1, 2  # the states of a pair with something to see
+# Rows and heads in any order; pairs, and the query heads of a kv head, one after the other.
+_QUERY_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+_KEY_ORDER = pltpu.CompilerParams(
+    dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
+)
+
+
+class PairPlan(NamedTuple):
+    """What the rows of a batch see, computed once for all layers that see the same."""
+
+    seen: Seen  # padded to whole blocks
+    window: Int[Array, ""]
+    by_query_bp: Int[Array, "B P"]  # pairs in the order of their blocks of queries
+    by_key_bp: Int[Array, "B P"]  # the same in the order of their blocks of keys
+
+
+def tpu_attention(
+    mesh: Mesh | None = None, *, block: int = _BLOCK, interpret: bool = False
+) -> Attention:
+    """Attention by these kernels; rows of at most one block are computed in the plain way.
+
+    Args:
+      mesh: rows are split over data and fsdp on it, and kv heads over tensor where it divides them,
+        or is a multiple of them and divides the query heads.
+      block: tokens of a block, a multiple of 128.
+      interpret: run the kernels on any platform, slowly.
+    """
+    return Attention(
+        "pallas_tpu",
+        functools.partial(_plan, block),
+        functools.partial(_attend_rows, mesh, block, interpret),
+    )
+
+
+def _plan(block: int, seen: Seen, window: int) -> PairPlan:
+    rows, length = seen.positions_bt.shape
+    count = -(-length // block)
+    padding = ((0, 0), (0, count * block - length))
+    seen = Seen(
+        jnp.pad(seen.positions_bt, padding),
+        jnp.pad(seen.context_bt, padding, constant_values=-1),
+        jnp.pad(seen.branch_bt, padding),
+    )
+
+    def row_of_blocks(queries: Seen) -> Array:
+        mask_bcyc = may_see(queries, seen, window).reshape(rows, block, count, block)
+        some, whole = mask_bcyc.any(axis=(1, 3)), mask_bcyc.all(axis=(1, 3))
+        return jnp.where(whole, _WHOLE, jnp.where(some, _PART, 0))
+
+    blocks = jax.tree.map(lambda x: x.reshape(rows, count, block).swapaxes(0, 1), seen)
+    state_bxy = jax.lax.map(row_of_blocks, blocks).swapaxes(0, 1)
+    x_p, y_p = np.tril_indices(count)
+    by_key_p = np.lexsort((x_p, y_p))
+    return PairPlan(
+        seen,
+        jnp.asarray(window, jnp.int32),
+        _pairs(state_bxy[:, x_p, y_p], x_p, y_p),
+        _pairs(state_bxy[:, x_p, y_p][:, by_key_p], y_p[by_key_p], x_p[by_key_p]),
+    )
+
+
+def _pairs(state_bp: Array, outer_p: np.ndarray, inner_p: np.ndarray) -> Array:
+    """The numbers of all pairs: first those to be visited, in their order, then repetitions of the
+    last with nothing to do. Every outer block is visited with itself at least, to be written.
+    """
+    kept_bp = (state_bp > 0) | (outer_p == inner_p)[None]
+    order_bp = jnp.argsort(~kept_bp, axis=1, stable=True)
+    count_b1 = kept_bp.sum(axis=1, keepdims=True)
+    place_1p = jnp.arange(len(outer_p), dtype=jnp.int32)[None]
+    order_bp = jnp.take_along_axis(order_bp, jnp.minimum(place_1p, count_b1 - 1), axis=1)
+    outer_bp, inner_bp = jnp.asarray(outer_p)[order_bp], jnp.asarray(inner_p)[order_bp]
+    live_bp = place_1p < count_b1
+    changes_bp = outer_bp[:, 1:] != outer_bp[:, :-1]
+    first_bp = live_bp & jnp.pad(changes_bp, ((0, 0), (1, 0)), constant_values=True)
+    last_bp = jnp.pad(changes_bp, ((0, 0), (0, 1))) | (place_1p == count_b1 - 1)
+    state_bp = jnp.where(live_bp, jnp.take_along_axis(state_bp, order_bp, axis=1), 0)
+    code_bp = (outer_bp << _OUTER) | (inner_bp << _INNER) | state_bp
+    flags_bp = jnp.where(first_bp, _FIRST, 0) | jnp.where(last_bp & live_bp, _LAST, 0)
+    return (code_bp | flags_bp).astype(jnp.int32)
+
+
+def _attend_rows(
+    mesh: Mesh | None,
+    block: int,
+    interpret: bool,
+    q_btnh: Float[Array, "B T N H"],
+    k_btkh: Float[Array, "B T K H"],
+    v_btkh: Float[Array, "B T K H"],
+    plan: PairPlan,
+    scale: float,
+) -> Float[Array, "B T N H"]:
+    length, num_heads = q_btnh.shape[1:3]
+    if length <= block:
+        seen = jax.tree.map(lambda x: x[:, :length], plan.seen)
+        mask_bts = may_see(seen, seen, plan.window)
+        k_bkhs, v_bksh = k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2)
+        return checkpoint_name(attend(q_btnh, k_bkhs, v_bksh, mask_bts, scale), MIXED)
+    copies = kv_copies(num_heads, k_btkh.shape[2], mesh)
+    padding = ((0, 0), (0, plan.seen.positions_bt.shape[1] - length), (0, 0), (0, 0))
+    q_bnth, k_bkth, v_bkth = (
+        jnp.pad(x, padding).swapaxes(1, 2)
+        for x in (q_btnh, *(jnp.repeat(x, copies, axis=2) for x in (k_btkh, v_btkh)))
+    )
+    attention: Callable[..., Array] = functools.partial(_attention, scale, block, interpret)
+    if mesh is not None:
+        divided = k_bkth.shape[1] % mesh.shape["tensor"] == 0
+        heads = PartitionSpec(*BATCH, "tensor" if divided else None)
+        of_plan = jax.tree.map(lambda x: BATCH if x.ndim else PartitionSpec(), plan)
+        attention = jax.shard_map(
+            attention,
+            mesh=mesh,
+            in_specs=(heads, heads, heads, of_plan),
+            out_specs=heads,
+            check_vma=False,
+        )
+    return attention(q_bnth, k_bkth, v_bkth, plan).swapaxes(1, 2)[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attention(
+    scale: float,
+    block: int,
+    interpret: bool,
+    q_bnth: Array,
+    k_bkth: Array,
+    v_bkth: Array,
+    plan: PairPlan,
+) -> Array:
+    return _forward(scale, block, interpret, q_bnth, k_bkth, v_bkth, plan)[0]
+
+
+def _forward(
+    scale: float,
+    block: int,
+    interpret: bool,
+    q_bnth: Array,
+    k_bkth: Array,
+    v_bkth: Array,
+    plan: PairPlan,
+) -> tuple[Array, tuple[Any, ...]]:
+    """Mixed values, and what the backward pass needs besides."""
+    batch, num_heads, length, head_dim = q_bnth.shape
+    groups = num_heads // k_bkth.shape[1]
+    num_pairs = plan.by_query_bp.shape[1]
+
+    def place(b: Any, n: Any, p: Any, pairs: Any, _: Any) -> _Place:
+        x, y = _blocks_of(pairs[b * num_pairs + p])
+        return _Place(b, n, n // groups, x, y)
+
+    specs = _specs(place, block, head_dim)
+    down, across = _fields(plan.seen)
+    outputs = pl.pallas_call(
+        functools.partial(_forward_kernel, scale),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, num_heads, num_pairs),
+            in_specs=[specs.query, specs.key, specs.key, specs.query_down, specs.key_across],
+            out_specs=[specs.query, specs.norm],
+            scratch_shapes=[
+                pltpu.VMEM((block, head_dim), jnp.float32),
+                pltpu.VMEM((block, _LANES), jnp.float32),
+                pltpu.VMEM((block, _LANES), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q_bnth.shape, q_bnth.dtype),
+            jax.ShapeDtypeStruct((batch, num_heads, 1, length), jnp.float32),
+        ],
+        compiler_params=_QUERY_ORDER,
+        cost_estimate=_cost(2, q_bnth, k_bkth, plan),
+        interpret=interpret,
+        name="attention_forward",
+    )(plan.by_query_bp.reshape(-1), plan.window[None], q_bnth, k_bkth, v_bkth, down, across)
+    mixed_bnth, norm_bn1t = checkpoint_name(outputs, MIXED)
+    return mixed_bnth, (q_bnth, k_bkth, v_bkth, plan, mixed_bnth, norm_bn1t)
+
+
+def _forward_kernel(
+    scale: float,
+    pairs_ref: Any,
+    window_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    queries_ref: Any,
+    keys_ref: Any,
+    mixed_ref: Any,
+    norm_ref: Any,
+    total_ref: Any,
+    sum_ref: Any,
+    top_ref: Any,
+) -> None:
+    pair = pairs_ref[pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)]
+
+    @pl.when(pair & _FIRST != 0)
+    def start() -> None:
+        total_ref[...] = jnp.zeros_like(total_ref)
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+        top_ref[...] = jnp.full_like(top_ref, MASKED)
+
+    def add(masked: Callable[[Array], Array]) -> None:
+        # What belongs to a query is held in all lanes alike.
+        logits_cs = masked(_product(q_ref[...], k_ref[...], (1, 1)) * scale)
+        top_cl = top_ref[...]
+        new_top_cl = jnp.maximum(top_cl, logits_cs.max(axis=1, keepdims=True))
+        weights_cs = jnp.exp(logits_cs - _across(new_top_cl, logits_cs.shape[1]))
+        kept_cl = jnp.exp(top_cl - new_top_cl)
+        values_sh = v_ref[...]
+        mixed_ch = _product(weights_cs.astype(values_sh.dtype), values_sh, (1, 0))
+        total_ref[...] = total_ref[...] * _across(kept_cl, mixed_ch.shape[1]) + mixed_ch
+        sum_ref[...] = sum_ref[...] * kept_cl + weights_cs.sum(axis=1, keepdims=True)
+        top_ref[...] = new_top_cl
+
+    @pl.when(pair & _STATE == _PART)
+    def part() -> None:
+        mask_cs = sees(_in_lanes(queries_ref), _in_sublanes(keys_ref), window_ref[0])
+        add(lambda logits_cs: jnp.where(mask_cs, logits_cs, MASKED))
+
+    @pl.when(pair & _STATE == _WHOLE)
+    def whole() -> None:
+        add(lambda logits_cs: logits_cs)
+
+    @pl.when(pair & _LAST != 0)
+    def finish() -> None:
+        alive_cl = top_ref[...] > MASKED / 2  # what saw nothing is padding: zeros
+        sum_cl = jnp.where(alive_cl, sum_ref[...], 1.0)
+        share_cl = jnp.where(alive_cl, 1.0 / sum_cl, 0.0)
+        total_ch = total_ref[...]
+        mixed_ref[...] = (total_ch * _across(share_cl, total_ch.shape[1])).astype(mixed_ref.dtype)
+        norm_cl = jnp.where(alive_cl, top_ref[...] + jnp.log(sum_cl), -MASKED)
+        norm_ref[...] = norm_cl.T[:1]
+
+
+def _backward(
+    scale: float, block: int, interpret: bool, kept: tuple[Any, ...], grad_bnth: Array
+) -> tuple[Any, ...]:
+    """Gradients of the queries by one kernel, of keys and values by another: the first one walks
+    over the keys of a block of queries, the second over the queries of a block of keys.
+    """
+    q_bnth, k_bkth, v_bkth, plan, mixed_bnth, norm_bn1t = kept
+    batch, num_heads, _, head_dim = q_bnth.shape
+    num_kv_heads = k_bkth.shape[1]
+    groups = num_heads // num_kv_heads
+    num_pairs = plan.by_query_bp.shape[1]
+    # FlashAttention's D: the weights' gradients sum to it in every row.
+    mean_bnt = (grad_bnth.astype(jnp.float32) * mixed_bnth.astype(jnp.float32)).sum(axis=-1)
+    down, across = _fields(plan.seen)
+    arrays = (q_bnth, k_bkth, v_bkth, grad_bnth, norm_bn1t, mean_bnt[:, :, None], across, down)
+
+    def by_query(b: Any, n: Any, p: Any, pairs: Any, _: Any) -> _Place:
+        x, y = _blocks_of(pairs[b * num_pairs + p])
+        return _Place(b, n, n // groups, x, y)
+
+    def by_key(b: Any, k: Any, p: Any, g: Any, pairs: Any, _: Any) -> _Place:
+        y, x = _blocks_of(pairs[b * num_pairs + p])
+        return _Place(b, k * groups + g, k, x, y)
+
+    def inputs(specs: _Specs) -> list[Any]:
+        return [
+            specs.query,
+            specs.key,
+            specs.key,
+            specs.query,
+            specs.norm,
+            specs.norm,
+            specs.query_across,
+            specs.key_down,
+        ]
+
+    query_specs, key_specs = (_specs(place, block, head_dim) for place in (by_query, by_key))
+    total = pltpu.VMEM((block, head_dim), jnp.float32)
+    dq_bnth = pl.pallas_call(
+        functools.partial(_query_kernel, scale),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, num_heads, num_pairs),
+            in_specs=inputs(query_specs),
+            out_specs=query_specs.query,
+            scratch_shapes=[total],
+        ),
+        out_shape=jax.ShapeDtypeStruct(q_bnth.shape, q_bnth.dtype),
+        compiler_params=_QUERY_ORDER,
+        cost_estimate=_cost(3, q_bnth, k_bkth, plan),
+        interpret=interpret,
+        name="attention_backward_queries",
+    )(plan.by_query_bp.reshape(-1), plan.window[None], *arrays)
+    dk_bkth, dv_bkth = pl.pallas_call(
+        functools.partial(_key_kernel, scale),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, num_kv_heads, num_pairs, groups),
+            in_specs=inputs(key_specs),
+            out_specs=[key_specs.key, key_specs.key],
+            scratch_shapes=[total, total],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_bkth, v_bkth)],
+        compiler_params=_KEY_ORDER,
+        cost_estimate=_cost(4, q_bnth, k_bkth, plan),
+        interpret=interpret,
+        name="attention_backward_keys",
+    )(plan.by_key_bp.reshape(-1), plan.window[None], *arrays)
+    return dq_bnth, dk_bkth, dv_bkth, None
+
+
+def _query_kernel(scale: float, pairs_ref: Any, window_ref: Any, *refs: Any) -> None:
+    *inputs, dq_ref, total_ref = refs
+    k_ref = inputs[1]
+    pair = pairs_ref[pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)]
+
+    @pl.when(pair & _FIRST != 0)
+    def start() -> None:
+        total_ref[...] = jnp.zeros_like(total_ref)
+
+    def add(dlogits_sc: Array, weights_sc: Array) -> None:
+        del weights_sc
+        k_sh = k_ref[...]
+        total_ref[...] += _product(dlogits_sc.astype(k_sh.dtype), k_sh, (0, 0))
+
+    _visit(scale, pair, window_ref[0], inputs, add)
+
+    @pl.when(pair & _LAST != 0)
+    def finish() -> None:
+        dq_ref[...] = total_ref[...].astype(dq_ref.dtype)
+
+
+def _key_kernel(scale: float, pairs_ref: Any, window_ref: Any, *refs: Any) -> None:
+    *inputs, dk_ref, dv_ref, dk_total_ref, dv_total_ref = refs
+    q_ref, grad_ref = inputs[0], inputs[3]
+    pair = pairs_ref[pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)]
+    head = pl.program_id(3)
+
+    @pl.when((pair & _FIRST != 0) & (head == 0))
+    def start() -> None:
+        dk_total_ref[...] = jnp.zeros_like(dk_total_ref)
+        dv_total_ref[...] = jnp.zeros_like(dv_total_ref)
+
+    def add(dlogits_sc: Array, weights_sc: Array) -> None:
+        q_ch, grad_ch = q_ref[...], grad_ref[...]
+        dk_total_ref[...] += _product(dlogits_sc.astype(q_ch.dtype), q_ch, (1, 0))
+        dv_total_ref[...] += _product(weights_sc.astype(grad_ch.dtype), grad_ch, (1, 0))
+
+    _visit(scale, pair, window_ref[0], inputs, add)
+
+    @pl.when((pair & _LAST != 0) & (head == pl.num_programs(3) - 1))
+    def finish() -> None:
+        dk_ref[...] = dk_total_ref[...].astype(dk_ref.dtype)
+        dv_ref[...] = dv_total_ref[...].astype(dv_ref.dtype)
+
+
+def _visit(
+    scale: float, pair: Any, window: Any, refs: list[Any], add: Callable[[Array, Array], None]
+) -> None:
+    """Hands the gradients of a pair's logits, and its weights, to `add`, if it holds anything."""
+    q_ref, k_ref, v_ref, grad_ref, norm_ref, mean_ref, queries_ref, keys_ref = refs
+
+    def masked(mask: Callable[[Array], Array]) -> None:
+        logits_sc = mask(_product(k_ref[...], q_ref[...], (1, 1)) * scale)
+        weights_sc = jnp.exp(logits_sc - norm_ref[...])
+        dweights_sc = _product(v_ref[...], grad_ref[...], (1, 1))
+        add(weights_sc * (dweights_sc - mean_ref[...]) * scale, weights_sc)
+
+    @pl.when(pair & _STATE == _PART)
+    def part() -> None:
+        mask_sc = sees(_in_sublanes(queries_ref), _in_lanes(keys_ref), window)
+        masked(lambda logits_sc: jnp.where(mask_sc, logits_sc, MASKED))
+
+    @pl.when(pair & _STATE == _WHOLE)
+    def whole() -> None:
+        masked(lambda logits_sc: logits_sc)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+class _Place(NamedTuple):
+    """What a step of a grid works on."""
+
+    row: Any
+    head: Any
+    kv_head: Any
+    x: Any  # block of queries
+    y: Any  # block of keys
+
+
+class _Specs(NamedTuple):
+    """Which part of an array a step of a grid works on."""
+
+    query: Any  # of [B, N, T, H]
+    key: Any  # of [B, K, T, H]
+    norm: Any  # of [B, N, 1, T]
+    query_down: Any  # of `_fields`
+    query_across: Any
+    key_down: Any
+    key_across: Any
+
+
+def _specs(place: Callable[..., _Place], block: int, head_dim: int) -> _Specs:
+    """For a grid whose indices, with the numbers read ahead of it, say the place."""
+
+    def spec(shape: tuple[int | None, ...], index: Callable[[_Place], tuple[Any, ...]]) -> Any:
+        return pl.BlockSpec(shape, lambda *ids: index(place(*ids)))
+
+    wide, down, across = (
+        (None, None, block, head_dim),
+        (None, block, _LANES),
+        (None, _SUBLANES, block),
+    )
+    return _Specs(
+        query=spec(wide, lambda at: (at.row, at.head, at.x, 0)),
+        key=spec(wide, lambda at: (at.row, at.kv_head, at.y, 0)),
+        norm=spec((None, None, 1, block), lambda at: (at.row, at.head, 0, at.x)),
+        query_down=spec(down, lambda at: (at.row, at.x, 0)),
+        query_across=spec(across, lambda at: (at.row, 0, at.x)),
+        key_down=spec(down, lambda at: (at.row, at.y, 0)),
+        key_across=spec(across, lambda at: (at.row, 0, at.y)),
+    )
+
+
+def _cost(num_products: int, q_bnth: Array, k_bkth: Array, plan: PairPlan) -> pl.CostEstimate:
+    """For the compiler, as of causal rows: what else is skipped is not known to it."""
+    rows, heads, length, head_dim = q_bnth.shape
+    count = int((2 * plan.by_query_bp.shape[1]) ** 0.5)  # blocks, of count * (count + 1) / 2 pairs
+    scores = rows * heads * plan.by_query_bp.shape[1] * (length // count) ** 2
+    return pl.CostEstimate(
+        flops=2 * num_products * scores * head_dim,
+        transcendentals=scores,
+        bytes_accessed=num_products * (q_bnth.size + k_bkth.size) * q_bnth.dtype.itemsize,
+    )
+
+
+def _fields(seen: Seen) -> tuple[Array, Array]:
+    """What every token sees and is seen by, down the rows [B, T, 128] and across them [B, 8, T]."""
+    stacked_b3t = jnp.stack(seen, axis=1)
+    return (
+        jnp.pad(stacked_b3t.swapaxes(1, 2), ((0, 0), (0, 0), (0, _LANES - len(seen)))),
+        jnp.pad(stacked_b3t, ((0, 0), (0, _SUBLANES - len(seen)), (0, 0))),
+    )
+
+
+def _in_lanes(ref: Any) -> Seen:
+    """[C, 1] each."""
+    return Seen(ref[:, 0:1], ref[:, 1:2], ref[:, 2:3])
+
+
+def _in_sublanes(ref: Any) -> Seen:
+    """[1, C] each."""
+    return Seen(ref[0:1, :], ref[1:2, :], ref[2:3, :])
+
+
+def _blocks_of(pair: Any) -> tuple[Any, Any]:
+    """The outer block of a pair and the inner one."""
+    return pair >> _OUTER, (pair >> _INNER) & (2 ** (_OUTER - _INNER) - 1)
+
+
+def _across(x_cl: Array, width: int) -> Array:
+    """What is the same in all lanes, in so many columns."""
+    return jnp.tile(x_cl, (1, -(-width // _LANES)))[:, :width]
+
+
+def _product(x: Array, y: Array, contracted: tuple[int, int]) -> Array:
+    """The product of two matrices over one axis of each, accumulated in float32."""
+    return jax.lax.dot_general(
+        x,
+        y,
+        (((contracted[0],), (contracted[1],)), ((), ())),
+        preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+    )
