@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ictjax import mesh as meshes
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
-from ictjax.models.lora import adapter_axes
+from ictjax.models.lora import adapter_axes, init_adapter
 from ictjax.models.transformer import Params, abstract_params, unstack_layers
 
 
@@ -71,6 +71,33 @@ def sampling_weights(
         result["lora"] = {
             name: place(name, axes[name], leaf) for name, leaf in params["lora"].items()
         }
+    return result
+
+
+def sampling_shapes(config: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None) -> Params:
+    """What `sampling_weights` makes of weights of `config.param_dtype`, on shapes alone.
+
+    Args:
+      lora: with an adapter of this rank above 0 on them.
+    """
+    shapes = jax.eval_shape(functools.partial(unstack_layers, config), abstract_params(config))
+    top, stacked = config.weight_axes
+    layer_axes = {name: axes[1:] for name, axes in stacked.items()}
+
+    def placed(name: str, axes: tuple[str, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(
+            leaf.shape, _dtype(config, name, leaf), sharding=_sharding(axes, leaf, mesh)
+        )
+
+    result: Params = {name: placed(name, axes, shapes[name]) for name, axes in top.items()}
+    result["layers"] = tuple(
+        {name: placed(name, axes, weights[name]) for name, axes in layer_axes.items()}
+        for weights in shapes["layers"]
+    )
+    if lora is not None and lora.rank:
+        adapter = jax.eval_shape(lambda: init_adapter(config, lora, jax.random.key(0)))
+        axes = adapter_axes(lora)
+        result["lora"] = {name: placed(name, axes[name], leaf) for name, leaf in adapter.items()}
     return result
 
 
