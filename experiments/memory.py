@@ -2,8 +2,8 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,10 +19,15 @@ from ictjax.models.config import ModelConfig
 from ictjax.run_config import TrainConfig
 
 
+Kind = Literal["weights", "optimizer", "cache"]
+
+
 class Use(NamedTuple):
     """One thing that is kept."""
 
     what: str
+    kind: Kind
+    parts: frozenset[str]  # of a run: roles whose weights, and whose cache, these are
     parameters: int | None  # None: it has none
     whole_bytes: int
     device_bytes: int  # of each device of its mesh
@@ -46,22 +51,29 @@ def uses(config: TrainConfig) -> Iterator[Use]:
         )
         if is_there
     ]
+    frozen_parts = {"base", *(["reflector weights"] if adapter.rank else [])}
     if local:
         actor = model_shape(config.actor)
         yield _weights(
             ", ".join(["actor", *(roles if shared else [])]),
+            "weights",
+            {"actor weights", *(frozen_parts if shared else ())},
             transformer.abstract_params(actor),
             transformer.param_axes(actor),
             config.actor.mesh,
             RULES,
         )
     if referenced and not shared:
-        yield _weights(", ".join(roles), frozen, axes, mesh, RULES)
-    for name in ("trained weights", "first moments", "second moments"):
-        yield _weights(name, trained, trained_axes, mesh, TRAINED_RULES)
-    if not adapter.rank and reflector.dtype != "float32":
+        yield _weights(", ".join(roles), "weights", frozen_parts, frozen, axes, mesh, RULES)
+    for name, kind, part in (
+        ("trained weights", "weights", "trained"),
+        ("first moments", "optimizer", "optimizer"),
+        ("second moments", "optimizer", "optimizer"),
+    ):
+        yield _weights(name, kind, {part}, trained, trained_axes, mesh, TRAINED_RULES)
+    if not adapter.rank:
         what = f"trained weights as they sample, {reflector.dtype}"
-        yield _weights(what, frozen, axes, mesh, RULES)
+        yield _weights(what, "weights", {"reflector weights"}, frozen, axes, mesh, RULES)
     for name, role, sizes in local_roles(config):
         yield _cache(name, model_shape(role), sizes, role.mesh)
 
@@ -136,7 +148,15 @@ def _read(path: str) -> str:
     return ""
 
 
-def _weights(what: str, shapes: Any, axes: Any, mesh: MeshConfig, rules: Any) -> Use:
+def _weights(
+    what: str,
+    kind: Kind,
+    parts: Iterable[str],
+    shapes: Any,
+    axes: Any,
+    mesh: MeshConfig,
+    rules: Any,
+) -> Use:
     devices = _abstract(mesh)
     specs = param_specs(axes, shapes, devices, rules)
     leaves = jax.tree.leaves(shapes)
@@ -145,7 +165,13 @@ def _weights(what: str, shapes: Any, axes: Any, mesh: MeshConfig, rules: Any) ->
         _bytes(leaf, NamedSharding(devices, spec)) for leaf, spec in zip(leaves, parts, strict=True)
     )
     return Use(
-        what, sum(leaf.size for leaf in leaves), sum(map(_bytes, leaves)), held, mesh.num_devices
+        what,
+        kind,
+        frozenset(parts),
+        sum(leaf.size for leaf in leaves),
+        sum(map(_bytes, leaves)),
+        held,
+        mesh.num_devices,
     )
 
 
@@ -158,7 +184,15 @@ def _cache(name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig
     sharding = cache_sharding(model.num_kv_heads * copies, devices)
     what = f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens"
     held = sum(_bytes(leaf, sharding) for leaf in arrays)
-    return Use(what, None, sum(map(_bytes, arrays)), held, mesh.num_devices)
+    return Use(
+        what,
+        "cache",
+        frozenset({f"{name} cache"}),
+        None,
+        sum(map(_bytes, arrays)),
+        held,
+        mesh.num_devices,
+    )
 
 
 def _abstract(mesh: MeshConfig) -> AbstractMesh:

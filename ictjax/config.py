@@ -184,6 +184,22 @@ class SamplerConfig(Ranged):
         )
         return (*(size for size in sizes if size < self.max_len), self.max_len)
 
+    def with_slots(self, num_slots: int) -> "SamplerConfig":
+        """The same with other slots; rows of a dispatch are at most as many."""
+        rows = tuple(sorted({min(size, num_slots) for size in self.row_buckets}))
+        return dataclasses.replace(self, num_slots=num_slots, row_buckets=rows)
+
+    def with_max_len(self, max_len: int) -> "SamplerConfig":
+        """The same with longer or shorter conversations; no bucket is longer than they are."""
+        extend = tuple(sorted({min(size, max_len) for size in self.extend_buckets}))
+        attended = tuple(size for size in self.attended_buckets if size < max_len)
+        return dataclasses.replace(
+            self,
+            max_len=max_len,
+            extend_buckets=extend,
+            attended_buckets=(*attended, max_len) if self.attended_buckets else (),
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig(Ranged):

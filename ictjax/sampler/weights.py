@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Lowered
 from jaxtyping import Array
 
 from ictjax import mesh as meshes
@@ -47,15 +48,7 @@ def sampling_weights(
     if isinstance(layers, Mapping):
         stacked_layers = {name: layers[name] for name in sorted(layer_axes)}
         if all(isinstance(leaf, jax.Array) for leaf in stacked_layers.values()):
-            dtypes = tuple(_dtype(config, name, leaf) for name, leaf in stacked_layers.items())
-            parts = {
-                name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-                for name, leaf in stacked_layers.items()
-            }
-            shardings = tuple(
-                _sharding(layer_axes[name], part, mesh) for name, part in parts.items()
-            )
-            layers = _slices(stacked_layers, dtypes, shardings)
+            layers = _slices(stacked_layers, *_placing(config, stacked_layers, mesh))
             if consume:
                 jax.block_until_ready(layers)
                 for leaf in stacked_layers.values():
@@ -101,6 +94,11 @@ def sampling_shapes(config: ModelConfig, mesh: Mesh, lora: LoraConfig | None = N
     return result
 
 
+def unstacked(config: ModelConfig, layers: Params, mesh: Mesh) -> Lowered:
+    """The program that brings stacked layers into the form that samples, lowered from shapes."""
+    return _slices.lower(layers, *_placing(config, layers, mesh))
+
+
 def check_tree(config: ModelConfig, params: Params) -> None:
     """Raises ValueError unless the tree is that of the config, in one of its two forms; an adapter
     is not looked at.
@@ -139,6 +137,21 @@ def _sharding(axes: tuple[str, ...], leaf: Any, mesh: Mesh | None) -> NamedShard
     return None if mesh is None else meshes.param_shardings(axes, leaf, mesh)
 
 
+def _placing(
+    config: ModelConfig, layers: Params, mesh: Mesh | None
+) -> tuple[tuple[jnp.dtype, ...], tuple[NamedSharding | None, ...]]:
+    """The dtype and the place of every kind of weight of one layer, in the order of their names."""
+    axes = config.weight_axes[1]
+    kinds = {
+        name: jax.ShapeDtypeStruct(layers[name].shape[1:], layers[name].dtype)
+        for name in sorted(layers)
+    }
+    return (
+        tuple(_dtype(config, name, kind) for name, kind in kinds.items()),
+        tuple(_sharding(axes[name][1:], kind, mesh) for name, kind in kinds.items()),
+    )
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _slices(
     stacked: dict[str, Array],
@@ -149,7 +162,7 @@ def _slices(
         value = leaf[index].astype(dtype)
         return value if sharding is None else jax.lax.with_sharding_constraint(value, sharding)
 
-    kinds = dict(zip(stacked, zip(dtypes, shardings, strict=True), strict=True))
+    kinds = dict(zip(sorted(stacked), zip(dtypes, shardings, strict=True), strict=True))
     num_layers = next(iter(stacked.values())).shape[0]
     return tuple(
         {name: part(leaf, index, *kinds[name]) for name, leaf in stacked.items()}
