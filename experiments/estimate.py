@@ -3,37 +3,16 @@
 Every number here is arithmetic on shapes; nothing is measured.
 """
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from experiments.limits import local_roles
+from experiments.assumptions import Assumptions
 from experiments.machines import Chip
 from experiments.memory import uses
 from experiments.shapes import model_shape
 from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
-from ictjax.ranges import Range, Ranged
 from ictjax.run_config import TrainConfig
-
-_BF16 = 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Assumptions(Ranged):
-    """What a plan cannot know about the games and the machine."""
-
-    place = "assume."
-
-    # actions of an episode; 0: task.rollout.max_steps, as if none ended early
-    turns: Annotated[int, Range(0, 1_000_000)] = 0
-    prompt_tokens: Annotated[int, Range(1, 1_000_000)] = 800  # of the actor's system prompt
-    observation_tokens: Annotated[int, Range(1, 1_000_000)] = 200  # of one turn
-    reply_tokens: Annotated[int, Range(1, 1_000_000)] = 80  # of the actor, of one turn
-    # of the reflector, of one reply; 0: half of reflection.max_reply_tokens
-    reflection_tokens: Annotated[int, Range(0, 1_000_000)] = 0
-    compute_efficiency: Annotated[float, Range(0.001, 1)] = 0.4  # of the peak, in matrix products
-    bandwidth_efficiency: Annotated[float, Range(0.001, 1)] = 0.6  # of memory and interconnect
 
 
 class Work(NamedTuple):

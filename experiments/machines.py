@@ -33,6 +33,7 @@ class Machine:
     name: str  # as it was asked for
     chip: Chip
     count: int
+    mesh: str  # its name in `ictjax.config.MESHES`, where it has one
     # of `jax.experimental.topologies`; empty: there is no compiler for it here
     topology: str = ""
     accelerator: str = ""  # of the topology, as libtpu reads it from the environment
@@ -59,7 +60,7 @@ def _gpu(name: str, gib: float, teraflops: float, gigabytes: float, link: float)
     )
 
 
-# Memory as the TPU compiler counts it; peaks and links (all of a chip's, half of both directions) as
+# Memory as the TPU compiler counts it; peaks and links (all of a chip's together) as
 # cloud.google.com/tpu/docs publishes them.
 TPUS: Mapping[str, Chip] = MappingProxyType(
     {
@@ -69,7 +70,8 @@ TPUS: Mapping[str, Chip] = MappingProxyType(
         "v6e": _tpu("TPU v6e", 31.25, 918, 1640, 3584),
     }
 )
-# As nvidia-smi counts memory; dense peaks and one direction of NVLink (L4: PCIe) of the data sheets.
+# As nvidia-smi counts memory; dense peaks, and one direction of NVLink (L4: PCIe), of the data
+# sheets.
 GPUS: Mapping[str, Chip] = MappingProxyType(
     {
         "h100-80gb": _gpu("H100 80 GB", 79.6, 989, 3350, 450),
@@ -101,9 +103,9 @@ def topologies() -> list[str]:
 
 
 def machine(name: str) -> Machine:
-    """A machine by name: a TPU topology (v5e:2x4), a slice as it is rented (v5e-8; of v4 and v5p the
-    number counts cores, two a chip), or GPUs (h200, 8xh100-80gb). Raises ValueError with the nearest
-    names for any other.
+    """A machine by name: a TPU topology (v5e:2x4), a slice as it is rented (v5e-8; of v4 and v5p
+    the number counts cores, two a chip), or GPUs (h200, 8xh100-80gb). Raises ValueError with the
+    nearest names for any other.
     """
     given = name.strip().lower()
     for kind, shapes in _SHAPES.items():
@@ -115,20 +117,22 @@ def machine(name: str) -> Machine:
                     name=given,
                     chip=TPUS[kind],
                     count=chips,
+                    mesh=f"{kind}-{rented}",
                     topology=f"{kind}:{shape}",
                     accelerator=f"{_PREFIXES[kind]}-{rented}",
                     host_bounds=(1, 1, 1) if chips == 1 else (),
                 )
-    if (found := re.fullmatch(r"(?:(\d{1,5})x)?(\S+?)(?:-(\d)gpus?)?", given)) is not None:
+    if (found := re.fullmatch(r"(?:(\d{1,5})x)?(\S+)", given)) is not None:
         count, kind = int(found[1] or 1), found[2]
         if kind in GPUS and count > 0:
-            return Machine(name=given, chip=GPUS[kind], count=count)
+            mesh = kind.split("-")[0] + (f"-{count}" if count > 1 else "")
+            return Machine(name=given, chip=GPUS[kind], count=count, mesh=mesh)
     known = [*topologies(), *GPUS, *(f"8x{kind}" for kind in GPUS)]
     nearest = difflib.get_close_matches(given, known, n=3, cutoff=0.4)
     meant = f" (nearest: {', '.join(nearest)})" if nearest else ""
     raise ValueError(
-        f"Unknown topology {name!r}{meant}: give a TPU slice ({', '.join(_SHAPES)}; v5e:2x4 or v5e-8,"
-        f" for example) or GPUs ({', '.join(GPUS)}; 8xh100-80gb, for example)."
+        f"Unknown topology {name!r}{meant}: give a TPU slice ({', '.join(_SHAPES)}; v5e:2x4 or"
+        f" v5e-8, for example) or GPUs ({', '.join(GPUS)}; 8xh100-80gb, for example)."
     )
 
 

@@ -18,7 +18,6 @@ from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.run_config import TrainConfig
 
-
 Kind = Literal["weights", "optimizer", "cache"]
 
 
@@ -98,7 +97,7 @@ def check_memory(config: TrainConfig) -> None:
         sizes, where = [use.device_bytes * use.devices for use in kept], "this machine has free"
     else:
         sizes, where = [use.device_bytes for use in kept], "each device has"
-    there = _device_bytes(device)
+    there = device_bytes(device)
     if there is None or sum(sizes) <= there:
         return
     largest = kept[max(range(len(kept)), key=sizes.__getitem__)]
@@ -126,7 +125,8 @@ def free_bytes(meminfo: str, limit: str, used: str, stat: str) -> int | None:
     return min(bounds, default=None)
 
 
-def _device_bytes(device: jax.Device) -> int | None:
+def device_bytes(device: jax.Device) -> int | None:
+    """Memory that programs on a device can have; None where nothing says it."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     return free_bytes(
@@ -160,9 +160,10 @@ def _weights(
     devices = _abstract(mesh)
     specs = param_specs(axes, shapes, devices, rules)
     leaves = jax.tree.leaves(shapes)
-    parts = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    places = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     held = sum(
-        _bytes(leaf, NamedSharding(devices, spec)) for leaf, spec in zip(leaves, parts, strict=True)
+        _bytes(leaf, NamedSharding(devices, spec))
+        for leaf, spec in zip(leaves, places, strict=True)
     )
     return Use(
         what,

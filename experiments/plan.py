@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.estimate import Assumptions, Work, episodes_per_iteration, seconds, work
+from experiments.assumptions import Assumptions
+from experiments.estimate import Work, episodes_per_iteration, seconds, work
 from experiments.hlo import traffic
 from experiments.limits import check_limits
 from experiments.machines import Chip
@@ -20,7 +21,7 @@ from experiments.shapes import config_folder
 from ictjax.players import check_language
 from ictjax.run_config import TrainConfig
 
-Report = Callable[[str, int, int], None]  # what is compiled, how many are done, of how many
+Report = Callable[[int, int], None]  # programs compiled, of how many
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -89,7 +90,6 @@ class Place:
     device_bytes: int | None
     chip: Chip | None = None
     estimated_on: str = ""
-    shared_memory: bool = False  # all devices are parts of the same one (a CPU)
 
 
 class Planner:
@@ -104,6 +104,7 @@ class Planner:
         self.place = place
         self._report = report
         self._compiled: dict[tuple[Any, ...], Compiled] = {}
+        self._wanted = 0  # programs, those that are compiled included
 
     def plan(self, config: TrainConfig, assumed: Assumptions) -> Plan:
         """Compiles what the run would. Raises ValueError for what does not fit together."""
@@ -165,10 +166,12 @@ class Planner:
         return kept
 
     def _programs(self, config: TrainConfig) -> list[Program]:
-        return sorted(
+        programs = sorted(
             run_programs(config, self.place.devices),
             key=lambda program: ("decode" not in program.phase, "update" in program.phase),
         )
+        self._wanted = len({program.key for program in programs} | self._compiled.keys())
+        return programs
 
     def _room(self, num_bytes: int) -> bool:
         there = self.place.device_bytes
@@ -227,9 +230,9 @@ class Planner:
 
     def _compile(self, program: Program) -> Compiled:
         if program.key not in self._compiled:
-            if self._report is not None:
-                self._report(f"{program.phase}: {program.what}", len(self._compiled), 0)
             self._compiled[program.key] = compile_program(program)
+            if self._report is not None:
+                self._report(len(self._compiled), max(self._wanted, len(self._compiled)))
         return self._compiled[program.key]
 
 
@@ -320,8 +323,8 @@ def refusal(plan: Plan) -> str:
         held = sum(use.device_bytes for use in plan.uses)
         largest = max(plan.uses, key=lambda use: use.device_bytes)
         return (
-            f"weights, optimizer and caches alone take {held / gib:.1f} GiB of the {there:.1f} that a"
-            f" device has; the largest part is: {largest.what}, {largest.device_bytes / gib:.1f}"
+            f"weights, optimizer and caches alone take {held / gib:.1f} GiB of the {there:.1f} that"
+            f" a device has; the largest part is: {largest.what}, {largest.device_bytes / gib:.1f}"
         )
     return (
         f"{worst.name} ({worst.what}) needs {worst.total / gib:.1f} GiB of the {there:.1f} that a"

@@ -44,8 +44,8 @@ def _slots(config: TrainConfig, devices: int) -> _Made:
             for sizes in (config.actor_sampler, config.reflector_sampler)
         )
         yield (
-            f"--actor-sampler.num-slots {actor} --reflector-sampler.num-slots {reflector} (and their"
-            " row buckets)",
+            f"--actor-sampler.num-slots {actor} --reflector-sampler.num-slots {reflector} (row"
+            " buckets to match)",
             lambda actor=actor, reflector=reflector: config.with_slots(actor, reflector),
         )
 

@@ -1,8 +1,9 @@
-"""The programs of a training run that need the most memory, lowered from shapes for devices that may
-be elsewhere.
+"""The programs of a training run that need the most memory, lowered from shapes for devices that
+may be elsewhere.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -69,17 +70,15 @@ def run_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator
         mesh = mesh_on(devices, role.mesh)
         lora = config.reflector.lora if name == "reflector" else None
         full = name == "reflector" and not config.reflector.lora.rank
+        held = frozenset({f"{name} weights", f"{name} cache"})
         for phase, shape in _largest(sizes):
+            appended = f" x {shape.length} tokens" if shape.length > 1 else ""
             yield Program(
                 phase=f"{name} {phase}",
-                what=f"{shape.num_rows} rows x {shape.length} tokens, {shape.attended} attended"
-                if shape.length > 1
-                else f"{shape.num_rows} rows, {shape.attended} attended",
-                key=(name, phase, shape, model, sizes, role.mesh, lora, full),
-                lower=lambda shape=shape, model=model, mesh=mesh, sizes=sizes, lora=lora, full=full: (
-                    _turn(model, sizes, mesh, shape, lora, full)
-                ),
-                holds=(held := frozenset({f"{name} weights", f"{name} cache"})),
+                what=f"{shape.num_rows} rows{appended}, {shape.attended} attended",
+                key=("turn", shape, model, sizes, role.mesh, lora, full),
+                lower=functools.partial(_turn, model, sizes, mesh, shape, lora, full),
+                holds=held,
                 beside=PARTS - held,
             )
 

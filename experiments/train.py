@@ -11,9 +11,10 @@ from rich.console import Console
 from envs.api import Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
-from experiments.limits import check_limits, check_meshes, local_roles
+from experiments.limits import check_idle, check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
+from experiments.plan_run import check_plan
 from experiments.presets import in_folders
 from experiments.resume import check_models, going_on, incomplete, newest_checkpoint
 from experiments.run_dir import (
@@ -43,12 +44,14 @@ def start(
     console: Console,
     *,
     how: Start,
+    even_so: bool = False,
 ) -> None:
     """Trains, or continues, one run.
 
     Args:
       preset: what the configuration started from, where known.
       how: what is in the directory (see `run_dir.check_run`), or to be done with it.
+      even_so: begin although devices are left idle, or the plan says that memory does not suffice.
 
     Raises:
       ValueError: what does not fit together, before any weight is read. A new directory is gone
@@ -68,7 +71,11 @@ def start(
             return
     check_limits(config)
     check_meshes(config)
+    devices = jax.devices()  # of a CPU, one is as good as all
+    check_idle(config, devices, even_so=even_so or devices[0].platform == "cpu")
     check_memory(config)
+    if not even_so:
+        check_plan(config)
     folders = in_folders(config)
     check_language(folders)
     check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
@@ -76,8 +83,8 @@ def start(
         name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)
     }
     with contextlib.ExitStack() as resources:
-        devices = [str(device) for device in jax.devices()]
-        manifest = make_manifest(preset, config, environment, devices, models)
+        named = [str(device) for device in devices]
+        manifest = make_manifest(preset, config, environment, named, models)
         if how == "go on":
             lock = resources.enter_context(RunLock(run_dir))
             manifest = read_manifest(run_dir) or manifest

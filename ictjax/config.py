@@ -56,14 +56,26 @@ def _both(**sizes: int) -> RoleMeshes:
 
 
 # Made for 7B models with 4 kv heads: tensor beyond 4 would keep every kv head twice, so the other
-# devices are copies (data).
+# devices are copies (data), each with slots and rows of its own. Small slices also suit models with
+# 2 kv heads.
 MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
     {
-        "h200": _both(),
+        "v5e-1": _both(),
+        "v5e-4": _both(data=2, tensor=2),
         "v5e-8": _both(data=2, tensor=4),
         "v5e-16": _both(data=4, tensor=4),
+        "v5e-64": _both(data=8, fsdp=2, tensor=4),
+        "v6e-1": _both(),
+        "v6e-4": _both(tensor=4),
         "v6e-8": _both(data=2, tensor=4),
         "v5p-8": _both(tensor=4),  # the name counts cores: four chips, which are JAX's devices
+        "l4": _both(),
+        "a100": _both(),
+        "a100-8": _both(data=2, tensor=4),
+        "h100": _both(),
+        "h100-8": _both(data=2, tensor=4),
+        "h200": _both(),
+        "h200-8": _both(data=2, tensor=4),
     }
 )
 

@@ -1,5 +1,5 @@
-"""The programs of a sampler, lowered from shapes: nothing is allocated, and the devices may be those
-of a description, not of this machine.
+"""The programs of a sampler, lowered from shapes: nothing is allocated, and the devices may be
+those of a description, not of this machine.
 """
 
 import dataclasses
