@@ -439,7 +439,7 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
         return jax.device_put(pack(shapes, repeated, replies, advantages=advantages, pad_id=0))
 
     functions, optimizer = (
-        transformer_functions(config, remat=False),
+        transformer_functions(config, remat="none"),
         make_optimizer(OptimizerConfig(learning_rate=1e-5)),
     )
     params = init_params(config, jax.random.key(0))

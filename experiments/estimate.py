@@ -108,7 +108,7 @@ def update_passes(config: TrainConfig) -> float:
     weights, unless only an adapter is trained; the reference.
     """
     epochs = config.learner.epochs
-    once = 2 + (2 if config.remat else 0) + 2 + (0 if config.reflector.lora.rank else 2)
+    once = 2 + (2 if config.remat != "none" else 0) + 2 + (0 if config.reflector.lora.rank else 2)
     old = 2 if epochs > 1 else 0
     return once * epochs + old + (2 if config.grpo.kl != "none" else 0)
 

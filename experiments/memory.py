@@ -63,14 +63,19 @@ def uses(config: TrainConfig) -> Iterator[Use]:
             RULES,
         )
     if referenced and not shared:
-        yield _weights(", ".join(roles), "weights", frozen_parts, frozen, axes, mesh, RULES)
-    for name, kind, part in (
-        ("trained weights", "weights", "trained"),
-        ("first moments", "optimizer", "optimizer"),
-        ("second moments", "optimizer", "optimizer"),
-    ):
-        yield _weights(name, kind, {part}, trained, trained_axes, mesh, TRAINED_RULES)
-    if not adapter.rank:
+    yield _weights(
+        "trained weights", "weights", {"trained"}, trained, trained_axes, mesh, TRAINED_RULES
+    )
+    moments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.optimizer.moments), trained
+    )
+    for name in ("first moments", "second moments"):
+        use = _weights(
+            name, "optimizer", {"optimizer"}, moments, trained_axes, mesh, TRAINED_RULES
+        )
+        if config.optimizer.memory == "host":
+            use = use._replace(what=f"{name}, in the host's memory", device_bytes=0)
+        yield use
         what = f"trained weights as they sample, {reflector.dtype}"
         yield _weights(what, "weights", {"reflector weights"}, frozen, axes, mesh, RULES)
     for name, role, sizes in local_roles(config):
@@ -94,7 +99,8 @@ def check_memory(config: TrainConfig) -> None:
     kept = list(uses(config))
     device = jax.local_devices()[0]
     if device.platform == "cpu":  # all devices are parts of the same memory
-        sizes, where = [use.device_bytes * use.devices for use in kept], "this machine has free"
+        sizes = [max(use.device_bytes * use.devices, use.whole_bytes) for use in kept]
+        where = "this machine has free"
     else:
         sizes, where = [use.device_bytes for use in kept], "each device has"
     there = device_bytes(device)

@@ -92,7 +92,21 @@ def _rank(config: TrainConfig, devices: int) -> _Made:
 
 def _remat(config: TrainConfig, devices: int) -> _Made:
     del devices
-    yield "--remat", lambda: dataclasses.replace(config, remat=True)
+    yield "--remat full", lambda: dataclasses.replace(config, remat="full")
+
+
+def _moments(config: TrainConfig, devices: int) -> _Made:
+    del devices
+    for flag, optimizer in (
+        ("--optimizer.moments bfloat16", {"moments": "bfloat16"}),
+        ("--optimizer.memory host", {"memory": "host"}),
+    ):
+        yield (
+            flag,
+            lambda optimizer=optimizer: dataclasses.replace(
+                config, optimizer=dataclasses.replace(config.optimizer, **optimizer)
+            ),
+        )
 
 
 def _extend(config: TrainConfig, devices: int) -> _Made:
@@ -147,6 +161,7 @@ def _divisors(number: int) -> list[int]:
 _CHANGES = (
     ("remat", _remat),
     ("mesh", _mesh),
+    ("moments", _moments),
     ("slots", _slots),
     ("prefill", _extend),
     ("microbatches", _microbatches),

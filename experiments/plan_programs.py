@@ -146,7 +146,7 @@ def learner_state(config: TrainConfig, mesh: Mesh) -> LearnerState:
         trained,
         param_shardings(axes, trained, mesh, TRAINED_RULES),
     )
-    return state_shapes(placed, make_optimizer(config.whole_optimizer))
+    return state_shapes(placed, make_optimizer(config.whole_optimizer), config.optimizer.memory)
 
 
 def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[Program]:

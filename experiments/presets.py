@@ -200,7 +200,7 @@ QWEN_7B_MINIHACK = TrainConfig(
         response_buckets=(2048,),
     ),
     evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
-    remat=True,
+    remat="full",
 )
 
 

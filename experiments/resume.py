@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "keep_every",
     "patience",
     "remat",
+    "optimizer.memory",
     "evaluation.",
     "actor.mesh.",
     "reflector.mesh.",

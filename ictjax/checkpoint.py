@@ -26,6 +26,7 @@ _LAST_READS_S = 2.0  # that a failed restore waits for its other reads
 _CHECK_BYTES = 2**28  # of a checkpoint, that are read back at once
 _PLAIN = re.compile(r"[\w/.,+=@ -]+")  # paths that Orbax and TensorStore take as they are
 _DESCRIPTORS = pathlib.Path("/proc/self/fd")
+_HOST_MEMORY = "pinned_host"
 _REMAINS = (".orbax-checkpoint-tmp", ".removed")  # of saves, and of removals, that were killed
 
 
@@ -131,7 +132,7 @@ class CheckpointReader:
             ),
         )
         self._check(step, record, restored)
-        leaves = [restored[name] for name in _names(template)]
+        leaves = [_in_its_memory(restored.pop(name)) for name in _names(template)]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]
 
     def _record(self, step: int) -> dict[str, Any]:
@@ -413,6 +414,15 @@ def _describe(tree: Any) -> dict[str, str]:
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _in_its_memory(leaf: Any) -> Any:
+    """An array in the host's memory as JAX's programs take it: the type of one that is put together
+    from parts, as Orbax does, says that it is in the device's.
+    """
+    if isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == _HOST_MEMORY:
+        return jax.device_put(leaf, jax.memory.Space.Host)
+    return leaf
 
 
 def _jsonable(host: Mapping[str, Any]) -> dict[str, Any]:

@@ -373,6 +373,11 @@ class OptimizerConfig(Ranged):
     )
     # of all gradients together; longer ones are scaled down
     max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0
+    # of both moments; "bfloat16" takes half the memory and is rounded at random, so that the small
+    # steps of slow averages are not lost
+    moments: Literal["float32", "bfloat16"] = "float32"
+    # where the moments are between updates; on "host" they pass through the device once an update
+    memory: Literal["device", "host"] = "device"
 
     def __post_init__(self):
         super().__post_init__()
@@ -386,6 +391,13 @@ class OptimizerConfig(Ranged):
 PAPER_OPTIMIZER = OptimizerConfig(learning_rate=3e-6)
 """The learning rate of arXiv 2605.20477 for a 7B reflector; the rest is not known and set to common
 values.
+"""
+
+
+Remat = Literal["none", "projections", "attention", "full"]
+"""What the backward pass computes again, beside the input of every layer: nothing; all but queries,
+keys, values and the result of attention; all but the result of attention; everything. From left to
+right it takes less memory and more time: "full" about a third more than "none".
 """
 
 

@@ -7,7 +7,7 @@ vocabulary is visited one chunk of positions at a time, and in the backward pass
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from ictjax import grpo
 from ictjax.batch import Batch
-from ictjax.config import GRPOConfig, LearnerConfig, LoraConfig, OptimizerConfig
+from ictjax.config import GRPOConfig, LearnerConfig, LoraConfig, OptimizerConfig, Remat
 from ictjax.mesh import BATCH
 from ictjax.models import transformer
 from ictjax.models.attention import Seen
@@ -26,6 +26,9 @@ from ictjax.models.lora import with_adapter
 
 Params = Any  # a pytree of arrays
 Metrics = dict[str, Float[Array, ""]]
+
+
+_HOST_MEMORY = "pinned_host"  # what `jax.memory.Space.Host` is as the memory of a sharding
 
 
 def _trained_alone(trained: Params, base: Params | None) -> Params:
@@ -43,12 +46,12 @@ class ModelFunctions(NamedTuple):
 
 
 def transformer_functions(
-    config: ModelConfig, *, remat: bool, lora: LoraConfig | None = None, mesh: Mesh | None = None
+    config: ModelConfig, *, remat: Remat, lora: LoraConfig | None = None, mesh: Mesh | None = None
 ) -> ModelFunctions:
     """The shipped decoder.
 
     Args:
-      remat: recompute each layer in the backward pass: less memory, about a third more time.
+      remat: what the backward pass computes again.
       lora: what is trained is an adapter of the base, if its rank is above 0; None trains all
         weights.
       mesh: hidden states are split by rows on it.
@@ -112,25 +115,72 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            learning_rate(config),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        ),
+    """Clip by global norm, then AdamW; its moments in the dtype of `config.moments`."""
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    adamw = optax.chain(
+        adam if config.moments == "float32" else _in_bfloat16(adam),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(config)),
     )
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
+def _in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Adam with moments that are kept in bfloat16 and computed in float32.
+
+    A second moment moves by a thousandth a step, and bfloat16 resolves a 256th: rounded to nearest
+    it would never move again. So it is rounded up or down at random, right in the mean
+    (stochastic rounding, https://arxiv.org/abs/1502.02551), with bits that depend on the step only.
+    """
+
+    def cast(state: optax.OptState, dtype: Any) -> optax.OptState:
+        return jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            state,
+        )
+
+    def init(params: Params) -> optax.OptState:
+        return cast(adam.init(params), jnp.bfloat16)
+
+    def update(
+        updates: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[Params, optax.OptState]:
+        updates, state = adam.update(updates, cast(state, jnp.float32), params)
+        key = jax.random.fold_in(jax.random.key(0), optax.tree.get(state, "count"))
+        leaves, structure = jax.tree.flatten(state)
+        rounded = [
+            _rounded(leaf, jax.random.fold_in(key, index)) if leaf.dtype == jnp.float32 else leaf
+            for index, leaf in enumerate(leaves)
+        ]
+        return updates, jax.tree.unflatten(structure, rounded)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _rounded(x: Array, key: Array) -> Array:
+    """float32 as bfloat16, whose bits are the upper half: up with the probability of the rest."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    rest = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    upper = ((bits + rest) >> 16).astype(jnp.uint16)
+    rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    memory: Literal["device", "host"] = "device",
+) -> LearnerState:
     """A fresh state of what is trained: all weights, or an adapter.
 
     Copies `params`: updates donate their state, and the caller's weights often serve as the
     reference. On a mesh the moments lie like their weights, and everything else of the state is on
     every device.
+
+    Args:
+      params: float32.
+      optimizer: whose moments are kept.
+      memory: where they are kept between updates: with the weights, or in the host's memory.
 
     Raises:
       ValueError: weights that are not float32. At learning rates of 1e-6 every update of a bfloat16
@@ -149,15 +199,24 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Learn
         params=params, opt_state=optimizer.init(params), step=zero, skipped=jnp.zeros((), jnp.int32)
     )
     mesh = _mesh_of(params)
-    if mesh is None:
-        return state
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda leaf: (
-            leaf if isinstance(leaf.sharding, NamedSharding) else jax.device_put(leaf, everywhere)
-        ),
-        state,
-    )
+    if mesh is not None:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        state = jax.tree.map(
+            lambda leaf: (
+                leaf
+                if isinstance(leaf.sharding, NamedSharding)
+                else jax.device_put(leaf, everywhere)
+            ),
+            state,
+        )
+    if memory == "host":
+        moments = optax.tree_map_params(
+            optimizer.init,
+            lambda leaf: jax.device_put(leaf, jax.memory.Space.Host),
+            state.opt_state,
+        )
+        state = state._replace(opt_state=moments)
+    return state
 
 
 def _mesh_of(params: Params) -> Mesh | None:
@@ -314,6 +373,12 @@ def make_update(
         }
         return loss, (sums, maxima)
 
+    def as_weights(grads: Params) -> Params:
+        """Accumulated where the state is: every device adds up its own part only."""
+        if shardings is None:
+            return grads
+        return jax.lax.with_sharding_constraint(grads, shardings.params)
+
     def step(
         state: LearnerState, base: Params | None, parts_of_batch: _Part
     ) -> tuple[LearnerState, Metrics]:
@@ -324,12 +389,14 @@ def make_update(
             )
             grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, part_grads)
             return (
-                grads,
+                as_weights(grads),
                 jax.tree.map(jnp.add, sums, part_sums),
                 jax.tree.map(jnp.maximum, maxima, part_maxima),
             ), None
 
-        zero_grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        zero_grads = as_weights(
+            jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        )
         zero_sums = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
         lowest = {name: jnp.full((), -jnp.inf, jnp.float32) for name in _MAXIMA}
         (grads, sums, maxima), _ = jax.lax.scan(
@@ -338,7 +405,8 @@ def make_update(
 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        old_opt_state = _on_device(state.opt_state)
+        updates, opt_state = optimizer.update(grads, old_opt_state, state.params)
         update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
         params = optax.apply_updates(state.params, updates)
 
@@ -350,7 +418,7 @@ def make_update(
         bad_leaves = sum(~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
         new_state = LearnerState(
             params=params,
-            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            opt_state=_like(state.opt_state, jax.tree.map(keep, opt_state, old_opt_state)),
             step=state.step + 1,
             skipped=state.skipped + skipped,
         )
@@ -410,13 +478,18 @@ def make_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
+def state_shapes(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    memory: Literal["device", "host"] = "device",
+) -> LearnerState:
     """`init_state` on shapes alone: moments lie like their weights, everything else is on every
     device.
 
     Args:
       params: ShapeDtypeStructs with shardings.
       optimizer: whose state it is.
+      memory: of the moments.
     """
     first = jax.tree.leaves(params)[0].sharding
     mesh = getattr(first, "mesh", None)
@@ -427,7 +500,12 @@ def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> Lea
 
     moments = optax.tree_map_params(
         optimizer.init,
-        lambda leaf, weight: placed(leaf, weight.sharding),
+        lambda leaf, weight: placed(
+            leaf,
+            weight.sharding
+            if memory == "device"
+            else weight.sharding.with_memory_kind(_HOST_MEMORY),
+        ),
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda leaf: placed(leaf, rest),
@@ -441,6 +519,28 @@ def state_shardings(state: LearnerState) -> LearnerState | None:
     if not any(isinstance(leaf.sharding, NamedSharding) for leaf in jax.tree.leaves(state)):
         return None
     return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def _on_device(tree: Any) -> Any:
+    """With what is in the host's memory brought to where it is computed with."""
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if _on_host(leaf) else leaf, tree
+    )
+
+
+def _like(places: Any, tree: Any) -> Any:
+    """With those leaves in the host's memory that are there in `places`."""
+    return jax.tree.map(
+        lambda place, leaf: (
+            jax.device_put(leaf, jax.memory.Space.Host) if _on_host(place) else leaf
+        ),
+        places,
+        tree,
+    )
+
+
+def _on_host(leaf: Array) -> bool:
+    return jax.typeof(leaf).memory_space == jax.memory.Space.Host
 
 
 _SUMS = (

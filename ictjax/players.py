@@ -188,7 +188,7 @@ def trained_shapes(config: TrainConfig) -> LearnerState:
         shapes,
         places,
     )
-    return state_shapes(shapes, make_optimizer(config.whole_optimizer))
+    return state_shapes(shapes, make_optimizer(config.whole_optimizer), config.optimizer.memory)
 
 
 def saved_steps(run_dir: pathlib.Path) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from ictjax.config import (
     MetaConfig,
     OptimizerConfig,
     ReflectorConfig,
+    Remat,
     RoleMeshes,
     RolloutConfig,
     SamplerConfig,
@@ -154,8 +155,8 @@ class TrainConfig(Ranged):
     learner: LearnerConfig
     batch: BatchConfig
     evaluation: EvaluationConfig
-    # recompute layers in the backward pass: less memory, about a third more time
-    remat: bool = False
+    # what the backward pass computes again; "full" takes the least memory and a third more time
+    remat: Remat = "none"
     checkpoint_every: Annotated[int, Range(1, 1_000_000_000)] = 1  # iterations
     # how many of the newest checkpoints stay
     keep_last: Annotated[int, Range(1, 1_000_000_000)] = 2
@@ -342,6 +343,8 @@ def from_dict(data: Mapping[str, Any]) -> TrainConfig:
     """Reads what `to_dict` wrote. Raises ValueError for a field that is missing or not known, by
     its dotted name.
     """
+    if isinstance(data, Mapping) and isinstance(data.get("remat"), bool):
+        data = {**data, "remat": "full" if data["remat"] else "none"}  # as it was written before
     return _build(TrainConfig, data, "")
 
 

@@ -94,7 +94,7 @@ def train(
         )
         host: dict[str, Any] | None = None
         if checkpointer.latest_step is None:
-            state = init_state(initial_weights(config), optimizer)
+            state = init_state(initial_weights(config), optimizer, config.optimizer.memory)
         else:
             state, host = checkpointer.restore(None, trained_shapes(config))
         players = stack.enter_context(

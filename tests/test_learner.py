@@ -13,10 +13,12 @@ from ictjax.checkpoint import Checkpointer
 from ictjax.config import PAPER, PAPER_OPTIMIZER, BatchConfig, LearnerConfig, OptimizerConfig
 from ictjax.learner import (
     ModelFunctions,
+    _rounded,
     init_state,
     learning_rate,
     make_optimizer,
     make_update,
+    state_shapes,
     token_logprobs,
     transformer_functions,
 )
@@ -34,6 +36,7 @@ MODEL = ModelConfig(
     tie_embeddings=True,
 )
 GRPO = dataclasses.replace(PAPER, kl_coefficient=0.1)
+MEMORIES = ("device", "host")
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 SHAPES = BatchConfig(num_rows=4, token_buckets=(8, 16), response_buckets=(4, 8))
 
@@ -103,7 +106,7 @@ def test_logprobs_and_entropy_do_not_depend_on_the_chunks(positions_per_chunk):
 def test_logprobs_of_the_transformer_are_those_of_full_logits():
     params, batch = init_params(MODEL, jax.random.key(0)), _batch()
     logp_br, _ = token_logprobs(
-        transformer_functions(MODEL, remat=True),
+        transformer_functions(MODEL, remat="full"),
         params,
         batch,
         temperature=1.0,
@@ -124,7 +127,7 @@ def test_no_array_of_the_update_has_the_size_of_all_logits():
 
     def loss(params):
         return token_logprobs(
-            transformer_functions(wide, remat=False),
+            transformer_functions(wide, remat="none"),
             params,
             batch,
             temperature=1.0,
@@ -186,7 +189,7 @@ def test_microbatches_padding_or_order_do_not_change_the_gradient(loss_normalisa
 def test_padding_does_not_change_the_gradient_of_the_transformer():
     params = init_params(MODEL, jax.random.key(0))
     arguments = dict(
-        functions=transformer_functions(MODEL, remat=False),
+        functions=transformer_functions(MODEL, remat="none"),
         params=params,
         reference=init_params(MODEL, jax.random.key(1)),
     )
@@ -242,7 +245,7 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
             )
             for seed in (0, 1)
         )
-        functions = transformer_functions(model, remat=True)
+        functions = transformer_functions(model, remat="full")
 
         def terms_of(params, batch):
             logp_br, entropy_br = token_logprobs(
@@ -276,7 +279,7 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
 def test_a_shared_prompt_is_the_same_update():
     model = dataclasses.replace(MODEL, num_layers=2)
     arguments = dict(
-        functions=transformer_functions(model, remat=False),
+        functions=transformer_functions(model, remat="none"),
         params=init_params(model, jax.random.key(0)),
         reference=init_params(model, jax.random.key(1)),
     )
@@ -437,7 +440,7 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
         dataclasses.replace(OPTIMIZER, warmup_steps=3, schedule="cosine", total_steps=9)
     )
     update = make_update(
-        transformer_functions(MODEL, remat=False),
+        transformer_functions(MODEL, remat="none"),
         GRPO,
         optimizer,
         LearnerConfig(num_microbatches=2),
@@ -487,6 +490,62 @@ def test_optimizer_clips_before_it_adapts():
     params = {"w": jnp.zeros(2)}
     updates, _ = optimizer.update({"w": jnp.asarray([30.0, 40.0])}, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], [-0.1 * 0.6 / 1.6, -0.1 * 0.8 / 1.8], rtol=1e-5)
+
+
+def test_moments_in_bfloat16_take_half_the_memory_and_follow_those_in_float32():
+    params, grads = {"w": jnp.zeros(1000)}, {"w": jnp.full(1000, 0.01)}
+    state, steps = {}, {}
+    for moments in ("float32", "bfloat16"):
+        optimizer = make_optimizer(dataclasses.replace(OPTIMIZER, moments=moments))
+        update = jax.jit(optimizer.update)
+        state[moments] = optimizer.init(params)
+        for _ in range(400):
+            steps[moments], state[moments] = update(grads, state[moments], params)
+    narrow, wide = (
+        {name: optax.tree.get(state[dtype], name)["w"] for name in ("mu", "nu")}
+        for dtype in ("bfloat16", "float32")
+    )
+    for name in ("mu", "nu"):
+        assert narrow[name].nbytes * 2 == wide[name].nbytes
+        # rounded to nearest, the second moments would stop at a fifth of this
+        np.testing.assert_allclose(
+            narrow[name].astype(jnp.float32).mean(), wide[name].mean(), rtol=0.01
+        )
+    np.testing.assert_allclose(steps["bfloat16"]["w"], steps["float32"]["w"], rtol=0.1)
+
+
+@pytest.mark.parametrize("value", [1.0 + 2**-10, -3e-8, 0.0, np.inf, -np.inf, np.nan])
+def test_random_rounding_is_right_in_the_mean_and_leaves_what_is_exact(value):
+    rounded = _rounded(jnp.full(4096, value, jnp.float32), jax.random.key(0)).astype(jnp.float32)
+    np.testing.assert_allclose(rounded.mean(), value, rtol=2**-12)
+    if not value or not np.isfinite(value):
+        assert np.array_equal(rounded, np.full(4096, value, np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_moments_on_the_host_change_nothing_and_stay_there(tmp_path, moments):
+    config = dataclasses.replace(OPTIMIZER, moments=moments)
+    optimizer, batch, reference = make_optimizer(config), _batch(), _bigram_params(seed=1)
+    update = make_update(BIGRAM, GRPO, optimizer, LearnerConfig(epochs=2))
+    here, there = (init_state(_bigram_params(), optimizer, memory) for memory in MEMORIES)
+    template = state_shapes(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            here.params,
+        ),
+        optimizer,
+        "host",
+    )
+    for step in range(3):
+        here, _ = update(here, reference, batch)
+        there, _ = update(there, reference, batch)
+        with Checkpointer(tmp_path) as checkpointer:
+            checkpointer.save(step, there, {})
+            there, _ = checkpointer.restore(step, template)
+    chex.assert_trees_all_equal(jax.device_get(here), jax.device_get(there))
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(there.opt_state) if leaf.ndim}
+    assert kinds == {"pinned_host"}
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(there.params)} == {"device"}
 
 
 @pytest.mark.parametrize(

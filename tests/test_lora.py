@@ -158,13 +158,13 @@ def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter)
     adapter off.
     """
     config = dataclasses.replace(PAPER, kl_coefficient=0.1)
-    functions = transformer_functions(MODEL, remat=False, lora=LORA)
+    functions = transformer_functions(MODEL, remat="none", lora=LORA)
     optimizer = optax.sgd(1.0)
     update = make_update(functions, config, optimizer, LearnerConfig(positions_per_chunk=4))
     state, metrics = update(init_state(adapter, optimizer), base, batch())
     assert float(metrics["kl"]) > 1e-3
 
-    full = transformer_functions(MODEL, remat=False)._replace(
+    full = transformer_functions(MODEL, remat="none")._replace(
         combine=lambda factors, base: lora.merge(LORA, base, factors)
     )
     merged_update = make_update(full, config, optimizer, LearnerConfig(positions_per_chunk=4))
@@ -187,7 +187,7 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
     assert buffers() - before == size
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     update = make_update(
-        transformer_functions(MODEL, remat=False, lora=LORA), PAPER, optimizer, LearnerConfig()
+        transformer_functions(MODEL, remat="none", lora=LORA), PAPER, optimizer, LearnerConfig()
     )
     state = init_state(adapter, optimizer)
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

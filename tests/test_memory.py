@@ -28,6 +28,19 @@ def test_a_preset_fits_and_its_parts_are_counted():
     assert trained.device_bytes == trained.whole_bytes and trained.devices == 1
 
 
+def test_moments_take_what_their_dtype_and_place_say():
+    def moments(**changes):
+        optimizer = dataclasses.replace(PRESET.optimizer, **changes)
+        kept = memory.uses(dataclasses.replace(PRESET, optimizer=optimizer))
+        return {use.what: use for use in kept if "moments" in use.what}
+
+    wide, narrow, away = moments(), moments(moments="bfloat16"), moments(memory="host")
+    for name, use in wide.items():
+        assert narrow[name].whole_bytes * 2 == use.whole_bytes == use.device_bytes
+        other = away[f"{name}, in the host's memory"]
+        assert (other.whole_bytes, other.device_bytes) == (use.whole_bytes, 0)
+
+
 def test_what_does_not_fit_is_said_with_number_part_and_remedy(monkeypatch):
     message = r"take [\d,.]+ GiB and this machine has free [\d,.]+; .* actor cache.*num-slots"
     with pytest.raises(ValueError, match=message):

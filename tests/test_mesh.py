@@ -122,7 +122,7 @@ def updated(config, lora_config, devices):
         )
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     state = init_state(trained, optimizer)
-    functions = transformer_functions(config, remat=True, lora=lora_config, mesh=devices)
+    functions = transformer_functions(config, remat="full", lora=lora_config, mesh=devices)
     learner_config = LearnerConfig(num_microbatches=2, positions_per_chunk=4)
     update = make_update(
         functions,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -485,6 +486,11 @@ def test_limits_that_do_not_fit_together_are_refused(changes, message):
         dataclasses.replace(PRESETS["fake-tiny"], **changes)
 
 
+@pytest.mark.parametrize(("before", "now"), [(True, "full"), (False, "none")])
+def test_a_configuration_of_the_last_version_is_read(before, now):
+    assert from_dict({**to_dict(PRESETS["fake-tiny"]), "remat": before}).remat == now
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -541,3 +547,40 @@ def test_readers_beside_a_running_trainer_change_nothing(start, uninterrupted, t
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {
         path.name for path in (uninterrupted / "checkpoints").iterdir()
     }
+
+
+class _Held:
+    """Notes how many bytes the devices hold when the rewards of an iteration are there."""
+
+    def __init__(self):
+        self.bytes = []
+
+    def reading(self, finished, total):
+        pass
+
+    def phase(self, name, finished, total):
+        if name == "rewards" and finished == total:
+            arrays = [array for array in jax.live_arrays() if not array.is_deleted()]
+            # the parts of an array are arrays themselves, of the same memory
+            buffers = {array.unsafe_buffer_pointer(): array.nbytes for array in arrays}
+            self.bytes.append(sum(buffers.values()))
+
+    def iteration(self, number, total, metrics):
+        pass
+
+
+def test_neither_later_iterations_nor_a_resumed_run_hold_a_copy_more(models, tmp_path):
+    config = preset("fake-tiny").with_models(*map(str, models))
+    assert not config.reflector.lora.rank  # all weights are trained
+    held = _Held()
+    for iterations in (2, 3):
+        with LocalPool(FakeEnvironment()) as pool:
+            train(
+                dataclasses.replace(config, iterations=iterations),
+                tmp_path,
+                environment=FakeEnvironment(),
+                pool=pool,
+                progress=held,
+            )
+    assert len(held.bytes) == 3
+    assert max(held.bytes) - min(held.bytes) < 1000, held.bytes

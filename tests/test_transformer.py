@@ -1,6 +1,7 @@
 """The decoder: shapes, masks, and prefill plus decode against one full forward pass."""
 
 import dataclasses
+import math
 
 import chex
 import jax
@@ -117,12 +118,41 @@ def test_prefill_and_decode_equal_one_forward(params, tokens, forward):
     )
 
 
+REMAT = ("none", "projections", "attention", "full")
+
+
 def test_remat_changes_no_gradient(params, tokens, forward):
     def loss(params, remat):
         return transformer.unembed(TINY, params, forward(TINY, params, tokens, remat=remat)).var()
 
     grad = jax.grad(loss)
-    chex.assert_trees_all_close(grad(params, True), grad(params, False), rtol=1e-4, atol=1e-6)
+    for remat in REMAT[1:]:
+        chex.assert_trees_all_close(grad(params, remat), grad(params, "none"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [64, 256])  # plain attention, and in blocks
+def test_every_remat_keeps_less_and_computes_more_than_the_one_before(params, length):
+    tokens = jnp.zeros((4, length), jnp.int32)
+
+    def kept(remat):
+        """What the backward pass is given, beside the weights."""
+        backward = jax.eval_shape(
+            lambda params: jax.vjp(
+                lambda params: transformer.forward(TINY, params, tokens, remat=remat), params
+            )[1],
+            params,
+        )
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
+
+    def flops(remat):
+        def loss(params):
+            return transformer.forward(TINY, params, tokens, remat=remat).var()
+
+        return jax.jit(jax.grad(loss)).lower(params).cost_analysis()["flops"]
+
+    sizes, costs = [kept(remat) for remat in REMAT], [flops(remat) for remat in REMAT]
+    assert sizes == sorted(set(sizes), reverse=True), sizes
+    assert costs == sorted(set(costs)), costs
 
 
 def test_module_splits_into_the_same_tree(tokens):
@@ -164,7 +194,7 @@ def test_7b_traces_forward_and_backward_on_shapes_alone():
     assert QWEN_7B.num_params == 7_615_616_512
 
     def loss(params, tokens):
-        hidden = transformer.forward(QWEN_7B, params, tokens, remat=True)
+        hidden = transformer.forward(QWEN_7B, params, tokens, remat="full")
         return transformer.unembed(QWEN_7B, params, hidden[:, -1:]).sum()
 
     shapes = transformer.abstract_params(QWEN_7B)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ictjax.models.precision import wide
@@ -19,6 +20,8 @@ from ictjax.models.precision import wide
 # size, and rows of one block in the plain way.
 _BLOCKS = ((1024, 128), (4096, 256))
 _LONGEST = 512
+# The name of what the backward pass needs of the forward pass, for `jax.checkpoint_policies`.
+MIXED = "attention"
 EVERYTHING = 2**30  # a window that ends nowhere
 _MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never NaN
 
@@ -152,7 +155,8 @@ def attend_rows(
     if length <= block:
         seen = jax.tree.map(lambda x: x[:, :length], plan.seen)
         mask_bts = may_see(seen, seen, plan.window)
-        return attend(q_btnh, k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2), mask_bts, scale)
+        k_bkhs, v_bksh = k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2)
+        return checkpoint_name(attend(q_btnh, k_bkhs, v_bksh, mask_bts, scale), MIXED)
     num_kv_heads = k_btkh.shape[2]
     padding = ((0, 0), (0, plan.seen.positions_bt.shape[1] - length), (0, 0), (0, 0))
     groups = num_heads // num_kv_heads
@@ -224,7 +228,9 @@ def _forward(
         )
 
     index_x = jnp.arange(q_xbkmh.shape[0], dtype=jnp.int32)
-    mixed_xbkmh, norm_xbkm = jax.lax.map(queries, (index_x, q_xbkmh, seen_x, plan.needed_xy))
+    mixed_xbkmh, norm_xbkm = checkpoint_name(
+        jax.lax.map(queries, (index_x, q_xbkmh, seen_x, plan.needed_xy)), MIXED
+    )
     return mixed_xbkmh, (q_xbkmh, k_ybksh, v_ybksh, plan, mixed_xbkmh, norm_xbkm)
 
 

@@ -19,14 +19,17 @@ additions (`ictjax.models.lora`) are stacked under `params["lora"]`.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
+from ictjax.config import Remat
 from ictjax.mesh import table_sharding
 from ictjax.models import attention
 from ictjax.models.attention import Seen, attend
@@ -38,6 +41,12 @@ from ictjax.models.rotary import rotary, rotate
 Params = dict[str, Any]
 
 _INIT_STD = 0.02
+# What is kept of every layer, beside its input, by the name that it has where it is computed.
+_KEPT: Mapping[Remat, tuple[str, ...]] = {
+    "full": (),
+    "attention": (attention.MIXED,),
+    "projections": (attention.MIXED, "projections"),
+}
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 # The input and output axes of every projection of a layer.
 PROJECTION_AXES = {
@@ -159,7 +168,7 @@ def forward(
     tokens_bt: Int[Array, "B T"],
     *,
     seen: Seen | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
     activations: NamedSharding | None = None,
 ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, of whole sequences (the training view).
@@ -167,8 +176,8 @@ def forward(
     Args:
       seen: what each token may attend to, and its rotary position; unless given, rows are sequences
         without padding. Hidden states at padding are finite and meaningless.
-      remat: recompute each layer in the backward pass, so that only one hidden state per layer is
-        kept.
+      remat: what the backward pass computes again instead of keeping it, see
+        `ictjax.config.Remat`.
       activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them
         like the weights.
     """
@@ -206,15 +215,17 @@ def forward(
             if sliding is None
             else jax.tree.map(lambda full, near: jnp.where(sliding, near, full), *views)
         )
-        q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
+        q_btnh, k_btkh, v_btkh = checkpoint_name(
+            _qkv(config, weights, x_btd, cos_sin), "projections"
+        )
         mixed_btnh = attention.attend_rows(q_btnh, k_btkh, v_btkh, plan, scale)
         return place(_residual(config, weights, x_btd, mixed_btnh)), None
 
-    if remat:
-        layer = jax.checkpoint(layer)
-    elif (
-        unstacked
-    ):  # keep what the layers compute for the backward pass, but not the weights they copied out
+    if remat != "none":
+        layer = jax.checkpoint(
+            layer, policy=jax.checkpoint_policies.save_only_these_names(*_KEPT[remat])
+        )
+    elif unstacked:  # keep what the layers compute, but not the weights they copied out
         layer = jax.checkpoint(layer, policy=lambda primitive, *_, **__: primitive.name != "cond")
     if activations is None:
         x_btd = _embed(config, params, tokens_bt)
