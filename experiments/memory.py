@@ -63,6 +63,7 @@ def uses(config: TrainConfig) -> Iterator[Use]:
             RULES,
         )
     if referenced and not shared:
+        yield _weights(", ".join(roles), "weights", frozen_parts, frozen, axes, mesh, RULES)
     yield _weights(
         "trained weights", "weights", {"trained"}, trained, trained_axes, mesh, TRAINED_RULES
     )
@@ -70,12 +71,11 @@ def uses(config: TrainConfig) -> Iterator[Use]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.optimizer.moments), trained
     )
     for name in ("first moments", "second moments"):
-        use = _weights(
-            name, "optimizer", {"optimizer"}, moments, trained_axes, mesh, TRAINED_RULES
-        )
+        use = _weights(name, "optimizer", {"optimizer"}, moments, trained_axes, mesh, TRAINED_RULES)
         if config.optimizer.memory == "host":
             use = use._replace(what=f"{name}, in the host's memory", device_bytes=0)
         yield use
+    if not adapter.rank:
         what = f"trained weights as they sample, {reflector.dtype}"
         yield _weights(what, "weights", {"reflector weights"}, frozen, axes, mesh, RULES)
     for name, role, sizes in local_roles(config):

@@ -250,6 +250,7 @@ def compile_program(program: Program) -> Compiled:
         size = 0 if asked is None else int(float(asked[1]) * _UNITS[asked[2]])
         return Compiled(0, 0, size, None, 0, 0, refused=True)
     memory = compiled.memory_analysis()
+    assert memory is not None  # every compiler of JAX's own platforms says it
     costs = compiled.cost_analysis() or {}
     sent = traffic(compiled.as_text() or "")
     flops = costs.get("flops", -1.0)
