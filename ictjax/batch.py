@@ -238,6 +238,12 @@ def pack_groups(
     return batch, int(result.dead_q.sum())
 
 
+def compile_advantages(estimator: GRPOConfig, num_groups: int) -> None:
+    """What `pack_groups` computes for so many groups, once, so that it is compiled."""
+    shape = (num_groups, estimator.group_size)
+    grpo.advantages(estimator, np.zeros(shape, np.float32), np.ones(shape, bool))
+
+
 def _length(group: Sequence[Candidate]) -> int:
     return len(group[0].prompt_ids) + sum(len(candidate.reply_ids) for candidate in group)
 

@@ -53,6 +53,8 @@ class Players:
     mesh: Mesh | None  # of the reflector, and of the update
     lora: LoraConfig
     pad_id: int  # of the reflector's tokenizer
+    programs: tuple[Callable[[], object], ...]
+    """One call for every program that the speakers here can need, which compiles it."""
     set_trained: Callable[[Params], None]
     """Lets the reflector speak with these trained weights: all, or an adapter on the base, of which
     no copy is made. Raises ValueError while a conversation with it is open.
@@ -109,6 +111,10 @@ def open_players(
             mesh=mesh,
             lora=lora,
             pad_id=chat.pad_id,
+            programs=(
+                *(actor.programs() if isinstance(actor, ModelSpeaker) else ()),
+                *speaker.programs(),
+            ),
             set_trained=lambda weights: speaker.set_params(reflecting(weights)),
         )
 

@@ -2,7 +2,8 @@
 them, compiled ahead.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -84,11 +85,13 @@ class Programs:
         self._params = {}  # frees converted weights before others are made
         self._params = sampling_weights(blueprint.config, params, blueprint.mesh)
 
-    def warmup(self) -> None:
-        """Compiles every program that any sequence of calls can need."""
-        for shape in turn_shapes(self._blueprint.sizes):
-            self._compiled_turn(shape)
-        self._compiled_copy()
+    def programs(self) -> list[Callable[[], object]]:
+        """One call for every program that any sequence of calls can need, which compiles it."""
+        turns = [
+            functools.partial(self._compiled_turn, shape)
+            for shape in turn_shapes(self._blueprint.sizes)
+        ]
+        return [*turns, self._compiled_copy]
 
     def blank(self, num_rows: int, length: int) -> np.ndarray:
         """The packed matrix of a dispatch, all padding, to be filled by `state.pack_row`."""
