@@ -1,5 +1,5 @@
-"""Writes the table of docs/scale.md: `python -m experiments.scale_table [ROW ...]` plans each row as
-`ictjax plan --json` does, in a process of its own.
+"""Writes the table of docs/scale.md: `python -m experiments.scale_table [ROW ...]` plans each row
+as `ictjax plan --json` does, in a process of its own.
 
 Rows that are not named keep the lines that they have.
 """
