@@ -344,7 +344,7 @@ def _tokens_use(count: int) -> Use:
 
 
 def _use(what: str, num_bytes: int) -> Use:
-    return Use(what, None, num_bytes, num_bytes, 1)
+    return Use(what, "weights", frozenset(), None, num_bytes, num_bytes, 1)
 
 
 def _counted(

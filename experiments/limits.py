@@ -1,5 +1,6 @@
 """Whether the numbers of a configuration fit its models and meshes, from small files alone."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -72,3 +73,16 @@ def check_meshes(config: TrainConfig) -> None:
             open_mesh(role.mesh)
         except ValueError as error:
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
+
+
+def check_idle(config: TrainConfig, devices: Sequence[jax.Device], *, even_so: bool) -> None:
+    """Raises ValueError for a run that would leave some of the devices without work, unless told to
+    go on even so.
+    """
+    used = max(role.mesh.num_devices for _, role, _ in local_roles(config))
+    if used < len(devices) and not even_so:
+        raise ValueError(
+            f"The mesh uses {used} of the {len(devices)} devices, and the others would do nothing:"
+            " name one for all of them (--mesh, or --reflector.mesh.* and --actor.mesh.*), or say"
+            " --even-so."
+        )

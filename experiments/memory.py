@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,11 +18,15 @@ from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.run_config import TrainConfig
 
+Kind = Literal["weights", "optimizer", "cache"]
+
 
 class Use(NamedTuple):
     """One thing that is kept."""
 
     what: str
+    kind: Kind
+    parts: frozenset[str]  # of a run: roles whose weights, and whose cache, these are
     parameters: int | None  # None: it has none
     whole_bytes: int
     device_bytes: int  # of each device of its mesh
@@ -51,29 +55,36 @@ def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
         )
         if is_there
     ]
+    frozen_parts = {"base", *(["reflector weights"] if adapter.rank else [])}
     if local:
         actor = model_shape(config.actor)
         yield _weights(
             ", ".join(["actor", *(roles if shared else [])]),
+            "weights",
+            {"actor weights", *(frozen_parts if shared else ())},
             transformer.abstract_params(actor),
             transformer.param_axes(actor),
             config.actor.mesh,
             RULES,
         )
     if referenced and not shared:
-        yield _weights(", ".join(roles), frozen, axes, mesh, RULES)
+        yield _weights(", ".join(roles), "weights", frozen_parts, frozen, axes, mesh, RULES)
     moments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.optimizer.moments), trained
     )
     for name in trained_parts:
-        kept = moments if name.endswith("moments") else trained
-        use = _weights(name, kept, trained_axes, mesh, TRAINED_RULES)
-        if kept is moments and config.optimizer.memory == "host":
+        if name.endswith("moments"):
+            use = _weights(
+                name, "optimizer", {"optimizer"}, moments, trained_axes, mesh, TRAINED_RULES
+            )
+        else:
+            use = _weights(name, "weights", {"trained"}, trained, trained_axes, mesh, TRAINED_RULES)
+        if use.kind == "optimizer" and config.optimizer.memory == "host":
             use = use._replace(what=f"{name}, in the host's memory", device_bytes=0)
         yield use
-    if not adapter.rank and reflector.dtype != "float32":
+    if not adapter.rank:
         what = f"trained weights as they sample, {reflector.dtype}"
-        yield _weights(what, frozen, axes, mesh, RULES)
+        yield _weights(what, "weights", {"reflector weights"}, frozen, axes, mesh, RULES)
     for name, role, sizes in local_roles(config):
         yield _cache(name, model_shape(role), sizes, role.mesh)
 
@@ -124,7 +135,7 @@ def sampler_uses(name: str, model: ModelConfig, sizes: SamplerConfig) -> tuple[U
 def weights_use(what: str, model: ModelConfig) -> Use:
     """All weights of a model on one device."""
     shapes, axes = transformer.abstract_params(model), transformer.param_axes(model)
-    return _weights(what, shapes, axes, MeshConfig(), RULES)
+    return _weights(what, "weights", (), shapes, axes, MeshConfig(), RULES)
 
 
 def check_fits(what: str, uses: Iterable[Use], remedy: str) -> None:
@@ -142,7 +153,7 @@ def check_fits(what: str, uses: Iterable[Use], remedy: str) -> None:
         where = "this machine has free"
     else:
         sizes, where = [use.device_bytes for use in kept], "each device has"
-    there = _device_bytes(device)
+    there = device_bytes(device)
     if there is None or sum(sizes) <= there:
         return
     largest = kept[max(range(len(kept)), key=sizes.__getitem__)]
@@ -167,7 +178,8 @@ def free_bytes(meminfo: str, limit: str, used: str, stat: str) -> int | None:
     return min(bounds, default=None)
 
 
-def _device_bytes(device: jax.Device) -> int | None:
+def device_bytes(device: jax.Device) -> int | None:
+    """Memory that programs on a device can have; None where nothing says it."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     return free_bytes(
@@ -189,16 +201,31 @@ def _read(path: str) -> str:
     return ""
 
 
-def _weights(what: str, shapes: Any, axes: Any, mesh: MeshConfig, rules: Any) -> Use:
+def _weights(
+    what: str,
+    kind: Kind,
+    parts: Iterable[str],
+    shapes: Any,
+    axes: Any,
+    mesh: MeshConfig,
+    rules: Any,
+) -> Use:
     devices = _abstract(mesh)
     specs = param_specs(axes, shapes, devices, rules)
     leaves = jax.tree.leaves(shapes)
-    parts = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    places = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     held = sum(
-        _bytes(leaf, NamedSharding(devices, spec)) for leaf, spec in zip(leaves, parts, strict=True)
+        _bytes(leaf, NamedSharding(devices, spec))
+        for leaf, spec in zip(leaves, places, strict=True)
     )
     return Use(
-        what, sum(leaf.size for leaf in leaves), sum(map(_bytes, leaves)), held, mesh.num_devices
+        what,
+        kind,
+        frozenset(parts),
+        sum(leaf.size for leaf in leaves),
+        sum(map(_bytes, leaves)),
+        held,
+        mesh.num_devices,
     )
 
 
@@ -211,7 +238,15 @@ def _cache(name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig
     sharding = cache_sharding(model.num_kv_heads * copies, devices)
     what = f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens"
     held = sum(_bytes(leaf, sharding) for leaf in arrays)
-    return Use(what, None, sum(map(_bytes, arrays)), held, mesh.num_devices)
+    return Use(
+        what,
+        "cache",
+        frozenset({f"{name} cache"}),
+        None,
+        sum(map(_bytes, arrays)),
+        held,
+        mesh.num_devices,
+    )
 
 
 def _abstract(mesh: MeshConfig) -> AbstractMesh:

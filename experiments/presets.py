@@ -15,6 +15,7 @@ from ictjax.config import (
     BatchConfig,
     GRPOConfig,
     LearnerConfig,
+    LoraConfig,
     MetaConfig,
     OptimizerConfig,
     ReflectorConfig,
@@ -179,21 +180,25 @@ QWEN_7B_MINIHACK = TrainConfig(
     reflection=ReflectorConfig(
         style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
     ),
+    # One size of each program: a dispatch of fewer rows costs about as much where weights are read
+    # from memory, and works in the cache itself instead of copying rows out of it.
     actor_sampler=SamplerConfig(
         num_slots=32,
         max_len=32_768,
-        extend_buckets=(256, 1024),
-        row_buckets=(8, 32),
+        extend_buckets=(128,),
+        row_buckets=(32,),
         decode_steps=32,
         max_top_k=64,
+        attended_buckets=(32_768,),
     ),
     reflector_sampler=SamplerConfig(
         num_slots=16,
         max_len=32_768,
-        extend_buckets=(2048,),
-        row_buckets=(4, 16),
+        extend_buckets=(256,),
+        row_buckets=(16,),
         decode_steps=32,
         max_top_k=64,
+        attended_buckets=(32_768,),
     ),
     grpo=PAPER,
     optimizer=PAPER_OPTIMIZER,
@@ -201,11 +206,51 @@ QWEN_7B_MINIHACK = TrainConfig(
     batch=BatchConfig(
         num_rows=8,
         replies_per_row=8,
-        token_buckets=(16_384, 32_768, 47_104),
-        response_buckets=(512, 2048),
+        token_buckets=(24_576, 47_104),
+        response_buckets=(2048,),
     ),
     evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
     remat="full",
+)
+
+
+def _adapter(
+    model: str, *, rank: int, slots: tuple[int, int], context: int, replies_per_row: int
+) -> TrainConfig:
+    """The paper's setting with an adapter of a model that is actor, reference and trunk at once."""
+    config = QWEN_7B_MINIHACK.with_models(model, model)
+    reply = config.reflection.max_reply_tokens
+    rows = config.meta.contexts_per_iteration * config.grpo.group_size // replies_per_row
+    row = context - reply + replies_per_row * reply
+    return dataclasses.replace(
+        config,
+        reflection=dataclasses.replace(config.reflection, max_context_tokens=context - reply),
+        actor_sampler=config.actor_sampler.with_slots(slots[0]).with_max_len(context),
+        reflector_sampler=config.reflector_sampler.with_slots(slots[1]).with_max_len(context),
+        reflector=dataclasses.replace(
+            config.reflector, lora=LoraConfig(rank=rank, alpha=2.0 * rank)
+        ),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=3e-5),
+        batch=dataclasses.replace(
+            config.batch,
+            num_rows=rows,
+            replies_per_row=replies_per_row,
+            token_buckets=(row // 2, row),
+        ),
+        learner=dataclasses.replace(config.learner, num_microbatches=rows),
+    )
+
+
+QWEN_7B_LORA = _adapter(
+    "Qwen/Qwen2.5-7B-Instruct", rank=64, slots=(16, 8), context=16_384, replies_per_row=4
+)
+QWEN_14B_LORA = _adapter(
+    "Qwen/Qwen2.5-14B-Instruct", rank=64, slots=(16, 8), context=16_384, replies_per_row=4
+)
+# For one small device.
+QWEN_HALF_B_LORA, QWEN_1_5B_LORA, QWEN3_4B_LORA = (
+    _adapter(model, rank=32, slots=(16, 8), context=8192, replies_per_row=4)
+    for model in ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen3-4B")
 )
 
 # On ALFWorld: official games where a download is found, else generated ones (the run's manifest
@@ -223,6 +268,11 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
         "pocket-alfworld": POCKET_ALFWORLD,
         "qwen2.5-7b-minihack": QWEN_7B_MINIHACK,
         "qwen2.5-7b-alfworld": QWEN_7B_ALFWORLD,
+        "qwen2.5-7b-lora": QWEN_7B_LORA,
+        "qwen2.5-14b-lora": QWEN_14B_LORA,
+        "qwen2.5-0.5b-lora": QWEN_HALF_B_LORA,
+        "qwen2.5-1.5b-lora": QWEN_1_5B_LORA,
+        "qwen3-4b-lora": QWEN3_4B_LORA,
     }
 )
 
@@ -234,6 +284,11 @@ PRESET_TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
         "pocket-alfworld": tasks.POCKET_TASKS,
         "qwen2.5-7b-minihack": tasks.QWEN_TASKS,
         "qwen2.5-7b-alfworld": tasks.QWEN_TASKS,
+        "qwen2.5-7b-lora": tasks.QWEN_TASKS,
+        "qwen2.5-14b-lora": tasks.QWEN_TASKS,
+        "qwen2.5-0.5b-lora": tasks.QWEN_TASKS,
+        "qwen2.5-1.5b-lora": tasks.QWEN_TASKS,
+        "qwen3-4b-lora": tasks.QWEN_TASKS,
     }
 )
 

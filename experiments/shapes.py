@@ -24,6 +24,9 @@ _QWEN_7B = ModelConfig(
     dtype="bfloat16",
     param_dtype="bfloat16",
 )
+_QWEN_14B = dataclasses.replace(
+    _QWEN_7B, num_layers=48, d_model=5120, d_ff=13_824, num_heads=40, num_kv_heads=8
+)
 _QWEN3_4B = dataclasses.replace(
     _QWEN_7B,
     family="qwen3",
@@ -51,6 +54,7 @@ PUBLISHED: Mapping[str, ModelConfig] = MappingProxyType(
             _QWEN_SMALL, d_model=1536, d_ff=8960, num_heads=12
         ),
         "Qwen/Qwen2.5-7B-Instruct": _QWEN_7B,
+        "Qwen/Qwen2.5-14B-Instruct": _QWEN_14B,
         "Qwen/Qwen3-0.6B": dataclasses.replace(_QWEN3_SMALL, d_model=1024, d_ff=3072),
         "Qwen/Qwen3-1.7B": dataclasses.replace(_QWEN3_SMALL, d_model=2048, d_ff=6144),
         "Qwen/Qwen3-4B": _QWEN3_4B,

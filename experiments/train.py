@@ -11,9 +11,10 @@ from rich.console import Console
 from envs.api import CannotGoOn, Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
-from experiments.limits import check_limits, check_meshes, local_roles
+from experiments.limits import check_idle, check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
+from experiments.plan_run import check_plan
 from experiments.presets import in_folders
 from experiments.remote_run import Sender
 from experiments.resume import check_models, going_on, incomplete, newest_checkpoint
@@ -49,6 +50,7 @@ def start(
     *,
     how: Start,
     sender: Sender | None = None,
+    even_so: bool = False,
 ) -> None:
     """Trains, or continues, one run.
 
@@ -56,6 +58,7 @@ def start(
       preset: what the configuration started from, where known.
       how: what is in the directory (see `run_dir.check_run`), or to be done with it.
       sender: sends the run directory to the address that it belongs to.
+      even_so: begin although devices are left idle, or the plan says that memory does not suffice.
 
     Raises:
       ValueError: what does not fit together, before any weight is read. A new directory is gone
@@ -75,11 +78,15 @@ def start(
             return
     check_limits(config)
     check_meshes(config)
+    devices = jax.devices()  # of a CPU, one is as good as all
+    check_idle(config, devices, even_so=even_so or devices[0].platform == "cpu")
     reflector = config.reflector
     attention = resolve(
         config.learner.attention, model_shape(reflector), platform_of(open_mesh(reflector.mesh))
     )
     check_memory(config)
+    if not even_so:
+        check_plan(config)
     folders = in_folders(config)
     check_language(folders)
     check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
@@ -88,8 +95,8 @@ def start(
     }
     hosts = these_hosts()
     with contextlib.ExitStack() as resources:
-        devices = [str(device) for device in jax.devices()]
-        manifest = make_manifest(preset, config, environment, devices, models, attention)
+        named = [str(device) for device in devices]
+        manifest = make_manifest(preset, config, environment, named, models, attention)
         lock = None
         if not hosts.first:
             pass  # the first host makes the directory, and holds it

@@ -121,22 +121,7 @@ def pack(
     num_responses = bucket(
         config.response_buckets, [len(reply) for reply in reply_ids], "response_buckets", "Sample"
     )
-    row_shape, reply_shape = (
-        (config.num_rows, num_tokens),
-        (config.num_replies, num_responses),
-    )
-    batch = Batch(
-        tokens_nt=np.full(row_shape, pad_id, np.int32),
-        positions_nt=np.zeros(row_shape, np.int32),
-        context_nt=np.full(row_shape, -1, np.int32),
-        branch_nt=np.zeros(row_shape, np.int32),
-        source_br=np.zeros(reply_shape, np.int32),
-        target_br=np.zeros(reply_shape, np.int32),
-        response_mask_br=np.zeros(reply_shape, bool),
-        advantage_b=np.zeros(config.num_replies, np.float32),
-        weight_b=np.zeros(config.num_replies, np.float32),
-        sampler_logp_br=np.zeros(reply_shape, np.float32),
-    )
+    batch = blank(config, num_tokens, num_responses, pad_id)
     for number, row in enumerate(rows):
         length = len(row.tokens)
         batch.tokens_nt[number, :length] = row.tokens
@@ -152,6 +137,28 @@ def pack(
     batch.advantage_b[: len(advantages)] = advantages
     batch.weight_b[: len(weights)] = weights
     return batch
+
+
+def blank(
+    config: BatchConfig, num_tokens: int, num_responses: int, pad_id: int
+) -> Batch[np.ndarray]:
+    """A batch of these buckets that is all padding."""
+    row_shape, reply_shape = (
+        (config.num_rows, num_tokens),
+        (config.num_replies, num_responses),
+    )
+    return Batch(
+        tokens_nt=np.full(row_shape, pad_id, np.int32),
+        positions_nt=np.zeros(row_shape, np.int32),
+        context_nt=np.full(row_shape, -1, np.int32),
+        branch_nt=np.zeros(row_shape, np.int32),
+        source_br=np.zeros(reply_shape, np.int32),
+        target_br=np.zeros(reply_shape, np.int32),
+        response_mask_br=np.zeros(reply_shape, bool),
+        advantage_b=np.zeros(config.num_replies, np.float32),
+        weight_b=np.zeros(config.num_replies, np.float32),
+        sampler_logp_br=np.zeros(reply_shape, np.float32),
+    )
 
 
 class _Row(NamedTuple):
@@ -254,6 +261,12 @@ def pack_groups(
         pad_id=pad_id,
     )
     return batch, int(result.dead_q.sum())
+
+
+def compile_advantages(estimator: GRPOConfig, num_groups: int) -> None:
+    """What `pack_groups` computes for so many groups, once, so that it is compiled."""
+    shape = (num_groups, estimator.group_size)
+    grpo.advantages(estimator, np.zeros(shape, np.float32), np.ones(shape, bool))
 
 
 def _length(group: Sequence[Candidate]) -> int:

@@ -90,14 +90,26 @@ def _both(**sizes: int) -> RoleMeshes:
 
 
 # Made for 7B models with 4 kv heads: tensor beyond 4 would keep every kv head twice, so the other
-# devices are copies (data).
+# devices are copies (data), each with slots and rows of its own. Small slices also suit models with
+# 2 kv heads.
 MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
     {
-        "h200": _both(),
+        "v5e-1": _both(),
+        "v5e-4": _both(data=2, tensor=2),
         "v5e-8": _both(data=2, tensor=4),
         "v5e-16": _both(data=4, tensor=4),
+        "v5e-64": _both(data=8, fsdp=2, tensor=4),
+        "v6e-1": _both(),
+        "v6e-4": _both(tensor=4),
         "v6e-8": _both(data=2, tensor=4),
         "v5p-8": _both(tensor=4),  # the name counts cores: four chips, which are JAX's devices
+        "l4": _both(),
+        "a100": _both(),
+        "a100-8": _both(data=2, tensor=4),
+        "h100": _both(),
+        "h100-8": _both(data=2, tensor=4),
+        "h200": _both(),
+        "h200-8": _both(data=2, tensor=4),
     }
 )
 
@@ -217,6 +229,22 @@ class SamplerConfig(Ranged):
             128 << power for power in range(self.max_len.bit_length())
         )
         return (*(size for size in sizes if size < self.max_len), self.max_len)
+
+    def with_slots(self, num_slots: int) -> "SamplerConfig":
+        """The same with other slots; rows of a dispatch are at most as many."""
+        rows = tuple(sorted({min(size, num_slots) for size in self.row_buckets}))
+        return dataclasses.replace(self, num_slots=num_slots, row_buckets=rows)
+
+    def with_max_len(self, max_len: int) -> "SamplerConfig":
+        """The same with longer or shorter conversations; no bucket is longer than they are."""
+        extend = tuple(sorted({min(size, max_len) for size in self.extend_buckets}))
+        attended = tuple(size for size in self.attended_buckets if size < max_len)
+        return dataclasses.replace(
+            self,
+            max_len=max_len,
+            extend_buckets=extend,
+            attended_buckets=(*attended, max_len) if self.attended_buckets else (),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int
 
 from ictjax import grpo
@@ -311,7 +312,7 @@ def make_update(
     learner_config: LearnerConfig,
     *,
     shardings: LearnerState | None = None,
-) -> Callable[[LearnerState, Params | None, Batch], tuple[LearnerState, Metrics]]:
+) -> Wrapped:
     """Builds `update(state, base, batch) -> (state, metrics)`: jitted, one compilation per batch
     shape, `state` donated.
 

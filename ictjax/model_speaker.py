@@ -1,7 +1,7 @@
 """A model in a sampler as a speaker: messages become tokens turn by turn, prefixes are shared."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -24,6 +24,7 @@ class TokenSampler(Protocol):
     def step(self) -> list[Generation]: ...
     def sampled(self, conversation: int) -> tuple[int, ...]: ...
     def set_params(self, params: Params, step: int | None = None) -> None: ...
+    def programs(self) -> list[Callable[[], object]]: ...
     @property
     def idle(self) -> bool: ...
     @property
@@ -107,6 +108,10 @@ class ModelSpeaker:
           ValueError: conversations are open, or the tree is not that of the model.
         """
         self._sampler.set_params(params, step)
+
+    def programs(self) -> list[Callable[[], object]]:
+        """One call for every program that conversations can need, which compiles it."""
+        return self._sampler.programs()
 
     def open(self, messages: Sequence[Message]) -> int:
         number, self._next = self._next, self._next + 1

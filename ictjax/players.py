@@ -70,6 +70,8 @@ class Players:
     mesh: Mesh | None  # of the reflector, and of the update
     lora: LoraConfig
     pad_id: int  # of the reflector's tokenizer
+    programs: tuple[Callable[[], object], ...]
+    """One call for every program that the speakers here can need, which compiles it."""
     set_trained: SetTrained
 
 
@@ -139,6 +141,10 @@ def open_players(
             mesh=mesh,
             lora=lora,
             pad_id=chat.pad_id,
+            programs=(
+                *(actor.programs() if isinstance(actor, ModelSpeaker) else ()),
+                *speaker.programs(),
+            ),
             set_trained=set_trained,
         )
 

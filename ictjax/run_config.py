@@ -246,16 +246,55 @@ class TrainConfig(Ranged):
 
     def on_mesh(self, meshes: RoleMeshes) -> "TrainConfig":
         """The same run on other devices, with so few microbatches that every device has a row of
-        each.
+        each; where there are fewer rows than devices, rows of padding are added.
         """
-        most = self.batch.num_rows // (meshes.reflector.data * meshes.reflector.fsdp)
+        shares = meshes.reflector.data * meshes.reflector.fsdp
+        rows = -(-self.batch.num_rows // shares) * shares
+        most = rows // shares
+        parts = max(
+            part
+            for part in range(1, min(self.learner.num_microbatches, most) + 1)
+            if most % part == 0
+        )
         return dataclasses.replace(
             self,
             actor=dataclasses.replace(self.actor, mesh=meshes.actor),
             reflector=dataclasses.replace(self.reflector, mesh=meshes.reflector),
-            learner=dataclasses.replace(
-                self.learner, num_microbatches=min(self.learner.num_microbatches, max(most, 1))
+            learner=dataclasses.replace(self.learner, num_microbatches=parts),
+            batch=dataclasses.replace(self.batch, num_rows=rows),
+        )
+
+    def with_slots(self, actor: int, reflector: int) -> "TrainConfig":
+        """The same run with fewer conversations at a time, and no dispatch of more rows."""
+        return dataclasses.replace(
+            self,
+            actor_sampler=self.actor_sampler.with_slots(actor),
+            reflector_sampler=self.reflector_sampler.with_slots(reflector),
+        )
+
+    def with_context(self, num_tokens: int) -> "TrainConfig":
+        """The same run with conversations of at most so many tokens: the samplers' longest, what
+        the reflector reads beside its reply, and the rows of the update. Raises ValueError where
+        the reply leaves no room.
+        """
+        reply = self.reflection.max_reply_tokens
+        prompt = num_tokens - reply
+        if prompt < 1:
+            raise ValueError(
+                f"A context of {num_tokens} tokens leaves no room beside"
+                f" reflection.max_reply_tokens = {reply}: give more, or lower the latter."
+            )
+        per_row = self.batch.replies_per_row
+        row = max(per_row // self.grpo.group_size, 1) * prompt + per_row * reply
+        shorter = tuple(size for size in self.batch.token_buckets[:-1] if size < row)
+        return dataclasses.replace(
+            self,
+            reflection=dataclasses.replace(self.reflection, max_context_tokens=prompt),
+            actor_sampler=self.actor_sampler.with_max_len(
+                min(self.actor_sampler.max_len, num_tokens)
             ),
+            reflector_sampler=self.reflector_sampler.with_max_len(num_tokens),
+            batch=dataclasses.replace(self.batch, token_buckets=(*shorter, row)),
         )
 
     def with_models(self, actor: str, reflector: str) -> "TrainConfig":

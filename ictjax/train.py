@@ -30,6 +30,7 @@ Where it deviates from In-context Training as published (arXiv 2605.20477), and 
 """
 
 import contextlib
+import functools
 import pathlib
 from typing import Any, Protocol
 
@@ -38,8 +39,9 @@ import jax
 from envs.api import Environment, Pool
 from envs.stopping import check, held
 from ictjax import keys, loops
-from ictjax.batch import pack_groups, shaped
+from ictjax.batch import compile_advantages, pack_groups, shaped
 from ictjax.checkpoint import Checkpointer
+from ictjax.compilation import Updates, compile_all, counted_compilations
 from ictjax.health import Health, most_frequent_error
 from ictjax.hosts import these_hosts
 from ictjax.keeper import Keeper
@@ -50,7 +52,6 @@ from ictjax.learner import (
     state_shardings,
     transformer_functions,
 )
-from ictjax.mesh import split_rows
 from ictjax.metrics import Clock, MetricsWriter, read_metrics
 from ictjax.models.attention_choice import attention_of, platform_of, resolve
 from ictjax.players import initial_weights, open_players, trained_shapes
@@ -128,8 +129,20 @@ def train(
             mesh=players.mesh,
             attention=attention_of(attention, players.mesh),
         )
-        update = make_update(
-            functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
+        update = Updates(
+            make_update(
+                functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
+            ),
+            config.batch,
+            players.mesh,
+        )
+        compile_all(
+            [
+                *players.programs,
+                *update.programs(state, players.base),
+                lambda: compile_advantages(config.grpo, config.meta.contexts_per_iteration),
+            ],
+            None if progress is None else functools.partial(progress.phase, "compiling"),
         )
         arena = loops.Arena(
             actor=players.actor,
@@ -166,6 +179,7 @@ def train(
                 rewards=[record.get("reward") for record in read_metrics(run_dir)],
             )
         )
+        compilations = stack.enter_context(counted_compilations())
         health = Health(min(config.patience, config.iterations))  # a short run, too
         for iteration in range(first + 1, config.iterations + 1):
             clock = Clock()
@@ -203,12 +217,13 @@ def train(
                 config.batch, config.grpo, scored.groups, players.pad_id
             )
             keeper.let_go()
-            state, learned = update(state, players.base, split_rows(batch, players.mesh))
+            state, learned = update(state, players.base, batch)
             players.set_trained(state.params, int(state.step))
             learned = jax.device_get(learned)
             bad_leaves = learned.pop("bad_leaves")
             health.check_update(iteration, state.params, bad_leaves, learned["loss"])
             clock.lap("update_s")
+            clock.times["compilations"] = compilations.count
             metrics, timing = loops.summarise(arena, contexts, scored) | refills, clock.times
             for name, value in learned.items():
                 # What the sampler reported depends on how requests happened to be batched.

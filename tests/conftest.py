@@ -1,5 +1,5 @@
 """Settings that must stand before JAX is imported: eight CPU devices, strict rank promotion,
-nothing fetched from a hub. What `make test` sets is taken away: messages name make only to those
+nothing fetched from a hub, nothing compiled kept in the user's home. What `make test` sets is taken away: messages name make only to those
 who came by it.
 """
 
@@ -11,4 +11,5 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.pop("MAKELEVEL", None)

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tomllib
 
+import jax
 import pytest
 
 import experiments.__main__
 import experiments.train
 from envs.api import CannotGoOn
-from experiments import cli, evaluate, run_dir, train
+from experiments import cli, evaluate, places, plan_run, run_dir, train
 from experiments.command import run_main, unknown
 from experiments.commands import games, parity, play
 from experiments.commands import train as train_command
@@ -655,17 +656,26 @@ def test_every_preset_is_of_a_model_that_ships_or_is_published():
             assert model_shape(role).num_params > 0
 
 
-def test_the_7b_preset_builds_on_shapes_alone(capsys):
-    train.main(["--preset", "qwen2.5-7b-minihack", "--check"])
-    text = capsys.readouterr().out
+def planned(argv, monkeypatch, capsys):
+    """What --check prints of a run that a device of 16 GiB has no room for."""
+    here = places.Place(name="here", devices=jax.devices()[:1], device_bytes=2**34)
+    monkeypatch.setattr(plan_run, "place_of", lambda machine: here)
+    with pytest.raises(SystemExit) as ended:
+        train.main(argv)
+    assert ended.value.code == 1
+    return capsys.readouterr().out
+
+
+def test_the_7b_preset_is_planned_on_shapes_alone(capsys, monkeypatch):
+    text = planned(["--preset", "qwen2.5-7b-minihack", "--check"], monkeypatch, capsys)
     assert "7,615,616,512" in text
-    assert "build on shapes" in text
+    assert "It does not fit: weights, optimizer and caches alone take 197.5 GiB" in text
 
 
-def test_another_reflector_is_counted_by_its_own_shape(capsys):
+def test_another_reflector_is_counted_by_its_own_shape(capsys, monkeypatch):
     argv = ["--preset", "qwen2.5-7b-minihack", "--check", "--reflector.model", "Qwen/Qwen3-4B"]
-    train.main(argv)
-    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    text = planned(argv, monkeypatch, capsys)
+    rows = [line.split("│") for line in text.splitlines() if "│" in line]
     counts = {row[1].strip(): row[2].strip() for row in rows}
     assert counts["actor"] == "7,615,616,512"
     assert counts["reference"] == counts["trained weights"] == "4,022,468,096"

@@ -48,17 +48,17 @@ def test_what_does_not_fit_is_said_with_number_part_and_remedy(monkeypatch):
     with pytest.raises(ValueError, match=message):
         check_memory(with_slots(60_000, 2**23))
     needed = sum(use.whole_bytes for use in memory.uses(PRESET))
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: needed)
     check_memory(PRESET)
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed - 1)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: needed - 1)
     with pytest.raises(ValueError, match="take"):
         check_memory(PRESET)
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: None)  # nobody knows
+    monkeypatch.setattr(memory, "device_bytes", lambda device: None)  # nobody knows
     check_memory(with_slots(60_000, 2**23))
 
 
 def test_training_says_it_before_a_run_is_made(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: 1000)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: 1000)
     argv = ["--preset", "fake-tiny", "--run-dir", str(tmp_path / "run")]
     refused(capsys, train.main, argv, "GiB", "--check")
     assert not (tmp_path / "run").exists()

@@ -74,7 +74,9 @@ def test_kv_heads_on_more_devices_than_there_are(num_heads, num_kv_heads, tensor
 
 
 def test_named_meshes_have_the_devices_of_their_names():
-    chips = {"h200": 1, "v5e-8": 8, "v5e-16": 16, "v6e-8": 8, "v5p-8": 4}
+    single = ("v5e-1", "v6e-1", "l4", "a100", "h100", "h200")
+    chips = {"v5e-4": 4, "v5e-8": 8, "v5e-16": 16, "v5e-64": 64, "v6e-4": 4, "v6e-8": 8, "v5p-8": 4}
+    chips |= dict.fromkeys(single, 1) | dict.fromkeys(("a100-8", "h100-8", "h200-8"), 8)
     assert {name: roles.reflector.num_devices for name, roles in MESHES.items()} == chips
     # one base serves both
     assert all(roles.actor == roles.reflector for roles in MESHES.values())

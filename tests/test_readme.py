@@ -16,6 +16,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from experiments.commands.plan import PlanArgs
+from experiments.commands.train import read_args, read_flags
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
 ICTJAX = ".venv/bin/ictjax"
@@ -29,7 +32,8 @@ SHORTENED = (
         "the targets are the demo, the tests and lint: minutes, and the network",
     ),
     (f"{ICTJAX} train --preset fake-tiny", "", "as it is: it takes seconds"),
-    (f"{ICTJAX} train", "--check", "minutes, or an accelerator and downloaded weights"),
+    (f"{ICTJAX} train", "--help", "minutes, or an accelerator and downloaded weights"),
+    (f"{ICTJAX} plan", "--help", "minutes, and the compiler for TPUs"),
     (f"{ICTJAX} evaluate --run-dir runs/house", "--help", "needs a run of a 7B model"),
     (f"{ICTJAX} evaluate --run-dir runs/qwen", "", "as it is: this has been evaluated"),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
@@ -51,6 +55,7 @@ SHORTENED = (
 NOT_RUN = {
     ".venv/bin/pip install": "the network",
     ".ci/run": "lint and the whole test suite",
+    ".venv/bin/python -m experiments.scale_table": "hours, and the compiler for TPUs",
 }
 # Runs that pages go on with; here all are the run of the first block of docs/use.md.
 FIRST = "runs/tiny"
@@ -119,6 +124,7 @@ def run(command, place):
     } | {
         "PYTHONPATH": str(ROOT),  # this checkout, whichever one is installed
         "HF_HUB_OFFLINE": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than running here
@@ -174,6 +180,18 @@ def test_commands_work_as_written(block, place):
         assert "Traceback" not in output
         if "-m envs.contract" in command:  # the page shows what it says
             assert output.splitlines()[0] in block.text
+
+
+def test_the_flags_of_runs_that_are_not_begun_are_right():
+    """What --help stands for above would refuse no flag."""
+    for block in BLOCKS:
+        for command in block.commands:
+            words = shlex.split(command, comments=True)
+            words = words[words[0].startswith("PYTHONPATH=") :]
+            if words[:2] == [ICTJAX, "train"] and "--config" not in words:  # a run's own
+                read_args(words[2:])
+            elif words[:2] == [ICTJAX, "plan"]:
+                read_flags(PlanArgs, "plan", "", words[2:])
 
 
 def test_every_rule_of_this_test_is_used():

@@ -198,6 +198,7 @@ def test_the_run_directory_holds_what_the_design_says(uninterrupted):
             "sampler_gap_max",
         } <= set(record["time"])
         assert record["time"]["sampler_gap_max"] < 1e-4
+        assert record["time"]["compilations"] == 0  # since the run began
         assert record["skipped"] == 0
     first = uninterrupted / "contexts" / "iteration_00001.jsonl"
     contexts = [context_from_json(line) for line in first.read_text().splitlines()]

@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import tyro
 
-from experiments.command import parse, parse_known, run_main
+from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.local_path import local_path
 from experiments.presets import PRESETS, by_algorithm, check_model, on_named_mesh, preset, task
@@ -29,6 +29,7 @@ from ictjax.config import EndpointConfig, HostsConfig
 from ictjax.ranges import Range
 from ictjax.run_config import TrainConfig, from_dict
 
+_Args = TypeVar("_Args", bound="RunArgs")
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
 _LENGTHS = Range(1, 16_777_216)
 _DESCRIPTION = (
@@ -41,7 +42,7 @@ _DESCRIPTION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartArgs:
+class StartArgs(Flags):
     """What decides the defaults of all other flags, and is therefore read first."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
@@ -68,6 +69,13 @@ class StartArgs:
         tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the preset's own settings)"),
     ] = None
     """What sets the --grpo flags, all but group size and temperature."""
+    context: Annotated[
+        int | None,
+        Range(2, 16_777_216),
+        tyro.conf.arg(metavar="TOKENS", help_behavior_hint="(default: the preset's)"),
+    ] = None
+    """The longest conversation: sets together the samplers' lengths, what the reflector reads, and
+    the rows of the update."""
     trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Import and call what --config names: an environment by its import path, an endpoint."""
 
@@ -84,7 +92,15 @@ class _FirstArgs(StartArgs):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainArgs(StartArgs):
+class RunArgs(StartArgs):
+    """These, and every field of the configuration."""
+
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """Fields of the preset."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArgs(RunArgs):
     """All flags."""
 
     run_dir: Annotated[
@@ -96,11 +112,11 @@ class TrainArgs(StartArgs):
     """Begin at iteration 1, whatever the directory holds: the run that is there is moved beside it,
     to DIR.old-1."""
     check: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Build model, cache and update on shapes alone, print parameters and memory, and end."""
+    """Do what `ictjax plan` does for the devices of this machine, and end."""
+    even_so: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Begin although the plan says that memory does not suffice, or that devices are left idle."""
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     """Several hosts that train one run."""
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    """Fields of the preset."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,7 +132,26 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
     """The flags, and the preset that the models are of, where it is known. Raises ValueError for
     what does not exist or does not fit together; --help ends the program.
     """
-    first, _ = parse_known(_FirstArgs, "train", argv)
+    return read_flags(TrainArgs, "train", _DESCRIPTION, argv)
+
+
+def read_flags(
+    kind: type[_Args],
+    command: str,
+    description: str,
+    argv: Sequence[str],
+    mesh: Callable[[], str | None] = lambda: None,
+) -> tuple[_Args, str | None]:
+    """`read_args` of another command that takes a training run.
+
+    Args:
+      kind: of its flags.
+      command: its name.
+      description: what its --help begins with.
+      argv: its arguments.
+      mesh: the name of the devices, where --mesh is not given.
+    """
+    first, _ = parse_known(_FirstArgs, command, argv)
     name, config = _configuration(first)
     if first.train_env is not None:
         if name is None:
@@ -139,8 +174,10 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
             environment=dataclasses.replace(chosen.environment, name=first.environment, options={}),
         )
     config = config.on(with_options(chosen, first.train_options))
-    if first.mesh is not None:
-        config = on_named_mesh(config, first.mesh)
+    if first.context is not None:
+        config = config.with_context(first.context)
+    if (named := first.mesh or mesh()) is not None:
+        config = on_named_mesh(config, named)
     if first.algorithm is not None:
         config = by_algorithm(config, first.algorithm)
         length = first.reply_tokens
@@ -148,8 +185,7 @@ def read_args(argv: Sequence[str]) -> tuple[TrainArgs, str | None]:
             estimator = dataclasses.replace(config.grpo, constant_length=length)
             config = dataclasses.replace(config, grpo=estimator)
     given = {field.name: getattr(first, field.name) for field in dataclasses.fields(StartArgs)}
-    default = TrainArgs(**given, settings=config)
-    args = parse(TrainArgs, "train", _DESCRIPTION, argv, default)
+    args = parse(kind, command, description, argv, kind(**given, settings=config))
     # --help has ended by now; what is misspelt is named before what is missing
     if first.preset is None and first.config is None:
         raise ValueError(f"--preset is missing: use one of {', '.join(PRESETS)}.")
@@ -181,7 +217,7 @@ def _configuration(first: StartArgs) -> tuple[str | None, TrainConfig]:
     return name, preset(name)
 
 
-def _with_local_models(config: TrainConfig) -> TrainConfig:
+def with_local_models(config: TrainConfig) -> TrainConfig:
     """The same run with its models' folders as this machine knows them."""
     actor, reflector = config.actor.model, config.reflector.model
     if not config.actor.endpoint.url:
@@ -191,16 +227,16 @@ def _with_local_models(config: TrainConfig) -> TrainConfig:
 
 def _main(argv: list[str]) -> None:
     args, name = read_args(argv)
-    args = dataclasses.replace(args, settings=_with_local_models(args.settings))
+    args = dataclasses.replace(args, settings=with_local_models(args.settings))
     if not args.settings.actor.endpoint.url:
         check_model(args.settings.actor.model, "--actor.model")
     check_model(args.settings.reflector.model, "--reflector.model")
     console = Terminal()
     if args.check:
-        # what builds shapes is JAX; so is the training below. Flags are right when it is loaded.
-        from experiments import plan_shapes
+        # what compiles is JAX; so is the training below. Flags are right when it is loaded.
+        from experiments.plan_run import check
 
-        plan_shapes.check(args.settings, console)
+        check(args.settings, console)
         return
     if args.run_dir is None and args.preset is None:
         raise ValueError("--run-dir is missing: a run from --config needs a directory of its own.")
@@ -235,4 +271,13 @@ def _main(argv: list[str]) -> None:
             ),
         )
         shown = console if hosts.first else Terminal(quiet=True)
-        start(name, args.settings, run_dir, environment, shown, how=how, sender=sender)
+        start(
+            name,
+            args.settings,
+            run_dir,
+            environment,
+            shown,
+            how=how,
+            even_so=args.even_so,
+            sender=sender,
+        )

@@ -2,13 +2,19 @@
 jitted batches.
 """
 
+from ictjax.sampler.blueprint import Blueprint, TurnShape, turn_shapes
 from ictjax.sampler.engine import Generation, Request, Sampler, SamplerStats
-from ictjax.sampler.weights import sampling_weights
+from ictjax.sampler.weights import sampling_shapes, sampling_weights, unstacked
 
 __all__ = [
+    "Blueprint",
     "Generation",
     "Request",
     "Sampler",
     "SamplerStats",
+    "TurnShape",
+    "sampling_shapes",
     "sampling_weights",
+    "turn_shapes",
+    "unstacked",
 ]

@@ -5,7 +5,7 @@ dispatch works on.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -225,9 +225,14 @@ class Sampler:
         self._weights_step = step  # last: a failure leaves the step of the weights that stay
         self._row_lengths[:] = 0
 
+    def programs(self) -> list[Callable[[], object]]:
+        """One call for every program that any sequence of calls can need, which compiles it."""
+        return self._programs.programs()
+
     def warmup(self) -> None:
-        """Compiles every program that any sequence of calls can need."""
-        self._programs.warmup()
+        """Compiles them all."""
+        for compile_one in self.programs():
+            compile_one()
 
     @property
     def stats(self) -> SamplerStats:

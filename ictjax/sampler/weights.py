@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Lowered
 from jaxtyping import Array
 
 from ictjax import mesh as meshes
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
-from ictjax.models.lora import adapter_axes
+from ictjax.models.lora import adapter_axes, init_adapter
 from ictjax.models.transformer import Params, abstract_params, unstack_layers
 
 
@@ -47,15 +48,7 @@ def sampling_weights(
     if isinstance(layers, Mapping):
         stacked_layers = {name: layers[name] for name in sorted(layer_axes)}
         if all(isinstance(leaf, jax.Array) for leaf in stacked_layers.values()):
-            dtypes = tuple(_dtype(config, name, leaf) for name, leaf in stacked_layers.items())
-            parts = {
-                name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-                for name, leaf in stacked_layers.items()
-            }
-            shardings = tuple(
-                _sharding(layer_axes[name], part, mesh) for name, part in parts.items()
-            )
-            layers = _slices(stacked_layers, dtypes, shardings)
+            layers = _slices(stacked_layers, *_placing(config, stacked_layers, mesh))
             if consume:
                 jax.block_until_ready(layers)
                 for leaf in stacked_layers.values():
@@ -72,6 +65,38 @@ def sampling_weights(
             name: place(name, axes[name], leaf) for name, leaf in params["lora"].items()
         }
     return result
+
+
+def sampling_shapes(config: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None) -> Params:
+    """What `sampling_weights` makes of weights of `config.param_dtype`, on shapes alone.
+
+    Args:
+      lora: with an adapter of this rank above 0 on them.
+    """
+    shapes = jax.eval_shape(functools.partial(unstack_layers, config), abstract_params(config))
+    top, stacked = config.weight_axes
+    layer_axes = {name: axes[1:] for name, axes in stacked.items()}
+
+    def placed(name: str, axes: tuple[str, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(
+            leaf.shape, _dtype(config, name, leaf), sharding=_sharding(axes, leaf, mesh)
+        )
+
+    result: Params = {name: placed(name, axes, shapes[name]) for name, axes in top.items()}
+    result["layers"] = tuple(
+        {name: placed(name, axes, weights[name]) for name, axes in layer_axes.items()}
+        for weights in shapes["layers"]
+    )
+    if lora is not None and lora.rank:
+        adapter = jax.eval_shape(lambda: init_adapter(config, lora, jax.random.key(0)))
+        axes = adapter_axes(lora)
+        result["lora"] = {name: placed(name, axes[name], leaf) for name, leaf in adapter.items()}
+    return result
+
+
+def unstacked(config: ModelConfig, layers: Params, mesh: Mesh) -> Lowered:
+    """The program that brings stacked layers into the form that samples, lowered from shapes."""
+    return _slices.lower(layers, *_placing(config, layers, mesh))
 
 
 def check_tree(config: ModelConfig, params: Params) -> None:
@@ -116,6 +141,21 @@ def _sharding(axes: tuple[str, ...], leaf: Any, mesh: Mesh | None) -> NamedShard
     return None if mesh is None else meshes.param_shardings(axes, leaf, mesh)
 
 
+def _placing(
+    config: ModelConfig, layers: Params, mesh: Mesh | None
+) -> tuple[tuple[jnp.dtype, ...], tuple[NamedSharding | None, ...]]:
+    """The dtype and the place of every kind of weight of one layer, in the order of their names."""
+    axes = config.weight_axes[1]
+    kinds = {
+        name: jax.ShapeDtypeStruct(layers[name].shape[1:], layers[name].dtype)
+        for name in sorted(layers)
+    }
+    return (
+        tuple(_dtype(config, name, kind) for name, kind in kinds.items()),
+        tuple(_sharding(axes[name][1:], kind, mesh) for name, kind in kinds.items()),
+    )
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _slices(
     stacked: dict[str, Array],
@@ -126,7 +166,7 @@ def _slices(
         value = leaf[index].astype(dtype)
         return value if sharding is None else jax.lax.with_sharding_constraint(value, sharding)
 
-    kinds = dict(zip(stacked, zip(dtypes, shardings, strict=True), strict=True))
+    kinds = dict(zip(sorted(stacked), zip(dtypes, shardings, strict=True), strict=True))
     num_layers = next(iter(stacked.values())).shape[0]
     return tuple(
         {name: part(leaf, index, *kinds[name]) for name, leaf in stacked.items()}

@@ -1,0 +1,188 @@
+"""How long a run takes, from counted work, public peaks and stated efficiencies.
+
+Every number here is arithmetic on shapes; nothing is measured.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from experiments.assumptions import Assumptions
+from experiments.machines import Chip
+from experiments.memory import uses
+from experiments.shapes import model_shape
+from ictjax.config import SamplerConfig
+from ictjax.models.config import ModelConfig
+from ictjax.run_config import TrainConfig
+
+
+class Work(NamedTuple):
+    """What a phase of one iteration does, summed over all devices unless said otherwise."""
+
+    phase: str
+    tokens: int
+    flops: float
+    device_bytes: float  # that one device reads and writes in its memory
+    runs: float  # of its program
+
+
+class Episode(NamedTuple):
+    """Lengths of what is played, in tokens."""
+
+    turns: int
+    sampled: int
+    whole: int
+
+
+def episode(config: TrainConfig, assumed: Assumptions) -> Episode:
+    """One game of the actor, cut to its context."""
+    rollout = config.task.rollout
+    turns = assumed.turns or rollout.max_steps
+    reply = min(assumed.reply_tokens, rollout.max_turn_tokens)
+    whole = assumed.prompt_tokens + turns * (assumed.observation_tokens + reply)
+    limit = config.actor_sampler.max_len
+    share = min(1.0, limit / whole)
+    return Episode(
+        turns=max(int(turns * share), 1),
+        sampled=max(int(turns * reply * share), 1),
+        whole=min(whole, limit),
+    )
+
+
+def context_tokens(config: TrainConfig, assumed: Assumptions) -> int:
+    """What the reflector reads: the episodes of a context, cut to its budget."""
+    games = config.meta.games_per_context * episode(config, assumed).whole
+    return min(games, config.reflection.max_context_tokens)
+
+
+def reply_tokens(config: TrainConfig, assumed: Assumptions) -> int:
+    """What the reflector writes, a reply."""
+    most = config.reflection.max_reply_tokens
+    return min(assumed.reflection_tokens or max(most // 2, 1), most)
+
+
+def episodes_per_iteration(config: TrainConfig) -> int:
+    """Games played in one iteration: new contexts, where they are collected online, and rewards."""
+    meta, candidates = config.meta, config.meta.contexts_per_iteration * config.grpo.group_size
+    rewarded = (meta.games_per_context if meta.replay_weight > 0 else 0) + (
+        meta.fresh_games if meta.replay_weight < 1 else 0
+    )
+    online = meta.contexts_per_iteration * meta.games_per_context
+    return candidates * rewarded + (online if meta.collection == "online" else 0)
+
+
+def work(config: TrainConfig, assumed: Assumptions) -> Iterator[Work]:
+    """The phases of one iteration, in their order."""
+    meta, played = config.meta, episode(config, assumed)
+    held = {part: use.device_bytes for use in uses(config) for part in use.parts}
+    games = episodes_per_iteration(config)
+    if not config.actor.endpoint.url:
+        yield from _sampling(
+            "actor",
+            model_shape(config.actor),
+            config.actor_sampler,
+            appended=games * (played.whole - played.sampled),
+            sampled=games * played.sampled,
+            length=played.whole,
+            weight_bytes=held["actor weights"],
+            cache_bytes=held["actor cache"],
+        )
+    prompt, reply = context_tokens(config, assumed), reply_tokens(config, assumed)
+    reflector = model_shape(config.reflector)
+    replies = meta.contexts_per_iteration * config.grpo.group_size
+    yield from _sampling(
+        "reflector",
+        reflector,
+        config.reflector_sampler,
+        appended=meta.contexts_per_iteration * prompt,  # forked, not repeated
+        sampled=replies * reply,
+        length=prompt + reply,
+        weight_bytes=held["reflector weights"],
+        cache_bytes=held["reflector cache"],
+    )
+    yield _update(config, reflector, held, prompt, reply)
+
+
+def update_passes(config: TrainConfig) -> float:
+    """FLOPs of an update, in units of weights x tokens: 2 for each pass that multiplies tokens with
+    weights. Forward, and again where layers are recomputed; the gradient of activations; that of
+    weights, unless only an adapter is trained; the reference.
+    """
+    epochs = config.learner.epochs
+    once = 2 + (2 if config.remat != "none" else 0) + 2 + (0 if config.reflector.lora.rank else 2)
+    old = 2 if epochs > 1 else 0
+    return once * epochs + old + (2 if config.grpo.kl != "none" else 0)
+
+
+def seconds(one: Work, chip: Chip, devices: int, assumed: Assumptions) -> float:
+    """The larger of what the matrix units and what the memory need."""
+    return max(
+        one.flops / devices / (chip.flops * assumed.compute_efficiency),
+        one.device_bytes / (chip.bandwidth * assumed.bandwidth_efficiency),
+    )
+
+
+def matrix_weights(model: ModelConfig) -> int:
+    """Weights that every token is multiplied with: all but a table that is only looked up in."""
+    table = 0 if model.tie_embeddings else model.vocab_size * model.d_model
+    return model.num_params - table
+
+
+def _attention(model: ModelConfig, tokens: float, seen: float) -> float:
+    """FLOPs of one forward pass: two products of 2 x heads x head size for every pair."""
+    return 4.0 * model.num_layers * model.num_heads * model.head_dim * tokens * seen
+
+
+def _sampling(
+    name: str,
+    model: ModelConfig,
+    sizes: SamplerConfig,
+    *,
+    appended: int,
+    sampled: int,
+    length: int,
+    weight_bytes: int,
+    cache_bytes: int,
+) -> Iterator[Work]:
+    """Prefill and decode of one role. A decode step reads the weights and the positions that are
+    attended to, of every row.
+    """
+    size = matrix_weights(model)
+    attended = next((bound for bound in sizes.attended if bound >= length), sizes.max_len)
+    dispatch = sizes.row_buckets[-1] * sizes.extend_buckets[-1]
+    prefills, steps = appended / dispatch, sampled / sizes.num_slots
+    read = weight_bytes + cache_bytes * attended / sizes.max_len
+    yield Work(
+        phase=f"{name} prefill",
+        tokens=appended,
+        flops=2.0 * size * appended + _attention(model, appended, attended),
+        device_bytes=prefills * read,
+        runs=prefills,
+    )
+    yield Work(
+        phase=f"{name} decode",
+        tokens=sampled,
+        flops=2.0 * size * sampled + _attention(model, sampled, attended),
+        device_bytes=steps * read,
+        runs=steps / sizes.decode_steps,
+    )
+
+
+def _update(
+    config: TrainConfig, model: ModelConfig, held: dict[str, int], prompt: int, reply: int
+) -> Work:
+    """Rows are as long as their bucket; half of the pairs of a row are seen."""
+    rows, per_row = config.batch.num_rows, config.batch.replies_per_row
+    longest = max(per_row // config.grpo.group_size, 1) * prompt + per_row * reply
+    tokens = next(size for size in config.batch.token_buckets if size >= longest)
+    passes = update_passes(config)
+    backward = config.learner.epochs  # of attention: twice the forward pass and a half, recomputed
+    attention = _attention(model, rows * tokens, tokens / 2) * (passes / 2 + backward)
+    reads = held.get("base", 0) + held["trained"]
+    state = 2 * (held["trained"] + 2 * held["optimizer"])
+    return Work(
+        phase="update",
+        tokens=rows * tokens,
+        flops=passes * matrix_weights(model) * rows * tokens + attention,
+        device_bytes=config.learner.num_microbatches * reads * passes / 2 + state,
+        runs=1,
+    )

@@ -1,0 +1,40 @@
+"""The devices that a plan is made for: those of this machine, of a TPU topology, or of the CPU in
+place of a GPU.
+"""
+
+import jax
+from jax.experimental import topologies
+
+from experiments.machines import Machine
+from experiments.memory import device_bytes
+from experiments.plan import Place
+
+
+def place_of(machine: Machine | None) -> Place:
+    """Opens the devices. `commands.plan` has set the environment that this needs.
+
+    Args:
+      machine: None for the devices of this machine.
+    """
+    if machine is None:
+        devices = jax.devices()
+        there = device_bytes(devices[0])
+        if there is not None and devices[0].platform == "cpu":
+            there //= len(devices)  # all are parts of the same memory
+        return Place(name=devices[0].device_kind, devices=devices, device_bytes=there)
+    if machine.topology:
+        bounds = {"chips_per_host_bounds": machine.host_bounds} if machine.host_bounds else {}
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=machine.topology, **bounds
+        )
+        # v4 and v5p can be described as two cores a chip
+        devices, estimated_on = list(described.devices)[: machine.count], ""
+    else:
+        devices, estimated_on = jax.devices("cpu")[: machine.count], "CPU"
+    return Place(
+        name=machine.name,
+        devices=devices,
+        device_bytes=machine.chip.memory_bytes,
+        chip=machine.chip,
+        estimated_on=estimated_on,
+    )

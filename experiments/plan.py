@@ -1,0 +1,345 @@
+"""What a training run needs of a machine: every large program compiled ahead of time, its memory
+against what a device has, and the single changes that would make it fit.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.assumptions import Assumptions
+from experiments.estimate import Work, episodes_per_iteration, seconds, work
+from experiments.hlo import traffic
+from experiments.limits import check_limits
+from experiments.machines import Chip
+from experiments.memory import Use, uses
+from experiments.plan_changes import Change
+from experiments.plan_programs import Program, num_programs, run_programs
+from experiments.shapes import config_folder
+from ictjax.players import check_language
+from ictjax.run_config import TrainConfig
+
+Report = Callable[[int, int], None]  # programs compiled, of how many
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of one program, for each device."""
+
+    argument_bytes: int
+    output_bytes: int  # beyond the arguments that they replace
+    temporary_bytes: int
+    flops: float | None  # by the compiler, which counts the body of every loop once
+    sent_bytes: int  # over the interconnect; loops counted as often as they turn
+    loops_once: int  # of unknown rounds
+    refused: bool  # the compiler itself found no room; temporaries are what it asked for
+
+
+class Phase(NamedTuple):
+    """One program at its place in the run, bytes per device."""
+
+    name: str
+    what: str
+    weights: int
+    optimizer: int
+    gradients: int
+    cache: int
+    temporaries: int  # of the program, and what it returns beside its arguments
+    total: int
+    compiled: Compiled
+    work: Work | None  # of one iteration
+    seconds: float | None  # of one iteration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run needs, and whether it is there."""
+
+    machine: str
+    chip: Chip | None  # None: nobody publishes peaks of this device
+    device_bytes: int | None  # that a device has; None: unknown
+    devices: int
+    estimated_on: str  # the platform that compiled, where it is not the machine's own
+    uses: tuple[Use, ...]
+    phases: tuple[Phase, ...]
+    num_programs: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes per device, in the phase that needs most."""
+        held = sum(use.device_bytes for use in self.uses)
+        return max([held, *(phase.total for phase in self.phases)])
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase has room."""
+        return self.device_bytes is None or (
+            self.needed <= self.device_bytes
+            and not any(phase.compiled.refused for phase in self.phases)
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """The devices that a plan is made for."""
+
+    name: str
+    devices: Sequence[jax.Device]  # real, or those of a topology
+    device_bytes: int | None
+    chip: Chip | None = None
+    estimated_on: str = ""
+
+
+class Planner:
+    """Makes plans for one place; programs that several configurations share are compiled once.
+
+    Args:
+      place: the devices.
+      report: is told before every compilation.
+    """
+
+    def __init__(self, place: Place, report: Report | None = None) -> None:
+        self.place = place
+        self._report = report
+        self._compiled: dict[tuple[Any, ...], Compiled] = {}
+        self._wanted = 0  # programs, those that are compiled included
+
+    def plan(self, config: TrainConfig, assumed: Assumptions) -> Plan:
+        """Compiles what the run would. Raises ValueError for what does not fit together."""
+        check_limits(config)
+        folders = [config_folder(role.model) for role in (config.actor, config.reflector)]
+        if None not in folders and not config.actor.endpoint.url:  # their small files are here
+            check_language(config.with_models(*map(str, folders)))
+        kept = tuple(uses(config))
+        works = {one.phase: one for one in work(config, assumed)}
+        phases = []
+        if self._room(sum(use.device_bytes for use in kept)):  # else no program needs to be made
+            phases = [
+                self._phase(config, program, kept, works.get(program.phase), assumed)
+                for program in self._programs(config)
+            ]
+        return Plan(
+            machine=self.place.name,
+            chip=self.place.chip,
+            device_bytes=self.place.device_bytes,
+            devices=len(self.place.devices),
+            estimated_on=self.place.estimated_on,
+            uses=kept,
+            phases=tuple(phases),
+            num_programs=num_programs(config),
+        )
+
+    def fits(self, config: TrainConfig) -> bool:
+        """Whether a run has room; stops at the first program that has none."""
+        check_limits(config)
+        kept = tuple(uses(config))
+        if not self._room(sum(use.device_bytes for use in kept)):
+            return False
+        for program in self._programs(config):
+            phase = self._phase(config, program, kept, None, Assumptions())
+            if phase.compiled.refused or not self._room(phase.total):
+                return False
+        return True
+
+    def changes(
+        self, config: TrainConfig, candidates: Sequence[Change], found: Callable[[Change], None]
+    ) -> list[Change]:
+        """The single changes with which a run fits, in their order; of each field the smallest.
+
+        Args:
+          config: a run that does not fit.
+          candidates: of a field, the smaller change first.
+          found: is told of each at once.
+        """
+        kept: list[Change] = []
+        for change in candidates:
+            if any(change.field == other.field for other in kept):
+                continue
+            try:
+                if self.fits(change.config):
+                    kept.append(change)
+                    found(change)
+            except ValueError:
+                continue  # it does not fit together with the rest
+        return kept
+
+    def _programs(self, config: TrainConfig) -> list[Program]:
+        programs = sorted(
+            run_programs(config, self.place.devices),
+            key=lambda program: ("decode" not in program.phase, "update" in program.phase),
+        )
+        self._wanted = len({program.key for program in programs} | self._compiled.keys())
+        return programs
+
+    def _room(self, num_bytes: int) -> bool:
+        there = self.place.device_bytes
+        return there is None or num_bytes <= there
+
+    def _phase(
+        self,
+        config: TrainConfig,
+        program: Program,
+        kept: Sequence[Use],
+        one: Work | None,
+        assumed: Assumptions,
+    ) -> Phase:
+        compiled = self._compile(program)
+        held = [use for use in kept if use.parts & program.holds]
+        beside = [
+            use for use in kept if use.parts & program.beside and not use.parts & program.holds
+        ]
+
+        def of(kind: str) -> int:
+            return sum(use.device_bytes for use in (*held, *beside) if use.kind == kind)
+
+        total = (
+            compiled.argument_bytes
+            + compiled.output_bytes
+            + compiled.temporary_bytes
+            + sum(use.device_bytes for use in beside)
+        )
+        gradients = (
+            sum(use.device_bytes for use in held if "trained" in use.parts)
+            if program.phase == "update"
+            else 0
+        )
+        known = of("weights") + of("optimizer") + of("cache") + gradients
+        chip, time = self.place.chip, None
+        if chip is not None and one is not None:
+            sent = compiled.sent_bytes * one.runs
+            if "decode" in program.phase:
+                sent *= config.actor_sampler.decode_steps
+            time = seconds(one, chip, program_devices(config, program), assumed) + sent / (
+                chip.interconnect * assumed.bandwidth_efficiency
+            )
+        return Phase(
+            name=program.phase,
+            what=program.what,
+            weights=of("weights"),
+            optimizer=of("optimizer"),
+            gradients=gradients,
+            cache=of("cache"),
+            temporaries=max(total - known, 0),
+            total=total,
+            compiled=compiled,
+            work=one,
+            seconds=time,
+        )
+
+    def _compile(self, program: Program) -> Compiled:
+        if program.key not in self._compiled:
+            self._compiled[program.key] = compile_program(program)
+            if self._report is not None:
+                self._report(len(self._compiled), max(self._wanted, len(self._compiled)))
+        return self._compiled[program.key]
+
+
+def compile_program(program: Program) -> Compiled:
+    """Compiles one program, and reads what the compiler says of it."""
+    lowered = program.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        asked = re.search(r"\(([\d.]+)([KMGT]?)i?B?\) exceeds available", str(error)) or re.search(
+            r"Used ([\d.]+)([KMGT]?) of", str(error)
+        )
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        size = 0 if asked is None else int(float(asked[1]) * _UNITS[asked[2]])
+        return Compiled(0, 0, size, None, 0, 0, refused=True)
+    memory = compiled.memory_analysis()
+    assert memory is not None  # every compiler of JAX's own platforms says it
+    costs = compiled.cost_analysis() or {}
+    sent = traffic(compiled.as_text() or "")
+    flops = costs.get("flops", -1.0)
+    return Compiled(
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
+        temporary_bytes=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        flops=flops if flops > 0 else None,
+        sent_bytes=sent.sent,
+        loops_once=sent.loops_once,
+        refused=False,
+    )
+
+
+def program_devices(config: TrainConfig, program: Program) -> int:
+    """Devices that a program runs on."""
+    role = config.actor if program.phase.startswith("actor") else config.reflector
+    return role.mesh.num_devices
+
+
+class Whole(NamedTuple):
+    """The whole run in numbers that people ask for."""
+
+    seconds_per_iteration: float
+    seconds_before: float  # contexts collected before the first update
+    hours: float
+    iterations_per_hour: float
+    episodes_per_hour: float
+    episodes: int
+    tokens: int  # sampled and appended by both models, of all iterations
+    checkpoint_bytes: int  # of one
+
+
+def whole_run(config: TrainConfig, plan: Plan) -> Whole | None:
+    """What an iteration takes, times the iterations; None where nobody knows the peaks."""
+    times = [phase for phase in plan.phases if phase.work is not None]
+    if any(phase.seconds is None for phase in times) or not times:
+        return None
+    one = sum(phase.seconds or 0.0 for phase in times)
+    games = episodes_per_iteration(config)
+    played = sum(phase.seconds or 0.0 for phase in times if phase.name.startswith("actor "))
+    meta, before, early = config.meta, 0.0, 0
+    if meta.collection == "precollected":
+        early = meta.precollected_loops * meta.meta_turns * meta.games_per_context
+        replies = meta.precollected_loops * (meta.meta_turns - 1)
+        group = meta.contexts_per_iteration * config.grpo.group_size
+        written = sum(
+            phase.seconds or 0.0 for phase in times if phase.name.startswith("reflector ")
+        )
+        before = played * early / games + written * replies / group
+    hours = (before + one * config.iterations) / 3600
+    state = sum(use.whole_bytes for use in plan.uses if use.parts & {"trained", "optimizer"})
+    return Whole(
+        seconds_per_iteration=one,
+        seconds_before=before,
+        hours=hours,
+        iterations_per_hour=3600 / one,
+        episodes_per_hour=3600 / one * games,
+        episodes=early + games * config.iterations,
+        tokens=config.iterations * sum(phase.work.tokens for phase in times if phase.work),
+        checkpoint_bytes=state,
+    )
+
+
+def refusal(plan: Plan) -> str:
+    """Why a run does not fit, in one clause."""
+    gib = 2**30
+    worst = max(plan.phases, key=lambda phase: phase.total, default=None)
+    there = (plan.device_bytes or 0) / gib
+    if worst is None:
+        held = sum(use.device_bytes for use in plan.uses)
+        largest = max(plan.uses, key=lambda use: use.device_bytes)
+        return (
+            f"weights, optimizer and caches alone take {held / gib:.1f} GiB of the {there:.1f} that"
+            f" a device has; the largest part is: {largest.what}, {largest.device_bytes / gib:.1f}"
+        )
+    return (
+        f"{worst.name} ({worst.what}) needs {worst.total / gib:.1f} GiB of the {there:.1f} that a"
+        " device has"
+    )
+
+
+def phases_by_name(plan: Plan) -> Iterator[tuple[str, Phase]]:
+    """Phases in the order of an iteration."""
+    order = ("restore", "actor", "reflector", "update", "hand-over")
+    ranked = sorted(
+        plan.phases,
+        key=lambda phase: next(
+            number for number, name in enumerate(order) if phase.name.startswith(name)
+        ),
+    )
+    return ((phase.name, phase) for phase in ranked)

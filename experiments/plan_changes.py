@@ -1,0 +1,170 @@
+"""Single changes of a run that may make it fit a machine."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ictjax.config import MeshConfig, RoleMeshes
+from ictjax.run_config import TrainConfig
+
+
+class Change(NamedTuple):
+    """One field, or one group of fields that go together, set otherwise."""
+
+    field: str
+    flags: str  # what to type
+    config: TrainConfig
+
+
+def single_changes(config: TrainConfig, devices: int) -> Iterator[Change]:
+    """Every change that `plan` tries, of each field the smaller one first.
+
+    Args:
+      config: what does not fit.
+      devices: of the machine, for other meshes of it.
+    """
+    for field, changes in _CHANGES:
+        for flags, change in changes(config, devices):
+            try:
+                changed = change()
+            except ValueError:  # does not fit together with the other fields
+                continue
+            if changed != config:
+                yield Change(field, flags, changed)
+
+
+_Made = Iterator[tuple[str, Callable[[], TrainConfig]]]
+
+
+def _slots(config: TrainConfig, devices: int) -> _Made:
+    del devices
+    for divisor in (2, 4, 8):
+        actor, reflector = (
+            max(sizes.num_slots // divisor, 1)
+            for sizes in (config.actor_sampler, config.reflector_sampler)
+        )
+        yield (
+            f"--actor-sampler.num-slots {actor} --reflector-sampler.num-slots {reflector} (row"
+            " buckets to match)",
+            lambda actor=actor, reflector=reflector: config.with_slots(actor, reflector),
+        )
+
+
+def _context(config: TrainConfig, devices: int) -> _Made:
+    del devices
+    length = config.reflector_sampler.max_len
+    for divisor in (2, 4):
+        yield (
+            f"--context {length // divisor}",
+            lambda divisor=divisor: config.with_context(length // divisor),
+        )
+
+
+def _microbatches(config: TrainConfig, devices: int) -> _Made:
+    del devices
+    parts = config.learner.num_microbatches
+    for factor in (2, 4, 8):
+        yield (
+            f"--learner.num-microbatches {parts * factor}",
+            lambda factor=factor: dataclasses.replace(
+                config,
+                learner=dataclasses.replace(config.learner, num_microbatches=parts * factor),
+            ),
+        )
+
+
+def _rank(config: TrainConfig, devices: int) -> _Made:
+    del devices
+    now = config.reflector.lora.rank
+    for rank in (64, 16, 8):
+        if now == 0 or rank < now:
+            yield (
+                f"--reflector.lora.rank {rank}",
+                lambda rank=rank: dataclasses.replace(
+                    config,
+                    reflector=dataclasses.replace(
+                        config.reflector,
+                        lora=dataclasses.replace(config.reflector.lora, rank=rank),
+                    ),
+                ),
+            )
+
+
+def _remat(config: TrainConfig, devices: int) -> _Made:
+    del devices
+    yield "--remat full", lambda: dataclasses.replace(config, remat="full")
+
+
+def _moments(config: TrainConfig, devices: int) -> _Made:
+    del devices
+    for flag, optimizer in (
+        ("--optimizer.moments bfloat16", {"moments": "bfloat16"}),
+        ("--optimizer.memory host", {"memory": "host"}),
+    ):
+        yield (
+            flag,
+            lambda optimizer=optimizer: dataclasses.replace(
+                config, optimizer=dataclasses.replace(config.optimizer, **optimizer)
+            ),
+        )
+
+
+def _extend(config: TrainConfig, devices: int) -> _Made:
+    """Fewer tokens of a row in one prefill."""
+    del devices
+    for divisor in (2, 4):
+        actor, reflector = (
+            tuple(sorted({max(size // divisor, 2) for size in sizes.extend_buckets}))
+            for sizes in (config.actor_sampler, config.reflector_sampler)
+        )
+        yield (
+            f"--actor-sampler.extend-buckets {' '.join(map(str, actor))}"
+            f" --reflector-sampler.extend-buckets {' '.join(map(str, reflector))}",
+            lambda actor=actor, reflector=reflector: dataclasses.replace(
+                config,
+                actor_sampler=dataclasses.replace(config.actor_sampler, extend_buckets=actor),
+                reflector_sampler=dataclasses.replace(
+                    config.reflector_sampler, extend_buckets=reflector
+                ),
+            ),
+        )
+
+
+def _mesh(config: TrainConfig, devices: int) -> _Made:
+    """Other meshes of all devices, fsdp before more copies, for both roles alike."""
+    now = config.reflector.mesh
+    sizes = [
+        MeshConfig(data=devices // fsdp // tensor, fsdp=fsdp, tensor=tensor)
+        for tensor in _divisors(devices)
+        for fsdp in _divisors(devices // tensor)
+        if tensor <= 8
+    ]
+    nearest = sorted(
+        (mesh for mesh in sizes if mesh != now),
+        key=lambda mesh: (abs(mesh.tensor - now.tensor), mesh.data, mesh.fsdp),
+    )
+    for mesh in nearest[:4]:
+        given = " ".join(
+            f"--{role}.mesh.{axis} {getattr(mesh, axis)}"
+            for role in ("actor", "reflector")
+            for axis in ("data", "fsdp", "tensor")
+            if getattr(mesh, axis) != getattr(now, axis)
+        )
+        yield given, lambda mesh=mesh: config.on_mesh(RoleMeshes(actor=mesh, reflector=mesh))
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+# What is tried, the least costly for the result first.
+_CHANGES = (
+    ("remat", _remat),
+    ("mesh", _mesh),
+    ("moments", _moments),
+    ("slots", _slots),
+    ("prefill", _extend),
+    ("microbatches", _microbatches),
+    ("LoRA", _rank),
+    ("context", _context),
+)

@@ -1,0 +1,84 @@
+"""Plans a run and says what came out: the work of `ictjax plan` and of `train --check`."""
+
+import json
+import sys
+
+from rich.console import Console
+
+from experiments.assumptions import Assumptions
+from experiments.console import counting_bar
+from experiments.limits import check_idle
+from experiments.machines import Machine
+from experiments.places import place_of
+from experiments.plan import Planner, refusal
+from experiments.plan_changes import Change, single_changes
+from experiments.plan_page import change_line, show, to_json, verdict
+from experiments.shapes import model_shape
+from ictjax.run_config import TrainConfig
+
+_SMALL = 50_000_000  # weights; such a model's programs fit wherever it does
+
+
+def check(
+    config: TrainConfig,
+    console: Console,
+    *,
+    machine: Machine | None = None,
+    assumed: Assumptions | None = None,
+    as_json: bool = False,
+) -> None:
+    """Prints a plan; where it says no, what would fit, and ends the program with exit code 1.
+
+    Args:
+      config: of the run.
+      console: for people.
+      machine: None for the devices of this machine.
+      assumed: of games and machine.
+      as_json: one object on standard output, and nothing else there.
+    """
+    assumed = assumed or Assumptions()
+    place = place_of(machine)
+    # of this machine's CPU, one device is as good as all
+    here = machine is None and place.devices[0].platform == "cpu"
+    check_idle(config, place.devices, even_so=here)
+    changes: list[Change] = []
+    with counting_bar("compiling") as advance:
+        planner = Planner(place, advance)
+        plan = planner.plan(config, assumed)
+        if not as_json:
+            show(plan, config, assumed, console)
+            console.print(verdict(plan), highlight=False, soft_wrap=True)
+        if not plan.fits:
+            if not as_json:
+                console.print("Single changes with which it fits, each compiled:")
+            changes = planner.changes(
+                config,
+                list(single_changes(config, len(place.devices))),
+                lambda change: (
+                    None
+                    if as_json
+                    else console.print(change_line(change), highlight=False, soft_wrap=True)
+                ),
+            )
+            if not changes and not as_json:
+                console.print("  none of those tried; change two at once, or take more devices")
+    if as_json:
+        print(json.dumps(to_json(plan, config, assumed, changes), indent=2))
+    if not plan.fits:
+        sys.exit(1)
+
+
+def check_plan(config: TrainConfig) -> None:
+    """Raises ValueError where a run would not fit this machine's devices. Small models are left to
+    `memory.check_memory`: compiling twice would take longer than their run does.
+    """
+    roles = [config.reflector, *([] if config.actor.endpoint.url else [config.actor])]
+    if max(model_shape(role).num_params for role in roles) < _SMALL:
+        return
+    with counting_bar("compiling") as advance:
+        plan = Planner(place_of(None), advance).plan(config, Assumptions())
+    if not plan.fits:
+        raise ValueError(
+            f"This run does not fit the devices here: {refusal(plan)}. --check lists single changes"
+            " with which it does; --even-so begins all the same."
+        )

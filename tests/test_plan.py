@@ -1,0 +1,271 @@
+"""What a plan says: machines by name, counted work, memory of compiled programs, and a clear no."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments import plan_run
+from experiments.assumptions import Assumptions
+from experiments.commands import plan as command
+from experiments.commands import train
+from experiments.console import Terminal
+from experiments.estimate import Work, episodes_per_iteration, seconds, update_passes, work
+from experiments.hlo import Traffic, traffic
+from experiments.limits import check_idle
+from experiments.machines import GPUS, TPUS, machine
+from experiments.memory import uses
+from experiments.plan import Place, Planner, whole_run
+from experiments.plan_changes import single_changes
+from experiments.plan_page import to_json
+from experiments.plan_programs import num_programs
+from experiments.presets import PRESETS, on_named_mesh
+from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
+from tests.test_cli import refused
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = PRESETS["fake-tiny"]
+PAPER_7B = PRESETS["qwen2.5-7b-minihack"]
+LORA_7B = PRESETS["qwen2.5-7b-lora"]
+
+
+def place(num_bytes, chip=None, count=1):
+    return Place(name="here", devices=jax.devices()[:count], device_bytes=num_bytes, chip=chip)
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "count", "mesh"),
+    [
+        ("v5e:2x4", "v5e:2x4", 8, "v5e-8"),
+        ("v5e-16", "v5e:4x4", 16, "v5e-16"),
+        ("v5p-8", "v5p:2x2x1", 4, "v5p-8"),
+        ("V6E-1", "v6e:1x1", 1, "v6e-1"),
+        ("8xh100-80gb", "", 8, "h100-8"),
+        ("a100-40gb", "", 1, "a100"),
+    ],
+)
+def test_machines_have_the_devices_of_their_names(name, topology, count, mesh):
+    found = machine(name)
+    assert (found.topology, found.count, found.mesh) == (topology, count, mesh)
+    assert MESHES[mesh].reflector.num_devices == count
+
+
+def test_every_named_mesh_is_of_a_machine():
+    for name in MESHES:
+        kind, _, count = name.partition("-")
+        if kind in TPUS:
+            assert machine(name).mesh == name
+        else:
+            assert any(gpu.startswith(kind) for gpu in GPUS) and count in ("", "8")
+
+
+def test_an_unknown_machine_is_refused_with_the_nearest(capsys):
+    for given, words in (("v5e:2x3", "v5e:2x2"), ("h101-80gb", "h100-80gb"), ("0xh200", "h200")):
+        argv = ["--preset", "fake-tiny", "--topology", given]
+        refused(capsys, command.main, argv, repr(given), words)
+
+
+def test_the_compiler_that_is_not_installed_is_named(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    argv = ["--preset", "fake-tiny", "--topology", "v5e-1"]
+    refused(capsys, command.main, argv, "libtpu", "extra `plan`")
+
+
+def test_too_few_and_idle_devices_are_refused():
+    eight = on_named_mesh(TINY, "v5e-8").with_slots(4, 4)
+    with pytest.raises(ValueError, match="needs 8 devices and there are 4"):
+        Planner(place(2**40, count=4)).plan(eight, Assumptions())
+    with pytest.raises(ValueError, match="uses 1 of the 8 devices.*--mesh"):
+        check_idle(TINY, jax.devices(), even_so=False)
+    check_idle(TINY, jax.devices(), even_so=True)
+    check_idle(TINY, jax.devices()[:1], even_so=False)
+
+
+HLO = """HloModule jit_f
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %g = f32[4]{0} get-tuple-element(%p), index=1
+  ROOT %r = f32[4]{0} all-reduce(%g), replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+%condition (p: (s32[], f32[4])) -> pred[] {
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(28)
+  ROOT %c = pred[] compare(%i, %n), direction=LT
+}
+
+%unknown (p: (s32[], f32[4])) -> pred[] {
+  ROOT %c = pred[] compare(%i, %m), direction=LT
+}
+
+ENTRY %main (a: bf16[8]) -> bf16[16] {
+  %w = (s32[], f32[4]{0}) while(%t), condition=%condition, body=%body
+  %v = (s32[], f32[4]{0}) while(%t), condition=%unknown, body=%body
+  %s = (bf16[8]{0}, bf16[16]{0}) all-gather-start(%a), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %p = bf16[16]{0} collective-permute(%a), source_target_pairs={{0,1}}
+  %x = bf16[4]{0} reduce-scatter(%a), replica_groups={{0,1},{2,3}}, dimensions={0}
+  ROOT %d = bf16[16]{0} all-gather-done(%s)
+}
+"""
+
+
+def test_traffic_is_that_of_every_round_of_a_loop():
+    reduced = 2 * 16 * 3 // 4  # of four devices, there and back, three quarters of 4 float32
+    gathered, permuted, scattered = 32 // 2, 32, 8
+    assert traffic(HLO) == Traffic(28 * reduced + reduced + gathered + permuted + scattered, 1)
+    assert traffic("") == Traffic(0, 0)
+
+
+def test_work_is_counted_from_shapes():
+    assert update_passes(PAPER_7B) == 2 + 2 + 2 + 2 + 2  # forward twice, backward, reference
+    assert update_passes(LORA_7B) == 2 + 2 + 2 + 2
+    assert update_passes(dataclasses.replace(LORA_7B, remat="none")) == 2 + 2 + 2
+    assert episodes_per_iteration(PAPER_7B) == 8 * 8 * 5  # replayed; contexts are there before
+    assert episodes_per_iteration(TINY) == 2 * 4 * (2 + 2) + 2 * 2
+    phases = {one.phase: one for one in work(PAPER_7B, Assumptions(turns=10, reply_tokens=50))}
+    assert phases["actor decode"].tokens == 320 * 10 * 50
+    assert phases["update"].tokens == 8 * 47_104
+    weights = 7_615_616_512 - 152_064 * 3584
+    assert phases["actor decode"].flops > 2 * weights * 320 * 10 * 50
+    chip = TPUS["v5e"]
+    one = Work("x", 1, flops=chip.flops * 8, device_bytes=chip.bandwidth * 3, runs=1)
+    assumed = Assumptions(compute_efficiency=0.5, bandwidth_efficiency=0.5)
+    assert seconds(one, chip, 8, assumed) == pytest.approx(6)  # memory
+    assert seconds(one, chip, 2, assumed) == pytest.approx(8)  # matrix products
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return Planner(place(2**40, TPUS["v5e"]))
+
+
+def test_a_plan_of_the_pipeline_check(planner):
+    plan = planner.plan(TINY, Assumptions())
+    assert plan.fits and plan.num_programs == num_programs(TINY) == 7
+    phases = {phase.name: phase for phase in plan.phases}
+    assert {"restore", "hand-over", "update", "actor prefill", "reflector decode"} <= phases.keys()
+    update = phases["update"]
+    trained = next(use.device_bytes for use in plan.uses if use.what == "trained weights")
+    assert (update.gradients, update.optimizer) == (trained, 2 * trained)
+    assert update.total == plan.needed > sum(use.device_bytes for use in plan.uses)
+    parts = update.weights + update.optimizer + update.gradients + update.cache
+    assert update.total == parts + update.temporaries
+    whole = whole_run(TINY, plan)
+    assert whole.episodes == 3 * 36 and whole.checkpoint_bytes == 3 * trained
+    record = json.loads(json.dumps(to_json(plan, TINY, Assumptions(), [])))
+    assert record["fits"] and record["run"]["hours"] == pytest.approx(whole.hours)
+
+
+def test_changes_are_those_that_fit_when_they_are_compiled(planner):
+    plan = planner.plan(TINY, Assumptions())
+    tight = plan.needed - 1
+    small = Planner(place(tight))
+    small._compiled = planner._compiled
+    refused_plan = small.plan(TINY, Assumptions())
+    assert not refused_plan.fits
+    found = []
+    tried = [change for change in single_changes(TINY, 1) if change.field in ("slots", "remat")]
+    changes = small.changes(TINY, tried, found.append)
+    assert found == changes and changes
+    for change in changes:
+        assert small.plan(change.config, Assumptions()).needed <= tight
+
+
+def test_what_is_kept_alone_may_be_too_much():
+    plan = Planner(place(2**34)).plan(PAPER_7B, Assumptions())
+    assert not plan.fits and not plan.phases  # nothing was compiled
+    fields = {change.field for change in single_changes(PAPER_7B, 8)}
+    assert fields == {"mesh", "moments", "slots", "prefill", "LoRA", "context"}
+    pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1)}
+    assert {"--remat full", "--learner.num-microbatches 8"} <= pocket
+
+
+def test_check_says_no_with_exit_code_1(capsys, monkeypatch):
+    monkeypatch.setattr(plan_run, "place_of", lambda machine: place(1000))
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--preset", "fake-tiny", "--check"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "It does not fit" in text and "none of those tried" in text
+
+
+def test_a_run_is_not_begun_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr(plan_run, "place_of", lambda machine: place(1000))
+    plan_run.check_plan(TINY)  # small models are left to check_memory
+    monkeypatch.setattr(plan_run, "_SMALL", 0)
+    with pytest.raises(ValueError, match="does not fit the devices here: .* --even-so"):
+        plan_run.check_plan(TINY)
+
+
+def test_a_gpu_is_an_estimate_and_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    plan_run.check(TINY, Terminal(width=80), machine=machine("l4"))
+    text = capsys.readouterr().out
+    assert "An estimate: " in text and "It fits" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the compiler for TPUs is not installed (the extra `plan`)",
+)
+@pytest.mark.parametrize("topology", ["v5e-1", "v5e:2x2"])
+def test_programs_compile_for_tpus_that_are_not_here(topology):
+    argv = ["--preset", "fake-tiny", "--topology", topology, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "plan", *argv],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    record = json.loads(done.stdout)
+    assert record["fits"] and record["estimated_on"] == ""
+    sent = {phase["phase"]: phase["interconnect_bytes_per_run"] for phase in record["phases"]}
+    assert (sent["update"] > 0) == (record["devices"] > 1)
+
+
+def test_large_presets_compile_few_programs():
+    for name, config in PRESETS.items():
+        if name.startswith("qwen"):
+            assert num_programs(config) <= 12, name
+
+
+def test_rows_are_filled_up_for_many_devices():
+    meshes = RoleMeshes(actor=MeshConfig(data=3, tensor=2), reflector=MeshConfig(data=3, tensor=2))
+    spread = PAPER_7B.on_mesh(meshes)
+    assert (spread.batch.num_rows, spread.learner.num_microbatches) == (9, 3)
+    many = PAPER_7B.on_mesh(MESHES["v5e-64"])
+    assert (many.batch.num_rows, many.learner.num_microbatches) == (16, 1)
+    assert PAPER_7B.on_mesh(MESHES["v5p-8"]).batch == PAPER_7B.batch
+
+
+def test_one_number_sets_every_length():
+    config = PAPER_7B.with_context(16_384)
+    assert config.reflection.max_context_tokens == 14_336
+    assert config.actor_sampler.max_len == config.reflector_sampler.max_len == 16_384
+    assert config.batch.token_buckets == (24_576, 14_336 + 8 * 2048)
+    args, _ = train.read_args(["--preset", "qwen2.5-7b-minihack", "--context", "16384"])
+    assert args.settings == config
+    with pytest.raises(ValueError, match="leaves no room"):
+        PAPER_7B.with_context(2048)
+
+
+def test_the_base_is_counted_once_where_it_is_one():
+    parts = [use.parts for use in uses(LORA_7B)]
+    assert {"actor weights", "base", "reflector weights"} in parts
+    other = dataclasses.replace(TINY.reflector, lora=LoraConfig(rank=2))
+    assert {"base", "reflector weights"} in [
+        use.parts for use in uses(dataclasses.replace(TINY, reflector=other))
+    ]
