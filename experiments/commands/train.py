@@ -88,7 +88,7 @@ class _FirstArgs(StartArgs):
 
     environment: Annotated[str | None, tyro.conf.arg(name="task.environment.name")] = None
     url: Annotated[str | None, tyro.conf.arg(name="actor.endpoint.url")] = None
-    reply_tokens: Annotated[int | None, tyro.conf.arg(name="reflection.max-reply-tokens")] = None
+    reply_tokens: Annotated[str, tyro.conf.arg(name="reflection.max-reply-tokens")] = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,8 +181,9 @@ def read_flags(
     if first.algorithm is not None:
         config = by_algorithm(config, first.algorithm)
         length = first.reply_tokens
-        if first.algorithm == "dr-grpo" and length in _LENGTHS:  # else refused below, by its name
-            estimator = dataclasses.replace(config.grpo, constant_length=length)
+        # what is no length is refused below, by its name
+        if first.algorithm == "dr-grpo" and length.isdecimal() and int(length) in _LENGTHS:
+            estimator = dataclasses.replace(config.grpo, constant_length=int(length))
             config = dataclasses.replace(config, grpo=estimator)
     given = {field.name: getattr(first, field.name) for field in dataclasses.fields(StartArgs)}
     args = parse(kind, command, description, argv, kind(**given, settings=config))
