@@ -56,8 +56,16 @@ def _shape(batch: Batch) -> tuple[int, ...]:
     return (*batch.tokens_nt.shape, *batch.target_br.shape)
 
 
+MOST_PROGRAMS = 12
+"""Of a run with a large model. Small models may have more, of which a run needs some."""
+
+
 def compile_all(programs: Sequence[Compile], progress: CompileProgress | None = None) -> None:
-    """Compiles one after another."""
+    """Compiles one after another; more than `MOST_PROGRAMS` are left to be compiled when they are
+    needed, so that a run of a small model begins at once.
+    """
+    if len(programs) > MOST_PROGRAMS:
+        return
     for number, compile_one in enumerate(programs):
         if progress is not None:
             progress(number, len(programs))

@@ -11,6 +11,7 @@ import sys
 import jax
 import pytest
 
+import experiments.plan
 from experiments import plan_run
 from experiments.assumptions import Assumptions
 from experiments.commands import plan as command
@@ -21,7 +22,7 @@ from experiments.hlo import Traffic, traffic
 from experiments.limits import check_idle
 from experiments.machines import GPUS, TPUS, machine
 from experiments.memory import uses
-from experiments.plan import Place, Planner, whole_run
+from experiments.plan import Compiled, Place, Planner, whole_run
 from experiments.plan_changes import single_changes
 from experiments.plan_page import to_json
 from experiments.plan_programs import num_programs
@@ -208,7 +209,8 @@ def test_a_run_is_not_begun_that_does_not_fit(monkeypatch):
 
 
 def test_a_gpu_is_an_estimate_and_says_so(capsys, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    figures = Compiled(2**30, 0, 2**29, 1e9, 0, 0, refused=False)
+    monkeypatch.setattr(experiments.plan, "compile_program", lambda program: figures)
     plan_run.check(TINY, Terminal(width=80), machine=machine("l4"))
     text = capsys.readouterr().out
     assert "An estimate: " in text and "It fits" in text
