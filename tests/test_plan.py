@@ -221,9 +221,8 @@ def test_a_gpu_is_an_estimate_and_says_so(capsys, monkeypatch):
     importlib.util.find_spec("libtpu") is None,
     reason="the compiler for TPUs is not installed (the extra `plan`)",
 )
-@pytest.mark.parametrize("topology", ["v5e-1", "v5e:2x2"])
-def test_programs_compile_for_tpus_that_are_not_here(topology):
-    argv = ["--preset", "fake-tiny", "--topology", topology, "--json"]
+def test_programs_compile_for_tpus_that_are_not_here():
+    argv = ["--preset", "fake-tiny", "--topology", "v5e:2x2", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "experiments", "plan", *argv],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -235,7 +234,7 @@ def test_programs_compile_for_tpus_that_are_not_here(topology):
     record = json.loads(done.stdout)
     assert record["fits"] and record["estimated_on"] == ""
     sent = {phase["phase"]: phase["interconnect_bytes_per_run"] for phase in record["phases"]}
-    assert (sent["update"] > 0) == (record["devices"] > 1)
+    assert record["devices"] == 4 and sent["update"] > 0
 
 
 def test_large_presets_compile_few_programs():
