@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
 
 from ictjax.batch import Batch, blank
@@ -28,7 +28,7 @@ class Updates:
       mesh: that they are split over.
     """
 
-    def __init__(self, update: Wrapped, config: BatchConfig, mesh: Any) -> None:
+    def __init__(self, update: Wrapped, config: BatchConfig, mesh: Mesh | None) -> None:
         self._update, self._config, self._mesh = update, config, mesh
         self._compiled: dict[tuple[int, ...], Compiled] = {}
 
