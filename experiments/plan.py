@@ -104,6 +104,7 @@ class Planner:
         self.place = place
         self._report = report
         self._compiled: dict[tuple[Any, ...], Compiled] = {}
+        self._sizes: dict[str, int] = {}  # of the phases of the last plan: the largest decide first
         self._wanted = 0  # programs, those that are compiled included
 
     def plan(self, config: TrainConfig, assumed: Assumptions) -> Plan:
@@ -120,6 +121,7 @@ class Planner:
                 self._phase(config, program, kept, works.get(program.phase), assumed)
                 for program in self._programs(config)
             ]
+        self._sizes = {phase.name: phase.total for phase in phases}
         return Plan(
             machine=self.place.name,
             chip=self.place.chip,
@@ -168,7 +170,8 @@ class Planner:
     def _programs(self, config: TrainConfig) -> list[Program]:
         programs = sorted(
             run_programs(config, self.place.devices),
-            key=lambda program: ("decode" not in program.phase, "update" in program.phase),
+            key=lambda program: self._sizes.get(program.phase, 0),
+            reverse=True,
         )
         self._wanted = len({program.key for program in programs} | self._compiled.keys())
         return programs
@@ -209,8 +212,6 @@ class Planner:
         chip, time = self.place.chip, None
         if chip is not None and one is not None:
             sent = compiled.sent_bytes * one.runs
-            if "decode" in program.phase:
-                sent *= config.actor_sampler.decode_steps
             time = seconds(one, chip, program_devices(config, program), assumed) + sent / (
                 chip.interconnect * assumed.bandwidth_efficiency
             )

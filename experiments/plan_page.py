@@ -16,9 +16,8 @@ from experiments.estimate import (
 )
 from experiments.plan import Phase, Plan, phases_by_name, refusal, whole_run
 from experiments.plan_changes import Change
+from ictjax.compilation import MOST_PROGRAMS
 from ictjax.run_config import TrainConfig, to_dict
-
-_MOST_PROGRAMS = 12
 
 
 def show(plan: Plan, config: TrainConfig, assumed: Assumptions, console: Console) -> None:
@@ -151,8 +150,12 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
                 " first update."
             )
     count = plan.num_programs
-    many = "" if count <= _MOST_PROGRAMS else f", more than {_MOST_PROGRAMS}: give fewer buckets"
-    yield f"A run compiles {count} programs at its start{many}."
+    yield (
+        f"A run compiles {count} programs at its start."
+        if count <= MOST_PROGRAMS
+        else f"A run has {count} programs, more than {MOST_PROGRAMS}: each is compiled when it is"
+        " first needed. Fewer buckets make them fewer."
+    )
     played = episode(config, assumed)
     yield (
         f"Assumed: episodes of {played.turns} turns and {played.whole:,} tokens,"

@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
 
 from ictjax.batch import Batch, blank
@@ -28,7 +28,7 @@ class Updates:
       mesh: that they are split over.
     """
 
-    def __init__(self, update: Wrapped, config: BatchConfig, mesh: Any) -> None:
+    def __init__(self, update: Wrapped, config: BatchConfig, mesh: Mesh | None) -> None:
         self._update, self._config, self._mesh = update, config, mesh
         self._compiled: dict[tuple[int, ...], Compiled] = {}
 
@@ -56,8 +56,16 @@ def _shape(batch: Batch) -> tuple[int, ...]:
     return (*batch.tokens_nt.shape, *batch.target_br.shape)
 
 
+MOST_PROGRAMS = 12
+"""Of a run with a large model. Small models may have more, of which a run needs some."""
+
+
 def compile_all(programs: Sequence[Compile], progress: CompileProgress | None = None) -> None:
-    """Compiles one after another."""
+    """Compiles one after another; more than `MOST_PROGRAMS` are left to be compiled when they are
+    needed, so that a run of a small model begins at once.
+    """
+    if len(programs) > MOST_PROGRAMS:
+        return
     for number, compile_one in enumerate(programs):
         if progress is not None:
             progress(number, len(programs))

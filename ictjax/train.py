@@ -137,13 +137,10 @@ def train(
             players.mesh,
         )
         compile_all(
-            [
-                *players.programs,
-                *update.programs(state, players.base),
-                lambda: compile_advantages(config.grpo, config.meta.contexts_per_iteration),
-            ],
+            [*players.programs, *update.programs(state, players.base)],
             None if progress is None else functools.partial(progress.phase, "compiling"),
         )
+        compile_advantages(config.grpo, config.meta.contexts_per_iteration)
         arena = loops.Arena(
             actor=players.actor,
             reflector=players.reflector,

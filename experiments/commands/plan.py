@@ -87,8 +87,8 @@ def prepare(wanted: Machine) -> None:
         return
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "The compiler for TPUs (libtpu) is not installed: install the extra `plan`, with pip"
-            " install -e '.[plan]'."
+            "The compiler for TPUs (libtpu) is not installed: install the extra `plan` (pip install"
+            " -c constraints.txt -e '.[plan]')."
         )
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata could be asked for

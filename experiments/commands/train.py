@@ -74,8 +74,7 @@ class StartArgs(Flags):
         Range(2, 16_777_216),
         tyro.conf.arg(metavar="TOKENS", help_behavior_hint="(default: the preset's)"),
     ] = None
-    """The longest conversation: sets together the samplers' lengths, what the reflector reads, and
-    the rows of the update."""
+    """The longest conversation: sets the samplers' lengths, what is read, and the update's rows."""
     trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Import and call what --config names: an environment by its import path, an endpoint."""
 
