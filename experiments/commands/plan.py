@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fit.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    run_main(lambda: _main(words), "start it again; what was compiled is kept.")
+    run_main(lambda: _main(words), "start it again.")
 
 
 def _main(argv: list[str]) -> None:
@@ -94,6 +94,7 @@ def prepare(wanted: Machine) -> None:
         "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata could be asked for
         "TPU_ACCELERATOR_TYPE": wanted.accelerator,
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is kept can be read for real devices only
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened: a run here, or a plan, may go on
         "TPU_LOG_DIR": "disabled",
         "TPU_MIN_LOG_LEVEL": "3",
