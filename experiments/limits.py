@@ -61,8 +61,8 @@ def check_limits(config: TrainConfig) -> None:
             if any(size % copies for size in sizes):
                 raise ValueError(
                     f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by the"
-                    f" {copies} copies of {name}.mesh.data on a host: every copy gets the same"
-                    " share; give multiples of it."
+                    f" {copies} copies on a host ({name}.mesh.data = {role.mesh.data}): every copy"
+                    " gets the same share; give multiples of it."
                 )
 
 

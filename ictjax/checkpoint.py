@@ -532,7 +532,8 @@ def _apart(array: Any) -> Any:
     if any(device.platform != "cpu" for device in array.sharding.device_set):
         return array
     shards = [
-        jax.device_put(np.array(shard.data), shard.device) for shard in array.addressable_shards
+        jax.device_put(np.array(shard.data), shard.data.sharding)
+        for shard in array.addressable_shards
     ]
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
 

@@ -560,6 +560,7 @@ def test_moments_on_the_host_change_nothing_and_stay_there(tmp_path, moments):
         there, _ = update(there, reference, batch)
         with Checkpointer(tmp_path) as checkpointer:
             checkpointer.save(step, there, {})
+            checkpointer.wait()
             there, _ = checkpointer.restore(step, template)
     chex.assert_trees_all_equal(jax.device_get(here), jax.device_get(there))
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(there.opt_state) if leaf.ndim}

@@ -47,7 +47,11 @@ def records(kind, value=None):
 
 RECORDS = {
     kind: value
-    for kind, value in (*records(run_config.TrainConfig, PRESET), *records(config.RoleMeshes))
+    for kind, value in (
+        *records(run_config.TrainConfig, PRESET),
+        *records(config.RoleMeshes),
+        *records(config.HostsConfig, config.HostsConfig()),
+    )
     if value is not None
 }
 FIELDS = [(kind, field) for kind in RECORDS for field in ranged_fields(kind)]

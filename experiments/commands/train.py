@@ -15,6 +15,7 @@ from experiments.local_path import local_path
 from experiments.presets import PRESETS, by_algorithm, check_model, on_named_mesh, preset, task
 from experiments.remote_run import is_remote, sending
 from experiments.run_dir import (
+    Start,
     check_families,
     check_restart,
     check_run,
@@ -251,6 +252,13 @@ def _main(argv: list[str]) -> None:
             f"--run-dir {run_dir} is kept in a working copy of one host: mount the bucket on all"
             " hosts (gcsfuse) and name the folder."
         )
+
+    def judge() -> Start:
+        if args.restart:
+            return check_restart(run_dir)
+        return check_run(run_dir, args.settings, environment)
+
+    how = judge() if args.hosts.alone and not is_remote(run_dir) else None
     # JAX; flags are right when it is loaded
     from experiments.hosts import connect, decide, ended_together
     from experiments.train import start
@@ -262,22 +270,13 @@ def _main(argv: list[str]) -> None:
         if is_remote(run_dir):
             sender = stack.enter_context(sending(run_dir, console.print))
             run_dir = sender.path
-        how = decide(
-            hosts,
-            lambda: (
-                check_restart(run_dir)
-                if args.restart
-                else check_run(run_dir, args.settings, environment)
-            ),
-        )
-        shown = console if hosts.first else Terminal(quiet=True)
         start(
             name,
             args.settings,
             run_dir,
             environment,
-            shown,
-            how=how,
+            console if hosts.first else Terminal(quiet=True),
+            how=decide(hosts, judge) if how is None else how,
             even_so=args.even_so,
             sender=sender,
         )
