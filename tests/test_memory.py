@@ -79,7 +79,7 @@ def test_an_evaluation_keeps_no_optimizer_but_weights_before_and_after(monkeypat
     [
         (bench, ["sampler", "--rows", "65536", "--prompt", "8000", "--turns", "1"]),
         (bench, ["update", "--groups", "65536", "--group-size", "65536"]),
-        (bench, ["update", "--groups", "60000", "--no-peer", "--group-size", "60000"]),
+        (bench, ["update", "--groups", "60000", "--against", "nothing", "--group-size", "60000"]),
         (bench, ["update", "--vocab-size", "16777216", "--groups", "1000"]),
         (generate, ["--model", PRESET.reflector.model, "--tokens", "1,2"]),
         (play, ["--env", "fake", "--family", "bell", "--model", PRESET.actor.model]),
