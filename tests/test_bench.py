@@ -158,7 +158,7 @@ def test_update_beside_trl(tiny):
     for row in ours:
         assert row["loss"] == pytest.approx(peer["loss"], abs=1e-5)
         assert row["grad_norm"] == pytest.approx(peer["grad_norm"], rel=1e-3)
-    assert all(0 < row["of_products"] for row in result.rows)
+    assert all(row["of_products"] > 0 for row in result.rows)
 
 
 def test_trl_that_is_not_installed(capsys, monkeypatch):
