@@ -26,7 +26,6 @@ from experiments.bench_run import (
 )
 from experiments.bench_trl import Episodes, check_installed, trl_design
 from experiments.commands.bench import SamplerBench, UpdateBench
-from experiments.estimate import matrix_weights
 from experiments.memory import Use, check_fits, sampler_uses, weights_use
 from ictjax import grpo, keys
 from ictjax.batch import Batch, pack
@@ -49,7 +48,7 @@ from ictjax.learner import (
 from ictjax.models.attention import Seen
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
-from ictjax.models.transformer import init_params
+from ictjax.models.transformer import PROJECTION_AXES, init_params
 from ictjax.sampler import Request, Sampler, SamplerStats
 
 # Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and
@@ -459,9 +458,10 @@ def update_flops(config: ModelConfig, sizes: UpdateSizes, *, copies: int) -> flo
         + replies * (computed + 1) / 2
     )
     head = config.vocab_size * config.d_model
-    layers = matrix_weights(config) - head
+    axes = config.axis_sizes
+    layer = sum(axes[inputs] * axes[outputs] for inputs, outputs in PROJECTION_AXES.values())
     forward = (
-        2.0 * layers * (prompts * sizes.prompt + replies)
+        2.0 * config.num_layers * layer * (prompts * sizes.prompt + replies)
         + 4.0 * config.num_layers * config.num_heads * config.head_dim * pairs
         + 2.0 * head * sizes.samples * sizes.reply
     )
