@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import math
 import statistics
 import tempfile
 import time
@@ -458,10 +459,12 @@ def update_flops(config: ModelConfig, sizes: UpdateSizes, *, copies: int) -> flo
         + replies * (computed + 1) / 2
     )
     head = config.vocab_size * config.d_model
-    axes = config.axis_sizes
-    layer = sum(axes[inputs] * axes[outputs] for inputs, outputs in PROJECTION_AXES.values())
+    axes = config.weight_axes[1]
+    layers = sum(
+        math.prod(config.axis_sizes[axis] for axis in axes[name]) for name in PROJECTION_AXES
+    )
     forward = (
-        2.0 * config.num_layers * layer * (prompts * sizes.prompt + replies)
+        2.0 * layers * (prompts * sizes.prompt + replies)
         + 4.0 * config.num_layers * config.num_heads * config.head_dim * pairs
         + 2.0 * head * sizes.samples * sizes.reply
     )
