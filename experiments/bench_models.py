@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import math
 import statistics
 import tempfile
 import time
@@ -15,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.bench_run import Design, Note, Result, Stopwatch, interleave, ratio
+from experiments.bench_run import (
+    Design,
+    Note,
+    Result,
+    Stopwatch,
+    fastest_threads,
+    interleave,
+    ratio,
+)
+from experiments.bench_trl import Episodes, check_installed, trl_design
 from experiments.commands.bench import SamplerBench, UpdateBench
 from experiments.memory import Use, check_fits, sampler_uses, weights_use
 from ictjax import grpo, keys
@@ -39,7 +49,7 @@ from ictjax.learner import (
 from ictjax.models.attention import Seen
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
-from ictjax.models.transformer import init_params
+from ictjax.models.transformer import PROJECTION_AXES, init_params
 from ictjax.sampler import Request, Sampler, SamplerStats
 
 # Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and
@@ -217,19 +227,9 @@ def transformers_design(folder: str, work: Workload, device: str) -> tuple[Desig
 
     if device != "cpu":
         return run, f"speedup hf: over transformers, which ran on {device}."
-    seconds = {}
-    for threads in sorted({1, torch.get_num_threads()}, reverse=True):
-        torch.set_num_threads(threads)
-        run()
-        seconds[threads] = run()[0]
-    fastest = min(seconds, key=lambda threads: seconds[threads])
-    torch.set_num_threads(fastest)
     return (
         run,
-        (
-            f"speedup hf: over transformers, which ran with {fastest} of {max(seconds)} threads,"
-            " its faster choice here."
-        ),
+        f"speedup hf: over transformers, which ran with {fastest_threads(run)}.",
     )
 
 
@@ -422,11 +422,71 @@ def full_logits_update(
     return update
 
 
+class UpdateSizes(NamedTuple):
+    """What is learned from in one step: `groups` prompts with `group_size` replies each."""
+
+    groups: int
+    group_size: int
+    prompt: int  # tokens of each
+    reply: int  # tokens of each
+
+    @property
+    def samples(self) -> int:
+        return self.groups * self.group_size
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences: a shared prompt counts once for every reply."""
+        return self.samples * (self.prompt + self.reply)
+
+
+def update_flops(config: ModelConfig, sizes: UpdateSizes, *, copies: int) -> float:
+    """What an optimizer step needs: 2 for each weight and token it is multiplied with and 4 x heads
+    x head size for each pair of tokens of which one sees the other, four times: forward, twice as
+    much backward, and the reference. The head is needed where replies are predicted. Not counted
+    is what is computed a second time to save memory, and pairs that are masked.
+
+    Args:
+      copies: of each prompt, 1 or one for every reply.
+    """
+    # a reply's last token is only predicted
+    computed = sizes.reply - 1
+    replies = sizes.samples * computed
+    prompts = sizes.groups * copies
+    pairs = (
+        prompts * sizes.prompt * (sizes.prompt + 1) / 2
+        + replies * sizes.prompt
+        + replies * (computed + 1) / 2
+    )
+    head = config.vocab_size * config.d_model
+    axes = config.weight_axes[1]
+    layers = sum(
+        math.prod(config.axis_sizes[axis] for axis in axes[name]) for name in PROJECTION_AXES
+    )
+    forward = (
+        2.0 * layers * (prompts * sizes.prompt + replies)
+        + 4.0 * config.num_layers * config.num_heads * config.head_dim * pairs
+        + 2.0 * head * sizes.samples * sizes.reply
+    )
+    return 4 * forward
+
+
 def bench_update(bench: UpdateBench, note: Note) -> Result:
     """Sequences and tokens per second, compile time and memory of one optimizer step."""
-    shape = SHAPES[bench.shape]
-    config = dataclasses.replace(shape, vocab_size=bench.vocab_size or shape.vocab_size)
-    length = bench.prompt + bench.reply
+    if bench.against == "trl":
+        check_installed()
+    default = _AGAINST_TRL if bench.against == "trl" else _ALONE
+    shape = bench.shape or default.shape
+    config = dataclasses.replace(
+        SHAPES[shape], vocab_size=bench.vocab_size or SHAPES[shape].vocab_size
+    )
+    sizes = UpdateSizes(
+        bench.groups,
+        bench.group_size,
+        bench.prompt or default.prompt,
+        bench.reply or default.reply,
+    )
+    length, samples = sizes.prompt + sizes.reply, sizes.samples
     if length > config.max_positions:
         raise ValueError(
             f"A sequence has {length} tokens, the model {config.max_positions} positions: lower"
@@ -437,38 +497,49 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
             f"--groups {bench.groups} do not divide into --microbatches {bench.microbatches}:"
             " choose a divisor."
         )
-    samples = bench.groups * bench.group_size
-    states = 2 + bench.peer  # of the learner, one for every design: weights and two moments
+    peer = bench.against != "nothing"
     check_fits(
         "Weights, states, tokens and logits",
         [
             *[weights_use("weights", config)] * 2,
-            *[weights_use("weights and moments of a design", config)] * 3 * states,
+            # of the learner, one for every design: weights and two moments
+            *[weights_use("weights and moments of a design", config)] * 3 * (2 + peer),
             _tokens_use(samples * length),
-            _use("logits of all positions", bench.peer * 4 * samples * length * config.vocab_size),
+            _use("logits of all positions", peer * 4 * samples * length * config.vocab_size),
         ],
-        "Give fewer --groups, a smaller --group-size, --shape or --vocab-size, or --no-peer.",
+        "Give fewer --groups, a smaller --group-size, --shape or --vocab-size, or --against"
+        " nothing.",
     )
     rng = np.random.default_rng(0)
-    prompts = rng.integers(0, config.vocab_size, (bench.groups, bench.prompt)).tolist()
-    replies = rng.integers(0, config.vocab_size, (samples, bench.reply)).tolist()
-    advantages = rng.normal(size=samples).tolist()
+    prompts = rng.integers(0, config.vocab_size, (bench.groups, sizes.prompt)).tolist()
+    episodes = Episodes(
+        prompts=[prompt for prompt in prompts for _ in range(bench.group_size)],
+        replies=rng.integers(0, config.vocab_size, (samples, sizes.reply)).tolist(),
+        advantages=rng.normal(size=samples).tolist(),
+    )
 
     def packed(replies_per_row: int) -> Batch:
-        # a reply's last token is only predicted
-        tokens = bench.prompt + replies_per_row * (bench.reply - 1)
+        tokens = sizes.prompt + replies_per_row * (sizes.reply - 1)
         shapes = BatchConfig(
             num_rows=samples // replies_per_row,
             replies_per_row=replies_per_row,
             token_buckets=(tokens,),
-            response_buckets=(bench.reply,),
+            response_buckets=(sizes.reply,),
         )
-        repeated = [prompt for prompt in prompts for _ in range(bench.group_size)]
-        return jax.device_put(pack(shapes, repeated, replies, advantages=advantages, pad_id=0))
+        return jax.device_put(
+            pack(
+                shapes,
+                episodes.prompts,
+                episodes.replies,
+                advantages=episodes.advantages,
+                pad_id=0,
+            )
+        )
 
+    optimizer_config = OptimizerConfig(learning_rate=1e-5)
     functions, optimizer = (
         transformer_functions(config, remat="none"),
-        make_optimizer(OptimizerConfig(learning_rate=1e-5)),
+        make_optimizer(optimizer_config),
     )
     params = init_params(config, jax.random.key(0))
     reference = init_params(config, jax.random.key(1))
@@ -477,9 +548,8 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
     )
     shared, separate = packed(bench.group_size), packed(1)
     updates = {"shared prompt": (update, shared), "separate rows": (update, separate)}
-    if bench.peer:
+    if bench.against == "all-positions":
         updates["all positions"] = full_logits_update(functions, PAPER, optimizer), separate
-    baseline = list(updates)[-1]
     designs: dict[str, Design] = {}
     compile_s, peak_bytes = {}, {}
     for name, (update, batch) in updates.items():
@@ -490,17 +560,41 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
         compile_s[name] = time.perf_counter() - start
         peak_bytes[name] = _peak_bytes(program)
         designs[name] = _Steps(program, state, reference, batch).run
-    seconds, metrics = interleave(designs, bench.repetitions, note)
+    notes = []
+    products: dict[str, Design] = {}
+    if bench.against == "trl":
+        with tempfile.TemporaryDirectory() as folder:
+            policy, frozen = (f"{folder}/{name}" for name in ("policy", "reference"))
+            save_checkpoint(policy, config, params)
+            save_checkpoint(frozen, config, reference)
+            note("TRL: threads")
+            designs["TRL"], threads = trl_design(
+                policy,
+                frozen,
+                episodes,
+                config=PAPER,
+                optimizer=optimizer_config,
+                microbatches=bench.microbatches,
+            )
+        notes.append(threads)
+        products = _products()
+    baseline = list(designs)[-1]
+    seconds, metrics = interleave(designs | products, bench.repetitions, note)
+    rates = {name: _PRODUCT_FLOPS / min(seconds[name]) for name in products}
     rows = []
     for name in designs:
-        median_s, peak = statistics.median(seconds[name]), peak_bytes[name]
+        median_s, peak = statistics.median(seconds[name]), peak_bytes.get(name)
+        copies = 1 if name == "shared prompt" else bench.group_size
+        rate = update_flops(config, sizes, copies=copies) / min(seconds[name])
         rows.append(
             {
                 "design": name,
                 "seconds": median_s,
                 "sequences_per_s": samples / median_s,
-                "tokens_per_s": samples * length / median_s,
-                "compile_s": compile_s[name],
+                "tokens_per_s": sizes.tokens / median_s,
+                "gflop_per_s": rate / 1e9,
+                "of_products": rate / max(rates.values()) if rates else None,
+                "compile_s": compile_s.get(name),
                 "memory_mib": None if peak is None else peak / 2**20,
                 "loss": metrics[name]["loss"],
                 "grad_norm": metrics[name]["grad_norm"],
@@ -508,15 +602,58 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
             }
         )
     title = (
-        f"GRPO update, {bench.shape}: {bench.groups} x {bench.group_size} sequences of"
-        f" {bench.prompt} + {bench.reply} tokens, vocabulary {config.vocab_size}"
+        f"GRPO update, {shape}: {bench.groups} x {bench.group_size} sequences of"
+        f" {sizes.prompt} + {sizes.reply} tokens, vocabulary {config.vocab_size}"
     )
-    notes = [
+    notes += [
         "Tokens are those of the sequences: a shared prompt counts once for every reply.",
         "Loss and gradient norm are of the first step, from equal weights. Memory: arguments,"
         " results and temporaries by the compiler.",
+        "gflop/s: of the fastest step. 4 x (2 x weights of layers x tokens computed + 4 x layers x"
+        " heads x head size x pairs seen + 2 x weights of the head x tokens of replies).",
     ]
+    if rates:
+        notes.append(
+            f"of products: share of the faster product of two float32 [{_PRODUCT_SIZE},"
+            f" {_PRODUCT_SIZE}], fastest of each: "
+            + ", ".join(f"{name} {rate / 1e9:.0f} gflop/s" for name, rate in rates.items())
+            + "."
+        )
     return Result(title, baseline, rows, notes)
+
+
+class _Sizes(NamedTuple):
+    shape: str
+    prompt: int
+    reply: int
+
+
+# Where the command line does not say. Against TRL: 8 layers x 512, and 1,024 tokens a sequence.
+_ALONE = _Sizes("pocket", 320, 64)
+_AGAINST_TRL = _Sizes("medium", 896, 128)
+_PRODUCT_SIZE, _PRODUCTS = 2048, 4
+_PRODUCT_FLOPS = _PRODUCTS * 2.0 * _PRODUCT_SIZE**3
+
+
+def _products() -> dict[str, Design]:
+    """Matrix products, by JAX and by PyTorch: what this machine can do."""
+    import torch  # an optional package, needed here only
+
+    x = np.random.default_rng(0).normal(size=(_PRODUCT_SIZE, _PRODUCT_SIZE)).astype(np.float32)
+    with_jax, with_torch = jnp.asarray(x), torch.from_numpy(x)
+    square = jax.jit(lambda x: x @ x)
+
+    def timed(product: Callable[[], Any]) -> tuple[float, None]:
+        stopwatch = Stopwatch()
+        with stopwatch.running():
+            for _ in range(_PRODUCTS):
+                product()
+        return stopwatch.seconds, None
+
+    return {
+        "JAX": lambda: timed(lambda: square(with_jax).block_until_ready()),
+        "PyTorch": lambda: timed(lambda: with_torch @ with_torch),
+    }
 
 
 class _Steps:

@@ -58,6 +58,24 @@ def ratio(seconds: Mapping[str, Sequence[float]], design: str, peer: str) -> flo
     )
 
 
+def fastest_threads(run: Callable[[], Any]) -> str:
+    """Gives PyTorch one thread or its default number, whichever runs faster here: on a busy machine
+    two threads that wait for each other can take eight times as long as one. Says which.
+    """
+    import torch  # an optional package, needed here only
+
+    seconds = {}
+    for threads in sorted({1, torch.get_num_threads()}, reverse=True):
+        torch.set_num_threads(threads)
+        run()
+        start = time.perf_counter()
+        run()
+        seconds[threads] = time.perf_counter() - start
+    fastest = min(seconds, key=lambda threads: seconds[threads])
+    torch.set_num_threads(fastest)
+    return f"{fastest} of {max(seconds)} threads, its faster choice here"
+
+
 class Stopwatch:
     """Seconds of the parts of a run that count."""
 

@@ -11,7 +11,7 @@ import pytest
 from envs.api import GameId
 from envs.pool import WorkerPool
 from envs.registry import load_environment
-from experiments import bench, bench_envs, bench_models, bench_run
+from experiments import bench, bench_envs, bench_models, bench_run, bench_trl
 from tests.test_cli import refused
 
 ROWS, PROMPT, TURNS, OBSERVED, REPLY = 3, 20, 2, 4, 5
@@ -108,6 +108,61 @@ def test_update_equals_its_peer(tiny):
         assert row["loss"] == pytest.approx(peer["loss"], abs=1e-5)
         assert row["grad_norm"] == pytest.approx(peer["grad_norm"], rel=1e-3)
         assert row["grad_norm"] > 0 and row["memory_mib"] > 0
+        assert row["gflop_per_s"] > 0 and row["of_products"] is None
+
+
+def test_flops_of_an_update():
+    shape = bench_models.SHAPES["pocket"]
+    config = dataclasses.replace(
+        shape,
+        vocab_size=10,
+        num_layers=3,
+        d_model=4,
+        d_ff=5,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=2,
+    )
+    weights = 3 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 5)
+    sizes = bench_models.UpdateSizes(groups=2, group_size=3, prompt=7, reply=5)
+
+    def expected(tokens, pairs):
+        return 4 * (2 * weights * tokens + 4 * 3 * 2 * 2 * pairs + 2 * 4 * 10 * 2 * 3 * 5)
+
+    # the last token of a reply is not computed: prompts of 7, replies of 4
+    separate, shared = 6 * (11 * 12 // 2), 2 * (7 * 8 // 2) + 6 * (4 * 7 + 4 * 5 // 2)
+    found = bench_models.update_flops(config, sizes, copies=3)
+    assert found == expected(6 * 11, separate)
+    found = bench_models.update_flops(config, sizes, copies=1)
+    assert found == expected(2 * 7 + 6 * 4, shared)
+
+
+def test_update_beside_trl(tiny):
+    pytest.importorskip("trl", reason="TRL is compared in an environment of its own")
+    result = bench_models.bench_update(
+        bench_models.UpdateBench(
+            against="trl",
+            shape="pocket",
+            repetitions=1,
+            groups=2,
+            group_size=3,
+            prompt=9,
+            reply=5,
+            microbatches=2,
+        ),
+        quiet,
+    )
+    *ours, peer = result.rows
+    assert (result.peer, peer["design"], peer["speedup"]) == ("TRL", "TRL", 1.0)
+    for row in ours:
+        assert row["loss"] == pytest.approx(peer["loss"], abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(peer["grad_norm"], rel=1e-3)
+    assert all(row["of_products"] > 0 for row in result.rows)
+
+
+def test_trl_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setattr(bench_trl.importlib.util, "find_spec", lambda name: None)
+    refused(capsys, bench.main, ["update", "--against", "trl"], "--against trl", "pip install trl")
 
 
 def test_update_that_cannot_be(tiny):

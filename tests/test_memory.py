@@ -67,9 +67,9 @@ def test_training_says_it_before_a_run_is_made(capsys, tmp_path, monkeypatch):
 def test_an_evaluation_keeps_no_optimizer_but_weights_before_and_after(monkeypatch):
     kept = {use.what: use.whole_bytes for use in memory.uses(PRESET)}
     needed = sum(kept.values()) - kept["second moments"]
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: needed)
     check_evaluation_memory(PRESET)
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: needed - 1)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: needed - 1)
     with pytest.raises(ValueError, match=r"^Weights and caches take .*\.$"):
         check_evaluation_memory(PRESET)
 
@@ -79,7 +79,7 @@ def test_an_evaluation_keeps_no_optimizer_but_weights_before_and_after(monkeypat
     [
         (bench, ["sampler", "--rows", "65536", "--prompt", "8000", "--turns", "1"]),
         (bench, ["update", "--groups", "65536", "--group-size", "65536"]),
-        (bench, ["update", "--groups", "60000", "--no-peer", "--group-size", "60000"]),
+        (bench, ["update", "--groups", "60000", "--against", "nothing", "--group-size", "60000"]),
         (bench, ["update", "--vocab-size", "16777216", "--groups", "1000"]),
         (generate, ["--model", PRESET.reflector.model, "--tokens", "1,2"]),
         (play, ["--env", "fake", "--family", "bell", "--model", PRESET.actor.model]),
@@ -88,12 +88,12 @@ def test_an_evaluation_keeps_no_optimizer_but_weights_before_and_after(monkeypat
 def test_commands_say_what_exceeds_the_memory_before_they_take_it(
     module, argv, capsys, monkeypatch
 ):
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: 2**10)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: 2**10)
     refused(capsys, module.main, argv, "GiB", "this machine has free 0.0")
 
 
 def test_evaluate_says_it_before_a_checkpoint_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_device_bytes", lambda device: 1000)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="Weights and caches take"):
         evaluate(tmp_path, PRESET, Terminal())
     assert not list(tmp_path.iterdir())

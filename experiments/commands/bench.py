@@ -64,11 +64,16 @@ class SamplerBench(Common):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateBench(Common):
     """One GRPO update of groups of replies that share a prompt: one copy of the prompt, a copy for
-    every reply, and the latter with the logits of all positions at once.
+    every reply, and the latter in the way of a peer.
     """
 
-    shape: _Shape = "pocket"
-    """Of the model; weights are random."""
+    against: Literal["all-positions", "trl", "nothing"] = "all-positions"
+    """The peer: our model with the logits of all positions at once, which need much memory at long
+    prompts; TRL's loss function on the same weights in PyTorch, both beside this machine's matrix
+    products; or none.
+    """
+    shape: _Shape | None = None
+    """Of the model; weights are random. Unless given, pocket; against TRL medium."""
     vocab_size: Annotated[
         int | None, Range(1, 16_777_216), tyro.conf.arg(metavar="INT", help_behavior_hint="")
     ] = None
@@ -77,16 +82,16 @@ class UpdateBench(Common):
     """Prompts in the batch."""
     group_size: Annotated[int, Range(1, 65_536)] = 8
     """Replies to each prompt."""
-    prompt: Annotated[int, Range(1, 16_777_216)] = 320
-    """Tokens of each prompt."""
-    reply: Annotated[int, Range(1, 16_777_216)] = 64
-    """Tokens of each reply."""
+    prompt: Annotated[
+        int | None, Range(1, 16_777_216), tyro.conf.arg(metavar="INT", help_behavior_hint="")
+    ] = None
+    """Tokens of each prompt. Unless given, 320; against TRL 896."""
+    reply: Annotated[
+        int | None, Range(1, 16_777_216), tyro.conf.arg(metavar="INT", help_behavior_hint="")
+    ] = None
+    """Tokens of each reply. Unless given, 64; against TRL 128."""
     microbatches: Annotated[int, Range(1, 65_536)] = 1
-    """Parts of the batch whose gradients are accumulated; the peer takes the batch whole."""
-    peer: bool = True
-    """Whether to measure the logits of all positions too: they and its attention need much memory
-    at long prompts.
-    """
+    """Parts of the batch whose gradients are accumulated; all positions take the batch whole."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
