@@ -98,7 +98,7 @@ MESHES: Mapping[str, RoleMeshes] = MappingProxyType(
         "v5e-4": _both(data=2, tensor=2),
         "v5e-8": _both(data=2, tensor=4),
         "v5e-16": _both(data=4, tensor=4),
-        "v5e-64": _both(data=8, fsdp=2, tensor=4),
+        "v5e-64": _both(data=16, tensor=4),  # 16 hosts of four chips, each with a copy of its own
         "v6e-1": _both(),
         "v6e-4": _both(tensor=4),
         "v6e-8": _both(data=2, tensor=4),
