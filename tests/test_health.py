@@ -149,9 +149,13 @@ class Saves:
 
     steps: list = dataclasses.field(default_factory=list)
 
-    def save(self, step, state, host):
+    def save(self, step, state, host, *, score):
         assert state == host == step
+        assert score is None  # no iteration had a reward
         self.steps.append(step)
+
+    def wait(self):
+        """What is saved is complete."""
 
 
 @pytest.mark.parametrize(

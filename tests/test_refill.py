@@ -8,7 +8,8 @@ from envs.fake import FakeEnvironment
 from envs.local import LocalPool
 from ictjax import loops
 from ictjax.model_speaker import ModelSpeaker
-from ictjax.records import Candidate
+from ictjax.precollection import precollect
+from ictjax.records import Candidate, context_from_json
 from ictjax.refill import is_dead, refill
 from ictjax.reflector import Reflector
 from tests.test_loops import CHAT, END, META, REFLECTION, TOKENIZER, make_arena
@@ -104,10 +105,11 @@ def test_no_more_rounds_than_asked_and_then_the_dead_stay(pool):
     assert done.contexts == start[1] and done.scored == start[2]
 
 
-def test_precollected_contexts_are_refilled_from_those_the_iteration_has_not_seen(pool):
+def test_precollected_contexts_are_refilled_from_those_the_iteration_has_not_seen(pool, tmp_path):
     meta = dataclasses.replace(META, collection="precollected", precollected_loops=4)
     arena = make_arena(pool, meta=meta)
-    collected = loops.precollect(arena)
+    lines = precollect(arena, tmp_path / "partial.jsonl")
+    collected = [context_from_json(line) for line in lines]
     start = begin(arena, 1, loops.draw_contexts(arena, collected, 1))
     done, _ = refill(arena, *start, max_rounds=20, collected=collected)
     places = collections.Counter((c.loop, c.meta_turn) for c in done.contexts)

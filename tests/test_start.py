@@ -1,5 +1,6 @@
 """`ictjax train` on a directory that holds a run already: what goes on, and what is refused."""
 
+import importlib.util
 import json
 import shutil
 
@@ -99,15 +100,26 @@ def test_two_trainings_of_one_directory(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("main", "argv"),
     [
-        (train.main, ["--preset", "fake-tiny", "--run-dir=gs://bucket/run"]),
         (train.main, ["--preset", "fake-tiny", "--actor.model=gs://bucket/actor"]),
         (train.main, ["--config=gs://bucket/config.json"]),
-        (evaluate.main, ["--run-dir=gs://bucket/run"]),
+        (train.main, ["--preset", "fake-tiny", "--run-dir=ftp://bucket/run"]),
+        (evaluate.main, ["--run-dir=ftp://bucket/run"]),
     ],
 )
 def test_an_address_is_no_local_folder(capsys, tmp_path, monkeypatch, main, argv):
     monkeypatch.chdir(tmp_path)
-    refused(capsys, main, argv, "'gs://bucket/", "is an address")
+    refused(capsys, main, argv, "://bucket/", "is an address")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed: it would be asked"
+)
+@pytest.mark.parametrize("main", [train.main, evaluate.main])
+def test_a_run_at_an_address_needs_what_reads_it(capsys, tmp_path, monkeypatch, main):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--preset", "fake-tiny"] if main is train.main else []
+    refused(capsys, main, [*argv, "--run-dir=gs://bucket/run"], "gs://bucket/run", "gcsfs")
     assert not list(tmp_path.iterdir())
 
 
