@@ -26,6 +26,7 @@ from ictjax.learner import (
 )
 from ictjax.mesh import BATCH, RULES, TRAINED_RULES, make_mesh, param_shardings
 from ictjax.models import transformer
+from ictjax.models.attention_choice import attention_of, platform_of, resolve
 from ictjax.models.config import ModelConfig
 from ictjax.run_config import TrainConfig
 from ictjax.sampler import Blueprint, TurnShape, sampling_shapes, turn_shapes, unstacked
@@ -177,7 +178,14 @@ def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Ite
     def update() -> Lowered:
         optimizer = make_optimizer(config.whole_optimizer)
         state = learner_state(config, mesh)
-        functions = transformer_functions(model, remat=config.remat, lora=role.lora, mesh=mesh)
+        attention = resolve(config.learner.attention, model, platform_of(mesh))
+        functions = transformer_functions(
+            model,
+            remat=config.remat,
+            lora=role.lora,
+            mesh=mesh,
+            attention=attention_of(attention, mesh),
+        )
         step = make_update(
             functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
         )

@@ -123,6 +123,16 @@ class Attention(NamedTuple):
     rows: Callable[[Array, Array, Array, Any, float], Array]
 
 
+def in_whole_blocks(seen: Seen, block: int) -> Seen:
+    """With padding behind the rows [B, T], to a multiple of `block` tokens."""
+    padding = ((0, 0), (0, -seen.positions_bt.shape[1] % block))
+    return Seen(
+        jnp.pad(seen.positions_bt, padding),
+        jnp.pad(seen.context_bt, padding, constant_values=-1),
+        jnp.pad(seen.branch_bt, padding),
+    )
+
+
 class Plan(NamedTuple):
     """How rows are attended to, computed once for all layers that see the same."""
 
@@ -142,14 +152,9 @@ def plan(seen: Seen, window: int = EVERYTHING, block: int | None = None) -> Plan
     if block is None:
         length = seen.positions_bt.shape[1]
         block = next((size for longest, size in _BLOCKS if length <= longest), _LONGEST)
+    seen = in_whole_blocks(seen, block)
     rows, length = seen.positions_bt.shape
-    count = -(-length // block)
-    padding = ((0, 0), (0, count * block - length))
-    seen = Seen(
-        jnp.pad(seen.positions_bt, padding),
-        jnp.pad(seen.context_bt, padding, constant_values=-1),
-        jnp.pad(seen.branch_bt, padding),
-    )
+    count = length // block
 
     def row_of_blocks(queries: Seen) -> Array:
         return may_see(queries, seen, window).reshape(rows, -1, count, block).any(axis=(0, 1, 3))

@@ -27,7 +27,16 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ictjax.mesh import BATCH, kv_copies
-from ictjax.models.attention import MASKED, MIXED, Attention, Seen, attend, may_see, sees
+from ictjax.models.attention import (
+    MASKED,
+    MIXED,
+    Attention,
+    Seen,
+    attend,
+    in_whole_blocks,
+    may_see,
+    sees,
+)
 
 _BLOCK = 512  # [C, C] in float32 is 1 MiB of the 16 that a kernel may hold, for every head size
 _LANES = 128
@@ -70,14 +79,9 @@ def tpu_attention(
 
 
 def _plan(block: int, seen: Seen, window: int) -> PairPlan:
+    seen = in_whole_blocks(seen, block)
     rows, length = seen.positions_bt.shape
-    count = -(-length // block)
-    padding = ((0, 0), (0, count * block - length))
-    seen = Seen(
-        jnp.pad(seen.positions_bt, padding),
-        jnp.pad(seen.context_bt, padding, constant_values=-1),
-        jnp.pad(seen.branch_bt, padding),
-    )
+    count = length // block
 
     def row_of_blocks(queries: Seen) -> Array:
         mask_bcyc = may_see(queries, seen, window).reshape(rows, block, count, block)
