@@ -7,7 +7,7 @@ import pathlib
 import platform
 from collections.abc import MutableMapping
 
-_FOLDER = "JAX_COMPILATION_CACHE_DIR"
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _SWITCH = "JAX_ENABLE_COMPILATION_CACHE"
 
 
@@ -15,13 +15,13 @@ def keep_compiled(environment: MutableMapping[str, str]) -> None:
     """Has JAX keep what it compiles below the user's cache directory, one folder for each kind of
     processor; does nothing where the environment already says where, or whether.
     """
-    if _FOLDER in environment or _SWITCH in environment:
+    if FOLDER in environment or _SWITCH in environment:
         return
     home = environment.get("XDG_CACHE_HOME") or environment.get("HOME")
     if not home:
         return
     base = pathlib.Path(home) if environment.get("XDG_CACHE_HOME") else pathlib.Path(home, ".cache")
-    environment[_FOLDER] = str(base / "ictjax" / "xla" / _processor())
+    environment[FOLDER] = str(base / "ictjax" / "xla" / _processor())
 
 
 def _processor() -> str:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.stages import Lowered
 
 from experiments.assumptions import Assumptions
 from experiments.estimate import Work, episodes_per_iteration, seconds, work
 from experiments.hlo import traffic
+from experiments.kept_figures import Compiled, kept_figures
 from experiments.limits import check_limits
 from experiments.machines import Chip
 from experiments.memory import Use, uses
@@ -23,18 +25,6 @@ from ictjax.run_config import TrainConfig
 
 Report = Callable[[int, int], None]  # programs compiled, of how many
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-class Compiled(NamedTuple):
-    """What the compiler says of one program, for each device."""
-
-    argument_bytes: int
-    output_bytes: int  # beyond the arguments that they replace
-    temporary_bytes: int
-    flops: float | None  # by the compiler, which counts the body of every loop once
-    sent_bytes: int  # over the interconnect; loops counted as often as they turn
-    loops_once: int  # of unknown rounds
-    refused: bool  # the compiler itself found no room; temporaries are what it asked for
 
 
 class Phase(NamedTuple):
@@ -231,15 +221,16 @@ class Planner:
 
     def _compile(self, program: Program) -> Compiled:
         if program.key not in self._compiled:
-            self._compiled[program.key] = compile_program(program)
+            self._compiled[program.key] = kept_figures(
+                program.lower(), self.place.devices[0], compile_program
+            )
             if self._report is not None:
                 self._report(len(self._compiled), max(self._wanted, len(self._compiled)))
         return self._compiled[program.key]
 
 
-def compile_program(program: Program) -> Compiled:
+def compile_program(lowered: Lowered) -> Compiled:
     """Compiles one program, and reads what the compiler says of it."""
-    lowered = program.lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -248,8 +239,15 @@ def compile_program(program: Program) -> Compiled:
         )
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        size = 0 if asked is None else int(float(asked[1]) * _UNITS[asked[2]])
-        return Compiled(0, 0, size, None, 0, 0, refused=True)
+        return Compiled(
+            argument_bytes=0,
+            output_bytes=0,
+            temporary_bytes=0 if asked is None else int(float(asked[1]) * _UNITS[asked[2]]),
+            flops=None,
+            sent_bytes=0,
+            loops_once=0,
+            refused=True,
+        )
     memory = compiled.memory_analysis()
     assert memory is not None  # every compiler of JAX's own platforms says it
     costs = compiled.cost_analysis() or {}

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from ictjax import grpo
 from ictjax.batch import Batch
 from ictjax.config import GRPOConfig, LearnerConfig, LoraConfig, OptimizerConfig, Remat
-from ictjax.mesh import BATCH, place
+from ictjax.mesh import hidden_sharding, place
 from ictjax.models import transformer
 from ictjax.models.attention import BLOCKS, Attention, Seen
 from ictjax.models.config import ModelConfig
@@ -60,10 +60,9 @@ def transformer_functions(
       remat: what the backward pass computes again.
       lora: what is trained is an adapter of the base, if its rank is above 0; None trains all
         weights.
-      mesh: hidden states are split by rows on it.
+      mesh: hidden states are split on it, see `ictjax.mesh.hidden_sharding`.
       attention: how it is computed, on that mesh.
     """
-    activations = None if mesh is None else NamedSharding(mesh, PartitionSpec(*BATCH, None, None))
 
     def forward(params: Params, tokens_nt: Array, seen: Seen) -> Array:
         return transformer.forward(
@@ -72,7 +71,7 @@ def transformer_functions(
             tokens_nt,
             seen=seen,
             remat=remat,
-            activations=activations,
+            activations=None if mesh is None else hidden_sharding(mesh, tokens_nt.shape[1]),
             attention=attention,
         )
 

@@ -203,6 +203,22 @@ def table_sharding(num_rows: int, mesh: Mesh | AbstractMesh) -> NamedSharding:
     )
 
 
+def hidden_sharding(mesh: Mesh, num_positions: int) -> NamedSharding:
+    """Of hidden states [B, T, D] between two layers: rows over data and fsdp, positions over tensor
+    where it divides them.
+
+    They are what a backward pass keeps of every layer: split, each device keeps its part only
+    ("sequence parallelism", https://arxiv.org/abs/2205.05198). What the layers send between devices
+    stays the same: where partial sums were added up for all, each device is sent its part of them.
+    """
+    return NamedSharding(
+        mesh,
+        PartitionSpec(
+            *BATCH, "tensor" if num_positions % mesh.shape["tensor"] == 0 else None, None
+        ),
+    )
+
+
 def kv_copies(num_heads: int, num_kv_heads: int, mesh: Mesh | None) -> int:
     """How often a cache holds every kv head, so that the tensor axis can split it.
 

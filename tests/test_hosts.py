@@ -36,8 +36,6 @@ def start(tmp_path_factory):
     environ = {
         **os.environ,
         "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     started = []
 

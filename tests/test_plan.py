@@ -16,13 +16,15 @@ from experiments import plan_run
 from experiments.assumptions import Assumptions
 from experiments.commands import plan as command
 from experiments.commands import train
+from experiments.compiled_cache import FOLDER
 from experiments.console import Terminal
 from experiments.estimate import Work, episodes_per_iteration, seconds, update_passes, work
 from experiments.hlo import Traffic, traffic
+from experiments.kept_figures import Compiled, kept_figures
 from experiments.limits import check_idle
 from experiments.machines import GPUS, TPUS, machine
 from experiments.memory import uses
-from experiments.plan import Compiled, Place, Planner, whole_run
+from experiments.plan import Place, Planner, compile_program, whole_run
 from experiments.plan_changes import single_changes
 from experiments.plan_page import to_json
 from experiments.plan_programs import num_programs
@@ -209,7 +211,16 @@ def test_a_run_is_not_begun_that_does_not_fit(monkeypatch):
 
 
 def test_a_gpu_is_an_estimate_and_says_so(capsys, monkeypatch):
-    figures = Compiled(2**30, 0, 2**29, 1e9, 0, 0, refused=False)
+    figures = Compiled(
+        argument_bytes=2**30,
+        output_bytes=0,
+        temporary_bytes=2**29,
+        flops=1e9,
+        sent_bytes=0,
+        loops_once=0,
+        refused=False,
+    )
+    monkeypatch.delenv(FOLDER)
     monkeypatch.setattr(experiments.plan, "compile_program", lambda program: figures)
     plan_run.check(TINY, Terminal(width=80), machine=machine("l4"))
     text = capsys.readouterr().out
@@ -235,6 +246,27 @@ def test_programs_compile_for_tpus_that_are_not_here():
     assert record["fits"] and record["estimated_on"] == ""
     sent = {phase["phase"]: phase["interconnect_bytes_per_run"] for phase in record["phases"]}
     assert record["devices"] == 4 and sent["update"] > 0
+
+
+def test_figures_are_kept_until_the_program_changes(monkeypatch, tmp_path):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    asked = []
+
+    def figures_of(add):
+        def compile_it(lowered):
+            asked.append(add)
+            return compile_program(lowered)
+
+        lowered = jax.jit(lambda x: x + add).lower(1.0)
+        return kept_figures(lowered, jax.devices()[0], compile_it)
+
+    first = figures_of(1.0)
+    assert figures_of(1.0) == first and asked == [1.0]
+    figures_of(2.0)
+    assert asked == [1.0, 2.0]
+    for path in tmp_path.glob("figures/*.json"):
+        path.write_text("{")  # cut off
+    assert figures_of(1.0) == first and asked == [1.0, 2.0, 1.0]
 
 
 def test_large_presets_compile_few_programs():

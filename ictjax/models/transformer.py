@@ -178,8 +178,8 @@ def forward(
         without padding. Hidden states at padding are finite and meaningless.
       remat: what the backward pass computes again instead of keeping it, see
         `ictjax.config.Remat`.
-      activations: of hidden states on a mesh, [B, T, D]; without it the partitioner may split them
-        like the weights.
+      activations: of hidden states between layers on a mesh, [B, T, D]; without it the partitioner
+        may split them like the weights.
       attention: how it is computed.
     """
     if seen is None:
