@@ -1,5 +1,5 @@
-"""Compilers' figures, kept between plans: to compile a program of 7B weights takes minutes, to write
-it down for the compiler seconds.
+"""Compilers' figures, kept between plans: to compile a program of 7B weights takes minutes, to
+write it down for the compiler seconds.
 """
 
 import dataclasses
