@@ -1,16 +1,20 @@
 """Settings that must stand before JAX is imported: eight CPU devices, strict rank promotion,
-nothing fetched from a hub, nothing compiled kept in the user's home. What `make test` sets is taken away: messages name make only to those
-who came by it.
+nothing fetched from a hub. What one test has compiled, every other one reads, also in another
+process; it is compiled with little care, which takes half the time and gives slower programs. What
+`make test` sets is taken away: messages name make only to those who came by it.
 """
 
 import os
 import tempfile
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 )
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -19,3 +23,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have theirs from here
     _COMPILED = tempfile.TemporaryDirectory(prefix="ictjax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ.pop("MAKELEVEL", None)
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs of this module are compiled as users' are."""
+    import jax  # after the settings above
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

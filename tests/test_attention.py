@@ -108,6 +108,7 @@ def test_only_blocks_with_something_to_see_are_needed():
     assert not plan(tree(16, (16,), padding=16), EVERYTHING, BLOCK).needed_xy[2].any()
 
 
+@pytest.mark.usefixtures("optimised")
 def test_nothing_of_the_size_of_all_pairs_is_built():
     length = 37 * BLOCK
     seen = plain_rows(jnp.ones((ROWS, length), bool))

@@ -14,6 +14,8 @@ from envs.registry import load_environment
 from experiments import bench, bench_envs, bench_models, bench_run, bench_trl
 from tests.test_cli import refused
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 ROWS, PROMPT, TURNS, OBSERVED, REPLY = 3, 20, 2, 4, 5
 
 

@@ -12,15 +12,8 @@ from experiments.protocol import hashes_of_training
 from experiments.run_dir import run_prompt
 from ictjax.records import trajectory_from_json
 from tests.test_cli import refused, train
-from tests.tiny import programs_kept_in
 
 SMALL = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    with programs_kept_in(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(scope="module")

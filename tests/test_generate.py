@@ -19,7 +19,7 @@ from ictjax.models.peft import save_adapter
 from ictjax.models.transformer import abstract_params, forward, unembed
 from ictjax.records import Message
 from ictjax.sampler import Generation
-from tests.tiny import byte_tokenizer, programs_kept_in
+from tests.tiny import byte_tokenizer
 
 CONFIG = ModelConfig(
     vocab_size=260,
@@ -32,15 +32,6 @@ CONFIG = ModelConfig(
     max_positions=96,
     rope_theta=100.0,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Every call makes a sampler of its own; those of the same sizes share their compiled programs
-    through JAX's cache on disk.
-    """
-    with programs_kept_in(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(scope="module")

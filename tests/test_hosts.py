@@ -31,12 +31,9 @@ def flags(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start():
     """Starts a command on so many hosts; whatever still runs at the end is killed."""
-    environ = {
-        **os.environ,
-        "XLA_FLAGS": "",
-    }
+    environ = os.environ | {"XLA_FLAGS": ""}
     started = []
 
     def begin(count, command, *words):

@@ -32,6 +32,8 @@ from experiments.presets import PRESETS, on_named_mesh
 from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
 from tests.test_cli import refused
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = PRESETS["fake-tiny"]
 PAPER_7B = PRESETS["qwen2.5-7b-minihack"]

@@ -38,17 +38,11 @@ from ictjax.reflector import ask_groups
 from ictjax.rollout import Episode, rollout
 from ictjax.speaker import Limits
 from tests.chat_server import ChatServer, says
-from tests.tiny import programs_kept_in, save_tiny_model
+from tests.tiny import save_tiny_model
 
 ONE, MESH = MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)  # of the eight virtual devices
 FULL, LORA = LoraConfig(), LoraConfig(rank=2)
 GREEDY = Limits(max_tokens=4, temperature=0.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with programs_kept_in(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from experiments.run_dir import open_pool
 from ictjax.players import open_model
 from ictjax.rollout import Episode, rollout
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 GAMES = 2
 
 

@@ -23,6 +23,8 @@ from ictjax.sampler.state import blank_rows
 from ictjax.sampler.step import turn
 from ictjax.sampler.weights import sampling_weights
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 MODEL = ModelConfig(
     vocab_size=32,
     num_layers=1,

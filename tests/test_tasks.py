@@ -19,14 +19,6 @@ from ictjax.metrics import read_metrics
 from ictjax.models.hf import load_checkpoint, save_checkpoint
 from ictjax.players import check_language
 from ictjax.records import trajectory_from_json
-from tests.tiny import programs_kept_in
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every program makes its samplers anew: what one has compiled, the next one reads."""
-    with programs_kept_in(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -63,14 +63,11 @@ def flags(models):
 
 
 @pytest.fixture(scope="module")
-def start(flags, tmp_path_factory):
+def start(flags):
     """Starts the program; compiled code is kept from start to start. Whatever still runs at the end
     is killed.
     """
-    environ = {
-        **os.environ,
-        "XLA_FLAGS": "",
-    }
+    environ = os.environ | {"XLA_FLAGS": ""}
     started = []
 
     def begin(run_dir, *more):

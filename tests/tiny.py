@@ -3,15 +3,13 @@ that says what a script tells it.
 """
 
 import collections
-import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import tokenizers
-from jax.experimental.compilation_cache import compilation_cache
 from transformers import PreTrainedTokenizerFast
 
 from experiments.fake_pair import TEMPLATE, chat_tokenizer, word_tokenizer
@@ -19,24 +17,6 @@ from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.sampler import Generation, Request
-
-
-@contextlib.contextmanager
-def programs_kept_in(folder: pathlib.Path) -> Iterator[None]:
-    """What one sampler or learner has compiled, the next one reads from the folder."""
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def byte_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
