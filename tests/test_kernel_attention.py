@@ -7,12 +7,14 @@ takes the time.
 
 import dataclasses
 import functools
+import importlib.util
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from ictjax.mesh import make_mesh
 from ictjax.models import transformer
@@ -192,6 +194,7 @@ def test_kernels_for_gpu_walk_over_what_is_seen_whole_and_then_over_the_rest():
             assert inner[:some].tolist() == expected
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("head_dim", [96, 256])
 def test_kernels_for_gpu_are_lowered_by_triton(head_dim):
     kernels = gpu_attention(head_dim, "bfloat16")
@@ -201,8 +204,10 @@ def test_kernels_for_gpu_are_lowered_by_triton(head_dim):
         return kernels.rows(q, k, v, kernels.plan(seen, EVERYTHING), SCALE).sum()
 
     q, k = (jax.ShapeDtypeStruct((2, 256, n, head_dim), jnp.bfloat16) for n in (4, 2))
-    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    device = jax.sharding.AbstractDevice("NVIDIA L4", None, "gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3
 
 
@@ -288,7 +293,7 @@ def test_a_decoder_whose_layers_see_differently_has_the_gradients_of_the_referen
     chex.assert_trees_all_close(mine, theirs, rtol=1e-3, atol=2e-6)
 
 
-def test_the_platform_decides_unless_told():
+def test_the_platform_decides_unless_told(monkeypatch):
     assert [resolve("auto", FAMILY, name) for name in ("cpu", "another gpu", "gpu", "tpu")] == [
         "blocks",
         "blocks",
@@ -303,3 +308,5 @@ def test_the_platform_decides_unless_told():
             resolve(name, FAMILY, platform)
     with pytest.raises(ValueError, match="the model is float64: take auto or blocks"):
         resolve("pallas_tpu", exact, "tpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # a JAX without Triton
+    assert [resolve("auto", FAMILY, name) for name in ("gpu", "tpu")] == ["blocks", "pallas_tpu"]

@@ -1,5 +1,6 @@
 """Which implementation of attention an update uses: chosen once, by platform and model."""
 
+import importlib.util
 from typing import Literal
 
 import jax
@@ -13,6 +14,7 @@ from ictjax.models.config import ModelConfig
 Implementation = Literal["blocks", "plain", "pallas_tpu", "pallas_gpu"]
 _KERNELS: dict[Implementation, str] = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 _KERNEL_DTYPES = ("bfloat16", "float32")
+_TRITON = "jax.experimental.pallas.triton"
 
 
 def platform_of(mesh: Mesh | None) -> str:
@@ -36,7 +38,9 @@ def resolve(name: AttentionName, model: ModelConfig, platform: str) -> Implement
     dtype = jnp.dtype(model.dtype).name
     if name == "auto":
         here = [kernels for kernels, where in _KERNELS.items() if where == platform]
-        return here[0] if here and dtype in _KERNEL_DTYPES else "blocks"
+        # JAX 0.12 announces that a later version has no Triton
+        there = platform != "gpu" or importlib.util.find_spec(_TRITON) is not None
+        return here[0] if here and there and dtype in _KERNEL_DTYPES else "blocks"
     if name in _KERNELS and platform != _KERNELS[name]:
         raise ValueError(
             f"learner.attention is {name!r}, and the update runs on {platform}: take auto or"
