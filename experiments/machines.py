@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from experiments.gpu_targets import target
+
 _GIB = 2**30
 # What of a GPU's memory JAX is given: XLA_PYTHON_CLIENT_MEM_FRACTION=.92 (0.75 without it).
 GPU_SHARE = 0.92
@@ -34,10 +36,10 @@ class Machine:
     chip: Chip
     count: int
     mesh: str  # its name in `ictjax.config.MESHES`, where it has one
-    # of `jax.experimental.topologies`; empty: there is no compiler for it here
-    topology: str = ""
+    topology: str = ""  # of TPUs, as `jax.experimental.topologies` has it
     accelerator: str = ""  # of the topology, as libtpu reads it from the environment
     host_bounds: tuple[int, ...] = ()  # chips of one host, where they are not the compiler's own
+    target: str = ""  # a GPU, as its compiler reads it
 
 
 def _tpu(name: str, gib: float, teraflops: float, gigabytes: float, gigabits: float) -> Chip:
@@ -126,7 +128,9 @@ def machine(name: str) -> Machine:
         count, kind = int(found[1] or 1), found[2]
         if kind in GPUS and count > 0:
             mesh = kind.split("-")[0] + (f"-{count}" if count > 1 else "")
-            return Machine(name=given, chip=GPUS[kind], count=count, mesh=mesh)
+            chip = GPUS[kind]
+            described = target(kind, int(chip.memory_bytes / GPU_SHARE), chip.bandwidth)
+            return Machine(name=given, chip=chip, count=count, mesh=mesh, target=described)
     known = [*topologies(), *GPUS, *(f"8x{kind}" for kind in GPUS)]
     nearest = difflib.get_close_matches(given, known, n=3, cutoff=0.4)
     meant = f" (nearest: {', '.join(nearest)})" if nearest else ""

@@ -1,10 +1,11 @@
-"""The devices that a plan is made for: those of this machine, of a TPU topology, or of the CPU in
-place of a GPU.
+"""The devices that a plan is made for: those of this machine, of a topology of TPUs or GPUs, or of
+the CPU in place of GPUs for which there is no compiler here.
 """
 
 import jax
 from jax.experimental import topologies
 
+from experiments.gpu_targets import compiler_is_here
 from experiments.machines import Machine
 from experiments.memory import device_bytes
 from experiments.plan import Place
@@ -29,6 +30,14 @@ def place_of(machine: Machine | None) -> Place:
         )
         # v4 and v5p can be described as two cores a chip
         devices, estimated_on = list(described.devices)[: machine.count], ""
+    elif compiler_is_here():
+        described = topologies.get_topology_desc(
+            topology_name=machine.name,
+            platform="cuda",
+            topology=f"1x1x{machine.count}",  # slices, hosts of each, devices of each
+            target_config=machine.target,
+        )
+        devices, estimated_on = described.devices, ""
     else:
         devices, estimated_on = jax.devices("cpu")[: machine.count], "CPU"
     return Place(

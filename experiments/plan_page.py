@@ -173,7 +173,8 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
     if plan.estimated_on:
         yield (
             f"An estimate: the sizes are those that the compiler for {plan.estimated_on} gives, on"
-            f" as many devices; {_device(plan)} has another one, whose temporaries differ."
+            f" as many devices; that for {_device(plan)} needs less, or more. With the extra"
+            " `plan-gpu` it is asked itself."
         )
 
 

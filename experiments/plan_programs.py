@@ -184,7 +184,7 @@ def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Ite
             remat=config.remat,
             lora=role.lora,
             mesh=mesh,
-            attention=attention_of(attention, mesh),
+            attention=attention_of(attention, model, mesh),
         )
         step = make_update(
             functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)

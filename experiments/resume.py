@@ -208,6 +208,7 @@ def going_on(
     before: TrainConfig,
     manifest: Mapping[str, Any],
     models: Mapping[str, str],
+    attention: str,
 ) -> Iterator[Resumed]:
     """Goes on with a run: writes the configuration that counts from now on, and
     into the manifest when, how and from where the run went on. When the body raises before anything
@@ -219,6 +220,7 @@ def going_on(
       before: until now.
       manifest: of the run, see `run_dir.read_manifest`.
       models: hashes of the models, by role.
+      attention: the implementation that the update uses from now on.
 
     Raises:
       ValueError: metrics.jsonl is damaged.
@@ -233,6 +235,7 @@ def going_on(
     entry = {
         "date": now(),
         "argv": program(),
+        "attention": attention,
         "from_iteration": first,
         "made_again": resumed.again,
         "changes": [change._asdict() for change in resumed.changes],

@@ -105,7 +105,7 @@ def start(
             manifest = read_manifest(run_dir) or manifest
             check_models(run_dir, manifest.get("models", {}), folders, models)
             resumed = resources.enter_context(
-                going_on(run_dir, lock, config, read_run(run_dir), manifest, models)
+                going_on(run_dir, lock, config, read_run(run_dir), manifest, models, attention)
             )
             for line in resumed.lines(run_dir):
                 _say(console, line)

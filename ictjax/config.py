@@ -448,9 +448,9 @@ values.
 """
 
 
-AttentionName = Literal["auto", "blocks", "plain", "pallas_tpu"]
+AttentionName = Literal["auto", "blocks", "plain", "pallas_tpu", "pallas_gpu"]
 """How the update computes attention: the fastest proven way of the platform; in blocks, on any
-platform; with all pairs of tokens in memory, for short rows; by kernels for TPU.
+platform; with all pairs of tokens in memory, for short rows; by kernels for TPU, or for GPU.
 """
 
 

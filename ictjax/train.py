@@ -127,7 +127,7 @@ def train(
             remat=config.remat,
             lora=players.lora,
             mesh=players.mesh,
-            attention=attention_of(attention, players.mesh),
+            attention=attention_of(attention, players.model, players.mesh),
         )
         update = Updates(
             make_update(

@@ -278,7 +278,7 @@ def go_on(folder):
         manifest = read_manifest(folder)
         check_models(folder, manifest.get("models", {}), CONFIG, {"actor": "1"})
         before = read_run(folder)
-        with going_on(folder, lock, CONFIG, before, manifest, {"actor": "1"}) as resumed:
+        with going_on(folder, lock, CONFIG, before, manifest, {"actor": "1"}, "blocks") as resumed:
             resumed.lines(folder)
         with MetricsWriter(folder, last_iteration=resumed.first):
             pass

@@ -11,6 +11,7 @@ import sys
 import jax
 import pytest
 
+import experiments.places
 import experiments.plan
 from experiments import plan_run
 from experiments.assumptions import Assumptions
@@ -19,10 +20,11 @@ from experiments.commands import train
 from experiments.compiled_cache import FOLDER
 from experiments.console import Terminal
 from experiments.estimate import Work, episodes_per_iteration, seconds, update_passes, work
+from experiments.gpu_targets import compiler_is_here
 from experiments.hlo import Traffic, traffic
 from experiments.kept_figures import Compiled, kept_figures
 from experiments.limits import check_idle
-from experiments.machines import GPUS, TPUS, machine
+from experiments.machines import GPU_SHARE, GPUS, TPUS, machine
 from experiments.memory import uses
 from experiments.plan import Place, Planner, compile_program, whole_run
 from experiments.plan_changes import single_changes
@@ -59,6 +61,15 @@ def test_machines_have_the_devices_of_their_names(name, topology, count, mesh):
     found = machine(name)
     assert (found.topology, found.count, found.mesh) == (topology, count, mesh)
     assert MESHES[mesh].reflector.num_devices == count
+
+
+def test_every_gpu_is_described_to_its_compiler():
+    for kind in GPUS:
+        described, chip = machine(f"8x{kind}").target, GPUS[kind]
+        assert f"memory_bandwidth: {chip.bandwidth:.0f}\n" in described
+        assert f"device_memory_size: {chip.memory_bytes / GPU_SHARE:.0f}"[:-2] in described
+        assert described.count("{") == described.count("}") == 2
+    assert not machine("v5e-1").target
 
 
 def test_every_named_mesh_is_of_a_machine():
@@ -224,18 +235,32 @@ def test_a_gpu_is_an_estimate_and_says_so(capsys, monkeypatch):
     )
     monkeypatch.delenv(FOLDER)
     monkeypatch.setattr(experiments.plan, "compile_program", lambda program: figures)
+    monkeypatch.setattr(experiments.places, "compiler_is_here", lambda: False)
     plan_run.check(TINY, Terminal(width=80), machine=machine("l4"))
     text = capsys.readouterr().out
-    assert "An estimate: " in text and "It fits" in text
+    assert "An estimate: " in text and "plan-gpu" in text and "It fits" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.skipif(
+NO_TPU_COMPILER = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the compiler for TPUs is not installed (the extra `plan`)",
 )
-def test_programs_compile_for_tpus_that_are_not_here():
-    argv = ["--preset", "fake-tiny", "--topology", "v5e:2x2", "--json"]
+NO_GPU_COMPILER = pytest.mark.skipif(
+    not compiler_is_here(),
+    reason="the compiler for GPUs is not installed (the extra `plan-gpu`)",
+)
+
+
+@pytest.mark.parametrize(
+    ("topology", "count"),
+    [
+        pytest.param("v5e:2x2", 4, marks=NO_TPU_COMPILER),
+        pytest.param("8xh100-80gb", 8, marks=NO_GPU_COMPILER),
+    ],
+)
+def test_programs_compile_for_devices_that_are_not_here(topology, count):
+    argv = ["--preset", "fake-tiny", "--topology", topology, "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "experiments", "plan", *argv],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -247,7 +272,7 @@ def test_programs_compile_for_tpus_that_are_not_here():
     record = json.loads(done.stdout)
     assert record["fits"] and record["estimated_on"] == ""
     sent = {phase["phase"]: phase["interconnect_bytes_per_run"] for phase in record["phases"]}
-    assert record["devices"] == 4 and sent["update"] > 0
+    assert record["devices"] == count and sent["update"] > 0
 
 
 def test_figures_are_kept_until_the_program_changes(monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from experiments.assumptions import Assumptions
 from experiments.command import parse_known, run_main
 from experiments.commands.train import RunArgs, read_flags, with_local_models
 from experiments.console import Terminal
+from experiments.gpu_targets import compiler_is_here
 from experiments.machines import Machine, machine
 from experiments.presets import PRESETS, check_model
 from ictjax.config import MESHES
@@ -21,8 +22,9 @@ _DESCRIPTION = (
     "Compiles what a training run would compile (restore, update, prefill, decode) for other"
     " devices or for those here, and prints memory per device, FLOPs and expected time. Ends with"
     " exit code 1 if it does not fit, after the single changes with which it would. TPUs need the"
-    " extra `plan` and no TPU; GPUs are estimated from what the compiler for CPUs says. Every field"
-    f" of the preset can be overridden, as for train. Presets: {', '.join(PRESETS)}."
+    " extra `plan` and no TPU, GPUs the extra `plan-gpu` and no GPU; without it they are estimated"
+    " from what the compiler for CPUs says. Every field of the preset can be overridden, as for"
+    f" train. Presets: {', '.join(PRESETS)}."
 )
 
 
@@ -38,14 +40,9 @@ class _TopologyArgs:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanArgs(RunArgs):
+class PlanArgs(_TopologyArgs, RunArgs):
     """All flags."""
 
-    topology: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the devices here)"),
-    ] = None
-    """A TPU slice (v5e:2x4, or v5e-8 as it is rented) or GPUs (h200, 8xh100-80gb)."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print one JSON object."""
     assume: Assumptions = dataclasses.field(default_factory=Assumptions)
@@ -81,6 +78,11 @@ def prepare(wanted: Machine) -> None:
     is loaded. Raises ValueError where the TPU compiler is not installed.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # what is kept can be read for real devices only
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    if wanted.target and compiler_is_here():
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that there is no GPU
+        return
     if not wanted.topology:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={wanted.count}"
@@ -94,7 +96,6 @@ def prepare(wanted: Machine) -> None:
         "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata could be asked for
         "TPU_ACCELERATOR_TYPE": wanted.accelerator,
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is kept can be read for real devices only
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened: a run here, or a plan, may go on
         "TPU_LOG_DIR": "disabled",
         "TPU_MIN_LOG_LEVEL": "3",

@@ -1,5 +1,6 @@
 """Which implementation of attention an update uses: chosen once, by platform and model."""
 
+import importlib.util
 from typing import Literal
 
 import jax
@@ -9,16 +10,22 @@ from jax.sharding import Mesh
 from ictjax.config import AttentionName
 from ictjax.models.attention import BLOCKS, PLAIN, Attention
 from ictjax.models.config import ModelConfig
-from ictjax.models.tpu_attention import tpu_attention
 
-Implementation = Literal["blocks", "plain", "pallas_tpu"]
-_TPU_DTYPES = ("bfloat16", "float32")
+Implementation = Literal["blocks", "plain", "pallas_tpu", "pallas_gpu"]
+_KERNELS: dict[Implementation, str] = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
+_KERNEL_DTYPES = ("bfloat16", "float32")
+_TRITON = "jax.experimental.pallas.triton"
 
 
 def platform_of(mesh: Mesh | None) -> str:
-    """Where an update on this mesh runs, or one on the default device: cpu, gpu, tpu."""
+    """Where an update on this mesh runs, or one on the default device: cpu, tpu, gpu (of NVIDIA,
+    compute capability 8.0 and newer, as the kernels need it), or another gpu.
+    """
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return "gpu" if device.platform in ("cuda", "rocm") else device.platform
+    if device.platform not in ("gpu", "cuda", "rocm"):
+        return device.platform
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    return "gpu" if major.isdigit() and minor.isdigit() and int(major) >= 8 else "another gpu"
 
 
 def resolve(name: AttentionName, model: ModelConfig, platform: str) -> Implementation:
@@ -30,22 +37,32 @@ def resolve(name: AttentionName, model: ModelConfig, platform: str) -> Implement
     """
     dtype = jnp.dtype(model.dtype).name
     if name == "auto":
-        return "pallas_tpu" if platform == "tpu" and dtype in _TPU_DTYPES else "blocks"
-    if name == "pallas_tpu" and platform != "tpu":
+        here = [kernels for kernels, where in _KERNELS.items() if where == platform]
+        # JAX 0.12 announces that a later version has no Triton
+        there = platform != "gpu" or importlib.util.find_spec(_TRITON) is not None
+        return here[0] if here and there and dtype in _KERNEL_DTYPES else "blocks"
+    if name in _KERNELS and platform != _KERNELS[name]:
         raise ValueError(
-            f"learner.attention is 'pallas_tpu', and the update runs on {platform}: take auto or"
+            f"learner.attention is {name!r}, and the update runs on {platform}: take auto or"
             " blocks."
         )
-    if name == "pallas_tpu" and dtype not in _TPU_DTYPES:
+    if name in _KERNELS and dtype not in _KERNEL_DTYPES:
         raise ValueError(
-            f"learner.attention is 'pallas_tpu', which computes {' and '.join(_TPU_DTYPES)}, and"
+            f"learner.attention is {name!r}, which computes {' and '.join(_KERNEL_DTYPES)}, and"
             f" the model is {dtype}: take auto or blocks."
         )
     return name
 
 
-def attention_of(name: Implementation, mesh: Mesh | None) -> Attention:
-    """An implementation on a mesh, or on one device."""
+def attention_of(name: Implementation, model: ModelConfig, mesh: Mesh | None) -> Attention:
+    """An implementation for a model, on a mesh or on one device."""
+    # Pallas takes a tenth of the time that a start needs: imported where kernels run.
     if name == "pallas_tpu":
+        from ictjax.models.tpu_attention import tpu_attention
+
         return tpu_attention(mesh)
+    if name == "pallas_gpu":
+        from ictjax.models.gpu_attention import gpu_attention
+
+        return gpu_attention(model.head_dim, model.dtype, mesh)
     return PLAIN if name == "plain" else BLOCKS

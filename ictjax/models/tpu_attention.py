@@ -20,22 +20,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array
 
-from ictjax.mesh import BATCH, kv_copies
-from ictjax.models.attention import (
-    MASKED,
-    MIXED,
-    Attention,
-    Seen,
-    attend,
-    in_whole_blocks,
-    may_see,
-    sees,
+from ictjax.models.attention import MASKED, Attention, Seen, sees
+from ictjax.models.kernel_attention import (
+    PART,
+    WHOLE,
+    Kernels,
+    PairPlan,
+    kernel_attention,
+    product,
+    weights_of,
 )
 
 _BLOCK = 512  # [C, C] in float32 is 1 MiB of the 16 that a kernel may hold, for every head size
@@ -43,7 +41,6 @@ _LANES = 128
 _SUBLANES = 8
 # A pair of blocks in one number: 14 bits each of the two blocks, and what is to be done.
 _STATE, _FIRST, _LAST, _INNER, _OUTER = 3, 4, 8, 4, 18
-_PART, _WHOLE = 1, 2  # the states of a pair with something to see
 # Rows and heads in any order; pairs, and the query heads of a kv head, one after the other.
 _QUERY_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
 _KEY_ORDER = pltpu.CompilerParams(
@@ -51,52 +48,32 @@ _KEY_ORDER = pltpu.CompilerParams(
 )
 
 
-class PairPlan(NamedTuple):
-    """What the rows of a batch see, computed once for all layers that see the same."""
-
-    seen: Seen  # padded to whole blocks
-    window: Int[Array, ""]
-    by_query_bp: Int[Array, "B P"]  # pairs in the order of their blocks of queries
-    by_key_bp: Int[Array, "B P"]  # the same in the order of their blocks of keys
-
-
 def tpu_attention(
     mesh: Mesh | None = None, *, block: int = _BLOCK, interpret: bool = False
 ) -> Attention:
-    """Attention by these kernels; rows of at most one block are computed in the plain way.
+    """Attention by these kernels, see `kernel_attention`.
 
     Args:
-      mesh: rows are split over data and fsdp on it, and kv heads over tensor where it divides them,
-        or is a multiple of them and divides the query heads.
+      mesh: on which they run.
       block: tokens of a block, a multiple of 128.
       interpret: run the kernels on any platform, slowly.
     """
-    return Attention(
+    kernels = Kernels(
         "pallas_tpu",
-        functools.partial(_plan, block),
-        functools.partial(_attend_rows, mesh, block, interpret),
+        block,
+        _pairs_by_both,
+        functools.partial(_forward, block, interpret),
+        functools.partial(_backward, block, interpret),
     )
+    return kernel_attention(kernels, mesh)
 
 
-def _plan(block: int, seen: Seen, window: int) -> PairPlan:
-    seen = in_whole_blocks(seen, block)
-    rows, length = seen.positions_bt.shape
-    count = length // block
-
-    def row_of_blocks(queries: Seen) -> Array:
-        mask_bcyc = may_see(queries, seen, window).reshape(rows, block, count, block)
-        some, whole = mask_bcyc.any(axis=(1, 3)), mask_bcyc.all(axis=(1, 3))
-        return jnp.where(whole, _WHOLE, jnp.where(some, _PART, 0))
-
-    blocks = jax.tree.map(lambda x: x.reshape(rows, count, block).swapaxes(0, 1), seen)
-    state_bxy = jax.lax.map(row_of_blocks, blocks).swapaxes(0, 1)
-    x_p, y_p = np.tril_indices(count)
-    by_key_p = np.lexsort((x_p, y_p))
-    return PairPlan(
-        seen,
-        jnp.asarray(window, jnp.int32),
-        _pairs(state_bxy[:, x_p, y_p], x_p, y_p),
-        _pairs(state_bxy[:, x_p, y_p][:, by_key_p], y_p[by_key_p], x_p[by_key_p]),
+def _pairs_by_both(state_bxy: Array) -> tuple[Array, Array]:
+    x_p, y_p = np.tril_indices(state_bxy.shape[1])
+    state_bp, by_key_p = state_bxy[:, x_p, y_p], np.lexsort((x_p, y_p))
+    return (
+        _pairs(state_bp, x_p, y_p),
+        _pairs(state_bp[:, by_key_p], y_p[by_key_p], x_p[by_key_p]),
     )
 
 
@@ -120,69 +97,18 @@ def _pairs(state_bp: Array, outer_p: np.ndarray, inner_p: np.ndarray) -> Array:
     return (code_bp | flags_bp).astype(jnp.int32)
 
 
-def _attend_rows(
-    mesh: Mesh | None,
-    block: int,
-    interpret: bool,
-    q_btnh: Float[Array, "B T N H"],
-    k_btkh: Float[Array, "B T K H"],
-    v_btkh: Float[Array, "B T K H"],
-    plan: PairPlan,
-    scale: float,
-) -> Float[Array, "B T N H"]:
-    length, num_heads = q_btnh.shape[1:3]
-    if length <= block:
-        seen = jax.tree.map(lambda x: x[:, :length], plan.seen)
-        mask_bts = may_see(seen, seen, plan.window)
-        k_bkhs, v_bksh = k_btkh.transpose(0, 2, 3, 1), v_btkh.swapaxes(1, 2)
-        return checkpoint_name(attend(q_btnh, k_bkhs, v_bksh, mask_bts, scale), MIXED)
-    copies = kv_copies(num_heads, k_btkh.shape[2], mesh)
-    padding = ((0, 0), (0, plan.seen.positions_bt.shape[1] - length), (0, 0), (0, 0))
-    q_bnth, k_bkth, v_bkth = (
-        jnp.pad(x, padding).swapaxes(1, 2)
-        for x in (q_btnh, *(jnp.repeat(x, copies, axis=2) for x in (k_btkh, v_btkh)))
-    )
-    attention: Callable[..., Array] = functools.partial(_attention, scale, block, interpret)
-    if mesh is not None:
-        divided = k_bkth.shape[1] % mesh.shape["tensor"] == 0
-        heads = PartitionSpec(*BATCH, "tensor" if divided else None)
-        of_plan = jax.tree.map(lambda x: BATCH if x.ndim else PartitionSpec(), plan)
-        attention = jax.shard_map(
-            attention,
-            mesh=mesh,
-            in_specs=(heads, heads, heads, of_plan),
-            out_specs=heads,
-            check_vma=False,
-        )
-    return attention(q_bnth, k_bkth, v_bkth, plan).swapaxes(1, 2)[:, :length]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(
-    scale: float,
-    block: int,
-    interpret: bool,
-    q_bnth: Array,
-    k_bkth: Array,
-    v_bkth: Array,
-    plan: PairPlan,
-) -> Array:
-    return _forward(scale, block, interpret, q_bnth, k_bkth, v_bkth, plan)[0]
-
-
 def _forward(
-    scale: float,
     block: int,
     interpret: bool,
+    scale: float,
     q_bnth: Array,
     k_bkth: Array,
     v_bkth: Array,
     plan: PairPlan,
-) -> tuple[Array, tuple[Any, ...]]:
-    """Mixed values, and what the backward pass needs besides."""
+) -> tuple[Array, Array]:
     batch, num_heads, length, head_dim = q_bnth.shape
     groups = num_heads // k_bkth.shape[1]
-    num_pairs = plan.by_query_bp.shape[1]
+    num_pairs = plan.by_query.shape[1]
 
     def place(b: Any, n: Any, p: Any, pairs: Any, _: Any) -> _Place:
         x, y = _blocks_of(pairs[b * num_pairs + p])
@@ -190,7 +116,7 @@ def _forward(
 
     specs = _specs(place, block, head_dim)
     down, across = _fields(plan.seen)
-    outputs = pl.pallas_call(
+    mixed_bnth, norm_bn1t = pl.pallas_call(
         functools.partial(_forward_kernel, scale),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -211,9 +137,8 @@ def _forward(
         cost_estimate=_cost(2, q_bnth, k_bkth, plan),
         interpret=interpret,
         name="attention_forward",
-    )(plan.by_query_bp.reshape(-1), plan.window[None], q_bnth, k_bkth, v_bkth, down, across)
-    mixed_bnth, norm_bn1t = checkpoint_name(outputs, MIXED)
-    return mixed_bnth, (q_bnth, k_bkth, v_bkth, plan, mixed_bnth, norm_bn1t)
+    )(plan.by_query.reshape(-1), plan.window[None], q_bnth, k_bkth, v_bkth, down, across)
+    return mixed_bnth, norm_bn1t[:, :, 0]
 
 
 def _forward_kernel(
@@ -241,23 +166,23 @@ def _forward_kernel(
 
     def add(masked: Callable[[Array], Array]) -> None:
         # What belongs to a query is held in all lanes alike.
-        logits_cs = masked(_product(q_ref[...], k_ref[...], (1, 1)) * scale)
+        logits_cs = masked(product(q_ref[...], k_ref[...], (1, 1)) * scale)
         top_cl = top_ref[...]
         new_top_cl = jnp.maximum(top_cl, logits_cs.max(axis=1, keepdims=True))
         weights_cs = jnp.exp(logits_cs - _across(new_top_cl, logits_cs.shape[1]))
         kept_cl = jnp.exp(top_cl - new_top_cl)
         values_sh = v_ref[...]
-        mixed_ch = _product(weights_cs.astype(values_sh.dtype), values_sh, (1, 0))
+        mixed_ch = product(weights_cs.astype(values_sh.dtype), values_sh, (1, 0))
         total_ref[...] = total_ref[...] * _across(kept_cl, mixed_ch.shape[1]) + mixed_ch
         sum_ref[...] = sum_ref[...] * kept_cl + weights_cs.sum(axis=1, keepdims=True)
         top_ref[...] = new_top_cl
 
-    @pl.when(pair & _STATE == _PART)
+    @pl.when(pair & _STATE == PART)
     def part() -> None:
         mask_cs = sees(_in_lanes(queries_ref), _in_sublanes(keys_ref), window_ref[0])
         add(lambda logits_cs: jnp.where(mask_cs, logits_cs, MASKED))
 
-    @pl.when(pair & _STATE == _WHOLE)
+    @pl.when(pair & _STATE == WHOLE)
     def whole() -> None:
         add(lambda logits_cs: logits_cs)
 
@@ -273,20 +198,27 @@ def _forward_kernel(
 
 
 def _backward(
-    scale: float, block: int, interpret: bool, kept: tuple[Any, ...], grad_bnth: Array
-) -> tuple[Any, ...]:
+    block: int,
+    interpret: bool,
+    scale: float,
+    q_bnth: Array,
+    k_bkth: Array,
+    v_bkth: Array,
+    plan: PairPlan,
+    grad_bnth: Array,
+    norm_bnt: Array,
+    mean_bnt: Array,
+) -> tuple[Array, Array, Array]:
     """Gradients of the queries by one kernel, of keys and values by another: the first one walks
     over the keys of a block of queries, the second over the queries of a block of keys.
     """
-    q_bnth, k_bkth, v_bkth, plan, mixed_bnth, norm_bn1t = kept
     batch, num_heads, _, head_dim = q_bnth.shape
     num_kv_heads = k_bkth.shape[1]
     groups = num_heads // num_kv_heads
-    num_pairs = plan.by_query_bp.shape[1]
-    # FlashAttention's D: the weights' gradients sum to it in every row.
-    mean_bnt = (grad_bnth.astype(jnp.float32) * mixed_bnth.astype(jnp.float32)).sum(axis=-1)
+    num_pairs = plan.by_query.shape[1]
     down, across = _fields(plan.seen)
-    arrays = (q_bnth, k_bkth, v_bkth, grad_bnth, norm_bn1t, mean_bnt[:, :, None], across, down)
+    of_queries = norm_bnt[:, :, None], mean_bnt[:, :, None]
+    arrays = (q_bnth, k_bkth, v_bkth, grad_bnth, *of_queries, across, down)
 
     def by_query(b: Any, n: Any, p: Any, pairs: Any, _: Any) -> _Place:
         x, y = _blocks_of(pairs[b * num_pairs + p])
@@ -324,7 +256,7 @@ def _backward(
         cost_estimate=_cost(3, q_bnth, k_bkth, plan),
         interpret=interpret,
         name="attention_backward_queries",
-    )(plan.by_query_bp.reshape(-1), plan.window[None], *arrays)
+    )(plan.by_query.reshape(-1), plan.window[None], *arrays)
     dk_bkth, dv_bkth = pl.pallas_call(
         functools.partial(_key_kernel, scale),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -339,8 +271,8 @@ def _backward(
         cost_estimate=_cost(4, q_bnth, k_bkth, plan),
         interpret=interpret,
         name="attention_backward_keys",
-    )(plan.by_key_bp.reshape(-1), plan.window[None], *arrays)
-    return dq_bnth, dk_bkth, dv_bkth, None
+    )(plan.by_key.reshape(-1), plan.window[None], *arrays)
+    return dq_bnth, dk_bkth, dv_bkth
 
 
 def _query_kernel(scale: float, pairs_ref: Any, window_ref: Any, *refs: Any) -> None:
@@ -352,10 +284,10 @@ def _query_kernel(scale: float, pairs_ref: Any, window_ref: Any, *refs: Any) -> 
     def start() -> None:
         total_ref[...] = jnp.zeros_like(total_ref)
 
-    def add(dlogits_sc: Array, weights_sc: Array) -> None:
+    def add(weights_sc: Array, dlogits_sc: Array) -> None:
         del weights_sc
         k_sh = k_ref[...]
-        total_ref[...] += _product(dlogits_sc.astype(k_sh.dtype), k_sh, (0, 0))
+        total_ref[...] += product(dlogits_sc.astype(k_sh.dtype), k_sh, (0, 0))
 
     _visit(scale, pair, window_ref[0], inputs, add)
 
@@ -375,10 +307,10 @@ def _key_kernel(scale: float, pairs_ref: Any, window_ref: Any, *refs: Any) -> No
         dk_total_ref[...] = jnp.zeros_like(dk_total_ref)
         dv_total_ref[...] = jnp.zeros_like(dv_total_ref)
 
-    def add(dlogits_sc: Array, weights_sc: Array) -> None:
+    def add(weights_sc: Array, dlogits_sc: Array) -> None:
         q_ch, grad_ch = q_ref[...], grad_ref[...]
-        dk_total_ref[...] += _product(dlogits_sc.astype(q_ch.dtype), q_ch, (1, 0))
-        dv_total_ref[...] += _product(weights_sc.astype(grad_ch.dtype), grad_ch, (1, 0))
+        dk_total_ref[...] += product(dlogits_sc.astype(q_ch.dtype), q_ch, (1, 0))
+        dv_total_ref[...] += product(weights_sc.astype(grad_ch.dtype), grad_ch, (1, 0))
 
     _visit(scale, pair, window_ref[0], inputs, add)
 
@@ -391,26 +323,22 @@ def _key_kernel(scale: float, pairs_ref: Any, window_ref: Any, *refs: Any) -> No
 def _visit(
     scale: float, pair: Any, window: Any, refs: list[Any], add: Callable[[Array, Array], None]
 ) -> None:
-    """Hands the gradients of a pair's logits, and its weights, to `add`, if it holds anything."""
+    """Hands a pair's weights, and the gradients of its logits, to `add`, if it holds anything."""
     q_ref, k_ref, v_ref, grad_ref, norm_ref, mean_ref, queries_ref, keys_ref = refs
 
     def masked(mask: Callable[[Array], Array]) -> None:
-        logits_sc = mask(_product(k_ref[...], q_ref[...], (1, 1)) * scale)
-        weights_sc = jnp.exp(logits_sc - norm_ref[...])
-        dweights_sc = _product(v_ref[...], grad_ref[...], (1, 1))
-        add(weights_sc * (dweights_sc - mean_ref[...]) * scale, weights_sc)
+        logits_sc = mask(product(k_ref[...], q_ref[...], (1, 1)) * scale)
+        dweights_sc = product(v_ref[...], grad_ref[...], (1, 1))
+        add(*weights_of(scale, logits_sc, dweights_sc, norm_ref[...], mean_ref[...]))
 
-    @pl.when(pair & _STATE == _PART)
+    @pl.when(pair & _STATE == PART)
     def part() -> None:
         mask_sc = sees(_in_sublanes(queries_ref), _in_lanes(keys_ref), window)
         masked(lambda logits_sc: jnp.where(mask_sc, logits_sc, MASKED))
 
-    @pl.when(pair & _STATE == _WHOLE)
+    @pl.when(pair & _STATE == WHOLE)
     def whole() -> None:
         masked(lambda logits_sc: logits_sc)
-
-
-_attention.defvjp(_forward, _backward)
 
 
 class _Place(NamedTuple):
@@ -460,8 +388,8 @@ def _specs(place: Callable[..., _Place], block: int, head_dim: int) -> _Specs:
 def _cost(num_products: int, q_bnth: Array, k_bkth: Array, plan: PairPlan) -> pl.CostEstimate:
     """For the compiler, as of causal rows: what else is skipped is not known to it."""
     rows, heads, length, head_dim = q_bnth.shape
-    count = int((2 * plan.by_query_bp.shape[1]) ** 0.5)  # blocks, of count * (count + 1) / 2 pairs
-    scores = rows * heads * plan.by_query_bp.shape[1] * (length // count) ** 2
+    count = int((2 * plan.by_query.shape[1]) ** 0.5)  # blocks, of count * (count + 1) / 2 pairs
+    scores = rows * heads * plan.by_query.shape[1] * (length // count) ** 2
     return pl.CostEstimate(
         flops=2 * num_products * scores * head_dim,
         transcendentals=scores,
@@ -496,14 +424,3 @@ def _blocks_of(pair: Any) -> tuple[Any, Any]:
 def _across(x_cl: Array, width: int) -> Array:
     """What is the same in all lanes, in so many columns."""
     return jnp.tile(x_cl, (1, -(-width // _LANES)))[:, :width]
-
-
-def _product(x: Array, y: Array, contracted: tuple[int, int]) -> Array:
-    """The product of two matrices over one axis of each, accumulated in float32."""
-    return jax.lax.dot_general(
-        x,
-        y,
-        (((contracted[0],), (contracted[1],)), ((), ())),
-        preferred_element_type=jnp.float32,
-        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
-    )
