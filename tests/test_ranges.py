@@ -151,6 +151,8 @@ def test_numbers_of_commands_are_in_their_ranges_or_refused_by_flag(command, cap
         "--optimizer.learning-rate=inf",
         "--task.rollout.gather-s=nan",
         "--task.rollout.temperature=1e-300",
+        "--task.rollout.min-p=1.1",
+        "--task.rollout.stop=",
         "--grpo.temperature=1e-300",
         "--reflector.lora.rank=1000000",
         "--reflector.lora.rank=" + "9" * 5000,
