@@ -351,6 +351,16 @@ class Sampler:
         reply = self._find(conversation).reply
         return () if reply is None else tuple(reply.ids)
 
+    def sampled_logprobs(self, conversation: int) -> tuple[float, ...]:
+        """The log-probabilities of `sampled`."""
+        reply = self._find(conversation).reply
+        return () if reply is None else tuple(reply.logprobs)
+
+    @property
+    def num_open(self) -> int:
+        """Conversations that are open."""
+        return len(self._conversations)
+
     def fork(self, conversation: int) -> int:
         """Starts a conversation with the same tokens so far, which copies their cache row once it
         gets a slot; returns its number.
