@@ -39,6 +39,7 @@ from ictjax.sampler import Sampler, sampling_weights
 _MAX_LEN = 8192
 _MAX_TOP_K = 256
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+_BACKLOG = 2048  # clients that are not let in yet
 _TICK_S = 0.1
 _CLOSING_S = 5  # beyond the grace period, for clients to take what they are sent
 
@@ -69,10 +70,11 @@ def serve(args: ServeArgs, adapters: Mapping[str, str]) -> None:
             )
         server = HttpServer(api, thread, grace_s=args.grace_s)
 
+        listener.listen(_BACKLOG)
+        console.print(f"Serving {', '.join(models)} at {url}/v1", soft_wrap=True)
+
         async def run() -> None:
             serving = asyncio.create_task(server.serve([listener]))
-            await server.listening.wait()
-            console.print(f"Serving {', '.join(models)} at {url}/v1", soft_wrap=True)
             try:
                 for name in models if args.check else ():
                     answer = await asyncio.to_thread(_ask, name, host, port, key)
@@ -108,18 +110,11 @@ class HttpServer(uvicorn.Server):
             )
         )
         self._api, self._thread, self._grace_s = api, thread, grace_s
-        self.listening = asyncio.Event()
-        """Clients are let in."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """They are `envs.stopping`'s."""
         yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Lets clients in."""
-        await super().startup(sockets)
-        self.listening.set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until the end."""
@@ -245,21 +240,23 @@ def _key() -> str:
 
 
 def _bound(args: ServeArgs) -> socket.socket:
-    """A socket of the address; nobody is let in before the server listens."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            args.host, args.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(
-            f"--host {args.host} --port {args.port} cannot be listened at ({reason}): name an"
-            " address of this machine, and a port that is free (0: any)."
-        ) from error
-    return listener
+    """A socket of the address, on which nothing listens yet."""
+    with contextlib.ExitStack() as opened:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                args.host, args.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = opened.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise ValueError(
+                f"--host {args.host} --port {args.port} cannot be listened at"
+                f" ({error.strerror or error}): name an address of this machine, and a port that"
+                " is free (0: any)."
+            ) from error
+        opened.pop_all()
+        return listener
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tyro
 
 from experiments.command import Flags, parse, run_main
 from experiments.local_path import local_path
-from experiments.presets import check_model
+from experiments.presets import check_model, shipped_folder
 from ictjax.ranges import Range
 
 KEY_VARIABLE = "ICTJAX_API_KEY"
@@ -101,13 +101,14 @@ def _main(argv: list[str]) -> None:
             raise ValueError(
                 f"To serve, the package {package} is needed: pip install 'ictjax[serve]'."
             )
-    args = dataclasses.replace(
-        args,
-        model=local_path(args.model, "--model"),
-        name=args.name or args.model.rstrip("/").rpartition("/")[2] or args.model,
-    )
-    adapters = read_adapters(args.adapter, args.name)
+    args = dataclasses.replace(args, model=local_path(args.model, "--model"))
     check_model(args.model, "--model")
+    if not args.name:
+        folder = shipped_folder(args.model)
+        args = dataclasses.replace(
+            args, name=args.model if folder is None else folder.resolve().name
+        )
+    adapters = read_adapters(args.adapter, args.name)
     # what answers is JAX; flags are right when it is loaded
     from experiments.serve import serve
 
