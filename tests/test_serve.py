@@ -148,26 +148,32 @@ def _compiled_fast():
 @pytest.fixture(scope="module")
 def models():
     """A base and an adapter on it, which hold the same arrays."""
-    params = jax.tree.map(
-        lambda leaf: leaf * (9 if leaf.ndim > 1 else 1),
-        transformer.init_params(MODEL, jax.random.key(0)),
-    )
+    rng = np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        norm = "norm" in jax.tree_util.keystr(path)
+        return np.asarray(np.ones(leaf.shape) if norm else rng.normal(size=leaf.shape), leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(drawn, transformer.abstract_params(MODEL))
     base = sampling_weights(MODEL, params)
     lora = LoraConfig(rank=2, targets=("q", "down"))
     adapter = jax.tree.map(
         lambda leaf: np.asarray(leaf) + 1.0, init_adapter(MODEL, lora, jax.random.key(1))
     )
+    # its replies take one dispatch, so that there is one program less to compile
+    quick = dataclasses.replace(SIZES, extend_steps=16)
+    tuned = with_adapter(lora, base, adapter)
     with contextlib.ExitStack() as stack:
         yield {
             name: Served(
                 sampler=stack.enter_context(
-                    Sampler(MODEL, weights, SIZES, CHAT.pad_id, unused=UNUSED)
+                    Sampler(MODEL, weights, sizes, CHAT.pad_id, unused=UNUSED)
                 ),
                 chat=CHAT,
                 max_len=SIZES.max_len,
                 max_top_k=SIZES.max_top_k,
             )
-            for name, weights in (("tiny", base), ("tuned", with_adapter(lora, base, adapter)))
+            for name, weights, sizes in (("tiny", base, SIZES), ("tuned", tuned, quick))
         }
 
 
@@ -238,21 +244,21 @@ def test_our_own_speaker_hears_the_same(served, direct, monkeypatch):
         with EndpointSpeaker(EndpointConfig(url=served.url, max_retries=0), name) as speaker:
             heard = said_by(speaker, *PROMPTS)
             assert [(r.text, r.finish) for r in heard] == [(r.text, r.finish) for r in replies]
-            whole = replies[0].text
+            whole = replies[1].text
             stop = whole[4:6]
             limits = ReplyLimits(max_tokens=12, temperature=0.0, stop=(stop,), min_p=0.01)
-            (cut,) = said_by(speaker, PROMPTS[0], limits=limits)
+            (cut,) = said_by(speaker, PROMPTS[1], limits=limits)
             assert cut.text == whole[: whole.index(stop)]
 
 
 @pytest.mark.parametrize("by", ["stop", "length"])
 def test_a_stream_is_the_reply_in_pieces(served, direct, by):
-    whole = direct["tiny"][0].text
+    whole = direct["tiny"][1].text
     stop = [whole[5:8]] if by == "stop" else []
     fields = {"stream": True, "stream_options": {"include_usage": True}, "stop": stop}
     with served.client() as client:
-        at_once = ask(client, PROMPTS[0], stop=stop, logprobs=True)
-        chunks = list(ask(client, PROMPTS[0], logprobs=True, **fields))
+        at_once = ask(client, PROMPTS[1], stop=stop, logprobs=True)
+        chunks = list(ask(client, PROMPTS[1], logprobs=True, **fields))
     *chunks, last = chunks
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
     assert len([piece for piece in pieces if piece]) > 1
@@ -434,10 +440,10 @@ def test_two_hundred_at_once_of_whom_some_hang_up(served):
     texts = [f"{number} {'x' * (number % 9)}" for number in range(200)]
 
     async def one(client, number):
-        model = "tuned" if number % 5 == 0 else "tiny"
+        model = "tuned" if number % 5 == 1 else "tiny"
         fields = {"max_tokens": 3 + number % 4, "temperature": 1.0, "seed": number}
         if number % 3 == 0:
-            stream = await ask(client, texts[number], model, stream=True, n=2, **fields)
+            stream = await ask(client, texts[number], stream=True, n=2, **fields)
             async for _ in stream:
                 break
             await stream.close()
@@ -457,9 +463,9 @@ def test_two_hundred_at_once_of_whom_some_hang_up(served):
     heard = {number: text for number, text in enumerate(replies) if text is not None}
     assert len(heard) == sum(number % 3 != 0 and number % 7 != 0 for number in range(200))
     with served.client() as client:  # alone they hear the same
-        for number in [number for number in heard if number % 20 == 1]:
+        for number in [number for number in heard if number % 20 in (1, 2)]:
             fields = {"max_tokens": 3 + number % 4, "temperature": 1.0, "seed": number}
-            again = ask(client, texts[number], "tuned" if number % 5 == 0 else "tiny", **fields)
+            again = ask(client, texts[number], "tuned" if number % 5 == 1 else "tiny", **fields)
             assert again.choices[0].message.content == heard[number]
 
 
