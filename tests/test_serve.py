@@ -282,6 +282,13 @@ def test_a_stream_is_the_reply_in_pieces(served, direct, by):
     assert events[-2:] == ["data: [DONE]", ""] and "usage" not in json.loads(events[0][6:])
 
 
+def test_the_example_of_the_page(served, capsys):
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    exec(example.replace("http://localhost:8000/v1", served.url).replace('"actor"', '"tiny"'))
+    assert len(capsys.readouterr().out) > 3
+
+
 def test_choices_follow_from_the_seed(served):
     fields = {"n": 3, "temperature": 1.5, "top_p": 0.95, "max_tokens": 10}
     with served.client() as client:
