@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "play": "Play a game in the terminal, or watch a model play it",
         "games": "List, pack, generate and check games",
         "generate": "Ask a model, or talk to it",
+        "serve": "Answer programs that speak OpenAI's API",
         "parity": "Compare the decoder with PyTorch, family by family",
         "bench": "Measure sampler, update and environments",
         "pretrain": "Make the pocket models from scripted play",

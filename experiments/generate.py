@@ -29,6 +29,7 @@ from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import with_adapter
 from ictjax.models.peft import load_adapter
 from ictjax.records import Message
+from ictjax.reply_text import ReplyText
 from ictjax.sampler import Generation, Request, Sampler, sampling_weights
 
 _MAX_CHAT_TOKENS = 32_768  # of a conversation, where the model has as many positions
@@ -43,6 +44,7 @@ class Typist:
     Args:
       decode: ids -> text.
       show: is given every new piece of text.
+      stop: texts that end a reply.
       with_json: show ids and log-probabilities of a reply behind it.
     """
 
@@ -52,23 +54,21 @@ class Typist:
         decode: Callable[[Sequence[int]], str],
         show: Callable[[str], None],
         *,
+        stop: Sequence[str],
         with_json: bool,
     ):
         self._sampler, self._decode, self._show, self._with_json = sampler, decode, show, with_json
+        self._stop = stop
 
     def reply(self, conversation: int, request: Request) -> Generation:
         """Samples one reply of an open conversation."""
-        self._sampler.generate(conversation, request)
-        shown, finished = "", []
+        text, shown, finished = ReplyText(self._decode, self._stop), 0, []
+        self._sampler.generate(conversation, dataclasses.replace(request, ends=text.read))
         while not finished:
             finished = self._sampler.step()
-            text = self._decode(
-                finished[0].ids if finished else self._sampler.sampled(conversation)
-            )
-            # half a character is still to come
-            if text.startswith(shown) and (finished or not text.endswith("\ufffd")):
-                self._show(text[len(shown) :])
-                shown = text
+            ready = text.text if finished else text.shown
+            self._show(ready[shown:])
+            shown = len(ready)
         self._show("\n")
         if self._with_json:
             self._show(
@@ -132,7 +132,7 @@ def generate(
         _PAD_ID,
         unused=unused,
     ) as sampler:
-        typist = Typist(sampler, decode, write, with_json=args.json)
+        typist = Typist(sampler, decode, write, stop=args.stop, with_json=args.json)
         if chat is not None and talks:
             _talk(args, chat, sampler, typist, ask)
         else:
@@ -146,6 +146,7 @@ def _request(args: GenerateArgs, stop_ids: Sequence[int], turn: int = 0) -> Requ
         temperature=0.0 if args.greedy else args.temperature,
         top_k=0,
         top_p=args.top_p,
+        min_p=args.min_p,
         stop_ids=() if args.ignore_stop else tuple(stop_ids),
         key=keys.as_array(keys.fold(keys.root_key(args.seed), turn)),
     )
@@ -173,7 +174,7 @@ def _talk(
         if said.finish == "context":
             print("The context is full.", file=sys.stderr)
             return
-        stopped, turn = said.finish == "stop", turn + 1
+        stopped, turn = bool(said.ids) and said.ids[-1] in chat.stop_ids, turn + 1
 
 
 def _first(args: GenerateArgs, prompt: str) -> list[Message]:

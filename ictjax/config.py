@@ -6,7 +6,7 @@ checks its own values when it is built; messages name fields as the command line
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -15,8 +15,22 @@ from ictjax.ranges import Range, Ranged, shown
 # 0 is greedy; closer to it logits, divided by the temperature, leave float32
 TEMPERATURE = Range(0.001, 100, also=0)
 TOP_P = Range(1e-6, 1)
+MIN_P = Range(0, 1)
+
+_MAX_STOPS, _MAX_STOP_CHARS = 16, 256
 
 AXES = ("data", "fsdp", "tensor")
+
+
+def check_stop(name: str, stop: Sequence[str]) -> None:
+    """Raises ValueError, by that name, unless these texts can end a reply."""
+    if len(stop) > _MAX_STOPS:
+        raise ValueError(f"{name} holds {len(stop)} texts: give {_MAX_STOPS} at most.")
+    for text in stop:
+        if not 1 <= len(text) <= _MAX_STOP_CHARS:
+            raise ValueError(
+                f"{name} holds a text of {len(text)} characters: give 1 to {_MAX_STOP_CHARS}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,6 +218,7 @@ class SamplerConfig(Ranged):
     # cache positions attended to; max_len is always one; doubling from 128 unless given
     attended_buckets: Annotated[tuple[int, ...], Range(1, 16_777_216)] = ()
     max_stop_ids: Annotated[int, Range(1, 1024)] = 4  # per request
+    max_bias_ids: Annotated[int, Range(0, 4096)] = 0  # per request, banned ids included
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -262,12 +277,20 @@ class RolloutConfig(Ranged):
     top_k: Annotated[int, Range(0, 1_048_576)] = 0
     # sample from the likeliest tokens of this mass; 1 is off
     top_p: Annotated[float, TOP_P] = 1.0
+    # of the likeliest token's probability, that a token needs to be sampled; 0 is off
+    min_p: Annotated[float, MIN_P] = 0.0
+    # texts that end a reply of the actor, and are not part of it: "Observation:" for example
+    stop: tuple[str, ...] = ()
     show_actions: bool = False  # list the available actions below each observation
     # starts this long wait for the first episode of their system prompt, whose prefix they then
     # share; read by a model's speaker
     share_min_tokens: Annotated[int, Range(0, 16_777_216)] = 256
     # how long to wait for more environment answers before decoding without them
     gather_s: Annotated[float, Range(0, 60)] = 0.002
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stop(f"{self.place}stop", self.stop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

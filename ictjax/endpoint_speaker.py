@@ -106,8 +106,12 @@ class EndpointSpeaker(CallSpeaker):
         }
         if config.seeded:
             request["seed"] = question.key[0] >> (32 - _SEED_BITS)
-        if limits.top_k:
-            request["extra_body"] = {"top_k": limits.top_k}
+        if limits.stop:
+            request["stop"] = list(limits.stop)
+        # not OpenAI's own: most servers of other models know them
+        further = {"top_k": limits.top_k, "min_p": limits.min_p}
+        if any(further.values()):
+            request["extra_body"] = {name: value for name, value in further.items() if value}
         create = self._client.chat.completions.with_streaming_response.create
         for number in range(config.max_retries + 1):
             try:

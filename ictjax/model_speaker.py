@@ -9,6 +9,7 @@ from ictjax import keys
 from ictjax.chat import ChatTokenizer
 from ictjax.models.transformer import Params
 from ictjax.records import Message
+from ictjax.reply_text import ReplyText
 from ictjax.sampler import Generation, Request, SamplerStats
 from ictjax.speaker import Finish, Limits, Reply
 
@@ -46,6 +47,7 @@ class _Conversation:
     stopped: bool = False  # the last reply ended with a stop token
     opening: str | None = None  # the system prompt, until the conversation is closed
     request: Request | None = None  # asked for, and not in the sampler yet
+    text: ReplyText | None = None  # of the reply under way, where a text may end it
     answered: bool = False  # nothing was heard since the last reply, or at all
 
 
@@ -63,7 +65,8 @@ class ModelSpeaker:
     """Implements `ictjax.speaker.Speaker`; owns the sampler, which it closes.
 
     Every message is encoded once, when the reply to it is asked for, and every sampled token stays
-    as it was sampled, thoughts included. The text of a reply begins with the `<think>` that the
+    as it was sampled, thoughts included; of a reply that ends with one of `Limits.stop`, what
+    `ictjax.reply_text` keeps. The text of a reply begins with the `<think>` that the
     chat template wrote before it, where it does. A new conversation starts from the longest prefix
     that the sampler holds, and with `share_min_tokens` those that begin with the same system prompt
     are made to find one: the first is started alone, and the others wait for its first reply.
@@ -150,6 +153,7 @@ class ModelSpeaker:
             raise ValueError(
                 f"Conversation {conversation} has nothing to answer: let it hear a message first."
             )
+        found.text = ReplyText(self.chat.decode, limits.stop) if limits.stop else None
         found.request = Request(
             max_new_tokens=limits.max_tokens,
             temperature=limits.temperature,
@@ -157,6 +161,8 @@ class ModelSpeaker:
             top_p=limits.top_p,
             stop_ids=self.chat.stop_ids,
             key=keys.as_array(key),
+            min_p=limits.min_p,
+            ends=None if found.text is None else found.text.read,
         )
         if found.number is None and not self._may_start(conversation, found):
             return
@@ -188,9 +194,13 @@ class ModelSpeaker:
             self._leave(conversation, found.opening)
 
     def sampled(self, conversation: int) -> str:
-        """The text of a reply under way, as far as it is sampled."""
-        number = self._open_one(conversation).number
-        return "" if number is None else self.chat.decode(self._sampler.sampled(number))
+        """The text of a reply under way, as far as it is sampled and certain."""
+        found = self._open_one(conversation)
+        if found.number is None:
+            return ""
+        if found.text is not None and found.request is not None:
+            return found.text.shown
+        return self.chat.decode(self._sampler.sampled(found.number))
 
     @property
     def idle(self) -> bool:
@@ -260,12 +270,17 @@ class ModelSpeaker:
         conversation = self._by_number[generation.conversation]
         found = self._conversations[conversation]
         prompt_ids, found.ids = found.ids, found.ids + generation.ids
-        found.request, found.stopped, found.answered = None, generation.finish == "stop", True
+        found.stopped = bool(generation.ids) and generation.ids[-1] in self.chat.stop_ids
+        found.request, found.answered = None, True
+        text = self.chat.decode(generation.ids)
+        cut = found.text is not None and found.text.stopped
+        if found.text is not None and cut:
+            text = found.text.text
         if found.opening is not None:
             self._release(self._openings[found.opening], conversation)
         return Reply(
             conversation=conversation,
-            text=self.chat.opened * bool(generation.ids) + self.chat.decode(generation.ids),
+            text=self.chat.opened * (bool(generation.ids) or cut) + text,
             finish=Finish(generation.finish),
             prompt_ids=prompt_ids,
             ids=generation.ids,

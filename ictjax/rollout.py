@@ -76,6 +76,8 @@ def rollout(
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
+        min_p=config.min_p,
+        stop=config.stop,
     )
     repeats = speaker.repeats(limits)
     places: list[int] = []  # of every episode in `unique`

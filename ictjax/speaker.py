@@ -48,6 +48,8 @@ class Limits:
     temperature: float  # 0: greedy
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # of the likeliest token's probability; 0: off
+    stop: tuple[str, ...] = ()  # texts that end the reply, and are not part of it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -128,12 +128,15 @@ def test_the_fields_of_a_request_are_the_limits():
         "max_tokens": 20,
     }
     assert set(greedy) == {"model", "temperature", "top_p", "max_tokens", "messages", "seed"}
-    limits = Limits(max_tokens=9, temperature=0.5, top_p=0.9, top_k=40)
+    limits = Limits(
+        max_tokens=9, temperature=0.5, top_p=0.9, top_k=40, min_p=0.25, stop=("END", "\n")
+    )
     _, _, (other,) = ask_once(
         says("x"), limits=limits, seeded=False, tokens_parameter="max_completion_tokens"
     )
     assert "seed" not in other and "max_tokens" not in other
     assert (other["max_completion_tokens"], other["top_p"], other["top_k"]) == (9, 0.9, 40)
+    assert (other["min_p"], other["stop"]) == (0.25, ["END", "\n"])
 
 
 def test_the_seed_follows_from_the_key_of_a_reply():

@@ -18,7 +18,7 @@ from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import save_adapter
 from ictjax.models.transformer import abstract_params, forward, unembed
 from ictjax.records import Message
-from ictjax.sampler import Generation
+from ictjax.sampler import Generation, Request
 from tests.tiny import byte_tokenizer
 
 CONFIG = ModelConfig(
@@ -188,29 +188,39 @@ class SlowSampler:
 
     def generate(self, conversation, request):
         assert conversation == 7
-
-    def sampled(self, conversation):
-        return self._ids[: self._count]
+        self._ends = request.ends
 
     def step(self):
         self._count += 1
-        done = Generation(
-            conversation=7, ids=self._ids, logprobs=(0.0,) * len(self._ids), finish="length"
-        )
-        return [done] if self._count == len(self._ids) else []
+        ids = self._ids[: self._count]
+        kept = self._ends(ids)
+        if kept is None and self._count < len(self._ids):
+            return []
+        ids = ids[:kept]
+        return [Generation(conversation=7, ids=ids, logprobs=(0.0,) * len(ids), finish="length")]
+
+
+def typed(text, *, num_ids=None, stop=()):
+    """What is shown of a reply of these bytes, piece by piece."""
+    tokenizer, pieces = byte_tokenizer(), []
+    sampler = SlowSampler(tuple(tokenizer(text)["input_ids"][:num_ids]))
+    request = Request(
+        max_new_tokens=9,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        stop_ids=(),
+        key=np.zeros(2, np.uint32),
+    )
+    typist = generate.Typist(sampler, tokenizer.decode, pieces.append, stop=stop, with_json=False)
+    typist.reply(7, request)
+    return [piece for piece in pieces if piece]
 
 
 def test_text_comes_as_it_is_sampled_whole_characters_at_a_time():
-    tokenizer, pieces = byte_tokenizer(), []
-    sampler = SlowSampler(tuple(tokenizer("né🙂!")["input_ids"]))
-    generate.Typist(sampler, tokenizer.decode, pieces.append, with_json=False).reply(
-        7, request=None
-    )
-    assert [piece for piece in pieces if piece] == ["n", "é", "🙂", "!", "\n"]
-    half = SlowSampler(tuple(tokenizer("é")["input_ids"][:1]))
-    pieces.clear()
-    generate.Typist(half, tokenizer.decode, pieces.append, with_json=False).reply(7, request=None)
-    assert pieces == ["\ufffd", "\n"]
+    assert typed("né🙂!") == ["n", "é", "🙂", "!", "\n"]
+    assert typed("é", num_ids=1) == ["\ufffd", "\n"]
+    assert typed("né🙂!", stop=("🙂?", "🙂!")) == ["n", "é", "\n"]
 
 
 def refused(capsys, *argv):

@@ -11,7 +11,17 @@ from typing import Annotated
 import pytest
 
 from experiments import cli, tasks
-from experiments.commands import bench, evaluate, export, games, generate, play, pretrain, train
+from experiments.commands import (
+    bench,
+    evaluate,
+    export,
+    games,
+    generate,
+    play,
+    pretrain,
+    serve,
+    train,
+)
 from experiments.presets import PRESETS
 from ictjax import config, ranges, run_config
 from ictjax.ranges import Range, ranged_fields
@@ -119,6 +129,7 @@ def test_a_field_without_a_range_cannot_be_checked():
 
 COMMANDS = {
     "generate": (generate, generate.GenerateArgs, ["--model", "x", "--prompt", "y"]),
+    "serve": (serve, serve.ServeArgs, ["--model", "x"]),
     "play": (play, play.PlayArgs, ["--env", "fake", "--family", "door"]),
     "export": (export, export.ExportArgs, ["--run-dir", "x", "--out", "y"]),
     "pretrain": (pretrain, pretrain.PretrainArgs, []),
@@ -151,6 +162,8 @@ def test_numbers_of_commands_are_in_their_ranges_or_refused_by_flag(command, cap
         "--optimizer.learning-rate=inf",
         "--task.rollout.gather-s=nan",
         "--task.rollout.temperature=1e-300",
+        "--task.rollout.min-p=1.1",
+        "--task.rollout.stop=",
         "--grpo.temperature=1e-300",
         "--reflector.lora.rank=1000000",
         "--reflector.lora.rank=" + "9" * 5000,

@@ -40,6 +40,8 @@ SHORTENED = (
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),
     (f"{ICTJAX} generate --model {POCKET} --system", "--help", "a terminal to talk in"),
     (f"{ICTJAX} play --family eat --model", "--help", "compilation; test_play.py lets it play"),
+    (f"{ICTJAX} serve --model Qwen", "--help", "a download"),
+    (f"{ICTJAX} serve", "--check --port 0 --max-len 64", "a server would go on for ever"),
     (f"{ICTJAX} generate", "--max-new-tokens 8", "programs of one size, compiled once"),
     (f"{ICTJAX} pretrain", "--help", "an hour and a half"),
     (f"{ICTJAX} bench", "--help", "minutes"),

@@ -3,17 +3,21 @@ and orders.
 """
 
 import dataclasses
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from ictjax import keys
 from ictjax.config import SamplerConfig
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
 from ictjax.sampler import Generation, Request, Sampler
+from ictjax.sampler.state import NO_ID, Extras
 from ictjax.sampler.step import sample
 
 MODEL = ModelConfig(
@@ -36,6 +40,7 @@ SIZES = SamplerConfig(
     max_top_k=8,
     attended_buckets=(40,),
     max_stop_ids=2,
+    max_bias_ids=3,
 )
 
 
@@ -107,12 +112,33 @@ def prompts(number, seed=0):
     ]
 
 
+def before_a_multiple_of_four(ids):
+    """How many ids come before the first one of these, once there is one."""
+    return next((index for index, number in enumerate(ids) if index and number % 4 == 0), None)
+
+
+# Of the conversations below, which are computed together.
+OPTIONS = (
+    {},
+    {"min_p": 0.2},
+    {"bias": {4: 3.0, 5: -math.inf}},
+    {"temperature": 2.0, "logprobs_of": "model"},
+    {"temperature": 0.0, "bias": {6: 2.0, 7: -2.0}},
+    {"top_k": 5, "min_p": 0.05, "bias": {8: 1.0}},
+    {"top_p": 0.8, "temperature": 0.6},
+    {"ends": before_a_multiple_of_four},
+    {"top_k": 3, "ends": lambda ids: 0 if len(ids) > 4 else None},
+)
+
+
 def replies(sampler, order):
-    """Replies to prompt i under key i, two turns each, opened in some order; by prompt."""
+    """Replies to prompt i under key i and options i, two turns each, opened in some order; by
+    prompt.
+    """
     texts, turns, found = prompts(9), {}, {}
     for index in order:
         conversation = sampler.open(texts[index])
-        sampler.generate(conversation, request(index, stop_ids=(3,)))
+        sampler.generate(conversation, request(index, stop_ids=(3,), **OPTIONS[index]))
         turns[conversation] = index
     while turns:
         for generation in sampler.step():
@@ -120,7 +146,7 @@ def replies(sampler, order):
             found.setdefault(index, []).append(generation.ids)
             if len(found[index]) == 1:
                 sampler.extend(generation.conversation, texts[-index][:5])
-                sampler.generate(generation.conversation, request(100 + index))
+                sampler.generate(generation.conversation, request(100 + index, **OPTIONS[index]))
             else:
                 sampler.close(generation.conversation)
                 del turns[generation.conversation]
@@ -197,6 +223,53 @@ def test_seeds_reproduce(sampler):
         == first
     )
     assert ask(sampler, prompt, request(12)).ids != first.ids
+
+
+def test_logprobs_at_temperature_one(sampler):
+    prompt = prompts(1)[0]
+    options = {"temperature": 0.5, "top_k": 4, "bias": {3: 1.0, 9: -math.inf}}
+    usual = ask(sampler, prompt, request(4, **options))
+    asked = ask(sampler, prompt, request(4, **options, logprobs_of="model"))
+    assert asked.ids == usual.ids
+    bent = sampler.open(prompt)  # beside a row that does not ask for them
+    straight = sampler.open(prompt)
+    sampler.generate(bent, request(4, **options, logprobs_of="model"))
+    sampler.generate(straight, request(4, **options))
+    both = {generation.conversation: generation.logprobs for generation in sampler.run()}
+    for conversation in (bent, straight):
+        sampler.close(conversation)
+    assert (both[bent], both[straight]) == (asked.logprobs, usual.logprobs)
+    greedy = ask(sampler, prompt, request(temperature=0.0, logprobs_of="model"))
+    assert greedy.logprobs == ask(sampler, prompt, request(temperature=0.0)).logprobs
+
+
+def test_logprobs_at_temperature_one_are_the_models(sampler, full_logits):
+    prompt = prompts(1)[0]
+    reply = ask(sampler, prompt, request(4, temperature=0.5, bias={3: 2.0}, logprobs_of="model"))
+    logits = full_logits(prompt + list(reply.ids))[len(prompt) - 1 : -1]
+    expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(7), list(reply.ids)]
+    np.testing.assert_allclose(reply.logprobs, expected, atol=1e-4)
+
+
+def test_what_was_sampled_behind_an_end_never_was(sampler):
+    """The reply, its conversation and its cache row are those of the tokens that are kept."""
+    prompt = [4, 4, 19, 2, 2, 5]
+    whole = ask(sampler, prompt, request(8, max_new_tokens=12)).ids
+    for kept in (0, 1, 3, 5):
+        conversation = sampler.open(prompt)
+        ends = {"max_new_tokens": 12, "ends": lambda ids, k=kept: k if len(ids) > k else None}
+        sampler.generate(conversation, request(8, **ends))
+        (cut,) = sampler.run()
+        assert (cut.ids, cut.finish, len(cut.logprobs)) == (whole[:kept], "stop", kept)
+        sampler.generate(conversation, request(9))  # with nothing behind it
+        (next_reply,) = sampler.run()
+        sampler.extend(conversation, [1, 2])
+        sampler.generate(conversation, request(10))
+        (last,) = sampler.run()
+        sampler.close(conversation)
+        said = [*prompt, *cut.ids]
+        assert next_reply.ids == ask(sampler, said, request(9)).ids
+        assert last.ids == ask(sampler, [*said, *next_reply.ids, 1, 2], request(10)).ids
 
 
 def test_stop_budget_and_context(sampler):
@@ -392,6 +465,82 @@ def test_top_p_keeps_the_smallest_sufficient_set():
     np.testing.assert_allclose(draw(2, 0.5), [0, 1, 0, 0, 0])  # 0.4 of 0.7 is more than half
 
 
+BIASES = ({}, {1: 1.5, 4: -2.0, 7: -math.inf})
+COMBINATIONS = tuple(
+    itertools.product((0.5, 1.3), (0, 5), (1.0, 0.75), (0.0, 0.12), BIASES)
+)  # temperature, top_k, top_p, min_p, bias
+DRAWS = 10_000
+FALSE_ALARMS = 1e-4
+"""How often the test below would fail by chance, were its keys others every time; with the keys that
+it has it always passes."""
+
+
+def probabilities_of(logits, temperature, top_k, top_p, min_p, bias):
+    """In float64 and one step at a time, as Hugging Face's logits processors."""
+    logits = np.array(logits, np.float64)
+    for number, added in bias.items():
+        logits[number] += added
+    order = np.argsort(-logits, kind="stable")
+    probabilities = np.exp((logits - logits.max()) / temperature)
+    if top_k:
+        probabilities[order[top_k:]] = 0
+    probabilities /= probabilities.sum()
+    above = np.cumsum(probabilities[order]) - probabilities[order]
+    probabilities[order[above >= top_p]] = 0
+    probabilities[probabilities < min_p * probabilities.max()] = 0
+    return probabilities / probabilities.sum()
+
+
+def chi_square_p(counts, probabilities):
+    there = probabilities > 0
+    if counts[~there].any():
+        return 0.0
+    if there.sum() == 1:
+        return 1.0
+    expected = counts.sum() * probabilities[there]
+    return scipy.stats.chisquare(counts[there], expected).pvalue
+
+
+def test_draws_follow_the_truncated_distribution():
+    """Temperature, top-k, top-p, min-p and bias in every combination, all in one batch, by a
+    chi-square test that finds a temperature which is a quarter too high in most of them.
+    """
+    logits = np.array([1.2, 0.1, 2.0, -0.7, 1.9, 0.4, -1.5, 2.2, 0.9, -0.2, 0.6, 1.5], np.float32)
+    rows = [
+        (row, bias)
+        for *row, bias in COMBINATIONS
+        for bias in [[*bias.items(), *[(NO_ID, 0.0)] * (3 - len(bias))]]
+    ]
+    temperature, top_k, top_p, min_p = (
+        np.repeat(np.array(column), DRAWS) for column in zip(*(row for row, _ in rows), strict=True)
+    )
+    number = len(rows) * DRAWS
+    ids, _ = jax.jit(sample, static_argnums=6)(
+        jnp.tile(jnp.asarray(logits), (number, 1)),
+        jnp.asarray(temperature, jnp.float32),
+        jnp.asarray(top_k, jnp.int32),
+        jnp.asarray(top_p, jnp.float32),
+        jnp.tile(words(0), (number, 1)),
+        jnp.arange(number, dtype=jnp.int32),
+        len(logits),
+        (),
+        Extras(
+            min_p_b=jnp.asarray(min_p, jnp.float32),
+            unit_b=jnp.zeros(number, jnp.int32),
+            bias_ids_bx=jnp.repeat(jnp.array([[i for i, _ in bias] for _, bias in rows]), DRAWS, 0),
+            bias_bx=jnp.repeat(jnp.array([[b for _, b in bias] for _, bias in rows]), DRAWS, 0),
+        ),
+    )
+    detected = 0
+    for drawn, settings in zip(np.asarray(ids).reshape(-1, DRAWS), COMBINATIONS, strict=True):
+        counts = np.bincount(drawn, minlength=len(logits))
+        right = probabilities_of(logits, *settings)
+        assert chi_square_p(counts, right) > FALSE_ALARMS / len(COMBINATIONS), settings
+        warmer = probabilities_of(logits, 1.25 * settings[0], *settings[1:])
+        detected += chi_square_p(counts, warmer) < FALSE_ALARMS / len(COMBINATIONS)
+    assert detected >= len(COMBINATIONS) / 2
+
+
 UNUSED = (range(2), range(20, 23))
 
 
@@ -429,6 +578,10 @@ def test_ids_without_text_are_never_drawn(changes):
 def test_a_sampler_without_some_ids(params):
     with Sampler(MODEL, params, SIZES, 0, unused=(range(1, 22),)) as sampler:
         assert set(ask(sampler, [1, 2, 3], request(max_new_tokens=20)).ids) == {0, 22}
+        banned = {0: -math.inf}
+        assert set(ask(sampler, [1, 2, 3], request(bias=banned)).ids) == {22}
+        with pytest.raises(ValueError, match="bias bans all ids"):
+            ask(sampler, [1, 2, 3], request(bias={**banned, 22: -math.inf}))
     with pytest.raises(ValueError, match="unused holds all 23 ids"):
         Sampler(MODEL, params, SIZES, 0, unused=(range(23),))
 
@@ -443,6 +596,32 @@ def test_truncation_of_one_row_leaves_the_others_alone():
     assert (mixed[1:] == plain[1:]).all()
 
 
+def test_what_one_row_asks_for_leaves_the_others_alone():
+    """Bit by bit, ids and log-probabilities."""
+    nothing = Extras(
+        min_p_b=jnp.zeros(3),
+        unit_b=jnp.zeros(3, jnp.int32),
+        bias_ids_bx=jnp.full((3, 1), NO_ID),
+        bias_bx=jnp.full((3, 1), 50.0),
+    )
+    keys_b2 = jnp.stack([jnp.asarray(words(row)) for row in range(3)])
+    none = jnp.zeros(3, jnp.int32)
+    rows = (jax.random.normal(jax.random.key(0), (3, 40)), jnp.array([2.0, 0.0, 2.0]), none)
+    rows = (*rows, jnp.ones(3), keys_b2, none, 8)
+    draw = jax.jit(sample, static_argnums=6)
+    plain = draw(*rows)
+    for special in (
+        {},
+        {"min_p_b": jnp.array([0.9, 0.0, 0.0])},
+        {"unit_b": jnp.array([1, 0, 0])},
+        {"bias_ids_bx": jnp.array([[5], [NO_ID], [NO_ID]])},
+    ):
+        mixed = draw(*rows, (), nothing._replace(**special))
+        changed = [np.asarray(one != other) for one, other in zip(mixed, plain, strict=True)]
+        assert not np.any(changed, axis=0)[1:].any()
+        assert np.any(changed) == bool(special)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -451,6 +630,14 @@ def test_truncation_of_one_row_leaves_the_others_alone():
         (lambda s: s.extend(10_000, [1]), "conversation 10000 is not open"),
         (lambda s: s.generate(s.open([1]), request(top_k=9)), "top_k 9 exceeds"),
         (lambda s: s.generate(s.open([1]), request(stop_ids=(1, 2, 3))), "3 stop ids exceed"),
+        (
+            lambda s: s.generate(s.open([1]), request(bias=dict.fromkeys(range(4), 1.0))),
+            "4 biased ids exceed the sampler's max_bias_ids 3",
+        ),
+        (lambda s: s.generate(s.open([1]), request(bias={23: 1.0})), "bias names the id 23"),
+        (lambda s: request(bias={2: math.nan}), "bias of id 2 is nan"),
+        (lambda s: request(bias={2: math.inf}), "bias of id 2 is inf"),
+        (lambda s: request(min_p=1.1), "min_p is 1.1"),
         (
             lambda s: s.generate(s.open([1]), request(key=np.zeros(4, np.uint32))),
             r"key has words of shape \(4,\)",

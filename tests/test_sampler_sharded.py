@@ -198,9 +198,9 @@ def test_decoding_holds_no_second_copy_of_the_weights():
         lambda: transformer.unstack_layers(wide, transformer.init_params(wide, jax.random.key(0)))
     )
     cache = jax.eval_shape(lambda: make_cache(wide, 2, 16))
-    packed = blank_rows(2, 1, num_stop_ids=1, num_slots=2, pad_id=0)
+    packed = blank_rows(2, 1, num_stop_ids=1, num_bias=0, num_slots=2, pad_id=0)
     step = functools.partial(
-        turn, wide, attended=16, max_steps=4, num_stop_ids=1, max_top_k=4, pad_id=0
+        turn, wide, attended=16, max_steps=4, num_stop_ids=1, num_bias=0, max_top_k=4, pad_id=0
     )
     memory = (
         jax.jit(step, donate_argnums=1).lower(params, cache, packed).compile().memory_analysis()

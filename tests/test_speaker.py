@@ -125,6 +125,20 @@ def test_a_reply_that_was_cut_off_is_closed_before_the_next_turn():
     assert reply.prompt_ids == encoded(system(), user("a long story"), assistant, user("go on"))
 
 
+@pytest.mark.parametrize(("stop", "said_before"), [("tor", "a long s"), ("a lon", "")])
+def test_a_text_ends_a_reply_and_is_no_part_of_the_conversation(stop, said_before):
+    speaker = ModelSpeaker(Double(echo), CHAT)
+    number = speaker.open([system()])
+    limits = Limits(max_tokens=30, temperature=0.0, stop=("never", stop))
+    reply = say(speaker, number, "a long story", limits)
+    assert (reply.text, reply.finish, reply.ids) == (said_before, Finish.STOP, ids_of(said_before))
+    following = say(speaker, number, "go on", limits)
+    assistant = Message(role="assistant", content=said_before)
+    said = [system(), user("a long story"), assistant, user("go on")]
+    assert following.prompt_ids == encoded(*said)
+    assert (following.text, following.ids[-1]) == ("go on", END)  # the text does not occur
+
+
 def test_a_full_conversation_is_told_as_such():
     double = Double(echo)
     double.max_len = 10
@@ -141,12 +155,12 @@ def test_limits_and_key_reach_the_sampler():
         speaker,
         speaker.open([]),
         "one",
-        Limits(max_tokens=7, temperature=0.5, top_k=3, top_p=0.25),
+        Limits(max_tokens=7, temperature=0.5, top_k=3, top_p=0.25, min_p=0.125),
     )
     ((_, request),) = double.requests
     assert (request.max_new_tokens, request.temperature) == (7, 0.5)
     assert (request.top_k, request.top_p, request.stop_ids) == (3, 0.25, CHAT.stop_ids)
-    assert request.key.tolist() == list(KEY)
+    assert (request.min_p, request.ends, request.key.tolist()) == (0.125, None, list(KEY))
 
 
 @pytest.mark.parametrize("when", ["before a reply", "after a reply", "after another question"])

@@ -98,8 +98,10 @@ class ScriptedSampler:
                 )
                 continue
             reply = tuple(self._script(before, request))[: request.max_new_tokens]
+            kept = None if request.ends is None else request.ends(reply)
+            reply = reply[:kept]
             self.ids[conversation] += reply
-            stopped = bool(reply) and reply[-1] in request.stop_ids
+            stopped = kept is not None or (bool(reply) and reply[-1] in request.stop_ids)
             finished.append(
                 Generation(
                     conversation=conversation,

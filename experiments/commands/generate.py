@@ -15,7 +15,7 @@ from experiments.command import Flags, parse, run_main
 from experiments.local_path import local_path
 from experiments.presets import check_model
 from experiments.visible import visible
-from ictjax.config import TEMPERATURE, TOP_P
+from ictjax.config import MIN_P, TEMPERATURE, TOP_P, check_stop
 from ictjax.ranges import Range
 
 _DESCRIPTION = (
@@ -59,6 +59,10 @@ class GenerateArgs(Flags):
     """Of sampling."""
     top_p: Annotated[float, TOP_P] = 1.0
     """Sample from the likeliest tokens of this mass (of 64 at most); 1: off."""
+    min_p: Annotated[float, MIN_P] = 0.0
+    """Sample from tokens that have this share of the likeliest one's probability; 0: off."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a reply, and are not part of it."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Of sampling: the same seed gives the same text."""
     dtype: Annotated[
@@ -70,6 +74,10 @@ class GenerateArgs(Flags):
     """Go on behind stop tokens, up to --max-new-tokens."""
     json: bool = False
     """Print ids and log-probabilities of the sampled tokens as the last line."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stop("--stop", self.stop)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -106,6 +106,7 @@ class Blueprint:
             attended=shape.attended,
             max_steps=sizes.decode_steps if shape.length == 1 else sizes.extend_steps,
             num_stop_ids=sizes.max_stop_ids,
+            num_bias=sizes.max_bias_ids,
             max_top_k=sizes.max_top_k,
             pad_id=self.pad_id,
             unused=self.unused,
@@ -114,6 +115,7 @@ class Blueprint:
             shape.num_rows,
             shape.length,
             num_stop_ids=sizes.max_stop_ids,
+            num_bias=sizes.max_bias_ids,
             num_slots=self.slots_per_shard,
             pad_id=self.pad_id,
         )

@@ -5,9 +5,10 @@ dispatch works on.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,6 +21,7 @@ from ictjax.sampler.state import pack_request, pack_row, unpack_samples
 
 # A shorter common prefix is cheaper to compute again than to copy from another slot.
 _MIN_COPIED_TOKENS = 16
+_MAX_BIAS = 1000  # divided by the smallest temperature still far from the largest float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,14 @@ class Request:
     top_p: float  # 1: off
     stop_ids: tuple[int, ...]
     key: np.ndarray  # uint32[2], the words of a threefry key: `keys.as_array`
+    min_p: float = 0.0  # share of the likeliest id's probability that an id has; 0: off
+    # added to the logits of ids, before the temperature; -inf bans an id
+    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    logprobs_of: Literal["sampling", "model"] = "sampling"  # temperature: this one, or 1
+    # Shown all ids sampled so far after every dispatch; where it returns a number, the reply ends
+    # with so many of them, and what was sampled behind them is dropped. For ends that are found in
+    # text: `ictjax.reply_text`. Must not raise.
+    ends: Callable[[Sequence[int]], int | None] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -44,6 +54,14 @@ class Request:
             raise ValueError(f"top_k is {self.top_k}: give 0 (off) or a positive number")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a mass in (0, 1]; 1 is off")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}: give a share in [0, 1]; 0 is off")
+        for number, bias in self.bias.items():
+            if not -_MAX_BIAS <= bias <= _MAX_BIAS and bias != -math.inf:
+                raise ValueError(
+                    f"bias of id {number} is {bias}: give -{_MAX_BIAS} to {_MAX_BIAS}, or -inf to"
+                    " ban the id"
+                )
         if self.key.shape != (2,) or self.key.dtype != np.uint32:
             raise ValueError(
                 f"key has words of shape {self.key.shape} and type {self.key.dtype}: give the"
@@ -57,9 +75,12 @@ class Generation:
 
     conversation: int
     ids: tuple[int, ...]  # as sampled, the stop id included
-    # of ids under softmax(logits / temperature) (of the plain logits if greedy), before truncation
+    # of ids under softmax(logits / temperature) (of the plain logits if greedy, or if the request
+    # says so), before bias and truncation
     logprobs: tuple[float, ...]
-    finish: str  # "stop", "length" (the request's limit) or "context" (the conversation is full)
+    # "stop" (an id of stop_ids, which is then the last one, or `ends`), "length" (the request's
+    # limit) or "context" (the conversation is full)
+    finish: str
     weights_step: int | None = None  # of the weights it was sampled with, see `Sampler.set_params`
 
 
@@ -167,6 +188,7 @@ class Sampler:
             )
         self._config = config
         self._sampler_config = sampler_config
+        self._unused = unused
         self._programs = Programs(config, params, sampler_config, pad_id, mesh, unused)
         self._shards = self._programs.num_shards
         self._slots_per_shard = self._programs.slots_per_shard
@@ -295,6 +317,7 @@ class Sampler:
                 f"{len(request.stop_ids)} stop ids exceed the sampler's max_stop_ids"
                 f" {sizes.max_stop_ids}: raise max_stop_ids"
             )
+        self._check_bias(request.bias)
         if found.full or found.length >= sizes.max_len:
             self._finished.append(
                 Generation(
@@ -310,9 +333,13 @@ class Sampler:
             temperature=request.temperature,
             top_k=request.top_k,
             top_p=request.top_p,
+            min_p=request.min_p,
+            unit=request.logprobs_of == "model",
             stop_ids=request.stop_ids,
+            bias=request.bias,
             key=request.key,
             num_stop_ids=sizes.max_stop_ids,
+            num_bias=sizes.max_bias_ids,
         )
         found.reply = _Reply(request=request, columns=columns)
         found.ready_since = self._counts["dispatches"]
@@ -323,6 +350,16 @@ class Sampler:
         """
         reply = self._find(conversation).reply
         return () if reply is None else tuple(reply.ids)
+
+    def sampled_logprobs(self, conversation: int) -> tuple[float, ...]:
+        """The log-probabilities of `sampled`."""
+        reply = self._find(conversation).reply
+        return () if reply is None else tuple(reply.logprobs)
+
+    @property
+    def num_open(self) -> int:
+        """Conversations that are open."""
+        return len(self._conversations)
 
     def fork(self, conversation: int) -> int:
         """Starts a conversation with the same tokens so far, which copies their cache row once it
@@ -378,6 +415,25 @@ class Sampler:
                 f"conversation {conversation} is not open: it was closed, or never opened"
             )
         return self._conversations[conversation]
+
+    def _check_bias(self, bias: Mapping[int, float]) -> None:
+        most, num_ids = self._sampler_config.max_bias_ids, self._config.vocab_size
+        if len(bias) > most:
+            raise ValueError(
+                f"{len(bias)} biased ids exceed the sampler's max_bias_ids {most}: raise"
+                " max_bias_ids"
+            )
+        if outside := [number for number in bias if not 0 <= number < num_ids]:
+            raise ValueError(
+                f"bias names the id {outside[0]}, the vocabulary reaches from 0 to {num_ids - 1}"
+            )
+        banned = {number for number, value in bias.items() if value == -math.inf}
+        banned |= {number for part in self._unused for number in part} if banned else set()
+        if len(banned) >= num_ids:
+            raise ValueError(
+                f"bias bans all ids of the vocabulary that have a text: leave some of the {num_ids}"
+                " to sample"
+            )
 
     def _is_open(self, waiting: _Waiting) -> bool:
         return waiting.conversation.id in self._conversations
@@ -539,6 +595,7 @@ class Sampler:
                 count=num_replied,
                 request=None if reply is None else reply.columns,
                 num_stop_ids=sizes.max_stop_ids,
+                num_bias=sizes.max_bias_ids,
             )
             rows.append(row)
             fed.append(count)
@@ -588,7 +645,14 @@ class Sampler:
             return
         reply.ids += ids
         reply.logprobs += logprobs
-        if ids[-1] in reply.request.stop_ids:
+        kept = None if reply.request.ends is None else reply.request.ends(reply.ids)
+        if kept is not None:
+            conversation.length -= len(reply.ids) - kept
+            # the last token of a conversation waits: the next reply starts from its hidden state
+            self._row_lengths[slot] = min(cached, conversation.length - 1)
+            del reply.ids[kept:], reply.logprobs[kept:]
+            finish = "stop"
+        elif ids[-1] in reply.request.stop_ids:
             finish = "stop"
         elif len(reply.ids) == reply.request.max_new_tokens:
             finish = "length"

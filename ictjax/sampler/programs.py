@@ -99,6 +99,7 @@ class Programs:
             num_rows,
             length,
             num_stop_ids=self._blueprint.sizes.max_stop_ids,
+            num_bias=self._blueprint.sizes.max_bias_ids,
             num_slots=self.slots_per_shard,
             pad_id=self._blueprint.pad_id,
         )

@@ -4,12 +4,22 @@ A dispatch uploads and downloads one small array each: separate arrays would cos
 of a small model.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
+
+
+class Extras(NamedTuple):
+    """What few requests ask for, per row."""
+
+    min_p_b: Float[Array, " B"]  # 0: off
+    unit_b: Int[Array, " B"]  # 1: log-probabilities at temperature 1; 0: at that of the row
+    bias_ids_bx: Int[Array, "B X"]  # NO_ID for none
+    bias_bx: Float[Array, "B X"]  # added to the logits of bias_ids_bx; -inf for banned ids
 
 
 class Rows(NamedTuple):
@@ -28,21 +38,27 @@ class Rows(NamedTuple):
     temperature_b: Float[Array, " B"]  # 0: greedy
     top_p_b: Float[Array, " B"]  # 1: off
     keys_b2: UInt32[Array, "B 2"]  # the request's PRNG key
+    extras: Extras
     stop_bx: Int[Array, "B X"]  # ids that end the generation; -1 for none
     tokens_bt: Int[Array, "B T"]
 
 
-_COLUMNS = 10  # of the fields before stop_bx: one each, keys_b2 two
+NO_ID = 2**31 - 1
+"""In the place of a biased id: beyond every vocabulary, so that it is dropped."""
+
+_COLUMNS = 12  # in front of the stop ids; behind those the biased ids, their biases, the tokens
 
 
 def blank_rows(
-    num_rows: int, num_tokens: int, *, num_stop_ids: int, num_slots: int, pad_id: int
+    num_rows: int, num_tokens: int, *, num_stop_ids: int, num_bias: int, num_slots: int, pad_id: int
 ) -> np.ndarray:
-    """A packed matrix of padding rows, [B, _COLUMNS + X + T] int32."""
-    packed = np.zeros((num_rows, _COLUMNS + num_stop_ids + num_tokens), np.int32)
+    """A packed matrix of padding rows, [B, _COLUMNS + stop ids + 2 * biases + T] int32."""
+    stops, bias = _COLUMNS + num_stop_ids, _COLUMNS + num_stop_ids + num_bias
+    packed = np.zeros((num_rows, bias + num_bias + num_tokens), np.int32)
     packed[:, 0] = num_slots
-    packed[:, _COLUMNS : _COLUMNS + num_stop_ids] = -1
-    packed[:, _COLUMNS + num_stop_ids :] = pad_id
+    packed[:, _COLUMNS:stops] = -1
+    packed[:, stops:bias] = NO_ID
+    packed[:, bias + num_bias :] = pad_id
     return packed
 
 
@@ -51,16 +67,26 @@ def pack_request(
     temperature: float,
     top_k: int,
     top_p: float,
+    min_p: float,
+    unit: bool,
     stop_ids: tuple[int, ...],
+    bias: Mapping[int, float],
     key: np.ndarray,
     num_stop_ids: int,
+    num_bias: int,
 ) -> np.ndarray:
-    """The columns of one row that a request fixes, top_k to the last stop id."""
-    columns = np.full(_COLUMNS - 5 + num_stop_ids, -1, np.int32)
+    """The columns of one row that a request fixes, top_k to the last bias."""
+    columns = np.zeros(_COLUMNS - 5 + num_stop_ids + 2 * num_bias, np.int32)
     columns[0] = top_k
-    columns[1:3] = np.asarray([temperature, top_p], np.float32).view(np.int32)
-    columns[3:5] = key.view(np.int32)
-    columns[5 : 5 + len(stop_ids)] = stop_ids
+    columns[1:4] = np.asarray([temperature, top_p, min_p], np.float32).view(np.int32)
+    columns[4] = unit
+    columns[5:7] = key.view(np.int32)
+    stops, ids, biases = np.split(columns[7:], [num_stop_ids, num_stop_ids + num_bias])
+    stops[:] = -1
+    stops[: len(stop_ids)] = stop_ids
+    ids[:] = NO_ID
+    ids[: len(bias)] = list(bias)
+    biases[: len(bias)] = np.asarray(list(bias.values()), np.float32).view(np.int32)
     return columns
 
 
@@ -74,24 +100,36 @@ def pack_row(
     count: int,
     request: np.ndarray | None,
     num_stop_ids: int,
+    num_bias: int,
 ) -> None:
     """Fills one row of a packed matrix, given the columns of `pack_request` (None: append only)."""
     row[:5] = slot, start, len(tokens), allowed, count
     if request is not None:
         row[5 : 5 + len(request)] = request
-    first = _COLUMNS + num_stop_ids
+    first = _COLUMNS + num_stop_ids + 2 * num_bias
     row[first : first + len(tokens)] = tokens
 
 
-def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int) -> Rows:
+def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int, num_bias: int) -> Rows:
     """The fields of a packed matrix, inside jit."""
+    stops, bias = _COLUMNS + num_stop_ids, _COLUMNS + num_stop_ids + num_bias
+
+    def floats(columns: Int[Array, "*B"]) -> Float[Array, "*B"]:
+        return jax.lax.bitcast_convert_type(columns, jnp.float32)
+
     return Rows(
         *(packed[:, column] for column in range(6)),
-        temperature_b=jax.lax.bitcast_convert_type(packed[:, 6], jnp.float32),
-        top_p_b=jax.lax.bitcast_convert_type(packed[:, 7], jnp.float32),
-        keys_b2=jax.lax.bitcast_convert_type(packed[:, 8:_COLUMNS], jnp.uint32),
-        stop_bx=packed[:, _COLUMNS : _COLUMNS + num_stop_ids],
-        tokens_bt=packed[:, _COLUMNS + num_stop_ids :],
+        temperature_b=floats(packed[:, 6]),
+        top_p_b=floats(packed[:, 7]),
+        keys_b2=jax.lax.bitcast_convert_type(packed[:, 10:_COLUMNS], jnp.uint32),
+        extras=Extras(
+            min_p_b=floats(packed[:, 8]),
+            unit_b=packed[:, 9],
+            bias_ids_bx=packed[:, stops:bias],
+            bias_bx=floats(packed[:, bias : bias + num_bias]),
+        ),
+        stop_bx=packed[:, _COLUMNS:stops],
+        tokens_bt=packed[:, bias + num_bias :],
     )
 
 

@@ -15,7 +15,7 @@ from ictjax.models import transformer
 from ictjax.models.cache import KVCache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
-from ictjax.sampler.state import pack_samples, unpack_rows
+from ictjax.sampler.state import NO_ID, Extras, pack_samples, unpack_rows
 
 _DROPPED = -jnp.inf
 
@@ -42,16 +42,20 @@ def sample(
     counts_b: Int[Array, " B"],
     max_top_k: int,
     unused: Sequence[range] = (),
+    extras: Extras | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws one id per row, and its log-probability under softmax(logits / temperature) BEFORE any
-    truncation.
+    bias and truncation; under softmax(logits) where `extras.unit_b` asks for it.
 
     The noise of a row is Gumbel noise over the whole vocabulary from fold_in(key, count), so a
-    row's draw depends on nothing else in the batch; without truncation the draw is exact.
-    Truncation looks at the `max_top_k` likeliest ids only: top-k first, then the smallest set of
-    ids whose mass (renormalised after top-k, as Hugging Face does) reaches top-p, its first id
-    always kept. Ties go to the lower id. The ids of `unused` (static) are never drawn; log-
-    probabilities count them, as the learner's do.
+    row's draw depends on nothing else in the batch; without truncation the draw is exact. The bias
+    is added to the logits, of greedy rows too. Truncation is that of Hugging Face, in its order,
+    and looks at ids that may be drawn: top-k; the smallest set of ids whose mass among those left
+    reaches top-p, its first id always kept; ids at least min-p times as likely as the likeliest.
+    Top-k and top-p see the `max_top_k` likeliest ids only, min-p sees all. Ties go to the lower id.
+    The ids of `unused` (static) are never drawn; log-probabilities count them, as the learner's do.
+
+    What only few requests ask for is computed in dispatches that hold one of these.
     """
     greedy_b = temperature_b <= 0
     scaled_bv = logits_bv / jnp.where(greedy_b, 1.0, temperature_b)[:, None]
@@ -70,25 +74,70 @@ def sample(
         scaled_bv = jnp.where(_is_in(unused, scaled_bv.shape[1]), _DROPPED, scaled_bv)
     noise_bv = jax.lax.cond(jnp.all(greedy_b), lambda: jnp.zeros_like(scaled_bv), noise)
     ids_b = jnp.argmax(scaled_bv + noise_bv, axis=-1).astype(jnp.int32)
-    truncated_b = ((top_k_b > 0) | (top_p_b < 1)) & ~greedy_b
 
-    def truncate() -> Array:
-        top_bx, ids_bx = jax.lax.top_k(scaled_bv, min(max_top_k, scaled_bv.shape[1]))
+    def logprobs(ids_b: Array) -> Array:
+        return jnp.take_along_axis(scaled_bv, ids_b[:, None], axis=1)[:, 0] - normaliser_b
+
+    restricted_b, unit_b = (top_k_b > 0) | (top_p_b < 1), jnp.zeros_like(greedy_b)
+    if extras is not None:
+        restricted_b |= extras.min_p_b > 0
+        unit_b = (extras.unit_b > 0) & ~greedy_b & (temperature_b != 1)
+    restricted_b &= ~greedy_b
+    if extras is not None:
+        restricted_b |= jnp.any(extras.bias_ids_bx != NO_ID, axis=-1)
+
+    def specially() -> tuple[Array, Array]:
+        allowed_bv, min_p_b = scaled_bv, jnp.zeros_like(top_p_b)
+        if extras is not None:
+            rows_b1 = jnp.arange(len(greedy_b), dtype=jnp.int32)[:, None]
+            bias_bx = extras.bias_bx / jnp.where(greedy_b, 1.0, temperature_b)[:, None]
+            allowed_bv = scaled_bv.at[rows_b1, extras.bias_ids_bx].add(bias_bx, mode="drop")
+            min_p_b = extras.min_p_b
+        drawn_b = _draw(allowed_bv, noise_bv, top_k_b, top_p_b, min_p_b, max_top_k)
+        drawn_b = jnp.where(restricted_b, drawn_b, ids_b)
+        at_one_b = jnp.take_along_axis(logits_bv, drawn_b[:, None], axis=1)[:, 0]
+        at_one_b -= jax.nn.logsumexp(logits_bv, axis=-1)
+        return drawn_b, jnp.where(unit_b, at_one_b, logprobs(drawn_b))
+
+    return jax.lax.cond(jnp.any(restricted_b | unit_b), specially, lambda: (ids_b, logprobs(ids_b)))
+
+
+def _draw(
+    allowed_bv: Float[Array, "B V"],
+    noise_bv: Float[Array, "B V"],
+    top_k_b: Int[Array, " B"],
+    top_p_b: Float[Array, " B"],
+    min_p_b: Float[Array, " B"],
+    max_top_k: int,
+) -> Int[Array, " B"]:
+    """The likeliest id after truncation, noise added. A row without noise is not changed by
+    truncation, which never drops its likeliest id.
+    """
+    least_b1 = (jnp.max(allowed_bv, axis=-1) + jnp.log(min_p_b))[:, None]
+    whole_b = jnp.argmax(
+        jnp.where(allowed_bv >= least_b1, allowed_bv + noise_bv, _DROPPED), axis=-1
+    ).astype(jnp.int32)
+    cut_b = (top_k_b > 0) | (top_p_b < 1)
+
+    def cut() -> Array:
+        top_bx, ids_bx = jax.lax.top_k(allowed_bv, min(max_top_k, allowed_bv.shape[1]))
         rank_1x = jnp.arange(top_bx.shape[1], dtype=jnp.int32)[None]
         in_top_k_bx = (top_k_b[:, None] == 0) | (rank_1x < top_k_b[:, None])
-        top_normaliser_b = jax.nn.logsumexp(jnp.where(in_top_k_bx, top_bx, _DROPPED), axis=-1)
-        mass_bx = jnp.exp(top_bx - jnp.where(top_k_b > 0, top_normaliser_b, normaliser_b)[:, None])
+        normaliser_b = jnp.where(
+            top_k_b > 0,
+            jax.nn.logsumexp(jnp.where(in_top_k_bx, top_bx, _DROPPED), axis=-1),
+            jax.nn.logsumexp(allowed_bv, axis=-1),
+        )
+        mass_bx = jnp.exp(top_bx - normaliser_b[:, None])
         above_bx = jnp.cumsum(mass_bx, axis=-1) - mass_bx
         kept_bx = in_top_k_bx & ((above_bx < top_p_b[:, None]) | (rank_1x == 0))
+        noisy_bx = top_bx + jnp.take_along_axis(noise_bv, ids_bx, axis=1)
         drawn_b1 = jnp.argmax(
-            jnp.where(kept_bx, top_bx + jnp.take_along_axis(noise_bv, ids_bx, axis=1), _DROPPED),
-            axis=-1,
-            keepdims=True,
+            jnp.where(kept_bx & (top_bx >= least_b1), noisy_bx, _DROPPED), axis=-1, keepdims=True
         )
-        return jnp.where(truncated_b, jnp.take_along_axis(ids_bx, drawn_b1, axis=1)[:, 0], ids_b)
+        return jnp.where(cut_b, jnp.take_along_axis(ids_bx, drawn_b1, axis=1)[:, 0], whole_b)
 
-    ids_b = jax.lax.cond(jnp.any(truncated_b), truncate, lambda: ids_b)
-    return ids_b, jnp.take_along_axis(scaled_bv, ids_b[:, None], axis=1)[:, 0] - normaliser_b
+    return jax.lax.cond(jnp.any(cut_b), cut, lambda: whole_b)
 
 
 def _is_in(ranges: Sequence[range], num_ids: int) -> Bool[Array, " V"]:
@@ -107,6 +156,7 @@ def turn(
     attended: int,
     max_steps: int,
     num_stop_ids: int,
+    num_bias: int,
     max_top_k: int,
     pad_id: int,
     unused: Sequence[range] = (),
@@ -127,7 +177,7 @@ def turn(
     Returns: Packed samples (state.unpack_samples) and the new cache. The last sampled id of a row
       has no cache position yet.
     """
-    rows = unpack_rows(packed, num_stop_ids)
+    rows = unpack_rows(packed, num_stop_ids, num_bias)
     batch, length = rows.tokens_bt.shape
     num_slots, _, num_positions, _ = cache.v[0].shape
     in_order = batch == num_slots
@@ -143,6 +193,7 @@ def turn(
             rows.counts_b + loop.sampled_b,
             max_top_k,
             unused,
+            rows.extras,
         )
         active_b = loop.active_b
         sampled_b = loop.sampled_b + active_b

@@ -1,0 +1,626 @@
+"""`ictjax serve`: OpenAI's own client, ours, and whoever sends nonsense, against a tiny model on
+this machine.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import pytest
+
+from ictjax.chat import ChatTokenizer
+from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
+from ictjax.endpoint_speaker import EndpointSpeaker
+from ictjax.model_speaker import ModelSpeaker
+from ictjax.models import transformer
+from ictjax.models.config import ModelConfig
+from ictjax.models.lora import init_adapter, with_adapter
+from ictjax.records import Message
+from ictjax.sampler import Sampler, sampling_weights
+from ictjax.speaker import Limits as ReplyLimits
+from tests.test_cli import refused
+from tests.tiny import byte_tokenizer
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from experiments.commands import serve as command  # noqa: E402
+from experiments.serve import HttpServer  # noqa: E402
+from experiments.serve_app import Api, Limits  # noqa: E402
+from experiments.serve_protocol import MAX_BIAS_IDS  # noqa: E402
+from experiments.serve_thread import SamplerThread, Served  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parent.parent
+TOKENIZER = byte_tokenizer()
+CHAT = ChatTokenizer(TOKENIZER)
+MODEL = ModelConfig(
+    vocab_size=len(TOKENIZER),
+    num_layers=1,
+    d_model=16,
+    d_ff=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_positions=256,
+)
+SIZES = SamplerConfig(
+    num_slots=4,
+    max_len=192,
+    extend_buckets=(64,),
+    row_buckets=(4,),
+    decode_steps=3,
+    max_top_k=8,
+    attended_buckets=(192,),
+    max_bias_ids=MAX_BIAS_IDS,
+)
+# what it says is readable: letters, spaces, line breaks, and the end
+SAID = {*TOKENIZER("abcdefgh \n")["input_ids"], TOKENIZER.eos_token_id}
+UNUSED = tuple(range(i, i + 1) for i in range(MODEL.vocab_size) if i not in SAID)
+PROMPTS = ("Hello", "a door\nb", "Where to?")
+WAIT_S = 60.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class Running:
+    """A server in a thread of the tests."""
+
+    api: Api
+    server: HttpServer
+    models: Mapping[str, Served]
+    port: int
+    thread: SamplerThread
+    runner: threading.Thread
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def client(self, kind=openai.OpenAI, **settings):
+        return kind(
+            base_url=self.url, **{"api_key": "none", "max_retries": 0, "timeout": WAIT_S} | settings
+        )
+
+    def send(self, fields, *, path="/v1/chat/completions", method="POST", **headers):
+        """Status, headers and body of a raw request."""
+        body = fields if isinstance(fields, bytes | None) else json.dumps(fields).encode()
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        ) as connection:
+            names = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, {"content-type": "application/json"} | names)
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+
+    def settled(self):
+        """Waits until nothing is left of what was asked."""
+        until_s = time.monotonic() + WAIT_S
+        while self.api.num_replies or any(s.sampler.num_open for s in self.models.values()):
+            assert time.monotonic() < until_s
+            threading.Event().wait(0.01)
+
+
+@contextlib.contextmanager
+def running(models, *, grace_s=WAIT_S, **limits):
+    settings = {"max_replies": 1000, "max_body_bytes": 100_000, "hosts": ("127.0.0.1",)} | limits
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    with (
+        SamplerThread(models) as thread,
+        contextlib.closing(Api(models, thread, Limits(**settings))) as api,
+    ):
+        server = HttpServer(api, thread, grace_s=grace_s)
+        runner = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        runner.start()
+        try:
+            yield Running(
+                api=api,
+                server=server,
+                models=models,
+                port=listener.getsockname()[1],
+                thread=thread,
+                runner=runner,
+            )
+        finally:
+            server.should_exit = True
+            runner.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A base and an adapter on it, which hold the same arrays."""
+    rng = np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        norm = "norm" in jax.tree_util.keystr(path)
+        return np.asarray(np.ones(leaf.shape) if norm else rng.normal(size=leaf.shape), leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(drawn, transformer.abstract_params(MODEL))
+    base = sampling_weights(MODEL, params)
+    lora = LoraConfig(rank=2, targets=("q", "down"))
+    adapter = jax.tree.map(
+        lambda leaf: np.asarray(leaf) + 1.0, init_adapter(MODEL, lora, jax.random.key(1))
+    )
+    # its replies take one dispatch, so that there is one program less to compile
+    quick = dataclasses.replace(SIZES, extend_steps=16)
+    tuned = with_adapter(lora, base, adapter)
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: Served(
+                sampler=stack.enter_context(
+                    Sampler(MODEL, weights, sizes, CHAT.pad_id, unused=UNUSED)
+                ),
+                chat=CHAT,
+                max_len=SIZES.max_len,
+                max_top_k=SIZES.max_top_k,
+            )
+            for name, weights, sizes in (("tiny", base, SIZES), ("tuned", tuned, quick))
+        }
+
+
+def said_by(speaker, *texts, limits=ReplyLimits(max_tokens=12, temperature=0.0)):  # noqa: B008
+    """The replies to one conversation for each text."""
+    numbers = [speaker.open([Message(role="user", content=text)]) for text in texts]
+    for number in numbers:
+        speaker.ask(number, limits, (1, 2))
+    replies = {}
+    while len(replies) < len(numbers):
+        replies |= {reply.conversation: reply for reply in speaker.step()}
+    for number in numbers:
+        speaker.close(number)
+    return [replies[number] for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def direct(models):
+    """What the models say to PROMPTS without a server."""
+    return {
+        name: said_by(ModelSpeaker(served.sampler, CHAT), *PROMPTS)
+        for name, served in models.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def served(models, direct):
+    """A server for the tests that only need some."""
+    del direct  # the samplers are the server's from here on
+    with running(models) as found:
+        yield found
+
+
+def ask(client, text, model="tiny", **fields):
+    return client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": text}],
+        **{"max_tokens": 12, "temperature": 0} | fields,
+    )
+
+
+def test_the_official_client_hears_what_the_model_says(served, direct):
+    with served.client() as client:
+        assert [model.id for model in client.models.list()] == ["tiny", "tuned"]
+        assert client.models.retrieve("tuned").id == "tuned"
+        for name, replies in direct.items():
+            for text, reply in zip(PROMPTS, replies, strict=True):
+                answer = ask(client, text, name, logprobs=True)
+                (choice,) = answer.choices
+                assert choice.message.content == reply.text
+                assert choice.finish_reason == str(reply.finish)
+                assert answer.usage.prompt_tokens == len(reply.prompt_ids)
+                assert answer.usage.completion_tokens == len(reply.ids)
+                assert "".join(token.token for token in choice.logprobs.content) == reply.text
+                # greedy, so both are of the model itself
+                np.testing.assert_allclose(
+                    [token.logprob for token in choice.logprobs.content],
+                    reply.logprobs[: len(choice.logprobs.content)],
+                    atol=1e-4,
+                )
+    assert direct["tiny"][0].text != direct["tuned"][0].text
+    served.settled()
+
+
+def test_our_own_speaker_hears_the_same(served, direct, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name, replies in direct.items():
+        with EndpointSpeaker(EndpointConfig(url=served.url, max_retries=0), name) as speaker:
+            heard = said_by(speaker, *PROMPTS)
+            assert [(r.text, r.finish) for r in heard] == [(r.text, r.finish) for r in replies]
+            whole = replies[1].text
+            stop = whole[4:6]
+            limits = ReplyLimits(max_tokens=12, temperature=0.0, stop=(stop,), min_p=0.01)
+            (cut,) = said_by(speaker, PROMPTS[1], limits=limits)
+            assert cut.text == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize("by", ["stop", "length"])
+def test_a_stream_is_the_reply_in_pieces(served, direct, by):
+    whole = direct["tiny"][1].text
+    stop = [whole[5:8]] if by == "stop" else []
+    fields = {"stream": True, "stream_options": {"include_usage": True}, "stop": stop}
+    with served.client() as client:
+        at_once = ask(client, PROMPTS[1], stop=stop, logprobs=True)
+        chunks = list(ask(client, PROMPTS[1], logprobs=True, **fields))
+    *chunks, last = chunks
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert len([piece for piece in pieces if piece]) > 1
+    expected = whole[: whole.index(stop[0])] if stop else whole
+    assert "".join(pieces) == expected == at_once.choices[0].message.content
+    finishes = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert (set(finishes[:-1]), finishes[-1]) == ({None}, by)
+    tokens = [
+        token
+        for chunk in chunks
+        if chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content
+    ]
+    assert tokens == at_once.choices[0].logprobs.content
+    assert (last.choices, last.usage) == ([], at_once.usage)
+    assert all(chunk.usage is None for chunk in chunks)
+    raw = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    status, headers, body = served.send({**raw, "stream": True})
+    assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    events = body.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""] and "usage" not in json.loads(events[0][6:])
+
+
+def test_the_example_of_the_page(served, capsys):
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    exec(example.replace("http://localhost:8000/v1", served.url).replace('"actor"', '"tiny"'))
+    assert len(capsys.readouterr().out) > 3
+
+
+def test_choices_follow_from_the_seed(served):
+    fields = {"n": 3, "temperature": 1.5, "top_p": 0.95, "max_tokens": 10}
+    with served.client() as client:
+        first, again, other = (
+            [
+                (choice.index, choice.message.content)
+                for choice in ask(client, "Hello", seed=seed, **fields).choices
+            ]
+            for seed in (5, 5, 6)
+        )
+        free = [ask(client, "Hello", **fields).choices[0].message.content for _ in range(2)]
+        streamed = ["", "", ""]
+        for chunk in ask(client, "Hello", seed=5, stream=True, **fields):
+            choice = chunk.choices[0]
+            streamed[choice.index] += choice.delta.content or ""
+    assert first == again != other
+    assert [index for index, _ in first] == [0, 1, 2]
+    assert [text for _, text in first] == streamed
+    assert len(set(streamed)) == 3 and free[0] != free[1]
+
+
+def test_bias_and_further_fields(served):
+    ids = {letter: TOKENIZER(letter)["input_ids"][0] for letter in "abcdefgh"}
+    with served.client() as client:
+        only = ask(client, "Hello", logit_bias={str(ids["c"]): 100}, max_tokens=5)
+        assert only.choices[0].message.content == "ccccc"
+        text = ask(
+            client,
+            [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}],
+            max_completion_tokens=5,
+            max_tokens=None,
+            presence_penalty=0,
+            tools=[],
+            user="me",
+            extra_body={"top_k": 1, "min_p": 0.5},
+            temperature=1.0,
+        )
+        assert (
+            text.choices[0].message.content
+            == ask(client, "Hello", max_tokens=5).choices[0].message.content
+        )
+
+
+def test_a_conversation_with_another_turn_starts_from_what_is_cached(served):
+    sampler = served.models["tiny"].sampler
+    said = [{"role": "system", "content": "Play."}, {"role": "user", "content": "A new game!"}]
+    with served.client() as client:
+        fields = {"model": "tiny", "temperature": 0, "max_tokens": 8}
+        answer = client.chat.completions.create(messages=said, **fields)
+        known = answer.usage.total_tokens
+        before = sampler.stats
+        reply = {"role": "assistant", "content": answer.choices[0].message.content}
+        more = [*said, reply, {"role": "user", "content": "On."}]
+        following = client.chat.completions.create(messages=more, **fields)
+    # all but the token that was sampled last, which nothing has been computed from
+    assert sampler.stats.reused_tokens - before.reused_tokens >= known - 1
+    computed = sampler.stats.prefilled_tokens - before.prefilled_tokens
+    assert computed <= following.usage.prompt_tokens - known + 1
+
+
+GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "words"),
+    [
+        (b"{", 400, None, "not JSON"),
+        (b"[" * 50_000, 400, None, "not JSON"),
+        (b'{"temperature": NaN}', 400, None, "NaN is no number"),
+        (b"[]", 400, None, "no object"),
+        (b"\xff\xfe", 400, None, "not JSON"),
+        ({"model": None}, 400, "model", "is missing"),
+        ({"model": 3}, 400, "model", "must be a text"),
+        ({"model": "gpt-4"}, 404, "model", "use one of tiny, tuned"),
+        ({"messages": []}, 400, "messages", "at least one"),
+        ({"messages": ["x"]}, 400, "messages[0]", "must be an object"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "one of"),
+        ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "is missing"),
+        (
+            {"messages": [{"role": "user", "content": "x", "name": "me"}]},
+            400,
+            "messages[0].name",
+            "is not supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            400,
+            "messages[0].content[0].type",
+            "must be text",
+        ),
+        ({"messages": [{"role": "user", "content": "x" * 500}]}, 400, "messages", "room for 192"),
+        ({"temperature": -1}, 400, "temperature", "must be"),
+        ({"temperature": "hot"}, 400, "temperature", "must be"),
+        ({"temperature": True}, 400, "temperature", "must be"),
+        ({"top_p": 0}, 400, "top_p", "must be"),
+        ({"top_k": 9}, 400, "top_k", "8 likeliest"),
+        ({"max_tokens": 0}, 400, "max_tokens", "must be"),
+        ({"max_tokens": 2**70}, 400, "max_tokens", "must be"),
+        ({"max_completion_tokens": 2}, 400, "max_tokens", "differs"),
+        ({"n": 0}, 400, "n", "must be"),
+        ({"n": 129}, 400, "n", "must be"),
+        ({"stop": [""]}, 400, "stop", "0 characters"),
+        ({"stop": [3]}, 400, "stop[0]", "must be a text"),
+        ({"logit_bias": {"a": 1}}, 400, "logit_bias", "ids of tokens"),
+        ({"logit_bias": {"1": 101}}, 400, "logit_bias.1", "must be"),
+        ({"logit_bias": {"9999": 1}}, 400, None, "bias names the id 9999"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream = true"),
+        ({"stream": 1}, 400, "stream", "true or false"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
+        ({"logprobs": True, "top_logprobs": 5}, 400, "top_logprobs", "not supported"),
+        ({"tempratur": 1}, 400, "tempratur", "not known"),
+        (b" " * 200_000, 413, None, "more than 100000 bytes"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_name(served, change, status, param, words):
+    fields = change if isinstance(change, bytes) else GOOD | change
+    got, _, body = served.send(fields)
+    error = json.loads(body)["error"]
+    assert (got, error["param"]) == (status, param)
+    assert error["type"] == "invalid_request_error"
+    assert words in error["message"] and len(error["message"]) < 400
+    served.settled()
+
+
+def test_paths_methods_hosts_and_kinds_of_content(served):
+    assert served.send(None, path="/health", method="GET")[0] == 200
+    for status, words, call in (
+        (404, "/v1/nothing", {"path": "/v1/nothing"}),
+        (404, "use one of tiny", {"path": "/v1/models/other", "method": "GET"}),
+        (405, "Method Not Allowed", {"method": "GET"}),
+        (415, "application/json", {"content_type": "text/plain"}),
+        (403, "address", {"host": "evil.example:80"}),
+        (403, "address", {"host": "evil.example", "path": "/health", "method": "GET"}),
+    ):
+        got, _, body = served.send(GOOD, **call)
+        assert (got, words in json.loads(body)["error"]["message"]) == (status, True)
+
+
+@pytest.mark.parametrize("key", ["", "wrong", "s3cret\u00e9"])
+def test_whoever_has_no_key_is_told_nothing(models, key):
+    with running({"tiny": models["tiny"]}, key="s3cret") as server:
+        assert server.send(None, path="/health", method="GET")[0] == 200
+        headers = {"authorization": f"Bearer {key}".encode("latin-1")} if key else {}
+        for path, method in (("/v1/models", "GET"), ("/v1/chat/completions", "POST")):
+            status, more, body = server.send(b"x", path=path, method=method, **headers)
+            assert (status, more["WWW-Authenticate".lower()]) == (401, "Bearer")
+            assert json.loads(body)["error"]["code"] == "invalid_api_key"
+        with server.client(api_key="s3cret") as client:
+            assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_two_hundred_at_once_of_whom_some_hang_up(served):
+    """Nothing is lost, and nothing stays."""
+    texts = [f"{number} {'x' * (number % 9)}" for number in range(200)]
+
+    async def one(client, number):
+        model = "tuned" if number % 5 == 1 else "tiny"
+        fields = {"max_tokens": 3 + number % 4, "temperature": 1.0, "seed": number}
+        if number % 3 == 0:
+            stream = await ask(client, texts[number], stream=True, n=2, **fields)
+            async for _ in stream:
+                break
+            await stream.close()
+            return None
+        if number % 7 == 0:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ask(client, texts[number], model, **fields), 0.001)
+            return None
+        return (await ask(client, texts[number], model, **fields)).choices[0].message.content
+
+    async def everyone():
+        async with served.client(openai.AsyncOpenAI) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(200)))
+
+    replies = asyncio.run(everyone())
+    served.settled()
+    heard = {number: text for number, text in enumerate(replies) if text is not None}
+    assert len(heard) == sum(number % 3 != 0 and number % 7 != 0 for number in range(200))
+    with served.client() as client:  # alone they hear the same
+        for number in [number for number in heard if number % 20 in (1, 2)]:
+            fields = {"max_tokens": 3 + number % 4, "temperature": 1.0, "seed": number}
+            again = ask(client, texts[number], "tuned" if number % 5 == 1 else "tiny", **fields)
+            assert again.choices[0].message.content == heard[number]
+
+
+class Stuck:
+    """A sampler that finishes nothing, or fails."""
+
+    def __init__(self, error=None):
+        self.conversations, self.error, self._number = set(), error, 0
+        self.asked = threading.Semaphore(0)
+
+    def open(self, ids):
+        self._number += 1
+        self.conversations.add(self._number)
+        return self._number
+
+    def fork(self, conversation):
+        return self.open(())
+
+    def generate(self, conversation, request):
+        self.asked.release()
+
+    def close(self, conversation):
+        self.conversations.remove(conversation)
+
+    def step(self):
+        if self.error is not None:
+            raise self.error
+        return []
+
+    @property
+    def num_open(self):
+        return len(self.conversations)
+
+    @property
+    def idle(self):
+        return self.error is None or not self.conversations
+
+
+@contextlib.contextmanager
+def stuck(error=None, **settings):
+    served = Served(sampler=Stuck(error), chat=CHAT, max_len=99, max_top_k=1)
+    with running({"tiny": served}, **{"max_replies": 2} | settings) as server:
+        yield server, served.sampler
+
+
+@contextlib.contextmanager
+def connection(server, **changes):
+    """A client that has sent a request and reads nothing yet."""
+    body = json.dumps(GOOD | changes).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as opened:
+        opened.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+        yield opened
+
+
+@pytest.mark.parametrize("changes", [{}, {"stream": True}, {"n": 2}])
+def test_a_client_that_hangs_up_takes_its_conversation_along(changes):
+    with stuck() as (server, sampler):
+        with connection(server, **changes):
+            assert sampler.asked.acquire(timeout=WAIT_S)
+        server.settled()
+
+
+def test_a_full_server_asks_to_come_back():
+    with stuck(grace_s=0.0) as (server, sampler), connection(server), connection(server):
+        assert sampler.asked.acquire(timeout=WAIT_S) and sampler.asked.acquire(timeout=WAIT_S)
+        status, headers, body = server.send(GOOD)
+        assert (status, headers["retry-after"]) == (429, "1")
+        assert json.loads(body)["error"]["type"] == "rate_limit_error"
+        with server.client() as client, pytest.raises(openai.RateLimitError):
+            ask(client, "x")
+        assert server.send(None, path="/health", method="GET")[0] == 200
+
+
+def test_more_choices_than_there_is_room_for():
+    with stuck(grace_s=0.0) as (server, sampler):
+        assert server.send(GOOD | {"n": 3})[0] == 400
+        with connection(server):
+            assert sampler.asked.acquire(timeout=WAIT_S)
+            assert server.send(GOOD | {"n": 2})[0] == 429
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_replies_that_do_not_end_in_time_are_cut(stream):
+    with stuck(grace_s=0.0) as (server, sampler), connection(server, stream=stream) as client:
+        assert sampler.asked.acquire(timeout=WAIT_S)
+        server.server.should_exit = True
+        received = b""
+        while more := client.recv(4096):
+            received += more
+        assert b"shutting down" in received
+        assert received.startswith(b"HTTP/1.1 200" if stream else b"HTTP/1.1 503")
+        server.runner.join(WAIT_S)
+        assert not server.runner.is_alive()
+    assert not sampler.num_open
+
+
+def test_a_sampler_that_fails_ends_the_server():
+    with stuck(MemoryError("no room")) as (server, _):
+        status, _, body = server.send(GOOD)
+        assert (status, json.loads(body)["error"]["type"]) == (500, "server_error")
+        assert "no room" not in body.decode()
+        server.runner.join(WAIT_S)
+        assert not server.runner.is_alive()
+        assert isinstance(server.thread.error, MemoryError)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--adapter", "tuned"], ["--adapter takes pairs", "'tuned'"]),
+        (["--adapter", "a=x", "a=y"], ["--adapter a=y", "name of another"]),
+        (["--adapter", "actor=x"], ["--adapter actor=x", "name of another"]),
+        (["--host", "203.0.113.7", "--port", "0"], ["--host 203.0.113.7", "cannot be listened at"]),
+    ],
+)
+def test_flags_that_cannot_act_are_refused(flags, words, capsys):
+    model = str(ROOT / "experiments/pocket/checkpoints/fake/actor")
+    refused(capsys, command.main, ["--model", model, *flags], *words)
+
+
+def test_the_key_is_one_that_can_be_sent(capsys, monkeypatch):
+    monkeypatch.setenv("ICTJAX_API_KEY", "my key")
+    model = str(ROOT / "experiments/pocket/checkpoints/fake/actor")
+    sentence = refused(capsys, command.main, ["--model", model], "ICTJAX_API_KEY")
+    assert "my key" not in sentence
+
+
+def test_a_signal_lets_replies_end(tmp_path):
+    """The program itself, from its first line to its exit code."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    model = "experiments/pocket/checkpoints/fake/actor"
+    words = ["--model", model, "--port", "0", "--num-conversations", "1", "--max-len", "64"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "experiments", "serve", *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        line = program.stdout.readline()
+        assert line.startswith("Serving actor at http://127.0.0.1:"), line + program.stderr.read()
+        with openai.OpenAI(base_url=line.split()[-1], api_key="x", max_retries=0) as client:
+            stream = ask(client, "play", "actor", stream=True, logit_bias={"0": 100})
+            chunks = [next(stream)]
+            program.send_signal(signal.SIGTERM)
+            chunks += list(stream)
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert program.wait(WAIT_S) == 128 + signal.SIGTERM
+        assert program.stderr.read().strip().startswith("ictjax: stopped by SIGTERM")
