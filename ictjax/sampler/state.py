@@ -4,6 +4,7 @@ A dispatch uploads and downloads one small array each: separate arrays would cos
 of a small model.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ class Rows(NamedTuple):
     A row with `lengths_b` 0 is padding: nothing is written for it, nothing sampled.
     """
 
-    slots_b: Int[Array, " B"]  # row of the KV cache; the number of slots for padding
+    slots_b: Int[Array, " B"]  # row of a cache of slots; the number of slots for padding
     starts_b: Int[Array, " B"]  # tokens already in the cache
     lengths_b: Int[Array, " B"]  # tokens to append now, in tokens_bt
     allowed_b: Int[Array, " B"]  # tokens it may sample in this and later dispatches; 0: append only
@@ -30,19 +31,29 @@ class Rows(NamedTuple):
     keys_b2: UInt32[Array, "B 2"]  # the request's PRNG key
     stop_bx: Int[Array, "B X"]  # ids that end the generation; -1 for none
     tokens_bt: Int[Array, "B T"]
+    table_bp: Int[Array, "B P"]  # pages of the pool, where the cache is one; no columns otherwise
 
 
 _COLUMNS = 10  # of the fields before stop_bx: one each, keys_b2 two
 
 
 def blank_rows(
-    num_rows: int, num_tokens: int, *, num_stop_ids: int, num_slots: int, pad_id: int
+    num_rows: int,
+    num_tokens: int,
+    *,
+    num_stop_ids: int,
+    num_slots: int,
+    pad_id: int,
+    num_pages: int = 0,
 ) -> np.ndarray:
-    """A packed matrix of padding rows, [B, _COLUMNS + X + T] int32."""
-    packed = np.zeros((num_rows, _COLUMNS + num_stop_ids + num_tokens), np.int32)
+    """A packed matrix of padding rows, [B, _COLUMNS + X + T + P] int32, with P = `num_pages` pages
+    of a row.
+    """
+    first = _COLUMNS + num_stop_ids
+    packed = np.zeros((num_rows, first + num_tokens + num_pages), np.int32)
     packed[:, 0] = num_slots
-    packed[:, _COLUMNS : _COLUMNS + num_stop_ids] = -1
-    packed[:, _COLUMNS + num_stop_ids :] = pad_id
+    packed[:, _COLUMNS:first] = -1
+    packed[:, first : first + num_tokens] = pad_id
     return packed
 
 
@@ -74,6 +85,8 @@ def pack_row(
     count: int,
     request: np.ndarray | None,
     num_stop_ids: int,
+    num_tokens: int,
+    pages: Sequence[int],
 ) -> None:
     """Fills one row of a packed matrix, given the columns of `pack_request` (None: append only)."""
     row[:5] = slot, start, len(tokens), allowed, count
@@ -81,17 +94,20 @@ def pack_row(
         row[5 : 5 + len(request)] = request
     first = _COLUMNS + num_stop_ids
     row[first : first + len(tokens)] = tokens
+    row[first + num_tokens : first + num_tokens + len(pages)] = pages
 
 
-def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int) -> Rows:
+def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int, num_pages: int = 0) -> Rows:
     """The fields of a packed matrix, inside jit."""
+    first, last = _COLUMNS + num_stop_ids, packed.shape[1] - num_pages
     return Rows(
         *(packed[:, column] for column in range(6)),
         temperature_b=jax.lax.bitcast_convert_type(packed[:, 6], jnp.float32),
         top_p_b=jax.lax.bitcast_convert_type(packed[:, 7], jnp.float32),
         keys_b2=jax.lax.bitcast_convert_type(packed[:, 8:_COLUMNS], jnp.uint32),
-        stop_bx=packed[:, _COLUMNS : _COLUMNS + num_stop_ids],
-        tokens_bt=packed[:, _COLUMNS + num_stop_ids :],
+        stop_bx=packed[:, _COLUMNS:first],
+        tokens_bt=packed[:, first:last],
+        table_bp=packed[:, last:],
     )
 
 
