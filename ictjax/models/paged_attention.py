@@ -1,7 +1,8 @@
 """Attention of rows over pages of a pool, in place: the plain reference.
 
 Shapes beside the package key: W counts the pages of the pool, P those of a row's table, C the
-positions of a page, and M = (N / K) * T are the rows of a kv head's matrix product.
+positions of a page, Y the pages of a row that are attended to at once, and M = (N / K) * T are the
+rows of a kv head's matrix product.
 """
 
 from typing import Protocol
@@ -12,6 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from ictjax.models.attention import EVERYTHING, MASKED
 from ictjax.models.precision import wide
+
+# Positions of one query that are attended to at once: a decode step takes several small pages in
+# one round of its loop, an extend with its many queries one.
+_AT_ONCE = 512
 
 
 class PagedAttention(Protocol):
@@ -43,8 +48,8 @@ def attend_pages(
     scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """The mixed values of the last `lengths_b` positions of every row, by an online softmax over
-    its pages (as in `attention.attend_rows`): one page of each row exists outside the pool at a
-    time, from the first that any row sees to the last that any row holds.
+    its pages (as in `attention.attend_rows`): a page of each row, or a few, exist outside the pool
+    at a time, from the first that any row sees to the last that any row holds.
 
     Args:
       q_btnh: rotated queries; those from `lengths_b` on are padding, and so is their result.
@@ -73,33 +78,42 @@ def attend_pages(
     active_b = lengths_b > 0
     end = jnp.max(jnp.where(active_b, starts_b + lengths_b, 0))
     start = jnp.min(jnp.where(active_b, jnp.maximum(starts_b - window + 1, 0), end))
+    at_once = max(1, _AT_ONCE // (size * length))
+    span = at_once * size
+    table_bp = jnp.pad(table_bp, ((0, 0), (0, -table_bp.shape[1] % at_once)))
+    q_bykmh = jnp.broadcast_to(q_bkmh[:, None], (batch, at_once, *q_bkmh.shape[1:]))
 
     def add(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         total_bkmh, sum_bkm, top_bkm = carry
-        pages_b = jax.lax.dynamic_index_in_dim(table_bp, index, axis=1, keepdims=False)
-        k_bkhc, v_bkch = (x.at[pages_b].get(mode="clip") for x in (k_wkhc, v_wkch))
-        distance_btc = positions_bt[:, :, None] - (
-            index * size + jnp.arange(size, dtype=jnp.int32)[None, None]
+        pages_by = jax.lax.dynamic_slice_in_dim(table_bp, index * at_once, at_once, axis=1)
+        k_bykhc, v_bykch = (x.at[pages_by].get(mode="clip") for x in (k_wkhc, v_wkch))
+        cached_1s = index * span + jnp.arange(span, dtype=jnp.int32)[None]
+        distance_bts = positions_bt[:, :, None] - cached_1s[:, None]
+        mask_bytc = (
+            ((distance_bts >= 0) & (distance_bts < window))
+            .reshape(batch, length, at_once, size)
+            .swapaxes(1, 2)
         )
-        mask_btc = (distance_btc >= 0) & (distance_btc < window)
-        logits_bkmc = jnp.einsum("BKMH,BKHC->BKMC", q_bkmh, k_bkhc, preferred_element_type=dtype)
-        logits_bkgtc = (logits_bkmc * scale).reshape(batch, num_kv_heads, groups, length, size)
-        logits_bkmc = jnp.where(mask_btc[:, None, None], logits_bkgtc, MASKED).reshape(
-            logits_bkmc.shape
+        logits_bykmc = jnp.einsum(
+            "BYKMH,BYKHC->BYKMC", q_bykmh, k_bykhc, preferred_element_type=dtype
+        )
+        logits_bykgtc = (logits_bykmc * scale).reshape(*logits_bykmc.shape[:3], groups, length, -1)
+        logits_bykmc = jnp.where(mask_bytc[:, :, None, None], logits_bykgtc, MASKED).reshape(
+            logits_bykmc.shape
         )
         # What a row adds up while it has seen nothing but masks is wiped out by its first key.
-        new_top_bkm = jnp.maximum(top_bkm, logits_bkmc.max(axis=-1))
-        weights_bkmc = jnp.exp(logits_bkmc - new_top_bkm[..., None])
+        new_top_bkm = jnp.maximum(top_bkm, logits_bykmc.max(axis=(1, 4)))
+        weights_bykmc = jnp.exp(logits_bykmc - new_top_bkm[:, None, ..., None])
         kept_bkm = jnp.exp(top_bkm - new_top_bkm)
-        mixed_bkmh = jnp.einsum(
-            "BKMC,BKCH->BKMH",
-            weights_bkmc.astype(v_bkch.dtype),
-            v_bkch,
+        mixed_bykmh = jnp.einsum(
+            "BYKMC,BYKCH->BYKMH",
+            weights_bykmc.astype(v_bykch.dtype),
+            v_bykch,
             preferred_element_type=dtype,
         )
         return (
-            total_bkmh * kept_bkm[..., None] + mixed_bkmh,
-            sum_bkm * kept_bkm + weights_bkmc.sum(axis=-1),
+            total_bkmh * kept_bkm[..., None] + mixed_bykmh.sum(axis=1),
+            sum_bkm * kept_bkm + weights_bykmc.sum(axis=(1, 4)),
             new_top_bkm,
         )
 
@@ -108,7 +122,7 @@ def attend_pages(
         jnp.zeros(q_bkmh.shape[:-1], dtype),
         jnp.full(q_bkmh.shape[:-1], MASKED, dtype),
     )
-    total_bkmh, sum_bkm, _ = jax.lax.fori_loop(start // size, -(-end // size), add, nothing)
+    total_bkmh, sum_bkm, _ = jax.lax.fori_loop(start // span, -(-end // span), add, nothing)
     mixed_bkmh = total_bkmh / jnp.where(sum_bkm > 0, sum_bkm, 1.0)[..., None]
     return (
         mixed_bkmh.astype(q_btnh.dtype)
