@@ -318,11 +318,16 @@ def extend_pages(
     )
     # beyond the end: dropped
     pages_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], owned_bt, num_pages)
-    places_bt = positions_bt % size
+    # A single position would be written by another program of XLA's, which copies the pool first:
+    # a second one, which is dropped, goes with it.
+    spare = ((0, 0), (0, int(pages_bt.size == 1)))
+    pages_bt = jnp.pad(pages_bt, spare, constant_values=num_pages)
+    places_bt = jnp.pad(positions_bt % size, spare)
 
     def mix(
         sliding: bool, k_pages: Array, v_pages: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
     ) -> tuple[Array, Array, Array]:
+        k_btkh, v_btkh = (jnp.pad(x, (*spare, (0, 0), (0, 0))) for x in (k_btkh, v_btkh))
         k_pages = k_pages.at[pages_bt, :, :, places_bt].set(k_btkh, mode="drop")
         v_pages = v_pages.at[pages_bt, :, places_bt].set(v_btkh, mode="drop")
         mixed_btnh = attention(
