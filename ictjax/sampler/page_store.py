@@ -242,7 +242,7 @@ class PageStore:
             seat.cached = full + self._copy_tail(seat, min(length - 1 - full, self._size))
             self._counts["reused_tokens"] += seat.cached
             return
-        if seat.tail is not None:
+        if seat.cached > full:
             page = pool.allocate()
             self._device.put_row(self._row(seat.shard, page), seat.tail)
             self._fill(seat, page, len(seat.pages), 0, seat.cached - full)
