@@ -15,10 +15,11 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_sampler, bench_update
 from experiments.bench_run import Note, Result
-from experiments.commands.bench import Common, main
+from experiments.commands.bench import CacheBench, Common, main
 from experiments.manifest import package_versions
 from ictjax.run_files import write_lines
 
@@ -39,8 +40,14 @@ _PACKAGES = (
 )
 
 _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
-    {"sampler": bench_sampler, "update": bench_update, "envs": bench_envs}
+    {
+        "sampler": bench_sampler,
+        "update": bench_update,
+        "envs": bench_envs,
+        "cache": bench_cache,
+    }
 )
+_PAIRED = "speedup: over {}, median of paired runs."
 
 
 def machine() -> dict[str, Any]:
@@ -75,7 +82,8 @@ def show(result: Result, console: Console) -> None:
     for row in result.rows:
         table.add_row(*map(_cell, row.values()))
     console.print(table)
-    for note in (f"speedup: over {result.peer}, median of paired runs.", *result.notes):
+    paired = [] if result.peer is None else [_PAIRED.format(result.peer)]
+    for note in (*paired, *result.notes):
         console.print(note, highlight=False, markup=False)
 
 
@@ -92,7 +100,10 @@ def _cell(value: Any) -> str:
 
 
 def run(
-    chosen: Mapping[str, Common], target: pathlib.Path | None, argv: Sequence[str], console: Console
+    chosen: Mapping[str, Common | CacheBench],
+    target: pathlib.Path | None,
+    argv: Sequence[str],
+    console: Console,
 ) -> None:
     """Measures, shows a table each, and writes the results to `target`."""
     started, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]

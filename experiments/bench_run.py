@@ -17,11 +17,12 @@ class Result(NamedTuple):
     """One table: `rows` are its lines by column name (the first names the design), `notes` the
     sentences below it.
 
-    `speedup` is the rate of the row divided by that of the design `peer` (see `ratio`).
+    `speedup` is the rate of the row divided by that of the design `peer` (see `ratio`), where
+    something was timed.
     """
 
     title: str
-    peer: str
+    peer: str | None
     rows: list[dict[str, Any]]
     notes: list[str]
 

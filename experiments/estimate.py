@@ -80,6 +80,7 @@ def work(config: TrainConfig, assumed: Assumptions) -> Iterator[Work]:
             "actor",
             model_shape(config.actor),
             config.actor_sampler,
+            copies=config.actor.mesh.data,
             appended=games * (played.whole - played.sampled),
             sampled=games * played.sampled,
             length=played.whole,
@@ -93,6 +94,7 @@ def work(config: TrainConfig, assumed: Assumptions) -> Iterator[Work]:
         "reflector",
         reflector,
         config.reflector_sampler,
+        copies=config.reflector.mesh.data,
         appended=meta.contexts_per_iteration * prompt,  # forked, not repeated
         sampled=replies * reply,
         length=prompt + reply,
@@ -137,6 +139,7 @@ def _sampling(
     model: ModelConfig,
     sizes: SamplerConfig,
     *,
+    copies: int,
     appended: int,
     sampled: int,
     length: int,
@@ -144,13 +147,20 @@ def _sampling(
     cache_bytes: int,
 ) -> Iterator[Work]:
     """Prefill and decode of one role. A decode step reads the weights and the positions that are
-    attended to, of every row.
+    attended to, of every conversation in flight: over pages those that it holds, and as many are in
+    flight as the pages hold.
     """
     size = matrix_weights(model)
-    attended = next((bound for bound in sizes.attended if bound >= length), sizes.max_len)
+    rows, positions = sizes.cache_rows(copies)
+    if sizes.page_size:
+        attended = -(-length // positions) * positions
+        in_flight = min(sizes.num_slots, rows * positions // attended)
+    else:
+        attended = next((bound for bound in sizes.attended if bound >= length), sizes.max_len)
+        in_flight = sizes.num_slots
     dispatch = sizes.row_buckets[-1] * sizes.extend_buckets[-1]
-    prefills, steps = appended / dispatch, sampled / sizes.num_slots
-    read = weight_bytes + cache_bytes * attended / sizes.max_len
+    prefills, steps = appended / dispatch, sampled / in_flight
+    read = weight_bytes + cache_bytes * in_flight * attended / (rows * positions)
     yield Work(
         phase=f"{name} prefill",
         tokens=appended,

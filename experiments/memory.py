@@ -232,11 +232,13 @@ def _weights(
 def _cache(name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig) -> Use:
     devices = _abstract(mesh)
     copies = kv_copies(model.num_heads, model.num_kv_heads, devices)
+    rows, positions = sizes.cache_rows(mesh.data)
     arrays = jax.tree.leaves(
-        jax.eval_shape(lambda: make_cache(model, sizes.num_slots, sizes.max_len, copies=copies))
+        jax.eval_shape(lambda: make_cache(model, rows, positions, copies=copies))
     )
     sharding = cache_sharding(model.num_kv_heads * copies, devices)
-    what = f"{name} cache, {sizes.num_slots} slots x {sizes.max_len} tokens"
+    unit = "pages" if sizes.page_size else "slots"
+    what = f"{name} cache, {rows} {unit} x {positions} tokens"
     held = sum(_bytes(leaf, sharding) for leaf in arrays)
     return Use(
         what,

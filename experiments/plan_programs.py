@@ -29,7 +29,14 @@ from ictjax.models import transformer
 from ictjax.models.attention_choice import attention_of, platform_of, resolve
 from ictjax.models.config import ModelConfig
 from ictjax.run_config import TrainConfig
-from ictjax.sampler import Blueprint, TurnShape, sampling_shapes, turn_shapes, unstacked
+from ictjax.sampler import (
+    Blueprint,
+    TurnShape,
+    row_programs,
+    sampling_shapes,
+    turn_shapes,
+    unstacked,
+)
 
 PARTS = frozenset(
     {
@@ -85,9 +92,12 @@ def run_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator
 
 
 def num_programs(config: TrainConfig) -> int:
-    """How many a training run compiles at its start: updates, turns, and copies of cache rows."""
+    """How many a training run compiles at its start: updates, turns, and moves of cache rows."""
     updates = len(config.batch.token_buckets) * len(config.batch.response_buckets)
-    return updates + sum(len(list(turn_shapes(sizes))) + 1 for _, _, sizes in local_roles(config))
+    return updates + sum(
+        len(list(turn_shapes(sizes))) + len(row_programs(sizes))
+        for _, _, sizes in local_roles(config)
+    )
 
 
 def mesh_on(devices: Sequence[jax.Device], sizes: MeshConfig) -> Mesh:
@@ -105,7 +115,8 @@ def mesh_on(devices: Sequence[jax.Device], sizes: MeshConfig) -> Mesh:
 
 def _largest(sizes: SamplerConfig) -> Iterator[tuple[str, TurnShape]]:
     """Of each phase the program of the most rows and positions, which works in the cache itself
-    where the rows are all slots; and the largest one that copies rows out of the cache.
+    where the rows are all slots, and always over pages; and the largest one that copies rows out
+    of the cache.
     """
     shapes = list(turn_shapes(sizes))
     for phase, some in (
@@ -115,7 +126,7 @@ def _largest(sizes: SamplerConfig) -> Iterator[tuple[str, TurnShape]]:
         yield phase, max(some, key=lambda shape: shape.num_rows * shape.attended * shape.length)
     whole = (sizes.num_slots, sizes.max_len)
     copying = [shape for shape in shapes if (shape.num_rows, shape.attended) != whole]
-    if copying:
+    if copying and not sizes.page_size:
         yield (
             "copied rows",
             max(

@@ -181,7 +181,8 @@ QWEN_7B_MINIHACK = TrainConfig(
         style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
     ),
     # One size of each program: a dispatch of fewer rows costs about as much where weights are read
-    # from memory, and works in the cache itself instead of copying rows out of it.
+    # from memory. Conversations are mostly far shorter than the longest: the pages of a quarter of
+    # the slots hold them.
     actor_sampler=SamplerConfig(
         num_slots=32,
         max_len=32_768,
@@ -189,7 +190,7 @@ QWEN_7B_MINIHACK = TrainConfig(
         row_buckets=(32,),
         decode_steps=32,
         max_top_k=64,
-        attended_buckets=(32_768,),
+        page_size=128,
     ),
     reflector_sampler=SamplerConfig(
         num_slots=16,
@@ -198,7 +199,7 @@ QWEN_7B_MINIHACK = TrainConfig(
         row_buckets=(16,),
         decode_steps=32,
         max_top_k=64,
-        attended_buckets=(32_768,),
+        page_size=128,
     ),
     grpo=PAPER,
     optimizer=PAPER_OPTIMIZER,

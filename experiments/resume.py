@@ -57,6 +57,8 @@ MAY_CHANGE = (
             "decode_steps",
             "extend_steps",
             "attended_buckets",
+            "page_size",
+            "num_pages",
         )
     ),
 )

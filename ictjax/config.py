@@ -204,7 +204,7 @@ class SamplerConfig(Ranged):
 
     num_slots: Annotated[
         int, Range(1, 65_536)
-    ]  # conversations that hold a row of the KV cache at once
+    ]  # conversations in flight at once, which hold a row or pages of the KV cache
     max_len: Annotated[int, Range(2, 16_777_216)]  # tokens of one conversation, prompt and replies
     # tokens appended per row in one dispatch; longer input goes in pieces
     extend_buckets: Annotated[tuple[int, ...], Range(2, 16_777_216)]
@@ -219,9 +219,27 @@ class SamplerConfig(Ranged):
     attended_buckets: Annotated[tuple[int, ...], Range(1, 16_777_216)] = ()
     max_stop_ids: Annotated[int, Range(1, 1024)] = 4  # per request
     max_bias_ids: Annotated[int, Range(0, 4096)] = 0  # per request, banned ids included
+    # positions of a page of the cache, of which conversations take more as they grow; 0: every slot
+    # holds max_len positions, used or not
+    page_size: Annotated[int, Range(1, 16_777_216, also=0)] = 0
+    # of all copies of the weights together; 0: a quarter of what full slots would need
+    num_pages: Annotated[int, Range(1, 2**31 - 1, also=0)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.page_size > self.max_len:
+            raise ValueError(
+                f"page_size must be at most max_len = {self.max_len}, got {self.page_size}."
+            )
+        if self.num_pages and not self.page_size:
+            raise ValueError(
+                f"num_pages must be 0 without page_size, got {self.num_pages}: give page_size too."
+            )
+        if self.num_pages and self.num_pages < self.pages_per_row:
+            raise ValueError(
+                f"num_pages must be at least {self.pages_per_row}, one conversation of max_len ="
+                f" {self.max_len} tokens in pages of {self.page_size}, got {self.num_pages}."
+            )
         for name, low, high in (
             ("extend_buckets", 2, self.max_len),
             ("row_buckets", 1, self.num_slots),
@@ -239,11 +257,34 @@ class SamplerConfig(Ranged):
 
     @property
     def attended(self) -> tuple[int, ...]:
-        """The attended lengths, ascending, `max_len` last."""
+        """The attended lengths, ascending, `max_len` last; over pages, work follows the rows."""
+        if self.page_size:
+            return (self.max_len,)
         sizes = self.attended_buckets or tuple(
             128 << power for power in range(self.max_len.bit_length())
         )
         return (*(size for size in sizes if size < self.max_len), self.max_len)
+
+    @property
+    def pages_per_row(self) -> int:
+        """Pages of the longest conversation."""
+        return -(-self.max_len // self.page_size) if self.page_size else 1
+
+    def cache_rows(self, num_shards: int = 1) -> tuple[int, int]:
+        """Rows of the cache on all copies of the weights, and positions of a row: of slots, or of
+        pages. ValueError where a copy cannot hold one conversation.
+        """
+        if not self.page_size:
+            return self.num_slots, self.max_len
+        wanted = self.num_pages or -(-self.num_slots * self.pages_per_row // 4)
+        share = wanted // num_shards if self.num_pages else -(-wanted // num_shards)
+        if self.num_pages and (wanted % num_shards or share < self.pages_per_row):
+            raise ValueError(
+                f"num_pages = {self.num_pages} on {num_shards} copies of the weights: give a"
+                f" multiple of {num_shards}, at least {self.pages_per_row * num_shards}, so that"
+                f" each holds a conversation of max_len = {self.max_len} tokens."
+            )
+        return num_shards * max(share, self.pages_per_row), self.page_size
 
     def with_slots(self, num_slots: int) -> "SamplerConfig":
         """The same with other slots; rows of a dispatch are at most as many."""
@@ -259,6 +300,7 @@ class SamplerConfig(Ranged):
             max_len=max_len,
             extend_buckets=extend,
             attended_buckets=(*attended, max_len) if self.attended_buckets else (),
+            page_size=min(self.page_size, max_len),
         )
 
 

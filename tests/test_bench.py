@@ -11,7 +11,8 @@ import pytest
 from envs.api import GameId
 from envs.pool import WorkerPool
 from envs.registry import load_environment
-from experiments import bench, bench_envs, bench_models, bench_run, bench_trl
+from experiments import bench, bench_cache, bench_envs, bench_models, bench_run, bench_trl
+from experiments.commands.bench import CacheBench
 from tests.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -111,6 +112,29 @@ def test_update_equals_its_peer(tiny):
         assert row["grad_norm"] == pytest.approx(peer["grad_norm"], rel=1e-3)
         assert row["grad_norm"] > 0 and row["memory_mib"] > 0
         assert row["gflop_per_s"] > 0 and row["of_products"] is None
+
+
+def test_pages_hold_three_times_the_games_of_slots(monkeypatch):
+    """At the paper's preset, with games of recorded lengths."""
+    games = bench_cache.shipped()
+    assert len(games) == 320
+    monkeypatch.setattr(bench_cache, "shipped", lambda: games[:80])
+    slots, pages = bench_cache.bench_cache(CacheBench(slots=2, rounds=1), quiet).rows
+    assert (slots["in_flight"], slots["gib_held"]) == (2, 2 * 32_768 * 57_344 / 2**30)
+    assert pages["gib_held"] <= slots["gib_held"]
+    assert pages["times_slots"] >= 3
+    assert 1 < pages["bytes_over_tokens"] <= 1.15 < slots["bytes_over_tokens"]
+    assert pages["evictions"] > 0
+
+
+def test_games_of_a_run_are_read_by_their_words(tmp_path):
+    (tmp_path / "episodes").mkdir()
+    with pytest.raises(ValueError, match="holds no episodes"):
+        bench_cache.recorded(tmp_path)
+    turns = [{"observation": "a b c", "reply": "d"}, {"observation": "e", "reply": "f g"}]
+    lines = [json.dumps({"turns": turns}), json.dumps({"turns": []})]
+    (tmp_path / "episodes" / "iteration_00001.jsonl").write_text("\n".join(lines))
+    assert bench_cache.recorded(tmp_path) == [((3, 1), (1, 2))]
 
 
 def test_flops_of_an_update():
@@ -292,7 +316,7 @@ def test_a_game_that_fails_ends_the_measurement():
 
 
 def test_bad_input(capsys, tmp_path):
-    refused(capsys, bench.main, ["reflector"], "'reflector'", "sampler, update, envs, all")
+    refused(capsys, bench.main, ["reflector"], "'reflector'", "sampler, update, envs, cache, all")
     refused(capsys, bench.main, ["sampler", "--rowz", "3"], "--rowz")
     refused(capsys, bench.main, ["update", "--groups", "0"], "--groups", "0")
     refused(capsys, bench.main, ["envs", "--minihack", "castle"], "'castle'")

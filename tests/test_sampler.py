@@ -418,6 +418,10 @@ def test_stats_account_for_every_position(sampler):
         "dispatches": 4,
         "row_copies": 0,
         "compile_count": 0,
+        "evictions": 0,
+        "suspensions": 0,
+        "held_tokens": 0,
+        "held_bytes": 0,
     }
 
 

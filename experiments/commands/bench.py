@@ -1,4 +1,4 @@
-"""`ictjax bench [sampler | update | envs | all]`."""
+"""`ictjax bench [sampler | update | envs | cache | all]`."""
 
 import dataclasses
 import os
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.assumptions import Assumptions
 from experiments.command import HELP, Flags, parse_subcommand, run_main
 from experiments.console import Terminal
 from experiments.run_dir import check_families, open_environment
@@ -17,7 +18,7 @@ from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Measures the sampler, the update and the environments on this machine, each against a peer in"
-    " the same run. Without a word: all three."
+    " the same run, or what conversations hold of a cache. Without a word: the first three."
 )
 _PLAIN_WIDTH = 140  # of tables that go to a file
 
@@ -133,14 +134,40 @@ class EnvsBench(Common):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheBench(Flags):
+    """What games of recorded lengths hold of the actor's cache, in slots and in pages of the same
+    memory: the books of the sampler alone, in seconds on any machine.
+    """
+
+    preset: str = "qwen2.5-7b-minihack"
+    """Whose actor and whose limits."""
+    page_size: Annotated[int, Range(1, 16_777_216)] = 128
+    """Positions of a page."""
+    slots: Annotated[int, Range(1, 65_536, also=0)] = 0
+    """The memory is that of so many slots of full length; 0: as many as the preset has."""
+    rounds: Annotated[int, Range(1, 10_000)] = 4
+    """How often the recorded games are played, one round after the other."""
+    run: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Take the episodes of this run instead of 320 of the demo's."""
+    json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
+    """Also write the results, with machine and versions, to this file."""
+    assume: Assumptions = dataclasses.field(default_factory=Assumptions)
+    """Tokens of the system prompt, and of a mean observation and reply."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AllBenches(Common):
-    """All three at their default sizes."""
+    """The first three at their default sizes."""
 
 
 _BENCHES: Mapping[str, type[Common]] = MappingProxyType(
     {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
 )
-_WORDS: Mapping[str, type[Common]] = MappingProxyType({**_BENCHES, "all": AllBenches})
+_WORDS: Mapping[str, type[Common | CacheBench]] = MappingProxyType(
+    {**_BENCHES, "cache": CacheBench, "all": AllBenches}
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

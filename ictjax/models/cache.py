@@ -1,4 +1,8 @@
-"""The key/value cache: an explicit pytree of preallocated rows."""
+"""The key/value cache: an explicit pytree of preallocated rows.
+
+A row holds the positions of one conversation (a slot), or those of one page, of which
+conversations hold as many as they need (`paged_attention`). Everything here serves both.
+"""
 
 from typing import NamedTuple
 
@@ -82,32 +86,41 @@ def put_positions(
     )
 
 
-def copy_row(cache: KVCache, source: Int[Array, ""], target: Int[Array, ""]) -> KVCache:
-    """Copies row `source` over row `target`."""
-    return KVCache(
-        k=tuple(k.at[target].set(k[source]) for k in cache.k),
-        v=tuple(v.at[target].set(v[source]) for v in cache.v),
-    )
+def take_row(cache: KVCache, row: Int[Array, ""], axis: str | None = None) -> KVCache:
+    """One row, without its first axis.
 
-
-def copy_row_across(
-    cache: KVCache, source: Int[Array, ""], target: Int[Array, ""], axis: str
-) -> KVCache:
-    """`copy_row` inside `jax.shard_map`, for rows split over the mesh axis `axis`: only the one row
-    travels between devices.
+    Args:
+      cache: all rows; inside `jax.shard_map` those of one device.
+      row: counted over all devices.
+      axis: of the mesh, over which the rows are split: only the one row travels between devices.
     """
+    if axis is None:
+        return jax.tree.map(lambda array: array[row], cache)
     num_rows = cache.v[0].shape[0]
-    first = jax.lax.axis_index(axis) * num_rows
-    here = (source >= first) & (source < first + num_rows)
-    # beyond the end: dropped
-    own_target = jnp.where(
-        (target >= first) & (target < first + num_rows), target - first, num_rows
-    )
+    local = row - jax.lax.axis_index(axis) * num_rows
+    here = (local >= 0) & (local < num_rows)
 
-    def copied(array: Array) -> Array:
-        row = jnp.where(
-            here, array[jnp.clip(source - first, 0, num_rows - 1)], jnp.zeros((), array.dtype)
-        )
-        return array.at[own_target].set(jax.lax.psum(row, axis), mode="drop")
+    def taken(array: Array) -> Array:
+        own = array[jnp.clip(local, 0, num_rows - 1)]
+        return jax.lax.psum(jnp.where(here, own, jnp.zeros((), array.dtype)), axis)
 
-    return jax.tree.map(copied, cache)
+    return jax.tree.map(taken, cache)
+
+
+def put_row(
+    cache: KVCache, row: Int[Array, ""], content: KVCache, axis: str | None = None
+) -> KVCache:
+    """Writes what `take_row` took over a row; the arguments are those of `take_row`."""
+    if axis is not None:
+        num_rows = cache.v[0].shape[0]
+        local = row - jax.lax.axis_index(axis) * num_rows
+        # beyond the end: dropped
+        row = jnp.where((local >= 0) & (local < num_rows), local, num_rows)
+    return jax.tree.map(lambda array, new: array.at[row].set(new, mode="drop"), cache, content)
+
+
+def copy_row(
+    cache: KVCache, source: Int[Array, ""], target: Int[Array, ""], axis: str | None = None
+) -> KVCache:
+    """Copies row `source` over row `target`; see `take_row`."""
+    return put_row(cache, target, take_row(cache, source, axis), axis)

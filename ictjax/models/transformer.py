@@ -19,7 +19,7 @@ additions (`ictjax.models.lora`) are stacked under `params["lora"]`.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from ictjax.mesh import table_sharding
 from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, attend, plain_rows
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
+from ictjax.models.paged_attention import PagedAttention, attend_pages
 from ictjax.models.precision import wide
 from ictjax.models.rotary import rotary, rotate
 
@@ -270,30 +271,111 @@ def extend(
     # beyond the end: dropped
     written_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], positions_bt, num_positions)
     cached_1s = jnp.arange(num_positions, dtype=jnp.int32)[None]
-    mask_bts = cached_1s[:, None, :] <= positions_bt[:, :, None]
-    views = [(rotary(config, positions_bt, sliding=False), mask_bts)]
+    masks_bts = [cached_1s[:, None, :] <= positions_bt[:, :, None]]
     if config.sliding_window is not None:
         near_bts = positions_bt[:, :, None] - cached_1s[:, None, :] < config.sliding_window
-        views.append((rotary(config, positions_bt, sliding=True), mask_bts & near_bts))
+        masks_bts.append(masks_bts[0] & near_bts)
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
+
+    def mix(
+        sliding: bool, k_bkhs: Array, v_bksh: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
+    ) -> tuple[Array, Array, Array]:
+        k_bkhs = k_bkhs.at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
+        v_bksh = v_bksh.at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
+        return (
+            attend(q_btnh, k_bkhs, v_bksh, masks_bts[sliding], config.attention_scale),
+            k_bkhs,
+            v_bksh,
+        )
+
+    return _extended(config, params, cache, tokens_bt, positions_bt, mix)
+
+
+def extend_pages(
+    config: ModelConfig,
+    params: Params,
+    pool: KVCache,
+    table_bp: Int[Array, "B P"],
+    tokens_bt: Int[Array, "B T"],
+    starts_b: Int[Array, " B"],
+    lengths_b: Int[Array, " B"],
+    attention: PagedAttention = attend_pages,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """`extend` of rows that hold pages of a pool: nothing is copied out, and work follows the
+    longest row of this call.
+
+    Args:
+      pool: its rows are pages; consumed if the caller donates it.
+      table_bp: the pages of each row in the order of its positions, enough for starts_b +
+        lengths_b; entries behind them are any page.
+      attention: how the rows attend over their pages, the new ones included.
+    """
+    num_pages, _, size, _ = pool.v[0].shape
+    steps_t = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)
+    positions_bt = starts_b[:, None] + steps_t[None, :]
+    owned_bt = jnp.take_along_axis(
+        table_bp, jnp.minimum(positions_bt // size, table_bp.shape[1] - 1), axis=1
+    )
+    # beyond the end: dropped
+    pages_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], owned_bt, num_pages)
+    # A single position would be written by another program of XLA's, which copies the pool first:
+    # a second one, which is dropped, goes with it.
+    spare = ((0, 0), (0, int(pages_bt.size == 1)))
+    pages_bt = jnp.pad(pages_bt, spare, constant_values=num_pages)
+    places_bt = jnp.pad(positions_bt % size, spare)
+
+    def mix(
+        sliding: bool, k_pages: Array, v_pages: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
+    ) -> tuple[Array, Array, Array]:
+        k_btkh, v_btkh = (jnp.pad(x, (*spare, (0, 0), (0, 0))) for x in (k_btkh, v_btkh))
+        k_pages = k_pages.at[pages_bt, :, :, places_bt].set(k_btkh, mode="drop")
+        v_pages = v_pages.at[pages_bt, :, places_bt].set(v_btkh, mode="drop")
+        mixed_btnh = attention(
+            q_btnh,
+            k_pages,
+            v_pages,
+            table_bp,
+            starts_b,
+            lengths_b,
+            window=config.sliding_window if sliding else None,
+            scale=config.attention_scale,
+        )
+        return mixed_btnh, k_pages, v_pages
+
+    return _extended(config, params, pool, tokens_bt, positions_bt, mix)
+
+
+def _extended(
+    config: ModelConfig,
+    params: Params,
+    cache: KVCache,
+    tokens_bt: Array,
+    positions_bt: Array,
+    mix: Callable[[bool, Array, Array, Array, Array, Array], tuple[Array, Array, Array]],
+) -> tuple[Array, KVCache]:
+    """All layers over new tokens.
+
+    Args:
+      mix: (whether the layer slides, its cached keys and values, new queries, keys and values) ->
+        mixed values, and the cached keys and values with the new ones.
+    """
+    rotations = [rotary(config, positions_bt, sliding=False)]
+    if config.sliding_window is not None:
+        rotations.append(rotary(config, positions_bt, sliding=True))
     x_btd = _embed(config, params, tokens_bt)
     keys, values = [], []
     for index in range(config.num_layers):
         weights = layer_weights(params, index)
-        cos_sin, mask_bts = views[
-            config.sliding_window is not None and config.sliding_layers[index]
-        ]
-        q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, cos_sin)
+        sliding = config.sliding_window is not None and config.sliding_layers[index]
+        q_btnh, k_btkh, v_btkh = _qkv(config, weights, x_btd, rotations[sliding])
         k_btkh, v_btkh = (
             jnp.repeat(x, cache.v[index].shape[1] // config.num_kv_heads, axis=2)
             for x in (k_btkh, v_btkh)
         )
-        k_bkhs = cache.k[index].at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
-        v_bksh = cache.v[index].at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
-        mixed_btnh = attend(q_btnh, k_bkhs, v_bksh, mask_bts, config.attention_scale)
+        mixed_btnh, k, v = mix(sliding, cache.k[index], cache.v[index], q_btnh, k_btkh, v_btkh)
         x_btd = _residual(config, weights, x_btd, mixed_btnh)
-        keys.append(k_bkhs)
-        values.append(v_bksh)
+        keys.append(k)
+        values.append(v)
     return _rms_norm(config, params["norm"], x_btd), KVCache(k=tuple(keys), v=tuple(values))
 
 

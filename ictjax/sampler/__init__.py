@@ -2,7 +2,7 @@
 jitted batches.
 """
 
-from ictjax.sampler.blueprint import Blueprint, TurnShape, turn_shapes
+from ictjax.sampler.blueprint import Blueprint, TurnShape, row_programs, turn_shapes
 from ictjax.sampler.engine import Generation, Request, Sampler, SamplerStats
 from ictjax.sampler.weights import sampling_shapes, sampling_weights, unstacked
 
@@ -13,6 +13,7 @@ __all__ = [
     "Sampler",
     "SamplerStats",
     "TurnShape",
+    "row_programs",
     "sampling_shapes",
     "sampling_weights",
     "turn_shapes",

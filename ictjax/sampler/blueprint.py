@@ -5,20 +5,23 @@ those of a description, not of this machine.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from ictjax.config import SamplerConfig
 from ictjax.mesh import cache_sharding, kv_copies
-from ictjax.models.cache import KVCache, copy_row, copy_row_across, make_cache
+from ictjax.models.cache import KVCache, copy_row, make_cache, put_row, take_row
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
 from ictjax.sampler.state import blank_rows
 from ictjax.sampler.step import turn
+
+_INDEX = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 class TurnShape(NamedTuple):
@@ -36,6 +39,16 @@ def turn_shapes(sizes: SamplerConfig) -> Iterator[TurnShape]:
             for attended in sizes.attended:
                 if length <= attended:
                     yield TurnShape(num_rows, length, attended)
+
+
+RowProgram = Literal["copy", "take", "put"]
+
+
+def row_programs(sizes: SamplerConfig) -> tuple[RowProgram, ...]:
+    """The programs that move single rows of the cache: slots are only copied, pages also leave it
+    for a while.
+    """
+    return ("copy", "take", "put") if sizes.page_size else ("copy",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +73,7 @@ class Blueprint:
                     f"{name} {counts} are not multiples of the mesh's data axis {self.num_shards}:"
                     " every copy gets the same share"
                 )
+        sizes.cache_rows(self.num_shards)
 
     @property
     def num_shards(self) -> int:
@@ -72,6 +86,11 @@ class Blueprint:
         return self.sizes.num_slots // self.num_shards
 
     @property
+    def rows_per_shard(self) -> int:
+        """Rows of the cache on one copy of the weights: its slots, or its pages."""
+        return self.sizes.cache_rows(self.num_shards)[0] // self.num_shards
+
+    @property
     def cache_sharding(self) -> NamedSharding | None:
         """Where the cache lies; None without a mesh."""
         if self.mesh is None:
@@ -80,8 +99,8 @@ class Blueprint:
 
     def make_cache(self) -> KVCache:
         """An empty cache, to be jitted with its sharding."""
-        sizes = self.sizes
-        return make_cache(self.config, sizes.num_slots, sizes.max_len, copies=self._kv_copies)
+        rows, positions = self.sizes.cache_rows(self.num_shards)
+        return make_cache(self.config, rows, positions, copies=self._kv_copies)
 
     def cache_shapes(self) -> KVCache:
         """The cache on shapes alone."""
@@ -109,33 +128,86 @@ class Blueprint:
             num_bias=sizes.max_bias_ids,
             max_top_k=sizes.max_top_k,
             pad_id=self.pad_id,
+            num_pages=self.table_length,
             unused=self.unused,
         )
-        packed = blank_rows(
-            shape.num_rows,
-            shape.length,
-            num_stop_ids=sizes.max_stop_ids,
-            num_bias=sizes.max_bias_ids,
-            num_slots=self.slots_per_shard,
-            pad_id=self.pad_id,
-        )
+        packed = self.blank(shape.num_rows, shape.length)
         return self._lower(
             static,
             (params, cache, jax.ShapeDtypeStruct(packed.shape, packed.dtype)),
-            cache=1,
             split=(False, True, True),
             split_result=(True, True),
+            results=(self._sharding("data"), self.cache_sharding),
+            donated=(1,),
         )
 
     def copy(self, cache: KVCache) -> Lowered:
         """The copy of one row of the cache over another."""
-        function = (
-            copy_row if self.num_shards == 1 else functools.partial(copy_row_across, axis="data")
-        )
-        row = jax.ShapeDtypeStruct((), jnp.int32)
         return self._lower(
-            function, (cache, row, row), cache=0, split=(True, False, False), split_result=True
+            functools.partial(copy_row, axis=self._split_axis),
+            (cache, _INDEX, _INDEX),
+            split=(True, False, False),
+            split_result=True,
+            results=self.cache_sharding,
+            donated=(0,),
         )
+
+    def take(self, cache: KVCache) -> Lowered:
+        """One row out of the cache, which stays."""
+        return self._lower(
+            functools.partial(take_row, axis=self._split_axis),
+            (cache, _INDEX),
+            split=(True, False),
+            split_result=False,
+            results=self._row_sharding,
+            donated=(),
+        )
+
+    def put(self, cache: KVCache) -> Lowered:
+        """What `take` took, over a row of the cache."""
+        place = self._row_sharding
+        content = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            jax.eval_shape(take_row, cache, _INDEX),
+        )
+        return self._lower(
+            functools.partial(put_row, axis=self._split_axis),
+            (cache, _INDEX, content),
+            split=(True, False, False),
+            split_result=True,
+            results=self.cache_sharding,
+            donated=(0,),
+        )
+
+    def blank(self, num_rows: int, length: int) -> np.ndarray:
+        """The packed matrix of a dispatch, all padding, to be filled by `state.pack_row`."""
+        return blank_rows(
+            num_rows,
+            length,
+            num_stop_ids=self.sizes.max_stop_ids,
+            num_bias=self.sizes.max_bias_ids,
+            num_slots=self.slots_per_shard,
+            pad_id=self.pad_id,
+            num_pages=self.table_length,
+        )
+
+    @property
+    def table_length(self) -> int:
+        """Pages of a row's table; 0 for a cache of slots."""
+        return self.sizes.pages_per_row if self.sizes.page_size else 0
+
+    @property
+    def _row_sharding(self) -> NamedSharding | None:
+        """Of one row outside the cache: its heads stay where they are."""
+        place = self.cache_sharding
+        return None if place is None else self._sharding(*place.spec[1:])
+
+    def _sharding(self, *axes: str | None) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    @property
+    def _split_axis(self) -> str | None:
+        return None if self.num_shards == 1 else "data"
 
     @property
     def _kv_copies(self) -> int:
@@ -146,15 +218,17 @@ class Blueprint:
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
         *,
-        cache: int,
         split: tuple[bool, ...],
         split_result: bool | tuple[bool, ...],
+        results: Any,
+        donated: tuple[int, ...],
     ) -> Lowered:
-        """Lowers a function of these arguments, one of them the donated cache. On a mesh it runs
-        once per copy of the weights, each time on its share of what `split` names, by rows; inside
-        a copy the compiler splits the work as the weights and the cache are split."""
+        """Lowers a function of these arguments; `donated` is the index of the cache, if that is
+        replaced. On a mesh it runs once per copy of the weights, each time on its share of what
+        `split` names, by rows; inside a copy the compiler splits the work as the weights and the
+        cache are split."""
         if self.mesh is None:
-            return jax.jit(function, donate_argnums=cache).lower(*arguments)
+            return jax.jit(function, donate_argnums=donated).lower(*arguments)
         rows, whole = PartitionSpec("data"), PartitionSpec()
         inputs, outputs = jax.tree.map(
             lambda by_rows: rows if by_rows else whole, (split, split_result)
@@ -174,11 +248,6 @@ class Blueprint:
             )
             for argument, spec in zip(arguments, inputs, strict=True)
         )
-        results = (
-            (NamedSharding(self.mesh, rows), self.cache_sharding)
-            if isinstance(split_result, tuple)
-            else self.cache_sharding
-        )
         return jax.jit(
-            function, donate_argnums=cache, in_shardings=places, out_shardings=results
+            function, donate_argnums=donated, in_shardings=places, out_shardings=results
         ).lower(*arguments)

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
+from ictjax.sampler.page_store import PageStore
 from ictjax.sampler.programs import Programs
+from ictjax.sampler.row_store import RowStore
 from ictjax.sampler.state import pack_request, pack_row, unpack_samples
 
-# A shorter common prefix is cheaper to compute again than to copy from another slot.
-_MIN_COPIED_TOKENS = 16
 _MAX_BIAS = 1000  # divided by the smallest temperature still far from the largest float32
 
 
@@ -86,15 +86,19 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerStats:
-    """Counts since the sampler was made."""
+    """Counts since the sampler was made, but for what is held now."""
 
     prefilled_tokens: int  # appended by open and extend, and computed
-    reused_tokens: int  # appended by open and fork, and found in a cache row
+    reused_tokens: int  # appended by open and fork, and found in the cache
     decoded_tokens: int  # sampled
     padded_tokens: int  # computed positions that held no token of a conversation
     dispatches: int
-    row_copies: int
+    row_copies: int  # of slots, or of pages
     compile_count: int
+    evictions: int  # pages that nobody used, and that were given to others
+    suspensions: int  # conversations that had to give up their pages for a while
+    held_tokens: int  # that open conversations have in the cache; over pages, shared ones once
+    held_bytes: int  # of the slots or pages that these are in
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -133,12 +137,24 @@ class _Seated(NamedTuple):
     slot: int
 
 
+class _Row(NamedTuple):
+    """What a conversation does in the next dispatch."""
+
+    seat: _Seated
+    start: int  # tokens in the cache
+    count: int  # tokens to append
+    reply: _Reply | None  # to sample for
+    allowed: int  # tokens it may sample
+    end: int  # positions that are filled afterwards, at most
+
+
 class Sampler:
     """Samples many conversations together; a context manager.
 
-    A conversation takes a slot (a row of the KV cache) when one is free, first come, first served,
-    and keeps it until closed, so only new tokens are ever computed. A new conversation starts from
-    the longest prefix that any row, live or left behind, already holds.
+    A conversation takes a slot when one is free, first come, first served, and keeps it until
+    closed, so only new tokens are ever computed. A slot is a row of the KV cache, or, with a
+    `page_size`, a place among those that share its pages (`page_store.PageStore`). A new
+    conversation starts from the longest prefix that the cache, live or left behind, already holds.
 
     Nothing blocks: calls only note what is wanted, `step` does one dispatch of it and returns the
     replies that it finished. Tokens depend on weights, tokens and keys, not on slots or arrival
@@ -201,9 +217,11 @@ class Sampler:
         self._free = sorted(
             range(sampler_config.num_slots), key=lambda slot: slot % self._slots_per_shard
         )
-        # What each cache row holds, also after its conversation closed.
-        self._row_tokens = np.zeros((sampler_config.num_slots, sampler_config.max_len), np.int32)
-        self._row_lengths = np.zeros(sampler_config.num_slots, np.int32)
+        self._store: RowStore | PageStore = (
+            PageStore(self._programs, sampler_config.page_size)
+            if sampler_config.page_size
+            else RowStore(self._programs, sampler_config.num_slots, sampler_config.max_len)
+        )
         self._finished: list[Generation] = []
         self._counts = collections.Counter[str]()
         self._closed = False
@@ -245,7 +263,7 @@ class Sampler:
             )
         self._programs.load(params)
         self._weights_step = step  # last: a failure leaves the step of the weights that stay
-        self._row_lengths[:] = 0
+        self._store.forget()
 
     def programs(self) -> list[Callable[[], object]]:
         """One call for every program that any sequence of calls can need, which compiles it."""
@@ -259,7 +277,8 @@ class Sampler:
     @property
     def stats(self) -> SamplerStats:
         """What was done so far."""
-        counts = self._counts
+        counts = self._counts + self._store.counts
+        held_tokens, held_bytes = (0, 0) if self._closed else self._store.held
         return SamplerStats(
             prefilled_tokens=counts["prefilled_tokens"],
             reused_tokens=counts["reused_tokens"],
@@ -268,6 +287,10 @@ class Sampler:
             dispatches=counts["dispatches"],
             row_copies=counts["row_copies"],
             compile_count=self._programs.compile_count,
+            evictions=counts["evictions"],
+            suspensions=counts["suspensions"],
+            held_tokens=held_tokens,
+            held_bytes=held_bytes,
         )
 
     @property
@@ -379,6 +402,7 @@ class Sampler:
         del self._conversations[conversation]
         if conversation in self._slots:
             slot = self._slots.pop(conversation)
+            self._store.release(slot)
             self._seats[slot] = None
             self._free.append(slot)
         self._finished = [
@@ -391,9 +415,15 @@ class Sampler:
         """
         self._check_open()
         self._assign_slots()
-        group, length = self._choose()
-        if group:
-            self._dispatch(group, length)
+        working = {
+            seat.slot: seat.conversation.length
+            for seat in self._seats
+            if seat is not None and self._unfed(seat) > 0
+        }
+        for group, length in self._groups(self._store.admit(working)):
+            if rows := self._with_room([self._row(seat, length) for seat in group], working):
+                self._dispatch(rows, length)
+                break
         finished, self._finished = self._finished, []
         return finished
 
@@ -482,9 +512,7 @@ class Sampler:
         reply starts from its hidden state.
         """
         conversation = seat.conversation
-        return (
-            conversation.length - int(self._row_lengths[seat.slot]) - (conversation.reply is None)
-        )
+        return conversation.length - self._store.cached(seat.slot) - (conversation.reply is None)
 
     def _assign_slots(self) -> None:
         while self._queue and self._free:
@@ -493,65 +521,41 @@ class Sampler:
                 self._queue.popleft()
                 continue
             parent_slot = None if waiting.parent is None else self._slots.get(waiting.parent)
-            if parent_slot is not None and self._row_lengths[parent_slot] < waiting.shared - 1:
+            if parent_slot is not None and self._store.cached(parent_slot) < waiting.shared - 1:
                 return  # its prefix is being computed
             self._queue.popleft()
             self._take_slot(waiting.conversation)
 
     def _take_slot(self, conversation: _Conversation) -> None:
-        """Gives it a free slot, with the longest prefix of its tokens that any row holds; best is a
-        free row that holds it already.
-        """
-        wanted = conversation.length - 1
-        same = self._row_tokens[:, :wanted] == conversation.tokens[None, :wanted]
-        same &= np.arange(wanted)[None] < self._row_lengths[:, None]
-        prefixes = (
-            np.where(same.all(axis=1), wanted, same.argmin(axis=1))
-            if wanted
-            else np.zeros(len(same), int)
-        )
-        source = int(prefixes.argmax())
-        # Else one of the copy of the weights with most free slots: a dispatch takes as long as its
-        # fullest copy.
-        idle = collections.Counter(free // self._slots_per_shard for free in self._free)
-        slot = max(
-            self._free,
-            key=lambda free: (
-                prefixes[free] == prefixes[source],
-                idle[free // self._slots_per_shard],
-            ),
-        )
-        reused = int(prefixes[slot])
-        if slot != source and prefixes[source] >= max(_MIN_COPIED_TOKENS, reused + 1):
-            self._programs.copy_row(source, slot)
-            self._counts["row_copies"] += 1
-            reused = int(prefixes[source])
+        slot = self._store.place(self._free, conversation.tokens, conversation.length)
         self._free.remove(slot)
-        self._row_tokens[slot, :reused] = conversation.tokens[:reused]
-        self._row_lengths[slot] = reused
         self._seats[slot] = _Seated(conversation, slot)
         self._slots[conversation.id] = slot
-        self._counts["reused_tokens"] += reused
         conversation.ready_since = self._counts["dispatches"]
 
-    def _choose(self) -> tuple[list[_Seated], int]:
-        """The rows of the next dispatch and its token bucket (1: only continue generations): the
-        group with most rows and longest waits.
+    def _groups(self, slots: Iterable[int]) -> list[tuple[list[_Seated], int]]:
+        """What the next dispatch can be: rows, and their token bucket (1: only continue
+        generations); first the group with most rows and longest waits.
         """
         now = self._counts["dispatches"]
         buckets = self._sampler_config.extend_buckets
         groups: dict[int, list[_Seated]] = collections.defaultdict(list)
-        for seat in self._seats:
-            if seat is None or (unfed := self._unfed(seat)) <= 0:
-                continue
+        for slot in slots:
+            seat = self._seats[slot]
+            assert seat is not None
+            unfed = self._unfed(seat)
             continues = unfed == 1 and seat.conversation.reply is not None
             groups[1 if continues else _bucket(buckets, unfed)].append(seat)
-        if not groups:
-            return [], 1
-        length, group = max(
-            groups.items(),
-            key=lambda item: sum(1 + now - seat.conversation.ready_since for seat in item[1]),
-        )
+        return [
+            (self._chosen(group), length)
+            for length, group in sorted(
+                groups.items(),
+                key=lambda item: -sum(1 + now - seat.conversation.ready_since for seat in item[1]),
+            )
+        ]
+
+    def _chosen(self, group: list[_Seated]) -> list[_Seated]:
+        """Those of a group that a dispatch has rows for."""
         group.sort(key=lambda seat: seat.conversation.ready_since)
         room = collections.Counter(
             dict.fromkeys(range(self._shards), self._sampler_config.row_buckets[-1] // self._shards)
@@ -562,44 +566,53 @@ class Sampler:
             if room[shard]:
                 room[shard] -= 1
                 chosen.append(seat)
-        return chosen, length
+        return chosen
 
-    def _dispatch(self, group: list[_Seated], length: int) -> None:
+    def _row(self, seat: _Seated, length: int) -> _Row:
+        sizes, conversation = self._sampler_config, seat.conversation
+        steps = sizes.decode_steps if length == 1 else sizes.extend_steps
+        start, count = self._store.cached(seat.slot), min(self._unfed(seat), length)
+        # a reply starts only once all tokens before it are computed
+        reply = conversation.reply if start + count == conversation.length else None
+        allowed = 0
+        if reply is not None:
+            allowed = min(
+                reply.request.max_new_tokens - len(reply.ids), sizes.max_len - conversation.length
+            )
+        end = start + count + max(min(allowed, steps) - 1, 0)
+        return _Row(seat, start, count, reply, allowed, end)
+
+    def _with_room(self, rows: list[_Row], working: dict[int, int]) -> list[_Row]:
+        """Those of the rows that the cache has room for."""
+        ready = set(self._store.reserve({row.seat.slot: row.end for row in rows}, working))
+        return [row for row in rows if row.seat.slot in ready]
+
+    def _dispatch(self, group: list[_Row], length: int) -> None:
         sizes, per_shard = self._sampler_config, self._slots_per_shard
-        counts = collections.Counter(seat.slot // per_shard for seat in group)
+        counts = collections.Counter(row.seat.slot // per_shard for row in group)
         num_rows = _bucket(sizes.row_buckets, self._shards * max(counts.values()))
         shard_rows = num_rows // self._shards
         next_row = [itertools.count(shard * shard_rows) for shard in range(self._shards)]
-        steps = sizes.decode_steps if length == 1 else sizes.extend_steps
         packed = self._programs.blank(num_rows, length)
-        rows, fed, end = [], [], length
-        for seat in group:
-            conversation, slot = seat
-            row = slot if num_rows == sizes.num_slots else next(next_row[slot // per_shard])
-            start = int(self._row_lengths[slot])
-            count = min(self._unfed(seat), length)
-            # a reply starts only once all tokens before it are computed
-            reply = conversation.reply if start + count == conversation.length else None
-            num_replied, allowed = 0, 0
-            if reply is not None:
-                num_replied = len(reply.ids)
-                allowed = min(
-                    reply.request.max_new_tokens - num_replied, sizes.max_len - conversation.length
-                )
+        places = []
+        for row in group:
+            conversation, slot = row.seat
+            place = slot if num_rows == sizes.num_slots else next(next_row[slot // per_shard])
             pack_row(
-                packed[row],
+                packed[place],
                 slot=slot % per_shard,
-                start=start,
-                tokens=conversation.tokens[start : start + count],
-                allowed=allowed,
-                count=num_replied,
-                request=None if reply is None else reply.columns,
+                start=row.start,
+                tokens=conversation.tokens[row.start : row.start + row.count],
+                allowed=row.allowed,
+                count=0 if row.reply is None else len(row.reply.ids),
+                request=None if row.reply is None else row.reply.columns,
                 num_stop_ids=sizes.max_stop_ids,
                 num_bias=sizes.max_bias_ids,
+                num_tokens=length,
+                pages=self._store.pages(slot),
             )
-            rows.append(row)
-            fed.append(count)
-            end = max(end, start + count + max(min(allowed, steps) - 1, 0))
+            places.append(place)
+        end = max(length, *(row.end for row in group))
         samples = self._programs.turn(packed, length, _bucket(sizes.attended, end))
         ids, logprobs, sampled = unpack_samples(samples)
         self._counts["dispatches"] += 1
@@ -607,50 +620,44 @@ class Sampler:
         if length > 1:
             steps_per_shard = length + np.maximum(steps_per_shard - 1, 0)
         self._counts["padded_tokens"] += shard_rows * int(steps_per_shard.sum())
-        for seat, row, count in zip(group, rows, fed, strict=True):
+        for row, place in zip(group, places, strict=True):
             self._advance(
-                seat,
-                count,
-                ids[row, : sampled[row]].tolist(),
-                logprobs[row, : sampled[row]].tolist(),
+                row,
+                ids[place, : sampled[place]].tolist(),
+                logprobs[place, : sampled[place]].tolist(),
                 extended=length > 1,
             )
 
-    def _advance(
-        self,
-        seat: _Seated,
-        fed: int,
-        ids: list[int],
-        logprobs: list[float],
-        *,
-        extended: bool,
-    ) -> None:
-        """Books the result of a dispatch: `fed` tokens and all sampled ids but the last are now in
-        the cache row.
+    def _advance(self, row: _Row, ids: list[int], logprobs: list[float], *, extended: bool) -> None:
+        """Books the result of a dispatch: the row's tokens and all sampled ids but the last are now
+        in the cache.
         """
-        conversation, slot = seat
-        old = int(self._row_lengths[slot])
+        conversation, slot = row.seat
         length = conversation.length
         conversation.tokens[length : length + len(ids)] = ids
         conversation.length = length + len(ids)
-        cached = old + fed + max(len(ids) - 1, 0)
-        self._row_tokens[slot, old:cached] = conversation.tokens[old:cached]
-        self._row_lengths[slot] = cached
-        self._counts["padded_tokens"] -= cached - old
-        self._counts["prefilled_tokens"] += fed if extended else 0
+        computed = row.start + row.count + max(len(ids) - 1, 0)
+        self._counts["padded_tokens"] -= computed - row.start
+        self._counts["prefilled_tokens"] += row.count if extended else 0
         self._counts["decoded_tokens"] += len(ids)
         conversation.ready_since = self._counts["dispatches"]
         reply = conversation.reply
         if not ids or reply is None:
+            self._store.write(slot, computed)
             return
         reply.ids += ids
         reply.logprobs += logprobs
         kept = None if reply.request.ends is None else reply.request.ends(reply.ids)
         if kept is not None:
             conversation.length -= len(reply.ids) - kept
-            # the last token of a conversation waits: the next reply starts from its hidden state
-            self._row_lengths[slot] = min(cached, conversation.length - 1)
             del reply.ids[kept:], reply.logprobs[kept:]
+        # the last token of a conversation waits: the next reply starts from its hidden state
+        cached = min(computed, conversation.length - 1)
+        if cached < self._store.cached(slot):
+            self._store.shorten(slot, cached)
+        else:
+            self._store.write(slot, cached)
+        if kept is not None:
             finish = "stop"
         elif ids[-1] in reply.request.stop_ids:
             finish = "stop"

@@ -14,13 +14,12 @@ from ictjax.config import SamplerConfig
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
-from ictjax.sampler.blueprint import Blueprint, TurnShape, turn_shapes
-from ictjax.sampler.state import blank_rows
+from ictjax.sampler.blueprint import Blueprint, RowProgram, TurnShape, row_programs, turn_shapes
 from ictjax.sampler.weights import check_tree, sampling_weights
 
 
 class Programs:
-    """One `turn` per combination of sizes, and the copy of a cache row.
+    """One `turn` per combination of sizes, and those that move single rows of the cache.
 
     Compiled ahead of their first call, not on it, so that nothing else can ever cause a
     recompilation. The cache is donated to every call and replaced by its result, so it has no other
@@ -55,7 +54,7 @@ class Programs:
         )()
         self._params: Params = {}
         self._turns: dict[TurnShape, Compiled] = {}
-        self._row_copy: Compiled | None = None
+        self._of_rows: dict[RowProgram, Compiled] = {}
         self.compile_count = 0
         self.load(params)
 
@@ -64,7 +63,7 @@ class Programs:
         self._cache = KVCache(k=(), v=())
         self._params = {}
         self._turns.clear()
-        self._row_copy = None
+        self._of_rows.clear()
 
     @property
     def slots_per_shard(self) -> int:
@@ -75,6 +74,16 @@ class Programs:
     def num_shards(self) -> int:
         """Copies of the weights."""
         return self._blueprint.num_shards
+
+    @property
+    def rows_per_shard(self) -> int:
+        """See `Blueprint`."""
+        return self._blueprint.rows_per_shard
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of the cache, over all devices."""
+        return sum(leaf.nbytes // leaf.shape[0] for leaf in jax.tree.leaves(self._cache))
 
     def load(self, params: Params) -> None:
         """Replaces the weights; those in the form of `weights.sampling_weights` are used where they
@@ -91,18 +100,15 @@ class Programs:
             functools.partial(self._compiled_turn, shape)
             for shape in turn_shapes(self._blueprint.sizes)
         ]
-        return [*turns, self._compiled_copy]
+        rows = [
+            functools.partial(self._compiled_of_rows, name)
+            for name in row_programs(self._blueprint.sizes)
+        ]
+        return [*turns, *rows]
 
     def blank(self, num_rows: int, length: int) -> np.ndarray:
-        """The packed matrix of a dispatch, all padding, to be filled by `state.pack_row`."""
-        return blank_rows(
-            num_rows,
-            length,
-            num_stop_ids=self._blueprint.sizes.max_stop_ids,
-            num_bias=self._blueprint.sizes.max_bias_ids,
-            num_slots=self.slots_per_shard,
-            pad_id=self._blueprint.pad_id,
-        )
+        """See `Blueprint.blank`."""
+        return self._blueprint.blank(num_rows, length)
 
     def turn(self, packed: np.ndarray, length: int, attended: int) -> np.ndarray:
         """Does one dispatch (see `step.turn`) of a matrix that `blank` made for this length, and
@@ -116,7 +122,16 @@ class Programs:
 
     def copy_row(self, source: int, target: int) -> None:
         """Copies one row of the cache over another."""
-        self._cache = self._compiled_copy()(self._cache, np.int32(source), np.int32(target))
+        program = self._compiled_of_rows("copy")
+        self._cache = program(self._cache, np.int32(source), np.int32(target))
+
+    def take_row(self, row: int) -> KVCache:
+        """A row of the cache, on the host."""
+        return jax.tree.map(np.asarray, self._compiled_of_rows("take")(self._cache, np.int32(row)))
+
+    def put_row(self, row: int, content: KVCache) -> None:
+        """Writes what `take_row` took over a row of the cache."""
+        self._cache = self._compiled_of_rows("put")(self._cache, np.int32(row), content)
 
     def _compiled_turn(self, shape: TurnShape) -> Compiled:
         if shape not in self._turns:
@@ -125,10 +140,12 @@ class Programs:
             )
         return self._turns[shape]
 
-    def _compiled_copy(self) -> Compiled:
-        if self._row_copy is None:
-            self._row_copy = self._compiled(self._blueprint.copy(self._cache))
-        return self._row_copy
+    def _compiled_of_rows(self, name: RowProgram) -> Compiled:
+        if name not in self._of_rows:
+            blueprint = self._blueprint
+            made = {"copy": blueprint.copy, "take": blueprint.take, "put": blueprint.put}[name]
+            self._of_rows[name] = self._compiled(made(self._cache))
+        return self._of_rows[name]
 
     def _compiled(self, program: Lowered) -> Compiled:
         self.compile_count += 1

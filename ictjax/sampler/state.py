@@ -4,7 +4,7 @@ A dispatch uploads and downloads one small array each: separate arrays would cos
 of a small model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     A row with `lengths_b` 0 is padding: nothing is written for it, nothing sampled.
     """
 
-    slots_b: Int[Array, " B"]  # row of the KV cache; the number of slots for padding
+    slots_b: Int[Array, " B"]  # row of a cache of slots; the number of slots for padding
     starts_b: Int[Array, " B"]  # tokens already in the cache
     lengths_b: Int[Array, " B"]  # tokens to append now, in tokens_bt
     allowed_b: Int[Array, " B"]  # tokens it may sample in this and later dispatches; 0: append only
@@ -41,6 +41,7 @@ class Rows(NamedTuple):
     extras: Extras
     stop_bx: Int[Array, "B X"]  # ids that end the generation; -1 for none
     tokens_bt: Int[Array, "B T"]
+    table_bp: Int[Array, "B P"]  # pages of the pool, where the cache is one; no columns otherwise
 
 
 NO_ID = 2**31 - 1
@@ -50,15 +51,25 @@ _COLUMNS = 12  # in front of the stop ids; behind those the biased ids, their bi
 
 
 def blank_rows(
-    num_rows: int, num_tokens: int, *, num_stop_ids: int, num_bias: int, num_slots: int, pad_id: int
+    num_rows: int,
+    num_tokens: int,
+    *,
+    num_stop_ids: int,
+    num_bias: int,
+    num_slots: int,
+    pad_id: int,
+    num_pages: int = 0,
 ) -> np.ndarray:
-    """A packed matrix of padding rows, [B, _COLUMNS + stop ids + 2 * biases + T] int32."""
+    """A packed matrix of padding rows, [B, _COLUMNS + stop ids + 2 * biases + T + P] int32;
+    P is `num_pages`, of a row.
+    """
     stops, bias = _COLUMNS + num_stop_ids, _COLUMNS + num_stop_ids + num_bias
-    packed = np.zeros((num_rows, bias + num_bias + num_tokens), np.int32)
+    first = bias + num_bias
+    packed = np.zeros((num_rows, first + num_tokens + num_pages), np.int32)
     packed[:, 0] = num_slots
     packed[:, _COLUMNS:stops] = -1
     packed[:, stops:bias] = NO_ID
-    packed[:, bias + num_bias :] = pad_id
+    packed[:, first : first + num_tokens] = pad_id
     return packed
 
 
@@ -101,6 +112,8 @@ def pack_row(
     request: np.ndarray | None,
     num_stop_ids: int,
     num_bias: int,
+    num_tokens: int,
+    pages: Sequence[int],
 ) -> None:
     """Fills one row of a packed matrix, given the columns of `pack_request` (None: append only)."""
     row[:5] = slot, start, len(tokens), allowed, count
@@ -108,11 +121,15 @@ def pack_row(
         row[5 : 5 + len(request)] = request
     first = _COLUMNS + num_stop_ids + 2 * num_bias
     row[first : first + len(tokens)] = tokens
+    row[first + num_tokens : first + num_tokens + len(pages)] = pages
 
 
-def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int, num_bias: int) -> Rows:
+def unpack_rows(
+    packed: Int[Array, "B X"], num_stop_ids: int, num_bias: int, num_pages: int = 0
+) -> Rows:
     """The fields of a packed matrix, inside jit."""
     stops, bias = _COLUMNS + num_stop_ids, _COLUMNS + num_stop_ids + num_bias
+    last = packed.shape[1] - num_pages
 
     def floats(columns: Int[Array, "*B"]) -> Float[Array, "*B"]:
         return jax.lax.bitcast_convert_type(columns, jnp.float32)
@@ -129,7 +146,8 @@ def unpack_rows(packed: Int[Array, "B X"], num_stop_ids: int, num_bias: int) -> 
             bias_bx=floats(packed[:, bias : bias + num_bias]),
         ),
         stop_bx=packed[:, _COLUMNS:stops],
-        tokens_bt=packed[:, bias + num_bias :],
+        tokens_bt=packed[:, bias + num_bias : last],
+        table_bp=packed[:, last:],
     )
 
 

@@ -159,29 +159,40 @@ def turn(
     num_bias: int,
     max_top_k: int,
     pad_id: int,
+    num_pages: int = 0,
     unused: Sequence[range] = (),
 ) -> tuple[Int[Array, "B X"], KVCache]:
     """Appends the tokens of `packed` (see state.Rows) to their rows, then samples up to `max_steps`
     tokens for each row that may.
 
-    The rows and the first `attended` positions are copied out of the cache once, and only new
-    positions are written back: a step then costs what its rows and their length cost, not what the
-    cache could hold. If `packed` has as many rows as the cache (they must then be in the order of
-    the slots) and all positions are attended, the cache is updated in place instead.
+    Of a cache of slots, the rows and the first `attended` positions are copied out once, and only
+    new positions are written back: a step then costs what its rows and their length cost, not what
+    the cache could hold. If `packed` has as many rows as the cache (they must then be in the order
+    of the slots) and all positions are attended, the cache is updated in place instead. A pool of
+    pages always is.
 
     Args:
       cache: donate it.
+      num_pages: static; of a row's table in `packed`. 0: the cache is one of slots.
       unused: static; ids that are never sampled.
       max_steps: static; the loop ends early when no row is active.
 
     Returns: Packed samples (state.unpack_samples) and the new cache. The last sampled id of a row
       has no cache position yet.
     """
-    rows = unpack_rows(packed, num_stop_ids, num_bias)
+    rows = unpack_rows(packed, num_stop_ids, num_bias, num_pages)
     batch, length = rows.tokens_bt.shape
     num_slots, _, num_positions, _ = cache.v[0].shape
     in_order = batch == num_slots
-    in_place = in_order and attended == num_positions
+    in_place = num_pages > 0 or (in_order and attended == num_positions)
+
+    def extend(
+        part: KVCache, tokens_bt: Array, starts_b: Array, lengths_b: Array
+    ) -> tuple[Array, KVCache]:
+        appended = (tokens_bt, starts_b, lengths_b)
+        if num_pages:
+            return transformer.extend_pages(config, params, part, rows.table_bp, *appended)
+        return transformer.extend(config, params, part, *appended)
 
     def record(loop: _Loop, hidden_bd: Float[Array, "B D"]) -> _Loop:
         ids_b, logprobs_b = sample(
@@ -211,13 +222,8 @@ def turn(
         return (loop.step < max_steps) & jnp.any(loop.active_b)
 
     def body(loop: _Loop) -> _Loop:
-        hidden_btd, part = transformer.extend(
-            config,
-            params,
-            loop.part,
-            loop.last_b[:, None],
-            loop.ends_b,
-            loop.active_b.astype(jnp.int32),
+        hidden_btd, part = extend(
+            loop.part, loop.last_b[:, None], loop.ends_b, loop.active_b.astype(jnp.int32)
         )
         loop = loop._replace(ends_b=loop.ends_b + loop.active_b, part=part)
         return record(loop, hidden_btd[:, 0])
@@ -233,9 +239,7 @@ def turn(
         part=cache if in_place else take_rows(cache, None if in_order else rows.slots_b, attended),
     )
     if length > 1:
-        hidden_btd, part = transformer.extend(
-            config, params, loop.part, rows.tokens_bt, rows.starts_b, rows.lengths_b
-        )
+        hidden_btd, part = extend(loop.part, rows.tokens_bt, rows.starts_b, rows.lengths_b)
         hidden_bd = jnp.take_along_axis(
             hidden_btd, jnp.maximum(rows.lengths_b - 1, 0)[:, None, None], axis=1
         )[:, 0]
