@@ -195,6 +195,15 @@ class Api:
                 param="top_k",
                 code="invalid_value",
             )
+        num_ids = served.chat.vocab_size
+        if outside := [number for number in asked.bias if number >= num_ids]:
+            raise ApiError(
+                400,
+                f"logit_bias names the token {outside[0]}: {asked.model} has the tokens 0 to"
+                f" {num_ids - 1}.",
+                param="logit_bias",
+                code="invalid_value",
+            )
         try:
             prompt_ids = served.chat.encode_start(asked.messages)
         except ValueError as error:  # the template refuses them

@@ -126,6 +126,13 @@ class Choice(NamedTuple):
 
 def read_chat(body: bytes) -> ChatRequest:
     """Reads the body of a request. Raises ApiError."""
+    try:
+        return _read(body)
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply: send an object.") from None
+
+
+def _read(body: bytes) -> ChatRequest:
     fields = _Fields(_json_object(body))
     for name in fields.given:
         if name not in _READ and name not in _IDLE:
@@ -204,7 +211,7 @@ def _json_object(body: bytes) -> Mapping[str, Any]:
 
     try:
         data = json.loads(body, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         detail = " ".join(str(error).split())[:200]
         raise ApiError(
             400, f"The body is not JSON ({detail}): send an object.", code="invalid_json"

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ictjax.chat import ChatTokenizer
 from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
@@ -41,7 +43,14 @@ pytest.importorskip("uvicorn")
 from experiments.commands import serve as command  # noqa: E402
 from experiments.serve import HttpServer  # noqa: E402
 from experiments.serve_app import Api, Limits  # noqa: E402
-from experiments.serve_protocol import MAX_BIAS_IDS  # noqa: E402
+from experiments.serve_protocol import (  # noqa: E402
+    _IDLE,
+    _READ,
+    _REFUSED,
+    MAX_BIAS_IDS,
+    ApiError,
+    read_chat,
+)
 from experiments.serve_thread import SamplerThread, Served  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -356,7 +365,7 @@ GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_to
     ("change", "status", "param", "words"),
     [
         (b"{", 400, None, "not JSON"),
-        (b"[" * 50_000, 400, None, "not JSON"),
+        (b"[" * 50_000, 400, None, "nested too deeply"),
         (b'{"temperature": NaN}', 400, None, "NaN is no number"),
         (b"[]", 400, None, "no object"),
         (b"\xff\xfe", 400, None, "not JSON"),
@@ -394,7 +403,7 @@ GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_to
         ({"stop": [3]}, 400, "stop[0]", "must be a text"),
         ({"logit_bias": {"a": 1}}, 400, "logit_bias", "ids of tokens"),
         ({"logit_bias": {"1": 101}}, 400, "logit_bias.1", "must be"),
-        ({"logit_bias": {"9999": 1}}, 400, None, "bias names the id 9999"),
+        ({"logit_bias": {"9999": 1}}, 400, "logit_bias", "names the token 9999"),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream = true"),
         ({"stream": 1}, 400, "stream", "true or false"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
@@ -413,6 +422,40 @@ def test_what_cannot_be_answered_is_refused_by_name(served, change, status, para
     assert error["type"] == "invalid_request_error"
     assert words in error["message"] and len(error["message"]) < 400
     served.settled()
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    fields=st.dictionaries(st.sampled_from(sorted({*_READ, *_IDLE, *_REFUSED, "other"})), _JSON),
+    message=st.dictionaries(st.sampled_from(["role", "content", "tool_calls"]), _JSON),
+    bias=st.dictionaries(st.sampled_from(["1", "x", "-1", "²", "9" * 99]), _JSON),
+)
+def test_any_body_is_read_or_refused(fields, message, bias):
+    refusals = []
+    messages = [*GOOD["messages"], {"role": "user", "content": "x"} | message]
+    for body in (fields, GOOD | fields, GOOD | {"messages": messages}, GOOD | {"logit_bias": bias}):
+        try:
+            asked = read_chat(json.dumps(body).encode())
+        except ApiError as error:
+            refusals.append(error)
+        else:
+            assert all(isinstance(said.content, str) for said in asked.messages)
+            assert 1 <= asked.num_choices <= 128 and 0 <= asked.temperature <= 100
+    assert all(error.status == 400 and len(str(error)) < 400 for error in refusals)
+
+
+def test_the_deepest_bodies_are_read_or_refused():
+    for depth in range(100, 1200, 10):
+        for name in ("stop", "tools", "messages", "temperature"):
+            with pytest.raises(ApiError):
+                read_chat(b'{"%s": %s0%s}' % (name.encode(), b"[" * depth, b"]" * depth))
 
 
 def test_paths_methods_hosts_and_kinds_of_content(served):
@@ -442,6 +485,25 @@ def test_whoever_has_no_key_is_told_nothing(models, key):
             assert [model.id for model in client.models.list()] == ["tiny"]
 
 
+def said(text):
+    return {"messages": [{"role": "user", "content": text}]}
+
+
+async def hangs_up(port, fields):
+    """A client that reads the first line of an answer at most."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(raw_request(fields))
+    if fields["stream"]:
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    writer.transport.abort()
+
+
+def raw_request(fields):
+    body = json.dumps(fields).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}"
+    return f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body
+
+
 def test_two_hundred_at_once_of_whom_some_hang_up(served):
     """Nothing is lost, and nothing stays."""
     texts = [f"{number} {'x' * (number % 9)}" for number in range(200)]
@@ -449,15 +511,9 @@ def test_two_hundred_at_once_of_whom_some_hang_up(served):
     async def one(client, number):
         model = "tuned" if number % 5 == 1 else "tiny"
         fields = {"max_tokens": 3 + number % 4, "temperature": 1.0, "seed": number}
-        if number % 3 == 0:
-            stream = await ask(client, texts[number], stream=True, n=2, **fields)
-            async for _ in stream:
-                break
-            await stream.close()
-            return None
-        if number % 7 == 0:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ask(client, texts[number], model, **fields), 0.001)
+        if number % 3 == 0 or number % 7 == 0:
+            more = {"stream": number % 3 == 0, "n": 2, "model": "tiny"}
+            await hangs_up(served.port, said(texts[number]) | fields | more)
             return None
         return (await ask(client, texts[number], model, **fields)).choices[0].message.content
 
@@ -492,6 +548,8 @@ class Stuck:
         return self.open(())
 
     def generate(self, conversation, request):
+        if request.top_p < 0.5:
+            raise ValueError("such requests are refused")
         self.asked.release()
 
     def close(self, conversation):
@@ -521,10 +579,8 @@ def stuck(error=None, **settings):
 @contextlib.contextmanager
 def connection(server, **changes):
     """A client that has sent a request and reads nothing yet."""
-    body = json.dumps(GOOD | changes).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as opened:
-        opened.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+        opened.sendall(raw_request(GOOD | changes))
         yield opened
 
 
@@ -553,6 +609,16 @@ def test_more_choices_than_there_is_room_for():
         with connection(server):
             assert sampler.asked.acquire(timeout=WAIT_S)
             assert server.send(GOOD | {"n": 2})[0] == 429
+
+
+def test_what_the_sampler_refuses_costs_nobody_else_a_reply():
+    with stuck(grace_s=0.0) as (server, sampler), connection(server):
+        assert sampler.asked.acquire(timeout=WAIT_S)
+        status, _, body = server.send(GOOD | {"top_p": 0.1})
+        assert status == 400 and "such requests are refused" in body.decode()
+        events = server.send(GOOD | {"top_p": 0.1, "stream": True})[2]
+        assert events.endswith(b"}\n\n") and b"[DONE]" not in events
+        assert (sampler.num_open, server.thread.error) == (1, None)
 
 
 @pytest.mark.parametrize("stream", [False, True])
