@@ -26,6 +26,7 @@ class Chip:
     flops: float  # a second, dense bfloat16
     bandwidth: float  # bytes a second, of its memory
     interconnect: float  # bytes a second to its neighbours, one way
+    host_bytes: int | None = None  # of its host's memory, for each; None: hosts differ
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,16 @@ class Machine:
     target: str = ""  # a GPU, as its compiler reads it
 
 
-def _tpu(name: str, gib: float, teraflops: float, gigabytes: float, gigabits: float) -> Chip:
+def _tpu(
+    name: str, gib: float, teraflops: float, gigabytes: float, gigabits: float, host_gib: float
+) -> Chip:
     return Chip(
         name=name,
         memory_bytes=int(gib * _GIB),
         flops=teraflops * 1e12,
         bandwidth=gigabytes * 1e9,
         interconnect=gigabits / 8 * 1e9,
+        host_bytes=int(host_gib * _GIB),
     )
 
 
@@ -63,13 +67,14 @@ def _gpu(name: str, gib: float, teraflops: float, gigabytes: float, link: float)
 
 
 # Memory as the TPU compiler counts it; peaks and links (all of a chip's together) as
-# cloud.google.com/tpu/docs publishes them.
+# cloud.google.com/tpu/docs publishes them; the host's memory by the machine types of
+# cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, that of four chips by four.
 TPUS: Mapping[str, Chip] = MappingProxyType(
     {
-        "v4": _tpu("TPU v4", 30.75, 275, 1228, 2400),
-        "v5e": _tpu("TPU v5e", 15.75, 197, 819, 1600),
-        "v5p": _tpu("TPU v5p", 95.74, 459, 2765, 4800),
-        "v6e": _tpu("TPU v6e", 31.25, 918, 1640, 3584),
+        "v4": _tpu("TPU v4", 30.75, 275, 1228, 2400, 101.75),
+        "v5e": _tpu("TPU v5e", 15.75, 197, 819, 1600, 48),
+        "v5p": _tpu("TPU v5p", 95.74, 459, 2765, 4800, 112),
+        "v6e": _tpu("TPU v6e", 31.25, 918, 1640, 3584, 180),
     }
 )
 # As nvidia-smi counts memory; dense peaks, and one direction of NVLink (L4: PCIe), of the data

@@ -31,6 +31,7 @@ class Use(NamedTuple):
     whole_bytes: int
     device_bytes: int  # of each device of its mesh
     devices: int
+    host_bytes: int = 0  # of its host's memory, for each device
 
 
 def uses(config: TrainConfig) -> Iterator[Use]:
@@ -80,7 +81,8 @@ def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
         else:
             use = _weights(name, "weights", {"trained"}, trained, trained_axes, mesh, TRAINED_RULES)
         if use.kind == "optimizer" and config.optimizer.memory == "host":
-            use = use._replace(what=f"{name}, in the host's memory", device_bytes=0)
+            what = f"{name}, in the host's memory"
+            use = use._replace(what=what, device_bytes=0, host_bytes=use.device_bytes)
         yield use
     if not adapter.rank:
         what = f"trained weights as they sample, {reflector.dtype}"
@@ -182,6 +184,11 @@ def device_bytes(device: jax.Device) -> int | None:
     """Memory that programs on a device can have; None where nothing says it."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
+    return host_bytes()
+
+
+def host_bytes() -> int | None:
+    """Memory that this machine has free; None where nothing says it."""
     return free_bytes(
         _read("/proc/meminfo"),
         _read("/sys/fs/cgroup/memory.max"),

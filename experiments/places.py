@@ -7,7 +7,7 @@ from jax.experimental import topologies
 
 from experiments.gpu_targets import compiler_is_here
 from experiments.machines import Machine
-from experiments.memory import device_bytes
+from experiments.memory import device_bytes, host_bytes
 from experiments.plan import Place
 
 
@@ -22,7 +22,13 @@ def place_of(machine: Machine | None) -> Place:
         there = device_bytes(devices[0])
         if there is not None and devices[0].platform == "cpu":
             there //= len(devices)  # all are parts of the same memory
-        return Place(name=devices[0].device_kind, devices=devices, device_bytes=there)
+        free = host_bytes()
+        return Place(
+            name=devices[0].device_kind,
+            devices=devices,
+            device_bytes=there,
+            host_bytes=None if free is None else free // jax.local_device_count(),
+        )
     if machine.topology:
         bounds = {"chips_per_host_bounds": machine.host_bounds} if machine.host_bounds else {}
         described = topologies.get_topology_desc(
@@ -44,6 +50,7 @@ def place_of(machine: Machine | None) -> Place:
         name=machine.name,
         devices=devices,
         device_bytes=machine.chip.memory_bytes,
+        host_bytes=machine.chip.host_bytes,
         chip=machine.chip,
         estimated_on=estimated_on,
     )

@@ -50,6 +50,7 @@ class Plan:
     machine: str
     chip: Chip | None  # None: nobody publishes peaks of this device
     device_bytes: int | None  # that a device has; None: unknown
+    host_bytes: int | None  # that its host has for it; None: unknown
     devices: int
     estimated_on: str  # the platform that compiled, where it is not the machine's own
     uses: tuple[Use, ...]
@@ -63,11 +64,24 @@ class Plan:
         return max([held, *(phase.total for phase in self.phases)])
 
     @property
+    def host_needed(self) -> int:
+        """Bytes of its host's memory, for each device."""
+        return sum(use.host_bytes for use in self.uses)
+
+    @property
+    def host_fits(self) -> bool:
+        """Whether the host has room."""
+        return self.host_bytes is None or self.host_needed <= self.host_bytes
+
+    @property
     def fits(self) -> bool:
-        """Whether every phase has room."""
-        return self.device_bytes is None or (
-            self.needed <= self.device_bytes
-            and not any(phase.compiled.refused for phase in self.phases)
+        """Whether every phase has room, and the host."""
+        return self.host_fits and (
+            self.device_bytes is None
+            or (
+                self.needed <= self.device_bytes
+                and not any(phase.compiled.refused for phase in self.phases)
+            )
         )
 
 
@@ -78,6 +92,7 @@ class Place:
     name: str
     devices: Sequence[jax.Device]  # real, or those of a topology
     device_bytes: int | None
+    host_bytes: int | None = None  # for each device
     chip: Chip | None = None
     estimated_on: str = ""
 
@@ -106,7 +121,7 @@ class Planner:
         kept = tuple(uses(config))
         works = {one.phase: one for one in work(config, assumed)}
         phases = []
-        if self._room(sum(use.device_bytes for use in kept)):  # else no program needs to be made
+        if self._kept_fits(kept):  # else no program needs to be made
             phases = [
                 self._phase(config, program, kept, works.get(program.phase), assumed)
                 for program in self._programs(config)
@@ -116,6 +131,7 @@ class Planner:
             machine=self.place.name,
             chip=self.place.chip,
             device_bytes=self.place.device_bytes,
+            host_bytes=self.place.host_bytes,
             devices=len(self.place.devices),
             estimated_on=self.place.estimated_on,
             uses=kept,
@@ -127,7 +143,7 @@ class Planner:
         """Whether a run has room; stops at the first program that has none."""
         check_limits(config)
         kept = tuple(uses(config))
-        if not self._room(sum(use.device_bytes for use in kept)):
+        if not self._kept_fits(kept):
             return False
         for program in self._programs(config):
             phase = self._phase(config, program, kept, None, Assumptions())
@@ -165,6 +181,12 @@ class Planner:
         )
         self._wanted = len({program.key for program in programs} | self._compiled.keys())
         return programs
+
+    def _kept_fits(self, kept: Sequence[Use]) -> bool:
+        there = self.place.host_bytes
+        return self._room(sum(use.device_bytes for use in kept)) and (
+            there is None or sum(use.host_bytes for use in kept) <= there
+        )
 
     def _room(self, num_bytes: int) -> bool:
         there = self.place.device_bytes
@@ -319,6 +341,11 @@ def refusal(plan: Plan) -> str:
     gib = 2**30
     worst = max(plan.phases, key=lambda phase: phase.total, default=None)
     there = (plan.device_bytes or 0) / gib
+    if not plan.host_fits:
+        return (
+            f"the optimizer takes {plan.host_needed / gib:.1f} GiB of the host's memory for each"
+            f" device, and it has {(plan.host_bytes or 0) / gib:.1f}"
+        )
     if worst is None:
         held = sum(use.device_bytes for use in plan.uses)
         largest = max(plan.uses, key=lambda use: use.device_bytes)

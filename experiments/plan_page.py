@@ -59,10 +59,12 @@ def to_json(
         "machine": plan.machine,
         "devices": plan.devices,
         "device_bytes": plan.device_bytes,
+        "host_bytes_per_device": plan.host_bytes,
         "estimated_on": plan.estimated_on,
         "mesh": dataclasses.asdict(config.reflector.mesh),
         "fits": plan.fits,
         "needed_bytes": plan.needed,
+        "needed_host_bytes_per_device": plan.host_needed,
         "verdict": verdict(plan),
         "changes": [{"field": change.field, "flags": change.flags} for change in changes],
         "programs": plan.num_programs,
@@ -149,6 +151,13 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
                 f"Of these, {whole.seconds_before / 3600:,.1f} hours collect contexts before the"
                 " first update."
             )
+    if plan.host_needed:
+        there = (
+            "how much it has is not known"
+            if plan.host_bytes is None
+            else f"it has {_gib(plan.host_bytes)} for each"
+        )
+        yield f"Of the host's memory {_gib(plan.host_needed)} GiB a device are needed; {there}."
     count = plan.num_programs
     yield (
         f"A run compiles {count} programs at its start."

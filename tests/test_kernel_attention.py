@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from experiments.gpu_targets import compiler_is_here
+from experiments.machines import machine
+from experiments.places import place_of
 from ictjax.mesh import make_mesh
 from ictjax.models import transformer
 from ictjax.models.attention import EVERYTHING, PLAIN, Seen, attend, may_see, plain_rows
@@ -209,6 +212,29 @@ def test_kernels_for_gpu_are_lowered_by_triton(head_dim):
         traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3
+
+
+@pytest.mark.skipif(
+    not compiler_is_here(),
+    reason="the compiler for GPUs is not installed (the extra `plan-gpu`)",
+)
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    [(64, "bfloat16"), (128, "bfloat16"), (256, "bfloat16"), (256, "float32")],
+)
+def test_kernels_for_gpu_fit_the_smallest_of_them(head_dim, dtype):
+    mesh = make_mesh(1, 1, 1, devices=place_of(machine("l4")).devices)
+    kernels = gpu_attention(head_dim, dtype, mesh)
+    seen = ragged(256, [0, 5])
+
+    def total(q, k, v):
+        return kernels.rows(q, k, v, kernels.plan(seen, EVERYTHING), SCALE).sum()
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    q, k = (jax.ShapeDtypeStruct((2, 256, n, head_dim), dtype, sharding=everywhere) for n in (4, 2))
+    text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, k).compile().as_text()
+    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == 3
 
 
 def test_pairs_with_nothing_to_see_are_not_visited_on_tpu():

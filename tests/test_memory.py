@@ -41,6 +41,7 @@ def test_moments_take_what_their_dtype_and_place_say():
         assert narrow[name].whole_bytes * 2 == use.whole_bytes == use.device_bytes
         other = away[f"{name}, in the host's memory"]
         assert (other.whole_bytes, other.device_bytes) == (use.whole_bytes, 0)
+        assert (use.host_bytes, other.host_bytes) == (0, use.device_bytes)
 
 
 def test_what_does_not_fit_is_said_with_number_part_and_remedy(monkeypatch):

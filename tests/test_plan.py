@@ -28,7 +28,7 @@ from experiments.machines import GPU_SHARE, GPUS, TPUS, machine
 from experiments.memory import uses
 from experiments.plan import Place, Planner, compile_program, whole_run
 from experiments.plan_changes import single_changes
-from experiments.plan_page import to_json
+from experiments.plan_page import to_json, verdict
 from experiments.plan_programs import num_programs
 from experiments.presets import PRESETS, on_named_mesh
 from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
@@ -204,6 +204,25 @@ def test_what_is_kept_alone_may_be_too_much():
     assert fields == {"mesh", "moments", "slots", "prefill", "LoRA", "context"}
     pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1)}
     assert {"--remat full", "--learner.num-microbatches 8"} <= pocket
+
+
+def test_moments_in_the_memory_of_the_host_have_to_fit_there(monkeypatch):
+    figures = Compiled(2**30, 0, 2**29, 1e9, 0, 0, refused=False)
+    monkeypatch.setattr(experiments.plan, "compile_program", lambda program: figures)
+    optimizer = dataclasses.replace(TINY.optimizer, memory="host")
+    away = dataclasses.replace(TINY, optimizer=optimizer)
+    room = dataclasses.replace(place(2**40, TPUS["v5e"]), host_bytes=2**40)
+    plan = Planner(room).plan(away, Assumptions())
+    assert plan.fits and plan.host_needed == sum(
+        use.whole_bytes for use in plan.uses if use.kind == "optimizer"
+    )
+    tight = dataclasses.replace(room, host_bytes=plan.host_needed - 1)
+    assert Planner(tight).plan(TINY, Assumptions()).fits
+    refused_plan = Planner(tight).plan(away, Assumptions())
+    assert not refused_plan.fits and not Planner(tight).fits(away)
+    assert "of the host's memory for each device" in verdict(refused_plan)
+    unknown = dataclasses.replace(room, host_bytes=None)
+    assert Planner(unknown).plan(away, Assumptions()).fits
 
 
 def test_check_says_no_with_exit_code_1(capsys, monkeypatch):

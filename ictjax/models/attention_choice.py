@@ -1,6 +1,8 @@
 """Which implementation of attention an update uses: chosen once, by platform and model."""
 
 import importlib.util
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import jax
@@ -12,7 +14,9 @@ from ictjax.models.attention import BLOCKS, PLAIN, Attention
 from ictjax.models.config import ModelConfig
 
 Implementation = Literal["blocks", "plain", "pallas_tpu", "pallas_gpu"]
-_KERNELS: dict[Implementation, str] = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
+_KERNELS: Mapping[Implementation, str] = MappingProxyType(
+    {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
+)
 _KERNEL_DTYPES = ("bfloat16", "float32")
 _TRITON = "jax.experimental.pallas.triton"
 

@@ -60,7 +60,8 @@ def gpu_attention(
       interpret: run the kernels on any platform, slowly.
     """
     if block is None:
-        block = min(_LARGEST, _BLOCK_BYTES // (_width(head_dim) * jnp.dtype(dtype).itemsize))
+        fitting = _BLOCK_BYTES // (_width(head_dim) * jnp.dtype(dtype).itemsize)
+        block = max(min(fitting, _LARGEST), _LEAST)
     kernels = Kernels(
         "pallas_gpu",
         block,

@@ -141,7 +141,9 @@ def _backward(
 _attention.defvjp(_forward, _backward)
 
 
-def weights_of(scale: float, logits: Array, dweights: Array, norm: Array, mean: Array) -> Any:
+def weights_of(
+    scale: float, logits: Array, dweights: Array, norm: Array, mean: Array
+) -> tuple[Array, Array]:
     """The weights of a pair of blocks, and the gradients of its products of queries and keys.
 
     Args:
