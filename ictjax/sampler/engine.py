@@ -657,9 +657,7 @@ class Sampler:
             self._store.shorten(slot, cached)
         else:
             self._store.write(slot, cached)
-        if kept is not None:
-            finish = "stop"
-        elif ids[-1] in reply.request.stop_ids:
+        if kept is not None or ids[-1] in reply.request.stop_ids:
             finish = "stop"
         elif len(reply.ids) == reply.request.max_new_tokens:
             finish = "length"
