@@ -200,6 +200,8 @@ def test_conversations_that_wait_for_all_others_come_to_their_end(samplers):
             for index, conversation in enumerate(opened):
                 assert replies[conversation].ids == expected[index].ids
     assert sampler.stats.suspensions > before
+    # 12 pages: keys and values of 2 layers, 2 heads of width 4, 4 positions
+    assert sampler.stats.peak_bytes == 12 * (4 * 2 * 2 * 2 * 4 * 4)
     for conversation in opened:
         sampler.close(conversation)
     check_pools(sampler)
