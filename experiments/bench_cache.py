@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.assumptions import Assumptions
@@ -77,6 +78,12 @@ def scaled(games: Sequence[Words], config: TrainConfig, assumed: Assumptions) ->
         words = np.array([game[min(int(turn / factor), len(game) - 1)] for turn in range(count)])
         ends = assumed.prompt_tokens + np.maximum(words * scale, 1).astype(int).cumsum()
         turns = ends[: (ends <= config.actor_sampler.max_len).sum() // 2 * 2].reshape(-1, 2)
+        if not len(turns):
+            raise ValueError(
+                f"The first turn of a game ends at {ends[1]} tokens, and a conversation has"
+                f" {config.actor_sampler.max_len}: lower --assume.prompt-tokens, or take another"
+                " --preset."
+            )
         new = rng.integers(0, 2**15, turns[-1, -1] - assumed.prompt_tokens, np.int32)
         yield Game(np.concatenate([header, own, new]), tuple((int(a), int(b)) for a, b in turns))
 
@@ -98,7 +105,7 @@ class _Books:
 
 def token_bytes(model: ModelConfig) -> int:
     """Keys and values of one token in all layers."""
-    width = np.dtype("float32" if model.dtype == "float32" else "float16").itemsize
+    width = jnp.dtype(model.dtype).itemsize
     return 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
 
 
@@ -191,7 +198,7 @@ def bench_cache(bench: CacheBench, note: Note) -> Result:
         sizes,
         num_slots=min(len(games), 32 * slots),
         page_size=bench.page_size,
-        num_pages=slots * sizes.max_len // bench.page_size,
+        num_pages=-(-slots * sizes.max_len // bench.page_size),
     )
     found = {}
     for name, used in (("slots", rows), ("pages", pages)):

@@ -125,6 +125,8 @@ def test_pages_hold_three_times_the_games_of_slots(monkeypatch):
     assert pages["times_slots"] >= 3
     assert 1 < pages["bytes_over_tokens"] <= 1.15 < slots["bytes_over_tokens"]
     assert pages["evictions"] > 0
+    with pytest.raises(ValueError, match="ends at .* tokens, and a conversation has 160: lower"):
+        bench_cache.bench_cache(CacheBench(preset="fake-tiny"), quiet)
 
 
 def test_games_of_a_run_are_read_by_their_words(tmp_path):

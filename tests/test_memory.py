@@ -30,6 +30,20 @@ def test_a_preset_fits_and_its_parts_are_counted():
     assert trained.device_bytes == trained.whole_bytes and trained.devices == 1
 
 
+def test_pages_take_a_quarter_of_full_slots():
+    config = PRESETS["qwen2.5-7b-minihack"]
+    caches = [use for use in memory.uses(config) if use.kind == "cache"]
+    assert [use.what for use in caches] == [
+        "actor cache, 2048 pages x 128 tokens",
+        "reflector cache, 1024 pages x 128 tokens",
+    ]
+    assert [use.whole_bytes for use in caches] == [2048 * 128 * 57_344, 1024 * 128 * 57_344]
+    sizes = dataclasses.replace(config.actor_sampler, page_size=0)
+    slots = dataclasses.replace(config, actor_sampler=sizes)
+    (actor, _) = (use.whole_bytes for use in memory.uses(slots) if use.kind == "cache")
+    assert actor == 4 * caches[0].whole_bytes
+
+
 def test_moments_take_what_their_dtype_and_place_say():
     def moments(**changes):
         optimizer = dataclasses.replace(PRESET.optimizer, **changes)

@@ -99,6 +99,7 @@ class SamplerStats:
     suspensions: int  # conversations that had to give up their pages for a while
     held_tokens: int  # that open conversations have in the cache; over pages, shared ones once
     held_bytes: int  # of the slots or pages that these are in
+    peak_bytes: int  # the most that was ever held
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -224,6 +225,7 @@ class Sampler:
         )
         self._finished: list[Generation] = []
         self._counts = collections.Counter[str]()
+        self._peak_bytes = 0
         self._closed = False
         self._weights_step = weights_step
 
@@ -291,6 +293,7 @@ class Sampler:
             suspensions=counts["suspensions"],
             held_tokens=held_tokens,
             held_bytes=held_bytes,
+            peak_bytes=self._peak_bytes,
         )
 
     @property
@@ -616,6 +619,7 @@ class Sampler:
         samples = self._programs.turn(packed, length, _bucket(sizes.attended, end))
         ids, logprobs, sampled = unpack_samples(samples)
         self._counts["dispatches"] += 1
+        self._peak_bytes = max(self._peak_bytes, self._store.held[1])
         steps_per_shard = sampled.reshape(self._shards, shard_rows).max(axis=1)
         if length > 1:
             steps_per_shard = length + np.maximum(steps_per_shard - 1, 0)

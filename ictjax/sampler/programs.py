@@ -52,6 +52,8 @@ class Programs:
         self._cache: KVCache = jax.jit(
             self._blueprint.make_cache, out_shardings=self._blueprint.cache_sharding
         )()
+        # of one row of the cache, over all devices
+        self.row_bytes = sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(self._cache))
         self._params: Params = {}
         self._turns: dict[TurnShape, Compiled] = {}
         self._of_rows: dict[RowProgram, Compiled] = {}
@@ -79,11 +81,6 @@ class Programs:
     def rows_per_shard(self) -> int:
         """See `Blueprint`."""
         return self._blueprint.rows_per_shard
-
-    @property
-    def row_bytes(self) -> int:
-        """Of one row of the cache, over all devices."""
-        return sum(leaf.nbytes // leaf.shape[0] for leaf in jax.tree.leaves(self._cache))
 
     def load(self, params: Params) -> None:
         """Replaces the weights; those in the form of `weights.sampling_weights` are used where they
