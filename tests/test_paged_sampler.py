@@ -76,6 +76,11 @@ def request(seed=0, **changes):
     return Request(**defaults | changes)
 
 
+def before_five(ids):
+    """The reply ends two ids before the first 5, which another dispatch may have sampled."""
+    return max(ids.index(5) - 2, 0) if 5 in ids else None
+
+
 def check_pools(sampler):
     """Every page is free, kept or used, and used as often as the tables say."""
     store = sampler._store
@@ -109,6 +114,7 @@ def play(sampler, seed, *, count=7):
             "turns": [rng.integers(0, 23, rng.integers(1, 6)).tolist() for _ in range(3)],
             "new": rng.integers(1, 8, 4).tolist(),
             "cancelled": bool(rng.random() < 0.15),
+            "ends": before_five if rng.random() < 0.5 else None,
         }
 
     def start(number, conversation):
@@ -119,7 +125,8 @@ def play(sampler, seed, *, count=7):
     def ask(number, conversation):
         turn, plan = len(found[number]), plans[number]
         sampler.generate(
-            conversation, request(100 * number + turn, max_new_tokens=plan["new"][turn])
+            conversation,
+            request(100 * number + turn, max_new_tokens=plan["new"][turn], ends=plan["ends"]),
         )
         if plan["cancelled"] and turn == 1:
             sampler.close(conversation)
