@@ -636,6 +636,13 @@ def test_replies_that_do_not_end_in_time_are_cut(stream):
     assert not sampler.num_open
 
 
+def test_who_comes_after_the_cut_is_told_too():
+    with stuck() as (server, sampler):
+        server.thread.cut("it is late")
+        status, _, body = server.send(GOOD)
+        assert (status, b"it is late" in body, sampler.num_open) == (503, True, 0)
+
+
 def test_a_sampler_that_fails_ends_the_server():
     with stuck(MemoryError("no room")) as (server, _):
         status, _, body = server.send(GOOD)
