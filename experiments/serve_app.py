@@ -8,8 +8,8 @@ import contextlib
 import dataclasses
 import hmac
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,6 +26,7 @@ from ictjax import sampler as samplers
 _HUNG_UP = 499  # as nginx calls it; nobody reads it
 _BODY_S = 60.0  # for a client to send its request
 _RETRY_S = 1
+_Answer = TypeVar("_Answer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,7 +247,7 @@ class Api:
                 stop_ids=served.chat.stop_ids,
                 bias=asked.bias,
                 key=keys.as_array(keys.fold(root, "choice", index)),
-                logprobs_of="model",
+                logprobs_of="model" if asked.logprobs else "sampling",
             )
             for index in range(asked.num_choices)
         )
@@ -307,22 +308,22 @@ async def _choices(pieces: asyncio.Queue[Piece | Failure], num_choices: int) -> 
     return [found[index] for index in range(num_choices)]
 
 
-async def _unless_gone(request: Request, answer: Any) -> Any:
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, _Answer]) -> _Answer:
     """The answer, unless the client hangs up first. Raises ClientDisconnect."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
+    answering, leaving = asyncio.create_task(answer), asyncio.create_task(gone())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
             raise ClientDisconnect
-        return tasks[0].result()
+        return answering.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        answering.cancel()
+        leaving.cancel()
 
 
 def _model(name: str) -> dict[str, Any]:

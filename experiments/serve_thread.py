@@ -78,6 +78,7 @@ class SamplerThread:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._choices: dict[str, dict[int, _Choice]] = {name: {} for name in models}
         self._over = False
+        self._refusal: Failure | None = None  # of everything, once the end has begun
         self._thread = threading.Thread(target=self._run, name="ictjax-sampler", daemon=True)
         self.error: BaseException | None = None
         """What ended the thread, where that was not asked for."""
@@ -110,8 +111,8 @@ class SamplerThread:
         self._calls.put(lambda: self._end(job))
 
     def cut(self, reason: str) -> None:
-        """Ends all jobs, which are told why."""
-        self._calls.put(lambda: self._fail(reason))
+        """Ends all jobs, also those that are asked from now on; they are told why."""
+        self._calls.put(lambda: self._cut(reason))
 
     def _run(self) -> None:
         while not self._over:
@@ -121,9 +122,10 @@ class SamplerThread:
                     if self.error is None and not served.sampler.idle:
                         self._step(name, served)
             except BaseException as error:  # whoever waits must be told, and the server end
-                self.error = error
+                self.error = self.error or error
+                self._refusal = Failure("the sampler failed")
                 for job in self._jobs():
-                    job.tell(Failure("the sampler failed"))
+                    job.tell(self._refusal)
 
     def _take_calls(self) -> None:
         """Waits for one where there is nothing else to do."""
@@ -134,8 +136,8 @@ class SamplerThread:
                 self._calls.get_nowait()()
 
     def _start(self, job: Job) -> None:
-        if self.error is not None:
-            job.tell(Failure("the sampler failed"))
+        if self._refusal is not None:
+            job.tell(self._refusal)
             return
         served = self._models[job.model]
         sampler, choices = served.sampler, self._choices[job.model]
@@ -160,10 +162,11 @@ class SamplerThread:
             self._models[job.model].sampler.close(number)
             del choices[number]
 
-    def _fail(self, reason: str) -> None:
+    def _cut(self, reason: str) -> None:
+        self._refusal = Failure(reason, 503)
         for job in self._jobs():
             self._end(job)
-            job.tell(Failure(reason, 503))
+            job.tell(self._refusal)
 
     def _step(self, name: str, served: Served) -> None:
         choices = self._choices[name]

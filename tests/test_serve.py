@@ -29,7 +29,9 @@ from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.model_speaker import ModelSpeaker
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
+from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import init_adapter, with_adapter
+from ictjax.models.peft import save_adapter
 from ictjax.records import Message
 from ictjax.sampler import Sampler, sampling_weights
 from ictjax.speaker import Limits as ReplyLimits
@@ -636,6 +638,13 @@ def test_replies_that_do_not_end_in_time_are_cut(stream):
     assert not sampler.num_open
 
 
+def test_who_comes_after_the_cut_is_told_too():
+    with stuck() as (server, sampler):
+        server.thread.cut("it is late")
+        status, _, body = server.send(GOOD)
+        assert (status, b"it is late" in body, sampler.num_open) == (503, True, 0)
+
+
 def test_a_sampler_that_fails_ends_the_server():
     with stuck(MemoryError("no room")) as (server, _):
         status, _, body = server.send(GOOD)
@@ -671,7 +680,10 @@ def test_a_signal_lets_replies_end(tmp_path):
     """The program itself, from its first line to its exit code."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     model = "experiments/pocket/checkpoints/fake/actor"
+    shape, lora = read_config(ROOT / model), LoraConfig(rank=1)
+    save_adapter(tmp_path, shape, lora, init_adapter(shape, lora, jax.random.key(0)), base=model)
     words = ["--model", model, "--port", "0", "--num-conversations", "1", "--max-len", "64"]
+    words += ["--adapter", f"tuned={tmp_path}"]
     with subprocess.Popen(
         [sys.executable, "-m", "experiments", "serve", *words],
         cwd=ROOT,
@@ -681,9 +693,10 @@ def test_a_signal_lets_replies_end(tmp_path):
         text=True,
     ) as program:
         line = program.stdout.readline()
-        assert line.startswith("Serving actor at http://127.0.0.1:"), line + program.stderr.read()
+        expected = "Serving actor, tuned at http://127.0.0.1:"
+        assert line.startswith(expected), line + program.stderr.read()
         with openai.OpenAI(base_url=line.split()[-1], api_key="x", max_retries=0) as client:
-            stream = ask(client, "play", "actor", stream=True, logit_bias={"0": 100})
+            stream = ask(client, "play", "tuned", stream=True, logit_bias={"0": 100})
             chunks = [next(stream)]
             program.send_signal(signal.SIGTERM)
             chunks += list(stream)
