@@ -78,14 +78,14 @@ def prepare(wanted: Machine) -> None:
     is loaded. Raises ValueError where the TPU compiler is not installed.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # what is kept can be read for real devices only
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    if wanted.target and compiler_is_here():
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that there is no GPU
-        return
-    if not wanted.topology:
+    if wanted.target and not compiler_is_here():
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={wanted.count}"
+        return
+    # what is kept can be read for real devices only
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    if wanted.target:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that there is no GPU
         return
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
