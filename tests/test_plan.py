@@ -138,6 +138,9 @@ def test_work_is_counted_from_shapes():
     assert phases["update"].tokens == 8 * 47_104
     weights = 7_615_616_512 - 152_064 * 3584
     assert phases["actor decode"].flops > 2 * weights * 320 * 10 * 50
+    # every step reads the weights, and of 32 conversations the pages of 800 + 10 x 250 tokens
+    read = 2 * 7_615_616_512 + 32 * 26 * 128 * 57_344
+    assert phases["actor decode"].device_bytes == pytest.approx(320 * 10 * 50 / 32 * read, rel=1e-3)
     chip = TPUS["v5e"]
     one = Work("x", 1, flops=chip.flops * 8, device_bytes=chip.bandwidth * 3, runs=1)
     assumed = Assumptions(compute_efficiency=0.5, bandwidth_efficiency=0.5)
