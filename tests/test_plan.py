@@ -19,7 +19,7 @@ from experiments.commands import train
 from experiments.console import Terminal
 from experiments.estimate import Work, episodes_per_iteration, seconds, update_passes, work
 from experiments.hlo import Traffic, traffic
-from experiments.limits import check_idle
+from experiments.limits import check_idle, local_roles
 from experiments.machines import GPUS, TPUS, machine
 from experiments.memory import uses
 from experiments.plan import Compiled, Place, Planner, whole_run
@@ -28,6 +28,7 @@ from experiments.plan_page import to_json
 from experiments.plan_programs import num_programs
 from experiments.presets import PRESETS, on_named_mesh
 from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
+from ictjax.sampler import row_programs, turn_shapes
 from tests.test_cli import refused
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -244,6 +245,8 @@ def test_large_presets_compile_few_programs():
     for name, config in PRESETS.items():
         if name.startswith("qwen"):
             assert num_programs(config) <= 12, name
+            for _, _, sizes in local_roles(config):
+                assert len(list(turn_shapes(sizes))) + len(row_programs(sizes)) <= 8, name
 
 
 def test_rows_are_filled_up_for_many_devices():
