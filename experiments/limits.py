@@ -53,17 +53,21 @@ def check_limits(config: TrainConfig) -> None:
                 f"reflector.lora.rank = {rank} exceeds the width of {role.model}, {model.d_model}:"
                 " lower it, or give 0 to train all weights."
             )
+        copies = max(role.mesh.data // jax.process_count(), 1)  # every host has its own sampler
         for field, sizes in (
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),
         ):
-            copies = max(role.mesh.data // jax.process_count(), 1)  # every host has its own sampler
             if any(size % copies for size in sizes):
                 raise ValueError(
                     f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by the"
                     f" {copies} copies on a host ({name}.mesh.data = {role.mesh.data}): every copy"
                     " gets the same share; give multiples of it."
                 )
+        try:
+            sampler.cache_rows(copies)
+        except ValueError as error:
+            raise ValueError(f"{name}_sampler.{error}") from error
 
 
 def check_meshes(config: TrainConfig) -> None:

@@ -528,6 +528,13 @@ def reads_no_weights(monkeypatch):
             ("actor_sampler.num_slots = 4", "actor.mesh.data = 3"),
         ),
         (
+            (
+                *("--actor-sampler.page-size", "16", "--actor-sampler.num-pages", "12"),
+                *("--actor.mesh.data", "2", "--reflector.mesh.data", "2"),
+            ),
+            ("actor_sampler.num_pages = 12 on 2 copies", "a multiple of 2, at least 20"),
+        ),
+        (
             ("--actor.mesh.data", "2", "--reflector.mesh.data", "2"),
             ("does not use all 8 devices",),
         ),

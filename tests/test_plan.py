@@ -23,7 +23,7 @@ from experiments.estimate import Work, episodes_per_iteration, seconds, update_p
 from experiments.gpu_targets import compiler_is_here
 from experiments.hlo import Traffic, traffic
 from experiments.kept_figures import Compiled, kept_figures
-from experiments.limits import check_idle
+from experiments.limits import check_idle, local_roles
 from experiments.machines import GPU_SHARE, GPUS, TPUS, machine
 from experiments.memory import uses
 from experiments.plan import Place, Planner, compile_program, whole_run
@@ -32,6 +32,7 @@ from experiments.plan_page import to_json, verdict
 from experiments.plan_programs import num_programs
 from experiments.presets import PRESETS, on_named_mesh
 from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
+from ictjax.sampler import row_programs, turn_shapes
 from tests.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -153,6 +154,9 @@ def test_work_is_counted_from_shapes():
     assert phases["update"].tokens == 8 * 47_104
     weights = 7_615_616_512 - 152_064 * 3584
     assert phases["actor decode"].flops > 2 * weights * 320 * 10 * 50
+    # every step reads the weights, and of 32 conversations the pages of 800 + 10 x 250 tokens
+    read = 2 * 7_615_616_512 + 32 * 26 * 128 * 57_344
+    assert phases["actor decode"].device_bytes == pytest.approx(320 * 10 * 50 / 32 * read, rel=1e-3)
     chip = TPUS["v5e"]
     one = Work("x", 1, flops=chip.flops * 8, device_bytes=chip.bandwidth * 3, runs=1)
     assumed = Assumptions(compute_efficiency=0.5, bandwidth_efficiency=0.5)
@@ -319,6 +323,8 @@ def test_large_presets_compile_few_programs():
     for name, config in PRESETS.items():
         if name.startswith("qwen"):
             assert num_programs(config) <= 12, name
+            for _, _, sizes in local_roles(config):
+                assert len(list(turn_shapes(sizes))) + len(row_programs(sizes)) <= 8, name
 
 
 def test_rows_are_filled_up_for_many_devices():
