@@ -21,3 +21,4 @@ class Assumptions(Ranged):
     reflection_tokens: Annotated[int, Range(0, 1_000_000)] = 0
     compute_efficiency: Annotated[float, Range(0.001, 1)] = 0.4  # of the peak, in matrix products
     bandwidth_efficiency: Annotated[float, Range(0.001, 1)] = 0.6  # of memory and interconnect
+    host_gb_per_second: Annotated[float, Range(0.001, 1000)] = 4.0  # of a device to its host

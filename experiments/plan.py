@@ -303,9 +303,13 @@ class Whole(NamedTuple):
     episodes: int
     tokens: int  # sampled and appended by both models, of all iterations
     checkpoint_bytes: int  # of one
+    # that a save keeps the next iteration waiting: what the devices hold of it is copied to their
+    # hosts, all devices at once, and written from there while the run goes on
+    checkpoint_seconds: float
+    checkpoint_share: float  # of the iterations' time
 
 
-def whole_run(config: TrainConfig, plan: Plan) -> Whole | None:
+def whole_run(config: TrainConfig, plan: Plan, assumed: Assumptions) -> Whole | None:
     """What an iteration takes, times the iterations; None where nobody knows the peaks."""
     times = [phase for phase in plan.phases if phase.work is not None]
     if any(phase.seconds is None for phase in times) or not times:
@@ -323,7 +327,8 @@ def whole_run(config: TrainConfig, plan: Plan) -> Whole | None:
         )
         before = played * early / games + written * replies / group
     hours = (before + one * config.iterations) / 3600
-    state = sum(use.whole_bytes for use in plan.uses if use.parts & {"trained", "optimizer"})
+    state = [use for use in plan.uses if use.parts & {"trained", "optimizer"}]
+    saving = sum(use.device_bytes for use in state) / (assumed.host_gb_per_second * 1e9)
     return Whole(
         seconds_per_iteration=one,
         seconds_before=before,
@@ -332,7 +337,9 @@ def whole_run(config: TrainConfig, plan: Plan) -> Whole | None:
         episodes_per_hour=3600 / one * games,
         episodes=early + games * config.iterations,
         tokens=config.iterations * sum(phase.work.tokens for phase in times if phase.work),
-        checkpoint_bytes=state,
+        checkpoint_bytes=sum(use.whole_bytes for use in state),
+        checkpoint_seconds=saving,
+        checkpoint_share=saving / (saving + config.checkpoint_every * one),
     )
 
 

@@ -54,7 +54,7 @@ def to_json(
     plan: Plan, config: TrainConfig, assumed: Assumptions, changes: list[Change]
 ) -> dict[str, Any]:
     """The same for programs: sizes in bytes, times in seconds, per device unless said otherwise."""
-    whole = whole_run(config, plan)
+    whole = whole_run(config, plan, assumed)
     return {
         "machine": plan.machine,
         "devices": plan.devices,
@@ -138,13 +138,14 @@ def _times(plan: Plan) -> Table:
 
 
 def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[str]:
-    whole = whole_run(config, plan)
+    whole = whole_run(config, plan, assumed)
     if whole is not None:
         yield (
             f"The run: {whole.hours:,.1f} hours for {config.iterations} iterations"
             f" ({whole.iterations_per_hour:,.1f} iterations and {whole.episodes_per_hour:,.0f}"
             f" episodes an hour), {whole.tokens / 1e6:,.0f} million tokens,"
-            f" {_gib(whole.checkpoint_bytes)} GiB a checkpoint."
+            f" {_gib(whole.checkpoint_bytes)} GiB a checkpoint, which keeps the run waiting for"
+            f" {whole.checkpoint_seconds:.1f} s ({whole.checkpoint_share:.1%} of the time)."
         )
         if whole.seconds_before:
             yield (

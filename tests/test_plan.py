@@ -180,8 +180,13 @@ def test_a_plan_of_the_pipeline_check(planner):
     assert update.total == plan.needed > sum(use.device_bytes for use in plan.uses)
     parts = update.weights + update.optimizer + update.gradients + update.cache
     assert update.total == parts + update.temporaries
-    whole = whole_run(TINY, plan)
+    slow = dataclasses.replace(Assumptions(), host_gb_per_second=2.0)
+    whole = whole_run(TINY, plan, slow)
     assert whole.episodes == 3 * 36 and whole.checkpoint_bytes == 3 * trained
+    assert whole.checkpoint_seconds == pytest.approx(3 * trained / 2e9)
+    rarely = dataclasses.replace(TINY, checkpoint_every=3)
+    share = whole.checkpoint_seconds / (whole.checkpoint_seconds + 3 * whole.seconds_per_iteration)
+    assert whole_run(rarely, plan, slow).checkpoint_share == pytest.approx(share)
     record = json.loads(json.dumps(to_json(plan, TINY, Assumptions(), [])))
     assert record["fits"] and record["run"]["hours"] == pytest.approx(whole.hours)
 
