@@ -143,7 +143,11 @@ def run(
 
 
 def _settings(bench: Any) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(bench).items() if name != "json"}
+    return {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in dataclasses.asdict(bench).items()
+        if name != "json"
+    }
 
 
 if __name__ == "__main__":

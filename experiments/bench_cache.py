@@ -81,8 +81,7 @@ def scaled(games: Sequence[Words], config: TrainConfig, assumed: Assumptions) ->
         if not len(turns):
             raise ValueError(
                 f"The first turn of a game ends at {ends[1]} tokens, and a conversation has"
-                f" {config.actor_sampler.max_len}: lower --assume.prompt-tokens, or take another"
-                " --preset."
+                f" {config.actor_sampler.max_len}: take another --preset."
             )
         new = rng.integers(0, 2**15, turns[-1, -1] - assumed.prompt_tokens, np.int32)
         yield Game(np.concatenate([header, own, new]), tuple((int(a), int(b)) for a, b in turns))
@@ -192,7 +191,7 @@ def bench_cache(bench: CacheBench, note: Note) -> Result:
     model, sizes = model_shape(config.actor), config.actor_sampler
     slots = bench.slots or sizes.num_slots
     words = shipped() if bench.run is None else recorded(bench.run)
-    games = list(scaled(words * bench.rounds, config, bench.assume))
+    games = list(scaled(words * bench.rounds, config, Assumptions()))
     rows = dataclasses.replace(sizes.with_slots(slots), page_size=0, num_pages=0)
     pages = dataclasses.replace(
         sizes,

@@ -125,7 +125,7 @@ def test_pages_hold_three_times_the_games_of_slots(monkeypatch):
     assert pages["times_slots"] >= 3
     assert 1 < pages["bytes_over_tokens"] <= 1.15 < slots["bytes_over_tokens"]
     assert pages["evictions"] > 0
-    with pytest.raises(ValueError, match="ends at .* tokens, and a conversation has 160: lower"):
+    with pytest.raises(ValueError, match="ends at .* tokens, and a conversation has 160: take"):
         bench_cache.bench_cache(CacheBench(preset="fake-tiny"), quiet)
 
 

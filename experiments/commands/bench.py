@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.assumptions import Assumptions
 from experiments.command import HELP, Flags, parse_subcommand, run_main
 from experiments.console import Terminal
 from experiments.run_dir import check_families, open_environment
@@ -148,13 +147,12 @@ class CacheBench(Flags):
     rounds: Annotated[int, Range(1, 10_000)] = 4
     """How often the recorded games are played, one round after the other."""
     run: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Take the episodes of this run instead of 320 of the demo's."""
+    """Take the episodes of this run instead of 320 of the demo's. Their turns and words are scaled
+    to the preset's limits and to the lengths that a plan assumes."""
     json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
         None
     )
     """Also write the results, with machine and versions, to this file."""
-    assume: Assumptions = dataclasses.field(default_factory=Assumptions)
-    """Tokens of the system prompt, and of a mean observation and reply."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
