@@ -42,6 +42,16 @@ TINY = PRESETS["fake-tiny"]
 PAPER_7B = PRESETS["qwen2.5-7b-minihack"]
 LORA_7B = PRESETS["qwen2.5-7b-lora"]
 
+FIGURES = Compiled(
+    argument_bytes=2**30,
+    output_bytes=0,
+    temporary_bytes=2**29,
+    flops=1e9,
+    sent_bytes=0,
+    loops_once=0,
+    refused=False,
+)
+
 
 def place(num_bytes, chip=None, count=1):
     return Place(name="here", devices=jax.devices()[:count], device_bytes=num_bytes, chip=chip)
@@ -216,8 +226,8 @@ def test_what_is_kept_alone_may_be_too_much():
 
 
 def test_moments_in_the_memory_of_the_host_have_to_fit_there(monkeypatch):
-    figures = Compiled(2**30, 0, 2**29, 1e9, 0, 0, refused=False)
-    monkeypatch.setattr(experiments.plan, "compile_program", lambda program: figures)
+    monkeypatch.delenv(FOLDER)
+    monkeypatch.setattr(experiments.plan, "compile_program", lambda program: FIGURES)
     optimizer = dataclasses.replace(TINY.optimizer, memory="host")
     away = dataclasses.replace(TINY, optimizer=optimizer)
     room = dataclasses.replace(place(2**40, TPUS["v5e"]), host_bytes=2**40)
@@ -252,17 +262,8 @@ def test_a_run_is_not_begun_that_does_not_fit(monkeypatch):
 
 
 def test_a_gpu_is_an_estimate_and_says_so(capsys, monkeypatch):
-    figures = Compiled(
-        argument_bytes=2**30,
-        output_bytes=0,
-        temporary_bytes=2**29,
-        flops=1e9,
-        sent_bytes=0,
-        loops_once=0,
-        refused=False,
-    )
     monkeypatch.delenv(FOLDER)
-    monkeypatch.setattr(experiments.plan, "compile_program", lambda program: figures)
+    monkeypatch.setattr(experiments.plan, "compile_program", lambda program: FIGURES)
     monkeypatch.setattr(experiments.places, "compiler_is_here", lambda: False)
     plan_run.check(TINY, Terminal(width=80), machine=machine("l4"))
     text = capsys.readouterr().out
