@@ -173,7 +173,9 @@ class Api:
                             code="request_too_large",
                         )
         except TimeoutError:
-            raise ApiError(408, f"The request did not come within {_BODY_S:g} s.") from None
+            raise ApiError(
+                408, f"The request did not come within {_BODY_S:g} s: send it again."
+            ) from None
         return bytes(body)
 
     def _read(self, body: bytes) -> tuple[ChatRequest, tuple[int, ...]]:
@@ -349,7 +351,10 @@ async def _hung_up(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Of the router: no such path, or not by this method."""
     assert isinstance(error, HTTPException)
-    words = f"{request.method} {request.url.path[:100]}: {error.detail}."
+    words = (
+        f"{request.method} {request.url.path[:100]}: {error.detail}; there are POST"
+        " /v1/chat/completions, GET /v1/models, GET /v1/models/NAME and GET /health."
+    )
     return JSONResponse(ApiError(error.status_code, words).body, error.status_code, error.headers)
 
 

@@ -115,7 +115,11 @@ def start(
             lock = resources.enter_context(new_run(run_dir, config, manifest))
         hosts.meet()
         kind = jax.devices()[0].device_kind
-        _say(console, f"Attention of the update: {attention} ({kind}).")
+        _say(
+            console,
+            f"Training up to iteration {config.iterations} on {len(devices)} x {kind}; attention of"
+            f" the update: {attention}.",
+        )
         pool = resources.enter_context(open_pool(config.task.environment))
         progress = resources.enter_context(
             LiveProgress(

@@ -463,7 +463,7 @@ def test_the_deepest_bodies_are_read_or_refused():
 def test_paths_methods_hosts_and_kinds_of_content(served):
     assert served.send(None, path="/health", method="GET")[0] == 200
     for status, words, call in (
-        (404, "/v1/nothing", {"path": "/v1/nothing"}),
+        (404, "there are POST /v1/chat/completions, ", {"path": "/v1/nothing"}),
         (404, "use one of tiny", {"path": "/v1/models/other", "method": "GET"}),
         (405, "Method Not Allowed", {"method": "GET"}),
         (415, "application/json", {"content_type": "text/plain"}),
