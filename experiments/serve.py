@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 
+import jax
 import uvicorn
 from rich.console import Console
 
@@ -38,6 +39,7 @@ from ictjax.sampler import Sampler, sampling_weights
 
 _MAX_LEN = 8192
 _MAX_TOP_K = 256
+_PAGE_SIZE = 128
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _BACKLOG = 2048  # clients that are not let in yet
 _TICK_S = 0.1
@@ -207,6 +209,9 @@ def _open_models(
 
 def _sizes(args: ServeArgs, model: ModelConfig, chat: ChatTokenizer) -> SamplerConfig:
     max_len = args.max_len or min(model.max_positions, _MAX_LEN)
+    page_size = args.page_size
+    if page_size is None:
+        page_size = 0 if jax.default_backend() == "cpu" else min(_PAGE_SIZE, max_len)
     return SamplerConfig(
         num_slots=args.num_conversations,
         max_len=max_len,
@@ -216,6 +221,7 @@ def _sizes(args: ServeArgs, model: ModelConfig, chat: ChatTokenizer) -> SamplerC
         max_top_k=min(_MAX_TOP_K, model.vocab_size),
         max_stop_ids=max(4, len(chat.stop_ids)),
         max_bias_ids=MAX_BIAS_IDS,
+        page_size=page_size,
     )
 
 

@@ -683,6 +683,7 @@ def test_a_signal_lets_replies_end(tmp_path):
     shape, lora = read_config(ROOT / model), LoraConfig(rank=1)
     save_adapter(tmp_path, shape, lora, init_adapter(shape, lora, jax.random.key(0)), base=model)
     words = ["--model", model, "--port", "0", "--num-conversations", "1", "--max-len", "64"]
+    words += ["--page-size", "16"]
     words += ["--adapter", f"tuned={tmp_path}"]
     with subprocess.Popen(
         [sys.executable, "-m", "experiments", "serve", *words],
