@@ -313,10 +313,15 @@ def test_pools_that_hold_no_conversation_are_refused(changes, message):
 
 
 def test_pages_by_default():
-    """A quarter of the slots, and on every copy of the weights at least one conversation."""
+    """A quarter of full slots, but at least 4,096 positions of each, and on every copy of the
+    weights at least one conversation.
+    """
     sizes = dataclasses.replace(SCARCE, num_pages=0)
-    assert sizes.cache_rows() == (16 * 10 // 4, 4)
-    assert sizes.cache_rows(8) == (8 * 10, 4)
+    assert sizes.cache_rows() == (16 * 10, 4)
+    assert sizes.with_slots(1).cache_rows() == (10, 4)
+    assert dataclasses.replace(sizes, max_len=32_768).cache_rows() == (16 * 8192 // 4, 4)
+    assert dataclasses.replace(sizes, max_len=8192).cache_rows() == (16 * 4096 // 4, 4)
+    assert dataclasses.replace(sizes, max_len=32_768).cache_rows(8) == (8 * 32_768 // 4, 4)
     assert sizes.with_max_len(3) == dataclasses.replace(
         sizes, max_len=3, page_size=3, extend_buckets=(3,), attended_buckets=(3,)
     )
