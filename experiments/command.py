@@ -175,17 +175,13 @@ def parse_subcommand(
     without a word, or with --help, `description` and the words there are. Raises ValueError as
     `parse` does.
     """
+    about = {name: " ".join((kind.__doc__ or "").split()) for name, kind in kinds.items()}
     if not argv or argv[0] in HELP:
-        overview(
-            f"ictjax {command}",
-            description,
-            {name: " ".join((kind.__doc__ or "").split()) for name, kind in kinds.items()},
-        )
+        overview(f"ictjax {command}", description, about)
         sys.exit(0)
     if argv[0] not in kinds:
         raise unknown(f"Unknown word {argv[0]!r} behind {command}", argv[0], list(kinds))
-    kind = kinds[argv[0]]
-    return parse(kind, f"{command} {argv[0]}", kind.__doc__ or "", argv[1:])
+    return parse(kinds[argv[0]], f"{command} {argv[0]}", about[argv[0]], argv[1:])
 
 
 def overview(program: str, description: str, words: Mapping[str, str]) -> None:

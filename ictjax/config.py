@@ -41,13 +41,11 @@ class MeshConfig(Ranged):
 
     place = "mesh."
 
-    data: Annotated[int, Range(1, 65_536)] = (
-        1  # copies of the frozen weights, each with rows of its own
-    )
+    # copies of the frozen weights, each with rows of its own
+    data: Annotated[int, Range(1, 65_536)] = 1
     fsdp: Annotated[int, Range(1, 65_536)] = 1  # parts that the width of the weights is split into
-    tensor: Annotated[int, Range(1, 65_536)] = (
-        1  # parts that heads, feed-forward and vocabulary are split into
-    )
+    # parts that heads, feed-forward and vocabulary are split into
+    tensor: Annotated[int, Range(1, 65_536)] = 1
 
     @property
     def num_devices(self) -> int:
@@ -173,9 +171,11 @@ class EndpointConfig(Ranged):
     # before a try is repeated; doubled each time
     first_wait_s: Annotated[float, Range(0, 3600)] = 0.5
     seeded: bool = True  # send a seed, so that servers that know seeds repeat themselves
+    # the field that limits a reply, by the name that the server knows
     tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    # of a million tokens, in any currency
+    # of a million tokens that are sent, in any currency
     input_price: Annotated[float, Range(0, 1e9)] = 0.0
+    # of a million tokens that come back
     output_price: Annotated[float, Range(0, 1e9)] = 0.0
 
     def __post_init__(self) -> None:
@@ -206,16 +206,14 @@ class SamplerConfig(Ranged):
     few.
     """
 
-    num_slots: Annotated[
-        int, Range(1, 65_536)
-    ]  # conversations in flight at once, which hold a row or pages of the KV cache
+    # conversations in flight at once, which hold a row or pages of the KV cache
+    num_slots: Annotated[int, Range(1, 65_536)]
     max_len: Annotated[int, Range(2, 16_777_216)]  # tokens of one conversation, prompt and replies
     # tokens appended per row in one dispatch; longer input goes in pieces
     extend_buckets: Annotated[tuple[int, ...], Range(2, 16_777_216)]
     row_buckets: Annotated[tuple[int, ...], Range(1, 65_536)]  # rows of one dispatch
-    decode_steps: Annotated[
-        int, Range(1, 65_536)
-    ]  # tokens sampled per row in one dispatch that continues generations
+    # tokens sampled per row in one dispatch that continues generations
+    decode_steps: Annotated[int, Range(1, 65_536)]
     max_top_k: Annotated[int, Range(1, 1_048_576)]  # likeliest ids that top-k and top-p can see
     # tokens sampled per row in one dispatch that first appends tokens
     extend_steps: Annotated[int, Range(1, 65_536)] = 1
@@ -352,15 +350,14 @@ class ReflectorConfig(Ranged):
     style: Literal["full", "compact"]  # "compact" is for word-level pocket models
     # budget of the conversation before the reply; middle turns are dropped to meet it
     max_context_tokens: Annotated[int, Range(1, 16_777_216)]
+    # of analysis and prompt together; a longer reply is cut and counts as TRUNCATED
     max_reply_tokens: Annotated[int, Range(1, 16_777_216)]
-    max_prompt_tokens: Annotated[
-        int, Range(1, 16_777_216)
-    ]  # a longer improved prompt counts as PROMPT_TOO_LONG
+    # a longer improved prompt counts as PROMPT_TOO_LONG
+    max_prompt_tokens: Annotated[int, Range(1, 16_777_216)]
     # turns shown from the start of an episode; None shows all
     head_turns: Annotated[int | None, Range(0, 1_000_000)] = None
-    tail_turns: Annotated[int | None, Range(0, 1_000_000)] = (
-        None  # turns shown from its end; None shows all
-    )
+    # turns shown from its end; None shows all
+    tail_turns: Annotated[int | None, Range(0, 1_000_000)] = None
     show_thoughts: bool = False  # of the actor, in the episodes that the reflector reads
 
     def __post_init__(self):
@@ -440,8 +437,8 @@ class GRPOConfig(Ranged):
     # the ratio is clipped to [1 - clip_low, 1 + clip_high]; a ratio is never negative
     clip_low: Annotated[float, Range(0, 1)]
     clip_high: Annotated[float, Range(0, 1e6)]  # see clip_low
-    # the weight of what the sampler drew and the learner computes otherwise: 1; cut at a cap C; or
-    # 0 outside [1 / C, C]
+    # the weight of what the sampler drew and the learner computes otherwise: 1; at most a cap C; or
+    # none outside [1 / C, C]
     correction: Literal["none", "truncated", "masked"]
     correction_level: Literal["token", "sequence"]  # what has a weight of its own
     correction_cap: Annotated[float, Range(1, 1e6)]  # C
@@ -484,18 +481,16 @@ class OptimizerConfig(Ranged):
     place = "optimizer."
 
     learning_rate: Annotated[float, Range(0, 1000)]  # after the warm-up
-    warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = (
-        0  # updates until the learning rate is reached
-    )
+    # updates until the learning rate is reached
+    warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
     # where "cosine" reaches 0, the warm-up included; 0: at the end of the run; unread by "constant"
     total_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
     b1: Annotated[float, Range(0, 1 - 1e-9)] = 0.9  # decay of the first moments
     b2: Annotated[float, Range(0, 1 - 1e-9)] = 0.999  # decay of the second moments
     eps: Annotated[float, Range(0, 1)] = 1e-8  # added to the root of the second moments
-    weight_decay: Annotated[float, Range(0, 1000)] = (
-        0.0  # of every parameter, norms and biases included
-    )
+    # of every parameter, norms and biases included
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.0
     # of all gradients together; longer ones are scaled down
     max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0
     # of both moments; "bfloat16" takes half the memory and is rounded at random, so that the small

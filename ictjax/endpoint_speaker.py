@@ -48,7 +48,8 @@ class EndpointSpeaker(CallSpeaker):
             import openai  # optional, and slow to import
         except ImportError:
             raise ValueError(
-                f"To talk to {config.url} the package openai is needed: pip install 'ictjax[api]'."
+                f"To talk to {config.url} the package openai is needed: in the clone, run `pip"
+                " install -e '.[api]'`."
             ) from None
         self._openai, self._config = openai, config
         self._key = _key(config.key_variable)

@@ -138,6 +138,29 @@ def test_help_is_what_people_type_and_loads_nothing_heavy(words):
     assert shown.stdout.startswith(f"usage: ictjax {' '.join(words)} ")
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "None}" not in shown.stdout or words in (("train",), ("plan",))
+    for line, following in itertools.pairwise(shown.stdout.splitlines()):
+        if continued := re.match(
+            r"(?:│ {4,})?([^\W_(]\S*)", following
+        ):  # not broken before its end
+            text = line.rstrip("│ ")
+            whole = len(f"{text} {continued[1]}{' │' * line.startswith('│')}") > 80
+            assert whole or not text or not re.match(r"│ {4,}\S|\w", text), (line, following)
+
+
+def test_every_flag_of_a_run_has_words_of_its_own(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help"])
+    names, about = [], {}
+    for line in capsys.readouterr().out.splitlines():
+        if flag := re.match("│ (--[^ ,]*)", line):
+            names.append(flag[1])
+            about[flag[1]] = ""
+        elif names and line.startswith("│    "):
+            about[names[-1]] += line.strip("│ ") + " "
+    words = {flag: text.partition("(default:")[0].strip() for flag, text in about.items()}
+    assert [name for name in names if not words[name]] == ["--task.environment.options.text"]
+    assert [pair for pair in itertools.pairwise(names) if words[pair[0]] == words[pair[1]]] == []
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

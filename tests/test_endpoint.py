@@ -503,7 +503,8 @@ def test_the_package_is_asked_for_in_one_sentence(monkeypatch):
     with pytest.raises(ValueError) as caught:
         EndpointSpeaker(EndpointConfig(url="http://127.0.0.1:1/v1"), "m")
     assert str(caught.value) == (
-        "To talk to http://127.0.0.1:1/v1 the package openai is needed: pip install 'ictjax[api]'."
+        "To talk to http://127.0.0.1:1/v1 the package openai is needed: in the clone, run"
+        " `pip install -e '.[api]'`."
     )
 
 

@@ -67,11 +67,10 @@ class UpdateBench(Common):
     every reply, and the latter in the way of a peer.
     """
 
+    # The peer: our model with the logits of all positions at once, which need much memory at long
+    # prompts; TRL's loss function on the same weights in PyTorch, both beside this machine's matrix
+    # products; or none.
     against: Literal["all-positions", "trl", "nothing"] = "all-positions"
-    """The peer: our model with the logits of all positions at once, which need much memory at long
-    prompts; TRL's loss function on the same weights in PyTorch, both beside this machine's matrix
-    products; or none.
-    """
     shape: _Shape | None = None
     """Of the model; weights are random. Unless given, pocket; against TRL medium."""
     vocab_size: Annotated[
@@ -146,9 +145,9 @@ class CacheBench(Flags):
     """The memory is that of so many slots of full length; 0: as many as the preset has."""
     rounds: Annotated[int, Range(1, 10_000)] = 4
     """How often the recorded games are played, one round after the other."""
+    # Take the episodes of this run instead of 320 of the demo's. Their turns and words are scaled
+    # to the preset's limits and to the lengths that a plan assumes.
     run: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Take the episodes of this run instead of 320 of the demo's. Their turns and words are scaled
-    to the preset's limits and to the lengths that a plan assumes."""
     json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
         None
     )

@@ -35,9 +35,9 @@ _DESCRIPTION = (
 class RunArgs(Flags):
     """What decides the defaults of all other flags, and is therefore read first."""
 
-    run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
-        None
-    )
+    run_dir: Annotated[
+        pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")
+    ] = None
     """The run to evaluate, for example runs/demo."""
     trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Import and call what the run names: an environment by its import path, an endpoint."""

@@ -61,7 +61,7 @@ class GenerateArgs(Flags):
     """Sample from the likeliest tokens of this mass (of 64 at most); 1: off."""
     min_p: Annotated[float, MIN_P] = 0.0
     """Sample from tokens that have this share of the likeliest one's probability; 0: off."""
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")] = ()
     """Texts that end a reply, and are not part of it."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Of sampling: the same seed gives the same text."""

@@ -48,28 +48,25 @@ class PlayArgs(Flags):
     """Which game of the split, counted from 0; experts and chance draw from it too."""
     game: Annotated[str, tyro.conf.arg(metavar="KEY", help_behavior_hint="")] = ""
     """Instead of --split: a game's key, or its whole id 'env|family|key'."""
+    # Of the environment, NAME VALUE ..., for example: text compact. This, the first prompt and the
+    # limits are by default what a model expects (its ictjax.json) or what its run says.
     options: Annotated[
         dict[str, str], tyro.conf.arg(metavar="[NAME VALUE ...]", help_behavior_hint="")
     ] = dataclasses.field(default_factory=dict)
-    """Of the environment, NAME VALUE ..., for example: text compact. This, the first prompt and the
-    limits are by default what a model expects (its ictjax.json) or what its run says.
-    """
     policy: Literal["human", "expert", "random"] = "human"
     """Who plays."""
+    # The actor that plays: a folder in Hugging Face layout, an id on the hub, or the base URL of
+    # an OpenAI-compatible endpoint.
     model: Annotated[str, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = ""
-    """The actor that plays: a folder in Hugging Face layout, an id on the hub, or the base URL of
-    an OpenAI-compatible endpoint.
-    """
     run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
         None
     )
     """The actor of a run plays, under a prompt of that run."""
     trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Import and call what the run names: an environment by its import path, an endpoint."""
+    # Whose prompt, with --run-dir: the first one, or one that the reflector wrote before or after
+    # training, as the evaluation has it (else the best of the last iteration).
     arm: Literal["initial", "untrained", "trained"] = "trained"
-    """Whose prompt, with --run-dir: the first one, or one that the reflector wrote before or after
-    training, as the evaluation has it (else the best of the last iteration).
-    """
     prompt: Annotated[
         str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the environment's own)")
     ] = ""

@@ -32,19 +32,16 @@ class PretrainArgs(Flags):
     """
 
     stage: Literal["all", "actor", "reflector", "measure"] = "all"
-    """Train both models and measure them, or do one part with what the output folder already
-    holds.
-    """
+    """Train both models and measure them, or do one part with what the output folder holds."""
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")] = _OUT
     """Where the folders `actor` and `reflector` and measurements.json go."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Of the scripted players, the rows and the initial weights."""
+    # An actor that knows MiniHack already: its weights replace the first part of the actor's
+    # training. Words that it lacks are added.
     start: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
         None
     )
-    """An actor that knows MiniHack already: its weights replace the first part of the actor's
-    training. Words that it lacks are added.
-    """
     minihack_games: Annotated[int, Range(1, 1_000_000)] = 80
     """Training games of a MiniHack family that the scripted players play, each in four ways."""
     alfworld_games: Annotated[int, Range(1, 1_000_000)] = 300

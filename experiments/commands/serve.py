@@ -107,7 +107,8 @@ def _main(argv: list[str]) -> None:
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"To serve, the package {package} is needed: pip install 'ictjax[serve]'."
+                f"To serve, the package {package} is needed: in the clone, run `pip install -e"
+                " '.[serve]'`."
             )
     args = dataclasses.replace(args, model=local_path(args.model, "--model"))
     check_model(args.model, "--model")

@@ -109,8 +109,7 @@ class TrainArgs(RunArgs):
     ] = None
     """Where the run is written: a folder, or an address (gs://bucket/runs/a)."""
     restart: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Begin at iteration 1, whatever the directory holds: the run that is there is moved beside it,
-    to DIR.old-1."""
+    """Begin at iteration 1: a run that the directory holds is moved beside it, to DIR.old-1."""
     check: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Do what `ictjax plan` does for the devices of this machine, and end."""
     even_so: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
