@@ -44,6 +44,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _BACKLOG = 2048  # clients that are not let in yet
 _TICK_S = 0.1
 _CLOSING_S = 5  # beyond the grace period, for clients to take what they are sent
+_ABORTED_S = 10  # beyond that, for what they asked to end
 
 
 def serve(args: ServeArgs, adapters: Mapping[str, str]) -> None:
@@ -108,7 +109,7 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=math.ceil(grace_s) + _CLOSING_S,
+                timeout_graceful_shutdown=math.ceil(grace_s) + _CLOSING_S + _ABORTED_S,
             )
         )
         self._api, self._thread, self._grace_s = api, thread, grace_s
@@ -137,6 +138,13 @@ class HttpServer(uvicorn.Server):
         while self._api.num_replies and time.monotonic() < until_s and self._thread.error is None:
             await asyncio.sleep(_TICK_S)
         self._thread.cut("the server is shutting down")
+        until_s = time.monotonic() + _CLOSING_S
+        while self.server_state.connections and time.monotonic() < until_s:
+            await asyncio.sleep(_TICK_S)
+        for client in list(
+            self.server_state.connections
+        ):  # who takes nothing, or never ends to ask
+            client.transport.abort()
 
 
 def _ask(name: str, host: str, port: int, key: str) -> str:

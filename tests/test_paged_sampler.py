@@ -174,6 +174,38 @@ def test_random_sequences_equal_those_in_rows(samplers, seed):
     assert seed or samplers["scarce"].stats.suspensions > 0
 
 
+def test_a_device_that_fails_leaves_everything_as_it_was(samplers, monkeypatch):
+    """Whatever fails, the next step does."""
+    expected = play(samplers["rows"], 2)
+    failed, rng = set(), np.random.default_rng(0)
+
+    def fallible(name, call):
+        def attempt(*values):
+            if name not in failed or rng.random() < 0.2:
+                failed.add(name)
+                raise MemoryError
+            return call(*values)
+
+        return attempt
+
+    for sampler in samplers.values():
+        programs, step = sampler._programs, sampler.step
+        for name in ("copy_row", "take_row", "put_row", "turn"):
+            monkeypatch.setattr(programs, name, fallible(name, getattr(programs, name)))
+
+        def again(sampler=sampler, step=step):
+            while True:
+                try:
+                    return step()
+                except MemoryError:
+                    if sampler is not samplers["rows"]:
+                        check_pools(sampler)
+
+        monkeypatch.setattr(sampler, "step", again)
+        same(play(sampler, 2), expected)
+    assert failed == {"copy_row", "take_row", "put_row", "turn"}
+
+
 def run_all(sampler, texts, **changes):
     """One reply to each text, all open until the last is there."""
     opened = [sampler.open(text) for text in texts]

@@ -375,6 +375,13 @@ GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_to
         (b'{"temperature": NaN}', 400, None, "NaN is no number"),
         (b"[]", 400, None, "no object"),
         (b"\xff\xfe", 400, None, "not JSON"),
+        ({"\ud800": 1}, 400, "?", "is not known here"),
+        (
+            {"messages": [{"role": "user", "content": "x", "\ud800": 1}]},
+            400,
+            "messages[0].?",
+            "messages[0].? is not known here",
+        ),
         ({"model": None}, 400, "model", "is missing"),
         ({"model": 3}, 400, "model", "must be a text"),
         ({"model": "gpt-4"}, 404, "model", "use one of tiny, tuned"),
@@ -640,6 +647,23 @@ def test_replies_that_do_not_end_in_time_are_cut(stream):
         server.runner.join(WAIT_S)
         assert not server.runner.is_alive()
     assert not sampler.num_open
+
+
+def test_a_client_that_never_ends_to_ask_does_not_keep_the_server(monkeypatch, caplog):
+    monkeypatch.setattr("experiments.serve._CLOSING_S", 0)
+    with (
+        stuck(grace_s=0.0) as (server, _),
+        socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as client,
+    ):
+        client.sendall(raw_request(GOOD)[:-1])
+        until_s = time.monotonic() + WAIT_S
+        while not server.api.num_replies:
+            assert time.monotonic() < until_s
+            threading.Event().wait(0.01)
+        server.server.should_exit = True
+        server.runner.join(WAIT_S)
+        assert not server.runner.is_alive()
+    assert [record.getMessage() for record in caplog.records if record.name != "asyncio"] == []
 
 
 def test_who_comes_after_the_cut_is_told_too():
