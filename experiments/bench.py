@@ -47,6 +47,7 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "cache": bench_cache,
     }
 )
+_UNITS = {"gib": "GiB", "mib": "MiB", "gflop/s": "GFLOP/s"}
 _PAIRED = "speedup: over {}, median of paired runs."
 
 
@@ -74,7 +75,8 @@ def show(result: Result, console: Console) -> None:
     table = Table(title=result.title, title_justify="left")
     for index, name in enumerate(result.rows[0]):
         table.add_column(
-            name.replace("_per_s", "/s").replace("_", " "),
+            # a word a line: what is narrower than its words is broken within them
+            "\n".join(_UNITS.get(word, word) for word in name.replace("_per_s", "/s").split("_")),
             justify="right" if index else "left",
             no_wrap=not index,
             overflow="fold",

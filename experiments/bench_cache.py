@@ -25,7 +25,7 @@ from ictjax.sampler.row_store import RowStore
 
 # 320 games of the demo's tenth iteration, as `recorded` reads them.
 _SHIPPED = pathlib.Path(__file__).parent / "pocket" / "turns.json"
-
+_MOST_PER_SLOT = 32  # conversations in pages in the memory of a slot
 
 Words = tuple[tuple[int, int], ...]  # of the observation and the reply of every turn of a game
 
@@ -191,11 +191,16 @@ def bench_cache(bench: CacheBench, note: Note) -> Result:
     model, sizes = model_shape(config.actor), config.actor_sampler
     slots = bench.slots or sizes.num_slots
     words = shipped() if bench.run is None else recorded(bench.run)
+    if len(words) * bench.rounds <= (most := _MOST_PER_SLOT * slots):
+        raise ValueError(
+            f"{len(words) * bench.rounds} games do not fill the memory of {slots} slots: give"
+            f" --rounds {most // len(words) + 1} or more, or fewer --slots."
+        )
     games = list(scaled(words * bench.rounds, config, Assumptions()))
     rows = dataclasses.replace(sizes.with_slots(slots), page_size=0, num_pages=0)
     pages = dataclasses.replace(
         sizes,
-        num_slots=min(len(games), 32 * slots),
+        num_slots=most,
         page_size=bench.page_size,
         num_pages=-(-slots * sizes.max_len // bench.page_size),
     )
@@ -212,8 +217,8 @@ def bench_cache(bench: CacheBench, note: Note) -> Result:
             "gib_held": usage.held_bytes / 2**30,
             "bytes_over_tokens": usage.overhead,
             "computed_tokens": usage.computed,
-            "evictions": usage.counts["evictions"],
-            "suspensions": usage.counts["suspensions"],
+            "evicted": usage.counts["evictions"],
+            "suspended": usage.counts["suspensions"],
         }
         for name, usage in found.items()
     ]

@@ -124,7 +124,9 @@ def test_pages_hold_three_times_the_games_of_slots(monkeypatch):
     assert pages["gib_held"] <= slots["gib_held"]
     assert pages["times_slots"] >= 3
     assert 1 < pages["bytes_over_tokens"] <= 1.15 < slots["bytes_over_tokens"]
-    assert pages["evictions"] > 0
+    assert pages["evicted"] > 0
+    with pytest.raises(ValueError, match="80 games do not fill .* 3 slots: give --rounds 2 or"):
+        bench_cache.bench_cache(CacheBench(slots=3, rounds=1), quiet)
     with pytest.raises(ValueError, match="ends at .* tokens, and a conversation has 160: take"):
         bench_cache.bench_cache(CacheBench(preset="fake-tiny"), quiet)
 
