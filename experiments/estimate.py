@@ -81,6 +81,9 @@ def work(config: TrainConfig, assumed: Assumptions) -> Iterator[Work]:
             model_shape(config.actor),
             config.actor_sampler,
             copies=config.actor.mesh.data,
+            own=(min(assumed.prompt_tokens, played.whole) + played.whole) // 2,
+            shared=0,
+            sharing=1,
             appended=games * (played.whole - played.sampled),
             sampled=games * played.sampled,
             length=played.whole,
@@ -95,6 +98,9 @@ def work(config: TrainConfig, assumed: Assumptions) -> Iterator[Work]:
         reflector,
         config.reflector_sampler,
         copies=config.reflector.mesh.data,
+        own=reply,
+        shared=prompt,
+        sharing=config.grpo.group_size,
         appended=meta.contexts_per_iteration * prompt,  # forked, not repeated
         sampled=replies * reply,
         length=prompt + reply,
@@ -140,6 +146,9 @@ def _sampling(
     sizes: SamplerConfig,
     *,
     copies: int,
+    own: int,
+    shared: int,
+    sharing: int,
     appended: int,
     sampled: int,
     length: int,
@@ -148,13 +157,17 @@ def _sampling(
 ) -> Iterator[Work]:
     """Prefill and decode of one role. A decode step reads the weights and the positions that are
     attended to, of every conversation in flight: over pages those that it holds, and as many are in
-    flight as the pages hold.
+    flight as the pages hold, of `own` tokens each and `shared` ones for every `sharing` of them.
     """
     size = matrix_weights(model)
     rows, positions = sizes.cache_rows(copies)
     if sizes.page_size:
         attended = -(-length // positions) * positions
-        in_flight = min(sizes.num_slots, rows * positions // attended)
+        in_flight = max(
+            number
+            for number in range(1, sizes.num_slots + 1)
+            if number * own + -(-number // sharing) * shared <= rows * positions or number == 1
+        )
     else:
         attended = next((bound for bound in sizes.attended if bound >= length), sizes.max_len)
         in_flight = sizes.num_slots

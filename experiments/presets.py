@@ -181,8 +181,8 @@ QWEN_7B_MINIHACK = TrainConfig(
         style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
     ),
     # One size of each program: a dispatch of fewer rows costs about as much where weights are read
-    # from memory. Conversations are mostly far shorter than the longest: the pages of a quarter of
-    # the slots hold them.
+    # from memory. Conversations are mostly far shorter than the longest: pages for a quarter of it
+    # hold them.
     actor_sampler=SamplerConfig(
         num_slots=32,
         max_len=32_768,

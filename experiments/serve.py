@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 
+import jax
 import uvicorn
 from rich.console import Console
 
@@ -38,10 +39,12 @@ from ictjax.sampler import Sampler, sampling_weights
 
 _MAX_LEN = 8192
 _MAX_TOP_K = 256
+_PAGE_SIZE = 128
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _BACKLOG = 2048  # clients that are not let in yet
 _TICK_S = 0.1
 _CLOSING_S = 5  # beyond the grace period, for clients to take what they are sent
+_ABORTED_S = 10  # beyond that, for what they asked to end
 
 
 def serve(args: ServeArgs, adapters: Mapping[str, str]) -> None:
@@ -106,7 +109,7 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=math.ceil(grace_s) + _CLOSING_S,
+                timeout_graceful_shutdown=math.ceil(grace_s) + _CLOSING_S + _ABORTED_S,
             )
         )
         self._api, self._thread, self._grace_s = api, thread, grace_s
@@ -135,6 +138,13 @@ class HttpServer(uvicorn.Server):
         while self._api.num_replies and time.monotonic() < until_s and self._thread.error is None:
             await asyncio.sleep(_TICK_S)
         self._thread.cut("the server is shutting down")
+        until_s = time.monotonic() + _CLOSING_S
+        while self.server_state.connections and time.monotonic() < until_s:
+            await asyncio.sleep(_TICK_S)
+        for client in list(
+            self.server_state.connections
+        ):  # who takes nothing, or never ends to ask
+            client.transport.abort()
 
 
 def _ask(name: str, host: str, port: int, key: str) -> str:
@@ -207,6 +217,9 @@ def _open_models(
 
 def _sizes(args: ServeArgs, model: ModelConfig, chat: ChatTokenizer) -> SamplerConfig:
     max_len = args.max_len or min(model.max_positions, _MAX_LEN)
+    page_size = args.page_size
+    if page_size is None:
+        page_size = 0 if jax.default_backend() == "cpu" else min(_PAGE_SIZE, max_len)
     return SamplerConfig(
         num_slots=args.num_conversations,
         max_len=max_len,
@@ -216,6 +229,7 @@ def _sizes(args: ServeArgs, model: ModelConfig, chat: ChatTokenizer) -> SamplerC
         max_top_k=min(_MAX_TOP_K, model.vocab_size),
         max_stop_ids=max(4, len(chat.stop_ids)),
         max_bias_ids=MAX_BIAS_IDS,
+        page_size=page_size,
     )
 
 

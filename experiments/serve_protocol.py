@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ictjax.config import MIN_P, TEMPERATURE, TOP_P, check_stop
 from ictjax.ranges import Range, shown
-from ictjax.records import Message
+from ictjax.records import Message, writable
 
 MAX_BIAS_IDS = 300
 MAX_CHOICES = 128
@@ -55,7 +55,7 @@ class ApiError(Exception):
 
     Args:
       status: of HTTP.
-      message: one sentence, with the remedy.
+      message: one sentence, with the remedy; like `param`, it may repeat what the client sent.
       param: the field that is wrong.
       code: for programs.
       retry_s: after how long it may be tried again.
@@ -70,8 +70,9 @@ class ApiError(Exception):
         code: str | None = None,
         retry_s: int | None = None,
     ):
-        super().__init__(message)
-        self.status, self.param, self.code, self.retry_s = status, param, code, retry_s
+        super().__init__(writable(message))
+        self.param = None if param is None else writable(param)
+        self.status, self.code, self.retry_s = status, code, retry_s
 
     @property
     def body(self) -> dict[str, Any]:

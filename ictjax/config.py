@@ -196,6 +196,10 @@ class EndpointConfig(Ranged):
             )
 
 
+# A game of 25 turns holds about as many tokens of an actor, on average over its life.
+_POSITIONS_OF_A_SLOT = 4096
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig(Ranged):
     """Sizes of the sampler. Every combination of buckets is one compiled program, so keep them
@@ -220,7 +224,8 @@ class SamplerConfig(Ranged):
     # positions of a page of the cache, of which conversations take more as they grow; 0: every slot
     # holds max_len positions, used or not
     page_size: Annotated[int, Range(1, 16_777_216, also=0)] = 0
-    # of all copies of the weights together; 0: a quarter of what full slots would need
+    # of all copies of the weights together; 0: a quarter of what full slots would need, and at
+    # least 4,096 positions a slot
     num_pages: Annotated[int, Range(1, 2**31 - 1, also=0)] = 0
 
     def __post_init__(self) -> None:
@@ -274,7 +279,8 @@ class SamplerConfig(Ranged):
         """
         if not self.page_size:
             return self.num_slots, self.max_len
-        wanted = self.num_pages or -(-self.num_slots * self.pages_per_row // 4)
+        share = min(self.max_len, max(self.max_len // 4, _POSITIONS_OF_A_SLOT))
+        wanted = self.num_pages or self.num_slots * -(-share // self.page_size)
         share = wanted // num_shards if self.num_pages else -(-wanted // num_shards)
         if self.num_pages and (wanted % num_shards or share < self.pages_per_row):
             raise ValueError(

@@ -10,8 +10,9 @@ _HALF = "\ufffd"  # decoders write it for a character whose other bytes are stil
 class ReplyText:
     """Reads the ids of one reply as they are sampled; `read` fits `ictjax.sampler.Request.ends`.
 
-    Nothing of a stop string is ever shown: the text ends where the first one begins, and of a text
-    that may still become one the beginning is held back. The conversation keeps the tokens that end
+    Nothing of a stop string is ever shown: the text ends where the first one begins (of several
+    that overlap, the first to be complete, however many ids come at once), and of a text that may
+    still become one the beginning is held back. The conversation keeps the tokens that end
     before the stop string begins. Of a token that holds both the end of the text and the beginning
     of the stop string the former is shown, and nothing is kept.
 
@@ -41,15 +42,18 @@ class ReplyText:
         """
         text = self._settled + self._text(ids, self._start, self._end, len(ids))
         longest = max(map(len, self._stop), default=1)
-        found = [text.find(stop, max(0, len(self._settled) - longest)) for stop in self._stop]
-        found = [place for place in found if place >= 0]
+        found = [
+            (place + len(stop), place)
+            for stop in self._stop
+            if (place := text.find(stop, max(0, len(self._settled) - longest))) >= 0
+        ]
         if not text.endswith(_HALF):
             self._start, self._end, self._settled = self._end, len(ids), text
             self._places.append((self._start, self._end, len(text)))
         self.text = text
         if not found:
             return None
-        self.text, self.stopped = text[: min(found)], True
+        self.text, self.stopped = text[: min(found)[1]], True
         return self.num_kept(ids, len(self.text))
 
     @property

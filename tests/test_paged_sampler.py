@@ -174,6 +174,38 @@ def test_random_sequences_equal_those_in_rows(samplers, seed):
     assert seed or samplers["scarce"].stats.suspensions > 0
 
 
+def test_a_device_that_fails_leaves_everything_as_it_was(samplers, monkeypatch):
+    """Whatever fails, the next step does."""
+    expected = play(samplers["rows"], 2)
+    failed, rng = set(), np.random.default_rng(0)
+
+    def fallible(name, call):
+        def attempt(*values):
+            if name not in failed or rng.random() < 0.2:
+                failed.add(name)
+                raise MemoryError
+            return call(*values)
+
+        return attempt
+
+    for sampler in samplers.values():
+        programs, step = sampler._programs, sampler.step
+        for name in ("copy_row", "take_row", "put_row", "turn"):
+            monkeypatch.setattr(programs, name, fallible(name, getattr(programs, name)))
+
+        def again(sampler=sampler, step=step):
+            while True:
+                try:
+                    return step()
+                except MemoryError:
+                    if sampler is not samplers["rows"]:
+                        check_pools(sampler)
+
+        monkeypatch.setattr(sampler, "step", again)
+        same(play(sampler, 2), expected)
+    assert failed == {"copy_row", "take_row", "put_row", "turn"}
+
+
 def run_all(sampler, texts, **changes):
     """One reply to each text, all open until the last is there."""
     opened = [sampler.open(text) for text in texts]
@@ -313,10 +345,15 @@ def test_pools_that_hold_no_conversation_are_refused(changes, message):
 
 
 def test_pages_by_default():
-    """A quarter of the slots, and on every copy of the weights at least one conversation."""
+    """A quarter of full slots, but at least 4,096 positions of each, and on every copy of the
+    weights at least one conversation.
+    """
     sizes = dataclasses.replace(SCARCE, num_pages=0)
-    assert sizes.cache_rows() == (16 * 10 // 4, 4)
-    assert sizes.cache_rows(8) == (8 * 10, 4)
+    assert sizes.cache_rows() == (16 * 10, 4)
+    assert sizes.with_slots(1).cache_rows() == (10, 4)
+    assert dataclasses.replace(sizes, max_len=32_768).cache_rows() == (16 * 8192 // 4, 4)
+    assert dataclasses.replace(sizes, max_len=8192).cache_rows() == (16 * 4096 // 4, 4)
+    assert dataclasses.replace(sizes, max_len=32_768).cache_rows(8) == (8 * 32_768 // 4, 4)
     assert sizes.with_max_len(3) == dataclasses.replace(
         sizes, max_len=3, page_size=3, extend_buckets=(3,), attended_buckets=(3,)
     )

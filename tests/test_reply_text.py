@@ -1,5 +1,6 @@
 """The text of a reply as it grows, against the text of all its ids at once."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,18 +40,27 @@ def test_a_reply_reads_as_its_ids_at_once(chat, text, words, stop, cuts):
         assert reply.shown.startswith(before)
         before = reply.shown
         now = chat.decode(piece)
-        ends = [now.find(end) for end in stop if end in now]
-        assert (kept is None) == (not ends) == (not reply.stopped)
+        assert (kept is None) == (not any(end in now for end in stop)) == (not reply.stopped)
         if kept is not None:
-            assert reply.shown == reply.text == now[: min(ends)]
+            assert reply.shown == reply.text
             held = [chat.decode(ids[:number]) for number in range(len(ids) + 1)]
             fits = [number for number, part in enumerate(held) if reply.text.startswith(part)]
             assert kept == max(number for number in fits if number <= len(piece))
             break
         assert reply.text == now
-    # nothing of a stop string was ever shown, also not of one that came in parts
-    first = min([whole.find(end) for end in stop if end in whole], default=len(whole))
-    assert whole[:first].startswith(reply.shown)
+    # whatever came at once: nothing of the first stop string to be complete was ever shown
+    ends = [(whole.find(end) + len(end), whole.find(end)) for end in stop if end in whole]
+    assert reply.text == whole[: min(ends)[1] if ends else None]
+
+
+@pytest.mark.parametrize("cuts", [[4], [8], [1, 2, 3, 4, 5]])
+def test_of_stop_strings_that_overlap_the_first_to_be_complete_ends_the_reply(cuts):
+    """Also where one that begins before it comes in the same piece."""
+    reply = ReplyText(BYTES.decode, ["k", "ok "])
+    for piece in pieces(ids_of(BYTES, "look out"), cuts):
+        if reply.read(piece) is not None:
+            break
+    assert (reply.text, reply.stopped) == ("loo", True)
 
 
 def test_what_may_become_a_stop_string_is_held_back():

@@ -49,6 +49,14 @@ class ServeArgs(Flags):
         tyro.conf.arg(metavar="N", help_behavior_hint="(default: of the model, 8192 at most)"),
     ] = None
     """Tokens of a conversation, the reply included."""
+    page_size: Annotated[
+        int | None,
+        Range(1, 16_777_216, also=0),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: 128; on CPUs 0)"),
+    ] = None
+    """Tokens of a page of the cache, of which conversations take more as they grow; there is memory
+    for a quarter of what they could take all together. 0: each has its full length from the
+    start, which is faster on CPUs."""
     max_replies: Annotated[int, Range(1, 1_000_000)] = 256
     """Under way and waiting, of all clients together; others are told to come back (429)."""
     max_request_kib: Annotated[int, Range(1, 1_048_576)] = 4096

@@ -526,8 +526,8 @@ class Sampler:
             parent_slot = None if waiting.parent is None else self._slots.get(waiting.parent)
             if parent_slot is not None and self._store.cached(parent_slot) < waiting.shared - 1:
                 return  # its prefix is being computed
-            self._queue.popleft()
             self._take_slot(waiting.conversation)
+            self._queue.popleft()  # last: where the copy of its prefix fails, it waits on
 
     def _take_slot(self, conversation: _Conversation) -> None:
         slot = self._store.place(self._free, conversation.tokens, conversation.length)

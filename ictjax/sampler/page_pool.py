@@ -90,10 +90,11 @@ class PagePool:
         longest.
         """
         if not self._free:
-            page, _ = self._kept.popitem(last=False)
+            page = next(iter(self._kept))
             name = self._names[page]
             if name is not None and self._by_name.get(name) == page:
                 self._evicted(page, name)
+            del self._kept[page]  # last: where that fails, it is kept
             self._empty(page)
             self.evictions += 1
         page = self._free.popleft()

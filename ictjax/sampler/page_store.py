@@ -152,7 +152,8 @@ class PageStore:
                 self._suspend(victim)
             else:
                 if seat.resident:
-                    seat.pages += [pool.allocate() for _ in range(self._missing(seat, ends[slot]))]
+                    for _ in range(self._missing(seat, ends[slot])):
+                        self._grow(seat)
                     ready.append(slot)
         return ready
 
@@ -231,37 +232,63 @@ class PageStore:
         return [pool.find(self._name(seat, index)) for index in range(known // self._size)]
 
     def _bring(self, seat: _Seat, length: int) -> None:
-        """Makes it resident, with what is known of its tokens."""
+        """Makes it resident, with what is known of its tokens. Where the device fails, it has no
+        pages and waits on.
+        """
         pool = self._pools[seat.shard]
-        found = self._found(seat, length)
+        found = collections.deque(self._found(seat, length))
         # first all of them, so that nothing below can evict one
         for page in found:
             if page is not None:
                 pool.take(page)
-        for index, page in enumerate(found):
-            page = self._fetch(seat, index) if page is None else page
-            if page is None:
-                for later in found[index:]:
-                    if later is not None:
-                        pool.release(later)
-                break
-            seat.pages.append(page)
+        try:
+            self._gather(seat, found)
+            if seat.cached:
+                self._bring_back(seat)
+            else:
+                self._begin(seat, length)
+        except BaseException:
+            self._release_from(seat, 0)
+            raise
+        finally:  # what follows a page that nobody has
+            for page in found:
+                if page is not None:
+                    pool.release(page)
         seat.resident = True
+
+    def _begin(self, seat: _Seat, length: int) -> None:
         full = len(seat.pages) * self._size
-        if not seat.cached:
-            seat.cached = full + self._copy_tail(seat, min(length - 1 - full, self._size))
-            self._counts["reused_tokens"] += seat.cached
-            return
-        if seat.cached > full:
-            page = pool.allocate()
+        seat.cached = full + self._copy_tail(seat, min(length - 1 - full, self._size))
+        self._counts["reused_tokens"] += seat.cached
+
+    def _bring_back(self, seat: _Seat) -> None:
+        if rest := seat.cached % self._size:
+            index, page = len(seat.pages), self._grow(seat)
             self._device.put_row(self._row(seat.shard, page), seat.tail)
-            self._fill(seat, page, len(seat.pages), 0, seat.cached - full)
-            seat.pages.append(page)
+            self._fill(seat, page, index, 0, rest)
             seat.tail = None
         self._await(seat, -1)
 
-    def _fetch(self, seat: _Seat, index: int) -> int | None:
-        """Its full page from the host, or from another copy of the weights."""
+    def _gather(self, seat: _Seat, found: collections.deque[int | None]) -> None:
+        """Gives it the pages found, and fetches others in between; leaves what comes after one that
+        nobody has.
+        """
+        while found and (found[0] is not None or self._fetch(seat)):
+            page = found.popleft()
+            if page is not None:
+                seat.pages.append(page)
+
+    def _grow(self, seat: _Seat) -> int:
+        """One more page of its own, empty."""
+        page = self._pools[seat.shard].allocate()
+        seat.pages.append(page)
+        return page
+
+    def _fetch(self, seat: _Seat) -> bool:
+        """Gives it its next full page from the host, or from another copy of the weights, if either
+        has it.
+        """
+        index = len(seat.pages)
         name = self._name(seat, index)
         holders = [
             (shard, page)
@@ -269,14 +296,14 @@ class PageStore:
             if (page := pool.find(name)) is not None
         ]
         if name not in self._host and not holders:
-            return None
-        target = self._pools[seat.shard].allocate()
+            return False
+        target = self._grow(seat)
         if holders:
             self._copy(*holders[0], seat.shard, target)
         else:
             self._device.put_row(self._row(seat.shard, target), self._host[name])
         self._fill(seat, target, index, 0, self._size)
-        return target
+        return True
 
     def _copy_tail(self, seat: _Seat, count: int) -> int:
         """Copies the page that begins with most of the next `count` tokens; returns with how
@@ -289,17 +316,19 @@ class PageStore:
             for shard, pool in enumerate(self._pools)
         ]
         same, page, shard = max(nearest, key=lambda one: (one[0], one[2] == seat.shard))
-        source, pool = self._pools[shard], self._pools[seat.shard]
+        source = self._pools[shard]
         if same < MIN_COPIED_TOKENS:
             return 0
         source.take(page)
-        if copied := pool.available > 0:
-            target = pool.allocate()
+        try:
+            if not self._pools[seat.shard].available:
+                return 0
+            target = self._grow(seat)
             self._copy(shard, page, seat.shard, target)
             self._fill(seat, target, index, 0, same)
-            seat.pages.append(target)
-        source.release(page)
-        return same if copied else 0
+        finally:
+            source.release(page)
+        return same
 
     def _copy(self, source: int, page: int, shard: int, target: int) -> None:
         self._device.copy_row(self._row(source, page), self._row(shard, target))
