@@ -58,6 +58,7 @@ MAY_CHANGE = (
             "extend_steps",
             "attended_buckets",
             "page_size",
+            "attention",
             "num_pages",
         )
     ),

@@ -196,6 +196,12 @@ class EndpointConfig(Ranged):
             )
 
 
+PagedAttentionName = Literal["auto", "pages", "pallas_tpu"]
+"""How a sampler attends over the pages of its cache: the fastest proven way of the platform; a few
+pages of all rows at a time, on any platform; by a kernel for TPU.
+"""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig(Ranged):
     """Sizes of the sampler. Every combination of buckets is one compiled program, so keep them
@@ -224,12 +230,19 @@ class SamplerConfig(Ranged):
     page_size: Annotated[int, Range(1, 16_777_216, also=0)] = 0
     # of all copies of the weights together; 0: a quarter of what full slots would need
     num_pages: Annotated[int, Range(1, 2**31 - 1, also=0)] = 0
+    # over pages; "auto" chooses by platform, and manifest.json says which it was
+    attention: PagedAttentionName = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.page_size > self.max_len:
             raise ValueError(
                 f"page_size must be at most max_len = {self.max_len}, got {self.page_size}."
+            )
+        if self.attention != "auto" and not self.page_size:
+            raise ValueError(
+                f"attention must be auto without page_size, got {self.attention!r}: give page_size"
+                " too."
             )
         if self.num_pages and not self.page_size:
             raise ValueError(
