@@ -93,8 +93,7 @@ def resolve_paged(
         return "pallas_tpu" if platform == "tpu" and suits else "pages"
     if sizes.attention == "pallas_tpu" and platform != "tpu":
         raise ValueError(
-            f"attention of a sampler is 'pallas_tpu', and it runs on {platform}: take auto or"
-            " pages."
+            f"attention of a sampler is 'pallas_tpu', and it runs on {platform}: take auto or pages."
         )
     if sizes.attention == "pallas_tpu" and not suits:
         raise ValueError(

@@ -46,7 +46,11 @@ class _Visits(NamedTuple):
 
 
 def tpu_paged_attention(
-    mesh: Mesh | None = None, *, at_once: int = _AT_ONCE, interpret: bool = False
+    mesh: Mesh | None = None,
+    *,
+    at_once: int = _AT_ONCE,
+    queries: int = _QUERIES,
+    interpret: bool = False,
 ) -> PagedAttention:
     """Attention by this kernel.
 
@@ -54,6 +58,7 @@ def tpu_paged_attention(
       mesh: on which it runs, once for each copy of the weights (axis data) where the caller has
         split the rows by them; kv heads are split over tensor where it divides them.
       at_once: positions of a visit.
+      queries: query heads x tokens of a block, at most.
       interpret: run the kernel on any platform, slowly.
     """
 
@@ -89,7 +94,7 @@ def tpu_paged_attention(
         window = EVERYTHING if window is None else window
         parts = _Parts(mesh, k_wkhc.shape[1])
         return parts.split(
-            functools.partial(_attend, scale, window, at_once, interpret),
+            functools.partial(_attend, scale, window, at_once, queries, interpret),
             (parts.tokens, parts.pool, parts.pool, *parts.rows),
             parts.tokens,
         )(q_btnh, k_wkhc, v_wkch, table_bp, starts_b, lengths_b)
@@ -129,6 +134,19 @@ class _Parts:
         )
 
 
+def _in_place(interpret: bool, pool: Array) -> Array:
+    """A pool that stays where it is. XLA would fetch a small one whole, for the few pages that a
+    kernel reads.
+    """
+    return pool if interpret else pltpu.with_memory_space_constraint(pool, pltpu.HBM)
+
+
+def _shape_of(interpret: bool, pool: Array) -> Any:
+    """Of a result that is the same pool."""
+    made = jax.ShapeDtypeStruct if interpret else pltpu.HBM
+    return made(pool.shape, pool.dtype)
+
+
 def _write(
     interpret: bool,
     k_wkhc: Array,
@@ -164,11 +182,10 @@ def _write(
     )
     # Of every page the tokens in their places; a single one is spread over it by the kernel.
     if length > 1:
-        token_bxc = (begin_bx - starts_b[:, None])[..., None] + jnp.arange(size, dtype=jnp.int32)
-        token_bs1 = token_bxc.reshape(batch, -1, 1, 1)
+        place_1s = jnp.arange(count * size, dtype=jnp.int32)[None]
+        token_bs = jnp.clip(place_1s - (starts_b % size)[:, None], 0, length - 1)
         k_btkh, v_btkh = (
-            jnp.take_along_axis(x, jnp.clip(token_bs1, 0, length - 1), axis=1)
-            for x in (k_btkh, v_btkh)
+            jnp.take_along_axis(x, token_bs[..., None, None], axis=1) for x in (k_btkh, v_btkh)
         )
     k_zkch, v_zkch = (
         x.reshape(batch * count, -1, heads, head_dim).swapaxes(1, 2) for x in (k_btkh, v_btkh)
@@ -187,7 +204,7 @@ def _write(
             in_specs=[new, new, k_page, v_page],
             out_specs=[k_page, v_page],
         ),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_wkhc, v_wkch)],
+        out_shape=[_shape_of(interpret, x) for x in (k_wkhc, v_wkch)],
         input_output_aliases={len(visits) + 2: 0, len(visits) + 3: 1},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         cost_estimate=pl.CostEstimate(
@@ -195,7 +212,7 @@ def _write(
         ),
         interpret=interpret,
         name="paged_writing",
-    )(*visits, k_zkch, v_zkch, k_wkhc, v_wkch)
+    )(*visits, k_zkch, v_zkch, *(_in_place(interpret, x) for x in (k_wkhc, v_wkch)))
 
 
 def _write_kernel(
@@ -232,6 +249,7 @@ def _attend(
     scale: float,
     window: int,
     at_once: int,
+    queries: int,
     interpret: bool,
     q_btnh: Array,
     k_wkhc: Array,
@@ -244,7 +262,9 @@ def _attend(
     num_kv_heads, size = v_wkch.shape[1:3]
     groups = num_heads // num_kv_heads
     at_once = max(1, at_once // size)
-    block = min(pl.next_power_of_2(length), 1 << (max(1, _QUERIES // num_heads).bit_length() - 1))
+    # a power of two, so that the kernel tells a row's token by its last bits
+    most = 1 << max(queries // num_heads, 1).bit_length() - 1
+    block = min(pl.next_power_of_2(length), most)
     count = pl.cdiv(length, block)
     q_btnh = jnp.pad(q_btnh, ((0, 0), (0, count * block - length), (0, 0), (0, 0)))
     q_zkmh = (
@@ -255,7 +275,7 @@ def _attend(
     visits, num_visits = _visits(
         table_bp, starts_b, lengths_b, (count, block), (size, at_once), len(k_wkhc), window
     )
-    queries = pl.BlockSpec(
+    in_block = pl.BlockSpec(
         (None, *q_zkmh.shape[1:]), lambda i, block_i, *_: (block_i[i], 0, 0, 0)
     )
 
@@ -274,11 +294,11 @@ def _attend(
             num_scalar_prefetch=len(visits),
             grid=(num_visits,),
             in_specs=[
-                queries,
+                in_block,
                 *(page(y, k_wkhc) for y in range(at_once)),
                 *(page(y, v_wkch) for y in range(at_once)),
             ],
-            out_specs=queries,
+            out_specs=in_block,
             scratch_shapes=[
                 pltpu.VMEM((num_kv_heads, num_rows, width), jnp.float32)
                 for width in (head_dim, LANES, LANES)
@@ -295,7 +315,12 @@ def _attend(
         ),
         interpret=interpret,
         name="paged_attention",
-    )(*visits, q_zkmh, *(k_wkhc,) * at_once, *(v_wkch,) * at_once)
+    )(
+        *visits,
+        q_zkmh,
+        *(_in_place(interpret, k_wkhc),) * at_once,
+        *(_in_place(interpret, v_wkch),) * at_once,
+    )
     return (
         mixed_zkmh.reshape(batch, count, num_kv_heads, groups, block, head_dim)
         .transpose(0, 1, 4, 2, 3, 5)
