@@ -1,4 +1,5 @@
-"""Which implementation of attention an update and a sampler use: chosen once, by platform and model.
+"""Which implementation of attention an update uses, and a sampler: chosen once, by platform and
+model.
 """
 
 import importlib.util
@@ -76,9 +77,7 @@ def attention_of(name: Implementation, model: ModelConfig, mesh: Mesh | None) ->
     return PLAIN if name == "plain" else BLOCKS
 
 
-def resolve_paged(
-    sizes: SamplerConfig, model: ModelConfig, platform: str
-) -> PagedImplementation:
+def resolve_paged(sizes: SamplerConfig, model: ModelConfig, platform: str) -> PagedImplementation:
     """The implementation that a sampler's configuration asks for; "slots" where its cache has no
     pages, whose rows have one way.
 
@@ -93,11 +92,12 @@ def resolve_paged(
         return "pallas_tpu" if platform == "tpu" and suits else "pages"
     if sizes.attention == "pallas_tpu" and platform != "tpu":
         raise ValueError(
-            f"attention of a sampler is 'pallas_tpu', and it runs on {platform}: take auto or pages."
+            f"attention of a sampler is {sizes.attention!r}, and it runs on {platform}: take auto"
+            " or pages."
         )
     if sizes.attention == "pallas_tpu" and not suits:
         raise ValueError(
-            "attention of a sampler is 'pallas_tpu', which computes"
+            f"attention of a sampler is {sizes.attention!r}, which computes"
             f" {' and '.join(_KERNEL_DTYPES)} over pages of a multiple of {_LANES} positions, and"
             f" the model is {dtype} and page_size {sizes.page_size}: take auto or pages."
         )

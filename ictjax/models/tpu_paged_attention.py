@@ -31,7 +31,7 @@ from ictjax.models.tpu_attention import LANES, Sums
 
 # Positions of a visit: enough for the time of a step of the grid not to matter beside the fetch.
 _AT_ONCE = 512
-# Query heads x tokens of a block: with the scores of one kv head, a third of what a kernel may hold.
+# Query heads x tokens of a block: a third of what a kernel may hold, with a kv head's scores.
 _QUERIES = 1024
 
 
@@ -168,9 +168,7 @@ def _write(
     end_b1 = (starts_b + lengths_b)[:, None]
     live_z = ((lengths_b[:, None] > 0) & (begin_bx < end_b1)).reshape(-1)
     order_i = jnp.argsort(~live_z, stable=True).astype(jnp.int32)
-    pages_bx = jnp.take_along_axis(
-        table_bp, jnp.minimum(page_bx, table_bp.shape[1] - 1), axis=1
-    )
+    pages_bx = jnp.take_along_axis(table_bp, jnp.minimum(page_bx, table_bp.shape[1] - 1), axis=1)
     # Where the new positions begin and end in the page; no visit of none is made but the first.
     low_bx = jnp.maximum(starts_b[:, None] - begin_bx, 0)
     high_bx = jnp.where(live_z.reshape(batch, count), end_b1 - begin_bx, 0)
@@ -275,9 +273,7 @@ def _attend(
     visits, num_visits = _visits(
         table_bp, starts_b, lengths_b, (count, block), (size, at_once), len(k_wkhc), window
     )
-    in_block = pl.BlockSpec(
-        (None, *q_zkmh.shape[1:]), lambda i, block_i, *_: (block_i[i], 0, 0, 0)
-    )
+    in_block = pl.BlockSpec((None, *q_zkmh.shape[1:]), lambda i, block_i, *_: (block_i[i], 0, 0, 0))
 
     def page(y: int, array: Array) -> pl.BlockSpec:
         return pl.BlockSpec(
