@@ -285,6 +285,7 @@ NO_GPU_COMPILER = pytest.mark.skipif(
     ("topology", "count"),
     [
         pytest.param("v5e:2x2", 4, marks=NO_TPU_COMPILER),
+        pytest.param("v6e:2x2", 4, marks=NO_TPU_COMPILER),
         pytest.param("8xh100-80gb", 8, marks=NO_GPU_COMPILER),
     ],
 )
