@@ -1,5 +1,5 @@
-"""Attention of rows over pages of a pool as a Pallas kernel for TPU: `attend_pages`, with a grid of
-no more than the pages that the rows see.
+"""`write_pages` and `attend_pages` as Pallas kernels for TPU, with grids of no more than the pages
+that get a position, or that the rows see.
 
 Queries come in blocks of a row, and every block visits the pages from the first that it sees to
 the last, several at a time. Which pages these are is read by the kernel ahead of the data
@@ -33,6 +33,7 @@ from ictjax.models.tpu_attention import LANES, Sums
 _AT_ONCE = 512
 # Query heads x tokens of a block: a third of what a kernel may hold, with a kv head's scores.
 _QUERIES = 1024
+_PAGES_BYTES = 4 * 2**20  # of a visit at most; the next one's are fetched meanwhile
 
 
 class _Visits(NamedTuple):
@@ -52,14 +53,14 @@ def tpu_paged_attention(
     queries: int = _QUERIES,
     interpret: bool = False,
 ) -> PagedAttention:
-    """Attention by this kernel.
+    """Paged attention by these kernels, over pages of a multiple of 128 positions.
 
     Args:
-      mesh: on which it runs, once for each copy of the weights (axis data) where the caller has
+      mesh: on which they run, once for each copy of the weights (axis data) where the caller has
         split the rows by them; kv heads are split over tensor where it divides them.
       at_once: positions of a visit.
       queries: query heads x tokens of a block, at most.
-      interpret: run the kernel on any platform, slowly.
+      interpret: run the kernels on any platform, slowly.
     """
 
     def write(
@@ -259,7 +260,8 @@ def _attend(
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads, size = v_wkch.shape[1:3]
     groups = num_heads // num_kv_heads
-    at_once = max(1, at_once // size)
+    page_bytes = 2 * k_wkhc[0].size * k_wkhc.dtype.itemsize
+    at_once = max(1, min(at_once // size, _PAGES_BYTES // page_bytes))
     # a power of two, so that the kernel tells a row's token by its last bits
     most = 1 << max(queries // num_heads, 1).bit_length() - 1
     block = min(pl.next_power_of_2(length), most)
@@ -283,7 +285,6 @@ def _attend(
 
     num_rows = groups * block
     scores = len(visits.block_i) * num_heads * block * at_once * size
-    page_bytes = 2 * k_wkhc[0].size * k_wkhc.dtype.itemsize
     mixed_zkmh = pl.pallas_call(
         functools.partial(_kernel, scale, window, block, at_once),
         grid_spec=pltpu.PrefetchScalarGridSpec(
