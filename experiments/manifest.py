@@ -72,6 +72,7 @@ def make_manifest(
     devices: Sequence[str],
     models: Mapping[str, str],
     attention: str,
+    sampling: Mapping[str, str],
 ) -> dict[str, Any]:
     """What a new run says of itself.
 
@@ -80,6 +81,7 @@ def make_manifest(
       devices: that the run is on.
       models: the hash of every model that is computed here, by role.
       attention: the implementation that the update uses.
+      sampling: that of every sampler, by role.
     """
     games = describe_games(config.task.environment, environment)
     return {
@@ -91,6 +93,7 @@ def make_manifest(
         "packages": package_versions(_PACKAGES),
         "devices": list(devices),
         "attention": attention,
+        "sampling_attention": dict(sampling),
         "seeds": {"training": config.seed, "evaluation": config.evaluation.seed},
         "models": dict(models),
         "games_sha256": games.pop("games_sha256"),

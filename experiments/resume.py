@@ -58,6 +58,7 @@ MAY_CHANGE = (
             "extend_steps",
             "attended_buckets",
             "page_size",
+            "attention",
             "num_pages",
         )
     ),
@@ -211,6 +212,7 @@ def going_on(
     manifest: Mapping[str, Any],
     models: Mapping[str, str],
     attention: str,
+    sampling: Mapping[str, str],
 ) -> Iterator[Resumed]:
     """Goes on with a run: writes the configuration that counts from now on, and
     into the manifest when, how and from where the run went on. When the body raises before anything
@@ -223,6 +225,7 @@ def going_on(
       manifest: of the run, see `run_dir.read_manifest`.
       models: hashes of the models, by role.
       attention: the implementation that the update uses from now on.
+      sampling: that of every sampler, by role.
 
     Raises:
       ValueError: metrics.jsonl is damaged.
@@ -238,6 +241,7 @@ def going_on(
         "date": now(),
         "argv": program(),
         "attention": attention,
+        "sampling_attention": dict(sampling),
         "from_iteration": first,
         "made_again": resumed.again,
         "changes": [change._asdict() for change in resumed.changes],

@@ -33,7 +33,7 @@ from ictjax.checkpoint import check_space
 from ictjax.hosts import these_hosts
 from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
-from ictjax.models.attention_choice import platform_of, resolve
+from ictjax.models.attention_choice import platform_of, resolve, resolve_paged
 from ictjax.models.hf import content_hash
 from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
@@ -84,6 +84,10 @@ def start(
     attention = resolve(
         config.learner.attention, model_shape(reflector), platform_of(open_mesh(reflector.mesh))
     )
+    sampling = {
+        name: resolve_paged(sizes, model_shape(role), platform_of(open_mesh(role.mesh)))
+        for name, role, sizes in local_roles(config)
+    }
     check_memory(config)
     if not even_so:
         check_plan(config)
@@ -96,7 +100,7 @@ def start(
     hosts = these_hosts()
     with contextlib.ExitStack() as resources:
         named = [str(device) for device in devices]
-        manifest = make_manifest(preset, config, environment, named, models, attention)
+        manifest = make_manifest(preset, config, environment, named, models, attention, sampling)
         lock = None
         if not hosts.first:
             pass  # the first host makes the directory, and holds it
@@ -105,7 +109,16 @@ def start(
             manifest = read_manifest(run_dir) or manifest
             check_models(run_dir, manifest.get("models", {}), folders, models)
             resumed = resources.enter_context(
-                going_on(run_dir, lock, config, read_run(run_dir), manifest, models, attention)
+                going_on(
+                    run_dir,
+                    lock,
+                    config,
+                    read_run(run_dir),
+                    manifest,
+                    models,
+                    attention,
+                    sampling,
+                )
             )
             for line in resumed.lines(run_dir):
                 _say(console, line)
@@ -120,6 +133,8 @@ def start(
             f"Training up to iteration {config.iterations} on {len(devices)} x {kind}; attention of"
             f" the update: {attention}.",
         )
+        ways = ", ".join(f"{name} {way}" for name, way in sampling.items())
+        _say(console, f"Attention of the samplers: {ways}.")
         pool = resources.enter_context(open_pool(config.task.environment))
         progress = resources.enter_context(
             LiveProgress(

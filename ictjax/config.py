@@ -196,6 +196,11 @@ class EndpointConfig(Ranged):
             )
 
 
+PagedAttentionName = Literal["auto", "pages", "pallas_tpu"]
+"""How a sampler attends over the pages of its cache: the fastest proven way of the platform; a few
+pages of all rows at a time, on any platform; by a kernel for TPU.
+"""
+
 # A game of 25 turns holds about as many tokens of an actor, on average over its life.
 _POSITIONS_OF_A_SLOT = 4096
 
@@ -227,12 +232,19 @@ class SamplerConfig(Ranged):
     # of all copies of the weights together; 0: a quarter of what full slots would need, and at
     # least 4,096 positions a slot
     num_pages: Annotated[int, Range(1, 2**31 - 1, also=0)] = 0
+    # over pages; "auto" chooses by platform, and manifest.json says which it was
+    attention: PagedAttentionName = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.page_size > self.max_len:
             raise ValueError(
                 f"page_size must be at most max_len = {self.max_len}, got {self.page_size}."
+            )
+        if self.attention != "auto" and not self.page_size:
+            raise ValueError(
+                f"attention must be auto without page_size, got {self.attention!r}: give page_size"
+                " too."
             )
         if self.num_pages and not self.page_size:
             raise ValueError(

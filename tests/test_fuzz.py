@@ -246,7 +246,9 @@ class Case:
 
 def run_folder(folder):
     """A run as training leaves it after two iterations."""
-    about = make_manifest("fake-tiny", CONFIG, FakeEnvironment(), ["cpu"], {"actor": "1"}, "blocks")
+    about = make_manifest(
+        "fake-tiny", CONFIG, FakeEnvironment(), ["cpu"], {"actor": "1"}, "blocks", {}
+    )
     manifest = {**about, "resumed": [{"from_iteration": 1}], "finished": "now"}
     write_lines(folder / "config.json", [json.dumps(to_dict(CONFIG), indent=1)])
     write_lines(folder / "manifest.json", [json.dumps(manifest, indent=1)])
@@ -278,7 +280,9 @@ def go_on(folder):
         manifest = read_manifest(folder)
         check_models(folder, manifest.get("models", {}), CONFIG, {"actor": "1"})
         before = read_run(folder)
-        with going_on(folder, lock, CONFIG, before, manifest, {"actor": "1"}, "blocks") as resumed:
+        with going_on(
+            folder, lock, CONFIG, before, manifest, {"actor": "1"}, "blocks", {}
+        ) as resumed:
             resumed.lines(folder)
         with MetricsWriter(folder, last_iteration=resumed.first):
             pass

@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_its_new_settings_and_keeps_its_history(run, lock):
     config = dataclasses.replace(CONFIG, iterations=9)
     for known in ({"preset": "fake-tiny", "finished": "x"}, None):
         manifest = known or json.loads((run / "manifest.json").read_text())
-        with going_on(run, lock, config, CONFIG, manifest, {"actor": "1"}, "plain") as resumed:
+        with going_on(run, lock, config, CONFIG, manifest, {"actor": "1"}, "plain", {}) as resumed:
             assert resumed.lines(run) == [
                 f"Going on with {run} from iteration 4; 1 iteration after it is made again.",
                 "Different from now on: --iterations was 6, is 9.",
@@ -170,7 +170,7 @@ def test_a_resume_that_fails_before_anything_is_gained_leaves_all_as_it_was(run,
     config = dataclasses.replace(CONFIG, iterations=9)
     with (
         pytest.raises(ValueError, match="too large"),
-        going_on(run, lock, config, CONFIG, {}, {}, "blocks"),
+        going_on(run, lock, config, CONFIG, {}, {}, "blocks", {}),
     ):
         raise ValueError("too large")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -178,7 +178,7 @@ def test_a_resume_that_fails_before_anything_is_gained_leaves_all_as_it_was(run,
 
 def test_a_resume_that_fails_later_keeps_its_settings(run, lock):
     config = dataclasses.replace(CONFIG, iterations=9)
-    with contextlib.suppress(ValueError), going_on(run, lock, config, CONFIG, {}, {}, "blocks"):
+    with contextlib.suppress(ValueError), going_on(run, lock, config, CONFIG, {}, {}, "blocks", {}):
         (run / "checkpoints" / "5" / "state").mkdir(parents=True)
         raise ValueError("disk")
     assert json.loads((run / "config.json").read_text())["iterations"] == 9
@@ -186,7 +186,7 @@ def test_a_resume_that_fails_later_keeps_its_settings(run, lock):
 
 def test_a_run_that_was_taken_over_is_left_to_its_new_trainer(run, lock):
     config = dataclasses.replace(CONFIG, iterations=9)
-    with contextlib.suppress(ValueError), going_on(run, lock, config, CONFIG, {}, {}, "blocks"):
+    with contextlib.suppress(ValueError), going_on(run, lock, config, CONFIG, {}, {}, "blocks", {}):
         (run / FILE_NAME).write_text("another trainer")
         raise ValueError("taken over")
     assert json.loads((run / "config.json").read_text())["iterations"] == 9
@@ -256,7 +256,7 @@ def test_holes_in_the_metrics_are_named(run, lock):
     (run / "metrics.jsonl").write_text("".join([lines[0], *lines[3:]]))
     assert gaps(run, 5) == ["metrics.jsonl lacks iterations 2-3"]
     (run / "metrics.jsonl").unlink()
-    with going_on(run, lock, CONFIG, CONFIG, {}, {}, "blocks") as resumed:
+    with going_on(run, lock, CONFIG, CONFIG, {}, {}, "blocks", {}) as resumed:
         assert resumed.lines(run)[-1].startswith(
             f"The record of {run} is no longer whole: metrics.jsonl lacks iterations 1-4. Training"
         )

@@ -29,7 +29,9 @@ def check(folder, config=CONFIG):
 
 def make(folder, config=CONFIG, **manifest):
     """A run that has been started, and ended before it had made anything."""
-    about = make_manifest("fake-tiny", config, FakeEnvironment(), ["cpu"], {"actor": "1"}, "blocks")
+    about = make_manifest(
+        "fake-tiny", config, FakeEnvironment(), ["cpu"], {"actor": "1"}, "blocks", {}
+    )
     with new_run(folder, config, about | manifest):
         pass
 

@@ -1,4 +1,6 @@
-"""Which implementation of attention an update uses: chosen once, by platform and model."""
+"""Which implementation of attention an update uses, and a sampler: chosen once, by platform and
+model.
+"""
 
 import importlib.util
 from collections.abc import Mapping
@@ -9,20 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ictjax.config import AttentionName
+from ictjax.config import AttentionName, SamplerConfig
 from ictjax.models.attention import BLOCKS, PLAIN, Attention
 from ictjax.models.config import ModelConfig
+from ictjax.models.paged_attention import PAGES, PagedAttention
 
 Implementation = Literal["blocks", "plain", "pallas_tpu", "pallas_gpu"]
+PagedImplementation = Literal["slots", "pages", "pallas_tpu"]
 _KERNELS: Mapping[Implementation, str] = MappingProxyType(
     {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 )
 _KERNEL_DTYPES = ("bfloat16", "float32")
+_LANES = 128
 _TRITON = "jax.experimental.pallas.triton"
 
 
 def platform_of(mesh: Mesh | None) -> str:
-    """Where an update on this mesh runs, or one on the default device: cpu, tpu, gpu (of NVIDIA,
+    """Where a program on this mesh runs, or one on the default device: cpu, tpu, gpu (of NVIDIA,
     compute capability 8.0 and newer, as the kernels need it), or another gpu.
     """
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
@@ -70,3 +75,39 @@ def attention_of(name: Implementation, model: ModelConfig, mesh: Mesh | None) ->
 
         return gpu_attention(model.head_dim, model.dtype, mesh)
     return PLAIN if name == "plain" else BLOCKS
+
+
+def resolve_paged(sizes: SamplerConfig, model: ModelConfig, platform: str) -> PagedImplementation:
+    """The implementation that a sampler's configuration asks for; "slots" where its cache has no
+    pages, whose rows have one way.
+
+    Raises:
+      ValueError: it cannot work there.
+    """
+    if not sizes.page_size:
+        return "slots"
+    dtype = jnp.dtype(model.dtype).name
+    suits = dtype in _KERNEL_DTYPES and sizes.page_size % _LANES == 0
+    if sizes.attention == "auto":
+        return "pallas_tpu" if platform == "tpu" and suits else "pages"
+    if sizes.attention == "pallas_tpu" and platform != "tpu":
+        raise ValueError(
+            f"attention of a sampler is {sizes.attention!r}, and it runs on {platform}: take auto"
+            " or pages."
+        )
+    if sizes.attention == "pallas_tpu" and not suits:
+        raise ValueError(
+            f"attention of a sampler is {sizes.attention!r}, which computes"
+            f" {' and '.join(_KERNEL_DTYPES)} over pages of a multiple of {_LANES} positions, and"
+            f" the model is {dtype} and page_size {sizes.page_size}: take auto or pages."
+        )
+    return sizes.attention
+
+
+def paged_attention_of(name: PagedImplementation, mesh: Mesh | None) -> PagedAttention:
+    """An implementation on a mesh or on one device."""
+    if name == "pallas_tpu":
+        from ictjax.models.tpu_paged_attention import tpu_paged_attention
+
+        return tpu_paged_attention(mesh)
+    return PAGES

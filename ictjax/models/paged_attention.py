@@ -1,11 +1,12 @@
-"""Attention of rows over pages of a pool, in place: the plain reference.
+"""Keys and values of rows in pages of a pool, and attention over them, in place: the plain
+reference.
 
 Shapes beside the package key: W counts the pages of the pool, P those of a row's table, C the
 positions of a page, Y the pages of a row that are attended to at once, and M = (N / K) * T are the
 rows of a kv head's matrix product.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,23 @@ from ictjax.models.precision import wide
 _AT_ONCE = 512
 
 
-class PagedAttention(Protocol):
-    """A way to compute it; all ways give the values of `attend_pages`."""
+class PagedWriting(Protocol):
+    """A way to write; all ways leave the pool that `write_pages` leaves."""
+
+    def __call__(
+        self,
+        k_wkhc: Float[Array, "W K H C"],
+        v_wkch: Float[Array, "W K C H"],
+        k_btkh: Float[Array, "B T K H"],
+        v_btkh: Float[Array, "B T K H"],
+        table_bp: Int[Array, "B P"],
+        starts_b: Int[Array, " B"],
+        lengths_b: Int[Array, " B"],
+    ) -> tuple[Float[Array, "W K H C"], Float[Array, "W K C H"]]: ...
+
+
+class PagedAttending(Protocol):
+    """A way to attend; all ways give the values of `attend_pages`."""
 
     def __call__(
         self,
@@ -34,6 +50,53 @@ class PagedAttention(Protocol):
         window: int | None,
         scale: float | None,
     ) -> Float[Array, "B T N H"]: ...
+
+
+class PagedAttention(NamedTuple):
+    """A way to work on a pool."""
+
+    write: PagedWriting
+    attend: PagedAttending
+
+
+def write_pages(
+    k_wkhc: Float[Array, "W K H C"],
+    v_wkch: Float[Array, "W K C H"],
+    k_btkh: Float[Array, "B T K H"],
+    v_btkh: Float[Array, "B T K H"],
+    table_bp: Int[Array, "B P"],
+    starts_b: Int[Array, " B"],
+    lengths_b: Int[Array, " B"],
+) -> tuple[Float[Array, "W K H C"], Float[Array, "W K C H"]]:
+    """The pool with positions starts_b..starts_b+lengths_b-1 of every row.
+
+    Args:
+      k_wkhc: keys of the pool.
+      v_wkch: its values.
+      k_btkh: rotated keys of the new positions; those from `lengths_b` on are padding.
+      v_btkh: their values.
+      table_bp: the pages of each row in the order of its positions; no two rows write to the same.
+      starts_b: positions before the first new one.
+      lengths_b: new positions.
+    """
+    num_pages, _, size, _ = v_wkch.shape
+    steps_1t = jnp.arange(k_btkh.shape[1], dtype=jnp.int32)[None]
+    positions_bt = starts_b[:, None] + steps_1t
+    owned_bt = jnp.take_along_axis(
+        table_bp, jnp.minimum(positions_bt // size, table_bp.shape[1] - 1), axis=1
+    )
+    # beyond the end: dropped
+    pages_bt = jnp.where(steps_1t < lengths_b[:, None], owned_bt, num_pages)
+    # A single position would be written by another program of XLA's, which copies the pool first:
+    # a second one, which is dropped, goes with it.
+    spare = ((0, 0), (0, int(pages_bt.size == 1)))
+    pages_bt = jnp.pad(pages_bt, spare, constant_values=num_pages)
+    places_bt = jnp.pad(positions_bt % size, spare)
+    k_btkh, v_btkh = (jnp.pad(x, (*spare, (0, 0), (0, 0))) for x in (k_btkh, v_btkh))
+    return (
+        k_wkhc.at[pages_bt, :, :, places_bt].set(k_btkh, mode="drop"),
+        v_wkch.at[pages_bt, :, places_bt].set(v_btkh, mode="drop"),
+    )
 
 
 def attend_pages(
@@ -130,3 +193,6 @@ def attend_pages(
         .transpose(0, 3, 1, 2, 4)
         .reshape(q_btnh.shape)
     )
+
+
+PAGES = PagedAttention(write_pages, attend_pages)

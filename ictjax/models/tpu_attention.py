@@ -37,7 +37,7 @@ from ictjax.models.kernel_attention import (
 )
 
 _BLOCK = 512  # [C, C] in float32 is 1 MiB of the 16 that a kernel may hold, for every head size
-_LANES = 128
+LANES = 128
 _SUBLANES = 8
 # A pair of blocks in one number: 14 bits each of the two blocks, and what is to be done.
 _STATE, _FIRST, _LAST, _INNER, _OUTER = 3, 4, 8, 4, 18
@@ -46,6 +46,44 @@ _QUERY_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel",
 _KEY_ORDER = pltpu.CompilerParams(
     dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
 )
+
+
+class Sums(NamedTuple):
+    """An online softmax in the memory of a kernel, of C queries; what belongs to a query is held in
+    all lanes alike.
+    """
+
+    total: Any  # of weighted values [C, H]
+    weight: Any  # [C, 128]
+    top: Any  # largest of the logits [C, 128]
+
+    def clear(self) -> None:
+        """Before the first block of keys."""
+        self.total[...] = jnp.zeros_like(self.total)
+        self.weight[...] = jnp.zeros_like(self.weight)
+        self.top[...] = jnp.full_like(self.top, MASKED)
+
+    def add(self, logits_cs: Array, values_sh: Array) -> None:
+        """Masked logits of a block of keys, and its values."""
+        top_cl = self.top[...]
+        new_top_cl = jnp.maximum(top_cl, logits_cs.max(axis=1, keepdims=True))
+        weights_cs = jnp.exp(logits_cs - _across(new_top_cl, logits_cs.shape[1]))
+        kept_cl = jnp.exp(top_cl - new_top_cl)
+        mixed_ch = product(weights_cs.astype(values_sh.dtype), values_sh, (1, 0))
+        self.total[...] = self.total[...] * _across(kept_cl, mixed_ch.shape[1]) + mixed_ch
+        self.weight[...] = self.weight[...] * kept_cl + weights_cs.sum(axis=1, keepdims=True)
+        self.top[...] = new_top_cl
+
+    def mixed(self) -> tuple[Array, Array]:
+        """Mixed values [C, H] and the logarithms of the sums of weights [C, 128]; zeros and -MASKED
+        at what saw nothing, which is padding.
+        """
+        alive_cl = self.top[...] > MASKED / 2
+        sum_cl = jnp.where(alive_cl, self.weight[...], 1.0)
+        share_cl = jnp.where(alive_cl, 1.0 / sum_cl, 0.0)
+        total_ch = self.total[...]
+        norm_cl = jnp.where(alive_cl, self.top[...] + jnp.log(sum_cl), -MASKED)
+        return total_ch * _across(share_cl, total_ch.shape[1]), norm_cl
 
 
 def tpu_attention(
@@ -125,8 +163,8 @@ def _forward(
             out_specs=[specs.query, specs.norm],
             scratch_shapes=[
                 pltpu.VMEM((block, head_dim), jnp.float32),
-                pltpu.VMEM((block, _LANES), jnp.float32),
-                pltpu.VMEM((block, _LANES), jnp.float32),
+                pltpu.VMEM((block, LANES), jnp.float32),
+                pltpu.VMEM((block, LANES), jnp.float32),
             ],
         ),
         out_shape=[
@@ -152,30 +190,16 @@ def _forward_kernel(
     keys_ref: Any,
     mixed_ref: Any,
     norm_ref: Any,
-    total_ref: Any,
-    sum_ref: Any,
-    top_ref: Any,
+    *sum_refs: Any,
 ) -> None:
     pair = pairs_ref[pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)]
 
-    @pl.when(pair & _FIRST != 0)
-    def start() -> None:
-        total_ref[...] = jnp.zeros_like(total_ref)
-        sum_ref[...] = jnp.zeros_like(sum_ref)
-        top_ref[...] = jnp.full_like(top_ref, MASKED)
+    sums = Sums(*sum_refs)
+    pl.when(pair & _FIRST != 0)(sums.clear)
 
     def add(masked: Callable[[Array], Array]) -> None:
-        # What belongs to a query is held in all lanes alike.
         logits_cs = masked(product(q_ref[...], k_ref[...], (1, 1)) * scale)
-        top_cl = top_ref[...]
-        new_top_cl = jnp.maximum(top_cl, logits_cs.max(axis=1, keepdims=True))
-        weights_cs = jnp.exp(logits_cs - _across(new_top_cl, logits_cs.shape[1]))
-        kept_cl = jnp.exp(top_cl - new_top_cl)
-        values_sh = v_ref[...]
-        mixed_ch = product(weights_cs.astype(values_sh.dtype), values_sh, (1, 0))
-        total_ref[...] = total_ref[...] * _across(kept_cl, mixed_ch.shape[1]) + mixed_ch
-        sum_ref[...] = sum_ref[...] * kept_cl + weights_cs.sum(axis=1, keepdims=True)
-        top_ref[...] = new_top_cl
+        sums.add(logits_cs, v_ref[...])
 
     @pl.when(pair & _STATE == PART)
     def part() -> None:
@@ -188,12 +212,8 @@ def _forward_kernel(
 
     @pl.when(pair & _LAST != 0)
     def finish() -> None:
-        alive_cl = top_ref[...] > MASKED / 2  # what saw nothing is padding: zeros
-        sum_cl = jnp.where(alive_cl, sum_ref[...], 1.0)
-        share_cl = jnp.where(alive_cl, 1.0 / sum_cl, 0.0)
-        total_ch = total_ref[...]
-        mixed_ref[...] = (total_ch * _across(share_cl, total_ch.shape[1])).astype(mixed_ref.dtype)
-        norm_cl = jnp.where(alive_cl, top_ref[...] + jnp.log(sum_cl), -MASKED)
+        mixed_ch, norm_cl = sums.mixed()
+        mixed_ref[...] = mixed_ch.astype(mixed_ref.dtype)
         norm_ref[...] = norm_cl.T[:1]
 
 
@@ -371,7 +391,7 @@ def _specs(place: Callable[..., _Place], block: int, head_dim: int) -> _Specs:
 
     wide, down, across = (
         (None, None, block, head_dim),
-        (None, block, _LANES),
+        (None, block, LANES),
         (None, _SUBLANES, block),
     )
     return _Specs(
@@ -401,7 +421,7 @@ def _fields(seen: Seen) -> tuple[Array, Array]:
     """What every token sees and is seen by, down the rows [B, T, 128] and across them [B, 8, T]."""
     stacked_b3t = jnp.stack(seen, axis=1)
     return (
-        jnp.pad(stacked_b3t.swapaxes(1, 2), ((0, 0), (0, 0), (0, _LANES - len(seen)))),
+        jnp.pad(stacked_b3t.swapaxes(1, 2), ((0, 0), (0, 0), (0, LANES - len(seen)))),
         jnp.pad(stacked_b3t, ((0, 0), (0, _SUBLANES - len(seen)), (0, 0))),
     )
 
@@ -423,4 +443,4 @@ def _blocks_of(pair: Any) -> tuple[Any, Any]:
 
 def _across(x_cl: Array, width: int) -> Array:
     """What is the same in all lanes, in so many columns."""
-    return jnp.tile(x_cl, (1, -(-width // _LANES)))[:, :width]
+    return jnp.tile(x_cl, (1, -(-width // LANES)))[:, :width]

@@ -34,7 +34,7 @@ from ictjax.mesh import table_sharding
 from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, attend, plain_rows
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
-from ictjax.models.paged_attention import PagedAttention, attend_pages
+from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.precision import wide
 from ictjax.models.rotary import rotary, rotate
 
@@ -299,7 +299,7 @@ def extend_pages(
     tokens_bt: Int[Array, "B T"],
     starts_b: Int[Array, " B"],
     lengths_b: Int[Array, " B"],
-    attention: PagedAttention = attend_pages,
+    attention: PagedAttention = PAGES,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """`extend` of rows that hold pages of a pool: nothing is copied out, and work follows the
     longest row of this call.
@@ -308,40 +308,26 @@ def extend_pages(
       pool: its rows are pages; consumed if the caller donates it.
       table_bp: the pages of each row in the order of its positions, enough for starts_b +
         lengths_b; entries behind them are any page.
-      attention: how the rows attend over their pages, the new ones included.
+      attention: how the rows write to their pages, and attend over them.
     """
-    num_pages, _, size, _ = pool.v[0].shape
     steps_t = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)
-    positions_bt = starts_b[:, None] + steps_t[None, :]
-    owned_bt = jnp.take_along_axis(
-        table_bp, jnp.minimum(positions_bt // size, table_bp.shape[1] - 1), axis=1
-    )
-    # beyond the end: dropped
-    pages_bt = jnp.where(steps_t[None, :] < lengths_b[:, None], owned_bt, num_pages)
-    # A single position would be written by another program of XLA's, which copies the pool first:
-    # a second one, which is dropped, goes with it.
-    spare = ((0, 0), (0, int(pages_bt.size == 1)))
-    pages_bt = jnp.pad(pages_bt, spare, constant_values=num_pages)
-    places_bt = jnp.pad(positions_bt % size, spare)
+    rows = table_bp, starts_b, lengths_b
 
     def mix(
         sliding: bool, k_pages: Array, v_pages: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
     ) -> tuple[Array, Array, Array]:
-        k_btkh, v_btkh = (jnp.pad(x, (*spare, (0, 0), (0, 0))) for x in (k_btkh, v_btkh))
-        k_pages = k_pages.at[pages_bt, :, :, places_bt].set(k_btkh, mode="drop")
-        v_pages = v_pages.at[pages_bt, :, places_bt].set(v_btkh, mode="drop")
-        mixed_btnh = attention(
+        k_pages, v_pages = attention.write(k_pages, v_pages, k_btkh, v_btkh, *rows)
+        mixed_btnh = attention.attend(
             q_btnh,
             k_pages,
             v_pages,
-            table_bp,
-            starts_b,
-            lengths_b,
+            *rows,
             window=config.sliding_window if sliding else None,
             scale=config.attention_scale,
         )
         return mixed_btnh, k_pages, v_pages
 
+    positions_bt = starts_b[:, None] + steps_t[None, :]
     return _extended(config, params, pool, tokens_bt, positions_bt, mix)
 
 

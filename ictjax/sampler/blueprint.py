@@ -15,6 +15,7 @@ from jax.stages import Lowered
 
 from ictjax.config import SamplerConfig
 from ictjax.mesh import cache_sharding, kv_copies
+from ictjax.models.attention_choice import paged_attention_of, platform_of, resolve_paged
 from ictjax.models.cache import KVCache, copy_row, make_cache, put_row, take_row
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
@@ -74,6 +75,7 @@ class Blueprint:
                     " every copy gets the same share"
                 )
         sizes.cache_rows(self.num_shards)
+        resolve_paged(sizes, self.config, platform_of(self.mesh))
 
     @property
     def num_shards(self) -> int:
@@ -119,6 +121,7 @@ class Blueprint:
           shape: of the dispatch.
         """
         sizes = self.sizes
+        attention = resolve_paged(sizes, self.config, platform_of(self.mesh))
         static = functools.partial(
             turn,
             self.config,
@@ -129,6 +132,7 @@ class Blueprint:
             max_top_k=sizes.max_top_k,
             pad_id=self.pad_id,
             num_pages=self.table_length,
+            attention=paged_attention_of(attention, self.mesh),
             unused=self.unused,
         )
         packed = self.blank(shape.num_rows, shape.length)

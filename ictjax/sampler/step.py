@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from ictjax.models import transformer
 from ictjax.models.cache import KVCache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
+from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.transformer import Params
 from ictjax.sampler.state import NO_ID, Extras, pack_samples, unpack_rows
 
@@ -160,6 +161,7 @@ def turn(
     max_top_k: int,
     pad_id: int,
     num_pages: int = 0,
+    attention: PagedAttention = PAGES,
     unused: Sequence[range] = (),
 ) -> tuple[Int[Array, "B X"], KVCache]:
     """Appends the tokens of `packed` (see state.Rows) to their rows, then samples up to `max_steps`
@@ -174,6 +176,7 @@ def turn(
     Args:
       cache: donate it.
       num_pages: static; of a row's table in `packed`. 0: the cache is one of slots.
+      attention: over pages.
       unused: static; ids that are never sampled.
       max_steps: static; the loop ends early when no row is active.
 
@@ -191,7 +194,9 @@ def turn(
     ) -> tuple[Array, KVCache]:
         appended = (tokens_bt, starts_b, lengths_b)
         if num_pages:
-            return transformer.extend_pages(config, params, part, rows.table_bp, *appended)
+            return transformer.extend_pages(
+                config, params, part, rows.table_bp, *appended, attention=attention
+            )
         return transformer.extend(config, params, part, *appended)
 
     def record(loop: _Loop, hidden_bd: Float[Array, "B D"]) -> _Loop:
