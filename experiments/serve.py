@@ -139,9 +139,8 @@ class HttpServer(uvicorn.Server):
         until_s = time.monotonic() + _CLOSING_S
         while self.server_state.connections and time.monotonic() < until_s:
             await asyncio.sleep(_TICK_S)
-        for client in list(
-            self.server_state.connections
-        ):  # who takes nothing, or never ends to ask
+        # who takes nothing, or never ends to ask
+        for client in list(self.server_state.connections):
             client.transport.abort()
 
 
