@@ -141,9 +141,8 @@ class HttpServer(uvicorn.Server):
         until_s = time.monotonic() + _CLOSING_S
         while self.server_state.connections and time.monotonic() < until_s:
             await asyncio.sleep(_TICK_S)
-        for client in list(
-            self.server_state.connections
-        ):  # who takes nothing, or never ends to ask
+        # who takes nothing, or never ends to ask
+        for client in list(self.server_state.connections):
             client.transport.abort()
 
 
@@ -263,11 +262,11 @@ def _bound(args: ServeArgs) -> socket.socket:
             listener = opened.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # names of hosts have short parts
+            reason = (isinstance(error, OSError) and error.strerror) or error
             raise ValueError(
-                f"--host {args.host} --port {args.port} cannot be listened at"
-                f" ({error.strerror or error}): name an address of this machine, and a port that"
-                " is free (0: any)."
+                f"--host {args.host} --port {args.port} cannot be listened at ({reason}): name an"
+                " address of this machine, and a port that is free (0: any)."
             ) from error
         opened.pop_all()
         return listener

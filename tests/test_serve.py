@@ -690,6 +690,7 @@ def test_a_sampler_that_fails_ends_the_server():
         (["--adapter", "a=x", "a=y"], ["--adapter a=y", "name of another"]),
         (["--adapter", "actor=x"], ["--adapter actor=x", "name of another"]),
         (["--host", "203.0.113.7", "--port", "0"], ["--host 203.0.113.7", "cannot be listened at"]),
+        (["--host", "x" * 70, "--port", "0"], ["--host xxx", "cannot be listened at"]),
     ],
 )
 def test_flags_that_cannot_act_are_refused(flags, words, capsys):

@@ -235,14 +235,8 @@ class PageStore:
         """Makes it resident, with what is known of its tokens. Where the device fails, it has no
         pages and waits on.
         """
-        pool = self._pools[seat.shard]
-        found = collections.deque(self._found(seat, length))
-        # first all of them, so that nothing below can evict one
-        for page in found:
-            if page is not None:
-                pool.take(page)
         try:
-            self._gather(seat, found)
+            self._gather(seat, length)
             if seat.cached:
                 self._bring_back(seat)
             else:
@@ -250,10 +244,6 @@ class PageStore:
         except BaseException:
             self._release_from(seat, 0)
             raise
-        finally:  # what follows a page that nobody has
-            for page in found:
-                if page is not None:
-                    pool.release(page)
         seat.resident = True
 
     def _begin(self, seat: _Seat, length: int) -> None:
@@ -269,14 +259,23 @@ class PageStore:
             seat.tail = None
         self._await(seat, -1)
 
-    def _gather(self, seat: _Seat, found: collections.deque[int | None]) -> None:
-        """Gives it the pages found, and fetches others in between; leaves what comes after one that
-        nobody has.
-        """
-        while found and (found[0] is not None or self._fetch(seat)):
-            page = found.popleft()
+    def _gather(self, seat: _Seat, length: int) -> None:
+        """Gives it the full pages that are known, up to one that nobody has."""
+        pool = self._pools[seat.shard]
+        found = collections.deque(self._found(seat, length))
+        # first all of them, so that nothing below can evict one
+        for page in found:
             if page is not None:
-                seat.pages.append(page)
+                pool.take(page)
+        try:
+            while found and (found[0] is not None or self._fetch(seat)):
+                page = found.popleft()
+                if page is not None:
+                    seat.pages.append(page)
+        finally:
+            for page in found:
+                if page is not None:
+                    pool.release(page)
 
     def _grow(self, seat: _Seat) -> int:
         """One more page of its own, empty."""
