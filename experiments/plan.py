@@ -102,7 +102,7 @@ class Planner:
 
     Args:
       place: the devices.
-      report: is told before every compilation.
+      report: is told before and after every compilation.
     """
 
     def __init__(self, place: Place, report: Report | None = None) -> None:
@@ -243,12 +243,16 @@ class Planner:
 
     def _compile(self, program: Program) -> Compiled:
         if program.key not in self._compiled:
+            self._say()
             self._compiled[program.key] = kept_figures(
                 program.lower(), self.place.devices[0], compile_program
             )
-            if self._report is not None:
-                self._report(len(self._compiled), max(self._wanted, len(self._compiled)))
+            self._say()
         return self._compiled[program.key]
+
+    def _say(self) -> None:
+        if self._report is not None:
+            self._report(len(self._compiled), max(self._wanted, len(self._compiled)))
 
 
 def compile_program(lowered: Lowered) -> Compiled:

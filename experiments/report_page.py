@@ -72,8 +72,9 @@ def percent(value: float) -> str:
 
 
 def points(value: float) -> str:
-    """0.417 -> +42"""
-    return f"{100 * value:+.0f}"
+    """0.417 -> +42; -0.001 -> +0"""
+    text = f"{100 * value:+.0f}"
+    return "+0" if text == "-0" else text
 
 
 def interval(ci: Sequence[float], *, signed: bool = False) -> str:

@@ -459,11 +459,11 @@ def test_numbers_as_text():
     assert (
         report_page.percent(0.417),
         report_page.points(-0.06),
-        report_page.interval([0.3, 0.5], signed=True),
+        report_page.interval([-0.003, 0.5], signed=True),
     ) == (
         "42",
         "-6",
-        "[+30, +50]",
+        "[+0, +50]",
     )
     assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == [
         "<1e-4",
