@@ -47,7 +47,7 @@ def kept_figures(
     path = pathlib.Path(folder, "figures", f"{_name(lowered, device)}.json")
     try:
         return Compiled(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or not whole
+    except (OSError, ValueError, TypeError, RecursionError):  # not there, or not whole
         figures = compile_it(lowered)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
