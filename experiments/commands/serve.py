@@ -52,11 +52,9 @@ class ServeArgs(Flags):
     page_size: Annotated[
         int | None,
         Range(1, 16_777_216, also=0),
-        tyro.conf.arg(metavar="N", help_behavior_hint="(default: 128; on CPUs 0)"),
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: 128 tokens; on CPUs 0)"),
     ] = None
-    """Tokens of a page of the cache, of which conversations take more as they grow; there is memory
-    for a quarter of what they could take all together. 0: each has its full length from the
-    start, which is faster on CPUs."""
+    """Of a page of the cache, which conversations take as they grow; 0: all of it at once."""
     max_replies: Annotated[int, Range(1, 1_000_000)] = 256
     """Under way and waiting, of all clients together; others are told to come back (429)."""
     max_request_kib: Annotated[int, Range(1, 1_048_576)] = 4096
