@@ -31,20 +31,21 @@ class Compiled:
 
 
 def kept_figures(
-    lowered: Lowered, device: jax.Device, compile_it: Callable[[Lowered], Compiled]
+    lowered: Lowered, machine: str, device: jax.Device, compile_it: Callable[[Lowered], Compiled]
 ) -> Compiled:
     """The figures of a program: those kept beside JAX's compiled programs, else what `compile_it`
     says, which is then kept. Without such a folder nothing is.
 
     Args:
       lowered: the program.
-      device: one that it is compiled for.
+      machine: that it is compiled for, by name: devices of one kind can be linked in several ways.
+      device: one of that machine.
       compile_it: asks the compiler.
     """
     folder = os.environ.get(FOLDER)
     if not folder or "://" in folder:  # JAX can keep its programs in a bucket
         return compile_it(lowered)
-    path = pathlib.Path(folder, "figures", f"{_name(lowered, device)}.json")
+    path = pathlib.Path(folder, "figures", f"{_name(lowered, machine, device)}.json")
     try:
         return Compiled(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):  # not there, or not whole
@@ -58,12 +59,13 @@ def kept_figures(
     return figures
 
 
-def _name(lowered: Lowered, device: jax.Device) -> str:
+def _name(lowered: Lowered, machine: str, device: jax.Device) -> str:
     """Of the program's text, and of all that decides what a compiler makes of it."""
     decides = (
         lowered.as_text(),
         jax.__version__,
         jaxlib.__version__,
+        machine,
         device.client.platform_version,
         device.device_kind,
         *(os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),

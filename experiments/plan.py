@@ -245,7 +245,7 @@ class Planner:
         if program.key not in self._compiled:
             self._say()
             self._compiled[program.key] = kept_figures(
-                program.lower(), self.place.devices[0], compile_program
+                program.lower(), self.place.name, self.place.devices[0], compile_program
             )
             self._say()
         return self._compiled[program.key]

@@ -197,7 +197,7 @@ class EndpointConfig(Ranged):
 
 
 PagedAttentionName = Literal["auto", "pages", "pallas_tpu"]
-"""How a sampler attends over the pages of its cache: the fastest proven way of the platform; a few
+"""How a sampler attends over the pages of its cache: as suits the platform; a few
 pages of all rows at a time, on any platform; by a kernel for TPU.
 """
 
@@ -527,7 +527,7 @@ values.
 
 
 AttentionName = Literal["auto", "blocks", "plain", "pallas_tpu", "pallas_gpu"]
-"""How the update computes attention: the fastest proven way of the platform; in blocks, on any
+"""How the update computes attention: as suits the platform; in blocks, on any
 platform; with all pairs of tokens in memory, for short rows; by kernels for TPU, or for GPU.
 """
 

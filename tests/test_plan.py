@@ -310,18 +310,20 @@ def test_figures_are_kept_until_the_program_changes(monkeypatch, tmp_path):
     monkeypatch.setenv(FOLDER, str(tmp_path))
     asked = []
 
-    def figures_of(add):
+    def figures_of(add, machine="here"):
         def compile_it(lowered):
             asked.append(add)
             return compile_program(lowered)
 
         lowered = jax.jit(lambda x: x + add).lower(1.0)
-        return kept_figures(lowered, jax.devices()[0], compile_it)
+        return kept_figures(lowered, machine, jax.devices()[0], compile_it)
 
     first = figures_of(1.0)
     assert figures_of(1.0) == first and asked == [1.0]
     figures_of(2.0)
     assert asked == [1.0, 2.0]
+    figures_of(2.0, "elsewhere")
+    assert asked.pop() == 2.0 and asked == [1.0, 2.0]
     for path in tmp_path.glob("figures/*.json"):
         path.write_text("{")  # cut off
     assert figures_of(1.0) == first and asked == [1.0, 2.0, 1.0]
