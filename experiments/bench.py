@@ -17,8 +17,9 @@ from rich.table import Table
 
 from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
-from experiments.bench_models import bench_sampler, bench_update
+from experiments.bench_models import bench_update
 from experiments.bench_run import Note, Result
+from experiments.bench_sampler import bench_sampler
 from experiments.commands.bench import CacheBench, Common, main
 from experiments.manifest import package_versions
 from ictjax.run_files import write_lines
@@ -31,6 +32,7 @@ _PACKAGES = (
     "optax",
     "transformers",
     "torch",
+    "google-tunix",
     "numpy",
     "alfworld",
     "textworld",

@@ -1,8 +1,6 @@
-"""Benchmarks of the sampler and the update, each against a peer."""
+"""Shapes of models to measure with, and the benchmark of the update against its peers."""
 
 import dataclasses
-import functools
-import importlib.util
 import math
 import statistics
 import tempfile
@@ -21,14 +19,13 @@ from experiments.bench_run import (
     Note,
     Result,
     Stopwatch,
-    fastest_threads,
     interleave,
     ratio,
 )
 from experiments.bench_trl import Episodes, check_installed, trl_design
-from experiments.commands.bench import SamplerBench, UpdateBench
-from experiments.memory import Use, check_fits, sampler_uses, weights_use
-from ictjax import grpo, keys
+from experiments.commands.bench import UpdateBench
+from experiments.memory import Use, check_fits, weights_use
+from ictjax import grpo
 from ictjax.batch import Batch, pack
 from ictjax.config import (
     PAPER,
@@ -36,7 +33,6 @@ from ictjax.config import (
     GRPOConfig,
     LearnerConfig,
     OptimizerConfig,
-    SamplerConfig,
 )
 from ictjax.learner import (
     LearnerState,
@@ -50,7 +46,6 @@ from ictjax.models.attention import Seen
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import PROJECTION_AXES, init_params
-from ictjax.sampler import Request, Sampler, SamplerStats
 
 # Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and
 # equal greedy replies would say little.
@@ -68,6 +63,22 @@ _POCKET = ModelConfig(
 SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
     {
         "pocket": _POCKET,
+        "4x256": dataclasses.replace(
+            _POCKET,
+            vocab_size=4096,
+            d_model=256,
+            d_ff=768,
+            head_dim=64,
+        ),
+        "8x512": dataclasses.replace(
+            _POCKET,
+            vocab_size=4096,
+            num_layers=8,
+            d_model=512,
+            d_ff=1536,
+            num_heads=8,
+            head_dim=64,
+        ),
         "medium": dataclasses.replace(
             _POCKET,
             vocab_size=32_768,
@@ -91,289 +102,15 @@ SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
         ),
     }
 )
-# Sampler.
 
 
-class Workload(NamedTuple):
-    """Random tokens of multi-turn conversations."""
-
-    prompt: list[int]
-    observations: list[list[list[int]]]  # [turn][row]
-    reply: int
-
-
-def make_workload(bench: SamplerBench, vocab_size: int) -> Workload:
-    """The same tokens for every design and repetition."""
-    rng = np.random.default_rng(0)
-    observations = rng.integers(0, vocab_size, (bench.turns, bench.rows, bench.observed)).tolist()
-    return Workload(
-        prompt=rng.integers(0, vocab_size, bench.prompt).tolist(),
-        observations=observations,
-        reply=bench.reply,
-    )
-
-
-def keep_cache(
-    sampler: Sampler, flush: Callable[[], None], work: Workload, *, share_prompt: bool
-) -> tuple[float, list[list[int]]]:
-    """Each conversation stays open: only new tokens are computed. With `share_prompt` the system
-    prompt is computed for the first one only.
-    """
-    flush()
-    stopwatch = Stopwatch()
-    with stopwatch.running():
-        conversations = []
-        for row, observed in enumerate(work.observations[0]):
-            conversations.append(sampler.open([*work.prompt, *observed]))
-            if share_prompt and not row:
-                sampler.run()
-        replies: list[list[int]] = [[] for _ in conversations]
-        for turn, observations in enumerate(work.observations):
-            for conversation, observed in zip(conversations, observations, strict=True):
-                if turn:
-                    sampler.extend(conversation, observed)
-            _generate(sampler, conversations, work.reply, replies)
-        for conversation in conversations:
-            sampler.close(conversation)
-    return stopwatch.seconds, replies
-
-
-def prefill_again(
-    sampler: Sampler, flush: Callable[[], None], work: Workload
-) -> tuple[float, list[list[int]]]:
-    """A fresh conversation per turn, and nothing left of the last one: the design of a rollout that
-    calls `generate` on the whole text.
-    """
-    stopwatch = Stopwatch()
-    texts = [list(work.prompt) for _ in work.observations[0]]
-    replies: list[list[int]] = [[] for _ in texts]
-    for observations in work.observations:
-        flush()
-        with stopwatch.running():
-            for text, observed in zip(texts, observations, strict=True):
-                text += observed
-            conversations = [sampler.open(text) for text in texts]
-            before = [len(reply) for reply in replies]
-            _generate(sampler, conversations, work.reply, replies)
-            for conversation, text, reply, start in zip(
-                conversations, texts, replies, before, strict=True
-            ):
-                text += reply[start:]
-                sampler.close(conversation)
-    return stopwatch.seconds, replies
-
-
-def _generate(
-    sampler: Sampler, conversations: list[int], num_tokens: int, replies: list[list[int]]
-) -> None:
-    request = Request(
-        max_new_tokens=num_tokens,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        stop_ids=(),
-        key=keys.as_array(keys.root_key(0)),
-    )
-    rows = {conversation: row for row, conversation in enumerate(conversations)}
-    for conversation in conversations:
-        sampler.generate(conversation, request)
-    for generation in sampler.run():
-        replies[rows[generation.conversation]] += generation.ids
-
-
-def transformers_design(folder: str, work: Workload, device: str) -> tuple[Design, str]:
-    """`generate` of transformers on the whole batch, greedy, with its KV cache inside a turn; every
-    turn starts from the whole text.
-
-    On CPU torch gets the number of threads that is faster here: on a busy machine two threads that
-    wait for each other can take eight times as long as one.
-
-    Returns:
-      The design, and a sentence on the threads.
-    """
-    import torch  # an optional package, needed here only
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    model = (
-        transformers.Qwen2ForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False
-        )
-        .to(device)
-        .eval()
-    )
-    settings = transformers.GenerationConfig(
-        max_new_tokens=work.reply,
-        min_new_tokens=work.reply,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,
-    )
-
-    def run() -> tuple[float, list[list[int]]]:
-        stopwatch = Stopwatch()
-        with stopwatch.running(), torch.inference_mode():
-            texts = torch.tensor([work.prompt] * len(work.observations[0]), device=device)
-            replies = []
-            for observations in work.observations:
-                texts = torch.cat([texts, torch.tensor(observations, device=device)], dim=1)
-                start = texts.shape[1]
-                texts = model.generate(
-                    texts, attention_mask=torch.ones_like(texts), generation_config=settings
-                )
-                replies.append(texts[:, start:])
-            found = torch.cat(replies, dim=1).tolist()
-        return stopwatch.seconds, found
-
-    if device != "cpu":
-        return run, f"speedup hf: over transformers, which ran on {device}."
-    return (
-        run,
-        f"speedup hf: over transformers, which ran with {fastest_threads(run)}.",
-    )
-
-
-def bench_sampler(bench: SamplerBench, note: Note) -> Result:
-    """Tokens per second of whole multi-turn rollouts."""
-    config = SHAPES[bench.shape]
-    turn = bench.observed + bench.reply
-    max_len = bench.prompt + bench.turns * turn
-    if max_len > config.max_positions:
-        raise ValueError(
-            f"A conversation has {max_len} tokens, the model {config.max_positions} positions:"
-            " lower --prompt or --turns."
-        )
-    # The peer gets a bucket for the exact length of each turn's text, so that it never computes
-    # padding.
-    lengths = {
-        bench.observed + 1,
-        *(bench.prompt + bench.observed + index * turn for index in range(bench.turns)),
-    }
-    sizes = SamplerConfig(
-        num_slots=bench.rows,
-        max_len=max_len,
-        extend_buckets=tuple(sorted(lengths)),
-        row_buckets=tuple(sorted({1, bench.rows})),
-        decode_steps=bench.decode_steps,
-        max_top_k=1,
-    )
-    check_fits(
-        "Weights, cache and tokens",
-        [
-            *sampler_uses("sampler", config, sizes),
-            _tokens_use(bench.prompt + bench.turns * bench.rows * bench.observed),
-        ],
-        "Give fewer --rows, a shorter --prompt, or a smaller --shape.",
-    )
-    work = make_workload(bench, config.vocab_size)
-    params = init_params(config, jax.random.key(0))
-    generated = bench.rows * bench.turns * bench.reply
-    notes = []
-    with (
-        Sampler(config, params, sizes, pad_id=0) as sampler,
-        tempfile.TemporaryDirectory(prefix="ictjax-bench-") as folder,
-    ):
-        # forgets all cached prefixes, which the next run would find again
-        flush = functools.partial(sampler.set_params, params)
-        designs: dict[str, Design] = {
-            "keep cache, shared prompt": lambda: keep_cache(
-                sampler, flush, work, share_prompt=True
-            ),
-            "keep cache": lambda: keep_cache(sampler, flush, work, share_prompt=False),
-            "prefill again": lambda: prefill_again(sampler, flush, work),
-        }
-        counts: dict[str, SamplerStats] = {}
-        timed = {
-            name: functools.partial(_counted, sampler, run, counts, name)
-            for name, run in designs.items()
-        }
-        device = _torch_device()
-        if not bench.transformers:
-            notes.append("transformers was left out.")
-        elif device is None:
-            notes.append(
-                "transformers was left out: no torch is installed here that works on the same kind"
-                " of device."
-            )
-        else:
-            save_checkpoint(folder, config, params)
-            note("transformers: threads")
-            timed["transformers"], threads = transformers_design(folder, work, device)
-            notes.append(threads)
-        seconds, replies = interleave(timed, bench.repetitions, note)
-        compiled = sum(counts[name].compile_count for name in designs)
-    expected = np.asarray(replies["keep cache"])
-    rows = []
-    for name in timed:
-        median_s = statistics.median(seconds[name])
-        count = counts.get(name)
-        rows.append(
-            {
-                "design": name,
-                "seconds": median_s,
-                "tokens_per_s": generated / median_s,
-                "prefilled": None if count is None else count.prefilled_tokens,
-                "padding": (
-                    None
-                    if count is None
-                    else count.padded_tokens
-                    / (count.prefilled_tokens + count.decoded_tokens + count.padded_tokens)
-                ),
-                "dispatches": None if count is None else count.dispatches,
-                "same_tokens": float((np.asarray(replies[name]) == expected).mean()),
-                "speedup": ratio(seconds, name, "prefill again"),
-                "speedup_hf": (
-                    ratio(seconds, name, "transformers") if "transformers" in timed else None
-                ),
-            }
-        )
-    notes.append(
-        f"{generated} greedy tokens per run, {len(np.unique(expected))} different ones; {compiled}"
-        " programs compiled in the last timed runs."
-    )
-    title = (
-        f"Sampler, {bench.shape}: {bench.rows} conversations x {bench.turns} turns, prompt"
-        f" {bench.prompt} + turns of "
-    )
-    title += f"{bench.observed} observed and {bench.reply} generated tokens"
-    return Result(title, "prefill again", rows, notes)
-
-
-def _tokens_use(count: int) -> Use:
+def tokens_use(count: int) -> Use:
+    """Of what `check_fits` counts: tokens as Python holds them."""
     return _use(f"{count:,} random tokens", 40 * count)  # a number of Python and its place
 
 
 def _use(what: str, num_bytes: int) -> Use:
     return Use(what, "weights", frozenset(), None, num_bytes, num_bytes, 1)
-
-
-def _counted(
-    sampler: Sampler, run: Design, counts: dict[str, SamplerStats], name: str
-) -> tuple[float, Any]:
-    """Runs a design and books what the sampler counted meanwhile."""
-    before = dataclasses.asdict(sampler.stats)
-    seconds, result = run()
-    counts[name] = SamplerStats(
-        **{
-            field: value - before[field]
-            for field, value in dataclasses.asdict(sampler.stats).items()
-        }
-    )
-    return seconds, result
-
-
-def _torch_device() -> str | None:
-    """Where torch can compute what JAX computes here; None without a torch that can."""
-    if importlib.util.find_spec("torch") is None:
-        return None
-    import torch
-
-    if jax.default_backend() == "cpu":
-        return "cpu"
-    return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else None
-
-
-# Update.
 
 
 def full_logits_update(
@@ -504,7 +241,7 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
             *[weights_use("weights", config)] * 2,
             # of the learner, one for every design: weights and two moments
             *[weights_use("weights and moments of a design", config)] * 3 * (2 + peer),
-            _tokens_use(samples * length),
+            tokens_use(samples * length),
             _use("logits of all positions", peer * 4 * samples * length * config.vocab_size),
         ],
         "Give fewer --groups, a smaller --group-size, --shape or --vocab-size, or --against"

@@ -7,6 +7,7 @@ each repetition, in an order that rotates, after one untimed round of everything
 """
 
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,13 +61,13 @@ def ratio(seconds: Mapping[str, Sequence[float]], design: str, peer: str) -> flo
 
 
 def fastest_threads(run: Callable[[], Any]) -> str:
-    """Gives PyTorch one thread or its default number, whichever runs faster here: on a busy machine
+    """Gives PyTorch one thread or one for every core, whichever runs faster here: on a busy machine
     two threads that wait for each other can take eight times as long as one. Says which.
     """
     import torch  # an optional package, needed here only
 
     seconds = {}
-    for threads in sorted({1, torch.get_num_threads()}, reverse=True):
+    for threads in sorted({1, len(os.sched_getaffinity(0))}, reverse=True):
         torch.set_num_threads(threads)
         run()
         start = time.perf_counter()

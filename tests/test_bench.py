@@ -6,12 +6,24 @@ import dataclasses
 import importlib.util
 import json
 
+import jax
 import pytest
 
 from envs.api import GameId
 from envs.pool import WorkerPool
 from envs.registry import load_environment
-from experiments import bench, bench_cache, bench_envs, bench_models, bench_run, bench_trl
+from experiments import (
+    bench,
+    bench_cache,
+    bench_envs,
+    bench_models,
+    bench_peers,
+    bench_run,
+    bench_sampler,
+    bench_trl,
+    estimate,
+    roofline,
+)
 from experiments.commands.bench import CacheBench
 from tests.test_cli import refused
 
@@ -35,7 +47,8 @@ def tiny(monkeypatch):
         num_heads=2,
         head_dim=8,
     )
-    monkeypatch.setattr(bench_models, "SHAPES", {"pocket": shape})
+    for module in (bench_models, bench_sampler):
+        monkeypatch.setattr(module, "SHAPES", {"pocket": shape})
 
 
 def test_interleaving_is_fair():
@@ -57,41 +70,120 @@ def test_interleaving_is_fair():
     assert bench_run.ratio(seconds, "peer", "peer") == 1.0
 
 
-def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
-    settings = bench_models.SamplerBench(
-        repetitions=2,
-        rows=ROWS,
+def sampler_cell(task, rows=ROWS):
+    settings = bench_sampler.SamplerBench(
+        rows=(rows,),
+        tasks=(task,),
         prompt=PROMPT,
         turns=TURNS,
         observed=OBSERVED,
+        said=REPLY,
         reply=REPLY,
+        repetitions=2,
         decode_steps=4,
-        transformers=False,
     )
-    result = bench_models.bench_sampler(settings, quiet)
-    found = {row["design"]: row for row in result.rows}
-    assert [row["same_tokens"] for row in result.rows] == [1.0, 1.0, 1.0]
+    return settings, bench_sampler.Cell("pocket", rows, task)
+
+
+def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
+    settings, cell = sampler_cell("episode")
+    config = bench_models.SHAPES["pocket"]
+    work, shared = bench_sampler.workload(settings, cell, config.vocab_size)
+    assert (shared, work.longest) == (PROMPT, PROMPT + TURNS * (OBSERVED + REPLY))
+    params = bench_sampler.init_params(config, jax.random.key(0))
+    sizes = bench_sampler.sizes_of(settings, cell)
+    with bench_sampler.Sampler(config, params, sizes, pad_id=0) as sampler:
+
+        def run(design, **options):
+            before = sampler.stats
+            played = design(sampler, lambda: sampler.set_params(params), work, **options)
+            after = sampler.stats
+            assert 0 < played.spent.first < played.spent.total
+            assert after.padded_tokens == before.padded_tokens or options.get("share")
+            return played.replies, after.prefilled_tokens - before.prefilled_tokens
+
+        alone, kept = run(bench_sampler.keep_cache, share=False)
+        together, once = run(bench_sampler.keep_cache, share=True)
+        again, whole = run(bench_sampler.prefill_again)
+    assert alone == together == again
+    assert {len(replies) for replies in alone} == {TURNS * REPLY}
     # In later turns the last token of the reply has no cache position yet and is computed with the
     # observation.
     later = ROWS * (TURNS - 1) * (OBSERVED + 1)
-    assert found["keep cache"]["prefilled"] == ROWS * (PROMPT + OBSERVED) + later
-    # one row waits with 1 token
-    assert found["keep cache, shared prompt"]["prefilled"] == PROMPT + ROWS * OBSERVED + later - 1
-    lengths = [PROMPT + OBSERVED + turn * (OBSERVED + REPLY) for turn in range(TURNS)]
-    assert found["prefill again"]["prefilled"] == ROWS * sum(lengths)
-    assert found["prefill again"]["padding"] == found["keep cache"]["padding"] == 0
-    assert found["prefill again"]["speedup"] == 1.0
-    assert "0 programs compiled" in result.notes[-1]
+    assert kept == ROWS * (PROMPT + OBSERVED) + later
+    # the first row is computed before the others come, and keeps its last token for its reply
+    assert once == PROMPT + ROWS * OBSERVED + later - 1
+    assert whole == ROWS * sum(
+        PROMPT + OBSERVED + turn * (OBSERVED + REPLY) for turn in range(TURNS)
+    )
+
+
+def test_sampler_cells(tiny):
+    settings, _ = sampler_cell("generate", rows=2)
+    settings = dataclasses.replace(settings, tasks=("generate", "group"))
+    prefill, decode, group = bench_sampler.bench_sampler(settings, quiet).rows
+    assert [row["cell"] for row in (prefill, decode, group)] == [
+        "pocket x 2 prefill",
+        "pocket x 2 decode",
+        "pocket x 2 group",
+    ]
+    for row, tokens in ((prefill, 2 * PROMPT), (decode, 2 * (REPLY - 1)), (group, 2 * REPLY)):
+        assert row["seconds"] * row["tokens_per_s"] == pytest.approx(tokens)
+        assert row["same"] == 1.0
+        assert row["of_roofline"] > 0
+    assert (prefill["over_again"], group["over_again"] > 0) == (None, True)
+
+
+def test_the_roofline_of_sampling_counts_what_must_be_computed():
+    config = bench_models.SHAPES["pocket"]
+    layers = estimate.matrix_weights(config) - config.vocab_size * config.d_model
+    head = config.vocab_size * config.d_model
+    pair = 4 * config.num_layers * config.num_heads * config.head_dim
+    position = 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim
+
+    def floor(machine, *, shared=0):
+        work = bench_peers.Workload([[1, 2, 3]] * 2, [[[4]] * 2], reply=2)
+        return roofline.least_seconds(config, work, shared, machine)
+
+    products = roofline.Rates(flops=1.0, bandwidth=float("inf"))
+    first, rest = floor(products)
+    assert first == 2 * (2 * 3 * layers + 6 * pair + 2 * head)
+    # one more token of the reply at position 3; then its last token and what is observed; then one
+    seen = 4 + (5 + 6) + 7
+    assert rest == 2 * (2 * 4 * layers + seen * pair + 3 * 2 * head)
+    assert floor(products, shared=2)[0] == first - (2 * 2 * layers + 3 * pair)
+    reading = roofline.Rates(flops=float("inf"), bandwidth=1.0)
+    weights = 4 * (layers + head)
+    assert floor(reading) == (weights, 3 * weights + 2 * (3 + 4 + 6) * position)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="compares with PyTorch")
-def test_transformers_generates_the_same_tokens(tiny):
-    settings = bench_models.SamplerBench(
-        repetitions=1, rows=2, prompt=9, turns=2, observed=3, reply=4, decode_steps=4
+@pytest.mark.parametrize("task", ["generate", "episode"])
+def test_transformers_generates_the_same_tokens(tiny, task):
+    settings, _ = sampler_cell(task, rows=2)
+    settings = dataclasses.replace(settings, repetitions=1, against=("transformers",))
+    row = bench_sampler.bench_sampler(settings, quiet).rows[-1]
+    assert row["same"] == 1.0
+    assert row["over_transformers"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tunix") is None, reason="compares with Tunix")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Tunix imports
+def test_tunix_generates_the_same_tokens(tiny):
+    settings, _ = sampler_cell("episode", rows=2)
+    settings = dataclasses.replace(settings, repetitions=1, against=("tunix",))
+    assert bench_sampler.bench_sampler(settings, quiet).rows[-1]["same"] == 1.0
+
+
+def test_a_peer_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setattr(bench_peers.importlib.util, "find_spec", lambda name: None)
+    refused(
+        capsys,
+        bench.main,
+        ["sampler", "--against", "tunix"],
+        "--against tunix",
+        "pip install google-tunix",
     )
-    result = bench_models.bench_sampler(settings, quiet)
-    last = result.rows[-1]
-    assert (last["design"], last["same_tokens"], last["speedup_hf"]) == ("transformers", 1.0, 1.0)
 
 
 def test_update_equals_its_peer(tiny):
@@ -201,7 +293,7 @@ def test_update_that_cannot_be(tiny):
     with pytest.raises(ValueError, match="--prompt"):
         bench_models.bench_update(bench_models.UpdateBench(prompt=10**6), quiet)
     with pytest.raises(ValueError, match="--prompt"):
-        bench_models.bench_sampler(bench_models.SamplerBench(prompt=10**6), quiet)
+        bench_sampler.bench_sampler(bench_sampler.SamplerBench(prompt=10**6), quiet)
 
 
 def measured(argv, path):

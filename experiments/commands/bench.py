@@ -34,31 +34,46 @@ class Common(Flags):
     """Also write the results, with machine and versions, to this file."""
 
 
-_Shape = Literal["pocket", "medium", "qwen2.5-0.5b"]
+_Shape = Literal["pocket", "4x256", "8x512", "medium", "qwen2.5-0.5b"]
+SamplerTask = Literal["generate", "episode", "group"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerBench(Common):
-    """Multi-turn conversations: keep each row's KV cache, or prefill the whole conversation again
-    in every turn.
+    """Prefill, decode, episodes of many turns, and groups that share a prompt: beside the same
+    engine with nothing kept, beside peers, and as shares of what this machine can do.
     """
 
-    shape: _Shape = "pocket"
-    """Of the model; weights are random."""
-    rows: Annotated[int, Range(1, 65_536)] = 8
+    against: Annotated[
+        tuple[Literal["transformers", "tunix"], ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(help_behavior_hint="(none; give it once for each)"),
+    ] = ()
+    """A library with the same weights, on the same tokens."""
+    shape: tuple[_Shape, ...] = ("pocket",)
+    """Of the models (4x256: layers x width); weights are random."""
+    rows: Annotated[tuple[int, ...], Range(1, 65_536)] = (8,)
     """Conversations at the same time."""
+    tasks: tuple[SamplerTask, ...] = ("generate", "episode", "group")
+    """What is measured."""
     prompt: Annotated[int, Range(1, 16_777_216)] = 256
-    """Tokens of the system prompt, which all conversations share."""
-    turns: Annotated[int, Range(1, 10_000)] = 5
-    """Turns of each conversation."""
+    """Tokens of each prompt."""
+    reply: Annotated[int, Range(2, 16_777_216)] = 64
+    """Tokens generated after it by generate."""
+    turns: Annotated[int, Range(1, 10_000)] = 8
+    """Turns of an episode."""
     observed: Annotated[int, Range(1, 16_777_216)] = 32
     """Tokens of each observation. One length for all is the peers' best case: nothing to pad."""
-    reply: Annotated[int, Range(1, 16_777_216)] = 16
+    said: Annotated[int, Range(1, 16_777_216)] = 16
     """Tokens generated in each turn."""
     decode_steps: Annotated[int, Range(1, 65_536)] = 16
     """Tokens sampled per dispatch of the sampler."""
-    transformers: bool = True
-    """Also measure Hugging Face transformers, where torch is installed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("shape", "rows", "tasks"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} holds nothing: give one or more.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

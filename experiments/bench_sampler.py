@@ -1,0 +1,304 @@
+"""Benchmark of the sampler: prefill, decode, episodes and groups, beside the same engine without
+what it keeps, beside peers, and as shares of what this machine can do.
+"""
+
+import functools
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.bench_models import SHAPES, tokens_use
+from experiments.bench_peers import (
+    Design,
+    Peer,
+    Played,
+    Spent,
+    Workload,
+    check_peers,
+    choose_threads,
+    open_peer,
+    play,
+)
+from experiments.bench_run import Note, Result, interleave
+from experiments.commands.bench import SamplerBench, SamplerTask
+from experiments.memory import check_fits, sampler_uses
+from experiments.roofline import Rates, least_seconds, probes, rates
+from ictjax import keys
+from ictjax.config import SamplerConfig
+from ictjax.models.config import ModelConfig
+from ictjax.models.hf import save_checkpoint
+from ictjax.models.transformer import Params, init_params
+from ictjax.sampler import Request, Sampler
+
+OURS, AGAIN = "ictjax", "again"
+
+
+class Cell(NamedTuple):
+    """What is measured: one line of the table, two for "generate"."""
+
+    shape: str
+    rows: int
+    task: SamplerTask
+
+
+def bench_sampler(bench: SamplerBench, note: Note) -> Result:
+    """Seconds of every cell by every design."""
+    check_peers(bench.against)
+    cells = [
+        Cell(shape, rows, task)
+        for shape in bench.shape
+        for rows in bench.rows
+        for task in bench.tasks
+    ]
+    for cell in cells:
+        _check(bench, cell)
+    lines, notes, machines = [], [], []
+    for shape in bench.shape:
+        config = SHAPES[shape]
+        params = init_params(config, jax.random.key(0))
+        with tempfile.TemporaryDirectory(prefix="ictjax-bench-") as folder:
+            save_checkpoint(folder, config, params)
+            peers = {name: open_peer(name, pathlib.Path(folder), config) for name in bench.against}
+        for cell in cells:
+            if cell.shape == shape:
+                where = f"{shape}, {cell.rows} rows, {cell.task}"
+                found, machine, threads = _measure(
+                    bench, cell, config, params, peers, lambda text, at=where: note(f"{at}: {text}")
+                )
+                lines += found
+                machines.append(machine)
+                notes += threads
+    notes = list(dict.fromkeys(notes))
+    notes += [
+        f"generate: prompts of {bench.prompt} tokens, none shared, replies of {bench.reply}:"
+        " prefill until every row has its first token, decode the others. episode: a shared prompt,"
+        f" {bench.turns} turns of {bench.observed} observed and {bench.said} generated tokens."
+        " group: the first turn of it.",
+        "seconds: medians; over: median of paired runs. again: this engine with nothing kept from"
+        " turn to turn and no prompt shared. first: the first run, compilation included. same: of"
+        " all tokens, by the design that differs most.",
+        "of roofline: what products or reading would need, whichever is more in each step, at"
+        f" {max(m.flops for m in machines) / 1e9:.0f} GFLOP/s and"
+        f" {max(m.bandwidth for m in machines) / 1e9:.0f} GB/s at best, as measured beside each"
+        " cell. Weights that stay in the processor's own cache read faster.",
+    ]
+    title = f"Sampler, greedy, float32, random weights, against {', '.join(bench.against) or AGAIN}"
+    return Result(title, None, lines, notes)
+
+
+def _check(bench: SamplerBench, cell: Cell) -> None:
+    config = SHAPES[cell.shape]
+    sizes = sizes_of(bench, cell)
+    if sizes.max_len > config.max_positions:
+        raise ValueError(
+            f"A conversation has {sizes.max_len} tokens, the model {config.max_positions}"
+            " positions: lower --prompt or --turns."
+        )
+    check_fits(
+        f"Weights, cache and tokens of {cell.shape}",
+        [
+            *sampler_uses("sampler", config, sizes),
+            tokens_use(cell.rows * sizes.max_len),
+        ],
+        "Give fewer --rows, a shorter --prompt, or a smaller --shape.",
+    )
+
+
+def workload(bench: SamplerBench, cell: Cell, vocab_size: int) -> tuple[Workload, int]:
+    """The same tokens for every design and repetition, and how many of them all rows share."""
+    rng = np.random.default_rng(0)
+
+    def draw(*sizes: int) -> list[Any]:
+        return rng.integers(0, vocab_size, sizes).tolist()
+
+    if cell.task == "generate":
+        return Workload(draw(cell.rows, bench.prompt), [], bench.reply), 0
+    shared = draw(bench.prompt)
+    turns = bench.turns if cell.task == "episode" else 1
+    first, *later = draw(turns, cell.rows, bench.observed)
+    return Workload([[*shared, *observed] for observed in first], later, bench.said), len(shared)
+
+
+def sizes_of(bench: SamplerBench, cell: Cell) -> SamplerConfig:
+    """A bucket for every length that a design asks for: nobody pads."""
+    turns = {"generate": 0, "group": 1, "episode": bench.turns}[cell.task]
+    turn = bench.observed + bench.said
+    lengths = {bench.prompt}
+    if turns:
+        lengths = {bench.prompt + bench.observed + index * turn for index in range(turns)}
+        lengths.add(bench.observed + 1)
+    return SamplerConfig(
+        num_slots=cell.rows,
+        max_len=bench.prompt + (turns * turn or bench.reply),
+        extend_buckets=tuple(sorted({max(length, 2) for length in lengths})),
+        row_buckets=tuple(sorted({1, cell.rows})),
+        decode_steps=bench.decode_steps,
+        max_top_k=1,
+    )
+
+
+def _measure(
+    bench: SamplerBench,
+    cell: Cell,
+    config: ModelConfig,
+    params: Params,
+    peers: Mapping[str, Peer],
+    note: Note,
+) -> tuple[list[dict[str, Any]], Rates, list[str]]:
+    """The lines of a cell, the machine's rates meanwhile, and what is to say of threads."""
+    work, shared = workload(bench, cell, config.vocab_size)
+    threads = []
+    if "transformers" in peers:
+        note("transformers: threads")
+        chosen = choose_threads(peers["transformers"], work)
+        threads = [f"transformers, {cell.shape}, {cell.rows} rows: {chosen}."]
+    with Sampler(config, params, sizes_of(bench, cell), pad_id=0) as sampler:
+        # forgets all cached prefixes, which the next run would find again
+        flush = functools.partial(sampler.set_params, params)
+        designs: dict[str, Design] = {
+            OURS: lambda: keep_cache(sampler, flush, work, share=bool(shared))
+        }
+        if shared:
+            designs[AGAIN] = lambda: prefill_again(sampler, flush, work)
+        designs |= {name: functools.partial(play, peer, work) for name, peer in peers.items()}
+        spent: dict[str, list[Spent]] = {name: [] for name in designs}
+
+        def timed(name: str) -> tuple[float, list[list[int]]]:
+            played = designs[name]()
+            spent[name].append(played.spent)
+            return played.spent.total, played.replies
+
+        seconds, replies = interleave(
+            {name: functools.partial(timed, name) for name in designs}
+            | {name: functools.partial(_probe, run) for name, run in probes().items()},
+            bench.repetitions,
+            note,
+        )
+    machine = rates(min(seconds["products"]), min(seconds["reading"]))
+    least_first, least_rest = least_seconds(config, work, shared, machine)
+    parts: list[tuple[str, Callable[[Spent], float], int, float]] = [
+        (
+            cell.task,
+            lambda s: s.total,
+            cell.rows * work.reply * (1 + len(work.observations)),
+            least_first + least_rest,
+        )
+    ]
+    if cell.task == "generate":
+        parts = [
+            ("prefill", lambda s: s.first, cell.rows * bench.prompt, least_first),
+            ("decode", lambda s: s.rest, cell.rows * (bench.reply - 1), least_rest),
+        ]
+    same = min(
+        float((np.asarray(replies[name]) == np.asarray(replies[OURS])).mean()) for name in designs
+    )
+    lines = []
+    for name, part, tokens, least in parts:
+        by_design = {design: [part(one) for one in spent[design][1:]] for design in designs}
+        ours = statistics.median(by_design[OURS])
+        lines.append(
+            {
+                "cell": f"{cell.shape} x {cell.rows} {name}",
+                "seconds": ours,
+                "tokens_per_s": tokens / ours,
+                "of_roofline": least / ours,
+                **{
+                    f"over_{peer}": (
+                        statistics.median(
+                            theirs / mine
+                            for mine, theirs in zip(by_design[OURS], by_design[peer], strict=True)
+                        )
+                        if peer in designs
+                        else None
+                    )
+                    for peer in (AGAIN, *bench.against)
+                },
+                **{f"first_{design}": spent[design][0].total for design in (OURS, *bench.against)},
+                "same": same,
+            }
+        )
+    return lines, machine, threads
+
+
+def _probe(run: Callable[[], float]) -> tuple[float, None]:
+    return run(), None
+
+
+def keep_cache(
+    sampler: Sampler, flush: Callable[[], None], work: Workload, *, share: bool
+) -> Played:
+    """Each conversation stays open: only new tokens are computed. With `share` what all begin with
+    is computed for the first one only.
+    """
+    flush()
+    start = time.perf_counter()
+    conversations = []
+    for row, opening in enumerate(work.openings):
+        conversations.append(sampler.open(opening))
+        if share and not row:
+            sampler.run()
+    replies: list[list[int]] = [[] for _ in conversations]
+    first = _generate(sampler, conversations, work.reply, replies)
+    for observations in work.observations:
+        for conversation, observed in zip(conversations, observations, strict=True):
+            sampler.extend(conversation, observed)
+        _generate(sampler, conversations, work.reply, replies)
+    for conversation in conversations:
+        sampler.close(conversation)
+    return Played(Spent(first - start, time.perf_counter() - start), replies)
+
+
+def prefill_again(sampler: Sampler, flush: Callable[[], None], work: Workload) -> Played:
+    """A fresh conversation per turn, and nothing left of the last one: the design of a rollout that
+    calls `generate` on the whole text.
+    """
+    texts = [list(opening) for opening in work.openings]
+    replies: list[list[int]] = [[] for _ in texts]
+    nothing: list[list[int]] = [[] for _ in texts]
+    start = time.perf_counter()
+    firsts = []
+    for observations in (nothing, *work.observations):
+        flush()
+        for text, observed in zip(texts, observations, strict=True):
+            text += observed
+        conversations = [sampler.open(text) for text in texts]
+        before = [len(reply) for reply in replies]
+        firsts.append(_generate(sampler, conversations, work.reply, replies))
+        for conversation, text, reply, known in zip(
+            conversations, texts, replies, before, strict=True
+        ):
+            text += reply[known:]
+            sampler.close(conversation)
+    return Played(Spent(firsts[0] - start, time.perf_counter() - start), replies)
+
+
+def _generate(
+    sampler: Sampler, conversations: list[int], num_tokens: int, replies: list[list[int]]
+) -> float:
+    """Adds to the replies; returns when every conversation had its first token."""
+    request = Request(
+        max_new_tokens=num_tokens,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        stop_ids=(),
+        key=keys.as_array(keys.root_key(0)),
+    )
+    rows = {conversation: row for row, conversation in enumerate(conversations)}
+    for conversation in conversations:
+        sampler.generate(conversation, request)
+    waiting, done = set(conversations), []
+    while waiting:
+        done += sampler.step()
+        waiting -= {generation.conversation for generation in done}
+        waiting -= {conversation for conversation in waiting if sampler.sampled(conversation)}
+    first = time.perf_counter()
+    for generation in (*done, *sampler.run()):
+        replies[rows[generation.conversation]] += generation.ids
+    return first

@@ -1,0 +1,101 @@
+"""What a machine can do at best, and what sampling needs of it at least."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench_peers import Workload
+from experiments.bench_run import Stopwatch
+from experiments.estimate import matrix_weights
+from ictjax.models.config import ModelConfig
+
+_SIZE, _PRODUCTS = 2048, 4
+_READ_BYTES = 256 * 2**20
+_FLOAT = 4  # bytes
+
+
+class Rates(NamedTuple):
+    """Of float32."""
+
+    flops: float  # per second, by products of large matrices
+    bandwidth: float  # bytes read per second
+
+
+def probes() -> dict[str, Callable[[], float]]:
+    """What measures them: seconds of a run of each. See `rates`."""
+    rng = np.random.default_rng(0)
+    square = jnp.asarray(rng.normal(size=(_SIZE, _SIZE)).astype(np.float32))
+    columns = _READ_BYTES // _FLOAT // _SIZE
+    matrix = jnp.asarray(rng.normal(size=(_SIZE, columns)).astype(np.float32))
+    vector = jnp.ones(columns, jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    read = jax.jit(lambda x, v: x @ v)
+
+    def timed(run: Callable[[], jax.Array], count: int) -> float:
+        stopwatch = Stopwatch()
+        with stopwatch.running():
+            for _ in range(count):
+                run().block_until_ready()
+        return stopwatch.seconds
+
+    return {
+        "products": lambda: timed(lambda: product(square), _PRODUCTS),
+        "reading": lambda: timed(lambda: read(matrix, vector), 1),
+    }
+
+
+def rates(products_s: float, reading_s: float) -> Rates:
+    """From the fastest run of each."""
+    return Rates(_PRODUCTS * 2.0 * _SIZE**3 / products_s, _READ_BYTES / reading_s)
+
+
+def least_seconds(
+    config: ModelConfig, work: Workload, shared: int, machine: Rates
+) -> tuple[float, float]:
+    """Until the first tokens are there, and of all the rest, at the rates of the machine: each
+    step takes what its products need, or what reading weights and cache needs, whichever is more.
+
+    Args:
+      config: of the model, in float32.
+      work: what is sampled; every reply's last token is only predicted.
+      shared: tokens at the start of all conversations, computed once.
+      machine: its rates.
+    """
+    steps = [
+        max(flops / machine.flops, read / machine.bandwidth)
+        for flops, read in _steps(config, work, shared)
+    ]
+    return steps[0], sum(steps[1:])
+
+
+def _steps(config: ModelConfig, work: Workload, shared: int) -> Iterator[tuple[float, float]]:
+    """FLOPs and bytes read of every step, the first one up to the first tokens."""
+    rows = len(work.openings)
+    head = config.vocab_size * config.d_model
+    weights = matrix_weights(config)
+    position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _FLOAT
+
+    def step(length: int, count: int, once: int) -> tuple[float, float]:
+        """`count` tokens more of every row after `length`; the first `once` for all together."""
+
+        def flops(start: int, tokens: int) -> float:
+            pairs = tokens * (start + (tokens + 1) / 2)
+            return (
+                2.0 * (weights - head) * tokens
+                + 4.0 * config.num_layers * config.num_heads * config.head_dim * pairs
+            )
+
+        products = flops(length, once) + rows * (flops(length + once, count - once) + 2.0 * head)
+        return products, weights * _FLOAT + rows * length * position
+
+    length = 0
+    for turn, count in enumerate([len(work.openings[0]), *(len(t[0]) for t in work.observations)]):
+        # the last token of the reply before is computed with what is observed after it
+        yield step(length, count + bool(turn), shared if not turn else 0)
+        length += count + bool(turn)
+        for _ in range(work.reply - 1):
+            yield step(length, 1, 0)
+            length += 1
