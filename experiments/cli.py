@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "export": "Write the trained reflector for other programs",
         "play": "Play a game in the terminal, or watch a model play it",
         "games": "List, pack, generate and check games",
+        "models": "Fetch models that a package index has",
         "generate": "Ask a model, or talk to it",
         "serve": "Answer programs that speak OpenAI's API",
         "parity": "Compare the decoder with PyTorch, family by family",
