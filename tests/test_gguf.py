@@ -295,7 +295,7 @@ def test_words_template_and_stop_ids(tmp_path):
     assert tokenizer("<|im_end|>")["input_ids"] == [2]
     assert generation_stop_ids(folder) == [0, 2]
     chat = ChatTokenizer(path)
-    ids = chat.prompt([Message(role="user", content="The cat")])
+    ids = list(chat.encode_start([Message(role="user", content="The cat")]))
     assert tokenizer.decode(ids) == "<|im_start|>user\nThe cat<|im_end|>\n<|im_start|>assistant\n"
     assert local_folder(path) == folder
     assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]

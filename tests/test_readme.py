@@ -56,6 +56,8 @@ SHORTENED = (
 )
 NOT_RUN = {
     ".venv/bin/pip install": "the network",
+    ".venv/bin/ictjax models fetch": "the network",
+    ".venv/bin/ictjax generate --model models/": "what models fetch has put there",
     ".ci/run": "lint and the whole test suite",
     ".venv/bin/python -m experiments.scale_table": "hours, and the compiler for TPUs",
 }

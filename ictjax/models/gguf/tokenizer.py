@@ -155,7 +155,8 @@ def _byte_level(file: GGUF, tokens: list[str]) -> Tokenizer:
             f"{file.path} splits text in the way {shown(pre)} (tokenizer.ggml.pre): known are"
             f" {', '.join(_PRE)}"
         )
-    merges = [tuple(str(merge).split(" ")) for merge in file.need_list("tokenizer.ggml.merges")]
+    parts = (str(merge).partition(" ") for merge in file.need_list("tokenizer.ggml.merges"))
+    merges = [(left, right) for left, _, right in parts]
     try:
         model = models.BPE(
             vocab={token: number for number, token in enumerate(tokens)},
