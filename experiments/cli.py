@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "serve": "Answer programs that speak OpenAI's API",
         "parity": "Compare the decoder with PyTorch, family by family",
         "bench": "Measure sampler, update and environments",
+        "sft": "Train a model on chats, for a start",
         "pretrain": "Make the pocket models from scripted play",
     }
 )
