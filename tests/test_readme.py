@@ -43,6 +43,7 @@ SHORTENED = (
     (f"{ICTJAX} serve --model Qwen", "--help", "a download"),
     (f"{ICTJAX} serve", "--check --port 0 --max-len 64", "a server would go on for ever"),
     (f"{ICTJAX} generate", "--max-new-tokens 8", "programs of one size, compiled once"),
+    (f"{ICTJAX} sft", "--help", "a download, and minutes"),
     (f"{ICTJAX} pretrain", "--help", "an hour and a half"),
     (f"{ICTJAX} bench", "--help", "minutes"),
     (f"{ICTJAX} games generate", "--families look", "seconds for each family"),

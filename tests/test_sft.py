@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.stopping import Stopped
 from experiments import sft as training
 from experiments.commands import sft as command
 from ictjax.chat import ChatTokenizer
@@ -149,7 +148,7 @@ def test_the_loss_is_that_of_the_replies_each_chat_alone(model):
 def flags(model, data, out, *more):
     return [
         *("--model", str(model), "--data", str(data), "--out", str(out), "--dtype", "float32"),
-        *("--rank", "4", "--rows", "2", "--row-tokens", "192", "--learning-rate", "0.1"),
+        *("--rank", "4", "--rows", "2", "--row-tokens", "192", "--learning-rate", "0.02"),
         *("--epochs", "10", "--every", "3", "--warmup-steps", "2", *more),
     ]
 
@@ -166,7 +165,7 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
     command.main(flags(model, data, whole))
     lines = read_records(whole / "metrics.jsonl").values
     losses = [line["loss"] for line in lines]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.1  # of a random model whose head stays as it is
     measured = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     assert measured[-1] < measured[0]
     record = json.loads((whole / "sft.json").read_text())
@@ -178,10 +177,10 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
 
     def stop():
         if next(steps, None) is None:
-            raise Stopped(15)
+            raise RuntimeError("the machine went away")
 
     monkeypatch.setattr(training, "check", stop)
-    with pytest.raises(SystemExit):
+    with pytest.raises(RuntimeError, match="went away"):
         command.main(flags(model, data, stopped))
     assert not (stopped / "adapter_model.safetensors").exists()
     monkeypatch.undo()
@@ -195,14 +194,15 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
 
 
 def test_all_weights_on_a_mesh(model, data, tmp_path):
-    more = ("--rank", "0", "--rows", "8", "--epochs", "2")
+    more = ("--rank", "0", "--rows", "8", "--epochs", "10")
     command.main(flags(model, data, tmp_path / "one", *more))
     command.main(flags(model, data, tmp_path / "many", *more, "--data-parallel", "8"))
     one, many = (
         [line["loss"] for line in read_records(tmp_path / name / "metrics.jsonl").values]
         for name in ("one", "many")
     )
-    np.testing.assert_allclose(one, many, rtol=1e-4)
+    np.testing.assert_allclose(one, many, rtol=1e-3)
+    assert one[-1] < 0.7 * one[0]
     before, after = (load_checkpoint(folder)[1] for folder in (model, tmp_path / "one"))
     assert not np.array_equal(before["embed"], after["embed"])
     assert ChatTokenizer(tmp_path / "one").pad_id == ChatTokenizer(model).pad_id
@@ -234,7 +234,7 @@ def test_what_cannot_be_learned_from(model, data, tmp_path, capsys):
 
 def test_long_chats_are_dropped_or_cut(model, data, tmp_path):
     chats = [encode_chat(ChatTokenizer(model), messages(chat)) for chat in TALKS]
-    middle = sorted(len(chat.ids) for chat in chats)[5]
+    middle = chats[1].replies[0][0] + 1  # within the first reply of some, before that of others
     assert sum(len(chat.ids) > middle for chat in chats) == 6
     # of some nothing is left to learn from
     left = sum(cut(chat, middle).num_targets > 0 for chat in chats)
