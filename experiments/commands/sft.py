@@ -15,8 +15,9 @@ from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Trains a model on chats, the loss being that of its replies: a start for models that cannot"
-    " play or reflect yet. Writes a LoRA adapter in PEFT's format (with --rank 0 the whole model),"
-    " which every command takes. Started again with the same flags it goes on where it was stopped."
+    " play or reflect yet. Writes a LoRA adapter in PEFT's format, which generate and serve take,"
+    " or with --rank 0 the whole model, which train takes too. Started again with the same flags it"
+    " goes on where it was stopped."
 )
 
 
