@@ -20,10 +20,12 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "export": "Write the trained reflector for other programs",
         "play": "Play a game in the terminal, or watch a model play it",
         "games": "List, pack, generate and check games",
+        "models": "Fetch models that a package index has",
         "generate": "Ask a model, or talk to it",
         "serve": "Answer programs that speak OpenAI's API",
         "parity": "Compare the decoder with PyTorch, family by family",
         "bench": "Measure sampler, update and environments",
+        "sft": "Train a model on chats, for a start",
         "pretrain": "Make the pocket models from scripted play",
     }
 )

@@ -21,7 +21,7 @@ from ictjax.config import (
     ReflectorConfig,
     SamplerConfig,
 )
-from ictjax.models.hf.hub import is_hub_id, local_folder
+from ictjax.models.hf.hub import is_gguf, is_hub_id, local_folder
 from ictjax.run_config import (
     ActorConfig,
     EvaluationConfig,
@@ -323,7 +323,7 @@ def check_model(name: str, flag: str = "") -> None:
     Args:
       flag: what names it on the command line, where the command has one.
     """
-    if shipped_folder(name) is None and not is_hub_id(name):
+    if shipped_folder(name) is None and not is_hub_id(name) and not is_gguf(name):
         other = f", or name its folder or hub id with {flag}" if flag else ""
         raise ValueError(
             f"No model in {name!r} (config.json is missing): put a checkpoint in Hugging Face"

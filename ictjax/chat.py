@@ -163,6 +163,7 @@ class ChatTokenizer:
                 f" token. {_REMEDY}"
             )
         self.stop_ids: tuple[int, ...] = tuple(sorted(set(stop_ids)))
+        self._closing = closing
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = closing if pad is None else pad
         self.vocab_size: int = len(self._tokenizer)
@@ -180,6 +181,12 @@ class ChatTokenizer:
             template's own closing token comes first.
         """
         return self._encode(self._next_text, [message])[1 if stopped else 0 :]
+
+    def encode_reply(self, text: str) -> tuple[int, ...]:
+        """The ids of a reply as it would be sampled, the stop token that the template closes it
+        with included.
+        """
+        return (*self._text_ids(text), self._closing)
 
     def count(self, text: str) -> int:
         """How many tokens a text has on its own."""

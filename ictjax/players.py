@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import CheckpointReader
-from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
+from ictjax.config import EndpointConfig, LoraConfig, OptimizerConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import Function, FunctionSpeaker
 from ictjax.health import check_loaded
@@ -37,7 +37,7 @@ from ictjax.models.hf.reader import check_checkpoint, read_config
 from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
 from ictjax.models.transformer import Params, abstract_params, param_axes
 from ictjax.reflector import Reflector
-from ictjax.run_config import RoleConfig, TrainConfig
+from ictjax.run_config import RoleConfig, TrainConfig, TrainedRoleConfig
 from ictjax.sampler import Sampler, sampling_weights
 from ictjax.speaker import Speaker, is_speaker
 
@@ -103,7 +103,7 @@ def open_players(
     same = local and config.actor.frozen_key == role.frozen_key
     needed = lora.rank > 0 or config.grpo.kl != "none"
     mesh = open_mesh(role.mesh)
-    frozen = _frozen(role, mesh, progress) if needed or same else None
+    frozen = frozen_weights(role, mesh, progress) if needed or same else None
     model = _shape(role) if frozen is None else frozen[0]
     base = None if frozen is None else frozen[1]
 
@@ -123,7 +123,7 @@ def open_players(
             actor = _actor(config, *frozen, mesh)
         else:
             actor_mesh = open_mesh(config.actor.mesh)
-            actor = _actor(config, *_frozen(config.actor, actor_mesh, progress), actor_mesh)
+            actor = _actor(config, *frozen_weights(config.actor, actor_mesh, progress), actor_mesh)
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
         own = own_part(mesh)
@@ -182,16 +182,21 @@ def in_role(name: str) -> Iterator[None]:
 
 
 def initial_weights(config: TrainConfig) -> Params:
+    """What a run trains, before training: see `start_weights`."""
+    return start_weights(config.reflector, config.seed)
+
+
+def start_weights(role: TrainedRoleConfig, seed: int) -> Params:
     """What is trained, before training: a new adapter, or all weights; float32, split over all
     devices of the mesh.
 
     At small learning rates bfloat16 would round updates away.
     """
-    role, mesh = config.reflector, open_mesh(config.reflector.mesh)
+    mesh = open_mesh(role.mesh)
     if role.lora.rank:
         model = _shape(role)
         params, axes = (
-            init_adapter(model, role.lora, jax.random.key(config.seed)),
+            init_adapter(model, role.lora, jax.random.key(seed)),
             adapter_axes(role.lora),
         )
     else:
@@ -204,10 +209,13 @@ def initial_weights(config: TrainConfig) -> Params:
 
 
 def trained_shapes(config: TrainConfig) -> LearnerState:
-    """The state of the learner on shapes alone, with the places of its arrays; no weight is
-    read.
-    """
-    role, mesh = config.reflector, open_mesh(config.reflector.mesh)
+    """The state of a run's learner on shapes alone: see `learner_shapes`."""
+    return learner_shapes(config.reflector, config.whole_optimizer)
+
+
+def learner_shapes(role: TrainedRoleConfig, optimizer: OptimizerConfig) -> LearnerState:
+    """The state of a learner on shapes alone, with the places of its arrays; no weight is read."""
+    mesh = open_mesh(role.mesh)
     model = _shape(role).with_param_dtype("float32")
     if role.lora.rank:
         shapes = jax.eval_shape(lambda: init_adapter(model, role.lora, jax.random.key(0)))
@@ -224,7 +232,7 @@ def trained_shapes(config: TrainConfig) -> LearnerState:
         shapes,
         places,
     )
-    return state_shapes(shapes, make_optimizer(config.whole_optimizer), config.optimizer.memory)
+    return state_shapes(shapes, make_optimizer(optimizer), optimizer.memory)
 
 
 def saved_steps(run_dir: pathlib.Path) -> tuple[int, ...]:
@@ -371,9 +379,12 @@ def _sampler(
     )
 
 
-def _frozen(
+def frozen_weights(
     role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None
 ) -> tuple[ModelConfig, Params]:
+    """A model that is not trained, in the form that samplers and updates share (see
+    `ictjax.sampler.weights.sampling_weights`).
+    """
     model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
     check_loaded(params, role.model)
     model = dataclasses.replace(model, dtype=role.dtype)

@@ -20,6 +20,7 @@ from experiments.commands import (
     play,
     pretrain,
     serve,
+    sft,
     train,
 )
 from experiments.presets import PRESETS
@@ -133,6 +134,7 @@ COMMANDS = {
     "play": (play, play.PlayArgs, ["--env", "fake", "--family", "door"]),
     "export": (export, export.ExportArgs, ["--run-dir", "x", "--out", "y"]),
     "pretrain": (pretrain, pretrain.PretrainArgs, []),
+    "sft": (sft, sft.SftArgs, ["--model", "x", "--data", "y", "--out", "z"]),
     "games generate": (games, games.GenerateGames, ["generate", "--out", "x"]),
     "games check": (games, games.CheckGames, ["check", "--env", "fake"]),
     "bench sampler": (bench, bench.SamplerBench, ["sampler"]),

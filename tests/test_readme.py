@@ -43,6 +43,7 @@ SHORTENED = (
     (f"{ICTJAX} serve --model Qwen", "--help", "a download"),
     (f"{ICTJAX} serve", "--check --port 0 --max-len 64", "a server would go on for ever"),
     (f"{ICTJAX} generate", "--max-new-tokens 8", "programs of one size, compiled once"),
+    (f"{ICTJAX} sft", "--help", "a download, and minutes"),
     (f"{ICTJAX} pretrain", "--help", "an hour and a half"),
     (f"{ICTJAX} bench", "--help", "minutes"),
     (f"{ICTJAX} games generate", "--families look", "seconds for each family"),
@@ -56,6 +57,8 @@ SHORTENED = (
 )
 NOT_RUN = {
     ".venv/bin/pip install": "the network",
+    ".venv/bin/ictjax models fetch": "the network",
+    ".venv/bin/ictjax generate --model models/": "what models fetch has put there",
     ".ci/run": "lint and the whole test suite",
     ".venv/bin/python -m experiments.scale_table": "hours, and the compiler for TPUs",
 }

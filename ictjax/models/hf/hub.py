@@ -19,29 +19,40 @@ CONFIGS = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
 WEIGHTS = "*.safetensors"
 
 
+def is_gguf(name: str | os.PathLike[str]) -> bool:
+    """Whether this names a GGUF file."""
+    return os.fspath(name).lower().endswith(".gguf")
+
+
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
     """Whether this can be `organisation/model` on the hub."""
-    return _ID.fullmatch(os.fspath(name)) is not None and not os.fspath(name).startswith(".")
+    text = os.fspath(name)
+    return _ID.fullmatch(text) is not None and not text.startswith(".") and not is_gguf(text)
 
 
 def local_folder(name: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
-    """The folder of a model: `name` if it is one, else the hub's files of that id, downloaded if
-    the local cache lacks them.
+    """The folder of a model: `name` if it is one, what a GGUF file is unpacked to, else the hub's
+    files of that id, downloaded if the local cache lacks them.
 
     Without a network, or with HF_HUB_OFFLINE=1, the cache alone is looked at. With `weights=False`
     the small files are enough.
 
     Raises:
       ValueError: no such folder, and the hub does not give it: unknown, not allowed, or not
-        reachable and not in the cache.
+        reachable and not in the cache; or a GGUF file that cannot be unpacked.
     """
     folder = pathlib.Path(name)
     if os.path.isdir(folder):  # unlike Path.is_dir it is False for names too long to be one
         return folder
+    if is_gguf(name):
+        # what reads such files reads tokenizers and configs too, and few ask for it
+        from ictjax.models.gguf.unpack import unpacked
+
+        return unpacked(folder)
     if not is_hub_id(name):
         raise ValueError(
-            f"{str(name)!r} is neither a folder nor a Hugging Face id: give a checkpoint folder, or"
-            " organisation/model"
+            f"{str(name)!r} is neither a folder nor a Hugging Face id: give a checkpoint folder, a"
+            " .gguf file, or organisation/model"
         )
     patterns = [*CONFIGS, WEIGHTS] if weights else list(CONFIGS)
     try:

@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ import numpy as np
 from envs.files import replacing
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.json_file import read_json
-from ictjax.models.hf.layout import STORED, Tensor, layout
+from ictjax.models.hf.layout import Tensor, layout
 from ictjax.models.hf.reader import CONFIG, INDEX, WEIGHTS
+from ictjax.models.hf.tensors import write_tensors
 from ictjax.models.hf.translate import model_from_hf, model_to_hf
 from ictjax.models.transformer import Params, abstract_params
 
-_CODES = {name: code for code, name in STORED.items()}
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # What a checkpoint has beside its weights and its config: generation settings, tokenizer, chat
 # template.
@@ -86,7 +86,9 @@ def save_checkpoint(
     shards = _shards(layout(config), dtype.itemsize, max_shard_bytes)
     for file, tensors in shards.items():
         with replacing(folder / file) as temporary:
-            _write(temporary, tensors, params, dtype)
+            write_tensors(
+                temporary, tensors, dtype, lambda _, tensor: _value(params, tensor, dtype)
+            )
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": config.num_params * dtype.itemsize},
@@ -142,36 +144,11 @@ def _shards(
     }
 
 
-def _write(
-    path: pathlib.Path, tensors: Mapping[str, Tensor], params: Params, dtype: np.dtype
-) -> None:
-    """A safetensors file, written tensor by tensor: header length, header, bytes.
-    https://github.com/huggingface/safetensors
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors.items():
-        size = int(np.prod(tensor.shape)) * dtype.itemsize
-        header[name] = {
-            "dtype": _CODES[dtype.name],
-            "shape": list(tensor.file_shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            _write_tensor(file, tensor, params, dtype)
-
-
-def _write_tensor(file: BinaryIO, tensor: Tensor, params: Params, dtype: np.dtype) -> None:
+def _value(params: Params, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     weight: Any = params
     for key in tensor.path:
         weight = weight[key]
     value = np.asarray(weight if tensor.layer is None else weight[tensor.layer]).astype(
         dtype, copy=False
     )
-    data = np.ascontiguousarray(tensor.file_view(np.ascontiguousarray(value)))
-    file.write(data.view(np.uint8).data)  # not tofile, which does not say why a disk refuses
+    return tensor.file_view(np.ascontiguousarray(value))

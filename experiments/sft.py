@@ -1,0 +1,394 @@
+"""Trains a model on chats, in a folder that it can go on from."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from envs.api import CannotGoOn
+from envs.stopping import check, held
+from experiments.commands.sft import SftArgs
+from experiments.console import LiveProgress, counting_bar, reading_bar
+from experiments.manifest import package_versions
+from experiments.presets import model_folder
+from experiments.run_lock import RunLock
+from ictjax import keys
+from ictjax.batch import Batch
+from ictjax.chat import ChatTokenizer
+from ictjax.checkpoint import Checkpointer, check_space
+from ictjax.config import (
+    BatchConfig,
+    LearnerConfig,
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+)
+from ictjax.json_lines import read_records
+from ictjax.learner import (
+    LearnerState,
+    ModelFunctions,
+    init_state,
+    make_optimizer,
+    make_update,
+    state_shardings,
+    token_logprobs,
+    transformer_functions,
+)
+from ictjax.mesh import open_mesh, split_rows
+from ictjax.metrics import Clock, MetricsWriter
+from ictjax.models.attention_choice import attention_of, platform_of, resolve
+from ictjax.models.config import ModelConfig
+from ictjax.models.hf import content_hash, save_checkpoint
+from ictjax.models.hf.json_file import read_json
+from ictjax.models.hf.reader import read_config
+from ictjax.models.peft import save_adapter
+from ictjax.models.transformer import Params
+from ictjax.players import frozen_weights, learner_shapes, start_weights
+from ictjax.ranges import shown
+from ictjax.records import Message
+from ictjax.run_config import TrainedRoleConfig
+from ictjax.run_files import write_lines
+from ictjax.sft import LIKELIHOOD, LOSS, Chat, cut, encode_chat, in_rows, pack_chats
+
+_RECORD = "sft.json"
+_MAX_EXAMPLES = 3  # that a refusal names
+# flags that change nothing of what is learned
+_FREE = ("out", "every")
+
+
+class Data(NamedTuple):
+    """What is trained on, and what is not."""
+
+    train: list[Chat]
+    held_out: list[Chat]
+    counts: dict[str, int]
+
+
+def train_on_chats(args: SftArgs, console: Console) -> None:
+    """Trains, or goes on, and writes the adapter or the model.
+
+    Raises:
+      ValueError: a model, chats or a folder that do not fit; nothing is overwritten then.
+      CannotGoOn: the loss is no longer finite.
+    """
+    folder = pathlib.Path(model_folder(args.model, "--model"))
+    tokenizer = ChatTokenizer(folder)
+    model = dataclasses.replace(read_config(folder), dtype=args.dtype)
+    role = TrainedRoleConfig(
+        model=str(folder),
+        dtype=args.dtype,
+        mesh=MeshConfig(data=args.data_parallel, fsdp=args.fsdp, tensor=args.tensor),
+        lora=LoraConfig(rank=args.rank, alpha=args.alpha, targets=args.targets),
+    )
+    if args.row_tokens > model.max_positions:
+        raise ValueError(
+            f"--row-tokens {args.row_tokens} exceeds the model's {model.max_positions} positions:"
+            " lower it."
+        )
+    data = read_data(args, tokenizer, console)
+    plan = _batches(args, data.train)
+    record = _record(args, folder, data, len(plan))
+    with contextlib.ExitStack() as stack:
+        args.out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(RunLock(args.out))
+        _check_same(args.out, record)
+        checkpointer = stack.enter_context(Checkpointer(args.out / "checkpoints"))
+        done = checkpointer.latest_step or 0
+        if done == len(plan) and (args.out / _RECORD).is_file():
+            _say(console, f"{args.out} is finished: {done} steps. Another --out starts anew.")
+            return
+        write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
+        _say(
+            console,
+            f"{len(data.train)} chats in {len(plan)} steps of {args.rows} x {args.row_tokens}"
+            f" tokens, {len(data.held_out)} held out.",
+        )
+        run = _open(args, role, model, len(plan))
+        check_space(args.out / "checkpoints", run.shapes, 2)
+        if done:
+            state, _ = checkpointer.restore(done, run.shapes)
+            _say(console, f"Going on after step {done}.")
+        else:
+            state = init_state(start_weights(role, args.seed), run.optimizer)
+        writer = stack.enter_context(MetricsWriter(args.out, last_iteration=done))
+        progress = stack.enter_context(
+            LiveProgress("steps", done=done, total=len(plan), console=console)
+        )
+        held_out_loss = run.held_out(args, data.held_out, tokenizer.pad_id)
+        for step, rows in enumerate(plan[done:], start=done + 1):
+            check()
+            clock = Clock()
+            batch = pack_chats(
+                run.sizes,
+                [[data.train[number] for number in row] for row in rows],
+                tokenizer.pad_id,
+            )
+            state, learned = run.update(state, run.base, split_rows(batch, run.mesh))
+            found = {name: float(value) for name, value in jax.device_get(learned).items()}
+            if not np.isfinite(found[LOSS]) or found["bad_leaves"]:
+                raise CannotGoOn(
+                    f"The loss of step {step} is not finite: lower --learning-rate, and start again"
+                    " in another --out."
+                )
+            values = {
+                "loss": found[LOSS],
+                "tokens": found["tokens"],
+                "grad_norm": found["grad_norm"],
+                "skipped": found["skipped"],
+            }
+            last = step == len(plan)
+            if step % args.every == 0 or last:
+                values["held_out_loss"] = held_out_loss(state.params)
+            clock.lap("step_s")
+            with held():
+                writer.write(step, values, clock.times)
+                if step % args.every == 0 or last:
+                    checkpointer.save(step, state, {"iteration": step})
+            progress.advance(step, _line(values))
+        checkpointer.wait()
+        _write(args, role, model, state.params)
+        record["result"] = {"steps": len(plan), "held_out_loss": held_out_loss(state.params)}
+        write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
+    what = "The adapter" if args.rank else "The model"
+    flag = f"--model {args.model} --adapter {args.out}" if args.rank else f"--model {args.out}"
+    _say(console, f"{what} is in {args.out}: try `ictjax generate {flag}`.")
+
+
+def read_data(args: SftArgs, tokenizer: ChatTokenizer, console: Console) -> Data:
+    """Reads and encodes all chats.
+
+    Raises:
+      ValueError: a line that is no chat, or chats that are too long, naming the first of them.
+    """
+    chats, counts = _read(args, args.data, "--data", tokenizer, console)
+    if args.held_out is not None:
+        held_out, more = _read(args, args.held_out, "--held-out", tokenizer, console)
+        counts |= {f"held_out_{name}": count for name, count in more.items()}
+        train = chats
+    else:
+        # at least one is trained on
+        number = min(round(args.held_out_share * len(chats)), len(chats) - 1)
+        order = keys.generator(keys.fold(keys.root_key(args.seed), "held out")).permutation(
+            len(chats)
+        )
+        chosen = set(order[:number].tolist())
+        held_out = [chat for index, chat in enumerate(chats) if index in chosen]
+        train = [chat for index, chat in enumerate(chats) if index not in chosen]
+    return Data(train, held_out, counts | {"trained_on": len(train), "held_out": len(held_out)})
+
+
+def _read(
+    args: SftArgs, path: pathlib.Path, flag: str, tokenizer: ChatTokenizer, console: Console
+) -> tuple[list[Chat], dict[str, int]]:
+    records = read_records(path).values
+    if not records:
+        raise ValueError(f"{flag} {path} holds no chats: give one JSON object a line.")
+    chats, long = [], []
+    with counting_bar(f"encoding {path.name}", console) as advance:
+        for line, record in enumerate(records, start=1):
+            try:
+                chat = encode_chat(tokenizer, _messages(record))
+            except ValueError as error:
+                raise ValueError(
+                    f"Line {line} of {path} is no chat to learn from: {error}."
+                ) from error
+            if len(chat.ids) > args.row_tokens:
+                long.append((line, len(chat.ids)))
+                chat = cut(chat, args.row_tokens)
+                if args.overlong == "drop" or not chat.num_targets:
+                    continue
+            chats.append(chat)
+            advance(line, len(records))
+    if long and args.overlong == "refuse":
+        some = ", ".join(f"{length} in line {line}" for line, length in long[:_MAX_EXAMPLES])
+        raise ValueError(
+            f"{len(long)} of {len(records)} chats of {path} are longer than --row-tokens"
+            f" {args.row_tokens} ({some}): raise it, or say --overlong drop or cut."
+        )
+    if not chats:
+        raise ValueError(f"All chats of {path} are too long: raise --row-tokens.")
+    return chats, {"chats": len(records), "overlong": len(long)}
+
+
+def _messages(record: dict[str, Any]) -> list[Message]:
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in messages
+    ):
+        raise ValueError('it has no "messages", each with a role and a content that are text')
+    return [Message(role=message["role"], content=message["content"]) for message in messages]
+
+
+def _batches(args: SftArgs, chats: Sequence[Chat]) -> list[list[list[int]]]:
+    """The rows of every step, as numbers of chats; every epoch in an order of its own."""
+    lengths = [len(chat.ids) for chat in chats]
+    plan: list[list[list[int]]] = []
+    for epoch in range(args.epochs):
+        key = keys.fold(keys.root_key(args.seed), "order", epoch)
+        order = keys.generator(key).permutation(len(chats)).tolist()
+        plan += in_rows(lengths, order, args.rows, args.row_tokens)
+    return plan
+
+
+class _Run(NamedTuple):
+    """What a step needs."""
+
+    update: Callable[..., Any]
+    functions: ModelFunctions
+    optimizer: optax.GradientTransformation
+    sizes: BatchConfig
+    shapes: LearnerState
+    base: Params | None
+    mesh: Mesh | None
+
+    def held_out(
+        self, args: SftArgs, chats: Sequence[Chat], pad_id: int
+    ) -> Callable[[Params], float | None]:
+        """A function of what is trained: the mean loss per token of the held-out replies; None
+        where there are none.
+        """
+
+        @jax.jit
+        def total(trained: Params, base: Params | None, batch: Batch) -> jax.Array:
+            logp_br, _ = token_logprobs(
+                self.functions,
+                self.functions.combine(trained, base),
+                batch,
+                temperature=1.0,
+                positions_per_chunk=LearnerConfig().positions_per_chunk,
+            )
+            return logp_br.sum()
+
+        lengths = [len(chat.ids) for chat in chats]
+        rows = list(in_rows(lengths, range(len(chats)), args.rows, args.row_tokens))
+        batches = [
+            pack_chats(self.sizes, [[chats[n] for n in row] for row in part], pad_id)
+            for part in rows
+        ]
+        tokens = sum(chat.num_targets for chat in chats)
+
+        def loss(trained: Params) -> float | None:
+            if not chats:
+                return None
+            sums = [total(trained, self.base, split_rows(batch, self.mesh)) for batch in batches]
+            return -sum(map(float, sums)) / tokens
+
+        return loss
+
+
+def _open(args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, steps: int) -> _Run:
+    """Reads the frozen weights, and builds the update."""
+    mesh = open_mesh(role.mesh)
+    optimizer = OptimizerConfig(
+        learning_rate=args.learning_rate,
+        warmup_steps=min(args.warmup_steps, steps - 1),
+        schedule="cosine",
+        total_steps=steps,
+        weight_decay=args.weight_decay,
+    )
+    base = None
+    if args.rank:
+        with reading_bar("reading weights") as reading:
+            model, base = frozen_weights(role, mesh, reading)
+    functions = transformer_functions(
+        model,
+        remat=args.remat,
+        lora=role.lora,
+        mesh=mesh,
+        attention=attention_of(resolve("auto", model, platform_of(mesh)), model, mesh),
+    )
+    shapes = learner_shapes(role, optimizer)
+    made = make_optimizer(optimizer)
+    return _Run(
+        update=make_update(
+            functions,
+            LIKELIHOOD,
+            made,
+            LearnerConfig(num_microbatches=args.microbatches),
+            shardings=state_shardings(shapes),
+        ),
+        functions=functions,
+        optimizer=made,
+        sizes=BatchConfig(
+            num_rows=args.rows,
+            token_buckets=(args.row_tokens,),
+            response_buckets=(args.row_tokens,),
+        ),
+        shapes=shapes,
+        base=base,
+        mesh=mesh,
+    )
+
+
+def _record(args: SftArgs, folder: pathlib.Path, data: Data, steps: int) -> dict[str, Any]:
+    """What the result depends on, and what it was made from and with."""
+    settings = {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in dataclasses.asdict(args).items()
+        if name not in _FREE
+    }
+    hashes = {"model": content_hash(folder), "data": _sha256(args.data)}
+    if args.held_out is not None:
+        hashes["held_out"] = _sha256(args.held_out)
+    return {
+        "settings": json.loads(json.dumps(settings)),
+        "sha256": hashes,
+        "counts": data.counts,
+        "targets": sum(chat.num_targets for chat in data.train),
+        "steps": steps,
+        "packages": package_versions(("ictjax", "jax", "flax", "optax")),
+    }
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_same(out: pathlib.Path, record: dict[str, Any]) -> None:
+    """Raises ValueError where the folder is of another training, naming the first difference."""
+    path = out / _RECORD
+    if not path.is_file():
+        if (out / "checkpoints").is_dir() or (out / "config.json").is_file():
+            raise ValueError(f"{out} is the folder of something else: name another with --out.")
+        return
+    before = read_json(path)
+    for part in ("settings", "sha256"):
+        there = before.get(part)
+        there = there if isinstance(there, dict) else {}
+        for name, value in record[part].items():
+            if there.get(name) != value:
+                what = f"--{name.replace('_', '-')}" if part == "settings" else f"the {name}"
+                raise ValueError(
+                    f"{out} was begun with another value of {what} ({shown(there.get(name))}, now"
+                    f" {shown(value)}): give the same, or name another folder with --out."
+                )
+
+
+def _write(args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, params: Params) -> None:
+    if args.rank:
+        save_adapter(args.out, model, role.lora, params, base=args.model)
+    else:
+        whole = model.with_param_dtype(args.dtype)
+        save_checkpoint(args.out, whole, params, source=role.model)
+
+
+def _line(values: dict[str, Any]) -> str:
+    held_out = values.get("held_out_loss")
+    return f"loss {values['loss']:.3f}" + ("" if held_out is None else f"  held out {held_out:.3f}")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""GGUF files, in: one becomes a checkpoint folder that everything else reads."""
