@@ -129,7 +129,9 @@ class EvaluationConfig(Ranged):
         for field in ("arms", "families"):
             names = getattr(self, field)
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"evaluation.{field} holds {', '.join(twice)} twice: name each once.")
+                raise ValueError(
+                    f"evaluation.{field} holds {', '.join(twice)} twice: name each once."
+                )
         if not self.arms:
             raise ValueError("evaluation.arms is empty: name at least one, initial for example.")
 

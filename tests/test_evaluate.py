@@ -8,7 +8,7 @@ import pytest
 
 from experiments import evaluate, export, report_data
 from experiments.evaluation_folder import EvaluationFolder
-from experiments.protocol import hashes_of_training
+from experiments.evaluation_games import hashes_of_training
 from experiments.run_dir import run_prompt
 from ictjax.records import trajectory_from_json
 from tests.test_cli import refused, train
