@@ -277,18 +277,17 @@ def is_part(record: Mapping[str, Any], runs: int) -> bool:
     """Whether this is the record of a part of so many runs."""
     games, budget, prompts = (record.get(name) for name in ("games", "budget", "prompts"))
     counts = (record.get("malformed"), record.get("failed_episodes"))
-    turns = _turns(record.get("test"))
     return (
         isinstance(record.get("drawn"), str)
-        and len(turns) == runs
-        and len(set(turns)) == 1
-        and turns[0] > 0
-        and (record.get("select") == [] or _turns(record.get("select")) == turns)
         and isinstance(games, dict)
-        and all(isinstance(games.get(name), list) for name in ("test", "select"))
+        and (turns := _turns(record.get("test"), games.get("test"), runs)) > 0
         and all(run[-1] for run in record["test"])
+        and (
+            record.get("select") == games.get("select") == []
+            or _turns(record.get("select"), games.get("select"), runs) == turns
+        )
         and isinstance(prompts, list)
-        and len(prompts) == sum(turns)
+        and len(prompts) == runs * turns
         and all(isinstance(line, str) and _is_line(line) for line in prompts)
         and all(type(count) is int for count in counts)
         and isinstance(record.get("actor_failures"), dict)
@@ -297,14 +296,23 @@ def is_part(record: Mapping[str, Any], runs: int) -> bool:
     )
 
 
-def _turns(scores: Any) -> list[int]:
-    """How many meta-turns each run has; none where these are no scores."""
-    fine = isinstance(scores, list) and all(
-        isinstance(run, list)
-        and all(isinstance(turn, list) and all(won in (0, 1, None) for won in turn) for turn in run)
-        for run in scores
-    )
-    return [len(run) for run in scores] if fine else []
+def _turns(scores: Any, games: Any, runs: int) -> int:
+    """How many meta-turns each of so many runs has; 0 where these are no scores of these games."""
+    if not (_is_table(scores) and _is_table(games) and len(scores) == len(games) == runs):
+        return 0
+    fine = all(
+        isinstance(turn, list)
+        and len(turn) in (0, len(of_run))
+        and all(won is None or (type(won) is int and won in (0, 1)) for won in turn)
+        for run, of_run in zip(scores, games, strict=True)
+        for turn in run
+    ) and all(isinstance(digest, str) for of_run in games for digest in of_run)
+    lengths = {len(run) for run in scores}
+    return lengths.pop() if fine and len(lengths) == 1 else 0
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) for row in value)
 
 
 def _is_line(text: str) -> bool:
