@@ -240,11 +240,11 @@ def success_of(score: Sequence[int | None]) -> float | None:
 
 
 def chosen_turn(select: Sequence[float | None]) -> int:
-    """The meta-turn with the best rate on SELECT; the earliest of equally good ones, 0 where none
-    is known.
+    """The meta-turn with the best rate on SELECT; the earliest of equally good ones, the last one
+    where no rate is known.
     """
     rates = [-1.0 if rate is None else rate for rate in select]
-    return rates.index(max(rates))
+    return rates.index(max(rates)) if max(rates) >= 0 else len(rates) - 1
 
 
 def last_prompts(part: Mapping[str, Any]) -> list[str]:

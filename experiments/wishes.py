@@ -102,15 +102,15 @@ def run_together(
     try:
         while more or running:
             check()
+            for group in [group for group in running if not group.wishes]:
+                running.remove(group)
+                yield group.name, [group.results[n] for n in range(len(group.loops))]
             while more and _num_episodes(running) < room:
                 together = next(waiting, None)
                 if together is None:
                     more = False
                 else:
                     running.append(_Running(together))
-            for group in [group for group in running if not group.wishes]:
-                running.remove(group)
-                yield group.name, [group.results[n] for n in range(len(group.loops))]
             _play(arena, running)
             _reflect(arena, running)
     finally:
