@@ -51,16 +51,7 @@ PROTOCOL = {
         "one independent loop of reflection (run): the share of TEST games won under the last"
         " prompt of the loop"
     ),
-    "prompt_scored": "the last prompt of each loop; no prompt is selected",
-    "stream": "split train, the same games for all arms",
-    "test": (
-        "split test, without games whose initial state (by hash) occurs among the stream games or"
-        " in training; the same for all arms"
-    ),
-    "arms": (
-        "initial: the actor's first prompt; untrained: reflector before training; trained:"
-        " reflector of the checkpoint"
-    ),
+    "arms": "who writes the prompts of a loop: see docs/evaluation.md",
     "intervals": (
         "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided"
         " sign-flip permutation test of pairs"
@@ -74,6 +65,30 @@ PROTOCOL = {
         "a reply without a usable prompt leaves the loop's prompt as it was, and is counted"
     ),
     "failed_episodes": "episodes the environment failed are left out of the means, and counted",
+}
+
+
+# What is true of one protocol alone.
+LABELS = {
+    "strict": {
+        "prompt_scored": (
+            "the last prompt of each loop; that chosen on SELECT games stands beside it"
+        ),
+        "states": (
+            "no initial state (by hash) occurs twice among STREAM, SELECT and TEST games, or in the"
+            " training of a run that is evaluated; the same games for all arms"
+        ),
+    },
+    "paper": {
+        "prompt_scored": (
+            "the last prompt of each loop; the best one stands beside it, chosen and reported on"
+            " the same games, which flatters it (protocol of arXiv 2605.20477)"
+        ),
+        "states": (
+            "no initial state (by hash) occurs among the STREAM games and among those that score,"
+            " or in the training of a run that is evaluated; the same games for all arms and runs"
+        ),
+    },
 }
 
 
@@ -391,7 +406,12 @@ def summarise(
     report: dict[str, Any] = {
         "families": {},
         "overall": {},
-        "protocol": {**PROTOCOL, **dataclasses.asdict(evaluation), **about},
+        "protocol": {
+            **PROTOCOL,
+            **LABELS[evaluation.protocol],
+            **dataclasses.asdict(evaluation),
+            **about,
+        },
     }
     for family, split in families.items():
         rates = {
