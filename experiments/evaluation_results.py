@@ -13,7 +13,7 @@ from ictjax.json_lines import read_records
 FORMAT = 2  # of evaluation.json; files without one are of the versions before
 ARMS = ("initial", "untrained", "trained")
 # transfer: of another benchmark
-SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}
+SPLITS = {"heldout": "held-out families", "transfer": "families", "train": "training families"}
 
 _LARGEST = 1e100  # NaN is not below it either
 _AGAIN = "evaluate again (`ictjax evaluate`), or remove it"
