@@ -26,7 +26,7 @@ from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
 from experiments.protocol import FamilyGames, choose_games, hashes_of_training, play_arm
 from experiments.run_dir import check_families, open_pool, read_manifest
-from experiments.stats import mean_ci, paired_test
+from experiments.summary import summarise
 from ictjax import keys
 from ictjax.hosts import these_hosts
 from ictjax.loops import Arena
@@ -46,8 +46,6 @@ from ictjax.run_config import (
     TrainConfig,
 )
 
-TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
-
 PROTOCOL = {
     "unit": (
         "one independent loop of reflection (run): the share of TEST games won under the last"
@@ -63,15 +61,11 @@ PROTOCOL = {
         "initial: the actor's first prompt; untrained: reflector before training; trained:"
         " reflector of the checkpoint"
     ),
-    "intervals": (
-        "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided"
-        " sign-flip permutation test of pairs"
-    ),
     "splits": (
         "train: families trained on; heldout: other families of that benchmark; transfer: families"
         " of another benchmark"
     ),
-    "overall": "runs of all families of a split pooled",
+    "overall": "the mean over the families of a split, each with the same weight",
     "malformed_replies": (
         "a reply without a usable prompt leaves the loop's prompt as it was, and is counted"
     ),
@@ -173,7 +167,13 @@ def evaluate(
     report = {
         "format": FORMAT,
         "folder": folder.name,
-        **summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed}),
+        "protocol": {
+            **PROTOCOL,
+            **dataclasses.asdict(evaluation),
+            "checkpoint": step,
+            "seed": evaluation.seed,
+        },
+        **_summary(results, families, _drawn(folder, families, evaluation.runs)),
         "environment": games,
         "changes": list(changes),
     }
@@ -226,71 +226,45 @@ def _kept(folder: EvaluationFolder, arm: str, family: str, runs: int) -> dict[st
     return result
 
 
+def _drawn(
+    folder: EvaluationFolder, families: Mapping[str, str], runs: int
+) -> dict[str, FamilyGames]:
+    games = folder.games(tuple(families), runs)
+    assert games is not None, "they were drawn before anything was played"
+    return games
+
+
 def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> str:
     if settings.name != config.task.environment.name:
         return "transfer"
     return "train" if family in config.task.environment.train_families else "heldout"
 
 
-def summarise(
+def _summary(
     results: Mapping[tuple[str, str], Mapping[str, Any]],
     families: Mapping[str, str],
-    evaluation: EvaluationConfig,
-    about: Mapping[str, Any],
+    games: Mapping[str, FamilyGames],
 ) -> dict[str, Any]:
-    """The contents of evaluation.json from the results of every (arm, family)."""
-    values: dict[str, dict[str, list[float]]] = {}
-    report: dict[str, Any] = {
-        "families": {},
-        "overall": {},
-        "protocol": {**PROTOCOL, **dataclasses.asdict(evaluation), **about},
-    }
-    for family, split in families.items():
-        rates = {arm: results[arm, family]["success"] for arm in ARMS}
-        # A run in which the environment failed every test game of an arm is no pair.
-        whole = [
-            run
-            for run in range(evaluation.runs)
-            if all(rates[arm][run] is not None for arm in ARMS)
+    """The computed part of evaluation.json, with the counts of every part."""
+    parts = {
+        (arm, family): [
+            {
+                "test": [[outcomes] for outcomes in result["outcomes"]],
+                "select": [],
+                "games": {"test": [list(map(str, run)) for run in games[family].test]},
+            }
         ]
-        if not whole:
-            raise ValueError(
-                f"The environment failed every test game of family {family!r} in one arm or"
-                " another: see the errors in episodes/ of the evaluation's folder, and remove that"
-                " folder to play it again."
-            )
-        values[family] = {arm: [rates[arm][run] for run in whole] for arm in ARMS}
-        report["families"][family] = {
-            "split": split,
-            "games": results["initial", family]["num_games"],
-            "runs": len(whole),
-            **_statistics(values[family]),
-            "malformed_replies": {arm: results[arm, family]["malformed"] for arm in ARMS},
-            "actor_failures": {arm: results[arm, family]["actor_failures"] for arm in ARMS},
-            "failed_episodes": {arm: results[arm, family]["failed_episodes"] for arm in ARMS},
-        }
-    for split in ("train", "heldout", "transfer"):
-        members = [family for family, where in families.items() if where == split]
-        if members:
-            pooled = {
-                arm: [value for family in members for value in values[family][arm]] for arm in ARMS
-            }
-            games = sum(report["families"][family]["games"] for family in members)
-            report["overall"][split] = {
-                "split": split,
-                "games": games,
-                "runs": len(pooled["initial"]),
-                **_statistics(pooled),
-            }
-    return report
-
-
-def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    arms = {arm: mean_ci(values[arm]).to_json() for arm in ARMS}
-    return {
-        "arms": arms,
-        "tests": {f"{a}_vs_{b}": paired_test(values[a], values[b]).to_json() for a, b in TESTS},
+        for (arm, family), result in results.items()
     }
+    summary = summarise(parts, families)
+    for family, numbers in summary["families"].items():
+        for count, name in (
+            ("malformed_replies", "malformed"),
+            ("actor_failures", "actor_failures"),
+            ("failed_episodes", "failed_episodes"),
+        ):
+            numbers[count] = {arm: results[arm, family][name] for arm in ARMS}
+    return summary
 
 
 def _play_missing(

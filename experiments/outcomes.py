@@ -42,20 +42,21 @@ class Outcomes:
 
     @property
     def curve_t(self) -> np.ndarray:
-        """Games won after every meta-turn, the mean over seeds and runs; nan where none was
-        scored.
+        """Games won after every meta-turn, the mean over seeds and runs; nan where not every loop
+        was scored: those that chose a prompt are no sample of all.
         """
-        return mean(mean(self.test_srtg, axis=3), axis=(0, 1))
+        return mean(self.test_srtg, axis=3).mean(axis=(0, 1))
 
 
 def read_outcomes(parts: Sequence[Mapping[str, Any]]) -> Outcomes:
     """Those of an arm on a family from its part records, one per trained seed; of loops with fewer
     games than others the places that are missing count as not played.
     """
-    return Outcomes(
-        test_srtg=_array([part["test"] for part in parts]),
-        select_srtg=_array([part["select"] for part in parts]),
-    )
+    test_srtg = _array([part["test"] for part in parts])
+    select_srtg = _array([part["select"] for part in parts])
+    if not select_srtg.size:
+        select_srtg = np.empty((*test_srtg.shape[:3], 0))
+    return Outcomes(test_srtg=test_srtg, select_srtg=select_srtg)
 
 
 def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:

@@ -68,9 +68,14 @@ def play_arm(
     ]
     trajectories = arena.play(episodes, f"{arm} on {family}")
     played = iter(trajectories)
-    success = [success_rate([next(played) for _ in games.test[run]]) for run in runs]
+    by_run = [[next(played) for _ in games.test[run]] for run in runs]
+    success = [success_rate(trajectories) for trajectories in by_run]
     return {
         "success": success,
+        "outcomes": [
+            [None if t.outcome is Outcome.FAILED else int(t.success) for t in trajectories]
+            for trajectories in by_run
+        ],
         "num_games": len({game for batch in games.test for game in batch}),
         "malformed": malformed,
         "actor_failures": parse_failures(trajectories),

@@ -3,8 +3,9 @@ that shows, by family and by split.
 
 The headline is one claim, chosen before anything is played: the trained reflector against the
 untrained one on the held-out families (on those of another benchmark where that is what is
-played), under the last prompt of every loop. It is tested alone. All other comparisons of a split
-are corrected among themselves, and the families of a split among themselves, by Holm.
+played), under the last prompt of every loop. It is tested alone. Holm's correction holds among the
+families of a split, among the comparisons of the trained reflector with all other arms, and among
+those of the other arms with the initial prompt.
 """
 
 import dataclasses
@@ -45,17 +46,20 @@ class Family:
     runs: np.ndarray  # which of those played are whole
     num_runs: int  # that were played
     num_games: int
+    runs_share_games: bool
 
 
 def summarise(
-    parts: Mapping[tuple[str, str], Sequence[Part]], splits: Mapping[str, str]
+    parts: Mapping[tuple[str, str], Sequence[Part]], splits: Mapping[str, str], about: str = ""
 ) -> dict[str, Any]:
-    """ "headline", "overall" and "families" of evaluation.json, held-out families first.
+    """The computed part of evaluation.json: "headline", "overall" and "families", held-out families
+    first.
 
     Args:
       parts: of every (arm, family), a part record per trained seed, or one for arms that do not
         depend on training; the arms in the order in which they are shown.
       splits: "heldout", "transfer" or "train" of every family.
+      about: whose families, where it is another task than the one trained on: " of alfworld".
 
     Raises:
       ValueError: arms that played different games, or a family without a whole run.
@@ -72,7 +76,7 @@ def summarise(
         overall, each = _summarise_split(split, families)
         report["overall"][split] = overall
         report["families"] |= each
-        report["headline"] = report["headline"] or _headline(split, overall)
+        report["headline"] = report["headline"] or _headline(split, overall, about)
     return report
 
 
@@ -93,6 +97,7 @@ def read_family(parts: Mapping[str, Sequence[Part]], name: str) -> Family:
             " the errors in episodes/ of the evaluation's folder, and remove that folder to play it"
             " again."
         )
+    games = {game for run in played[0] for game in run}
     whole = {
         arm: Outcomes(
             test_srtg=outcomes.test_srtg[:, runs], select_srtg=outcomes.select_srtg[:, runs]
@@ -103,7 +108,8 @@ def read_family(parts: Mapping[str, Sequence[Part]], name: str) -> Family:
         arms=whole,
         runs=runs,
         num_runs=len(played[0]),
-        num_games=len({game for run in played[0] for game in run}),
+        num_games=len(games),
+        runs_share_games=len(games) < sum(map(len, played[0])),
     )
 
 
@@ -114,7 +120,12 @@ def comparisons(arms: Sequence[str]) -> list[tuple[str, str]]:
     others = [arm for arm in arms if arm != "trained"]
     pairs = [("trained", arm) for arm in others if "trained" in arms]
     pairs += [(arm, "initial") for arm in others if arm != "initial" and "initial" in arms]
-    return sorted(pairs, key=lambda pair: pair != ("trained", "untrained"))
+    return sorted(pairs, key=_claimed)
+
+
+def _claimed(pair: tuple[str, str]) -> int:
+    """Which claims are corrected together: the headline, those of the trained reflector, others."""
+    return 0 if pair == ("trained", "untrained") else 1 if pair[0] == "trained" else 2
 
 
 def differences(family: Family, first: str, second: str, score: str) -> np.ndarray:
@@ -157,6 +168,7 @@ class _Estimates:
 
     def __init__(self, families: Mapping[str, Family], pairs: Sequence[tuple[str, str]]):
         self._families = families
+        self.share_games = any(family.runs_share_games for family in families.values())
         self._samples = {
             name: {
                 **{
@@ -203,10 +215,9 @@ def _summarise_split(split: str, families: Mapping[str, Family]) -> tuple[Json, 
         }
         for name, family in families.items()
     }
-    corrected = {
-        **correct({_vs(pair): claims[pair].overall for pair in pairs[:1]}),
-        **correct({_vs(pair): claims[pair].overall for pair in pairs[1:]}),
-    }
+    corrected: dict[str, Corrected] = {}
+    for _, together in itertools.groupby(pairs, key=_claimed):
+        corrected |= correct({_vs(pair): claims[pair].overall for pair in together})
     return {
         "split": split,
         "families": list(families),
@@ -248,8 +259,7 @@ class _Claims:
     def _claim(self, test: PairedTest, corrected: Corrected, families: Sequence[str]) -> Json:
         last = self._estimates.of(*self._pair, "last", *families)
         chosen = self._estimates.of(*self._pair, "chosen", *families)
-        whose = " of this one trained reflector" if self._pair[0] == "trained" else ""
-        found = verdict(test, corrected, whose if test.units == "runs" else "")
+        found = verdict(test, corrected, self._whose() if test.units == "runs" else "")
         return {
             **last.to_json("difference"),
             "p": test.p,
@@ -264,6 +274,11 @@ class _Claims:
             "improvement": improvement(last.loops_sr),
             "chosen": chosen.to_json("difference"),
         }
+
+    def _whose(self) -> str:
+        """What runs are a sample of, and nothing beyond."""
+        one = " of this one trained reflector" if self._pair[0].startswith("trained") else ""
+        return f"{one} on the same games" if self._estimates.share_games else one
 
 
 def _vs(pair: tuple[str, str]) -> str:
@@ -286,7 +301,7 @@ def _arm(estimates: _Estimates, families: Mapping[str, Family], arm: str) -> Jso
     }
 
 
-def _headline(split: str, overall: Json) -> Json | None:
+def _headline(split: str, overall: Json, about: str) -> Json | None:
     """The claim of a split in one sentence; None without the arms that it is about."""
     test = overall["tests"].get("trained_vs_untrained")
     if test is None:
@@ -301,8 +316,8 @@ def _headline(split: str, overall: Json) -> Json | None:
         "not shown": "no difference is shown",
     }[test["verdict"]]
     text = (
-        f"On the {SPLITS[split]}, prompts of {who} win {trained} % of the games, those of the"
-        f" untrained one {untrained} %: {result} ({points(test['difference'])} points, 95 %"
+        f"On the {SPLITS[split]}{about}, prompts of {who} win {trained} % of the games, those of"
+        f" the untrained one {untrained} %: {result} ({points(test['difference'])} points, 95 %"
         f" interval {low} to {high}; {test['reason']})."
     )
     if not several:

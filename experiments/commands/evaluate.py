@@ -11,7 +11,6 @@ import tyro
 
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal, counting_bar
-from experiments.evaluation_results import ARMS
 from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.remote_run import readable
 from experiments.run_dir import check_families, open_environment, preset_of, read_config
@@ -172,6 +171,7 @@ def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dir: pathlib.Path) ->
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
     from experiments.hosts import connect, ended_together
+    from experiments.result_table import result_tables
 
     hosts = connect(args.hosts)
     if not hosts.first:
@@ -195,14 +195,10 @@ def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dir: pathlib.Path) ->
         report = evaluate(
             run_dir, config, console, task=played, name=name, step=args.step, changes=changes
         )
-    for split, overall in report["overall"].items():
-        means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
-        test = overall["tests"]["trained_vs_untrained"]
-        console.print(
-            f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p ="
-            f" {test['p']:.3g}",
-            highlight=False,
-        )
+    for table in result_tables(report):
+        console.print(table)
+    if report["headline"] is not None:
+        console.print(report["headline"]["text"], highlight=False)
     console.print(f"Evaluated. Results: {run_dir / name}.json", highlight=False, soft_wrap=True)
 
 
