@@ -59,6 +59,13 @@ def interval(
     return float(min(low, centre)), float(max(high, centre))
 
 
+def clopper_pearson(hits: int, count: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share."""
+    low = stats.beta.ppf(ALPHA / 2, hits, count - hits + 1) if hits else 0.0
+    high = stats.beta.ppf(1 - ALPHA / 2, hits + 1, count - hits) if hits < count else 1.0
+    return float(low), float(high)
+
+
 def _scale(loops_sr: np.ndarray, resampled: np.ndarray) -> float:
     """1 where the loops do not tell their spread: a single one, or equal ones."""
     error = standard_error(loops_sr)
@@ -68,15 +75,8 @@ def _scale(loops_sr: np.ndarray, resampled: np.ndarray) -> float:
     return float(t * error[0] / (z * resampled.std()))
 
 
-def agreement_bound(num_games: int) -> float:
-    """The share of games that agree, at least, when so many did: the lower end of the exact 95 %
-    interval of Clopper and Pearson.
-    """
-    return (ALPHA / 2) ** (1 / num_games)
-
-
 def _agreed(value: float, num_games: int, lowest: float) -> tuple[float, float]:
-    bound = agreement_bound(num_games)
+    bound, _ = clopper_pearson(num_games, num_games)  # of games that agree, at least
     if lowest == 0:
         return (bound, 1.0) if value else (0.0, 1 - bound)
     # of differences: at least so many games have this one, the others any

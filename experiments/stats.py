@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -23,6 +23,8 @@ PERMUTATIONS = 2**EXACT_UNITS
 SEED = 20_240_607
 
 Units = Literal["trained seeds", "runs"]
+
+_Name = TypeVar("_Name")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ def improvement(differences_sr: np.ndarray) -> float:
     return float(((differences_sr > 0) + 0.5 * (differences_sr == 0)).mean())
 
 
-def correct(tests: Mapping[str, PairedTest]) -> dict[str, Corrected]:
+def correct(tests: Mapping[_Name, PairedTest]) -> dict[_Name, Corrected]:
     """Holm's correction of tests that make one family of claims; a test alone stays as it is."""
     adjusted = holm({name: test.p for name, test in tests.items()})
     # no p grows when another one falls: what the smallest ones give, no others can pass under
@@ -165,7 +167,7 @@ def correct(tests: Mapping[str, PairedTest]) -> dict[str, Corrected]:
     }
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[_Name, float]) -> dict[_Name, float]:
     """Holm's step-down correction: p-values adjusted for testing all of them, in the order given.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979. Raises
@@ -174,7 +176,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     for name, p in p_values.items():
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"A p-value lies in [0, 1], got {p!r} for {name!r}.")
-    adjusted: dict[str, float] = {}
+    adjusted: dict[_Name, float] = {}
     running = 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         running = max(running, min(1.0, p * (len(p_values) - rank)))

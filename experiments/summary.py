@@ -29,7 +29,7 @@ from experiments.stats import (
     sign_flip_p,
     smallest_p,
 )
-from experiments.verdict import verdict
+from experiments.verdict import Verdict, verdict
 from experiments.wording import percent, points
 
 Json = dict[str, Any]
@@ -145,6 +145,43 @@ def over_families(families: Sequence[Family], loops: Sequence[np.ndarray]) -> np
     return averaged[:, ~np.isnan(averaged).any(axis=0)]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What one comparison is tested for: in every family, and in all together by the mean over
+    families within each seed and run.
+    """
+
+    pair: tuple[str, str]
+    by_family: Mapping[str, PairedTest]
+    overall: PairedTest
+
+
+def claims(families: Mapping[str, Family], pair: tuple[str, str]) -> Claims:
+    """Of the last prompts of every loop."""
+    loops = {
+        name: mean(differences(family, *pair, "last"), axis=2) for name, family in families.items()
+    }
+    return Claims(
+        pair=pair,
+        by_family={name: paired_test(loops_sr) for name, loops_sr in loops.items()},
+        overall=paired_test(over_families(list(families.values()), list(loops.values()))),
+    )
+
+
+def judge(
+    families: Mapping[str, Family], pair: tuple[str, str], test: PairedTest, corrected: Corrected
+) -> Verdict:
+    """The verdict on a test of some families, which says no more than what its units are a sample
+    of.
+    """
+    whose = ""
+    if test.units == "runs":
+        one = " of this one trained reflector" if pair[0].startswith("trained") else ""
+        shared = any(family.runs_share_games for family in families.values())
+        whose = f"{one} on the same games" if shared else one
+    return verdict(test, corrected, whose)
+
+
 def _scores(outcomes: Outcomes, score: str) -> np.ndarray:
     return outcomes.last_srg if score == "last" else outcomes.chosen_srg
 
@@ -168,7 +205,6 @@ class _Estimates:
 
     def __init__(self, families: Mapping[str, Family], pairs: Sequence[tuple[str, str]]):
         self._families = families
-        self.share_games = any(family.runs_share_games for family in families.values())
         self._samples = {
             name: {
                 **{
@@ -204,20 +240,33 @@ def _summarise_split(split: str, families: Mapping[str, Family]) -> tuple[Json, 
     arms = tuple(next(iter(families.values())).arms)
     pairs = comparisons(arms)
     estimates = _Estimates(families, pairs)
-    claims = {pair: _Claims(estimates, pair, tuple(families)) for pair in pairs}
+    made = [claims(families, pair) for pair in pairs]
+    by_family: dict[str, dict[str, Json]] = {name: {} for name in families}
+    overall: dict[str, Json] = {}
+    for claim in made:
+        corrected = correct(claim.by_family)
+        for name, test in claim.by_family.items():
+            by_family[name][_vs(claim.pair)] = _test(
+                estimates, {name: families[name]}, claim.pair, test, corrected[name]
+            )
+    for _, group in itertools.groupby(made, key=lambda claim: _claimed(claim.pair)):
+        together = {claim.pair: claim for claim in group}
+        corrected = correct({pair: claim.overall for pair, claim in together.items()})
+        for pair, claim in together.items():
+            overall[_vs(pair)] = {
+                **_test(estimates, families, pair, claim.overall, corrected[pair]),
+                "over_families": _over_families(claim),
+            }
     each = {
         name: {
             "split": split,
             "games": family.num_games,
             "runs": len(family.runs),
             "arms": {arm: _arm(estimates, {name: family}, arm) for arm in arms},
-            "tests": {_vs(pair): claims[pair].of_family(name) for pair in pairs},
+            "tests": by_family[name],
         }
         for name, family in families.items()
     }
-    corrected: dict[str, Corrected] = {}
-    for _, together in itertools.groupby(pairs, key=_claimed):
-        corrected |= correct({_vs(pair): claims[pair].overall for pair in together})
     return {
         "split": split,
         "families": list(families),
@@ -227,58 +276,43 @@ def _summarise_split(split: str, families: Mapping[str, Family]) -> tuple[Json, 
             len(o.test_srtg) for family in families.values() for o in family.arms.values()
         ),
         "arms": {arm: _arm(estimates, families, arm) for arm in arms},
-        "tests": {_vs(pair): claims[pair].of_all(corrected[_vs(pair)]) for pair in pairs},
+        "tests": overall,
     }, each
 
 
-class _Claims:
-    """What one comparison shows, in every family and in all together."""
+def _over_families(claim: Claims) -> Json:
+    """The other claim, about families like these: its units are the families."""
+    means = np.array([test.difference for test in claim.by_family.values()])
+    return {
+        "num_families": len(means),
+        "p": sign_flip_p(means),
+        "smallest_p": smallest_p(len(means)),
+    }
 
-    def __init__(self, estimates: _Estimates, pair: tuple[str, str], families: Sequence[str]):
-        self._estimates, self._pair, self._families = estimates, pair, families
-        self._tests = {
-            name: paired_test(estimates.of(*pair, "last", name).loops_sr) for name in families
-        }
-        self._corrected = correct(self._tests)
-        self.overall = paired_test(estimates.of(*pair, "last", *families).loops_sr)
 
-    def of_family(self, name: str) -> Json:
-        return self._claim(self._tests[name], self._corrected[name], (name,))
-
-    def of_all(self, corrected: Corrected) -> Json:
-        """With the other claim, about families like these: its units are the families."""
-        means = np.array([test.difference for test in self._tests.values()])
-        return self._claim(self.overall, corrected, self._families) | {
-            "over_families": {
-                "num_families": len(means),
-                "p": sign_flip_p(means),
-                "smallest_p": smallest_p(len(means)),
-            }
-        }
-
-    def _claim(self, test: PairedTest, corrected: Corrected, families: Sequence[str]) -> Json:
-        last = self._estimates.of(*self._pair, "last", *families)
-        chosen = self._estimates.of(*self._pair, "chosen", *families)
-        found = verdict(test, corrected, self._whose() if test.units == "runs" else "")
-        return {
-            **last.to_json("difference"),
-            "p": test.p,
-            "p_corrected": corrected.p,
-            "smallest_p": corrected.smallest_p,
-            "num_tests": corrected.num_tests,
-            "units": test.units,
-            "num_units": test.num_units,
-            "verdict": found.word,
-            "reason": found.reason,
-            "detectable": detectable_difference(test, corrected),
-            "improvement": improvement(last.loops_sr),
-            "chosen": chosen.to_json("difference"),
-        }
-
-    def _whose(self) -> str:
-        """What runs are a sample of, and nothing beyond."""
-        one = " of this one trained reflector" if self._pair[0].startswith("trained") else ""
-        return f"{one} on the same games" if self._estimates.share_games else one
+def _test(
+    estimates: _Estimates,
+    families: Mapping[str, Family],
+    pair: tuple[str, str],
+    test: PairedTest,
+    corrected: Corrected,
+) -> Json:
+    last = estimates.of(*pair, "last", *families)
+    found = judge(families, pair, test, corrected)
+    return {
+        **last.to_json("difference"),
+        "p": test.p,
+        "p_corrected": corrected.p,
+        "smallest_p": corrected.smallest_p,
+        "num_tests": corrected.num_tests,
+        "units": test.units,
+        "num_units": test.num_units,
+        "verdict": found.word,
+        "reason": found.reason,
+        "detectable": detectable_difference(test, corrected),
+        "improvement": improvement(last.loops_sr),
+        "chosen": estimates.of(*pair, "chosen", *families).to_json("difference"),
+    }
 
 
 def _vs(pair: tuple[str, str]) -> str:
