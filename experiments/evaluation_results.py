@@ -55,13 +55,13 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
     return results
 
 
-def prompts_file(run_dir: pathlib.Path, name: str, results: Mapping[str, Any]) -> pathlib.Path:
+def prompts_file(run_dir: pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
     """The prompts that were scored, a line each."""
     return run_dir / results["folder"] / "prompts.jsonl"
 
 
 def episode_files(
-    run_dir: pathlib.Path, name: str, results: Mapping[str, Any], arm: str
+    run_dir: pathlib.Path, results: Mapping[str, Any], arm: str
 ) -> list[pathlib.Path]:
     """The episodes of an arm on the test games, a file per family."""
     return sorted((run_dir / results["folder"] / "episodes").glob(f"{arm}_*.jsonl"))

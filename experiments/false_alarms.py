@@ -120,7 +120,7 @@ def bench_false_alarms(bench: FalseAlarmsBench, note: Note) -> Result:
         notes=[
             "said: of the headline, %, with its exact 95 % interval. any family: of the families,"
             " corrected by Holm. covered: the headline's 95 % interval holds the truth, %.",
-            "1 trained seed: the claim is about this one reflector, so its own effect is the truth.",
+            "1 trained seed: the claim is about this one reflector, its own effect is the truth.",
         ],
     )
 

@@ -134,11 +134,11 @@ def _load_evaluation(folder: Path, path: Path) -> Evaluation:
     return Evaluation(
         name=path.stem,
         results=results,
-        prompts=read_rows(prompts_file(folder, path.stem, results), _is_prompt, _EVALUATE),
+        prompts=read_rows(prompts_file(folder, results), _is_prompt, _EVALUATE),
         episodes={
             arm: [
                 row
-                for file in episode_files(folder, path.stem, results, arm)
+                for file in episode_files(folder, results, arm)
                 for row in read_rows(file, _is_episode, _EVALUATE)
             ]
             for arm in ARMS

@@ -55,8 +55,8 @@ def _table(title: str, first: str) -> Table:
         caption_style="dim",
         header_style="bold",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,
+        show_edge=False,
     )
     # what gives way to the others where a terminal is narrow
     table.add_column(first, overflow="fold", min_width=10)
