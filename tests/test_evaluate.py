@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
+from envs.api import GameId
 from experiments import evaluate, export, report_data
 from experiments.evaluation_folder import EvaluationFolder
-from experiments.protocol import hashes_of_training
+from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
 from ictjax.records import trajectory_from_json
 from tests.test_cli import refused, train
@@ -57,6 +58,31 @@ def files(folder):
 def kept(run_dir):
     """The files of the evaluation that the run shows."""
     return run_dir / read(run_dir / "evaluation.json")["folder"]
+
+
+def family_games(runs=2):
+    """One game for everything."""
+    game = GameId(env="fake", family="door", key="1")
+    return FamilyGames(
+        stream=(((game,),),) * runs,
+        select=((game,),) * runs,
+        test=((game,),) * runs,
+        states={game: "ab"},
+    )
+
+
+def part_record(runs=2, won=1):
+    """What a part on `family_games` gives, in one meta-turn."""
+    return {
+        "test": [[[0], [won]]] * runs,
+        "select": [[[0], [1]]] * runs,
+        "games": {"test": [["ab"]] * runs, "select": [["ab"]] * runs},
+        "malformed": 0,
+        "actor_failures": {"no_action": 1},
+        "failed_episodes": 0,
+        "budget": {"actor_episodes": 1},
+        "prompts": ['{"a":1}'] * 2 * runs,
+    }
 
 
 def test_every_setting_keeps_its_own(evaluated):
@@ -121,24 +147,24 @@ def test_what_was_stopped_goes_on_with_the_games_that_were_drawn(evaluated):
 
 def test_a_family_may_have_any_name(tmp_path):
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
+    games, record = family_games(), part_record()
     folder.keep_games({})
-    result = {"success": [0.5], "prompts": ["{}"], "num_games": 1, "malformed": 0}
-    result |= {"actor_failures": {}, "failed_episodes": 0}
     for family in ("a/b", "..", "[red]*?", "π d"):
-        folder.keep_part("trained", family, result, [])
-        assert folder.part("trained", family, 1)["success"] == [0.5]
+        folder.keep_part("trained", family, games, record, [])
+        assert folder.part("trained", family, games)["test"] == record["test"]
     assert {path.parent for path in tmp_path.rglob("*.json*")} == {
         tmp_path / folder.name,
+        tmp_path / folder.name / "contexts",
         tmp_path / folder.name / "episodes",
     }
 
 
 def test_what_the_environment_failed_stays_to_be_played(tmp_path):
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
-    result = {"success": [None, None], "prompts": ["{}", "{}"], "num_games": 1, "malformed": 0}
+    games, record = family_games(), part_record(won=None)
     with pytest.raises(ValueError, match="failed every test game of family 'door'"):
-        folder.keep_part("trained", "door", result, [])
-    assert folder.part("trained", "door", 2) is None
+        folder.keep_part("trained", "door", games, record, [])
+    assert folder.part("trained", "door", games) is None
 
 
 # What is refused changes nothing.

@@ -35,21 +35,24 @@ from envs.alfworld import generate
 from envs.alfworld import tree as trees
 from envs.alfworld.differential import _read as read_differences
 from envs.alfworld.tables import FAMILIES
-from envs.api import GameId
 from envs.fake import FakeEnvironment
 from envs.minihack import index as minihack
 from experiments import games, report, report_data, report_page
+from experiments.arms.arm import written
 from experiments.commands.train import read_args
 from experiments.compare import compare
 from experiments.evaluation_folder import EvaluationFolder
+from experiments.evaluation_games import hashes_of_training
 from experiments.manifest import make_manifest
 from experiments.play import read_prompt
 from experiments.presets import PRESETS
-from experiments.protocol import FamilyGames, hashes_of_training
+from experiments.pretraining import entry, taught_games, write_record
+from experiments.protocol import LoopRecord, Read, Scored
 from experiments.resume import check_models, going_on
 from experiments.run_dir import check_run, read_manifest, read_run, run_prompt
 from experiments.run_lock import FILE_NAME as LOCK
 from experiments.run_lock import RunLock, check_free
+from experiments.summary import summarise
 from ictjax import endpoint_speaker, keys, loops
 from ictjax.call_speaker import CallFailed
 from ictjax.chat import ChatTokenizer
@@ -67,6 +70,8 @@ from ictjax.precollection import precollected
 from ictjax.records import to_json
 from ictjax.run_config import to_dict
 from ictjax.run_files import drop_after, write_iteration, write_lines
+from tests.evaluations import FOLDER
+from tests.test_evaluate import family_games, part_record
 from tests.test_json_lines import candidate, context, episode
 from tests.test_report import make_run
 
@@ -327,22 +332,24 @@ def evaluated_run(folder):
 
 
 SETTINGS = {"step": 1}
-GAME = GameId(env="fake", family="door", key="1")
+
+
+def loops_of(prompt):
+    """Loops that have ended, one after another."""
+    scored = {prompt: Scored([episode("x")], [1])}
+    return [
+        LoopRecord(
+            prompts=[prompt] * 2, scored=scored, turns=[Read(context("x"), written(None), [], [])]
+        )
+    ] * 2
 
 
 def evaluation_folder(folder):
     kept = EvaluationFolder(folder, "evaluation", SETTINGS)
-    kept.keep_games({"door": FamilyGames(stream=(((GAME,),),) * 2, test=((GAME,),) * 2)})
-    result = {
-        "success": [0.5, 1.0],
-        "num_games": 2,
-        "malformed": 0,
-        "actor_failures": {"no_action": 1},
-        "failed_episodes": 0,
-        "prompts": ['{"a":1}'] * 2,
-    }
+    games = family_games()
+    kept.keep_games({"door": games})
     for arm in ("initial", "untrained", "trained"):
-        kept.keep_part(arm, "door", result, [episode("x")])
+        kept.keep_part(arm, "door", games, part_record(), loops_of("x"))
     place_ = folder / "evaluation"
     (only,) = place_.iterdir()
     only.rename(place_ / "kept")
@@ -351,9 +358,26 @@ def evaluation_folder(folder):
 def parts_of(folder):
     kept = EvaluationFolder(folder, "evaluation", SETTINGS)
     (folder / "evaluation" / "kept").rename(folder / kept.name)
-    kept.games(("door",), 2)
-    for arm in ("initial", "untrained", "trained"):
-        kept.part(arm, "door", 2)
+    games = kept.games(("door",), 2).get("door", family_games())
+    arms = ("initial", "untrained", "trained")
+    parts = {(arm, "door"): [kept.part(arm, "door", games)] for arm in arms}
+    if all(part is not None for (part,) in parts.values()):
+        summarise(parts, {"door": "train"})
+
+
+def starts_of(folder):
+    kept = EvaluationFolder(folder, "evaluation", SETTINGS)
+    (folder / "evaluation" / "kept").rename(folder / kept.name)
+    kept.starts("door", family_games())
+
+
+def taught_folder(folder):
+    write_record(folder, {"fake": entry({}, ["door"], "train", 2)})
+
+
+def taught(folder):
+    config = CONFIG.with_models(str(folder / "actor"), str(folder / "reflector"))
+    taught_games(config, FakeEnvironment(), "door")
 
 
 @functools.cache
@@ -619,6 +643,10 @@ CASES = {
     "part of an evaluation": Case(
         make=evaluation_folder, file="evaluation/kept/trained_door.json", read=parts_of
     ),
+    "what all arms begin with": Case(
+        make=evaluation_folder, file="evaluation/kept/episodes/initial_door.jsonl", read=starts_of
+    ),
+    "what models were taught with": Case(make=taught_folder, file="pretraining.json", read=taught),
     "events": Case(make=event_folder, file="tensorboard/events.out.tfevents.1.x", read=events_of),
     "manners": Case(
         make=manners_folder, file="ictjax.json", read=lambda folder: manners_for(folder, "fake")
@@ -799,9 +827,12 @@ NESTED = b"[" * 100_000
         ("lock", both(changed("machine", value="other"), changed("since", value="a\nb"))),
         (
             "part of an evaluation",
-            both(changed("success", value=[0.5]), changed("prompts", value=["{}"])),
+            both(changed("test", value=[[[0], [1]]]), changed("prompts", value=["{}", "{}"])),
         ),
-        ("part of an evaluation", changed("prompts", value=["{}\n{}", "{}"])),
+        ("part of an evaluation", changed("prompts", value=["{}\n{}", "{}", "{}", "{}"])),
+        ("part of an evaluation", changed("games", "test", value=[[["ab"]], [["ab"]]])),
+        ("part of an evaluation", changed("test", value=[[[0], [1]], [[0], [1, 1]]])),
+        ("what all arms begin with", lambda data: data.replace(b'"family"', b'"families"')),
         ("manners", changed("environments", "fake", "x" * 5000, value=1)),
         ("manners", lambda data: data.replace(b'"fake"', rb'"a\nb"')),
         ("config of an adapter", changed("lora_alpha", value=10**400)),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from envs import wire
 from envs.api import GameId, Observation, Outcome, Step
-from experiments.protocol import hashes_of_training
+from experiments.evaluation_games import hashes_of_training
 from experiments.report_data import load_run
 from ictjax.json_lines import read_records, to_json_line, to_json_text
 from ictjax.manners import Manners, read_manners, write_manners
