@@ -67,11 +67,14 @@ class EvaluationFolder:
             return {}
         data = read_object(path, self._remedy())
         try:
-            return {family: _games(data[family], runs) for family in families if family in data}
+            drawn = {family: _games(of_family, runs) for family, of_family in data.items()}
+            if not drawn:
+                raise ValueError("the games of no family")
         except (TypeError, KeyError, AttributeError, ValueError):
             raise ValueError(
                 f"{path} does not hold the games of an evaluation: {self._remedy()}."
             ) from None
+        return {family: drawn[family] for family in families if family in drawn}
 
     def keep_games(self, games: Mapping[str, FamilyGames]) -> None:
         """Writes games that were drawn, beside those that are there, and the settings."""
@@ -127,7 +130,7 @@ class EvaluationFolder:
         that decides it is equal. What asks the trained reflector is of one run and one step.
         """
         if arm_named(arm).asks == "trained":
-            return
+            run_dirs = [self.run_dir]
         for path in itertools.chain.from_iterable(
             sorted((run_dir / self._name).glob("step*/settings.json")) for run_dir in run_dirs
         ):
@@ -235,14 +238,15 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_arm(arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the settings decides the parts of an arm that asks no trained reflector."""
+    """What of the settings decides the parts of an arm."""
     needed = (*arm_named(arm).settings, *(("endpoint", "endpoint_model") if "@" in arm else ()))
     evaluation = {
         name: value
         for name, value in settings["evaluation"].items()
         if name not in _OF_ARMS or name in needed
     }
-    return {**settings, "evaluation": evaluation, "step": 0}
+    trained = arm_named(arm).asks == "trained"
+    return {**settings, "evaluation": evaluation, "step": settings["step"] if trained else 0}
 
 
 def _drawn(games: FamilyGames) -> str:
