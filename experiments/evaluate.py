@@ -50,6 +50,7 @@ PROTOCOL = {
         "the same of the prompt that won most SELECT games; with protocol paper most of these TEST"
         " games, which reads too high, and nothing is claimed of it"
     ),
+    "arms": "who writes the prompts of a loop: see docs/evaluation.md",
     "splits": (
         "train: families trained on; heldout: other families of that benchmark; transfer: families"
         " of another benchmark"
@@ -66,6 +67,29 @@ _COUNTS = {  # of parts, by their names in evaluation.json
     "actor_failures": "actor_failures",
     "failed_episodes": "failed_episodes",
     "budget": "budget",
+}
+
+# What is true of one protocol alone.
+LABELS = {
+    "strict": {
+        "prompt_scored": (
+            "the last prompt of each loop; that chosen on SELECT games stands beside it"
+        ),
+        "states": (
+            "no initial state (by hash) occurs twice among STREAM, SELECT and TEST games, or in the"
+            " training of a run that is evaluated; the same games for all arms"
+        ),
+    },
+    "paper": {
+        "prompt_scored": (
+            "the last prompt of each loop; the best one stands beside it, chosen and reported on"
+            " the same games, which flatters it (protocol of arXiv 2605.20477)"
+        ),
+        "states": (
+            "no initial state (by hash) occurs among the STREAM games and among those that score,"
+            " or in the training of a run that is evaluated; the same games for all arms and runs"
+        ),
+    },
 }
 
 
@@ -386,6 +410,7 @@ def _summary(
       families: the split of each.
       task: where another one is played than was trained on.
     """
+<<<<<<< HEAD
     summary = summarise(results, families, f" of {task}" if task else "")
     for family, numbers in summary["families"].items():
         for name, field in _COUNTS.items():
@@ -393,6 +418,59 @@ def _summary(
                 arm: _counts(of_arm, field)
                 for (arm, of_family), of_arm in results.items()
                 if of_family == family
+=======
+    arms = tuple(arm for arm in ARMS if (arm, next(iter(families))) in results)
+    values: dict[str, dict[str, list[float]]] = {}
+    report: dict[str, Any] = {
+        "families": {},
+        "overall": {},
+        "protocol": {
+            **PROTOCOL,
+            **LABELS[evaluation.protocol],
+            **dataclasses.asdict(evaluation),
+            **about,
+        },
+    }
+    for family, split in families.items():
+        rates = {
+            arm: [_mean(run) for run in zip(*map(last_success, results[arm, family]), strict=True)]
+            for arm in arms
+        }
+        # A run in which the environment failed every test game of an arm is no pair.
+        whole = [
+            run
+            for run in range(evaluation.runs)
+            if all(rates[arm][run] is not None for arm in arms)
+        ]
+        if not whole:
+            raise ValueError(
+                f"The environment failed every test game of family {family!r} in one arm or"
+                " another: see the errors in episodes/ of the evaluation's folder, and remove that"
+                " folder to play it again."
+            )
+        values[family] = {arm: [rates[arm][run] for run in whole] for arm in arms}
+        report["families"][family] = {
+            "split": split,
+            "games": len(
+                {h for run in results["initial", family][0]["games"]["test"] for h in run}
+            ),
+            "runs": len(whole),
+            **_statistics(values[family]),
+            **{
+                name: {arm: sum(p[field] for p in results[arm, family]) for arm in arms}
+                for name, field in (
+                    ("malformed_replies", "malformed"),
+                    ("failed_episodes", "failed_episodes"),
+                )
+            },
+            "actor_failures": {arm: results[arm, family][0]["actor_failures"] for arm in arms},
+        }
+    for split in ("train", "heldout", "transfer"):
+        members = [family for family, where in families.items() if where == split]
+        if members:
+            pooled = {
+                arm: [value for family in members for value in values[family][arm]] for arm in arms
+>>>>>>> proto
             }
     return summary
 
