@@ -410,7 +410,6 @@ def _summary(
       families: the split of each.
       task: where another one is played than was trained on.
     """
-<<<<<<< HEAD
     summary = summarise(results, families, f" of {task}" if task else "")
     for family, numbers in summary["families"].items():
         for name, field in _COUNTS.items():
@@ -418,59 +417,6 @@ def _summary(
                 arm: _counts(of_arm, field)
                 for (arm, of_family), of_arm in results.items()
                 if of_family == family
-=======
-    arms = tuple(arm for arm in ARMS if (arm, next(iter(families))) in results)
-    values: dict[str, dict[str, list[float]]] = {}
-    report: dict[str, Any] = {
-        "families": {},
-        "overall": {},
-        "protocol": {
-            **PROTOCOL,
-            **LABELS[evaluation.protocol],
-            **dataclasses.asdict(evaluation),
-            **about,
-        },
-    }
-    for family, split in families.items():
-        rates = {
-            arm: [_mean(run) for run in zip(*map(last_success, results[arm, family]), strict=True)]
-            for arm in arms
-        }
-        # A run in which the environment failed every test game of an arm is no pair.
-        whole = [
-            run
-            for run in range(evaluation.runs)
-            if all(rates[arm][run] is not None for arm in arms)
-        ]
-        if not whole:
-            raise ValueError(
-                f"The environment failed every test game of family {family!r} in one arm or"
-                " another: see the errors in episodes/ of the evaluation's folder, and remove that"
-                " folder to play it again."
-            )
-        values[family] = {arm: [rates[arm][run] for run in whole] for arm in arms}
-        report["families"][family] = {
-            "split": split,
-            "games": len(
-                {h for run in results["initial", family][0]["games"]["test"] for h in run}
-            ),
-            "runs": len(whole),
-            **_statistics(values[family]),
-            **{
-                name: {arm: sum(p[field] for p in results[arm, family]) for arm in arms}
-                for name, field in (
-                    ("malformed_replies", "malformed"),
-                    ("failed_episodes", "failed_episodes"),
-                )
-            },
-            "actor_failures": {arm: results[arm, family][0]["actor_failures"] for arm in arms},
-        }
-    for split in ("train", "heldout", "transfer"):
-        members = [family for family, where in families.items() if where == split]
-        if members:
-            pooled = {
-                arm: [value for family in members for value in values[family][arm]] for arm in arms
->>>>>>> proto
             }
     return summary
 
