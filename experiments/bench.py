@@ -19,7 +19,8 @@ from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_sampler, bench_update
 from experiments.bench_run import Note, Result
-from experiments.commands.bench import CacheBench, Common, main
+from experiments.commands.bench import CacheBench, Common, FalseAlarmsBench, main
+from experiments.false_alarms import bench_false_alarms
 from experiments.manifest import package_versions
 from ictjax.run_files import write_lines
 
@@ -45,6 +46,7 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "update": bench_update,
         "envs": bench_envs,
         "cache": bench_cache,
+        "false-alarms": bench_false_alarms,
     }
 )
 _UNITS = {"gib": "GiB", "mib": "MiB", "gflop/s": "GFLOP/s"}
@@ -102,7 +104,7 @@ def _cell(value: Any) -> str:
 
 
 def run(
-    chosen: Mapping[str, Common | CacheBench],
+    chosen: Mapping[str, Common | CacheBench | FalseAlarmsBench],
     target: pathlib.Path | None,
     argv: Sequence[str],
     console: Console,

@@ -29,44 +29,45 @@ from experiments.evaluation_games import (
     hashes_of_training,
 )
 from experiments.evaluation_parts import Evaluator, PartKey, evaluation_key, part_keys
-from experiments.evaluation_results import ARMS, FORMAT
+from experiments.evaluation_results import FORMAT
 from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import describe_games, games_sha256
 from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
 from experiments.pretraining import unrecorded
-from experiments.protocol import last_prompts, last_success
+from experiments.protocol import last_prompts
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
-from experiments.stats import mean_ci, paired_test
+from experiments.summary import summarise
 from ictjax.hosts import these_hosts
 from ictjax.models.hf import content_hash
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
-from ictjax.run_config import EnvironmentConfig, EvaluationConfig, TaskConfig, TrainConfig
-
-TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
+from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig
 
 PROTOCOL = {
-    "unit": (
-        "one independent loop of reflection (run): the share of TEST games won under the last"
-        " prompt of the loop"
+    "mean": "the share of TEST games won under the last prompt of each loop of reflection (run)",
+    "chosen": (
+        "the same of the prompt that won most SELECT games; with protocol paper most of these TEST"
+        " games, which reads too high, and nothing is claimed of it"
     ),
     "arms": "who writes the prompts of a loop: see docs/evaluation.md",
-    "intervals": (
-        "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided"
-        " sign-flip permutation test of pairs"
-    ),
     "splits": (
         "train: families trained on; heldout: other families of that benchmark; transfer: families"
         " of another benchmark"
     ),
-    "overall": "runs of all families of a split pooled",
+    "overall": "the mean over the families of a split, each with the same weight",
     "malformed_replies": (
         "a reply without a usable prompt leaves the loop's prompt as it was, and is counted"
     ),
     "failed_episodes": "episodes the environment failed are left out of the means, and counted",
 }
 
+_COUNTS = {  # of parts, by their names in evaluation.json
+    "malformed_replies": "malformed",
+    "actor_failures": "actor_failures",
+    "failed_episodes": "failed_episodes",
+    "budget": "budget",
+}
 
 # What is true of one protocol alone.
 LABELS = {
@@ -205,7 +206,12 @@ def evaluate(
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
-        **summarise(results, families, evaluation, _protocol(played, step, run_dirs)),
+        "protocol": {
+            **PROTOCOL,
+            **dataclasses.asdict(evaluation),
+            **_protocol(played, step, run_dirs),
+        },
+        **_summary(results, families, name.removeprefix("evaluation").removeprefix("-")),
         "environment": games,
         "changes": list(changes),
     }
@@ -392,91 +398,36 @@ def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> 
     return "train" if family in config.task.environment.train_families else "heldout"
 
 
-def summarise(
+def _summary(
     results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
     families: Mapping[str, str],
-    evaluation: EvaluationConfig,
-    about: Mapping[str, Any],
+    task: str,
 ) -> dict[str, Any]:
-    """The contents of evaluation.json from the records of every (arm, family): one, or one for each
-    trained seed.
+    """The computed part of evaluation.json, with the counts of every part.
+
+    Args:
+      results: of every (arm, family), a record for each trained seed or a single one.
+      families: the split of each.
+      task: where another one is played than was trained on.
     """
-    arms = tuple(arm for arm in ARMS if (arm, next(iter(families))) in results)
-    values: dict[str, dict[str, list[float]]] = {}
-    report: dict[str, Any] = {
-        "families": {},
-        "overall": {},
-        "protocol": {
-            **PROTOCOL,
-            **LABELS[evaluation.protocol],
-            **dataclasses.asdict(evaluation),
-            **about,
-        },
-    }
-    for family, split in families.items():
-        rates = {
-            arm: [_mean(run) for run in zip(*map(last_success, results[arm, family]), strict=True)]
-            for arm in arms
-        }
-        # A run in which the environment failed every test game of an arm is no pair.
-        whole = [
-            run
-            for run in range(evaluation.runs)
-            if all(rates[arm][run] is not None for arm in arms)
-        ]
-        if not whole:
-            raise ValueError(
-                f"The environment failed every test game of family {family!r} in one arm or"
-                " another: see the errors in episodes/ of the evaluation's folder, and remove that"
-                " folder to play it again."
-            )
-        values[family] = {arm: [rates[arm][run] for run in whole] for arm in arms}
-        report["families"][family] = {
-            "split": split,
-            "games": len(
-                {h for run in results["initial", family][0]["games"]["test"] for h in run}
-            ),
-            "runs": len(whole),
-            **_statistics(values[family]),
-            **{
-                name: {arm: sum(p[field] for p in results[arm, family]) for arm in arms}
-                for name, field in (
-                    ("malformed_replies", "malformed"),
-                    ("failed_episodes", "failed_episodes"),
-                )
-            },
-            "actor_failures": {arm: results[arm, family][0]["actor_failures"] for arm in arms},
-        }
-    for split in ("train", "heldout", "transfer"):
-        members = [family for family, where in families.items() if where == split]
-        if members:
-            pooled = {
-                arm: [value for family in members for value in values[family][arm]] for arm in arms
+    summary = summarise(results, families, f" of {task}" if task else "")
+    for family, numbers in summary["families"].items():
+        for name, field in _COUNTS.items():
+            numbers[name] = {
+                arm: _counts(of_arm, field)
+                for (arm, of_family), of_arm in results.items()
+                if of_family == family
             }
-            games = sum(report["families"][family]["games"] for family in members)
-            report["overall"][split] = {
-                "split": split,
-                "games": games,
-                "runs": len(pooled["initial"]),
-                **_statistics(pooled),
-            }
-    return report
+    return summary
 
 
-def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    return {
-        "arms": {arm: mean_ci(values[arm]).to_json() for arm in values},
-        "tests": {
-            f"{a}_vs_{b}": paired_test(values[a], values[b]).to_json()
-            for a, b in TESTS
-            if {a, b} <= values.keys()
-        },
-    }
-
-
-def _mean(rates: Sequence[float | None]) -> float | None:
-    known = [rate for rate in rates if rate is not None]
-    return sum(known) / len(known) if known else None
+def _counts(results: Sequence[Mapping[str, Any]], name: str) -> int | dict[str, int]:
+    """A count of a part, or of each of its kinds, over trained seeds."""
+    counts = [result[name] for result in results]
+    if isinstance(counts[0], int):
+        return sum(counts)
+    kinds = dict.fromkeys(kind for count in counts for kind in count)
+    return {kind: sum(count.get(kind, 0) for count in counts) for kind in kinds}
 
 
 if __name__ == "__main__":

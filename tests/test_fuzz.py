@@ -41,7 +41,6 @@ from experiments import games, report, report_data, report_page
 from experiments.arms.arm import written
 from experiments.commands.train import read_args
 from experiments.compare import compare
-from experiments.evaluate import summarise
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import hashes_of_training
 from experiments.manifest import make_manifest
@@ -53,6 +52,7 @@ from experiments.resume import check_models, going_on
 from experiments.run_dir import check_run, read_manifest, read_run, run_prompt
 from experiments.run_lock import FILE_NAME as LOCK
 from experiments.run_lock import RunLock, check_free
+from experiments.summary import summarise
 from ictjax import endpoint_speaker, keys, loops
 from ictjax.call_speaker import CallFailed
 from ictjax.chat import ChatTokenizer
@@ -68,8 +68,9 @@ from ictjax.models.lora import init_adapter
 from ictjax.models.peft import load_adapter, save_adapter
 from ictjax.precollection import precollected
 from ictjax.records import to_json
-from ictjax.run_config import EvaluationConfig, to_dict
+from ictjax.run_config import to_dict
 from ictjax.run_files import drop_after, write_iteration, write_lines
+from tests.evaluations import FOLDER
 from tests.test_evaluate import family_games, part_record
 from tests.test_json_lines import candidate, context, episode
 from tests.test_report import make_run
@@ -307,7 +308,7 @@ def scored_prompts_of(folder):
 
 def reported(folder):
     run = report_data.load_run(folder)
-    report.result_table(run)
+    report.tables(run)
     page = report_page.render(run)
     assert "<script" not in page
 
@@ -319,32 +320,18 @@ def compared(folder):
 def evaluated_run(folder):
     make_run(folder, iterations=3)
     write_lines(folder / "config.json", [json.dumps(to_dict(CONFIG))])
-
-
-def evaluated_in_folder(folder):
-    """As evaluations are written today."""
-    evaluated_run(folder)
-    results = json.loads((folder / "evaluation.json").read_text())
-    place_ = folder / "evaluation" / "step3-0123456789"
-    (place_ / "episodes").mkdir(parents=True)
-    (folder / "prompts" / "evaluation.jsonl").rename(place_ / "prompts.jsonl")
-    for path in folder.glob("episodes/evaluation_*_eat.jsonl"):
-        path.rename(place_ / "episodes" / path.name.removeprefix("evaluation_"))
-    results |= {
-        "format": 2,
-        "folder": str(place_.relative_to(folder)),
+    for path in (folder / FOLDER / "episodes").glob("*.jsonl"):
+        if not path.stem.endswith("_eat"):
+            path.unlink()
+    path = folder / "evaluation.json"
+    results = json.loads(path.read_text()) | {
         "changes": ["the actor's model (its files differ)"],
         "environment": {"name": "fake", "options": {"a": "b"}, "source": "official"},
-        "protocol": {"checkpoint": 3},
     }
-    shutil.rmtree(folder / "episodes")
-    for family in results["families"].values():
-        family["malformed_replies"] = family["failed_episodes"] = {"trained": 1}
-    write_lines(folder / "evaluation.json", [json.dumps(results)])
+    write_lines(path, [json.dumps(results)])
 
 
 SETTINGS = {"step": 1}
-EVALUATION = EvaluationConfig(runs=2, meta_turns=1, test_games=1)
 
 
 def loops_of(prompt):
@@ -375,7 +362,7 @@ def parts_of(folder):
     arms = ("initial", "untrained", "trained")
     parts = {(arm, "door"): [kept.part(arm, "door", games)] for arm in arms}
     if all(part is not None for (part,) in parts.values()):
-        summarise(parts, {"door": "train"}, EVALUATION, {})
+        summarise(parts, {"door": "train"})
 
 
 def starts_of(folder):
@@ -629,32 +616,27 @@ CASES = {
         make=run_folder, file="prompts/iteration_00002.jsonl", read=prompts_of
     ),
     "prompts of an evaluation": Case(
-        make=evaluated_run, file="prompts/evaluation.jsonl", read=scored_prompts_of
+        make=evaluated_run, file=f"{FOLDER}/prompts.jsonl", read=scored_prompts_of
     ),
     "results and their prompts": Case(
-        make=evaluated_in_folder, file="evaluation.json", read=scored_prompts_of
+        make=evaluated_run, file="evaluation.json", read=scored_prompts_of
     ),
     "precollected contexts": Case(
         make=contexts_folder, file="contexts/precollected.jsonl", read=collected
     ),
     "lock": Case(make=locked_folder, file=LOCK, read=unlock),
     "files in a report": Case(
-        make=evaluated_in_folder,
+        make=evaluated_run,
         file="**/*.json*",
         read=reported,
         examples=2,
     ),
     "files in a table": Case(
-        make=evaluated_in_folder,
+        make=evaluated_run,
         file="**/*.json*",
-        read=lambda folder: report.result_table(report_data.load_run(folder)),
+        read=lambda folder: report.tables(report_data.load_run(folder)),
     ),
-    "results in a comparison": Case(
-        make=evaluated_in_folder, file="evaluation.json", read=compared
-    ),
-    "older results in a comparison": Case(
-        make=evaluated_run, file="evaluation.json", read=compared
-    ),
+    "results in a comparison": Case(make=evaluated_run, file="evaluation.json", read=compared),
     "games of an evaluation": Case(
         make=evaluation_folder, file="evaluation/kept/games.json", read=parts_of
     ),

@@ -243,6 +243,7 @@ def _evaluate(
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
     from experiments.hosts import connect, ended_together
+    from experiments.result_table import result_tables
 
     hosts = connect(args.hosts)
     if not hosts.first:
@@ -280,17 +281,10 @@ def _evaluate(
             step=args.step,
             changes=changes,
         )
-    for split, overall in report["overall"].items():
-        means = ", ".join(
-            f"{arm} {100 * of_arm['mean']:.1f} %" for arm, of_arm in overall["arms"].items()
-        )
-        test = overall["tests"].get("trained_vs_untrained")
-        about = (
-            f"; trained - untrained {100 * test['difference']:+.1f} points, p = {test['p']:.3g}"
-            if test
-            else ""
-        )
-        console.print(f"{split}: {means}{about}", highlight=False)
+    for table in result_tables(report):
+        console.print(table)
+    if report["headline"] is not None:
+        console.print(report["headline"]["text"], highlight=False)
     results = (out or run_dir) / name
     console.print(f"Evaluated. Results: {results}.json", highlight=False, soft_wrap=True)
 
