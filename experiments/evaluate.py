@@ -42,7 +42,7 @@ from ictjax.hosts import these_hosts
 from ictjax.models.hf import content_hash
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
-from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig
+from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig, to_dict
 
 PROTOCOL = {
     "mean": "the share of TEST games won under the last prompt of each loop of reflection (run)",
@@ -208,7 +208,7 @@ def evaluate(
         "folder": folders[0].name,
         "protocol": {
             **PROTOCOL,
-            **dataclasses.asdict(evaluation),
+            **LABELS[evaluation.protocol],
             **_protocol(played, step, run_dirs),
         },
         **_summary(results, families, name.removeprefix("evaluation").removeprefix("-")),
@@ -342,11 +342,11 @@ def _agreed(
 
 
 def _protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """What results say of how they were made, beside the settings."""
+    """What results say of how they were made."""
     unknown_to_us = unrecorded(config)
     return {
+        **to_dict(config)["evaluation"],
         "checkpoint": step,
-        "seed": config.evaluation.seed,
         "games_per_context": games_per_context(config),
         "run_dirs": [str(run_dir) for run_dir in run_dirs],
         "pretraining": (
