@@ -109,8 +109,8 @@ class Environment(Protocol):
     import path or a short name.
 
     It is built in this process and in every worker, so it is cheap to build and holds no process,
-    file or seed of its own. It may have two members more: `describe` and `initial_prompt`, see
-    `Described` and `Introduced`.
+    file or seed of its own. It may have more members: `describe`, `initial_prompt`,
+    `expert_prompt` and `more_games`, see `Described`, `Introduced`, `Advised` and `Extensible`.
     """
 
     @property
@@ -155,6 +155,31 @@ class Introduced(Protocol):
     def initial_prompt(self) -> str:
         """The system prompt at meta-turn 0: what the games are about and the form of a reply; no
         hint at how to win.
+        """
+        ...
+
+
+@runtime_checkable
+class Advised(Protocol):
+    """An environment whose makers know how it is won."""
+
+    @property
+    def expert_prompt(self) -> str:
+        """A system prompt with all that people know about winning its games, in the form of
+        `Introduced.initial_prompt`.
+        """
+        ...
+
+
+@runtime_checkable
+class Extensible(Protocol):
+    """An environment that can make more games than its splits hold."""
+
+    def more_games(self, family: str, split: str, count: int) -> Sequence[GameId]:
+        """So many games of a split, or as many as there are: those of `games` first, then others,
+        which are as disjoint from the other splits, however long these become.
+
+        Raises ValueError for a family or split that it does not know.
         """
         ...
 

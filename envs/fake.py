@@ -6,6 +6,7 @@ works for its family.
 """
 
 import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from envs.api import GameId, Observation, Outcome, Step
 WORDS = {"bell": "ring", "door": "open", "lamp": "light"}
 ACTIONS = ("walk", "look", "open", "light", "ring", "jump")
 _SPLITS = {"train": range(1000), "select": range(1000, 1200), "test": range(1200, 1400)}
+_MADE_ANEW = 1400
 _MAX_DISTANCE = 2
 
 
@@ -60,6 +62,14 @@ class FakeEnvironment:
         if split not in _SPLITS:
             raise ValueError(f"Unknown split {split!r}: use one of {', '.join(_SPLITS)}.")
         return tuple(GameId(env=self.name, family=family, key=str(key)) for key in _SPLITS[split])
+
+    def more_games(self, family: str, split: str, count: int) -> Sequence[GameId]:
+        """So many games of a split; keys from 1400 on belong to the splits in turn."""
+        games = self.games(family, split)
+        beyond = itertools.count(_MADE_ANEW + list(_SPLITS).index(split), len(_SPLITS))
+        keys = itertools.islice(beyond, max(count - len(games), 0))
+        more = (GameId(env=self.name, family=family, key=str(key)) for key in keys)
+        return (*games[:count], *more)
 
     def open(self, family: str) -> "FakeGame":
         _check_family(family)

@@ -20,7 +20,8 @@ from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_update
 from experiments.bench_run import Note, Result
 from experiments.bench_sampler import bench_sampler
-from experiments.commands.bench import CacheBench, Common, main
+from experiments.commands.bench import CacheBench, Common, FalseAlarmsBench, main
+from experiments.false_alarms import bench_false_alarms
 from experiments.manifest import package_versions
 from ictjax.run_files import write_lines
 
@@ -47,6 +48,7 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "update": bench_update,
         "envs": bench_envs,
         "cache": bench_cache,
+        "false-alarms": bench_false_alarms,
     }
 )
 _UNITS = {"gib": "GiB", "mib": "MiB", "gflop/s": "GFLOP/s"}
@@ -104,7 +106,7 @@ def _cell(value: Any) -> str:
 
 
 def run(
-    chosen: Mapping[str, Common | CacheBench],
+    chosen: Mapping[str, Common | CacheBench | FalseAlarmsBench],
     target: pathlib.Path | None,
     argv: Sequence[str],
     console: Console,

@@ -8,16 +8,18 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from experiments import report_page
 from experiments.commands.compare import main
-from experiments.evaluation_results import ARMS, read_results, result_files
+from experiments.evaluation_results import read_results, result_files
 from experiments.run_dir import read_config
+from experiments.wording import interval, p_value, percent, points
+
+_SHOWN = ("untrained", "trained")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A row per run, evaluation and split: games won per arm, the paired difference, its interval
-    and p; and what could not be read, a sentence each.
+    """A row per run, evaluation and split, held-out families first: games won per arm, the paired
+    difference with its interval, p and verdict; and what could not be read, a sentence each.
     """
 
     table: Table
@@ -30,7 +32,7 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
     Raises ValueError where none can, with what is wrong with each.
     """
     table = Table(
-        title="Games won, %; paired difference with its 95 % interval",
+        title="Games won, %; trained - untrained with its 95 % interval",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -40,8 +42,9 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
         table.add_column(name, no_wrap=True)
     table.add_column("benchmark", overflow="fold", min_width=len("benchmark"))
     table.add_column("families", no_wrap=True)
-    for name in (*ARMS, "difference", "p"):
+    for name in (*_SHOWN, "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold", min_width=6)
     left_out: list[str] = []
     for run_dir in run_dirs:
         try:
@@ -90,27 +93,23 @@ def _result_files(run_dir: Path) -> list[Path]:
 def _rows(path: Path, seed: str, trained_on: str, iterations: int | None) -> Iterator[list[str]]:
     results = read_results(path)
     benchmark = path.stem.removeprefix("evaluation").removeprefix("-") or trained_on
-    step = results.get("protocol", {}).get("checkpoint")
-    if step not in (None, iterations):
+    step = results["protocol"]["checkpoint"]
+    if step != iterations:
         benchmark += f", iteration {step}"
-    splits = results.get("overall", {})
-    if not splits:
-        raise ValueError(f"{path} holds no results over all families: evaluate again.")
-    for split, numbers in splits.items():
-        arms, tests = numbers.get("arms", {}), numbers.get("tests", {})
-        if not {*ARMS} <= arms.keys() or "trained_vs_untrained" not in tests:
-            raise ValueError(f"{path} holds not all arms of {split!r}: evaluate again.")
+    for split, numbers in results["overall"].items():
+        if "trained_vs_untrained" not in numbers["tests"]:
+            raise ValueError(
+                f"{path} holds not both arms that are compared, untrained and trained: evaluate"
+                " again with these."
+            )
         yield [seed, benchmark, split, *_numbers(numbers)]
 
 
 def _numbers(split: Mapping[str, Any]) -> list[str]:
     test = split["tests"]["trained_vs_untrained"]
-    difference = (
-        f"{report_page.points(test['difference'])}"
-        f" {report_page.interval(test['ci95'], signed=True)}"
-    )
-    means = [report_page.percent(split["arms"][arm]["mean"]) for arm in ARMS]
-    return [*means, difference, report_page.p_value(test["p"])]
+    difference = f"{points(test['difference'])} {interval(test['ci95'], signed=True)}"
+    means = [percent(split["arms"][arm]["mean"]) for arm in _SHOWN]
+    return [*means, difference, p_value(test["p_corrected"]), test["verdict"]]
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class LiveProgress:
             self._whole: TaskID = self._bars.add_task(what, completed=done, total=total, note="")
             self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
         self._started = self._last_line = time.monotonic()
-        self._done_at_start = done
+        self._done_at_start = self._done = done
         self._phase_name, self._phase_begun = "", (self._started, 0)
 
     def __enter__(self) -> "LiveProgress":
@@ -122,8 +122,13 @@ class LiveProgress:
         """Books a finished iteration and shows its results."""
         self.advance(number, iteration_line(metrics))
 
+    def one_more(self, note: str) -> None:
+        """Books one more of the total as finished, with a few words on it."""
+        self.advance(self._done + 1, note)
+
     def advance(self, number: int, note: str) -> None:
         """Books `number` of the total as finished, with a few words on the last one."""
+        self._done = number
         left_s = (
             (time.monotonic() - self._started)
             / max(number - self._done_at_start, 1)

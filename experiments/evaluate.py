@@ -1,81 +1,96 @@
 """Does the trained reflector write better prompts than the untrained one, on games never seen?
 
-Every arm plays the same games in the same order with the same keys, so differences are paired. A
-loop reflects `meta_turns` times on STREAM games (split "train"); its last prompt, never its best,
-is scored once on TEST games (split "test") whose initial states occur neither among the STREAM
-games nor in training. `--eval-env` plays another task than the one trained on: transfer between
-benchmarks.
+Plays what is missing of every part (an arm on a family, for each trained seed where the arm asks a
+trained reflector) side by side, and summarises what all parts hold: `experiments.protocol` says
+what one loop plays, `experiments.arms` who writes its prompts. `--eval-env` plays another task than
+the one trained on: transfer between benchmarks.
 """
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from envs.api import Environment, Pool
+from envs.api import Advised, Environment, Pool
 from envs.registry import load_environment
+from experiments.arms import arm_named, check_arms
+from experiments.command import unknown
 from experiments.commands.evaluate import main
-from experiments.console import LiveProgress
+from experiments.console import LiveProgress, counting_bar
 from experiments.evaluation_folder import EvaluationFolder
-from experiments.evaluation_results import ARMS, FORMAT
+from experiments.evaluation_games import (
+    FamilyGames,
+    TooFewGames,
+    choose_games,
+    games_per_context,
+    hashes_of_training,
+)
+from experiments.evaluation_parts import Evaluator, PartKey, evaluation_key, part_keys
+from experiments.evaluation_results import FORMAT
 from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import describe_games, games_sha256
 from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
-from experiments.protocol import FamilyGames, choose_games, hashes_of_training, play_arm
-from experiments.run_dir import check_families, open_pool, read_manifest
-from experiments.stats import mean_ci, paired_test
-from ictjax import keys
+from experiments.pretraining import unrecorded
+from experiments.protocol import last_prompts
+from experiments.run_dir import check_families, open_pool, read_manifest, read_run
+from experiments.summary import summarise
 from ictjax.hosts import these_hosts
-from ictjax.loops import Arena
 from ictjax.models.hf import content_hash
 from ictjax.models.transformer import Params
-from ictjax.players import (
-    check_language,
-    initial_weights,
-    open_players,
-    restore_trained,
-    saved_steps,
-)
-from ictjax.run_config import (
-    EnvironmentConfig,
-    EvaluationConfig,
-    TaskConfig,
-    TrainConfig,
-)
-
-TESTS = (("trained", "untrained"), ("trained", "initial"), ("untrained", "initial"))
+from ictjax.players import check_language, check_saved, restore_trained, saved_steps
+from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig, to_dict
 
 PROTOCOL = {
-    "unit": (
-        "one independent loop of reflection (run): the share of TEST games won under the last"
-        " prompt of the loop"
+    "mean": "the share of TEST games won under the last prompt of each loop of reflection (run)",
+    "chosen": (
+        "the same of the prompt that won most SELECT games; with protocol paper most of these TEST"
+        " games, which reads too high, and nothing is claimed of it"
     ),
-    "prompt_scored": "the last prompt of each loop; no prompt is selected",
-    "stream": "split train, the same games for all arms",
-    "test": (
-        "split test, without games whose initial state (by hash) occurs among the stream games or"
-        " in training; the same for all arms"
-    ),
-    "arms": (
-        "initial: the actor's first prompt; untrained: reflector before training; trained:"
-        " reflector of the checkpoint"
-    ),
-    "intervals": (
-        "means: Student t over runs; differences: percentile bootstrap over pairs; p: two-sided"
-        " sign-flip permutation test of pairs"
-    ),
+    "arms": "who writes the prompts of a loop: see docs/evaluation.md",
     "splits": (
         "train: families trained on; heldout: other families of that benchmark; transfer: families"
         " of another benchmark"
     ),
-    "overall": "runs of all families of a split pooled",
+    "overall": "the mean over the families of a split, each with the same weight",
     "malformed_replies": (
         "a reply without a usable prompt leaves the loop's prompt as it was, and is counted"
     ),
     "failed_episodes": "episodes the environment failed are left out of the means, and counted",
+}
+
+_COUNTS = {  # of parts, by their names in evaluation.json
+    "malformed_replies": "malformed",
+    "actor_failures": "actor_failures",
+    "failed_episodes": "failed_episodes",
+    "budget": "budget",
+}
+
+# What is true of one protocol alone.
+LABELS = {
+    "strict": {
+        "prompt_scored": (
+            "the last prompt of each loop; that chosen on SELECT games stands beside it"
+        ),
+        "states": (
+            "no initial state (by hash) occurs twice among STREAM, SELECT and TEST games, or in the"
+            " training of a run that is evaluated; the same games for all arms"
+        ),
+    },
+    "paper": {
+        "prompt_scored": (
+            "the last prompt of each loop; the best one stands beside it, chosen and reported on"
+            " the same games, which flatters it (protocol of arXiv 2605.20477)"
+        ),
+        "states": (
+            "no initial state (by hash) occurs among the STREAM games and among those that score,"
+            " or in the training of a run that is evaluated; the same games for all arms and runs"
+        ),
+    },
 }
 
 
@@ -84,12 +99,14 @@ def evaluate(
     config: TrainConfig,
     console: Console,
     *,
+    others: Sequence[pathlib.Path] = (),
+    out: pathlib.Path | None = None,
     task: TaskConfig | None = None,
     name: str = "evaluation",
     step: int | None = None,
     changes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Plays what is missing of every (arm, family), then writes and returns the results.
+    """Plays what is missing of every part, then writes and returns the results.
 
     With several hosts (`ictjax.hosts`) all of them call this, each plays its share, and the first
     writes.
@@ -98,9 +115,11 @@ def evaluate(
     that it drew at its start.
 
     Args:
-      run_dir: of the trained reflector.
+      run_dir: of the trained reflector; parts of arms that ask none are kept here.
       config: of the run; its meshes and workers may be others than those of training.
       console: where progress is shown.
+      others: runs of the same configuration with other seeds, each with a trained reflector.
+      out: where the results are written; by default `run_dir`. Every run keeps its own parts.
       task: what to play; by default what was trained on.
       name: of the results, NAME.json, and of the folder NAME/ that keeps all of a setting (see
         `EvaluationFolder`). "evaluation" is that of the task trained on.
@@ -110,76 +129,251 @@ def evaluate(
 
     Raises:
       ValueError: no such checkpoint, a missing model, limits or meshes that do not fit, a family
-        without test games, or damaged files of the run.
+        with too few games, an arm that cannot be played, or damaged files of the run.
     """
     played = config if task is None else config.on(task)
     settings, evaluation = played.task.environment, config.evaluation
-    families = {
-        family: _split_of(config, settings, family)
-        for family in (*settings.train_families, *settings.heldout_families)
-    }
+    families = _families(config, played.task)
+    arms = tuple(dict.fromkeys(("initial", *evaluation.arms)))
     environment = load_environment(settings.name, settings.options)
     check_families(environment, tuple(families))
+    check_arms(arms, evaluation.endpoint.url)
+    expert = environment.expert_prompt if isinstance(environment, Advised) else ""
+    _check_playable(arms, tuple(families), expert or evaluation.expert_prompt, settings.name)
     check_limits(played)
     check_meshes(played)
     check_evaluation_memory(played)
-    check_language(in_folders(played))
+    played = in_folders(played)
+    check_language(played)
     games = describe_games(settings, environment)
     about = {
         "evaluation": dataclasses.asdict(evaluation),
         "task": _what_is_played(played.task),
         "games_sha256": games["games_sha256"],
+        "games_per_context": played.meta.games_per_context,
         # whoever has no folder has a name at an endpoint
-        "models": {"actor": config.actor.model, **_models(in_folders(played))},
+        "models": {"actor": config.actor.model, **_models(played)},
     }
-    trained, hosts = None, these_hosts()
-    if step is None:  # at once: training that goes on removes old checkpoints
-        newest = hosts.agree(saved_steps(run_dir)[-1]) if hosts.count > 1 else None
-        step, trained = restore_trained(run_dir, in_folders(played), newest)
-    folder = EvaluationFolder(run_dir, name, {"step": step, **about})
-    parts = [(arm, family) for arm in ARMS for family in families]
-    missing = [part for part in parts if folder.part(*part, evaluation.runs) is None]
-    missing = [(arm, family) for arm, family in hosts.agree(missing)]
-    if missing and trained is None:
-        _, trained = restore_trained(run_dir, in_folders(played), step)
-    console.print(
-        f"Evaluating iteration {step}: {len(missing)} of {len(parts)} parts to play, kept in"
-        f" {run_dir / folder.name}.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    if trained is not None and missing:
-        drawn = folder.games(tuple(families), evaluation.runs)
-        hosts.meet()  # all have looked before the first one keeps any
-        seen = hashes_of_training(run_dir, step) if drawn is None else frozenset()
-        pool = open_pool(settings)
-        progress = LiveProgress(
-            "evaluation", done=len(parts) - len(missing), total=len(parts), console=console
+    hosts, run_dirs = these_hosts(), [run_dir, *others]
+    step, newest = _steps(run_dirs, played, name, step)
+    with contextlib.ExitStack() as stack:
+        pool = functools.cache(lambda: stack.enter_context(open_pool(settings)))
+        folders, drawn = _games(
+            run_dirs,
+            name,
+            {"step": step, **about},
+            played,
+            tuple(families),
+            environment,
+            pool,
+            console,
         )
-        with pool, progress:
-            if drawn is None:
-                drawn = {
-                    family: choose_games(environment, pool, played, family, seen, _key(evaluation))
-                    for family in families
-                }
-                if hosts.first:
-                    folder.keep_games(drawn)
-            _play_missing(
-                in_folders(played), trained, drawn, pool, folder, missing, len(parts), progress
+        parts = part_keys(arms, tuple(families), len(run_dirs))
+
+        def kept(part: PartKey) -> dict[str, Any] | None:
+            return folders[part.seed].part(part.arm, part.family, drawn[part.family])
+
+        if hosts.first:
+            for part in parts:
+                if kept(part) is None:
+                    folders[part.seed].adopt(part.arm, part.family, drawn[part.family], run_dirs)
+        hosts.meet()
+        missing = [PartKey(*part) for part in hosts.agree([p for p in parts if kept(p) is None])]
+        console.print(
+            f"Evaluating iteration {step}: {len(missing)} of {len(parts)} parts to play, kept in"
+            f" {', '.join(str(folder.run_dir / folder.name) for folder in folders)}.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        if missing:
+            progress = LiveProgress(
+                "evaluation", done=len(parts) - len(missing), total=len(parts), console=console
             )
-    hosts.meet()  # the first one has kept all
-    results = {part: _kept(folder, *part, evaluation.runs) for part in parts}
+            evaluator = Evaluator(
+                config=played,
+                pool=pool(),
+                games=drawn,
+                folders=folders,
+                trained=lambda seed: (
+                    newest[seed]
+                    if seed in newest
+                    else restore_trained(run_dirs[seed], played, step)[1]
+                ),
+                expert_prompt=expert,
+                hosts=hosts,
+                progress=progress,
+            )
+            with progress:
+                evaluator.play(missing)
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for part in parts:
+        record = kept(part)
+        assert record is not None, f"{part.arm} on {part.family} was played"
+        results.setdefault((part.arm, part.family), []).append(record)
     report = {
         "format": FORMAT,
-        "folder": folder.name,
-        **summarise(results, families, evaluation, {"checkpoint": step, "seed": evaluation.seed}),
+        "folder": folders[0].name,
+        "protocol": {
+            **PROTOCOL,
+            **LABELS[evaluation.protocol],
+            **_protocol(played, step, run_dirs),
+        },
+        **_summary(results, families, name.removeprefix("evaluation").removeprefix("-")),
         "environment": games,
         "changes": list(changes),
     }
     if hosts.first:
-        folder.finish(report, (line for result in results.values() for line in result["prompts"]))
+        place = folders[0] if out is None else folders[0].moved(out)
+        if out is not None:
+            place.gather(parts, folders)
+        every = [record for records in results.values() for record in records]
+        place.finish(
+            report,
+            (line for record in every for line in last_prompts(record)),
+            (line for record in every for line in record["prompts"]),
+        )
     return report
+
+
+def _families(config: TrainConfig, task: TaskConfig) -> dict[str, str]:
+    """The families to play, and the split of each."""
+    settings = task.environment
+    there = (*settings.train_families, *settings.heldout_families)
+    for family in config.evaluation.families:
+        if family not in there:
+            raise unknown(f"The task has no family {family!r}", family, there)
+    chosen = config.evaluation.families or there
+    return {family: _split_of(config, settings, family) for family in there if family in chosen}
+
+
+def _check_playable(
+    arms: Sequence[str], families: Sequence[str], expert_prompt: str, environment: str
+) -> None:
+    """Raises ValueError for an arm that lacks what it needs."""
+    if "expert" in arms and not expert_prompt:
+        raise ValueError(
+            f"{environment} has no expert prompt: give one with --evaluation.expert-prompt, or"
+            " leave out the arm expert."
+        )
+    for arm in arms:
+        if arm_named(arm).reads == "other" and len(families) < 2:
+            raise ValueError(
+                f"The arm {arm!r} reads about another family, and only {families[0]!r} is played:"
+                " add one with --evaluation.families, or leave out the arm."
+            )
+
+
+def _steps(
+    run_dirs: Sequence[pathlib.Path], config: TrainConfig, name: str, step: int | None
+) -> tuple[int, dict[int, Params]]:
+    """The step that is evaluated, and weights that were restored to find it, by the number of their
+    run: the newest one of the first run at once, as training that goes on removes old ones.
+    """
+    hosts = these_hosts()
+    if step is not None:
+        for run_dir in run_dirs:
+            if not any((run_dir / name).glob(f"step{step}-*")):  # what is there may be shown
+                check_saved(run_dir, step, saved_steps(run_dir))
+        return step, {}
+    newest = hosts.agree(saved_steps(run_dirs[0])[-1]) if hosts.count > 1 else None
+    step, weights = restore_trained(run_dirs[0], config, newest)
+    for run_dir in run_dirs[1:]:
+        steps = saved_steps(run_dir)
+        if step not in steps:
+            raise ValueError(
+                f"{run_dir} has no checkpoint of iteration {step}, the newest of {run_dirs[0]}:"
+                f" finish its training, or give --step ({', '.join(map(str, steps))} are there)."
+            )
+    return step, {0: weights}
+
+
+def _games(
+    run_dirs: Sequence[pathlib.Path],
+    name: str,
+    settings: Mapping[str, Any],
+    config: TrainConfig,
+    families: Sequence[str],
+    environment: Environment,
+    pool: Callable[[], Pool],
+    console: Console,
+) -> tuple[list[EvaluationFolder], dict[str, FamilyGames]]:
+    """Where every run keeps its parts, and the games of all of them: those that were drawn before,
+    where they are the same for all runs and new to all of them, else drawn now.
+    """
+    hosts, evaluation = these_hosts(), config.evaluation
+    seen = functools.cache(lambda number: hashes_of_training(run_dirs[number], settings["step"]))
+    seeds = sorted(read_run(run_dir).seed for run_dir in run_dirs) if len(run_dirs) > 1 else []
+    # a setting of their own for runs that have been evaluated on other games before
+    for own in (settings, {**settings, "seeds": seeds}):
+        folders = [EvaluationFolder(run_dir, name, own) for run_dir in run_dirs]
+        agreed = _agreed(folders, families, evaluation.runs, seen)
+        if agreed is not None:
+            break
+    else:
+        raise ValueError(
+            f"The games in {folders[0].run_dir / folders[0].name} are no longer new to all runs:"
+            " remove this folder to draw others."
+        )
+    hosts.meet()  # all have looked before the first one keeps any
+    if len(agreed) < len(families):
+        of_all = frozenset().union(*(seen(number) for number in range(len(run_dirs))))
+        key, short = evaluation_key(evaluation), []
+        with counting_bar("drawing games", console) as advance:  # new ones take seconds
+            for done, family in enumerate(families):
+                advance(done, len(families))
+                try:
+                    if family not in agreed:
+                        agreed[family] = choose_games(
+                            environment, pool(), config, family, of_all, key
+                        )
+                except TooFewGames as error:
+                    short += error.shortfalls
+        if short:
+            raise TooFewGames(evaluation, short)
+    if hosts.first:
+        for folder in folders:
+            folder.keep_games(agreed)
+    return folders, {family: agreed[family] for family in families}
+
+
+def _agreed(
+    folders: Sequence[EvaluationFolder],
+    families: Sequence[str],
+    runs: int,
+    seen: Callable[[int], frozenset[str]],
+) -> dict[str, FamilyGames] | None:
+    """The games that some runs have kept; None where they differ, or where a run that has kept none
+    has trained on some.
+    """
+    kept = [folder.games(families, runs) for folder in folders]
+    agreed: dict[str, FamilyGames] = {}
+    for of_run in kept:
+        for family, games in of_run.items():
+            if agreed.setdefault(family, games) != games:
+                return None
+    for number, of_run in enumerate(kept):
+        for family in agreed.keys() - of_run.keys():
+            if not seen(number).isdisjoint(agreed[family].states.values()):
+                return None
+    return agreed
+
+
+def _protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """What results say of how they were made."""
+    unknown_to_us = unrecorded(config)
+    return {
+        **to_dict(config)["evaluation"],
+        "checkpoint": step,
+        "games_per_context": games_per_context(config),
+        "run_dirs": [str(run_dir) for run_dir in run_dirs],
+        "pretraining": (
+            f"not recorded of {', '.join(unknown_to_us)}: games they were taught with may be among"
+            " those played"
+            if unknown_to_us
+            else "games that the models were taught with are left out"
+        ),
+    }
 
 
 def changed_since(
@@ -216,124 +410,42 @@ def _what_is_played(task: TaskConfig) -> dict[str, Any]:
     return played
 
 
-def _key(evaluation: EvaluationConfig) -> keys.Key:
-    return keys.fold(keys.root_key(evaluation.seed), "evaluation")
-
-
-def _kept(folder: EvaluationFolder, arm: str, family: str, runs: int) -> dict[str, Any]:
-    result = folder.part(arm, family, runs)
-    assert result is not None, f"{arm} on {family} was played"
-    return result
-
-
 def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> str:
     if settings.name != config.task.environment.name:
         return "transfer"
     return "train" if family in config.task.environment.train_families else "heldout"
 
 
-def summarise(
-    results: Mapping[tuple[str, str], Mapping[str, Any]],
+def _summary(
+    results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
     families: Mapping[str, str],
-    evaluation: EvaluationConfig,
-    about: Mapping[str, Any],
+    task: str,
 ) -> dict[str, Any]:
-    """The contents of evaluation.json from the results of every (arm, family)."""
-    values: dict[str, dict[str, list[float]]] = {}
-    report: dict[str, Any] = {
-        "families": {},
-        "overall": {},
-        "protocol": {**PROTOCOL, **dataclasses.asdict(evaluation), **about},
-    }
-    for family, split in families.items():
-        rates = {arm: results[arm, family]["success"] for arm in ARMS}
-        # A run in which the environment failed every test game of an arm is no pair.
-        whole = [
-            run
-            for run in range(evaluation.runs)
-            if all(rates[arm][run] is not None for arm in ARMS)
-        ]
-        if not whole:
-            raise ValueError(
-                f"The environment failed every test game of family {family!r} in one arm or"
-                " another: see the errors in episodes/ of the evaluation's folder, and remove that"
-                " folder to play it again."
-            )
-        values[family] = {arm: [rates[arm][run] for run in whole] for arm in ARMS}
-        report["families"][family] = {
-            "split": split,
-            "games": results["initial", family]["num_games"],
-            "runs": len(whole),
-            **_statistics(values[family]),
-            "malformed_replies": {arm: results[arm, family]["malformed"] for arm in ARMS},
-            "actor_failures": {arm: results[arm, family]["actor_failures"] for arm in ARMS},
-            "failed_episodes": {arm: results[arm, family]["failed_episodes"] for arm in ARMS},
-        }
-    for split in ("train", "heldout", "transfer"):
-        members = [family for family, where in families.items() if where == split]
-        if members:
-            pooled = {
-                arm: [value for family in members for value in values[family][arm]] for arm in ARMS
+    """The computed part of evaluation.json, with the counts of every part.
+
+    Args:
+      results: of every (arm, family), a record for each trained seed or a single one.
+      families: the split of each.
+      task: where another one is played than was trained on.
+    """
+    summary = summarise(results, families, f" of {task}" if task else "")
+    for family, numbers in summary["families"].items():
+        for name, field in _COUNTS.items():
+            numbers[name] = {
+                arm: _counts(of_arm, field)
+                for (arm, of_family), of_arm in results.items()
+                if of_family == family
             }
-            games = sum(report["families"][family]["games"] for family in members)
-            report["overall"][split] = {
-                "split": split,
-                "games": games,
-                "runs": len(pooled["initial"]),
-                **_statistics(pooled),
-            }
-    return report
+    return summary
 
 
-def _statistics(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    arms = {arm: mean_ci(values[arm]).to_json() for arm in ARMS}
-    return {
-        "arms": arms,
-        "tests": {f"{a}_vs_{b}": paired_test(values[a], values[b]).to_json() for a, b in TESTS},
-    }
-
-
-def _play_missing(
-    config: TrainConfig,
-    trained: Params,
-    games: Mapping[str, FamilyGames],
-    pool: Pool,
-    folder: EvaluationFolder,
-    missing: Sequence[tuple[str, str]],
-    total: int,
-    progress: LiveProgress,
-) -> None:
-    evaluation, hosts = config.evaluation, these_hosts()
-    with open_players(config, initial_weights(config), progress.reading) as players:
-        arena = Arena(
-            actor=players.actor,
-            reflector=dataclasses.replace(players.reflector, temperature=evaluation.temperature),
-            pool=pool,
-            task=config.task,
-            games={},
-            key=_key(evaluation),
-            meta=config.meta,
-            hosts=hosts,
-            progress=progress.phase,
-        )
-        done, weights = total - len(missing), "untrained"
-        for arm, family in missing:
-            if arm == "trained" and weights != "trained":
-                players.set_trained(trained)
-                weights = "trained"
-            result, trajectories = play_arm(arena, arm, family, games[family], evaluation)
-            if hosts.first:
-                folder.keep_part(arm, family, result, trajectories)
-            done += 1
-            progress.advance(
-                done,
-                f"{arm} on {family}: {_percent(result['success'])} of test games won",
-            )
-
-
-def _percent(rates: Sequence[float | None]) -> str:
-    known = [rate for rate in rates if rate is not None]
-    return f"{100 * sum(known) / len(known):.1f} %" if known else "none"
+def _counts(results: Sequence[Mapping[str, Any]], name: str) -> int | dict[str, int]:
+    """A count of a part, or of each of its kinds, over trained seeds."""
+    counts = [result[name] for result in results]
+    if isinstance(counts[0], int):
+        return sum(counts)
+    kinds = dict.fromkeys(kind for count in counts for kind in count)
+    return {kind: sum(count.get(kind, 0) for count in counts) for kind in kinds}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,21 @@
 """Where an evaluation keeps what it plays: a folder per setting, so that none takes the place of
 another.
 
-RUN/NAME/SETTING/ holds settings.json, games.json (drawn once), ARM_FAMILY.json (the result of a
-part), episodes/ARM_FAMILY.jsonl, prompts.jsonl and evaluation.json. RUN/NAME.json is a copy of the
-last, of the setting that was evaluated last, and names its folder.
+RUN/NAME/SETTING/ holds settings.json, games.json (what was drawn), ARM_FAMILY.json (the record of a
+part), contexts/ARM_FAMILY.jsonl (what its loops read), episodes/ARM_FAMILY.jsonl (the last prompts
+on TEST), turns.jsonl (all prompts), prompts.jsonl (the last ones) and evaluation.json.
+RUN/NAME.json is a copy of the last, of the setting that was evaluated last, and names its folder.
+
+The record of a part, one arm on one family: "test" and "select", for every run and every meta-turn
+0..T the outcome of each game (1 won, 0 lost, null: failed by the environment; a meta-turn that was
+not scored has none); "games", the initial states behind these; "malformed", "actor_failures",
+"failed_episodes"; "budget", what writing the prompts took; "prompts", a line for every run and
+meta-turn.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -17,11 +25,17 @@ from typing import Any
 
 from envs.api import GameId
 from envs.files import replacing
-from experiments.evaluation_results import is_number, read_object, read_results
-from experiments.protocol import FamilyGames
-from ictjax.json_lines import to_json_text
-from ictjax.records import Trajectory, to_json
+from experiments.arms import arm_named
+from experiments.evaluation_games import FamilyGames
+from experiments.evaluation_results import read_object, read_results
+from experiments.protocol import LoopRecord, Scored, Start
+from ictjax.json_lines import read_records, to_json_line, to_json_text
+from ictjax.records import context_from_dict, to_json, trajectory_from_dict
 from ictjax.run_files import write_lines
+
+_OF_ARMS = ("candidates", "expert_prompt", "endpoint", "endpoint_model")
+_CHOICE = ("arms", "families")  # which parts there are, and nothing of any
+_OF_CALLS = ("url", "seeded")  # what of an endpoint decides what it answers
 
 
 class EvaluationFolder:
@@ -30,85 +44,164 @@ class EvaluationFolder:
     Args:
       run_dir: of the run.
       name: "evaluation", or that of an evaluation on another task.
-      settings: whatever decides what is played and by whom; JSON. "step" is the checkpoint's.
+      settings: whatever decides what is played and by whom; JSON. "step" is the checkpoint's,
+        "evaluation" holds the fields of `EvaluationConfig`.
     """
 
     def __init__(self, run_dir: pathlib.Path, name: str, settings: Mapping[str, Any]):
-        self._run_dir, self._name = run_dir, name
-        self._settings = json.loads(json.dumps(settings))
+        self.run_dir, self._name = run_dir, name
+        self._settings = _deciding(json.loads(json.dumps(settings)))
         setting = f"step{settings['step']}-{_digest(self._settings)[:10]}"
         self.name = f"{name}/{setting}"
         self._path = run_dir / name / setting
 
-    def games(self, families: Sequence[str], runs: int) -> dict[str, FamilyGames] | None:
-        """The games of every family as they were drawn when the evaluation began; None before.
+    def games(self, families: Sequence[str], runs: int) -> dict[str, FamilyGames]:
+        """The games of families as they were drawn when they were first played; of those that are
+        still to be drawn nothing.
 
         Training that goes on meanwhile would let the same draw leave out other games. Raises
         ValueError, naming the file, for one that is damaged.
         """
         path = self._path / "games.json"
         if not path.is_file():
-            return None
+            return {}
         data = read_object(path, self._remedy())
         try:
-            return {family: _games(data[family], runs) for family in families}
+            drawn = {family: _games(of_family, runs) for family, of_family in data.items()}
+            if not drawn:
+                raise ValueError("the games of no family")
         except (TypeError, KeyError, AttributeError, ValueError):
             raise ValueError(
                 f"{path} does not hold the games of an evaluation: {self._remedy()}."
             ) from None
+        return {family: drawn[family] for family in families if family in drawn}
 
     def keep_games(self, games: Mapping[str, FamilyGames]) -> None:
-        """Writes the games that were drawn, and the settings."""
-        _write(self._path / "settings.json", self._settings)
-        _write(
-            self._path / "games.json",
-            {
-                family: {
-                    "stream": [[list(map(str, batch)) for batch in run] for run in drawn.stream],
-                    "test": [list(map(str, run)) for run in drawn.test],
-                }
-                for family, drawn in games.items()
-            },
-        )
+        """Writes games that were drawn, beside those that are there, and the settings."""
+        path = self._path / "games.json"
+        there = read_object(path, self._remedy()) if path.is_file() else {}
+        drawn = {family: _games_to_json(of_family) for family, of_family in games.items()}
+        if {**there, **drawn} != there:
+            _write(self._path / "settings.json", self._settings)
+            _write(path, {**there, **drawn})
 
-    def part(self, arm: str, family: str, runs: int) -> dict[str, Any] | None:
-        """The result of one arm on one family in so many runs; None where it is still to be played.
+    def part(self, arm: str, family: str, games: FamilyGames) -> dict[str, Any] | None:
+        """The record of one arm on one family on these games; None where it is still to be played.
 
         Raises ValueError, naming the file, for one that is damaged.
         """
         path = self._file(arm, family, ".json")
         if not path.is_file():
             return None
-        result = read_object(path, self._remedy())
-        if not _is_part(result, runs):
-            raise ValueError(f"{path} does not hold the result of a part: {self._remedy()}.")
+        record = read_object(path, self._remedy())
+        if not is_part(record, len(games.test)):
+            raise ValueError(f"{path} does not hold the record of a part: {self._remedy()}.")
         # of games that were drawn at another time: as good as missing
-        return result if result["games"] == self._drawn() else None
+        return record if record["drawn"] == _drawn(games) else None
 
     def keep_part(
         self,
         arm: str,
         family: str,
-        result: Mapping[str, Any],
-        trajectories: Iterable[Trajectory],
+        games: FamilyGames,
+        record: Mapping[str, Any],
+        loops: Sequence[LoopRecord],
     ) -> None:
-        """Writes what was played, then its result. Raises ValueError when the environment failed
-        all of it: the episodes are kept, and the part stays to be played.
+        """Writes what the loops of a part read and the episodes of their last prompts, then its
+        record. When the environment failed all of the latter, the part stays to be played
+        (`failure`).
         """
-        episodes = self._path / "episodes" / f"{_file_name(arm, family)}.jsonl"
-        write_lines(episodes, map(to_json, trajectories))
-        if all(rate is None for rate in result["success"]):
-            raise ValueError(
-                f"The environment failed every test game of family {family!r} (arm {arm}): see the"
-                f" errors in {episodes}, then start it again."
-            )
-        _write(self._file(arm, family, ".json"), {"games": self._drawn(), **result})
+        episodes = self._file(arm, family, ".jsonl", "episodes")
+        last = [t for loop in loops for t in loop.scored[loop.prompts[-1]].test]
+        write_lines(episodes, map(to_json, last))
+        contexts = [turn.context for loop in loops for turn in loop.turns]
+        write_lines(self._file(arm, family, ".jsonl", "contexts"), map(to_json, contexts))
+        if any(won is not None for run in record["test"] for won in run[-1]):
+            _write(self._file(arm, family, ".json"), {"drawn": _drawn(games), **record})
 
-    def finish(self, report: Mapping[str, Any], prompts: Iterable[str]) -> None:
-        """Writes the results, and makes them those that the run shows."""
+    def failure(self, arm: str, family: str) -> str:
+        """What is said of a part of which the environment failed all test games."""
+        episodes = self._file(arm, family, ".jsonl", "episodes")
+        return (
+            f"The environment failed every test game of family {family!r} (arm {arm}): see the"
+            f" errors in {episodes}, then start it again."
+        )
+
+    def adopt(
+        self, arm: str, family: str, games: FamilyGames, run_dirs: Iterable[pathlib.Path]
+    ) -> None:
+        """Copies a part that another setting of one of these runs holds, or another step, where all
+        that decides it is equal. What asks the trained reflector is of one run and one step.
+        """
+        if arm_named(arm).asks == "trained":
+            run_dirs = [self.run_dir]
+        for path in itertools.chain.from_iterable(
+            sorted((run_dir / self._name).glob("step*/settings.json")) for run_dir in run_dirs
+        ):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged, or of before
+                settings = read_object(path, "")
+                other = EvaluationFolder(path.parents[2], self._name, settings)
+                same = _of_arm(arm, settings) == _of_arm(arm, self._settings)
+                if same and other._path != self._path and other.part(arm, family, games):
+                    other._copy(arm, family, self)
+                    return
+
+    def _copy(self, arm: str, family: str, to: "EvaluationFolder") -> None:
+        for ending, *folder in ((".jsonl", "episodes"), (".jsonl", "contexts"), (".json",)):
+            target = to._file(arm, family, ending, *folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as temporary:
+                shutil.copyfile(self._file(arm, family, ending, *folder), temporary)
+
+    def starts(self, family: str, games: FamilyGames) -> list[Start]:
+        """What the loops of all other arms begin with, from the part of the arm "initial". Raises
+        ValueError, naming the file, for one that is damaged.
+        """
+        record = self.part("initial", family, games)
+        assert record is not None, f"initial on {family} was played"
+        episodes, contexts = (
+            self._file("initial", family, ".jsonl", folder) for folder in ("episodes", "contexts")
+        )
+        try:
+            played = iter([trajectory_from_dict(row) for row in read_records(episodes).values])
+            tests = [[next(played) for _ in run] for run in games.test]
+            read = [context_from_dict(row) for row in read_records(contexts).values]
+        except (ValueError, StopIteration):
+            raise ValueError(f"{episodes} or {contexts} is damaged: {self._remedy()}.") from None
+        first = {context.loop: context for context in read if context.meta_turn == 0}
+        select = record["select"] or [[[]]] * len(tests)
+        return [
+            Start(Scored(test, select[run][0]), first.get(run)) for run, test in enumerate(tests)
+        ]
+
+    def moved(self, to: pathlib.Path) -> "EvaluationFolder":
+        """The folder of the same setting elsewhere, for results of several runs."""
+        return EvaluationFolder(to, self._name, self._settings)
+
+    def gather(
+        self, parts: Iterable[tuple[str, str, int]], folders: Sequence["EvaluationFolder"]
+    ) -> None:
+        """Writes what readers of results look for: the episodes of all parts, run after run."""
+        files: dict[pathlib.Path, list[pathlib.Path]] = {}
+        for arm, family, number in parts:
+            place = self._file(arm, family, ".jsonl", "episodes")
+            files.setdefault(place, []).append(
+                folders[number]._file(arm, family, ".jsonl", "episodes")
+            )
+        for place, sources in files.items():
+            rows = (row for source in sources for row in read_records(source).values)
+            write_lines(place, map(to_json_line, rows))
+
+    def finish(
+        self, report: Mapping[str, Any], prompts: Iterable[str], turns: Iterable[str]
+    ) -> None:
+        """Writes the results with the lines of the last prompts and of all, and makes them those
+        that the run shows.
+        """
         write_lines(self._path / "prompts.jsonl", prompts)
+        write_lines(self._path / "turns.jsonl", turns)
         _write(self._path / "evaluation.json", report)
-        shown = self._run_dir / f"{self._name}.json"
+        shown = self.run_dir / f"{self._name}.json"
         self._keep_older(shown)
         _write(shown, report)
 
@@ -123,12 +216,8 @@ class EvaluationFolder:
         with replacing(older) as temporary:
             shutil.copyfile(shown, temporary)
 
-    def _file(self, arm: str, family: str, ending: str) -> pathlib.Path:
-        return self._path / (_file_name(arm, family) + ending)
-
-    def _drawn(self) -> str:
-        path = self._path / "games.json"
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    def _file(self, arm: str, family: str, ending: str, folder: str = "") -> pathlib.Path:
+        return self._path / folder / (_file_name(arm, family) + ending)
 
     def _remedy(self) -> str:
         return f"remove {self._path} to play this evaluation again"
@@ -143,31 +232,95 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without what decides nothing of any part."""
+    evaluation = settings.get("evaluation", {})
+    kept = {name: value for name, value in evaluation.items() if name not in _CHOICE}
+    if "endpoint" in kept:
+        kept["endpoint"] = {name: kept["endpoint"][name] for name in _OF_CALLS}
+    return {**settings, "evaluation": kept}
+
+
+def _of_arm(arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the settings decides the parts of an arm."""
+    needed = (*arm_named(arm).settings, *(("endpoint", "endpoint_model") if "@" in arm else ()))
+    evaluation = {
+        name: value
+        for name, value in settings["evaluation"].items()
+        if name not in _OF_ARMS or name in needed
+    }
+    trained = arm_named(arm).asks == "trained"
+    return {**settings, "evaluation": evaluation, "step": settings["step"] if trained else 0}
+
+
+def _drawn(games: FamilyGames) -> str:
+    return _digest(_games_to_json(games))
+
+
+def _games_to_json(games: FamilyGames) -> dict[str, Any]:
+    return {
+        "stream": [[list(map(str, batch)) for batch in run] for run in games.stream],
+        "select": [list(map(str, run)) for run in games.select],
+        "test": [list(map(str, run)) for run in games.test],
+        "states": {str(game): digest for game, digest in games.states.items()},
+    }
+
+
 def _games(drawn: Mapping[str, Any], runs: int) -> FamilyGames:
     games = FamilyGames(
         stream=tuple(
             tuple(tuple(map(GameId.parse, batch)) for batch in run) for run in drawn["stream"]
         ),
+        select=tuple(tuple(map(GameId.parse, run)) for run in drawn["select"]),
         test=tuple(tuple(map(GameId.parse, run)) for run in drawn["test"]),
+        states={GameId.parse(name): str(digest) for name, digest in drawn["states"].items()},
     )
-    if len(games.stream) != runs or len(games.test) != runs or not all(games.test):
+    if {len(games.stream), len(games.select), len(games.test)} != {runs} or not all(games.test):
         raise ValueError(f"the games of {len(games.test)} runs, not of {runs}")
+    games.hashes(games.test + games.select)
     return games
 
 
-def _is_part(result: Mapping[str, Any], runs: int) -> bool:
-    rates, prompts = result.get("success"), result.get("prompts")
-    counts = ("num_games", "malformed", "failed_episodes")
+def is_part(record: Mapping[str, Any], runs: int) -> bool:
+    """Whether this is the record of a part of so many runs."""
+    games, budget, prompts = (record.get(name) for name in ("games", "budget", "prompts"))
+    counts = (record.get("malformed"), record.get("failed_episodes"))
     return (
-        isinstance(result.get("games"), str)
-        and isinstance(rates, list)
-        and all(rate is None or (is_number(rate) and 0 <= rate <= 1) for rate in rates)
+        isinstance(record.get("drawn"), str)
+        and isinstance(games, dict)
+        and (turns := _turns(record.get("test"), games.get("test"), runs)) > 0
+        and all(run[-1] for run in record["test"])
+        and (
+            record.get("select") == games.get("select") == []
+            or _turns(record.get("select"), games.get("select"), runs) == turns
+        )
         and isinstance(prompts, list)
-        and len(prompts) == len(rates) == runs
+        and len(prompts) == runs * turns
         and all(isinstance(line, str) and _is_line(line) for line in prompts)
-        and all(isinstance(result.get(name), int) for name in counts)
-        and isinstance(result.get("actor_failures"), dict)
+        and all(type(count) is int for count in counts)
+        and isinstance(record.get("actor_failures"), dict)
+        and isinstance(budget, dict)
+        and all(type(count) is int for count in budget.values())
     )
+
+
+def _turns(scores: Any, games: Any, runs: int) -> int:
+    """How many meta-turns each of so many runs has; 0 where these are no scores of these games."""
+    if not (_is_table(scores) and _is_table(games) and len(scores) == len(games) == runs):
+        return 0
+    fine = all(
+        isinstance(turn, list)
+        and len(turn) in (0, len(of_run))
+        and all(won is None or (type(won) is int and won in (0, 1)) for won in turn)
+        for run, of_run in zip(scores, games, strict=True)
+        for turn in run
+    ) and all(isinstance(digest, str) for of_run in games for digest in of_run)
+    lengths = {len(run) for run in scores}
+    return lengths.pop() if fine and len(lengths) == 1 else 0
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) for row in value)
 
 
 def _is_line(text: str) -> bool:

@@ -10,13 +10,15 @@ from typing import Any
 
 from ictjax.json_lines import read_records
 
-FORMAT = 2  # of evaluation.json; files without one are of the versions before
+FORMAT = 3  # of evaluation.json, which evaluation.schema.json describes
 ARMS = ("initial", "untrained", "trained")
-# transfer: of another benchmark
-SPLITS = {"train": "training families", "heldout": "held-out families", "transfer": "families"}
+VERDICTS = ("better", "worse", "not shown")
+# transfer: of another benchmark. The first that there is is the headline
+SPLITS = {"heldout": "held-out families", "transfer": "families", "train": "training families"}
 
 _LARGEST = 1e100  # NaN is not below it either
 _AGAIN = "evaluate again (`ictjax evaluate`), or remove it"
+_COUNTS = ("malformed_replies", "failed_episodes")
 _FOLDER = re.compile(r"evaluation[\w.=,-]*/step\d+-[0-9a-f]+")
 
 
@@ -34,17 +36,17 @@ def result_files(run_dir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:
-    """Results as `ictjax evaluate` writes them; arms, tests and counts may be missing, as in files
-    of earlier versions.
+    """Results as `ictjax evaluate` writes them.
 
     Raises:
-      ValueError: the file is damaged, of another version, or none of an evaluation; names it.
+      ValueError: the file is damaged, of another version (earlier ones hold no outcomes of single
+        games, on which nothing can be tested), or none of an evaluation; names it.
     """
     results = read_object(path, _AGAIN)
-    version = results.get("format", 1)
-    if not isinstance(version, int) or version > FORMAT:
+    version = results.get("format", "none")
+    if version != FORMAT:
         raise ValueError(
-            f"{path} is of another version (format {version!r:.20}, known here is {FORMAT}): read"
+            f"{path} is of another version (format {version!s:.20}, known here is {FORMAT}): read"
             " it with the version that wrote it, or evaluate again."
         )
     wrong = _wrong(results)
@@ -53,20 +55,16 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
     return results
 
 
-def prompts_file(run_dir: pathlib.Path, name: str, results: Mapping[str, Any]) -> pathlib.Path:
+def prompts_file(run_dir: pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
     """The prompts that were scored, a line each."""
-    if "folder" in results:
-        return run_dir / results["folder"] / "prompts.jsonl"
-    return run_dir / "prompts" / f"{name}.jsonl"
+    return run_dir / results["folder"] / "prompts.jsonl"
 
 
 def episode_files(
-    run_dir: pathlib.Path, name: str, results: Mapping[str, Any], arm: str
+    run_dir: pathlib.Path, results: Mapping[str, Any], arm: str
 ) -> list[pathlib.Path]:
     """The episodes of an arm on the test games, a file per family."""
-    if "folder" in results:
-        return sorted((run_dir / results["folder"] / "episodes").glob(f"{arm}_*.jsonl"))
-    return sorted((run_dir / "episodes").glob(f"{name}_{arm}_*.jsonl"))
+    return sorted((run_dir / results["folder"] / "episodes").glob(f"{arm}_*.jsonl"))
 
 
 def read_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
@@ -101,24 +99,38 @@ def is_number(value: object) -> bool:
 
 
 def _wrong(results: Mapping[str, Any]) -> str:
-    """What does not fit, in a few words; empty where all does."""
+    """What does not fit, in a few words; empty where all does. What readers show is looked at; all
+    of it is in evaluation.schema.json.
+    """
     # the file may come from anywhere, what it names lies beside it
-    if "folder" in results and not _FOLDER.fullmatch(str(results["folder"])):
+    if not _FOLDER.fullmatch(str(results.get("folder"))):
         return "folder"
-    if not isinstance(results.get("changes", []), list):
+    if not isinstance(results.get("changes"), list):
         return "changes"
     for part in ("families", "overall", "environment", "protocol"):
-        if not isinstance(results.get(part, {}), Mapping):
+        if not isinstance(results.get(part), Mapping):
             return part
-    if not isinstance(results.get("protocol", {}).get("checkpoint", 0), int):
+    if not isinstance(results["protocol"].get("checkpoint"), int):
         return "protocol.checkpoint"
+    headline = results.get("headline")
+    if headline is not None and not (
+        isinstance(headline, Mapping)
+        and isinstance(headline.get("text"), str)
+        and headline.get("verdict") in VERDICTS
+    ):
+        return "headline"
     for part in ("families", "overall"):
-        for name, numbers in results.get(part, {}).items():
+        if not results[part]:
+            return part
+        for name, numbers in results[part].items():
             if found := _wrong_numbers(numbers):
                 return f"{part}.{name:.40}{found}"
-    for name, family in results.get("families", {}).items():
-        if str(family.get("split")) not in SPLITS:
-            return f"families.{name:.40}.split"
+    for split, numbers in results["overall"].items():
+        families = numbers.get("families")
+        if split not in SPLITS or not (
+            isinstance(families, list) and set(map(str, families)) <= results["families"].keys()
+        ):
+            return f"overall.{split:.40}"
     return ""
 
 
@@ -126,30 +138,62 @@ def _wrong_numbers(numbers: object) -> str:
     """The same of one family, or of one split."""
     if not isinstance(numbers, Mapping):
         return " "
+    if str(numbers.get("split")) not in SPLITS:
+        return ".split"
     for name in ("games", "runs"):
-        if not isinstance(numbers.get(name, 0), int):
+        if not _is_count(numbers.get(name)):
             return f".{name}"
-    for name in ("arms", "tests", "malformed_replies", "failed_episodes"):
+    for name in ("arms", "tests"):
+        if not isinstance(numbers.get(name), Mapping):
+            return f".{name}"
+    for name in _COUNTS:
         if not isinstance(numbers.get(name, {}), Mapping):
             return f".{name}"
-    for name, arm in numbers.get("arms", {}).items():
-        if not (isinstance(arm, Mapping) and is_number(arm.get("mean")) and _is_interval(arm)):
+    for name, arm in numbers["arms"].items():
+        if not _is_arm(arm):
             return f".arms.{name:.40}"
-    for name, test in numbers.get("tests", {}).items():
-        if not (
-            isinstance(test, Mapping)
-            and is_number(test.get("difference"))
-            and is_number(test.get("p"))
-            and 0 <= test["p"] <= 1
-            and _is_interval(test)
-        ):
+    for name, test in numbers["tests"].items():
+        if not (_is_test(test) and set(name.split("_vs_")) <= numbers["arms"].keys()):
             return f".tests.{name:.40}"
-    for name in ("malformed_replies", "failed_episodes"):
-        if not all(isinstance(count, int) for count in numbers.get(name, {}).values()):
+    for name in _COUNTS:
+        if not all(_is_count(count) for count in numbers.get(name, {}).values()):
             return f".{name}"
     return ""
 
 
-def _is_interval(numbers: Mapping[str, Any]) -> bool:
+def _is_arm(arm: object) -> bool:
+    return (
+        isinstance(arm, Mapping)
+        and _is_estimate(arm, "mean")
+        and _is_estimate(arm.get("chosen"), "mean")
+        and is_number(arm.get("area"))
+        and all(arm.get(name) is None or is_number(arm[name]) for name in ("sd_runs", "sd_seeds"))
+        and isinstance(arm.get("curve"), list)
+        and all(value is None or is_number(value) for value in arm["curve"])
+    )
+
+
+def _is_test(test: object) -> bool:
+    return (
+        isinstance(test, Mapping)
+        and _is_estimate(test, "difference")
+        and all(
+            is_number(test.get(name)) and 0 <= test[name] <= 1
+            for name in ("p", "p_corrected", "improvement")
+        )
+        and all(isinstance(test.get(name), int) for name in ("num_tests", "num_units"))
+        and all(isinstance(test.get(name), str) for name in ("units", "reason"))
+        and test.get("verdict") in VERDICTS
+    )
+
+
+def _is_estimate(numbers: object, name: str) -> bool:
+    """A number under this name, and the ends of its interval."""
+    if not (isinstance(numbers, Mapping) and is_number(numbers.get(name))):
+        return False
     ends = numbers.get("ci95")
     return isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST

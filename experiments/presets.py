@@ -210,7 +210,10 @@ QWEN_7B_MINIHACK = TrainConfig(
         token_buckets=(24_576, 47_104),
         response_buckets=(2048,),
     ),
-    evaluation=EvaluationConfig(runs=10, meta_turns=10, test_games=25),
+    # the same games for all loops, as the paper has them: few families have 10 x 25
+    evaluation=EvaluationConfig(
+        runs=10, meta_turns=10, test_games=25, select_games=25, games="shared"
+    ),
     remat="full",
 )
 
@@ -260,7 +263,11 @@ QWEN_HALF_B_LORA, QWEN_1_5B_LORA, QWEN3_4B_LORA = (
 POCKET_ALFWORLD = POCKET_MINIHACK.on(tasks.POCKET_ALFWORLD).with_models(
     "experiments/pocket/checkpoints/both/actor", "experiments/pocket/checkpoints/both/reflector"
 )
-QWEN_7B_ALFWORLD = QWEN_7B_MINIHACK.on(tasks.QWEN_ALFWORLD)
+# Official test games of a family are 17 at least.
+QWEN_7B_ALFWORLD = dataclasses.replace(
+    QWEN_7B_MINIHACK.on(tasks.QWEN_ALFWORLD),
+    evaluation=dataclasses.replace(QWEN_7B_MINIHACK.evaluation, test_games=17, select_games=17),
+)
 
 PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
     {

@@ -11,6 +11,7 @@ import collections
 import itertools
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTa
 from experiments.pocket.fit import FitConfig, fit
 from experiments.pocket.tokenizer import build_tokenizer
 from experiments.presets import POCKET_MINIHACK
+from experiments.pretraining import entry, write_record
 from ictjax.chat import load_tokenizer
 from ictjax.manners import write_manners
 from ictjax.models.config import ModelConfig
@@ -87,6 +89,7 @@ def pretrain(config: PretrainArgs) -> None:
                     write_manners(
                         folder, tasks.manners(tasks.POCKET_MINIHACK, tasks.POCKET_ALFWORLD)
                     )
+            write_record(config.out, taught_with(config))
         report = measure.measure(
             config.out,
             test_games=config.test_games,
@@ -123,6 +126,16 @@ def collect(config: PretrainArgs, progress: Progress) -> list[PlayedGame]:
         games.append(game)
         progress.update(task, advance=1, note=game.family)
     return games
+
+
+def taught_with(config: PretrainArgs) -> dict[str, dict[str, Any]]:
+    """The games of `collect`, for the record of the pair."""
+    minihack, alfworld = list(lessons.MINIHACK_LESSONS), list(lessons.ALFWORLD_LESSONS)
+    rooms = {"data": "generated", "rooms": "small"}
+    return {
+        "minihack": entry({}, minihack, "train", config.minihack_games),
+        "alfworld": entry(rooms, alfworld, "train", config.alfworld_games),
+    }
 
 
 def vocabulary(games: list[PlayedGame]) -> tuple[list[str], list[str]]:

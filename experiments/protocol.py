@@ -1,246 +1,290 @@
-"""What an evaluation plays: the games of every family, and the loops of every arm on them.
+"""What an evaluation plays: the loops of one arm on one family, and the record of their part.
 
 Every arm plays the same games in the same order with the same keys, so differences are paired.
 """
 
 import dataclasses
 import json
-import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from envs.api import Environment, GameId, Outcome, Pool
+from envs.api import GameId, Outcome
+from experiments import wishes
+from experiments.arms.arm import Arm, MetaTurn, Place
+from experiments.evaluation_games import FamilyGames
+from experiments.wishes import Steps
 from ictjax import keys
-from ictjax.json_lines import read_records, to_json_line
-from ictjax.loops import Arena
-from ictjax.metrics import read_metrics
-from ictjax.ranges import shown
+from ictjax.json_lines import to_json_line
 from ictjax.records import Candidate, Context, Trajectory
 from ictjax.rollout import Episode, parse_failures, success_rate
-from ictjax.run_config import EvaluationConfig, TrainConfig
+from ictjax.run_config import TrainConfig
 from ictjax.run_files import prompt_line
 
-_UNKNOWN = "restore it, without it nobody knows which games training has seen"
+Score = list[int | None]
+"""Of every game 1 for won, 0 for lost, None where the environment failed it."""
+
+
+class Scored(NamedTuple):
+    """How one prompt of a loop did."""
+
+    test: list[Trajectory]  # none where it was not scored on TEST
+    select: Score
+
+
+class Start(NamedTuple):
+    """What all arms have in common, the first prompt in one loop: its score, and the first STREAM
+    batch under it (None: to be played).
+    """
+
+    scored: Scored
+    context: Context | None
+
+
+class Read(NamedTuple):
+    """One meta-turn: the context, what was written, and what of it all was played for it."""
+
+    context: Context
+    candidate: Candidate
+    replays: list[Trajectory]  # beside the context
+    replies: list[Candidate]  # of the reflector; `candidate` may be made of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FamilyGames:
-    """The games of one family: per run, the batches of its meta-turns and the games of its
-    score.
-    """
+class LoopRecord:
+    """One loop that has ended."""
 
-    stream: tuple[tuple[tuple[GameId, ...], ...], ...]
-    test: tuple[tuple[GameId, ...], ...]
-
-
-def play_arm(
-    arena: Arena, arm: str, family: str, games: FamilyGames, evaluation: EvaluationConfig
-) -> tuple[dict[str, Any], list[Trajectory]]:
-    """Runs all loops of one arm on one family side by side; returns its result and the TEST
-    trajectories, run by run.
-    """
-    runs = range(evaluation.runs)
-    prompts = [arena.task.initial_prompt] * evaluation.runs
-    lines: list[tuple[Context, Candidate]] = []
-    malformed = 0
-    for meta_turn in range(evaluation.meta_turns if arm != "initial" else 0):
-        contexts = _contexts(
-            arena, family, prompts, [games.stream[run][meta_turn] for run in runs], meta_turn
-        )
-        # The same keys for every arm: what differs between arms is the weights alone.
-        group_keys = [[keys.fold(arena.key, "reflection", family, run, meta_turn)] for run in runs]
-        groups = arena.ask(contexts, group_keys)
-        candidates = [group[0] for group in groups]
-        malformed += sum(candidate.system_prompt is None for candidate in candidates)
-        prompts = [
-            candidate.system_prompt or prompt
-            for candidate, prompt in zip(candidates, prompts, strict=True)
-        ]
-        lines = list(zip(contexts, candidates, strict=True))
-    episodes = [
-        Episode(
-            game=game,
-            system_prompt=prompts[run],
-            key=keys.fold(arena.key, "test", family, run, str(game)),
-        )
-        for run in runs
-        for game in games.test[run]
-    ]
-    trajectories = arena.play(episodes, f"{arm} on {family}")
-    played = iter(trajectories)
-    success = [success_rate([next(played) for _ in games.test[run]]) for run in runs]
-    return {
-        "success": success,
-        "num_games": len({game for batch in games.test for game in batch}),
-        "malformed": malformed,
-        "actor_failures": parse_failures(trajectories),
-        "failed_episodes": sum(t.outcome is Outcome.FAILED for t in trajectories),
-        "prompts": [
-            _prompt_line(
-                arm, family, run, prompts[run], success[run], lines[run] if lines else None
-            )
-            for run in runs
-        ],
-    }, trajectories
+    prompts: list[str]  # of meta-turns 0..T; 0 is the first prompt
+    scored: dict[str, Scored]  # by prompt
+    turns: list[Read]
 
 
-def _prompt_line(
-    arm: str,
-    family: str,
-    run: int,
-    prompt: str,
-    success: float | None,
-    last: tuple[Context, Candidate] | None,
-) -> str:
-    """The prompt that was scored, and what the reflector read and wrote in the loop's last
-    meta-turn.
-    """
-    where = {"arm": arm, "family": family, "run": run, "success": success}
-    wrote = {} if last is None else json.loads(prompt_line(*last))
-    return to_json_line({**wrote, **where, "system_prompt": prompt})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One arm on one family, of one trained seed where that matters."""
 
+    arm_name: str
+    arm: Arm
+    family: str
+    other: str  # the family that a placebo reads about instead
+    games: FamilyGames
+    other_games: FamilyGames
+    config: TrainConfig
+    key: keys.Key  # of the evaluation
+    expert_prompt: str
+    num_tokens: Callable[[str], int]  # of a text, for the actor
 
-def _contexts(
-    arena: Arena,
-    family: str,
-    prompts: Sequence[str],
-    batches: Sequence[Sequence[GameId]],
-    meta_turn: int,
-) -> list[Context]:
-    episodes = [
-        Episode(
-            game=game,
-            system_prompt=prompt,
-            key=keys.fold(arena.key, "stream", family, run, meta_turn, str(game)),
-        )
-        for run, (prompt, batch) in enumerate(zip(prompts, batches, strict=True))
-        for game in batch
-    ]
-    played = iter(arena.play(episodes, f"stream of {family}"))
-    return [
-        Context(
-            loop=run,
+    def place(self, run: int, meta_turn: int) -> Place:
+        """Where the arm writes."""
+        return Place(
+            family=self.family,
+            run=run,
             meta_turn=meta_turn,
-            family=family,
-            system_prompt=prompt,
-            trajectories=tuple(next(played) for _ in batches[run]),
+            # the same keys for every arm: what differs between arms is who writes alone
+            key=keys.fold(self.key, "reflection", self.family, run, meta_turn),
+            task=self.config.task,
+            evaluation=self.config.evaluation,
+            reflection=self.config.reflection,
+            expert_prompt=self.expert_prompt,
+            num_tokens=self.num_tokens,
         )
-        for run, prompt in enumerate(prompts)
-    ]
 
+    def loops(self, starts: Sequence[Start] | None = None) -> list[Steps[LoopRecord]]:
+        """All loops, one per run; `starts` as the arm initial has played them, where it has."""
+        runs = range(self.config.evaluation.runs)
+        return [self._loop(run, None if starts is None else starts[run]) for run in runs]
 
-def choose_games(
-    environment: Environment,
-    pool: Pool,
-    config: TrainConfig,
-    family: str,
-    seen: frozenset[str],
-    key: keys.Key,
-) -> FamilyGames:
-    """Draws the STREAM games of every run, then TEST games with initial states that are new and
-    pairwise different.
-
-    Runs share TEST games only when the split has too few. Raises ValueError when it has none.
-    """
-    evaluation, per_batch = config.evaluation, config.meta.games_per_context
-    train = _shuffled(environment.games(family, "train"), keys.fold(key, "stream games", family))
-    needed = evaluation.runs * evaluation.meta_turns * per_batch
-    flat = [train[i % len(train)] for i in range(needed)]
-    batches = [tuple(flat[i : i + per_batch]) for i in range(0, needed, per_batch)]
-    taken = set(seen) | set(state_hashes(pool, flat))
-    test: list[GameId] = []
-    candidates = _shuffled(environment.games(family, "test"), keys.fold(key, "test games", family))
-    wanted = evaluation.runs * evaluation.test_games
-    for chunk in _chunks(candidates, wanted):
-        for game, digest in zip(chunk, state_hashes(pool, chunk), strict=True):
-            if digest and digest not in taken and len(test) < wanted:
-                taken.add(digest)
-                test.append(game)
-        if len(test) == wanted:
-            break
-    if not test:
-        raise ValueError(
-            f"Family {family!r} has no test game whose initial state is new: leave it out of"
-            " task.environment.heldout_families."
-        )
-    size, turns = min(evaluation.test_games, len(test)), evaluation.meta_turns
-    return FamilyGames(
-        stream=tuple(
-            tuple(batches[run * turns : (run + 1) * turns]) for run in range(evaluation.runs)
-        ),
-        test=tuple(
-            tuple(test[(run * size + i) % len(test)] for i in range(size))
-            for run in range(evaluation.runs)
-        ),
-    )
-
-
-def state_hashes(pool: Pool, games: Sequence[GameId]) -> list[str]:
-    """The hash of every game's initial state; empty for a game that the environment cannot
-    start.
-    """
-    places = {pool.reset(game, max_steps=1): index for index, game in enumerate(games)}
-    hashes = [""] * len(games)
-    waiting = set(places)
-    while waiting:
-        for event in pool.poll(1.0):
-            hashes[places[event.ticket]] = event.state_hash
-            pool.release(event.ticket)
-            waiting.discard(event.ticket)
-    return hashes
-
-
-def hashes_of_training(run_dir: pathlib.Path, last_iteration: int) -> frozenset[str]:
-    """Initial states of all games that training has played.
-
-    Args:
-      run_dir: of the run, which may go on meanwhile.
-      last_iteration: up to which files are compared with what metrics.jsonl counted.
-
-    Raises:
-      ValueError: a file is missing, damaged or shorter than it was: its games would count as never
-        seen.
-    """
-    counted = {record["iteration"]: record.get("episodes") for record in read_metrics(run_dir)}
-    seen = {
-        path: _state_hashes(path)
-        for pattern in ("episodes/iteration_*.jsonl", "contexts/*.jsonl")
-        for path in run_dir.glob(pattern)
-    }
-    for iteration in range(1, last_iteration + 1):
-        files = [
-            run_dir / folder / f"iteration_{iteration:05d}.jsonl"
-            for folder in ("contexts", "episodes")
-        ]
-        for path in files:
-            if path not in seen:
-                raise ValueError(f"{path} is missing: {_UNKNOWN}.")
-        there = sum(len(seen[path]) for path in files)
-        if counted.get(iteration, there) != there:
-            raise ValueError(
-                f"{files[0]} and {files[1]} hold {there} episodes,"
-                f" {shown(counted[iteration])} were played: {_UNKNOWN}."
+    def _loop(self, run: int, start: Start | None) -> Steps[LoopRecord]:
+        evaluation = self.config.evaluation
+        turns_total = evaluation.meta_turns
+        prompt = self.config.task.initial_prompt
+        prompts, turns = [prompt], []
+        scored: dict[str, Scored] = {} if start is None else {prompt: start.scored}
+        for meta_turn in range(turns_total + 1):
+            last = meta_turn == turns_total
+            known = None
+            if start is not None and meta_turn == 0 and self.arm.reads == "own":
+                known = start.context
+            stream = [] if last or known else self._stream(run, meta_turn, prompt)
+            new = self._score(run, prompt, scored.get(prompt), last or meta_turn == 0)
+            played = (yield from wishes.play([*stream, *new])) if stream or new else []
+            _book(scored, prompt, played[len(stream) :], self.games.select[run])
+            if last:
+                break
+            context = known or Context(
+                loop=run,
+                meta_turn=meta_turn,
+                family=self.other if self.arm.reads == "other" else self.family,
+                system_prompt=prompt,
+                trajectories=tuple(played[: len(stream)]),
             )
-    return frozenset(digest for hashes in seen.values() for digest in hashes)
+            turn = yield from self._reflect(run, context, turns)
+            turns.append(turn)
+            prompt = turn.candidate.system_prompt or prompt
+            prompts.append(prompt)
+        chosen = prompts[chosen_turn([success_of(scored[prompt].select) for prompt in prompts])]
+        if not scored[chosen].test:
+            test = self._episodes("test", self.family, run, self.games.test[run], chosen)
+            played = yield from wishes.play(test)
+            scored[chosen] = scored[chosen]._replace(test=played)
+        return LoopRecord(prompts=prompts, scored=scored, turns=turns)
 
+    def _reflect(self, run: int, context: Context, turns: Sequence[Read]) -> Steps[Read]:
+        """Runs the arm, and books what it plays and asks."""
+        place = self.place(run, context.meta_turn)
+        history = [MetaTurn(turn.context, turn.candidate) for turn in turns]
+        steps = self.arm.reflect(context, history, place)
+        replays: list[Trajectory] = []
+        replies: list[Candidate] = []
+        answer: Any = None
+        while True:
+            try:
+                wish = steps.send(answer)
+            except StopIteration as ended:
+                return Read(context, ended.value, replays, replies)
+            answer = yield wish
+            if isinstance(wish, wishes.Play):
+                replays += answer
+            else:
+                replies += answer
 
-def _state_hashes(path: pathlib.Path) -> list[str]:
-    """Of every episode in a line file of episodes or contexts."""
-    try:
+    def _stream(self, run: int, meta_turn: int, prompt: str) -> list[Episode]:
+        if self.arm.reads == "nothing" or (self.arm.reads == "first" and meta_turn > 0):
+            return []
+        family, games = self.family, self.games
+        if self.arm.reads == "other":
+            family, games = self.other, self.other_games
+        batch = games.stream[run][meta_turn]
+        return self._episodes("stream", family, run, batch, prompt, meta_turn)
+
+    def _score(self, run: int, prompt: str, known: Scored | None, at_end: bool) -> list[Episode]:
+        """What is still to be played to score a prompt: SELECT, then TEST."""
+        evaluation, episodes = self.config.evaluation, []
+        if known is None:
+            episodes += self._episodes("select", self.family, run, self.games.select[run], prompt)
+        everywhere = evaluation.scored == "all" or evaluation.protocol == "paper"
+        if (everywhere or at_end) and not (known and known.test):
+            episodes += self._episodes("test", self.family, run, self.games.test[run], prompt)
+        return episodes
+
+    def _episodes(
+        self,
+        use: str,
+        family: str,
+        run: int,
+        games: Sequence[GameId],
+        prompt: str,
+        *turn: int,
+    ) -> list[Episode]:
         return [
-            str(played["state_hash"])
-            for record in read_records(path).values
-            for played in record.get("trajectories", [record])
+            Episode(
+                game=game,
+                system_prompt=prompt,
+                key=keys.fold(self.key, use, family, run, *turn, str(game)),
+            )
+            for game in games
         ]
-    except FileNotFoundError:  # training was started again, and makes it anew
-        return []
-    except (TypeError, KeyError):
-        raise ValueError(f"{path} holds no episodes: {_UNKNOWN}.") from None
+
+    def record(self, loops: Sequence[LoopRecord]) -> dict[str, Any]:
+        """The result of all loops, as JSON: see `experiments.evaluation_folder`.
+
+        Args:
+          loops: in the order of their runs.
+        """
+        scored = [[loop.scored[prompt] for prompt in loop.prompts] for loop in loops]
+        played = [t for loop in loops for one in loop.scored.values() for t in one.test]
+        written = [turn for loop in loops for turn in loop.turns]
+        return {
+            "test": [[outcomes(one.test) for one in run] for run in scored],
+            "select": [[one.select for one in run] for run in scored if run[0].select],
+            "games": {
+                "test": self.games.hashes(self.games.test),
+                "select": self.games.hashes(self.games.select) if any(self.games.select) else [],
+            },
+            "malformed": sum(turn.candidate.failure is not None for turn in written),
+            "actor_failures": parse_failures(played),
+            "failed_episodes": sum(t.outcome is Outcome.FAILED for t in played),
+            "budget": self._budget(written),
+            "prompts": [
+                _prompt_line(self, run, turn, loop)
+                for run, loop in enumerate(loops)
+                for turn in range(len(loop.prompts))
+            ],
+        }
+
+    def _budget(self, written: Sequence[Read]) -> dict[str, int]:
+        """What it took to write the prompts; scoring them is the evaluation's own."""
+        streamed = [t for turn in written for t in turn.context.trajectories]
+        played = [t for turn in written for t in turn.replays]
+        if self.arm.reads != "first":  # played for the others
+            played += streamed
+        replies = [reply for turn in written for reply in turn.replies]
+        return {
+            "actor_episodes": len(played),
+            "actor_tokens": sum(self.num_tokens(turn.reply) for t in played for turn in t.turns),
+            "reflector_calls": len(replies),
+            "reflector_tokens": sum(
+                len(reply.reply_ids) or self.num_tokens(reply.reply) for reply in replies
+            ),
+        }
 
 
-def _shuffled(games: Sequence[GameId], key: keys.Key) -> list[GameId]:
-    return [games[i] for i in keys.generator(key).permutation(len(games))]
+def outcomes(trajectories: Sequence[Trajectory]) -> Score:
+    """Of every episode 1, 0 or None."""
+    return [None if t.outcome is Outcome.FAILED else int(t.success) for t in trajectories]
 
 
-def _chunks(games: Sequence[GameId], size: int) -> Iterator[Sequence[GameId]]:
-    return (games[i : i + size] for i in range(0, len(games), size))
+def success_of(score: Sequence[int | None]) -> float | None:
+    """The share of won games among those that the environment did not fail; None without any."""
+    known = [won for won in score if won is not None]
+    return sum(known) / len(known) if known else None
+
+
+def chosen_turn(select: Sequence[float | None]) -> int:
+    """The meta-turn with the best rate on SELECT; the earliest of equally good ones, the last one
+    where no rate is known.
+    """
+    rates = [-1.0 if rate is None else rate for rate in select]
+    return rates.index(max(rates)) if max(rates) >= 0 else len(rates) - 1
+
+
+def last_prompts(part: Mapping[str, Any]) -> list[str]:
+    """The lines of a part that tell of the last prompt of each loop."""
+    runs = part["test"]
+    return part["prompts"][len(runs[0]) - 1 :: len(runs[0])]
+
+
+def last_success(part: Mapping[str, Any]) -> list[float | None]:
+    """How the last prompt of each loop did on TEST."""
+    return [success_of(turns[-1]) for turns in part["test"]]
+
+
+def _book(
+    scored: dict[str, Scored],
+    prompt: str,
+    played: Sequence[Trajectory],
+    select: Sequence[GameId],
+) -> None:
+    """Adds what was played to score a prompt: as `Part._score` orders it."""
+    known = scored.get(prompt)
+    if known is None:
+        known = Scored([], outcomes(played[: len(select)]))
+        played = played[len(select) :]
+    scored[prompt] = known._replace(test=list(played) or known.test)
+
+
+def _prompt_line(part: Part, run: int, turn: int, loop: LoopRecord) -> str:
+    """A prompt, its score, and what the reflector read and wrote for it."""
+    scored = loop.scored[loop.prompts[turn]]
+    where = {
+        "arm": part.arm_name,
+        "family": part.family,
+        "run": run,
+        "turn": turn,
+        "success": success_rate(scored.test),
+        "select_success": success_of(scored.select),
+    }
+    wrote = {}
+    if turn > 0:
+        read = loop.turns[turn - 1]
+        wrote = json.loads(prompt_line(read.context, read.candidate))
+    return to_json_line({**wrote, **where, "system_prompt": loop.prompts[turn]})

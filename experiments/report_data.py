@@ -40,29 +40,32 @@ class Evaluation:
 
     @property
     def families(self) -> dict[str, Json]:
-        return self.results.get("families", {})
+        return self.results["families"]
 
     @property
     def environment(self) -> Json:
-        """Which games were played: name, options, and what the environment says of itself; empty in
-        files of older versions.
-        """
-        return self.results.get("environment", {})
+        """Which games were played: name, options, and what the environment says of itself."""
+        return self.results["environment"]
 
     @property
     def changes(self) -> list[str]:
         """What was no longer as it was in training, and accepted; a sentence each."""
-        return self.results.get("changes", [])
+        return self.results["changes"]
 
     @property
-    def checkpoint(self) -> int | None:
-        """The iteration that was evaluated, where the file says it."""
-        return self.results.get("protocol", {}).get("checkpoint")
+    def checkpoint(self) -> int:
+        """The iteration that was evaluated."""
+        return self.results["protocol"]["checkpoint"]
 
     @property
     def label(self) -> str:
         """Which task, with its options, when it is another than the one trained on; else empty."""
         return self.name.removeprefix("evaluation").removeprefix("-")
+
+    @property
+    def about(self) -> str:
+        """The label as it stands behind a noun."""
+        return f" of {self.label}" if self.label else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,17 +88,12 @@ class RunData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """The families of one split, and the statistics of all their runs: per arm {"mean", "ci95"},
-    and one paired test or None.
-    """
+    """The families of one split, and the numbers over all of them, as in evaluation.json."""
 
     name: str  # a key of SPLITS
     title: str
     families: Mapping[str, Json]
-    games: int
-    runs: int
-    arms: Mapping[str, Json]
-    test: Json | None
+    overall: Json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,16 +131,14 @@ def load_run(folder: Path) -> RunData:
 
 def _load_evaluation(folder: Path, path: Path) -> Evaluation:
     results = read_results(path)
-    if not results.get("families"):
-        raise ValueError(f"{path} holds no family: {_EVALUATE}.")
     return Evaluation(
         name=path.stem,
         results=results,
-        prompts=read_rows(prompts_file(folder, path.stem, results), _is_prompt, _EVALUATE),
+        prompts=read_rows(prompts_file(folder, results), _is_prompt, _EVALUATE),
         episodes={
             arm: [
                 row
-                for file in episode_files(folder, path.stem, results, arm)
+                for file in episode_files(folder, results, arm)
                 for row in read_rows(file, _is_episode, _EVALUATE)
             ]
             for arm in ARMS
@@ -215,32 +211,16 @@ def games_played(environment: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (name and str(name), source and f"{source} games", *options)))
 
 
-def split_summary(evaluation: Evaluation, split: str) -> SplitSummary | None:
-    """One split of an evaluation, its families and the statistics over all their runs; None when it
-    holds no family.
-    """
-    families = {
-        name: family for name, family in evaluation.families.items() if family.get("split") == split
-    }
-    if not families:
-        return None
-    overall = evaluation.results.get("overall", {}).get(split, {})
-    about = f" of {evaluation.label}" if evaluation.label else ""
-    return SplitSummary(
-        name=split,
-        title=SPLITS[split] + about,
-        families=families,
-        games=int(overall.get("games", 0)),
-        runs=int(overall.get("runs", 0)),
-        arms=overall.get("arms", {}),
-        test=overall.get("tests", {}).get("trained_vs_untrained"),
-    )
-
-
 def split_summaries(evaluation: Evaluation) -> list[SplitSummary]:
-    """All splits that an evaluation holds."""
+    """All splits that an evaluation holds, the headline's first."""
     return [
-        summary for split in SPLITS if (summary := split_summary(evaluation, split)) is not None
+        SplitSummary(
+            name=split,
+            title=SPLITS[split] + evaluation.about,
+            families={name: evaluation.families[name] for name in overall["families"]},
+            overall=overall,
+        )
+        for split, overall in evaluation.results["overall"].items()
     ]
 
 
@@ -272,22 +252,22 @@ def phase_seconds(metrics: Sequence[Json]) -> dict[str, float]:
 
 
 def gains(evaluation: Evaluation) -> list[str]:
-    """Family names, training families first, each split by falling gain of trained over untrained
+    """Family names, held-out families first, each split by falling gain of trained over untrained
     (over initial where that is missing).
     """
 
-    def order(name: str) -> tuple[int, float]:
-        arms = evaluation.families[name].get("arms", {})
+    def order(name: str) -> tuple[bool, float]:
+        arms = evaluation.families[name]["arms"]
         base = arms.get("untrained", arms.get("initial", {})).get("mean", math.nan)
         gain = arms.get("trained", {}).get("mean", math.nan) - base
-        return (evaluation.families[name].get("split") != "train", -gain if gain == gain else 0.0)
+        return (evaluation.families[name]["split"] == "train", -gain if gain == gain else 0.0)
 
     return sorted(evaluation.families, key=order)
 
 
 def prompt_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
-    """Untrained and trained prompts of the same family and loop, of the families that gained most;
-    at least one held-out family if any.
+    """Untrained and trained prompts of the same family and loop, of the families that gained most,
+    held-out ones first.
     """
     by_place: dict[tuple[str, Any], dict[str, Json]] = {}
     for row in evaluation.prompts:
@@ -298,15 +278,15 @@ def prompt_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
         if {"untrained", "trained"} <= arms.keys()
     ]
     # A typical loop, not the best: the one in the middle by what its trained prompt won.
-    found = {}
+    found = []
     for family in gains(evaluation):
         rows = sorted(
             (pair for pair in complete if pair.family == family),
             key=lambda pair: pair.after.get("success") or 0.0,
         )
         if rows:
-            found[family] = rows[len(rows) // 2]
-    return _with_heldout(evaluation, found, limit)
+            found.append(rows[len(rows) // 2])
+    return found[:limit]
 
 
 def game_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
@@ -327,28 +307,12 @@ def game_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
         known = found.get(pair.family)
         if known is None or _num_turns(pair) < _num_turns(known):
             found[pair.family] = pair
-    return _with_heldout(
-        evaluation,
-        {family: found[family] for family in gains(evaluation) if family in found},
-        limit,
-    )
+    return [found[family] for family in gains(evaluation) if family in found][:limit]
 
 
 def game_name(trajectory: Json) -> str:
     """The id of the game that a trajectory is of."""
     return "|".join(trajectory["game"][field] for field in ("env", "family", "key"))
-
-
-def _with_heldout(evaluation: Evaluation, found: Mapping[str, Pair], limit: int) -> list[Pair]:
-    """The first pairs, the last place given to a held-out family when there is one."""
-    heldout = [
-        pair for name, pair in found.items() if evaluation.families[name].get("split") == "heldout"
-    ]
-    train = [
-        pair for name, pair in found.items() if evaluation.families[name].get("split") != "heldout"
-    ]
-    kept = train[: limit - 1] if heldout else train[:limit]
-    return kept + heldout[: limit - len(kept)]
 
 
 def _num_turns(pair: Pair) -> int:

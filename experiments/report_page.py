@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import report_figures, stats
+from experiments import report_figures
 from experiments.html import Html, html, joined
 from experiments.report_data import (
     ARMS,
@@ -25,6 +25,7 @@ from experiments.report_data import (
     series,
     split_summaries,
 )
+from experiments.wording import interval, p_value, percent, points
 
 POCKET_NOTE = (
     "The actor and the reflector of this run are pocket models: small networks that ship with the"
@@ -63,67 +64,17 @@ def render(run: RunData) -> str:
     ).markup
 
 
-# Numbers as text, for the page and the terminal.
-
-
-def percent(value: float) -> str:
-    """0.417 -> 42"""
-    return f"{100 * value:.0f}"
-
-
-def points(value: float) -> str:
-    """0.417 -> +42; -0.001 -> +0"""
-    text = f"{100 * value:+.0f}"
-    return "+0" if text == "-0" else text
-
-
-def interval(ci: Sequence[float], *, signed: bool = False) -> str:
-    """[0.3, 0.5] -> [30, 50]; signed: [+30, +50]"""
-    return f"[{', '.join((points if signed else percent)(value) for value in ci)}]"
-
-
-def p_value(p: float) -> str:
-    """0.0123 -> 0.012; tiny values are bounded, not written out."""
-    return "<1e-4" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
-
-
-def headlines(splits: Sequence[SplitSummary]) -> list[str]:
-    """The result in one sentence, with the interval; then one for every other benchmark."""
-    complete = [
-        (split, split.test)
-        for split in splits
-        if split.test is not None and {"trained", "untrained"} <= split.arms.keys()
+def headlines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The claim of every evaluation in words, that on the task trained on first."""
+    texts = [
+        evaluation.results["headline"]["text"]
+        for evaluation in evaluations
+        if evaluation.results["headline"] is not None
     ]
-    if not complete:
-        return [
-            "No evaluation of the trained and the untrained reflector yet: this page shows the"
-            " training so far."
-        ]
-    return [
-        _sentence(split, test)
-        for n, (split, test) in enumerate(complete)
-        if n == 0 or split.name == "transfer"
+    return texts or [
+        "No evaluation of the trained and the untrained reflector yet: this page shows the"
+        " training so far."
     ]
-
-
-def _verdict(test: Json) -> int:
-    """1 for better, -1 for worse, 0 for neither: by the interval, unless p says that so few runs
-    can come out like that by chance (one run has an interval of no width).
-    """
-    low, high = test["ci95"]
-    return 0 if test["p"] >= 0.05 else 1 if low > 0 else -1 if high < 0 else 0
-
-
-def _sentence(split: SplitSummary, test: Json) -> str:
-    trained, untrained = split.arms["trained"], split.arms["untrained"]
-    low, high = test["ci95"]
-    verdict = {1: "better than", -1: "worse than"}.get(_verdict(test), "not distinguishable from")
-    return (
-        f"On the {split.title}, prompts of the trained reflector win {percent(trained['mean'])} %"
-        f" of the games, those of the untrained one {percent(untrained['mean'])} %: {verdict}"
-        f" before training ({points(test['difference'])} points, 95 % interval {points(low)} to"
-        f" {points(high)})."
-    )
 
 
 # Sections.
@@ -142,8 +93,8 @@ def _header(run: RunData, splits: Sequence[SplitSummary]) -> Html:
         kicker.append(html("trained on {}", games))
     if families := sum(len(evaluation.families) for evaluation in run.evaluations):
         kicker.append(html("{} families evaluated", families))
-    tiles = joined(_tile(split) for split in splits if split.arms)
-    first, *others = headlines(splits)
+    tiles = joined(_tile(split) for split in splits)
+    first, *others = headlines(run.evaluations)
     return html(
         '<header><p class="kicker">{}</p><h1>{}</h1>{}{}{}</header>',
         joined(kicker, " &nbsp;\u00b7&nbsp; "),
@@ -169,7 +120,7 @@ def _tile(split: SplitSummary) -> Html:
             percent(cell["ci95"][0]),
             percent(cell["ci95"][1]),
         )
-        for arm, cell in split.arms.items()
+        for arm, cell in split.overall["arms"].items()
         if arm in _ARM_TEXTS
     )
     return html(
@@ -205,52 +156,20 @@ def _checkpoint(run: RunData, evaluation: Evaluation) -> Html:
 
 def _results(run: RunData, evaluation: Evaluation) -> Html:
     splits = split_summaries(evaluation)
-    names = [
-        arm
-        for arm in ARMS
-        if any(
-            arm in family.get("arms", {}) for split in splits for family in split.families.values()
-        )
-    ]
-    adjusted = stats.holm(
-        {
-            name: family["tests"]["trained_vs_untrained"]["p"]
-            for name, family in evaluation.families.items()
-            if family.get("tests", {}).get("trained_vs_untrained")
-        }
-    )
+    names = [arm for arm in ARMS if any(arm in split.overall["arms"] for split in splits)]
     head = joined(html("<th>{}{}</th>", _dot(arm), arm) for arm in names)
     rows = []
     for split in splits:
         rows.append(
             html(
                 '<tr class="group"><td colspan="{}">{}</td></tr>',
-                len(names) + 6,
+                len(names) + 7,
                 split.title.capitalize(),
             )
         )
         for name, family in split.families.items():
-            rows.append(
-                html(
-                    "<tr><td>{}</td><td>{}</td><td>{}</td>{}{}</tr>",
-                    name,
-                    family.get("games", ""),
-                    family.get("runs", ""),
-                    _arm_cells(family["arms"], names),
-                    _test_cells(
-                        family.get("tests", {}).get("trained_vs_untrained"), adjusted.get(name)
-                    ),
-                )
-            )
-        rows.append(
-            html(
-                '<tr class="pooled"><td>all runs</td><td>{}</td><td>{}</td>{}{}</tr>',
-                split.games or "",
-                split.runs or "",
-                _arm_cells(split.arms, names),
-                _test_cells(split.test, None),
-            )
-        )
+            rows.append(_row(Html("<tr>"), name, family, names))
+        rows.append(_row(Html('<tr class="pooled">'), "all families", split.overall, names))
     bars = report_figures.family_bars(
         {
             split.title.capitalize(): {
@@ -275,18 +194,80 @@ def _results(run: RunData, evaluation: Evaluation) -> Html:
         html('<div class="figure">{}</div>', bars),
         html(
             '<div class="scroll"><table><thead><tr><th>family</th><th>games</th><th>runs</th>{}'
-            "<th>trained - untrained</th><th>p</th><th>p, Holm</th></tr></thead>"
+            "<th>trained - untrained</th><th>p</th><th>n</th><th>verdict</th></tr></thead>"
             "<tbody>{}</tbody></table></div>",
             head,
             joined(rows),
         ),
         Html(
-            '<p class="lead" style="margin:12px 0 0">Per cent of games won. p: two-sided, of the'
-            " paired difference; Holm: corrected for testing every family. A run is one loop of"
-            " reflection; its value is the share of its test games that the last prompt of the loop"
-            " wins.</p>"
+            '<p class="lead" style="margin:12px 0 0">Per cent of games won under the last prompt of'
+            " a loop of reflection (a run). p: two-sided, of the paired difference, by Holm's"
+            " correction for the families of a split; that of all families is tested alone. n:"
+            " trained seeds, or the runs of a single one, which are what the test counts. What may"
+            " be claimed is decided by p alone, never by an interval.</p>"
         ),
+        joined(_comparisons(split) for split in splits),
+        joined(_arms(split) for split in splits),
         _evaluation_faults(evaluation),
+    )
+
+
+def _row(start: Html, name: str, numbers: Json, arms: Sequence[str]) -> Html:
+    return html(
+        "{}<td>{}</td><td>{}</td><td>{}</td>{}{}</tr>",
+        start,
+        name,
+        numbers["games"],
+        numbers["runs"],
+        _arm_cells(numbers["arms"], arms),
+        _test_cells(numbers["tests"].get("trained_vs_untrained")),
+    )
+
+
+def _comparisons(split: SplitSummary) -> Html:
+    """All comparisons of a split, each with the reason of its verdict."""
+    rows = joined(
+        html(
+            '<tr><td>{}</td>{}<td>{:.0f} %</td><td class="reason">{}</td></tr>',
+            name.replace("_vs_", " - "),
+            _test_cells(test),
+            100 * test["improvement"],
+            test["reason"],
+        )
+        for name, test in split.overall["tests"].items()
+    )
+    return html(
+        "<details{}><summary>Comparisons on the {}</summary>"
+        '<div class="scroll"><table><thead><tr><th>arms</th><th>difference</th><th>p</th><th>n</th>'
+        "<th>verdict</th><th>wins more, of pairs</th><th>reason</th></tr></thead>"
+        "<tbody>{}</tbody></table></div></details>",
+        Html(" open") if split.name != "train" else "",
+        split.title,
+        rows,
+    )
+
+
+def _arms(split: SplitSummary) -> Html:
+    """Every arm of a split, with what stands beside the headline's number."""
+    rows = joined(
+        html(
+            "<tr><td>{}</td>{}<td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            arm,
+            _arm_cells(split.overall["arms"], [arm]),
+            html("{} {}", percent(cell["chosen"]["mean"]), _ci(cell["chosen"]["ci95"])),
+            percent(cell["area"]),
+            "" if cell["sd_runs"] is None else percent(cell["sd_runs"]),
+            "not measured" if cell["sd_seeds"] is None else percent(cell["sd_seeds"]),
+        )
+        for arm, cell in split.overall["arms"].items()
+    )
+    return html(
+        "<details><summary>Arms on the {}</summary>"
+        '<div class="scroll"><table><thead><tr><th>arm</th><th>last prompt</th><th>chosen prompt'
+        "</th><th>mean over meta-turns</th><th>spread of runs</th><th>spread of trained seeds</th>"
+        "</tr></thead><tbody>{}</tbody></table></div></details>",
+        split.title,
+        rows,
     )
 
 
@@ -321,30 +302,31 @@ def _badges(counts: Mapping[str, float]) -> Html:
 
 def _arm_cells(arms: Mapping[str, Json], names: Sequence[str]) -> Html:
     return joined(
-        html(
-            '<td>{} <span class="ci">{}</span></td>',
-            percent(arms[arm]["mean"]),
-            interval(arms[arm]["ci95"]),
-        )
+        html("<td>{} {}</td>", percent(arms[arm]["mean"]), _ci(arms[arm]["ci95"]))
         if arm in arms
         else Html("<td></td>")
         for arm in names
     )
 
 
-def _test_cells(test: Json | None, adjusted: float | None) -> Html:
+def _ci(ends: Sequence[float]) -> Html:
+    return html('<span class="ci">{}</span>', interval(ends))
+
+
+def _test_cells(test: Json | None) -> Html:
     if test is None:
-        return Html("<td></td><td></td><td></td>")
-    tone = {1: "good", -1: "bad"}.get(_verdict(test), "")
-    difference = points(test["difference"])
+        return Html("<td></td><td></td><td></td><td></td>")
+    tone = {"better": "badge good", "worse": "badge bad"}.get(test["verdict"], "badge")
     return html(
-        '<td>{} <span class="ci">{}</span></td><td>{}</td><td>{}</td>',
-        html('<span class="{}">{}</span>', tone, difference)
-        if tone
-        else html("<span>{}</span>", difference),
+        '<td>{} <span class="ci">{}</span></td><td>{}</td><td>{}</td>'
+        '<td><span class="{}" title="{}">{}</span></td>',
+        points(test["difference"]),
         interval(test["ci95"], signed=True),
-        p_value(test["p"]),
-        "" if adjusted is None else p_value(adjusted),
+        p_value(test["p_corrected"]),
+        test["num_units"],
+        tone,
+        test["reason"],
+        test["verdict"],
     )
 
 

@@ -202,7 +202,7 @@ def run_prompt(run_dir: pathlib.Path, family: str, arm: str) -> str:
     """
     if arm == "initial":
         return read_run(run_dir).task.initial_prompt
-    for line in read_rows(_scored_prompts(run_dir), _is_scored, "evaluate again, or remove it"):
+    for line in _scored_prompts(run_dir):
         if (line["arm"], line["family"]) == (arm, family):
             return line["system_prompt"]
     if arm == "trained":
@@ -235,9 +235,13 @@ def _is_written(line: Mapping[str, Any]) -> bool:
     )
 
 
-def _scored_prompts(run_dir: pathlib.Path) -> pathlib.Path:
+def _scored_prompts(run_dir: pathlib.Path) -> list[dict[str, Any]]:
+    """Those of the evaluation, a line each; none before it."""
     path = run_dir / "evaluation.json"
-    return prompts_file(run_dir, path.stem, read_results(path) if path.is_file() else {})
+    if not path.is_file():
+        return []
+    prompts = prompts_file(run_dir, read_results(path))
+    return read_rows(prompts, _is_scored, "evaluate again, or remove it")
 
 
 def read_manifest(run_dir: pathlib.Path) -> dict[str, Any]:

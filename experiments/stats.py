@@ -1,103 +1,173 @@
-"""Intervals and paired tests for evaluation: pure functions of numbers, deterministic, numpy and
-scipy only.
+"""Tests of paired differences, their correction and their power: pure functions of numbers,
+deterministic, numpy and scipy only.
+
+`differences_sr` is everywhere [S, R]: a loop of reflection (run) r of trained seed s under one arm,
+minus the same under another; S is 1 where no trained seed is compared, or a single one. Runs of
+different seeds play the same games and, where the other arm does not depend on training, have its
+loops in common.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+import math
+from collections.abc import Mapping
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import stats
 
-EXACT_PAIRS = 16  # up to 2^16 sign patterns are enumerated, beyond that they are drawn
-PERMUTATIONS = 100_000
-RESAMPLES = 10_000
+ALPHA = 0.05
+POWER = 0.8
+EXACT_UNITS = 16  # up to 2^16 sign patterns are enumerated, beyond that they are drawn
+PERMUTATIONS = 2**EXACT_UNITS
 SEED = 20_240_607
 
+Units = Literal["trained seeds", "runs"]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeanInterval:
-    """A mean with its sample standard deviation (0 for one value) and confidence interval."""
-
-    mean: float
-    sd: float
-    ci: tuple[float, float]
-    num_values: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields of one arm in evaluation.json: mean, sd, ci95."""
-        return {"mean": self.mean, "sd": self.sd, "ci95": list(self.ci)}
+_Name = TypeVar("_Name")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """The mean of the paired differences a - b, its confidence interval, and the two-sided p-value
-    of "no difference".
+    """The mean difference, and the two-sided p-value of "no difference".
+
+    `smallest_p` is what the design can reach at most, were all units to agree. `error` is the
+    standard error with its degrees of freedom, None where nothing measures it.
     """
 
     difference: float
-    ci: tuple[float, float]
     p: float
-    num_pairs: int
+    units: Units
+    num_units: int
+    num_runs: int
+    smallest_p: float
+    error: tuple[float, float] | None
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields of one test in evaluation.json: difference, ci95, p."""
-        return {"difference": self.difference, "ci95": list(self.ci), "p": self.p}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corrected:
+    """A test among others: its p after Holm's correction, and the smallest that it could reach."""
+
+    p: float
+    smallest_p: float
+    num_tests: int
 
 
-def mean_ci(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
-    """Mean of independent values (one per game, averaged over its runs) with Student's t interval.
+def paired_test(differences_sr: np.ndarray) -> PairedTest:
+    """Tests on the highest independent level there is: trained seeds, else runs.
 
-    One value, or equal values, give an interval of no width: such a sample cannot tell its own
-    error. Values that all lie in [0, 1] (success rates) get an interval cut to [0, 1]. Raises
-    ValueError for an empty or non-finite sample, or a confidence outside (0, 1).
+    One seed: sign-flip permutation over the runs, a claim about that one reflector. Several: over
+    the means of the seeds. These have the other arm's loops in common, so that one lucky draw of
+    them moves all seeds alike and flips would count it once a seed (four in ten "better" under the
+    null at eight seeds). p is therefore the larger one of the flips' and of a t-test whose variance
+    is the sum of that between seeds and that between runs (Welch-Satterthwaite degrees of freedom).
+    Raises ValueError for another shape, an empty or a non-finite sample.
     """
-    sample = _sample("values", values)
-    _check_confidence(confidence)
-    mean = float(sample.mean())
-    sd = float(sample.std(ddof=1)) if sample.size > 1 else 0.0
-    half = (
-        float(stats.t.ppf((1 + confidence) / 2, sample.size - 1)) * sd / np.sqrt(sample.size)
-        if sample.size > 1
-        else 0.0
-    )
-    low, high = mean - half, mean + half
-    if sample.min() >= 0.0 and sample.max() <= 1.0:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return MeanInterval(mean=mean, sd=sd, ci=(float(low), float(high)), num_values=sample.size)
-
-
-def paired_test(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedTest:
-    """Sign-flip permutation test of the mean paired difference a - b, with a percentile bootstrap
-    interval over the pairs.
-
-    Pair i is game i under both arms. Under the null hypothesis the sign of every difference is a
-    fair coin: with at most `EXACT_PAIRS` nonzero differences all patterns are counted and p is
-    exact; beyond that p is (1 + hits) / (1 + PERMUTATIONS) with a fixed seed, never 0. Zero
-    differences change no sum and are left out of the patterns. Raises ValueError for empty,
-    non-finite or unequally long samples.
-    """
-    first, second = _sample("a", a), _sample("b", b)
-    if first.size != second.size:
-        raise ValueError(
-            f"A paired test needs one value per pair in both samples, got {first.size} and"
-            f" {second.size}."
-        )
-    _check_confidence(confidence)
-    difference = first - second
-    generator = np.random.default_rng(SEED)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(_bootstrap_means(difference, generator), [tail, 100 - tail])
+    differences = _sample(differences_sr)
+    num_seeds, num_runs = differences.shape
+    error = standard_error(differences)
+    units = differences.mean(axis=1) if num_seeds > 1 else differences[0]
+    p, smallest = sign_flip_p(units), smallest_p(len(units))
+    if num_seeds > 1:
+        p = max(p, _shared_p(float(differences.mean()), error))
+        smallest = smallest if num_runs > 1 else 1.0
     return PairedTest(
-        difference=float(difference.mean()),
-        ci=(float(low), float(high)),
-        p=_sign_flip_p(difference, generator),
-        num_pairs=difference.size,
+        difference=float(differences.mean()),
+        p=p,
+        units="trained seeds" if num_seeds > 1 else "runs",
+        num_units=len(units),
+        num_runs=num_runs,
+        smallest_p=smallest,
+        error=error,
     )
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def sign_flip_p(units: np.ndarray) -> float:
+    """Two-sided p of the mean of independent units, each of whose signs is a fair coin under the
+    null hypothesis.
+
+    With at most `EXACT_UNITS` nonzero units all patterns are counted and p is exact; beyond that p
+    is (1 + hits) / (1 + PERMUTATIONS) with a fixed seed, never 0. Zeros change no sum and are left
+    out of the patterns.
+    """
+    nonzero = units[units != 0]
+    if nonzero.size == 0:
+        return 1.0
+    # Sums that are equal on paper differ in the last bits by their order: count those too.
+    observed = abs(nonzero.sum()) - 1e-9 * np.abs(nonzero).sum()
+    if nonzero.size <= EXACT_UNITS:
+        return float((np.abs(_signs(nonzero.size) @ nonzero) >= observed).mean())
+    generator = np.random.default_rng(SEED)
+    block = max(1, 4_000_000 // nonzero.size)
+    hits = 0
+    for start in range(0, PERMUTATIONS, block):
+        size = (min(block, PERMUTATIONS - start), nonzero.size)
+        signs = generator.integers(2, size=size, dtype=np.int8) * 2 - 1
+        hits += int((np.abs(signs @ nonzero) >= observed).sum())
+    return (1 + hits) / (1 + PERMUTATIONS)
+
+
+def smallest_p(num_units: int) -> float:
+    """Of the sign-flip test: only the pattern observed and its opposite reach the sum."""
+    return 2 / 2**num_units if num_units <= EXACT_UNITS else 1 / (1 + PERMUTATIONS)
+
+
+def units_needed(factor: float) -> int:
+    """So many units can reach a p of 0.05 that correction has multiplied by so much."""
+    return math.ceil(math.log2(2 * factor / ALPHA))
+
+
+def standard_error(values_sr: np.ndarray) -> tuple[float, float] | None:
+    """Of the mean over seeds and runs, with its degrees of freedom.
+
+    One seed: that of the runs. Several: sqrt(V_seeds / S + V_runs / R), the variances of the means
+    over the other axis, which errs on the large side (what is neither seed nor run counts twice),
+    with Welch's degrees of freedom. None where a level that varies has a single unit.
+    """
+    num_seeds, num_runs = values_sr.shape
+    if num_runs < 2:
+        return None
+    of_runs = float(values_sr.mean(axis=0).var(ddof=1)) / num_runs
+    if num_seeds == 1:
+        return math.sqrt(of_runs), num_runs - 1
+    of_seeds = float(values_sr.mean(axis=1).var(ddof=1)) / num_seeds
+    total = of_seeds + of_runs
+    if total == 0:
+        return 0.0, min(num_seeds, num_runs) - 1
+    freedom = total**2 / (of_seeds**2 / (num_seeds - 1) + of_runs**2 / (num_runs - 1))
+    return math.sqrt(total), freedom
+
+
+def detectable_difference(test: PairedTest, corrected: Corrected) -> float | None:
+    """The smallest true difference that this design finds with a power of 80 %, at the observed
+    spread: error x (t(1 - alpha / 2) + t(0.8)), alpha being 0.05 over the number of tests.
+
+    None where no p-value that the design can reach is small enough, or no spread was observed.
+    """
+    if test.error is None or corrected.smallest_p > ALPHA or test.error[0] == 0:
+        return None
+    error, freedom = test.error
+    quantiles = stats.t.ppf([1 - ALPHA / (2 * corrected.num_tests), POWER], freedom)
+    return float(error * quantiles.sum())
+
+
+def improvement(differences_sr: np.ndarray) -> float:
+    """The share of pairs of loops in which the first arm won more games, ties counting half."""
+    return float(((differences_sr > 0) + 0.5 * (differences_sr == 0)).mean())
+
+
+def correct(tests: Mapping[_Name, PairedTest]) -> dict[_Name, Corrected]:
+    """Holm's correction of tests that make one family of claims; a test alone stays as it is."""
+    adjusted = holm({name: test.p for name, test in tests.items()})
+    # no p grows when another one falls: what the smallest ones give, no others can pass under
+    smallest = holm({name: test.smallest_p for name, test in tests.items()})
+    return {
+        name: Corrected(p=adjusted[name], smallest_p=smallest[name], num_tests=len(tests))
+        for name in tests
+    }
+
+
+def holm(p_values: Mapping[_Name, float]) -> dict[_Name, float]:
     """Holm's step-down correction: p-values adjusted for testing all of them, in the order given.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979. Raises
@@ -106,7 +176,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     for name, p in p_values.items():
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"A p-value lies in [0, 1], got {p!r} for {name!r}.")
-    adjusted: dict[str, float] = {}
+    adjusted: dict[_Name, float] = {}
     running = 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         running = max(running, min(1.0, p * (len(p_values) - rank)))
@@ -114,53 +184,29 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def _sample(name: str, values: Sequence[float]) -> np.ndarray:
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
+def _sample(differences: np.ndarray) -> np.ndarray:
+    sample = np.asarray(differences, dtype=np.float64)
+    if sample.ndim != 2 or sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError(
-            f"{name} must be a flat, non-empty sample of finite numbers, got {values!r}."
+            "A paired test needs finite differences, a row per trained seed and a column per run,"
+            f" got shape {sample.shape}."
         )
     return sample
 
 
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence lies strictly between 0 and 1, got {confidence!r}.")
+@functools.lru_cache(maxsize=4)
+def _signs(num_units: int) -> np.ndarray:
+    """All patterns but for their opposites, which have the same absolute sum: the last sign
+    stays.
+    """
+    bits = np.arange(2 ** (num_units - 1))[:, None] >> np.arange(num_units) & 1
+    return 1.0 - 2.0 * bits
 
 
-def _bootstrap_means(sample: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Means of RESAMPLES resamples, drawn in blocks that bound the memory."""
-    block = max(1, 4_000_000 // sample.size)
-    means = [
-        sample[
-            generator.integers(sample.size, size=(min(block, RESAMPLES - start), sample.size))
-        ].mean(axis=1)
-        for start in range(0, RESAMPLES, block)
-    ]
-    return np.concatenate(means)
-
-
-def _sign_flip_p(difference: np.ndarray, generator: np.random.Generator) -> float:
-    nonzero = difference[difference != 0]
-    if nonzero.size == 0:
+def _shared_p(difference: float, error: tuple[float, float] | None) -> float:
+    if error is None:
         return 1.0
-    # Sums that are equal on paper differ in the last bits by their order: count those too.
-    observed = abs(nonzero.sum()) - 1e-9 * np.abs(nonzero).sum()
-    if nonzero.size <= EXACT_PAIRS:
-        # The first sign stays: a pattern and its opposite have the same absolute sum.
-        signs = np.array(
-            [(1, *rest) for rest in itertools.product((1, -1), repeat=nonzero.size - 1)]
-        )
-        return float((np.abs(signs @ nonzero) >= observed).mean())
-    block = max(1, 4_000_000 // nonzero.size)
-    hits = 0
-    for start in range(0, PERMUTATIONS, block):
-        signs = (
-            generator.integers(
-                2, size=(min(block, PERMUTATIONS - start), nonzero.size), dtype=np.int8
-            )
-            * 2
-            - 1
-        )
-        hits += int((np.abs(signs @ nonzero) >= observed).sum())
-    return (1 + hits) / (1 + PERMUTATIONS)
+    size, freedom = error
+    if size == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stats.t.sf(abs(difference) / size, freedom))

@@ -70,15 +70,13 @@ class Arena:
     hosts: Hosts = ALONE
 
     def __post_init__(self):
-        needed = max(
-            self.meta.games_per_context,
-            self.meta.fresh_games if self.meta.replay_weight < 1 else 0,
-        )
+        fresh = self.meta.fresh_games if self.meta.replay_weight < 1 else 0
+        needed = self.meta.games_per_context + fresh
         for family, games in self.games.items():
             if len(games) < needed:
                 raise ValueError(
-                    f"Family {family!r} has {len(games)} games, a context needs {needed}: lower"
-                    " meta.games_per_context or meta.fresh_games."
+                    f"Family {family!r} has {len(games)} games, a context and its fresh games need"
+                    f" {needed}: lower meta.games_per_context or meta.fresh_games."
                 )
 
     def play(self, episodes: Sequence[Episode], phase: str) -> list[Trajectory]:
@@ -169,6 +167,19 @@ def draw_games(
         arena.key, arena.games[family], family, state.positions[family], count
     )
     return games, state._replace(positions={**state.positions, family: position})
+
+
+def draw_fresh(
+    arena: Arena, state: LoopState, context: Context
+) -> tuple[tuple[GameId, ...], LoopState]:
+    """The next `fresh_games` games of a context's family, without those that the context holds:
+    these may come next where a pass over the games ends, or where contexts were drawn before.
+    """
+    drawn: list[GameId] = []
+    while missing := arena.meta.fresh_games - len(drawn):
+        games, state = draw_games(arena, state, context.family, missing)
+        drawn += [game for game in games if game not in (*context.games, *drawn)]
+    return tuple(drawn), state
 
 
 def next_games(
@@ -286,7 +297,7 @@ def score(
     for context in contexts:
         fresh: tuple[GameId, ...] = ()
         if meta.replay_weight < 1:
-            fresh, state = draw_games(arena, state, context.family, meta.fresh_games)
+            fresh, state = draw_fresh(arena, state, context)
         batches.append((context.games if meta.replay_weight > 0 else (), fresh))
     episodes = [
         Episode(

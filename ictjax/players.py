@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -244,6 +244,15 @@ def saved_steps(run_dir: pathlib.Path) -> tuple[int, ...]:
     return steps
 
 
+def check_saved(run_dir: pathlib.Path, step: int, saved: Sequence[int]) -> None:
+    """Raises ValueError where a step is not among those of a run's checkpoints."""
+    if step not in saved:
+        raise ValueError(
+            f"{run_dir} has no checkpoint of iteration {step}: --step can be"
+            f" {', '.join(map(str, saved))}."
+        )
+
+
 def restore_trained(
     run_dir: pathlib.Path, config: TrainConfig, step: int | None = None
 ) -> tuple[int, Params]:
@@ -262,11 +271,8 @@ def restore_trained(
       ValueError: there is no such checkpoint, or it does not fit the configuration.
     """
     saved = saved_steps(run_dir)
-    if step is not None and step not in saved:
-        raise ValueError(
-            f"{run_dir} has no checkpoint of iteration {step}: --step can be"
-            f" {', '.join(map(str, saved))}."
-        )
+    if step is not None:
+        check_saved(run_dir, step, saved)
     with CheckpointReader(run_dir / "checkpoints") as reader:
         part, host = reader.restore_part(step, {"params": trained_shapes(config).params})
     return host["iteration"], part["params"]

@@ -128,7 +128,12 @@ def to_json(record: Any) -> str:
 
 def trajectory_from_json(text: str) -> Trajectory:
     """Reads what `to_json` wrote for a Trajectory. Raises ValueError for anything else."""
-    return _record(Trajectory, json.loads(text), "")
+    return trajectory_from_dict(json.loads(text))
+
+
+def trajectory_from_dict(data: dict[str, Any]) -> Trajectory:
+    """As `trajectory_from_json`, of parsed JSON."""
+    return _record(Trajectory, data, "")
 
 
 def context_from_json(text: str) -> Context:

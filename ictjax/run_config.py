@@ -86,20 +86,59 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Ranged):
-    """Independent loops of reflection on STREAM games, whose last prompt is scored on TEST
-    games.
+    """Independent loops of reflection on STREAM games, whose prompts are scored on games that no
+    reflector has read about.
     """
 
     place = "evaluation."
 
-    # loops per family and arm: the unit of the statistics
+    # loops per family and arm
     runs: Annotated[int, Range(1, 10_000)]
     meta_turns: Annotated[int, Range(1, 1000)]  # reflections per loop
-    # games that score the last prompt of a loop
+    # games that score a prompt of a loop; with "paper" those that it is chosen by as well
     test_games: Annotated[int, Range(1, 1_000_000)]
-    temperature: Annotated[float, TEMPERATURE] = 1.0  # of the reflector
+    # "strict": STREAM, SELECT and TEST games share no initial state with each other, with training,
+    # and with pretraining where that is known. "paper" (arXiv 2605.20477): a prompt is chosen and
+    # reported on the same games, which flatters it
+    protocol: Literal["strict", "paper"] = "strict"
+    # games that choose among the prompts of a loop; read by "strict" only
+    select_games: Annotated[int, Range(1, 1_000_000)] = 3
+    # k: games that the reflector reads about; None: as many as in training
+    games_per_context: Annotated[int | None, Range(1, 10_000)] = None
+    # "own": no two loops of an arm and a family share a game; "shared": all have the same SELECT
+    # and TEST games, and STREAM games in an order of their own; "paper" shares
+    games: Literal["own", "shared"] = "own"
+    # prompts that are scored on TEST: of all meta-turns; or the first, the chosen and the last one
+    scored: Literal["all", "ends"] = "all"
+    # who writes the prompts, see experiments.arms; NAME@endpoint asks evaluation.endpoint
+    arms: tuple[str, ...] = ("initial", "untrained", "trained")
+    families: tuple[str, ...] = ()  # to play; none: all of the task
+    # prompts of a meta-turn among which the arm best-of-n takes the best
+    candidates: Annotated[int, Range(2, 65_536)] = 8
+    # the prompt of the arm expert; empty: the environment's
+    expert_prompt: str = ""
+    # whom arms named NAME@endpoint ask
+    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
+    endpoint_model: str = ""  # its name there; may be left out where it has one only
+    temperature: Annotated[float, TEMPERATURE] = 1.0  # of the reflector; 0 is greedy
     # of the games and keys; independent of the training seed
     seed: Annotated[int, SEED] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("arms", "families"):
+            names = getattr(self, field)
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(
+                    f"evaluation.{field} holds {', '.join(twice)} twice: name each once."
+                )
+        if not self.arms:
+            raise ValueError("evaluation.arms is empty: name at least one, initial for example.")
+
+    @property
+    def shares_games(self) -> bool:
+        """Whether all loops of a family are scored on the same games."""
+        return self.protocol == "paper" or self.games == "shared"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from experiments.presets import PRESETS
 from experiments.shapes import PUBLISHED, model_shape
 from ictjax.algorithms import ALGORITHMS
 from ictjax.run_config import RoleConfig, to_dict
+from tests.evaluations import evaluation
 
 ROOT = pathlib.Path(__file__).parents[1]
 WORDS = [
@@ -211,14 +212,13 @@ def test_bad_input_is_refused_before_anything_heavy_is_loaded(argv):
 
 def test_lists_and_tables_load_nothing_heavy(tmp_path):
     config = to_dict(PRESETS["fake-tiny"])
-    arms = {name: {"mean": 0.5, "ci95": [0.4, 0.6]} for name in ("initial", "untrained", "trained")}
-    test = {"difference": 0.0, "ci95": [-0.1, 0.1], "p": 1.0}
-    overall = {"train": {"arms": arms, "tests": {"trained_vs_untrained": test}}}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     compared = tmp_path / "compared"
     compared.mkdir()
     (compared / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (compared / "evaluation.json").write_text(json.dumps({"overall": overall}), encoding="utf-8")
+    (compared / "evaluation.json").write_text(
+        json.dumps(evaluation({"a": "train"})), encoding="utf-8"
+    )
     for argv, word in (
         (("games", "list", "--env", "fake"), "door"),
         (("report", "--run-dir", str(tmp_path)), "report.html"),

@@ -7,23 +7,31 @@ import pytest
 from rich.console import Console
 
 from experiments.compare import compare, main
+from experiments.wording import interval, p_value, points
+from tests.evaluations import evaluation
+
+SPLITS = {"eat": "train", "zap": "heldout"}
 
 
-def _run(folder, seed: int, trained: float) -> None:
+def _run(folder, seed: int, trained: float, step: int = 3) -> None:
     folder.mkdir()
-    arms = {
-        name: {"mean": mean, "ci95": [mean, mean]}
-        for name, mean in (("initial", 0.0), ("untrained", 0.31), ("trained", trained))
-    }
-    test = {"difference": trained - 0.31, "ci95": [0.1, 0.6], "p": 0.003}
-    overall = {
-        split: {"arms": arms, "tests": {"trained_vs_untrained": test}}
-        for split in ("train", "heldout")
-    }
-    (folder / "evaluation.json").write_text(json.dumps({"overall": overall}), encoding="utf-8")
-    (folder / "config.json").write_text(
-        json.dumps({"seed": seed, "task": {"environment": {"name": "minihack"}}}), encoding="utf-8"
-    )
+    results = evaluation(SPLITS, {"initial": 0.0, "untrained": 0.31, "trained": trained})
+    (folder / "evaluation.json").write_text(json.dumps(results), encoding="utf-8")
+    config = {"seed": seed, "task": {"environment": {"name": "minihack"}}, "iterations": step}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _cells(folder, split: str) -> list[str]:
+    """What a row says after its benchmark."""
+    overall = json.loads((folder / "evaluation.json").read_text())["overall"][split]
+    test = overall["tests"]["trained_vs_untrained"]
+    return [
+        split,
+        *(f"{100 * overall['arms'][arm]['mean']:.0f}" for arm in ("untrained", "trained")),
+        f"{points(test['difference'])} {interval(test['ci95'], signed=True)}",
+        p_value(test["p_corrected"]),
+        test["verdict"],
+    ]
 
 
 def test_a_row_per_run_and_split(tmp_path):
@@ -34,9 +42,9 @@ def test_a_row_per_run_and_split(tmp_path):
     assert columns[0] == ["a", "a", "b", "b"]
     assert columns[1] == ["0", "0", "1", "1"]
     assert columns[2] == ["minihack"] * 4
-    assert columns[3] == ["train", "heldout"] * 2
-    assert columns[6] == ["81", "81", "62", "62"]
-    assert columns[7][0].startswith("+50 ") and columns[8][0] == "0.003"
+    rows = [list(row) for row in zip(*columns[3:], strict=True)]
+    assert rows == [_cells(tmp_path / run, split) for run in "ab" for split in ("heldout", "train")]
+    assert rows[0][-1] == "better"
 
 
 def test_the_table_fits_a_terminal(tmp_path):
@@ -44,18 +52,20 @@ def test_the_table_fits_a_terminal(tmp_path):
     page = io.StringIO()
     Console(file=page, width=80).print(compare((tmp_path / "seed0",)).table)
     rows = [line for line in page.getvalue().splitlines() if "seed0" in line]
-    assert len(rows) == 2 and all("+50 [+10, +60]" in row and "minihack" in row for row in rows)
+    for row, split in zip(rows, ("heldout", "train"), strict=True):
+        assert " ".join(_cells(tmp_path / "seed0", split)) in " ".join(row.split())
+        assert "minihack" in row
 
 
 def test_other_benchmarks_are_rows_too(tmp_path):
     _run(tmp_path / "a", 0, 0.81)
     data = json.loads((tmp_path / "a" / "evaluation.json").read_text())
     (tmp_path / "a" / "evaluation-alfworld.json").write_text(
-        json.dumps({"overall": {"transfer": data["overall"]["train"]}})
+        json.dumps({**data, "overall": {"transfer": data["overall"]["train"]}})
     )
     table = compare((tmp_path / "a",)).table
     assert list(table.columns[2].cells) == ["minihack", "minihack", "alfworld"]
-    assert list(table.columns[3].cells) == ["train", "heldout", "transfer"]
+    assert list(table.columns[3].cells) == ["heldout", "train", "transfer"]
 
 
 def test_a_run_without_evaluation_is_named(tmp_path):
@@ -79,10 +89,10 @@ def test_without_arguments_it_says_what_to_give(capsys):
         ("config.json", "[]", "bad/config.json"),
         ("config.json", "{}", "bad/config.json is not the configuration"),
         ("config.json", '{"seed": 1, "task": [1]}', "bad/config.json is not the configuration"),
-        ("evaluation.json", "{}", "bad/evaluation.json holds no results"),
+        ("evaluation.json", "{}", "bad/evaluation.json is of another version (format none"),
+        ("evaluation.json", '{"format": 2, "overall": {}}', "of another version (format 2"),
+        ("evaluation.json", '{"format": 3}', "bad/evaluation.json holds no results"),
         ("evaluation.json", "{", "bad/evaluation.json is not JSON"),
-        ("evaluation.json", '{"overall": {"train": {}}}', "bad/evaluation.json holds not all arms"),
-        ("evaluation.json", '{"overall": {"train": [1]}}', "bad/evaluation.json holds no results"),
         ("evaluation.json", '{"format": 9}', "bad/evaluation.json is of another version"),
         ("evaluation.json", None, "bad has no evaluation.json"),
     ],
@@ -99,18 +109,20 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path, capsys, name, text, 
     assert words in reason
     main([str(tmp_path / "a"), str(tmp_path / "bad")])
     shown = capsys.readouterr().out
-    assert f"Left out: {reason}" in shown and "+50 [+10, +60]" in shown
+    assert f"Left out: {reason}" in shown and _cells(tmp_path / "a", "train")[3] in shown
     with pytest.raises(ValueError, match="bad"):
         compare((tmp_path / "bad",))
 
 
-def test_a_row_says_when_it_is_not_of_the_last_iteration(tmp_path):
+def test_a_run_without_the_arms_compared_is_named(tmp_path):
     _run(tmp_path / "a", 0, 0.81)
-    for name, more in (
-        ("config", {"iterations": 8}),
-        ("evaluation", {"protocol": {"checkpoint": 3}}),
-    ):
-        path = tmp_path / "a" / f"{name}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
-    (row, _) = compare((tmp_path / "a",)).table.columns[2].cells
-    assert row == "minihack, iteration 3"
+    path = tmp_path / "a" / "evaluation.json"
+    path.write_text(json.dumps(evaluation(SPLITS, {"initial": 0.1, "trained": 0.5}, runs=2)))
+    with pytest.raises(ValueError, match="holds not both arms that are compared"):
+        compare((tmp_path / "a",))
+
+
+def test_a_row_says_when_it_is_not_of_the_last_iteration(tmp_path):
+    _run(tmp_path / "a", 0, 0.81, step=8)
+    rows = list(compare((tmp_path / "a",)).table.columns[2].cells)
+    assert rows == ["minihack, iteration 3"] * 2

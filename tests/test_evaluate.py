@@ -2,15 +2,18 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import pytest
 
+from envs.api import GameId
 from experiments import evaluate, export, report_data
 from experiments.evaluation_folder import EvaluationFolder
-from experiments.protocol import hashes_of_training
+from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
 from ictjax.records import trajectory_from_json
+from tests.chat_server import ChatServer, says
 from tests.test_cli import refused, train
 
 SMALL = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
@@ -57,6 +60,31 @@ def files(folder):
 def kept(run_dir):
     """The files of the evaluation that the run shows."""
     return run_dir / read(run_dir / "evaluation.json")["folder"]
+
+
+def family_games(runs=2):
+    """One game for everything."""
+    game = GameId(env="fake", family="door", key="1")
+    return FamilyGames(
+        stream=(((game,),),) * runs,
+        select=((game,),) * runs,
+        test=((game,),) * runs,
+        states={game: "ab"},
+    )
+
+
+def part_record(runs=2, won=1):
+    """What a part on `family_games` gives, in one meta-turn."""
+    return {
+        "test": [[[0], [won]]] * runs,
+        "select": [[[0], [1]]] * runs,
+        "games": {"test": [["ab"]] * runs, "select": [["ab"]] * runs},
+        "malformed": 0,
+        "actor_failures": {"no_action": 1},
+        "failed_episodes": 0,
+        "budget": {"actor_episodes": 1},
+        "prompts": ['{"a":1}'] * 2 * runs,
+    }
 
 
 def test_every_setting_keeps_its_own(evaluated):
@@ -121,24 +149,23 @@ def test_what_was_stopped_goes_on_with_the_games_that_were_drawn(evaluated):
 
 def test_a_family_may_have_any_name(tmp_path):
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
+    games, record = family_games(), part_record()
     folder.keep_games({})
-    result = {"success": [0.5], "prompts": ["{}"], "num_games": 1, "malformed": 0}
-    result |= {"actor_failures": {}, "failed_episodes": 0}
     for family in ("a/b", "..", "[red]*?", "π d"):
-        folder.keep_part("trained", family, result, [])
-        assert folder.part("trained", family, 1)["success"] == [0.5]
+        folder.keep_part("trained", family, games, record, [])
+        assert folder.part("trained", family, games)["test"] == record["test"]
     assert {path.parent for path in tmp_path.rglob("*.json*")} == {
         tmp_path / folder.name,
+        tmp_path / folder.name / "contexts",
         tmp_path / folder.name / "episodes",
     }
 
 
 def test_what_the_environment_failed_stays_to_be_played(tmp_path):
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
-    result = {"success": [None, None], "prompts": ["{}", "{}"], "num_games": 1, "malformed": 0}
-    with pytest.raises(ValueError, match="failed every test game of family 'door'"):
-        folder.keep_part("trained", "door", result, [])
-    assert folder.part("trained", "door", 2) is None
+    games, record = family_games(), part_record(won=None)
+    folder.keep_part("trained", "door", games, record, [])
+    assert folder.part("trained", "door", games) is None
 
 
 # What is refused changes nothing.
@@ -231,3 +258,138 @@ def test_a_run_from_elsewhere_is_evaluated_on_the_devices_that_are_here(run_dir,
     refused(capsys, evaluate.main, argv, "tensor=64", "--actor.mesh.*, or --mesh NAME")
     evaluate.main([*argv, "--mesh", "h200"])
     assert read(run_dir / "evaluation.json")["changes"] == []
+
+
+# Several trained seeds.
+
+
+def played(said):
+    """How many parts were to be played, of how many, by what an evaluation printed."""
+    found = re.search(r": (\d+) of (\d+) parts to play", said)
+    return int(found[1]), int(found[2])
+
+
+@pytest.fixture(scope="module")
+def seeds(trained, tmp_path_factory):
+    """Three runs: that of seed 0, and copies of it that say they have other seeds."""
+    folder = tmp_path_factory.mktemp("seeds")
+    runs = [shutil.copytree(trained, folder / f"seed{seed}") for seed in range(3)]
+    for seed, run in enumerate(runs):
+        config = read(run / "config.json")
+        (run / "config.json").write_text(json.dumps({**config, "seed": seed}))
+    return runs
+
+
+def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, capsys):
+    first, second, _ = map(str, seeds)
+    evaluate.main(["--run-dir", first, *SMALL])
+    assert played(capsys.readouterr().out) == (9, 9)
+    before = files(kept(seeds[0]))
+    evaluate.main(["--run-dir", first, second, *SMALL])
+    assert played(capsys.readouterr().out) == (3, 12)  # the trained arm of the second
+    both = seeds[0].parent / "seed0+seed1"
+    results = read(both / "evaluation.json")
+    assert results["protocol"]["run_dirs"] == [first, second]
+    assert results["overall"]["heldout"]["arms"].keys() == {"initial", "untrained", "trained"}
+    now = files(kept(seeds[0]))
+    assert all(now[path] == before[path] for path in before)
+    assert not (seeds[1] / "evaluation.json").exists()
+    (of_second,) = (seeds[1] / "evaluation").iterdir()
+    assert {path.name for path in of_second.glob("*_*.json")} == {
+        "trained_bell.json", "trained_door.json", "trained_lamp.json",
+    }  # fmt: skip
+    # the same games for all, and the episodes of both in one file for the report
+    assert read(of_second / "games.json") == read(kept(seeds[0]) / "games.json")
+    rows = (kept(both) / "episodes" / "trained_door.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    assert len(report_data.load_run(both).evaluations) == 1
+    # another order, another first: what is there is found and not played again
+    evaluate.main(["--run-dir", second, first, *SMALL, "--out", str(seeds[0].parent / "out")])
+    assert played(capsys.readouterr().out) == (0, 12)
+    assert (seeds[0].parent / "out" / "evaluation.json").is_file()
+
+
+def test_arms_are_chosen_and_what_is_there_is_shown_with_them(evaluated, capsys):
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--evaluation.arms", "expert", "trained",
+                   "--evaluation.expert-prompt", "OPEN", "--evaluation.families", "door"])  # fmt: skip
+    assert played(capsys.readouterr().out) == (1, 3)  # initial is always there
+    results = read(evaluated / "evaluation.json")
+    assert results["families"].keys() == {"door"}
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--step", "2"])
+    assert played(capsys.readouterr().out) == (3, 9)  # of another step: the trained arm alone
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"iterations": 4}, ("differs from", "in iterations (4, not 3)", "one by one")),
+        ({"seed": 0}, ("have the same seed, 0", "name each trained seed once")),
+        (None, ("no checkpoint of iteration 3", "finish its training, or give --step (2 ")),
+    ],
+)
+def test_runs_that_are_no_experiment_are_refused(seeds, tmp_path, capsys, change, words):
+    other = shutil.copytree(seeds[1], tmp_path / "other")
+    if change is None:
+        shutil.rmtree(other / "checkpoints" / "3")
+    else:
+        config = read(other / "config.json")
+        (other / "config.json").write_text(json.dumps({**config, **change}))
+    before = files(seeds[0])
+    refused(capsys, evaluate.main, ["--run-dir", str(seeds[0]), str(other), *SMALL], *words)
+    assert files(seeds[0]) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--evaluation.arms", "untraind"), ("Unknown arm 'untraind'", "'untrained'")),
+        (("--evaluation.arms", "expert"), ("fake has no expert prompt", "--evaluation.expert-pro")),
+        (("--evaluation.families", "dor"), ("'dor'", "'door'")),
+        (
+            ("--evaluation.arms", "flipped", "other-family", "--evaluation.families", "door"),
+            ("'other-family' reads about another family", "only 'door'"),
+        ),
+        (
+            ("--evaluation.arms", "flipped@endpoint", "--evaluation.endpoint.url", "http://a/v1"),
+            ("--trust",),
+        ),
+    ],
+    ids=" ".join,
+)
+def test_an_arm_that_cannot_be_played_changes_nothing(run_dir, capsys, flags, words):
+    before = files(run_dir)
+    refused(capsys, evaluate.main, ["--run-dir", str(run_dir), *SMALL, *flags], *words)
+    assert files(run_dir) == before
+
+
+def test_games_that_all_fail_are_said_when_all_families_were_tried(run_dir, capsys):
+    """And nothing begins on them."""
+    config = read(run_dir / "config.json")
+    environment = {**config["task"]["environment"], "options": {"raise_on": "walk"}}
+    (run_dir / "config.json").write_text(
+        json.dumps({**config, "task": {**config["task"], "environment": environment}})
+    )
+    argv = ["--run-dir", str(run_dir), *SMALL, "--accept-changes"]
+    refused(capsys, evaluate.main, argv, "failed every test game of family", "arm initial")
+    (folder,) = (run_dir / "evaluation").iterdir()
+    episodes = {path.name for path in (folder / "episodes").iterdir()}
+    assert episodes == {f"initial_{family}.jsonl" for family in ("door", "lamp", "bell")}
+    assert [path.name for path in folder.glob("*_*.json")] == []
+
+
+def test_an_endpoint_writes_the_prompts_of_an_arm(run_dir, capsys):
+    def script(number, request):
+        return says("ANALYSIS: it is closed.\nIMPROVED PROMPT: OPEN")
+
+    with ChatServer(script) as server:
+        evaluate.main(
+            ["--run-dir", str(run_dir), *SMALL, "--trust", "--evaluation.families", "door", "lamp",
+             "--evaluation.arms", "initial", "untrained@endpoint", "flipped@endpoint",
+             "--evaluation.endpoint.url", server.url]
+        )  # fmt: skip
+    assert played(capsys.readouterr().out) == (6, 6)
+    part = read(kept(run_dir) / "untrained@endpoint_door.json")
+    assert part["budget"]["reflector_calls"] == 1
+    assert json.loads(part["prompts"][-1])["system_prompt"] == "OPEN"
+    assert len(server.requests) == 4
+    assert {request["model"] for request in server.requests} == {"only"}

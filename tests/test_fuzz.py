@@ -35,22 +35,24 @@ from envs.alfworld import generate
 from envs.alfworld import tree as trees
 from envs.alfworld.differential import _read as read_differences
 from envs.alfworld.tables import FAMILIES
-from envs.api import GameId
 from envs.fake import FakeEnvironment
 from envs.minihack import index as minihack
 from experiments import games, report, report_data, report_page
+from experiments.arms.arm import written
 from experiments.commands.train import read_args
 from experiments.compare import compare
-from experiments.evaluate import summarise
 from experiments.evaluation_folder import EvaluationFolder
+from experiments.evaluation_games import hashes_of_training
 from experiments.manifest import make_manifest
 from experiments.play import read_prompt
 from experiments.presets import PRESETS
-from experiments.protocol import FamilyGames, hashes_of_training
+from experiments.pretraining import entry, taught_games, write_record
+from experiments.protocol import LoopRecord, Read, Scored
 from experiments.resume import check_models, going_on
 from experiments.run_dir import check_run, read_manifest, read_run, run_prompt
 from experiments.run_lock import FILE_NAME as LOCK
 from experiments.run_lock import RunLock, check_free
+from experiments.summary import summarise
 from ictjax import endpoint_speaker, keys, loops
 from ictjax.call_speaker import CallFailed
 from ictjax.chat import ChatTokenizer
@@ -66,8 +68,10 @@ from ictjax.models.lora import init_adapter
 from ictjax.models.peft import load_adapter, save_adapter
 from ictjax.precollection import precollected
 from ictjax.records import to_json
-from ictjax.run_config import EvaluationConfig, to_dict
+from ictjax.run_config import to_dict
 from ictjax.run_files import drop_after, write_iteration, write_lines
+from tests.evaluations import FOLDER
+from tests.test_evaluate import family_games, part_record
 from tests.test_json_lines import candidate, context, episode
 from tests.test_report import make_run
 
@@ -304,7 +308,7 @@ def scored_prompts_of(folder):
 
 def reported(folder):
     run = report_data.load_run(folder)
-    report.result_table(run)
+    report.tables(run)
     page = report_page.render(run)
     assert "<script" not in page
 
@@ -316,48 +320,36 @@ def compared(folder):
 def evaluated_run(folder):
     make_run(folder, iterations=3)
     write_lines(folder / "config.json", [json.dumps(to_dict(CONFIG))])
-
-
-def evaluated_in_folder(folder):
-    """As evaluations are written today."""
-    evaluated_run(folder)
-    results = json.loads((folder / "evaluation.json").read_text())
-    place_ = folder / "evaluation" / "step3-0123456789"
-    (place_ / "episodes").mkdir(parents=True)
-    (folder / "prompts" / "evaluation.jsonl").rename(place_ / "prompts.jsonl")
-    for path in folder.glob("episodes/evaluation_*_eat.jsonl"):
-        path.rename(place_ / "episodes" / path.name.removeprefix("evaluation_"))
-    results |= {
-        "format": 2,
-        "folder": str(place_.relative_to(folder)),
+    for path in (folder / FOLDER / "episodes").glob("*.jsonl"):
+        if not path.stem.endswith("_eat"):
+            path.unlink()
+    path = folder / "evaluation.json"
+    results = json.loads(path.read_text()) | {
         "changes": ["the actor's model (its files differ)"],
         "environment": {"name": "fake", "options": {"a": "b"}, "source": "official"},
-        "protocol": {"checkpoint": 3},
     }
-    shutil.rmtree(folder / "episodes")
-    for family in results["families"].values():
-        family["malformed_replies"] = family["failed_episodes"] = {"trained": 1}
-    write_lines(folder / "evaluation.json", [json.dumps(results)])
+    write_lines(path, [json.dumps(results)])
 
 
 SETTINGS = {"step": 1}
-EVALUATION = EvaluationConfig(runs=2, meta_turns=1, test_games=1)
-GAME = GameId(env="fake", family="door", key="1")
+
+
+def loops_of(prompt):
+    """Loops that have ended, one after another."""
+    scored = {prompt: Scored([episode("x")], [1])}
+    return [
+        LoopRecord(
+            prompts=[prompt] * 2, scored=scored, turns=[Read(context("x"), written(None), [], [])]
+        )
+    ] * 2
 
 
 def evaluation_folder(folder):
     kept = EvaluationFolder(folder, "evaluation", SETTINGS)
-    kept.keep_games({"door": FamilyGames(stream=(((GAME,),),) * 2, test=((GAME,),) * 2)})
-    result = {
-        "success": [0.5, 1.0],
-        "num_games": 2,
-        "malformed": 0,
-        "actor_failures": {"no_action": 1},
-        "failed_episodes": 0,
-        "prompts": ['{"a":1}'] * 2,
-    }
+    games = family_games()
+    kept.keep_games({"door": games})
     for arm in ("initial", "untrained", "trained"):
-        kept.keep_part(arm, "door", result, [episode("x")])
+        kept.keep_part(arm, "door", games, part_record(), loops_of("x"))
     place_ = folder / "evaluation"
     (only,) = place_.iterdir()
     only.rename(place_ / "kept")
@@ -366,12 +358,26 @@ def evaluation_folder(folder):
 def parts_of(folder):
     kept = EvaluationFolder(folder, "evaluation", SETTINGS)
     (folder / "evaluation" / "kept").rename(folder / kept.name)
-    kept.games(("door",), 2)
-    parts = {
-        (arm, "door"): kept.part(arm, "door", 2) for arm in ("initial", "untrained", "trained")
-    }
-    if all(part is not None for part in parts.values()):
-        summarise(parts, {"door": "train"}, EVALUATION, {})
+    games = kept.games(("door",), 2).get("door", family_games())
+    arms = ("initial", "untrained", "trained")
+    parts = {(arm, "door"): [kept.part(arm, "door", games)] for arm in arms}
+    if all(part is not None for (part,) in parts.values()):
+        summarise(parts, {"door": "train"})
+
+
+def starts_of(folder):
+    kept = EvaluationFolder(folder, "evaluation", SETTINGS)
+    (folder / "evaluation" / "kept").rename(folder / kept.name)
+    kept.starts("door", family_games())
+
+
+def taught_folder(folder):
+    write_record(folder, {"fake": entry({}, ["door"], "train", 2)})
+
+
+def taught(folder):
+    config = CONFIG.with_models(str(folder / "actor"), str(folder / "reflector"))
+    taught_games(config, FakeEnvironment(), "door")
 
 
 @functools.cache
@@ -610,38 +616,37 @@ CASES = {
         make=run_folder, file="prompts/iteration_00002.jsonl", read=prompts_of
     ),
     "prompts of an evaluation": Case(
-        make=evaluated_run, file="prompts/evaluation.jsonl", read=scored_prompts_of
+        make=evaluated_run, file=f"{FOLDER}/prompts.jsonl", read=scored_prompts_of
     ),
     "results and their prompts": Case(
-        make=evaluated_in_folder, file="evaluation.json", read=scored_prompts_of
+        make=evaluated_run, file="evaluation.json", read=scored_prompts_of
     ),
     "precollected contexts": Case(
         make=contexts_folder, file="contexts/precollected.jsonl", read=collected
     ),
     "lock": Case(make=locked_folder, file=LOCK, read=unlock),
     "files in a report": Case(
-        make=evaluated_in_folder,
+        make=evaluated_run,
         file="**/*.json*",
         read=reported,
         examples=2,
     ),
     "files in a table": Case(
-        make=evaluated_in_folder,
+        make=evaluated_run,
         file="**/*.json*",
-        read=lambda folder: report.result_table(report_data.load_run(folder)),
+        read=lambda folder: report.tables(report_data.load_run(folder)),
     ),
-    "results in a comparison": Case(
-        make=evaluated_in_folder, file="evaluation.json", read=compared
-    ),
-    "older results in a comparison": Case(
-        make=evaluated_run, file="evaluation.json", read=compared
-    ),
+    "results in a comparison": Case(make=evaluated_run, file="evaluation.json", read=compared),
     "games of an evaluation": Case(
         make=evaluation_folder, file="evaluation/kept/games.json", read=parts_of
     ),
     "part of an evaluation": Case(
         make=evaluation_folder, file="evaluation/kept/trained_door.json", read=parts_of
     ),
+    "what all arms begin with": Case(
+        make=evaluation_folder, file="evaluation/kept/episodes/initial_door.jsonl", read=starts_of
+    ),
+    "what models were taught with": Case(make=taught_folder, file="pretraining.json", read=taught),
     "events": Case(make=event_folder, file="tensorboard/events.out.tfevents.1.x", read=events_of),
     "manners": Case(
         make=manners_folder, file="ictjax.json", read=lambda folder: manners_for(folder, "fake")
@@ -822,9 +827,12 @@ NESTED = b"[" * 100_000
         ("lock", both(changed("machine", value="other"), changed("since", value="a\nb"))),
         (
             "part of an evaluation",
-            both(changed("success", value=[0.5]), changed("prompts", value=["{}"])),
+            both(changed("test", value=[[[0], [1]]]), changed("prompts", value=["{}", "{}"])),
         ),
-        ("part of an evaluation", changed("prompts", value=["{}\n{}", "{}"])),
+        ("part of an evaluation", changed("prompts", value=["{}\n{}", "{}", "{}", "{}"])),
+        ("part of an evaluation", changed("games", "test", value=[[["ab"]], [["ab"]]])),
+        ("part of an evaluation", changed("test", value=[[[0], [1]], [[0], [1, 1]]])),
+        ("what all arms begin with", lambda data: data.replace(b'"family"', b'"families"')),
         ("manners", changed("environments", "fake", "x" * 5000, value=1)),
         ("manners", lambda data: data.replace(b'"fake"', rb'"a\nb"')),
         ("config of an adapter", changed("lora_alpha", value=10**400)),

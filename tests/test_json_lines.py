@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from envs import wire
 from envs.api import GameId, Observation, Outcome, Step
-from experiments.protocol import hashes_of_training
+from experiments.evaluation_games import hashes_of_training
 from experiments.report_data import load_run
 from ictjax.json_lines import read_records, to_json_line, to_json_text
 from ictjax.manners import Manners, read_manners, write_manners
@@ -24,6 +24,7 @@ from ictjax.records import (
     trajectory_from_json,
 )
 from ictjax.run_files import write_iteration, write_lines
+from tests.evaluations import FOLDER, evaluation
 
 SEPARATORS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 SURROGATES = "\ud800 \udcff \udfff"
@@ -157,13 +158,12 @@ PROMPT = b'{"arm":"initial","family":"door","system_prompt":"Play."}\n'
 
 
 def test_a_run_with_a_torn_file_is_read_and_a_damaged_one_is_named(tmp_path, caplog):
-    results = {"families": {"door": {"split": "train"}}}
-    write_lines(tmp_path / "evaluation.json", [json.dumps(results)])
-    prompts = tmp_path / "prompts" / "evaluation.jsonl"
-    prompts.parent.mkdir()
+    write_lines(tmp_path / "evaluation.json", [json.dumps(evaluation({"door": "train"}))])
+    prompts = tmp_path / FOLDER / "prompts.jsonl"
+    prompts.parent.mkdir(parents=True)
     lines(prompts, PROMPT, b'{"arm":"tr')
-    (evaluation,) = load_run(tmp_path).evaluations
-    assert [line["arm"] for line in evaluation.prompts] == ["initial"]
+    (read,) = load_run(tmp_path).evaluations
+    assert [line["arm"] for line in read.prompts] == ["initial"]
     assert f"Line 2 of {prompts} is cut off" in caplog.text
     lines(prompts, b"{\n", b"{}\n")
     with pytest.raises(ValueError, match=f"Line 1 of {prompts}"):

@@ -245,3 +245,28 @@ def test_bad_settings_are_refused(changes):
 def test_too_few_games_are_refused(pool):
     with pytest.raises(ValueError, match="has 2 games"):
         make_arena(pool, num_games=2)
+
+
+def test_fresh_games_are_never_the_context_s_own(pool):
+    """Not where a pass over few games ends, nor for contexts that were drawn long before."""
+    arena = make_arena(pool, families=("door",), num_games=6)
+    games = arena.games["door"]
+    state = loops.initial_state(arena, 1)
+    for _ in range(40):
+        batch, state = loops.draw_games(arena, state, "door", 2)
+        context = loops.play_contexts(arena, [(0, state.loops[0], batch)], 1)[0]
+        fresh, state = loops.draw_fresh(arena, state, context)
+        assert len({*fresh, *batch}) == 5 and {*fresh} <= {*games}
+    assert state.positions["door"] > 200
+
+
+def test_fresh_games_are_the_next_ones_where_the_context_holds_none_of_them(pool):
+    arena = make_arena(pool, families=("door",), num_games=1000)
+    state = loops.initial_state(arena, 1)
+    contexts, state = loops.collect(arena, state, 1)
+    assert loops.draw_fresh(arena, state, contexts[0]) == loops.draw_games(arena, state, "door", 3)
+
+
+def test_a_family_too_small_for_a_context_and_its_fresh_games_is_refused(pool):
+    with pytest.raises(ValueError, match="has 4 games, a context and its fresh games need 5"):
+        make_arena(pool, num_games=4)

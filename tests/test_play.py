@@ -24,6 +24,7 @@ from experiments.presets import PRESETS
 from ictjax import players
 from ictjax.records import trajectory_from_json
 from ictjax.run_config import to_dict
+from tests.evaluations import FOLDER, evaluation
 from tests.test_cli import refused
 
 DOOR = GameId(env="fake", family="door", key="6")  # two steps away
@@ -213,7 +214,9 @@ def test_a_run_shows_its_actor_under_its_own_prompts(monkeypatch, capsys, tmp_pa
     assert (played.system_prompt, played.success, len(played.turns)) == ("play", False, 2)
     refused(capsys, play.main, [*argv, "--arm", "untrained"], "'untrained'", "evaluate it first")
     scored = {"arm": "trained", "family": "door", "system_prompt": "play LIGHT"}
-    (run_dir / "prompts" / "evaluation.jsonl").write_text(json.dumps(scored) + "\n")
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation({"door": "train"})))
+    (run_dir / FOLDER).mkdir(parents=True)
+    (run_dir / FOLDER / "prompts.jsonl").write_text(json.dumps(scored) + "\n")
     run(monkeypatch, capsys, argv)
     assert trajectory_from_json(path.read_text()).system_prompt == "play LIGHT"
     refused(capsys, play.main, [*argv, "--model", "somewhere"], "--model and --run-dir exclude")

@@ -1,6 +1,8 @@
 """The report of a made-up run directory, whole and with pieces missing."""
 
+import functools
 import html
+import io
 import json
 import re
 import shutil
@@ -9,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from envs.api import GameId, Outcome
-from experiments import report, report_data, report_figures, report_page
+from experiments import report, report_data, report_figures, report_page, wording
+from experiments.result_table import result_tables
 from experiments.visible import visible
 from ictjax.records import Trajectory, Turn, to_json
+from tests.evaluations import FOLDER, RATES, evaluation
 
 FAMILIES = {
     "eat": "train",
@@ -53,6 +58,11 @@ def _trajectory(family: str, key: int, prompt: str, *, won: bool) -> Trajectory:
         final_observation="You won." if won else "Time is up.",
         state_hash=f"{key:x}",
     )
+
+
+@functools.cache
+def _results() -> str:
+    return json.dumps(evaluation(FAMILIES, runs=10))
 
 
 def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> Path:
@@ -106,81 +116,29 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
             file.write(json.dumps(record) + "\n")
     if not evaluated:
         return folder
-    rates = {"initial": 0.12, "untrained": 0.42, "trained": 0.8}
-    families, prompts, episodes = {}, [], {}
-    for index, (family, split) in enumerate(FAMILIES.items()):
-        shift = -0.02 * index - (0.2 if split == "heldout" else 0)
-        arms = {
-            arm: {
-                "mean": max(0.02, r + shift),
-                "sd": 0.2,
-                "ci95": [max(0.0, r + shift - 0.09), max(0.1, r + shift + 0.09)],
-            }
-            for arm, r in rates.items()
-        }
-        test = (
-            {"difference": 0.38, "ci95": [0.25, 0.5], "p": 0.0007}
-            if split == "train"
-            else {"difference": 0.1, "ci95": [-0.04, 0.24], "p": 0.17}
-        )
-        families[family] = {
-            "split": split,
-            "games": 16,
-            "runs": 10,
-            "arms": arms,
-            "tests": {"trained_vs_untrained": test},
-        }
-        for arm in rates:
+    results = json.loads(_results())
+    for family in results["families"].values():
+        family["malformed_replies"] = family["failed_episodes"] = {"trained": 1}
+    prompts = []
+    (folder / FOLDER / "episodes").mkdir(parents=True)
+    for family in FAMILIES:
+        for arm, rate in RATES.items():
             prompt = "You play NetHack." + (" " + LESSONS[arm] if LESSONS[arm] else "")
             if arm != "initial":
-                prompts.append(
-                    {
-                        "arm": arm,
-                        "family": family,
-                        "run": 0,
-                        "system_prompt": prompt,
-                        "success": rates[arm],
-                    }
+                line = {"arm": arm, "family": family, "run": 0, "system_prompt": prompt}
+                prompts.append({**line, "success": rate})
+            (folder / FOLDER / "episodes" / f"{arm}_{family}.jsonl").write_text(
+                "".join(
+                    to_json(_trajectory(family, key, prompt, won=arm == "trained" and key != 1))
+                    + "\n"
+                    for key in range(3)
                 )
-            episodes[arm, family] = [
-                _trajectory(family, key, prompt, won=arm == "trained" and key != 1)
-                for key in range(3)
-            ]
-    overall = {
-        split: {"split": split, "games": 40, "runs": 24, **_pooled(families, split)}
-        for split in ("train", "heldout")
-    }
-    (folder / "evaluation.json").write_text(json.dumps({"families": families, "overall": overall}))
-    (folder / "prompts" / "evaluation.jsonl").write_text(
+            )
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    (folder / FOLDER / "prompts.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in prompts)
     )
-    for (arm, family), played in episodes.items():
-        (folder / "episodes" / f"evaluation_{arm}_{family}.jsonl").write_text(
-            "".join(to_json(t) + "\n" for t in played)
-        )
     return folder
-
-
-def _pooled(families, split):
-    """Arms and tests of a split: the means of its families, with made-up intervals."""
-    members = [family for family in families.values() if family["split"] == split]
-    arms = {
-        arm: np.mean([family["arms"][arm]["mean"] for family in members])
-        for arm in members[0]["arms"]
-    }
-    return {
-        "arms": {
-            arm: {"mean": mean, "sd": 0.2, "ci95": [max(0.0, mean - 0.05), mean + 0.05]}
-            for arm, mean in arms.items()
-        },
-        "tests": {
-            "trained_vs_untrained": {
-                "difference": arms["trained"] - arms["untrained"],
-                "ci95": [0.32, 0.44],
-                "p": 0.00001,
-            }
-        },
-    }
 
 
 def _written(folder: Path) -> Path:
@@ -237,7 +195,7 @@ def test_page_is_self_contained_and_well_formed(page):
         "held out",
         "groups without signal (of 8)",
         "You won.",
-        "p, Holm",
+        "verdict",
         "0123abc",
         "0.10.2",
         "worker crashes",
@@ -245,24 +203,28 @@ def test_page_is_self_contained_and_well_formed(page):
         assert expected in text
 
 
-def test_headline_states_result_and_interval_and_what_pocket_models_are(page):
+def test_headline_is_the_claim_on_held_out_families(page, whole):
     text = _check(page)
-    # Means .80 - .02 n over four training families: .77; untrained .39.
-    assert (
-        "win 77 % of the games, those of the untrained one 39 %: better than before training (+38"
-        " points, 95 % interval +32 to +44)" in text
-    )
+    results = json.loads((whole / "evaluation.json").read_text())
+    headline = results["headline"]
+    assert headline["split"] == "heldout"
+    assert f"<h1>{html.escape(headline['text'])}</h1>" in page
+    test = results["overall"]["heldout"]["tests"]["trained_vs_untrained"]
+    assert test["verdict"] in text and test["reason"] in text
+    assert text.index("Held-out families") < text.index("Training families")
     assert "never evidence about language models" in text
 
 
-@pytest.mark.parametrize(("p", "verdict"), [(0.01, ": better than"), (1.0, ": not distinguish")])
-def test_one_run_has_an_interval_of_no_width_and_proves_nothing(p, verdict, tmp_path):
-    run = make_run(tmp_path / "one", iterations=0)
-    data = json.loads((run / "evaluation.json").read_text())
-    data["overall"]["train"]["tests"]["trained_vs_untrained"] |= {"ci95": [1.0, 1.0], "p": p}
-    (run / "evaluation.json").write_text(json.dumps(data))
-    splits = report_data.split_summaries(report_data.load_run(run).evaluations[0])
-    assert verdict in report_page.headlines(splits)[0]
+def test_only_verdicts_of_the_file_are_shown(whole, tmp_path):
+    """Whatever the interval and p beside it."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    for numbers in (*results["families"].values(), *results["overall"].values()):
+        for test in numbers["tests"].values():
+            test |= {"verdict": "not shown", "ci95": [0.3, 0.5], "p": 0.001, "p_corrected": 0.001}
+    (run / "evaluation.json").write_text(json.dumps(results))
+    results = _written(run).read_text(encoding="utf-8").partition("<h2>Training")[0]
+    assert 'class="badge good"' not in results and "not shown" in results
 
 
 def test_prompts_of_models_cannot_break_the_page(page):
@@ -286,7 +248,10 @@ HOSTILE = (
     "\x1b[31m\x00\r\x7f\x9b\u202eabc\u2066\u200f\u2028\ufeff",
 )
 # what decides which part of the page a text is shown in
-KEPT = {*FAMILIES.values(), "initial", "untrained", "trained", "success", "step_limit"}
+KEPT = {
+    *(*FAMILIES.values(), "initial", "untrained", "trained", "success", "step_limit"),
+    *("better", "worse", "not shown", FOLDER),
+}
 
 
 def _spoilt(value, text):
@@ -353,7 +318,7 @@ def test_the_table_shows_names_as_they_are(tmp_path, capsys):
     report.main(["--run-dir", str(run)])
     printed = capsys.readouterr().out
     assert "eat[/]:x:\u241b" in printed and f"Report: {run}/report.html" in printed
-    assert "[+25, +50]" in printed and "\x1b" not in printed
+    assert "better" in printed and "\x1b" not in printed
 
 
 def test_no_evaluation_and_no_metrics_are_said(tmp_path):
@@ -361,7 +326,7 @@ def test_no_evaluation_and_no_metrics_are_said(tmp_path):
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "No evaluation of the trained" in text
     assert "No finished iteration yet" in text
-    assert report.result_table(report_data.load_run(run)) is None
+    assert report.tables(report_data.load_run(run)) == []
 
 
 def test_half_written_last_metrics_line_is_ignored(tmp_path):
@@ -373,16 +338,20 @@ def test_half_written_last_metrics_line_is_ignored(tmp_path):
 
 def test_evaluation_of_some_families_and_arms_only(tmp_path):
     run = make_run(tmp_path / "part")
-    data = json.loads((run / "evaluation.json").read_text())
-    for family in data["families"].values():
-        del family["arms"]["untrained"], family["tests"]
-    del data["overall"]
-    data["families"] = {
-        name: family for name, family in data["families"].items() if family["split"] == "train"
-    }
-    (run / "evaluation.json").write_text(json.dumps(data))
+    some = evaluation({"eat": "train", "zap": "train"}, {"initial": 0.1, "trained": 0.5})
+    (run / "evaluation.json").write_text(json.dumps(some))
     text = _check(_written(run).read_text(encoding="utf-8"))
-    assert "locked_door" in text
+    assert "No evaluation of the trained and the untrained reflector yet" in text
+    assert "zap" in text and "trained - initial" in text
+
+
+def test_arms_of_every_kind_are_compared(tmp_path):
+    run = make_run(tmp_path / "many")
+    rates = {**RATES, "best-of-n": 0.6, "flipped": 0.3}
+    (run / "evaluation.json").write_text(json.dumps(evaluation(FAMILIES, rates, seeds=3)))
+    text = _check(_written(run).read_text(encoding="utf-8"))
+    assert "trained - best-of-n" in text and "flipped - initial" in text
+    assert "3 trained seeds cannot give p &lt; 0.250" in html.escape(text)
 
 
 def test_report_does_not_depend_on_when_it_is_made(tmp_path):
@@ -393,13 +362,8 @@ def test_report_does_not_depend_on_when_it_is_made(tmp_path):
 
 def test_another_benchmark_stands_beside_with_its_games(tmp_path):
     run = make_run(tmp_path / "both")
-    for path in [*run.glob("evaluation.json"), *run.glob("*/evaluation*")]:
-        shutil.copy(path, path.with_name(path.name.replace("evaluation", "evaluation-alfworld", 1)))
-    data = json.loads((run / "evaluation.json").read_text())
-    data["families"] = {
-        name: {**data["families"]["zap"], "split": "transfer"} for name in ("heat", "cool")
-    }
-    data["overall"] = {"transfer": {**data["overall"]["train"], "games": 7, "split": "transfer"}}
+    transfer = dict.fromkeys(("heat", "cool"), "transfer")
+    data = evaluation(transfer, {"untrained": 0.5, "trained": 0.5})
     data["environment"] = {
         "name": "alfworld",
         "options": {"rooms": "small"},
@@ -408,33 +372,52 @@ def test_another_benchmark_stands_beside_with_its_games(tmp_path):
     }
     (run / "evaluation-alfworld.json").write_text(json.dumps(data))
     text = _check(_written(run).read_text(encoding="utf-8"))
-    assert "On the training families, prompts of the trained reflector win 77 %" in text
-    assert "On the families of alfworld, prompts of the trained reflector win 77 %" in text
+    assert data["headline"]["text"] in text and "On the held-out families, prompts of" in text
     assert "Results, on alfworld" in text
     assert "Measured on alfworld, generated games, rooms=small." in text
-    table = report.result_table(report_data.load_run(run))
+    *_, table = report.tables(report_data.load_run(run))
     assert [*table.columns[0].cells][-3:] == ["heat", "cool", "families of alfworld"]
 
 
-def test_split_summary_is_that_of_the_file(tmp_path):
-    run = report_data.load_run(make_run(tmp_path / "split"))
-    split = report_data.split_summary(run.evaluations[0], "heldout")
-    assert list(split.families) == ["wear", "puton"]
-    assert (split.games, split.runs, split.test["ci95"]) == (40, 24, [0.32, 0.44])
-    assert report_data.split_summary(run.evaluations[0], "transfer") is None
+def test_splits_are_those_of_the_file(whole):
+    run = report_data.load_run(whole)
+    first, second = report_data.split_summaries(run.evaluations[0])
+    assert (first.name, list(first.families)) == ("heldout", ["wear", "puton"])
+    assert (second.name, len(second.families)) == ("train", 4)
+    assert first.overall == run.evaluations[0].results["overall"]["heldout"]
 
 
 def test_game_pairs_are_the_same_game_lost_then_won(tmp_path):
     run = report_data.load_run(make_run(tmp_path / "pairs"))
     (evaluation,) = run.evaluations
     pairs = report_data.game_pairs(evaluation, 4)
-    assert len(pairs) == 4
-    assert [evaluation.families[pair.family]["split"] for pair in pairs] == ["train"] * 3 + [
-        "heldout"
-    ]
+    splits = [evaluation.families[pair.family]["split"] for pair in pairs]
+    assert splits == ["heldout"] * 2 + ["train"] * 2
     for pair in pairs:
         assert report_data.game_name(pair.before) == report_data.game_name(pair.after)
         assert (pair.before["outcome"], pair.after["outcome"]) == ("step_limit", "success")
+
+
+def test_the_table_fits_a_terminal(whole):
+    """Whole words and numbers in 80 columns, the longest ones included."""
+    results = json.loads((whole / "evaluation.json").read_text())
+    for numbers in (*results["families"].values(), *results["overall"].values()):
+        for arm in numbers["arms"].values():
+            arm["mean"] = 1.0
+        for test in numbers["tests"].values():
+            test |= {"difference": -1.0, "ci95": [-1.0, 1.0], "p_corrected": 0.00012}
+            test |= {"num_units": 100, "verdict": "not shown"}
+    results["families"]["a_family_with_a_very_long_name"] = results["families"]["wear"]
+    results["overall"]["heldout"]["families"].append("a_family_with_a_very_long_name")
+    page = io.StringIO()
+    for table in result_tables(results):
+        Console(file=page, width=80).print(table)
+    lines = page.getvalue().splitlines()
+    assert "\u2026" not in page.getvalue() and max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if "not shown" in line]
+    assert len(rows) == 7 + 2 + 2  # families, splits, other comparisons
+    for row in rows:
+        assert row[-7:] == ["-100", "[-100,", "+100]", "0.0001", "100", "not", "shown"]
 
 
 def test_smoothing_keeps_a_constant_and_follows_a_step():
@@ -457,15 +440,15 @@ def test_unknown_flag_is_one_sentence(capsys):
 
 def test_numbers_as_text():
     assert (
-        report_page.percent(0.417),
-        report_page.points(-0.06),
-        report_page.interval([-0.003, 0.5], signed=True),
+        wording.percent(0.417),
+        wording.points(-0.06),
+        wording.interval([-0.003, 0.5], signed=True),
     ) == (
         "42",
         "-6",
         "[+0, +50]",
     )
-    assert [report_page.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == [
+    assert [wording.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == [
         "<1e-4",
         "0.0007",
         "0.012",
@@ -528,7 +511,7 @@ def test_a_damaged_file_is_named(whole, tmp_path, name, damage):
 
 @pytest.mark.parametrize("line", [b"", b"[]\n", b"null\n", b"{}\n", b"\x00\xff\n{}\n", b"{\n{}\n"])
 @pytest.mark.parametrize(
-    "name", ["prompts/evaluation.jsonl", "episodes/evaluation_trained_eat.jsonl"]
+    "name", [f"{FOLDER}/prompts.jsonl", f"{FOLDER}/episodes/trained_eat.jsonl"]
 )
 def test_a_damaged_line_is_named(whole, tmp_path, name, line):
     run = shutil.copytree(whole, tmp_path / "run")
@@ -537,42 +520,79 @@ def test_a_damaged_line_is_named(whole, tmp_path, name, line):
         report_data.load_run(run)
 
 
-_ARM = {"mean": 0.5, "ci95": [0.4, 0.6]}
-_TEST = {"difference": 0.1, "ci95": [0.0, 0.2], "p": 0.5}
-_FAMILY = {"split": "train", "games": 1, "runs": 1, "arms": {"trained": _ARM}}
+def _without(*path):
+    """Takes something out of results."""
+
+    def change(data):
+        for name in path[:-1]:
+            data = data[name]
+        del data[path[-1]]
+
+    return change
+
+
+def _with(value, *path):
+    """Puts something into results."""
+
+    def change(data):
+        for name in path[:-1]:
+            data = data[name]
+        data[path[-1]] = value
+
+    return change
+
+
+_EAT = ("families", "eat")
+_TRAINED = (*_EAT, "arms", "trained")
+_TEST = (*_EAT, "tests", "trained_vs_untrained")
 
 
 @pytest.mark.parametrize(
-    "results",
+    "change",
     [
-        {},
-        {"families": {}},
-        {"families": []},
-        {"families": {"eat": {}}},
-        {"families": {"eat": [1]}},
-        {"families": {"eat": {**_FAMILY, "split": "other"}}},
-        {"families": {"eat": {**_FAMILY, "split": ["train"]}}},
-        {"families": {"eat": {**_FAMILY, "games": "1"}}},
-        {"families": {"eat": {**_FAMILY, "arms": {"trained": 0.5}}}},
-        {"families": {"eat": {**_FAMILY, "arms": {"trained": {"mean": 0.5}}}}},
-        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "mean": None}}}}},
-        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "mean": float("nan")}}}}},
-        {"families": {"eat": {**_FAMILY, "arms": {"trained": {**_ARM, "ci95": [0]}}}}},
-        {"families": {"eat": {**_FAMILY, "tests": {"trained_vs_untrained": {**_TEST, "p": 2}}}}},
-        {"families": {"eat": {**_FAMILY, "malformed_replies": {"trained": "x"}}}},
-        {"families": {"eat": _FAMILY}, "overall": [1]},
-        {"families": {"eat": _FAMILY}, "overall": {"train": {"runs": None}}},
-        {"families": {"eat": _FAMILY}, "folder": "../../elsewhere"},
-        {"families": {"eat": _FAMILY}, "folder": "evaluation/../.."},
-        {"families": {"eat": _FAMILY}, "protocol": "x"},
-        {"families": {"eat": _FAMILY}, "format": 3},
-        {"families": {"eat": _FAMILY}, "format": "x"},
-        {"arms": {"trained": 0.5}, "success": [1]},
+        dict.clear,
+        _with({}, "families"),
+        _with([], "families"),
+        _with({}, *_EAT),
+        _with([1], *_EAT),
+        _with("other", *_EAT, "split"),
+        _with(["train"], *_EAT, "split"),
+        _with("1", *_EAT, "games"),
+        _with(-1, *_EAT, "runs"),
+        _with(0.5, *_TRAINED),
+        _with(None, *_TRAINED, "mean"),
+        _with(float("nan"), *_TRAINED, "mean"),
+        _with([0], *_TRAINED, "ci95"),
+        _with("x", *_TRAINED, "sd_seeds"),
+        _with(["x"], *_TRAINED, "curve"),
+        _without(*_TRAINED, "ci95"),
+        _without(*_TRAINED, "chosen"),
+        _without(*_EAT, "arms", "untrained"),
+        _without(*_EAT, "tests"),
+        _with(2, *_TEST, "p"),
+        _with("best", *_TEST, "verdict"),
+        _without(*_TEST, "reason"),
+        _with({"trained": "x"}, *_EAT, "malformed_replies"),
+        _with([1], "overall"),
+        _with({}, "overall"),
+        _with(None, "overall", "train", "runs"),
+        _with(["eat", "nowhere"], "overall", "train", "families"),
+        _with("elsewhere", "overall", "train", "split"),
+        _with("../../elsewhere", "folder"),
+        _with("evaluation/../..", "folder"),
+        _without("folder"),
+        _with("x", "protocol"),
+        _without("protocol", "checkpoint"),
+        _with({"text": 1}, "headline"),
+        _with(2, "format"),
+        _with("x", "format"),
+        _without("format"),
     ],
-    ids=str,
 )
-def test_results_of_another_shape_are_named(whole, tmp_path, results):
+def test_results_of_another_shape_are_named(whole, tmp_path, change):
     run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    change(results)
     (run / "evaluation.json").write_text(json.dumps(results))
     with pytest.raises(ValueError, match="run/evaluation.json ") as refused:
         report_data.load_run(run)

@@ -1,139 +1,146 @@
-"""Statistics of the evaluation against hand-computed values and scipy."""
+"""Tests of paired differences against hand-computed values and scipy."""
+
+import math
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
 from experiments import stats
+from experiments.stats import PairedTest, correct, holm, paired_test, sign_flip_p
 
 
-def test_mean_ci_is_students_t():
-    values = [0.2, 0.5, 0.4, 0.9, 0.7]
-    interval = stats.mean_ci(values)
-    expected = scipy_stats.t.interval(
-        0.95, df=4, loc=np.mean(values), scale=scipy_stats.sem(values)
-    )
-    np.testing.assert_allclose(interval.ci, expected)
-    assert interval.mean == pytest.approx(0.54)
-    assert interval.sd == pytest.approx(np.std(values, ddof=1))
-    assert interval.num_values == 5
+def of_runs(*differences):
+    return paired_test(np.array([differences]))
 
 
-def test_mean_ci_by_hand():
-    # sd^2 = 5/3, n = 4, t(0.975, 3) = 3.18245: half width 3.18245 * 1.29099 / 2 = 2.05426.
-    interval = stats.mean_ci([1.0, 2.0, 3.0, 4.0])
-    np.testing.assert_allclose(interval.ci, (2.5 - 2.05426, 2.5 + 2.05426), rtol=1e-5)
-
-
-def test_mean_ci_of_success_rates_stays_between_zero_and_one():
-    assert stats.mean_ci([1.0, 1.0, 0.9]).ci[1] == 1.0
-    assert stats.mean_ci([0.0, 0.0, 0.1]).ci[0] == 0.0
-    assert stats.mean_ci([-1.0, 0.0, 1.0]).ci[0] < -1.0
-
-
-def test_mean_ci_of_one_value_has_no_width():
-    interval = stats.mean_ci([0.3])
-    assert (interval.mean, interval.sd, interval.ci) == (0.3, 0.0, (0.3, 0.3))
-    assert interval.to_json() == {"mean": 0.3, "sd": 0.0, "ci95": [0.3, 0.3]}
-
-
-@pytest.mark.parametrize("values", [[], [float("nan")], [[0.1], [0.2]]])
-def test_bad_samples_are_refused(values):
-    with pytest.raises(ValueError, match="flat, non-empty sample of finite numbers"):
-        stats.mean_ci(values)
-
-
-def test_mean_ci_covers_the_truth_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    intervals = [stats.mean_ci(list(generator.normal(0.5, 1.0, size=12))).ci for _ in range(2_000)]
-    covered = np.mean([low <= 0.5 <= high for low, high in intervals])
-    assert 0.935 < covered < 0.965
-
-
-def test_paired_test_by_hand():
+def test_a_permutation_test_by_hand():
     # Differences 1, 1, 1, 2: only the two all-equal sign patterns of 16 reach |sum| = 5.
-    result = stats.paired_test([1.0, 2.0, 3.0, 5.0], [0.0, 1.0, 2.0, 3.0])
+    result = of_runs(1.0, 1.0, 1.0, 2.0)
     assert result.difference == pytest.approx(1.25)
-    assert result.p == pytest.approx(2 / 16)
-    assert 1.0 <= result.ci[0] <= 1.25 <= result.ci[1] <= 2.0
+    assert (result.p, result.smallest_p) == (pytest.approx(2 / 16), 2 / 16)
+    assert (result.units, result.num_units, result.num_runs) == ("runs", 4, 4)
+    # 0.1 + 0.2 and 0.3 differ in the last bit: the pattern -0.3 + 0.1 + 0.2 must not be lost by it
+    assert of_runs(0.1, 0.2, 0.3).p == pytest.approx(2 / 8)
+    assert of_runs(0.0, 0.0).p == 1.0
+    assert of_runs(0.5, -0.2, 0.4).p == of_runs(-0.5, 0.2, -0.4).p
 
 
-def test_paired_test_equals_scipys_exact_permutation_test():
-    generator = np.random.default_rng(3)
-    a, b = generator.normal(0.4, 1, size=9), generator.normal(0, 1, size=9)
+def test_the_permutation_test_equals_scipys():
+    differences = np.random.default_rng(3).normal(0.4, 1, size=9)
     expected = scipy_stats.permutation_test(
-        (a, b),
+        (differences, np.zeros(9)),
         lambda x, y: np.mean(x - y),
         permutation_type="samples",
         n_resamples=np.inf,
         alternative="two-sided",
     )
-    assert stats.paired_test(a, b).p == pytest.approx(expected.pvalue)
+    assert sign_flip_p(differences) == pytest.approx(expected.pvalue)
 
 
 def test_drawn_p_agrees_with_the_exact_one(monkeypatch):
-    generator = np.random.default_rng(5)
-    a, b = (
-        generator.integers(2, size=14).astype(float) + 0.3,
-        generator.integers(2, size=14).astype(float),
-    )
-    exact = stats.paired_test(a, b).p
-    monkeypatch.setattr(stats, "EXACT_PAIRS", 4)
-    assert stats.paired_test(a, b).p == pytest.approx(exact, abs=0.006)
+    differences = np.random.default_rng(5).integers(-1, 3, size=14) + 0.1
+    exact = sign_flip_p(differences)
+    assert 0.02 < exact < 0.5
+    monkeypatch.setattr(stats, "EXACT_UNITS", 4)
+    assert sign_flip_p(differences) == pytest.approx(exact, abs=0.006)
 
 
-def test_zero_differences_do_not_change_p():
-    a, b = [0.9, 0.8, 0.7, 0.6, 0.9], [0.1, 0.2, 0.3, 0.4, 0.2]
-    assert (
-        stats.paired_test(a + [0.5] * 30, b + [0.5] * 30).p
-        == stats.paired_test(a, b).p
-        == pytest.approx(2 / 32)
-    )
+def test_many_units_are_deterministic_and_never_give_zero():
+    differences = np.ones(200)
+    smallest = pytest.approx(1 / (stats.PERMUTATIONS + 1))
+    assert sign_flip_p(differences) == sign_flip_p(differences) == smallest
+    assert stats.smallest_p(200) == smallest
+    # zeros change no sum
+    some = np.array([0.8, 0.6, 0.4, 0.2, 0.7])
+    assert sign_flip_p(np.append(some, np.zeros(30))) == sign_flip_p(some) == pytest.approx(2 / 32)
 
 
-def test_equal_arms_give_p_one_and_the_opposite_order_the_opposite_difference():
-    assert stats.paired_test([0.5, 0.25], [0.5, 0.25]).p == 1.0
-    forward, backward = (
-        stats.paired_test([1, 0, 1], [0, 0, 0]),
-        stats.paired_test([0, 0, 0], [1, 0, 1]),
-    )
-    assert forward.difference == -backward.difference
-    assert forward.p == backward.p
+def test_several_trained_seeds_are_the_units():
+    differences = np.array([[0.3, 0.1], [0.2, 0.2], [0.1, 0.3], [0.25, 0.15]])
+    result = paired_test(differences)
+    assert (result.units, result.num_units, result.num_runs) == ("trained seeds", 4, 2)
+    assert (result.smallest_p, result.p) == (2 / 16, pytest.approx(2 / 16))
+    assert result.difference == pytest.approx(0.2)
 
 
-def test_ties_by_rounding_are_counted():
-    # 0.1 + 0.2 and 0.3 differ in the last bit: the pattern -0.3 + 0.1 + 0.2 - ... must not be lost
-    # by it.
-    result = stats.paired_test([0.1, 0.2, 0.3], [0.0, 0.0, 0.0])
-    assert result.p == pytest.approx(2 / 8)
+def test_trained_seeds_share_the_noise_of_the_loops_they_are_compared_with():
+    """Eight seeds that agree within every run, and runs that do not agree at all: flips of seeds
+    alone would find it (2 / 256).
+    """
+    by_run = np.array([0.5, -0.4, 0.6, -0.5, 0.3])
+    result = paired_test(np.tile(by_run, (8, 1)))
+    assert sign_flip_p(np.full(8, by_run.mean())) == 2 / 256
+    # all variance is that of the runs: a plain t-test
+    assert result.p == pytest.approx(scipy_stats.ttest_1samp(by_run, 0).pvalue)
+    assert result.error == (pytest.approx(scipy_stats.sem(by_run)), pytest.approx(4))
 
 
-def test_large_samples_are_deterministic_and_never_zero():
-    a, b = np.ones(200), np.zeros(200)
-    first, second = stats.paired_test(a, b), stats.paired_test(a, b)
-    assert first == second
-    assert first.p == pytest.approx(1 / (stats.PERMUTATIONS + 1))
+def test_two_way_error_by_hand():
+    # Means of seeds 0.1, 0.3 (variance 0.02, of their mean 0.01); of runs 0.15, 0.25 (0.005,
+    # 0.0025). Welch: 0.0125^2 / (0.01^2 + 0.0025^2) = 1.4706.
+    result = paired_test(np.array([[0.05, 0.15], [0.25, 0.35]]))
+    assert result.error == (pytest.approx(math.sqrt(0.0125)), pytest.approx(1.470588))
 
 
-def test_paired_test_keeps_its_level_under_the_null():
-    generator = np.random.default_rng(11)
-    p_values = [
-        stats.paired_test(generator.normal(size=10), generator.normal(size=10)).p
-        for _ in range(300)
-    ]
-    assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
+def test_one_run_of_several_seeds_can_show_nothing():
+    result = paired_test(np.full((8, 1), 0.5))
+    assert (result.p, result.smallest_p, result.error) == (1.0, 1.0, None)
 
 
-def test_unequal_lengths_are_refused():
-    with pytest.raises(ValueError, match="got 2 and 1"):
-        stats.paired_test([1.0, 2.0], [1.0])
+@pytest.mark.parametrize("values", [[], [0.1], [[float("nan")]], [[]]])
+def test_bad_samples_are_refused(values):
+    with pytest.raises(ValueError, match="a row per trained seed and a column per run"):
+        paired_test(np.array(values))
 
 
 def test_holm_by_hand():
     # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, made monotone: 0.04, 0.06, 0.06, 0.06.
-    adjusted = stats.holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
+    adjusted = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
     assert list(adjusted) == ["d", "a", "c", "b"]
     assert adjusted == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
-    assert stats.holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
+    assert holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
     with pytest.raises(ValueError, match=r"1\.5"):
-        stats.holm({"x": 1.5})
+        holm({"x": 1.5})
+
+
+def test_correction_says_what_could_be_reached():
+    few, many = of_runs(*[0.1] * 6), of_runs(*[0.1] * 10)
+    corrected = correct({"few": few, "many": many, "more": many})
+    # 10 runs reach 3 * 2^-9 first; 6 runs come last and stay at 2^-5
+    assert corrected["many"].smallest_p == pytest.approx(3 / 512)
+    assert corrected["few"].smallest_p == corrected["few"].p == pytest.approx(1 / 32)
+    alone = correct({"few": few})["few"]
+    assert (alone.p, alone.smallest_p, alone.num_tests) == (few.p, few.smallest_p, 1)
+
+
+def test_units_needed_reach_the_level_and_one_less_does_not():
+    for factor in (1, 2, 3, 6, 7):
+        units = stats.units_needed(factor)
+        assert factor * stats.smallest_p(units) <= 0.05 < factor * stats.smallest_p(units - 1)
+    assert [stats.units_needed(factor) for factor in (1, 2, 3, 6, 7)] == [6, 7, 7, 8, 9]
+
+
+def test_a_detectable_difference_is_detected_four_times_in_five():
+    generator = np.random.default_rng(2)
+    spread = PairedTest(
+        difference=0.0,
+        p=1.0,
+        units="runs",
+        num_units=12,
+        num_runs=12,
+        smallest_p=2 / 2**12,
+        error=(0.2 / math.sqrt(12), 11),
+    )
+    effect = stats.detectable_difference(spread, correct({"one": spread})["one"])
+    found = [sign_flip_p(generator.normal(effect, 0.2, 12)) <= 0.05 for _ in range(1000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+
+
+def test_nothing_is_detectable_where_the_design_cannot_find_it():
+    few = of_runs(0.1, 0.2, 0.3)
+    assert stats.detectable_difference(few, correct({"few": few})["few"]) is None
+
+
+def test_improvement_counts_ties_half():
+    assert stats.improvement(np.array([[0.1, 0.0, -0.2, 0.4]])) == pytest.approx(2.5 / 4)

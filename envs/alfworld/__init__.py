@@ -81,6 +81,11 @@ class ALFWorld:
         return prompts.ALFWORLD[self._text]
 
     @property
+    def expert_prompt(self) -> str:
+        """What people know about winning, in the style of the text."""
+        return prompts.ALFWORLD_EXPERT[self._text]
+
+    @property
     def families(self) -> tuple[str, ...]:
         """All families, sorted."""
         return tuple(FAMILIES)
@@ -110,6 +115,19 @@ class ALFWorld:
                     f" {index.what_is_missing(self._source.index(), self._source.path)}".rstrip()
                 )
         return tuple(GameId(env="alfworld", family=family, key=key) for key in keys)
+
+    def more_games(self, family: str, split: str, count: int) -> Sequence[GameId]:
+        """So many games of a split: generated ones have no end, of official ones there are those of
+        `games`.
+        """
+        games = self.games(family, split)
+        if self._source is None and count > len(games):
+            seeds = generate.seeds(family, split, count)
+            games = tuple(
+                GameId(env="alfworld", family=family, key=generate.key_of(seed, self._rooms))
+                for seed in seeds
+            )
+        return games[:count]
 
     def open(self, family: str) -> Game:
         """A live game of a family, ready to be reset."""

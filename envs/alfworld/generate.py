@@ -188,11 +188,11 @@ def split_of(seed: int) -> str:
     return SPLITS[seed // len(_FAMILIES) % len(SPLITS)]
 
 
-def seeds(family: str, split: str) -> range:
-    """The seeds of a family's games in a split, in their order."""
+def seeds(family: str, split: str, count: int | None = None) -> range:
+    """The seeds of a family's games in a split, in their order: `WANTED`, or so many."""
     first = SPLITS.index(split) * len(_FAMILIES) + _FAMILIES.index(family)
     stride = len(SPLITS) * len(_FAMILIES)
-    return range(first, first + WANTED[split] * stride, stride)
+    return range(first, first + (WANTED[split] if count is None else count) * stride, stride)
 
 
 def key_of(seed: int, rooms: Rooms) -> str:

@@ -37,6 +37,11 @@ class MiniHack:
         """The system prompt at meta-turn 0, in the style of the text."""
         return prompts.MINIHACK[self._text]
 
+    @property
+    def expert_prompt(self) -> str:
+        """What people know about winning, in the style of the text."""
+        return prompts.MINIHACK_EXPERT[self._text]
+
     def describe(self) -> dict[str, Any]:
         """For the manifest of a run: the packages, which decide what a seed means, and how games
         were split.
@@ -54,6 +59,14 @@ class MiniHack:
         from envs.minihack.index import load_index
 
         return load_index(family, split)
+
+    def more_games(self, family: str, split: str, count: int) -> Sequence[GameId]:
+        """So many games of one split, as disjoint from the others, or as many as its seeds give:
+        small rooms have few initial states. Takes seconds the first time, and is kept.
+        """
+        from envs.minihack.index import load_more
+
+        return load_more(family, split, count)
 
     def open(self, family: str):
         """A live game of a family, ready to be reset."""

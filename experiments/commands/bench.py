@@ -1,4 +1,4 @@
-"""`ictjax bench [sampler | update | envs | cache | all]`."""
+"""`ictjax bench [sampler | update | envs | cache | false-alarms | all]`."""
 
 import dataclasses
 import os
@@ -17,7 +17,8 @@ from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Measures the sampler, the update and the environments on this machine, each against a peer in"
-    " the same run, or what conversations hold of a cache. Without a word: the first three."
+    " the same run; or what conversations hold of a cache, or how often an evaluation claims too"
+    " much. Without a word: the first three."
 )
 _PLAIN_WIDTH = 140  # of tables that go to a file
 
@@ -170,6 +171,45 @@ class CacheBench(Flags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FalseAlarmsBench(Flags):
+    """How often an evaluation says "better" or "worse" of a reflector that is neither, by
+    evaluations of outcomes drawn at random: no machine is measured, only the statistics.
+    """
+
+    evaluations: Annotated[int, Range(1, 1_000_000)] = 500
+    """Of every number of trained seeds."""
+    seeds: Annotated[tuple[int, ...], Range(1, 1000)] = (1, 4, 6, 8)
+    """Trained seeds of an evaluation."""
+    runs: Annotated[int, Range(1, 10_000)] = 12
+    """Loops of reflection of every reflector on every family."""
+    games: Annotated[int, Range(1, 1_000_000)] = 10
+    """TEST games of a loop."""
+    families: Annotated[int, Range(1, 1000)] = 2
+    """Held-out families."""
+    rate: Annotated[float, Range(0, 1)] = 0.4
+    """Of games won by the untrained reflector."""
+    effect: Annotated[float, Range(-1, 1)] = 0.0
+    """What training adds to it: with another one than 0 the table shows the power."""
+    seed_sd: Annotated[float, Range(0, 1)] = 0.08
+    """Standard deviation of what training gave to this seed or that."""
+    loop_sd: Annotated[float, Range(0, 1)] = 0.12
+    """Of the prompts that one reflector writes."""
+    game_sd: Annotated[float, Range(0, 1)] = 0.2
+    """Of how hard games are."""
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """Of the outcomes."""
+    json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
+    """Also write the results, with machine and versions, to this file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.seeds:
+            raise ValueError("--seeds holds no number: give one or more.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AllBenches(Common):
     """The first three at their default sizes."""
 
@@ -177,8 +217,8 @@ class AllBenches(Common):
 _BENCHES: Mapping[str, type[Common]] = MappingProxyType(
     {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
 )
-_WORDS: Mapping[str, type[Common | CacheBench]] = MappingProxyType(
-    {**_BENCHES, "cache": CacheBench, "all": AllBenches}
+_WORDS: Mapping[str, type[Common | CacheBench | FalseAlarmsBench]] = MappingProxyType(
+    {**_BENCHES, "cache": CacheBench, "false-alarms": FalseAlarmsBench, "all": AllBenches}
 )
 
 

@@ -1,34 +1,51 @@
-"""`ictjax evaluate --run-dir DIR`."""
+"""`ictjax evaluate --run-dir DIR ...`."""
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import tyro
 
+from experiments.arms import check_arms
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal, counting_bar
-from experiments.evaluation_results import ARMS
+from experiments.local_path import check_place
 from experiments.presets import PRESETS, on_named_mesh, task
-from experiments.remote_run import readable
-from experiments.run_dir import check_families, open_environment, preset_of, read_config
+from experiments.remote_run import is_remote, readable
+from experiments.resume import MAY_CHANGE
+from experiments.run_dir import (
+    check_families,
+    open_environment,
+    preset_of,
+    read_config,
+)
 from experiments.tasks import with_options
 from experiments.trust import check_names
 from ictjax.config import HostsConfig, MeshConfig, RoleMeshes
-from ictjax.ranges import Range
-from ictjax.run_config import EvaluationConfig, TaskConfig, TrainConfig, from_dict
+from ictjax.ranges import Range, shown
+from ictjax.run_config import (
+    EvaluationConfig,
+    TaskConfig,
+    TrainConfig,
+    differences,
+    from_dict,
+    to_dict,
+)
 
 _DESCRIPTION = (
     "Does the trained reflector write better prompts than the untrained one, on games never seen?"
     " Every arm plays the same games in the same order with the same keys, so differences are"
-    " paired. A loop reflects on STREAM games (split train); its last prompt, never its best, is"
-    " scored once on TEST games (split test) whose initial states occur neither among the STREAM"
-    " games nor in training. --eval-env plays another task than the one trained on: transfer"
-    " between benchmarks."
+    " paired. A loop reflects on STREAM games; the prompts of all its meta-turns are scored on TEST"
+    " games, and the last one counts; SELECT games choose one beside it. No initial state occurs"
+    " twice, in training, or in pretraining where that is recorded. Several runs, of one"
+    " configuration with other seeds, are one experiment. --eval-env plays another task than the"
+    " one trained on: transfer between benchmarks."
 )
+_LONGEST_NAME = 100  # of a folder for several runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +53,10 @@ class RunArgs(Flags):
     """What decides the defaults of all other flags, and is therefore read first."""
 
     run_dir: Annotated[
-        pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(required)")
-    ] = None
-    """The run to evaluate, for example runs/demo."""
+        tuple[pathlib.Path, ...],
+        tyro.conf.arg(metavar="DIR ...", help_behavior_hint="(required)"),
+    ] = ()
+    """The run to evaluate, for example runs/demo; or several that differ in their seeds."""
     trust: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Import and call what the run names: an environment by its import path, an endpoint."""
     mesh: Annotated[
@@ -61,6 +79,11 @@ class RoleArgs:
 class EvaluateArgs(RunArgs):
     """All flags."""
 
+    out: Annotated[
+        pathlib.Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the run's)"),
+    ] = None
+    """Where the results are written; of several runs by default DIR+DIR+..., beside the first."""
     eval_env: Annotated[
         str | None, tyro.conf.arg(metavar="TASK", help_behavior_hint="(default: as trained on)")
     ] = None
@@ -115,14 +138,14 @@ def evaluation_name(
 
 def _main(argv: list[str]) -> None:
     first, _ = parse_known(RunArgs, "evaluate", argv)
-    if first.run_dir is None:
+    if not first.run_dir:
         # --help ends here; what is misspelt is named before what is missing
         shown = _defaults(first, PRESETS["pocket-minihack"])
         parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, shown)
         raise ValueError(
             "--run-dir is missing: name the directory of a run, for example runs/demo."
         )
-    with readable(first.run_dir) as run_dir:
+    with readable(first.run_dir[0]) as run_dir:
         config = from_dict(read_config(run_dir))
     if first.mesh is not None:
         config = on_named_mesh(config, first.mesh)
@@ -133,11 +156,67 @@ def _main(argv: list[str]) -> None:
             " --FLAG=VALUE."
         )
     newest_or_step = "newest" if args.step is None else args.step
-    with readable(first.run_dir, checkpoint=newest_or_step) as run_dir:
-        _evaluate(args, config, run_dir)
+    out = args.out
+    if out is None and len(first.run_dir) > 1:
+        out = results_place(first.run_dir)
+    if out is not None:
+        check_place(out, "--out")
+    with contextlib.ExitStack() as stack:
+        run_dirs = [
+            stack.enter_context(readable(run_dir, checkpoint=newest_or_step))
+            for run_dir in first.run_dir
+        ]
+        _evaluate(args, config, run_dirs, out)
 
 
-def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dir: pathlib.Path) -> None:
+def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Where the results of several runs are written, unless told: beside the first. Raises
+    ValueError for one at an address.
+    """
+    if is_remote(run_dirs[0]):
+        raise ValueError(
+            f"{run_dirs[0]} is not on this machine: name a folder for the results of several runs"
+            " with --out."
+        )
+    name = "+".join(run_dir.name for run_dir in run_dirs)
+    if len(name) > _LONGEST_NAME:
+        name = f"{run_dirs[0].name}+{len(run_dirs) - 1}"
+    return run_dirs[0].resolve().parent / name
+
+
+def _check_others(
+    run_dirs: Sequence[pathlib.Path], played: Mapping[str, Any], config: TrainConfig
+) -> None:
+    """Raises ValueError for a run that is named twice, or that is of another configuration than the
+    first one in more than its seed.
+    """
+    seeds = {config.seed: run_dirs[0]}
+    for run_dir in run_dirs[1:]:
+        other = from_dict(read_config(run_dir))
+        if other.seed in seeds:
+            raise ValueError(
+                f"{run_dir} and {seeds[other.seed]} have the same seed, {other.seed}: name each"
+                " trained seed once."
+            )
+        seeds[other.seed] = run_dir
+        free = ("seed", *(name for name in MAY_CHANGE if name != "iterations"))
+        for found in differences(played, to_dict(other)):
+            if not any(found.field == name or found.field.startswith(name) for name in free):
+                raise ValueError(
+                    f"{run_dir} differs from {run_dirs[0]} in {found.field}"
+                    f" ({shown(found.now)}, not {shown(found.before)}): evaluate runs that differ"
+                    " in their seed alone together, others one by one."
+                )
+
+
+def _evaluate(
+    args: EvaluateArgs,
+    config: TrainConfig,
+    run_dirs: Sequence[pathlib.Path],
+    out: pathlib.Path | None,
+) -> None:
+    run_dir = run_dirs[0]
+    _check_others(run_dirs, read_config(run_dir), config)
     meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
     config = dataclasses.replace(
         config.on_mesh(meshes).with_models(args.actor.model, args.reflector.model),
@@ -146,37 +225,36 @@ def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dir: pathlib.Path) ->
     played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
     settings = played.environment
     if not args.trust:
-        check_names(
-            run_dir / "config.json", environment=settings.name, endpoint=config.actor.endpoint
-        )
+        for endpoint in (config.actor.endpoint, config.evaluation.endpoint):
+            check_names(run_dir / "config.json", environment=settings.name, endpoint=endpoint)
+    check_arms(args.evaluation.arms, args.evaluation.endpoint.url)
     environment = open_environment(settings.name, settings.options)
-    check_families(environment, (*settings.train_families, *settings.heldout_families))
-    if not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint: train first (`ictjax train`).")
+    families = (*settings.train_families, *settings.heldout_families)
+    check_families(environment, (*families, *args.evaluation.families))
+    for directory in run_dirs:
+        if not (directory / "checkpoints").is_dir():
+            raise ValueError(f"{directory} holds no checkpoint: train first (`ictjax train`).")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Terminal(quiet=args.hosts.index > 0)
-    families = (*settings.train_families, *settings.heldout_families)
     with counting_bar("finding games", console) as advance:  # the first time an index is made
-        found = {}
         for done, family in enumerate(families):
             advance(done, len(families))
-            found[family] = len(environment.games(family, "test"))
-    for family, there in found.items():
-        wanted = args.evaluation.test_games
-        if there < wanted:
-            console.print(
-                f"{family} has {there} test games, fewer than --evaluation.test-games {wanted}: its"
-                " loops are scored on those.",
-                soft_wrap=True,
-            )
+            environment.games(family, "test")
     # what plays is JAX; flags are right when it is loaded
     from experiments.evaluate import changed_since, evaluate
     from experiments.hosts import connect, ended_together
+    from experiments.result_table import result_tables
 
     hosts = connect(args.hosts)
     if not hosts.first:
         console = Terminal(quiet=True)
-    changes = changed_since(run_dir, config, played, environment)
+    changes = list(
+        dict.fromkeys(
+            change
+            for directory in run_dirs
+            for change in changed_since(directory, config, played, environment)
+        )
+    )
     if changes and not args.accept_changes:
         raise ValueError(
             f"Changed since {run_dir} was trained: {'; '.join(changes)}. Restore it, or evaluate as"
@@ -193,17 +271,22 @@ def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dir: pathlib.Path) ->
         )
     with ended_together(hosts):
         report = evaluate(
-            run_dir, config, console, task=played, name=name, step=args.step, changes=changes
+            run_dir,
+            config,
+            console,
+            others=run_dirs[1:],
+            out=out,
+            task=played,
+            name=name,
+            step=args.step,
+            changes=changes,
         )
-    for split, overall in report["overall"].items():
-        means = ", ".join(f"{arm} {100 * overall['arms'][arm]['mean']:.1f} %" for arm in ARMS)
-        test = overall["tests"]["trained_vs_untrained"]
-        console.print(
-            f"{split}: {means}; trained - untrained {100 * test['difference']:+.1f} points, p ="
-            f" {test['p']:.3g}",
-            highlight=False,
-        )
-    console.print(f"Evaluated. Results: {run_dir / name}.json", highlight=False, soft_wrap=True)
+    for table in result_tables(report):
+        console.print(table, "")
+    if report["headline"] is not None:
+        console.print(report["headline"]["text"], highlight=False)
+    results = (out or run_dir) / name
+    console.print(f"Evaluated. Results: {results}.json", highlight=False, soft_wrap=True)
 
 
 def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:

@@ -44,16 +44,17 @@ def _main(argv: list[str]) -> None:
 def _report(run_dir: pathlib.Path, *, named: pathlib.Path) -> None:
     console = Terminal()
     # figures and statistics take a second to load
-    from experiments.report import result_table, write_report
+    from experiments.report import tables, write_report
     from experiments.report_data import load_run
 
     run = load_run(run_dir)
     path = write_report(run)
-    table = result_table(run)
-    console.print(
-        f"No evaluation yet: run `ictjax evaluate --run-dir {named}` for the table."
-        if table is None
-        else table,
-        soft_wrap=table is None,
-    )
+    results = tables(run)
+    if not results:
+        console.print(
+            f"No evaluation yet: run `ictjax evaluate --run-dir {named}` for the table.",
+            soft_wrap=True,
+        )
+    for table in results:
+        console.print(table, "")
     console.print(f"Report: {path}", soft_wrap=True)

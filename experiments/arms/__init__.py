@@ -1,0 +1,69 @@
+"""The arms of an evaluation by name: who writes the prompts. Light to import."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from experiments.arms.arm import Arm
+from experiments.arms.best_of_n import BestOfN
+from experiments.arms.demonstration import Demonstration
+from experiments.arms.fixed import Expert, Initial
+from experiments.arms.placebos import Flipped, Generic
+from experiments.arms.reflecting import Reflecting
+from experiments.arms.reflexion import Reflexion
+from experiments.command import unknown
+
+ENDPOINT = "@endpoint"  # behind an arm that asks `evaluation.endpoint` instead of the base model
+
+ARMS: Mapping[str, Arm] = MappingProxyType(
+    {
+        "initial": Initial(),
+        "expert": Expert(),
+        "untrained": Reflecting("untrained"),
+        "best-of-n": BestOfN(),
+        "trained": Reflecting("trained"),
+        "demonstration": Demonstration(),
+        "reflexion": Reflexion(),
+        # placebos
+        "generic": Generic(),
+        "other-family": Reflecting("untrained", reads="other"),
+        "flipped": Flipped("untrained"),
+        "trained-other-family": Reflecting("trained", reads="other"),
+        "trained-flipped": Flipped("trained"),
+    }
+)
+"""A name has no underscore: files are called ARM_FAMILY."""
+
+
+def arm_named(name: str) -> Arm:
+    """An arm by its name, with or without `@endpoint`."""
+    return ARMS[name.removesuffix(ENDPOINT)]
+
+
+def at_endpoint(name: str) -> bool:
+    """Whether an arm asks the endpoint."""
+    return name.endswith(ENDPOINT)
+
+
+def check_arms(names: Sequence[str], endpoint: str) -> None:
+    """Raises ValueError for a name that is none, and for an endpoint that is not there, or that an
+    arm cannot ask.
+
+    Args:
+      names: as in `EvaluationConfig.arms`.
+      endpoint: its URL; empty for none.
+    """
+    for name in names:
+        known = name.removesuffix(ENDPOINT)
+        if known not in ARMS:
+            raise unknown(f"Unknown arm {name!r}", name, list(ARMS))
+        if at_endpoint(name) and ARMS[known].asks != "untrained":
+            asks = [name for name, arm in ARMS.items() if arm.asks == "untrained"]
+            raise ValueError(
+                f"The arm {known!r} asks no reflector that an endpoint could stand for: put"
+                f" {ENDPOINT} behind one of {', '.join(asks)}."
+            )
+        if at_endpoint(name) and not endpoint:
+            raise ValueError(
+                f"The arm {name!r} has nobody to ask: give --evaluation.endpoint.url, or name"
+                f" {known!r}."
+            )

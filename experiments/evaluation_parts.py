@@ -1,0 +1,185 @@
+"""The parts of an evaluation, an arm on a family each: which there are, and how those that are
+missing are played side by side.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from envs.api import Pool
+from experiments.arms import arm_named, at_endpoint
+from experiments.console import LiveProgress
+from experiments.evaluation_folder import EvaluationFolder
+from experiments.evaluation_games import FamilyGames
+from experiments.protocol import LoopRecord, Part, last_success
+from experiments.wishes import Together, run_together
+from ictjax import keys
+from ictjax.endpoint_speaker import EndpointSpeaker
+from ictjax.hosts import Hosts
+from ictjax.loops import Arena
+from ictjax.models.transformer import Params
+from ictjax.players import Players, initial_weights, open_players
+from ictjax.reflector import Reflector
+from ictjax.run_config import EvaluationConfig, TrainConfig
+
+_FIRST, _UNTRAINED, _AT_ENDPOINT, _TRAINED = range(4)  # stages
+_ROUNDS = 8  # episodes side by side, for each that is played at a time: few wait for the last one
+
+
+class PartKey(NamedTuple):
+    """Which part; `seed` counts the trained runs, and is 0 for arms that ask no trained one."""
+
+    arm: str
+    family: str
+    seed: int = 0
+
+
+def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> list[PartKey]:
+    """All parts, in the order in which they are played: "initial" first, which the others begin
+    with, trained ones last, seed by seed.
+    """
+    keys = [
+        PartKey(arm, family, seed)
+        for arm in arms
+        for family in families
+        for seed in range(num_seeds if arm_named(arm).asks == "trained" else 1)
+    ]
+    return sorted(keys, key=_stage)
+
+
+def _stage(key: PartKey) -> tuple[int, int]:
+    """Parts of one stage are played side by side: they ask the same reflector."""
+    if key.arm == "initial":
+        return _FIRST, 0
+    if at_endpoint(key.arm):
+        return _AT_ENDPOINT, 0
+    return (_TRAINED, key.seed) if arm_named(key.arm).asks == "trained" else (_UNTRAINED, 0)
+
+
+def evaluation_key(evaluation: EvaluationConfig) -> keys.Key:
+    """What all randomness of an evaluation is keyed by."""
+    return keys.fold(keys.root_key(evaluation.seed), "evaluation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Plays parts. All it holds is fixed.
+
+    Args:
+      config: on the task that is played, its models by their folders.
+      pool: of the environment.
+      games: of every family.
+      folders: where parts are kept, trained run by trained run.
+      trained: the weights of a trained run, by its number.
+      expert_prompt: of the environment; may be empty.
+      hosts: that play together.
+      progress: is told of every part.
+    """
+
+    config: TrainConfig
+    pool: Pool
+    games: Mapping[str, FamilyGames]
+    folders: Sequence[EvaluationFolder]
+    trained: Callable[[int], Params]
+    expert_prompt: str
+    hosts: Hosts
+    progress: LiveProgress
+
+    def play(self, missing: Sequence[PartKey]) -> None:
+        """Plays the parts that are missing, stage by stage, and keeps each as soon as it has ended;
+        one that is stopped midway is played again, the others are not.
+
+        Raises:
+          ValueError: the environment failed all test games of a part; when all others are kept.
+        """
+        failed: dict[PartKey, str] = {}
+        with contextlib.ExitStack() as stack:
+            players = stack.enter_context(
+                open_players(self.config, initial_weights(self.config), self.progress.reading)
+            )
+            for stage in sorted({_stage(part) for part in missing}):
+                reflector = players.reflector
+                if stage[0] == _AT_ENDPOINT:
+                    reflector = stack.enter_context(self._endpoint())
+                elif stage[0] == _TRAINED:
+                    players.set_trained(self.trained(stage[1]))
+                # what has no first prompt with a score is not begun
+                together = [
+                    part
+                    for part in missing
+                    if _stage(part) == stage and PartKey("initial", part.family) not in failed
+                ]
+                begun = (self._together(part, players) for part in together)
+                arena = self._arena(players, reflector)
+                for part, loops in run_together(arena, begun, room=self._room):
+                    if error := self._keep(part, players, loops):
+                        failed[part] = error
+                self.hosts.meet()  # others read what the first one has kept
+        if failed:
+            raise ValueError(next(iter(failed.values())))
+
+    def _arena(self, players: Players, reflector: Reflector) -> Arena:
+        return Arena(
+            actor=players.actor,
+            reflector=dataclasses.replace(
+                reflector, temperature=self.config.evaluation.temperature
+            ),
+            pool=self.pool,
+            task=self.config.task,
+            games={},
+            key=evaluation_key(self.config.evaluation),
+            meta=self.config.meta,
+            hosts=self.hosts,
+            progress=self.progress.phase,
+        )
+
+    @contextlib.contextmanager
+    def _endpoint(self) -> Iterator[Reflector]:
+        evaluation = self.config.evaluation
+        with EndpointSpeaker(evaluation.endpoint, evaluation.endpoint_model) as speaker:
+            yield Reflector(speaker, self.config.reflection)
+
+    @property
+    def _room(self) -> int:
+        at_a_time = self.config.actor_sampler.num_slots
+        if self.config.actor.endpoint.url:
+            at_a_time = self.config.actor.endpoint.concurrency
+        return _ROUNDS * at_a_time
+
+    def _part(self, key: PartKey, players: Players) -> Part:
+        families = list(self.games)
+        other = families[(families.index(key.family) + 1) % len(families)]
+        return Part(
+            arm_name=key.arm,
+            arm=arm_named(key.arm),
+            family=key.family,
+            other=other,
+            games=self.games[key.family],
+            other_games=self.games[other],
+            config=self.config,
+            key=evaluation_key(self.config.evaluation),
+            expert_prompt=self.expert_prompt,
+            num_tokens=players.actor.num_tokens,
+        )
+
+    def _together(self, key: PartKey, players: Players) -> Together[PartKey, LoopRecord]:
+        starts = None
+        if key.arm != "initial":
+            starts = self.folders[0].starts(key.family, self.games[key.family])
+        return Together(key, self._part(key, players).loops(starts))
+
+    def _keep(self, key: PartKey, players: Players, loops: Sequence[LoopRecord]) -> str:
+        """Keeps a part; says what was wrong with it, on every host."""
+        folder, games = self.folders[key.seed], self.games[key.family]
+        record, error = self._part(key, players).record(loops), ""
+        if self.hosts.first:
+            folder.keep_part(key.arm, key.family, games, record, loops)
+        known = [rate for rate in last_success(record) if rate is not None]
+        if known:
+            won = f"{100 * sum(known) / len(known):.1f} %"
+        else:
+            won, error = "none", folder.failure(key.arm, key.family)
+        seed = f" (run {key.seed + 1})" if key.seed else ""
+        self.progress.one_more(f"{key.arm} on {key.family}{seed}: {won} of test games won")
+        return error

@@ -1,0 +1,29 @@
+"""Numbers as text, the same in terminal, report and evaluation.json."""
+
+from collections.abc import Sequence
+
+
+def percent(value: float) -> str:
+    """0.417 -> 42"""
+    return f"{100 * value:.0f}"
+
+
+def points(value: float) -> str:
+    """0.417 -> +42; -0.001 -> +0"""
+    text = f"{100 * value:+.0f}"
+    return "+0" if text == "-0" else text
+
+
+def interval(ci: Sequence[float], *, signed: bool = False) -> str:
+    """[0.3, 0.5] -> [30, 50]; signed: [+30, +50]"""
+    return f"[{', '.join((points if signed else percent)(value) for value in ci)}]"
+
+
+def p_value(p: float) -> str:
+    """0.0123 -> 0.012; tiny values are bounded, not written out."""
+    return "<1e-4" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+
+
+def p_is(p: float) -> str:
+    """0.0123 -> p = 0.012"""
+    return "p < 1e-4" if p < 0.0001 else f"p = {p_value(p)}"

@@ -1,0 +1,54 @@
+"""Results of evaluations for tests: outcomes drawn from known rates, summarised as evaluations
+are.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from experiments.evaluation_results import FORMAT
+from experiments.summary import summarise
+
+FOLDER = "evaluation/step3-0123456789"
+RATES = {"initial": 0.1, "untrained": 0.4, "trained": 0.8}
+
+
+def part(rates: np.ndarray, generator: np.random.Generator, *, turns: int = 1, games: int = 5):
+    """The part record of loops with these success rates after the first of `turns` + 1 prompts,
+    which always wins a tenth.
+    """
+    num_runs = len(rates)
+    rates_rtg = np.repeat(np.asarray(rates, float)[:, None, None], turns + 1, axis=1)
+    rates_rtg[:, 0] = 0.1 if turns else rates_rtg[:, 0]
+
+    def outcomes(count):
+        return (generator.random((num_runs, turns + 1, count)) < rates_rtg).astype(int).tolist()
+
+    return {
+        "test": outcomes(games),
+        "select": outcomes(4),
+        "games": {"test": [[f"{run}-{n}" for n in range(games)] for run in range(num_runs)]},
+    }
+
+
+def evaluation(
+    splits: Mapping[str, str], rates: Mapping[str, float] = RATES, *, runs: int = 8, seeds: int = 1
+):
+    """evaluation.json of some families; the arm "trained" once for every trained seed."""
+    generator = np.random.default_rng(0)
+    parts = {
+        (arm, family): [
+            part(np.full(runs, rate), generator, turns=0 if arm == "initial" else 2)
+            for _ in range(seeds if arm.startswith("trained") else 1)
+        ]
+        for family in splits
+        for arm, rate in rates.items()
+    }
+    return {
+        "format": FORMAT,
+        "folder": FOLDER,
+        "protocol": {"checkpoint": 3},
+        **summarise(parts, splits),
+        "environment": {},
+        "changes": [],
+    }
