@@ -216,8 +216,9 @@ class ModelSpeaker:
 
     @property
     def stats(self) -> Mapping[str, int | float]:
-        """Those of the sampler (`ictjax.sampler.SamplerStats`)."""
-        return dataclasses.asdict(self._sampler.stats)
+        """Those of the sampler that it has (`ictjax.sampler.SamplerStats`)."""
+        counts = dataclasses.asdict(self._sampler.stats)
+        return {name: count for name, count in counts.items() if count is not None}
 
     def _open_one(self, conversation: int) -> _Conversation:
         if conversation not in self._conversations:
