@@ -15,6 +15,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench_actor import bench_speculation
 from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_sampler, bench_update
@@ -45,6 +46,7 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "update": bench_update,
         "envs": bench_envs,
         "cache": bench_cache,
+        "speculation": bench_speculation,
     }
 )
 _UNITS = {"gib": "GiB", "mib": "MiB", "gflop/s": "GFLOP/s"}
