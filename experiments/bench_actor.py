@@ -9,7 +9,7 @@ import itertools
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.bench_run import Design, Note, Result, interleave, ratio

@@ -34,10 +34,11 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.reader import check_checkpoint, read_config
+from ictjax.models.int8 import int8_weights
 from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
 from ictjax.models.transformer import Params, abstract_params, param_axes
 from ictjax.reflector import Reflector
-from ictjax.run_config import RoleConfig, TrainConfig
+from ictjax.run_config import ActorConfig, RoleConfig, TrainConfig
 from ictjax.sampler import Sampler, sampling_weights
 from ictjax.speaker import Speaker, is_speaker
 
@@ -377,6 +378,8 @@ def _frozen(
     model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
     check_loaded(params, role.model)
     model = dataclasses.replace(model, dtype=role.dtype)
+    if isinstance(role, ActorConfig) and role.weights == "int8":
+        model, params = int8_weights(model, params)
     return model, sampling_weights(model, params, mesh, consume=True)
 
 

@@ -37,22 +37,18 @@ def samplers(chaotic):
     """By name; tests close what they open."""
     with (
         Sampler(MODEL, chaotic, ROWS, 0) as plain,
-        Sampler(MODEL, chaotic, guessing(ROWS), 0) as rows,
         # other rows of a dispatch than slots: these are copied out of the cache
         Sampler(
             MODEL,
             chaotic,
             guessing(
-                dataclasses.replace(
-                    ROWS, row_buckets=(2,), decode_steps=2, extend_steps=3, attended_buckets=(24,)
-                ),
-                5,
+                dataclasses.replace(ROWS, row_buckets=(2,), decode_steps=2, extend_steps=3), 5
             ),
             0,
         ) as copied,
         Sampler(MODEL, chaotic, guessing(SCARCE), 0) as pages,
     ):
-        yield {"plain": plain, "rows": rows, "copied": copied, "pages": pages}
+        yield {"plain": plain, "copied": copied, "pages": pages}
 
 
 def test_the_longest_stretch_is_found_and_then_the_last_one():
@@ -97,7 +93,7 @@ def test_random_sequences_equal_those_without_guesses(samplers, seed):
     included: and what follows a reply in which guesses were rejected.
     """
     expected = play(samplers["plain"], seed, temperatures=MIXED)
-    for name in ("rows", "copied", "pages"):
+    for name in ("copied", "pages"):
         before = samplers[name].stats
         same(play(samplers[name], seed, temperatures=MIXED), expected)
         after = samplers[name].stats
@@ -156,7 +152,7 @@ def test_what_repeats_itself_takes_fewer_dispatches(repetitive, options):
 
 
 def test_a_reply_of_sampled_tokens_proposes_nothing(samplers):
-    sampler = samplers["rows"]
+    sampler = samplers["copied"]
     before = sampler.stats
     number = sampler.open([1, 2, 1, 2, 1])
     sampler.generate(number, request(4, max_new_tokens=6))
@@ -167,4 +163,4 @@ def test_a_reply_of_sampled_tokens_proposes_nothing(samplers):
 
 def test_guesses_add_no_programs(samplers):
     assert list(turn_shapes(guessing(ROWS))) == list(turn_shapes(ROWS))
-    assert len(samplers["rows"].programs()) == len(samplers["plain"].programs())
+    assert len(samplers["copied"].programs()) == len(samplers["plain"].programs())

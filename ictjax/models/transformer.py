@@ -120,15 +120,15 @@ def init_params(config: ModelConfig, key: Array) -> Params:
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """The shapes and dtypes of `init_params`; allocates nothing."""
+    """The shapes and dtypes of `init_params`, or of `int8.int8_weights`; allocates nothing."""
     sizes = config.axis_sizes
 
-    def weight(axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes), config.param_dtype)
+    def weight(name: str, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes), config.dtype_of(name))
 
     top, layers = config.weight_axes
-    return {name: weight(axes) for name, axes in top.items()} | {
-        "layers": {name: weight(axes) for name, axes in layers.items()}
+    return {name: weight(name, axes) for name, axes in top.items()} | {
+        "layers": {name: weight(name, axes) for name, axes in layers.items()}
     }
 
 
@@ -369,19 +369,14 @@ def unembed(
     config: ModelConfig, params: Params, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
-    if config.tie_embeddings:
-        return jnp.einsum(
-            "...D,VD->...V",
-            hidden,
-            params["embed"].astype(hidden.dtype),
-            preferred_element_type=wide(hidden.dtype),
-        )
-    return jnp.einsum(
-        "...D,DV->...V",
+    name, letters = ("embed", "VD") if config.tie_embeddings else ("head", "DV")
+    logits = jnp.einsum(
+        f"...D,{letters}->...V",
         hidden,
-        params["head"].astype(hidden.dtype),
+        params[name].astype(hidden.dtype),
         preferred_element_type=wide(hidden.dtype),
     )
+    return _scaled(logits, params.get(f"{name}_scale"))
 
 
 def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _INIT_STD) -> Array:
@@ -390,6 +385,9 @@ def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _IN
 
 def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
     x_btd = jnp.take(params["embed"], tokens_bt, axis=0, mode="clip").astype(config.dtype)
+    if "embed_scale" in params:
+        scale_bt = jnp.take(params["embed_scale"], tokens_bt, axis=0, mode="clip")
+        x_btd = (x_btd * scale_bt[..., None]).astype(config.dtype)
     return (
         x_btd * jnp.asarray(config.d_model**0.5, config.dtype) if config.scale_embeddings else x_btd
     )
@@ -415,6 +413,7 @@ def _project(weights: Params, name: str, x: Array) -> Array:
         y = _widened(x, weight)
     else:
         y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weight)
+    y = _scaled(y, weights.get(f"{name}_scale"))
     # R: rank; never merged here, so that the weights can be shared with models without the addition
     if f"{name}_lora_a" in weights:
         x_btr = jnp.einsum(
@@ -425,6 +424,13 @@ def _project(weights: Params, name: str, x: Array) -> Array:
         )
     bias = weights.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)[None, None]
+
+
+def _scaled(y: Array, scale: Array | None) -> Array:
+    """What a matrix in 8 bits gave, by its scales along the last axes."""
+    if scale is None:
+        return y
+    return (y * jnp.expand_dims(scale, range(y.ndim - scale.ndim))).astype(y.dtype)
 
 
 @jax.custom_vjp

@@ -23,6 +23,8 @@ class Guesses(NamedTuple):
     proposed_b: Int[Array, " B"]  # tokens
     accepted_b: Int[Array, " B"]  # of them, that were sampled
     computed: Int[Array, ""]  # positions of every row
+    next_bt: Int[Array, "B T"]  # proposals for the next step
+    counts_b: Int[Array, " B"]  # how many of them are any
 
 
 class Verdict(NamedTuple):

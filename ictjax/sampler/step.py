@@ -242,16 +242,26 @@ def turn(
         loop = loop._replace(ends_b=loop.ends_b + loop.active_b, part=part)
         return record(loop, hidden_btd[:, 0])
 
-    def several(loop: _Loop, guesses: Guesses, proposed_bt: Array, counts_b: Array) -> _Loop:
-        """A step over each row's last token and what is proposed behind it."""
-        width = 1 + proposed_bt.shape[1]
-        lengths_b = jnp.where(loop.active_b, 1 + counts_b, 0)
+    def guessing(loop: _Loop, guesses: Guesses) -> _Loop:
+        """With proposals for the next step."""
+        proposed_bt, found_b = propose(guesses.history_bs, loop.ends_b + 1, guessed)
+        wanted_b = found_b & loop.active_b & (rows.temperature_b <= 0)
+        counts_b = jnp.minimum(rows.allowed_b - loop.sampled_b - 1, guessed)
+        counts_b = jnp.where(wanted_b, counts_b, 0)
+        return loop._replace(guesses=guesses._replace(next_bt=proposed_bt, counts_b=counts_b))
+
+    def several(loop: _Loop, width: int) -> _Loop:
+        """A step over each row's last token and `width` - 1 proposals behind it."""
+        guesses = loop.guesses
+        assert guesses is not None
+        proposed_bt = guesses.next_bt[:, : width - 1]
+        lengths_b = jnp.where(loop.active_b, 1 + guesses.counts_b, 0)
         tokens_bx = jnp.concatenate([loop.last_b[:, None], proposed_bt], axis=1)
         hidden_bxd, part = extend(loop.part, tokens_bx, loop.ends_b, lengths_b)
-        flat = functools.partial(jnp.repeat, repeats=width, axis=0)
         steps_1x = jnp.arange(width, dtype=jnp.int32)[None]
         # only greedy rows look at what is sampled behind a proposal
         temperature_bx = jnp.where(steps_1x == 0, rows.temperature_b[:, None], 0.0)
+        flat = functools.partial(jnp.repeat, repeats=width, axis=0)
         ids, logprobs = sample(
             transformer.unembed(config, params, hidden_bxd.reshape(batch * width, -1)),
             temperature_bx.reshape(-1),
@@ -264,8 +274,9 @@ def turn(
             jax.tree.map(flat, rows.extras),
         )
         ids_bx, logprobs_bx = ids.reshape(batch, width), logprobs.reshape(batch, width)
-        verdict = verify(ids_bx, proposed_bt, counts_b, loop.active_b, rows.stop_bx)
-        count_b = verdict.count_b
+        count_b, stopped_b = verify(
+            ids_bx, proposed_bt, guesses.counts_b, loop.active_b, rows.stop_bx
+        )
         last_b = jnp.take_along_axis(ids_bx, jnp.maximum(count_b - 1, 0)[:, None], axis=1)[:, 0]
 
         def put(array_bt: Array, starts_b: Array, new_bx: Array) -> Array:
@@ -277,34 +288,40 @@ def turn(
             return array_bt.at[rows_b1, places_bx].set(new_bx, mode="drop")
 
         sampled_b = loop.sampled_b + count_b
-        return loop._replace(
+        loop = loop._replace(
             step=loop.step + 1,
-            active_b=loop.active_b & ~verdict.stopped_b & (sampled_b < rows.allowed_b),
+            active_b=loop.active_b & ~stopped_b & (sampled_b < rows.allowed_b),
             last_b=jnp.where(loop.active_b, last_b, loop.last_b),
             ends_b=loop.ends_b + count_b,
             ids_bt=put(loop.ids_bt, loop.sampled_b, ids_bx),
             logprobs_bt=put(loop.logprobs_bt, loop.sampled_b, logprobs_bx),
             sampled_b=sampled_b,
             part=part,
-            guesses=Guesses(
-                history_bs=put(guesses.history_bs, loop.ends_b + 1, ids_bx),
-                proposed_b=guesses.proposed_b + counts_b,
-                accepted_b=guesses.accepted_b + jnp.maximum(count_b - 1, 0),
-                computed=guesses.computed + width,
-            ),
         )
+        guesses = guesses._replace(
+            history_bs=put(guesses.history_bs, loop.ends_b - count_b + 1, ids_bx),
+            proposed_b=guesses.proposed_b + guesses.counts_b,
+            accepted_b=guesses.accepted_b + jnp.maximum(count_b - 1, 0),
+            computed=guesses.computed + width,
+        )
+        return guessing(loop, guesses)
 
-    def guess(loop: _Loop) -> _Loop:
-        guesses = loop.guesses
-        assert guesses is not None
-        proposed_bt, found_b = propose(guesses.history_bs, loop.ends_b + 1, guessed)
-        wanted_b = found_b & loop.active_b & (rows.temperature_b <= 0)
-        left_b = jnp.minimum(rows.allowed_b - loop.sampled_b - 1, guessed)
-        counts_b = jnp.where(wanted_b, left_b, 0)
-        return jax.lax.cond(
-            jnp.any(counts_b > 0),
-            lambda loop: several(loop, guesses, proposed_bt, counts_b),
-            lambda loop: several(loop, guesses, proposed_bt[:, :0], counts_b),
+    def proposed(loop: _Loop) -> Bool[Array, ""]:
+        assert loop.guesses is not None
+        return jnp.any(loop.guesses.counts_b > 0)
+
+    def alternate(loop: _Loop) -> _Loop:
+        """Wide steps as long as anything is proposed, then narrow ones until something is. Loops,
+        not branches of one step: XLA copies what branches change, which is the cache.
+        """
+        loop = jax.lax.while_loop(
+            lambda loop: unfinished(loop) & proposed(loop),
+            functools.partial(several, width=1 + guessed),
+            loop,
+        )
+        return jax.lax.while_loop(
+            lambda loop: unfinished(loop) & ~proposed(loop),
+            functools.partial(several, width=1),
             loop,
         )
 
@@ -330,11 +347,17 @@ def turn(
         if length > 1:
             rows_b = jnp.arange(batch, dtype=jnp.int32)
             history_bs = history_bs.at[rows_b, loop.ends_b].set(loop.last_b, mode="drop")
-        loop = loop._replace(
-            guesses=Guesses(history_bs, none_b, none_b, jnp.int32(length if first else 0))
+        guesses = Guesses(
+            history_bs=history_bs,
+            proposed_b=none_b,
+            accepted_b=none_b,
+            computed=jnp.int32(length if first else 0),
+            next_bt=jnp.zeros((batch, guessed), jnp.int32),
+            counts_b=none_b,
         )
+        loop = guessing(loop, guesses)
     if length == 1 or max_steps > 1:
-        loop = jax.lax.while_loop(unfinished, guess if guessed else body, loop)
+        loop = jax.lax.while_loop(unfinished, alternate if guessed else body, loop)
     max_new = most if length == 1 else length + most - 1
     cache = (
         loop.part
