@@ -201,6 +201,9 @@ PagedAttentionName = Literal["auto", "pages", "pallas_tpu"]
 pages of all rows at a time, on any platform; by a kernel for TPU.
 """
 
+CacheKind = Literal["float", "int8"]
+"""What keys and values are held in."""
+
 # A game of 25 turns holds about as many tokens of an actor, on average over its life.
 _POSITIONS_OF_A_SLOT = 4096
 
@@ -237,6 +240,9 @@ class SamplerConfig(Ranged):
     # tokens of greedy replies that a step guesses, from what followed the same tokens before; 0:
     # none. The replies are the same
     guessed_tokens: Annotated[int, Range(0, 64)] = 0
+    # "int8": keys and values in 8 bits, a scale for every position and head; "float": in the role's
+    # dtype
+    cache: CacheKind = "float"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -239,6 +239,11 @@ class TrainConfig(Ranged):
                 f" largest of batch.response_buckets {self.batch.response_buckets}: raise one or"
                 " lower the other."
             )
+        if self.reflector_sampler.cache != "float":
+            raise ValueError(
+                f"reflector_sampler.cache is {self.reflector_sampler.cache!r}, and the update"
+                " computes with keys and values that are not rounded: leave it to actor_sampler."
+            )
         if self.actor_sampler.max_len <= self.task.rollout.max_turn_tokens:
             raise ValueError(
                 f"actor_sampler.max_len = {self.actor_sampler.max_len} leaves no room beside"

@@ -2,19 +2,21 @@
 that take half the memory of bfloat16, and half the time to be read from it.
 
 Symmetric: a value is its int8, -127 to 127, times its scale, the group's largest magnitude over
-127. So a value is off by at most half its scale. Products are of the activations' dtype, which holds
-every int8 exactly (bfloat16 does up to 256), and are scaled afterwards.
+127. So a value is off by at most half its scale. Products are of the activations' dtype, which
+holds every int8 exactly (bfloat16 does up to 256), and are scaled afterwards.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from ictjax.models.config import ModelConfig
-from ictjax.models.transformer import Params
+
+Params = dict[str, Any]  # as in `transformer`, which computes with these
 
 _MOST = 127
 

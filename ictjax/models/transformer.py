@@ -32,9 +32,10 @@ from jaxtyping import Array, Float, Int
 from ictjax.config import Remat
 from ictjax.mesh import table_sharding
 from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, attend, plain_rows
-from ictjax.models.cache import KVCache
+from ictjax.models.cache import CachedLayer, KVCache, of_layers
 from ictjax.models.config import ModelConfig
-from ictjax.models.paged_attention import PAGES, PagedAttention
+from ictjax.models.int8 import to_int8
+from ictjax.models.paged_attention import PAGES, PagedAttention, attend_pages, write_scales
 from ictjax.models.precision import wide
 from ictjax.models.rotary import rotary, rotate
 
@@ -278,15 +279,29 @@ def extend(
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
 
     def mix(
-        sliding: bool, k_bkhs: Array, v_bksh: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
-    ) -> tuple[Array, Array, Array]:
-        k_bkhs = k_bkhs.at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
-        v_bksh = v_bksh.at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
-        return (
-            attend(q_btnh, k_bkhs, v_bksh, masks_bts[sliding], config.attention_scale),
-            k_bkhs,
-            v_bksh,
+        sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
+    ) -> tuple[Array, CachedLayer]:
+        def written(array: Array | None, new_btk: Array | None) -> Array | None:
+            if array is None or new_btk is None:
+                return None
+            return array.at[rows_b1, :, written_bt].set(new_btk, mode="drop")
+
+        held = CachedLayer(
+            k=held.k.at[rows_b1, :, :, written_bt].set(new.k, mode="drop"),
+            v=held.v.at[rows_b1, :, written_bt].set(new.v, mode="drop"),
+            k_scale=written(held.k_scale, new.k_scale),
+            v_scale=written(held.v_scale, new.v_scale),
         )
+        mixed_btnh = attend(
+            q_btnh,
+            held.k,
+            held.v,
+            masks_bts[sliding],
+            config.attention_scale,
+            held.k_scale,
+            held.v_scale,
+        )
+        return mixed_btnh, held
 
     return _extended(config, params, cache, tokens_bt, positions_bt, mix)
 
@@ -314,18 +329,32 @@ def extend_pages(
     rows = table_bp, starts_b, lengths_b
 
     def mix(
-        sliding: bool, k_pages: Array, v_pages: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
-    ) -> tuple[Array, Array, Array]:
-        k_pages, v_pages = attention.write(k_pages, v_pages, k_btkh, v_btkh, *rows)
-        mixed_btnh = attention.attend(
-            q_btnh,
-            k_pages,
-            v_pages,
-            *rows,
-            window=config.sliding_window if sliding else None,
-            scale=config.attention_scale,
+        sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
+    ) -> tuple[Array, CachedLayer]:
+        k_pages, v_pages = attention.write(held.k, held.v, new.k, new.v, *rows)
+        held = held._replace(k=k_pages, v=v_pages)
+        window = config.sliding_window if sliding else None
+        if held.k_scale is None or held.v_scale is None:
+            mixed_btnh = attention.attend(
+                q_btnh, held.k, held.v, *rows, window=window, scale=config.attention_scale
+            )
+            return mixed_btnh, held
+        held = held._replace(
+            k_scale=write_scales(held.k_scale, new.k_scale, *rows),
+            v_scale=write_scales(held.v_scale, new.v_scale, *rows),
         )
-        return mixed_btnh, k_pages, v_pages
+        # int8 pages have one way
+        mixed_btnh = attend_pages(
+            q_btnh,
+            held.k,
+            held.v,
+            *rows,
+            window=window,
+            scale=config.attention_scale,
+            k_scale_wkc=held.k_scale,
+            v_scale_wkc=held.v_scale,
+        )
+        return mixed_btnh, held
 
     positions_bt = starts_b[:, None] + steps_t[None, :]
     return _extended(config, params, pool, tokens_bt, positions_bt, mix)
@@ -337,19 +366,19 @@ def _extended(
     cache: KVCache,
     tokens_bt: Array,
     positions_bt: Array,
-    mix: Callable[[bool, Array, Array, Array, Array, Array], tuple[Array, Array, Array]],
+    mix: Callable[[bool, CachedLayer, Array, CachedLayer], tuple[Array, CachedLayer]],
 ) -> tuple[Array, KVCache]:
     """All layers over new tokens.
 
     Args:
-      mix: (whether the layer slides, its cached keys and values, new queries, keys and values) ->
-        mixed values, and the cached keys and values with the new ones.
+      mix: (whether the layer slides, its cached keys and values, new queries, new keys and values
+        as [B, T, K, H]) -> mixed values, and the cached keys and values with the new ones.
     """
     rotations = [rotary(config, positions_bt, sliding=False)]
     if config.sliding_window is not None:
         rotations.append(rotary(config, positions_bt, sliding=True))
     x_btd = _embed(config, params, tokens_bt)
-    keys, values = [], []
+    layers = []
     for index in range(config.num_layers):
         weights = layer_weights(params, index)
         sliding = config.sliding_window is not None and config.sliding_layers[index]
@@ -358,11 +387,14 @@ def _extended(
             jnp.repeat(x, cache.v[index].shape[1] // config.num_kv_heads, axis=2)
             for x in (k_btkh, v_btkh)
         )
-        mixed_btnh, k, v = mix(sliding, cache.k[index], cache.v[index], q_btnh, k_btkh, v_btkh)
+        held, new = cache.layer(index), CachedLayer(k_btkh, v_btkh)
+        if held.k_scale is not None:
+            (k, k_scale), (v, v_scale) = (to_int8(x, (3,)) for x in (k_btkh, v_btkh))
+            new = CachedLayer(k, v, k_scale, v_scale)
+        mixed_btnh, held = mix(sliding, held, q_btnh, new)
         x_btd = _residual(config, weights, x_btd, mixed_btnh)
-        keys.append(k)
-        values.append(v)
-    return _rms_norm(config, params["norm"], x_btd), KVCache(k=tuple(keys), v=tuple(values))
+        layers.append(held)
+    return _rms_norm(config, params["norm"], x_btd), of_layers(layers)
 
 
 def unembed(

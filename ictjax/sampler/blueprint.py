@@ -102,7 +102,9 @@ class Blueprint:
     def make_cache(self) -> KVCache:
         """An empty cache, to be jitted with its sharding."""
         rows, positions = self.sizes.cache_rows(self.num_shards)
-        return make_cache(self.config, rows, positions, copies=self._kv_copies)
+        return make_cache(
+            self.config, rows, positions, copies=self._kv_copies, kind=self.sizes.cache
+        )
 
     def cache_shapes(self) -> KVCache:
         """The cache on shapes alone."""
