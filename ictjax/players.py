@@ -104,7 +104,7 @@ def open_players(
     same = local and config.actor.frozen_key == role.frozen_key
     needed = lora.rank > 0 or config.grpo.kl != "none"
     mesh = open_mesh(role.mesh)
-    frozen = _frozen(role, mesh, progress) if needed or same else None
+    frozen = frozen_weights(role, mesh, progress) if needed or same else None
     model = _shape(role) if frozen is None else frozen[0]
     base = None if frozen is None else frozen[1]
 
@@ -121,10 +121,11 @@ def open_players(
         if not local:
             actor: Speaker = EndpointSpeaker(config.actor.endpoint, config.actor.model)
         elif same and frozen is not None:
-            actor = _actor(config, *frozen, mesh)
+            actor = actor_speaker(config, *frozen, mesh)
         else:
             actor_mesh = open_mesh(config.actor.mesh)
-            actor = _actor(config, *_frozen(config.actor, actor_mesh, progress), actor_mesh)
+            weights = frozen_weights(config.actor, actor_mesh, progress)
+            actor = actor_speaker(config, *weights, actor_mesh)
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
         own = own_part(mesh)
@@ -343,9 +344,10 @@ def open_model(
     return ModelSpeaker(sampler, chat, share_min_tokens=_SHARE_MIN_TOKENS)
 
 
-def _actor(
+def actor_speaker(
     config: TrainConfig, model: ModelConfig, params: Params, mesh: Mesh | None
 ) -> ModelSpeaker:
+    """The actor of a run, of the weights that `frozen_weights` read."""
     chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
     sampler = _sampler(model, on_own_part(params, mesh), config.actor_sampler, chat, own_part(mesh))
     return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
@@ -372,9 +374,12 @@ def _sampler(
     )
 
 
-def _frozen(
-    role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None
+def frozen_weights(
+    role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None = None
 ) -> tuple[ModelConfig, Params]:
+    """The weights of a role that are not trained, as they sample, and their shape. Raises
+    ValueError as `open_players`.
+    """
     model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
     check_loaded(params, role.model)
     model = dataclasses.replace(model, dtype=role.dtype)

@@ -1,4 +1,4 @@
-"""`ictjax bench [sampler | update | envs | cache | speculation | all]`."""
+"""`ictjax bench [sampler | update | envs | cache | speculation | int8 | all]`."""
 
 import dataclasses
 import os
@@ -177,6 +177,13 @@ class SpeculationBench(ActorBench):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8Bench(ActorBench):
+    """The greedy actor of a run on its games, which it also plays: with weights, cache or both in 8
+    bits, and in its own type.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AllBenches(Common):
     """The first three at their default sizes."""
 
@@ -185,7 +192,13 @@ _BENCHES: Mapping[str, type[Common]] = MappingProxyType(
     {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
 )
 _WORDS: Mapping[str, type[Common | CacheBench]] = MappingProxyType(
-    {**_BENCHES, "cache": CacheBench, "speculation": SpeculationBench, "all": AllBenches}
+    {
+        **_BENCHES,
+        "cache": CacheBench,
+        "speculation": SpeculationBench,
+        "int8": Int8Bench,
+        "all": AllBenches,
+    }
 )
 
 

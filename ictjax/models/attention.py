@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Int8
 
+from ictjax.models.int8 import Scales
 from ictjax.models.precision import wide
 
 # Rows of up to so many tokens are computed in blocks of so many; longer ones in blocks of the last
@@ -79,8 +80,7 @@ def attend(
     v_bksh: Float[Array, "B K S H"] | Int8[Array, "B K S H"],
     mask_bts: Bool[Array, "B T S"],
     scale: float | None = None,
-    k_scale_bks: Float[Array, "B K S"] | None = None,
-    v_scale_bks: Float[Array, "B K S"] | None = None,
+    scales: Scales | None = None,
 ) -> Float[Array, "B T N H"]:
     """The reference, which holds [B, N, T, S]; query head n reads kv head n // (N / K), without
     repeating keys or values. `scale` is H ** -0.5 unless given. Keys and values in 8 bits come with
@@ -104,15 +104,15 @@ def attend(
         k_bkhs.astype(q_bkmh.dtype),
         preferred_element_type=wide(q_btnh.dtype),
     )
-    if k_scale_bks is not None:
-        logits_bkms *= k_scale_bks[:, :, None]
+    if scales is not None:
+        logits_bkms *= scales.k[:, :, None]
     logits_bkgts = (logits_bkms * scale).reshape(batch, num_kv_heads, groups, length, -1)
     weights_bkgts = jax.nn.softmax(
         jnp.where(mask_bts[:, None, None], logits_bkgts, MASKED), axis=-1
     )
     weights_bkms = weights_bkgts.reshape(logits_bkms.shape)
-    if v_scale_bks is not None:
-        weights_bkms *= v_scale_bks[:, :, None]
+    if scales is not None:
+        weights_bkms *= scales.v[:, :, None]
         v_bksh = v_bksh.astype(q_btnh.dtype)
     mixed_bkmh = jnp.einsum("BKMS,BKSH->BKMH", weights_bkms.astype(v_bksh.dtype), v_bksh)
     return (

@@ -13,15 +13,15 @@ from jaxtyping import Array, Float, Int, Int8
 
 from ictjax.config import CacheKind
 from ictjax.models.config import ModelConfig
+from ictjax.models.int8 import Scales
 
 
 class CachedLayer(NamedTuple):
-    """Keys and values of one layer; scales (`int8`) where they are held in 8 bits."""
+    """Keys and values of one layer; with their scales where they are held in 8 bits."""
 
     k: Float[Array, "B K H S"] | Int8[Array, "B K H S"]
     v: Float[Array, "B K S H"] | Int8[Array, "B K S H"]
-    k_scale: Float[Array, "B K S"] | None = None
-    v_scale: Float[Array, "B K S"] | None = None
+    scales: Scales | None = None
 
 
 class KVCache(NamedTuple):
@@ -43,13 +43,19 @@ class KVCache(NamedTuple):
         """That of one layer."""
         if not self.k_scale:
             return CachedLayer(self.k[index], self.v[index])
-        return CachedLayer(*(arrays[index] for arrays in self))
+        scales = Scales(self.k_scale[index], self.v_scale[index])
+        return CachedLayer(self.k[index], self.v[index], scales)
 
 
 def of_layers(layers: Sequence[CachedLayer]) -> KVCache:
     """The cache of these layers."""
-    k, v, k_scale, v_scale = zip(*layers, strict=True)
-    return KVCache(k, v) if k_scale[0] is None else KVCache(k, v, k_scale, v_scale)
+    scales = [layer.scales for layer in layers if layer.scales is not None]
+    return KVCache(
+        k=tuple(layer.k for layer in layers),
+        v=tuple(layer.v for layer in layers),
+        k_scale=tuple(one.k for one in scales),
+        v_scale=tuple(one.v for one in scales),
+    )
 
 
 def make_cache(

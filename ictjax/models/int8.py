@@ -8,7 +8,7 @@ holds every int8 exactly (bfloat16 does up to 256), and are scaled afterwards.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,14 @@ from jaxtyping import Array, Float, Int8
 
 from ictjax.models.config import ModelConfig
 
-Params = dict[str, Any]  # as in `transformer`, which computes with these
-
 _MOST = 127
+
+
+class Scales(NamedTuple):
+    """Of keys and values in 8 bits, one for every position and head."""
+
+    k: Float[Array, "B K S"]
+    v: Float[Array, "B K S"]
 
 
 def to_int8(
@@ -37,7 +42,7 @@ def to_int8(
     return jnp.round(divided).astype(jnp.int8), jnp.squeeze(scale, axes)
 
 
-def int8_weights(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+def int8_weights(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
     """The model with its matrices in 8 bits, a scale for every output of a projection and for every
     id of the vocabulary; norms and biases stay.
 
@@ -52,8 +57,8 @@ def int8_weights(config: ModelConfig, params: Params) -> tuple[ModelConfig, Para
     top, layers = config.weight_axes
     inputs = quantised.matrices
 
-    def converted(axes_of: dict[str, tuple[str, ...]], weights: Params) -> Params:
-        found: Params = {}
+    def converted(axes_of: dict[str, tuple[str, ...]], weights: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name in axes_of:
             weight = weights[name]
             if name not in inputs:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int8
 
 from ictjax.models.attention import EVERYTHING, MASKED
+from ictjax.models.int8 import Scales
 from ictjax.models.precision import wide
 
 # Positions of one query that are attended to at once: a decode step takes several small pages in
@@ -137,8 +138,7 @@ def attend_pages(
     *,
     window: int | None = None,
     scale: float | None = None,
-    k_scale_wkc: Float[Array, "W K C"] | None = None,
-    v_scale_wkc: Float[Array, "W K C"] | None = None,
+    scales: Scales | None = None,
 ) -> Float[Array, "B T N H"]:
     """The mixed values of the last `lengths_b` positions of every row, by an online softmax over
     its pages (as in `attention.attend_rows`): a page of each row, or a few, exist outside the pool
@@ -154,8 +154,7 @@ def attend_pages(
       lengths_b: queries of each row; 0 for a row that takes no part.
       window: how many positions back a query sees, its own included (static); None: all.
       scale: of queries times keys (static); H ** -0.5 unless given.
-      k_scale_wkc: of keys that are held in 8 bits.
-      v_scale_wkc: of values that are.
+      scales: of a pool in 8 bits, [W, K, C].
     """
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads, size = v_wkch.shape[1:3]
@@ -193,8 +192,8 @@ def attend_pages(
         logits_bykmc = jnp.einsum(
             "BYKMH,BYKHC->BYKMC", q_bykmh, k_bykhc, preferred_element_type=dtype
         )
-        if k_scale_wkc is not None:
-            logits_bykmc *= k_scale_wkc.at[pages_by].get(mode="clip")[:, :, :, None]
+        if scales is not None:
+            logits_bykmc *= scales.k.at[pages_by].get(mode="clip")[:, :, :, None]
         logits_bykgtc = (logits_bykmc * scale).reshape(*logits_bykmc.shape[:3], groups, length, -1)
         logits_bykmc = jnp.where(mask_bytc[:, :, None, None], logits_bykgtc, MASKED).reshape(
             logits_bykmc.shape
@@ -204,8 +203,8 @@ def attend_pages(
         weights_bykmc = jnp.exp(logits_bykmc - new_top_bkm[:, None, ..., None])
         kept_bkm = jnp.exp(top_bkm - new_top_bkm)
         valued_bykmc = weights_bykmc
-        if v_scale_wkc is not None:
-            valued_bykmc = weights_bykmc * v_scale_wkc.at[pages_by].get(mode="clip")[:, :, :, None]
+        if scales is not None:
+            valued_bykmc = weights_bykmc * scales.v.at[pages_by].get(mode="clip")[:, :, :, None]
         mixed_bykmh = jnp.einsum(
             "BYKMC,BYKCH->BYKMH",
             valued_bykmc.astype(v_bykch.dtype),

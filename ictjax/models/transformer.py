@@ -34,7 +34,7 @@ from ictjax.mesh import table_sharding
 from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, attend, plain_rows
 from ictjax.models.cache import CachedLayer, KVCache, of_layers
 from ictjax.models.config import ModelConfig
-from ictjax.models.int8 import to_int8
+from ictjax.models.int8 import Scales, to_int8
 from ictjax.models.paged_attention import PAGES, PagedAttention, attend_pages, write_scales
 from ictjax.models.precision import wide
 from ictjax.models.rotary import rotary, rotate
@@ -281,25 +281,21 @@ def extend(
     def mix(
         sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
     ) -> tuple[Array, CachedLayer]:
-        def written(array: Array | None, new_btk: Array | None) -> Array | None:
-            if array is None or new_btk is None:
-                return None
-            return array.at[rows_b1, :, written_bt].set(new_btk, mode="drop")
-
+        scales = None
+        if held.scales is not None and new.scales is not None:
+            scales = Scales(
+                *(
+                    scale_bks.at[rows_b1, :, written_bt].set(new_btk, mode="drop")
+                    for scale_bks, new_btk in zip(held.scales, new.scales, strict=True)
+                )
+            )
         held = CachedLayer(
             k=held.k.at[rows_b1, :, :, written_bt].set(new.k, mode="drop"),
             v=held.v.at[rows_b1, :, written_bt].set(new.v, mode="drop"),
-            k_scale=written(held.k_scale, new.k_scale),
-            v_scale=written(held.v_scale, new.v_scale),
+            scales=scales,
         )
         mixed_btnh = attend(
-            q_btnh,
-            held.k,
-            held.v,
-            masks_bts[sliding],
-            config.attention_scale,
-            held.k_scale,
-            held.v_scale,
+            q_btnh, held.k, held.v, masks_bts[sliding], config.attention_scale, scales
         )
         return mixed_btnh, held
 
@@ -332,29 +328,28 @@ def extend_pages(
         sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
     ) -> tuple[Array, CachedLayer]:
         k_pages, v_pages = attention.write(held.k, held.v, new.k, new.v, *rows)
-        held = held._replace(k=k_pages, v=v_pages)
         window = config.sliding_window if sliding else None
-        if held.k_scale is None or held.v_scale is None:
+        if held.scales is None or new.scales is None:
             mixed_btnh = attention.attend(
-                q_btnh, held.k, held.v, *rows, window=window, scale=config.attention_scale
+                q_btnh, k_pages, v_pages, *rows, window=window, scale=config.attention_scale
             )
-            return mixed_btnh, held
-        held = held._replace(
-            k_scale=write_scales(held.k_scale, new.k_scale, *rows),
-            v_scale=write_scales(held.v_scale, new.v_scale, *rows),
+            return mixed_btnh, CachedLayer(k_pages, v_pages)
+        scales = Scales(
+            *(
+                write_scales(scale_wkc, new_btk, *rows)
+                for scale_wkc, new_btk in zip(held.scales, new.scales, strict=True)
+            )
         )
-        # int8 pages have one way
-        mixed_btnh = attend_pages(
+        mixed_btnh = attend_pages(  # the one way over pages in 8 bits
             q_btnh,
-            held.k,
-            held.v,
+            k_pages,
+            v_pages,
             *rows,
             window=window,
             scale=config.attention_scale,
-            k_scale_wkc=held.k_scale,
-            v_scale_wkc=held.v_scale,
+            scales=scales,
         )
-        return mixed_btnh, held
+        return mixed_btnh, CachedLayer(k_pages, v_pages, scales)
 
     positions_bt = starts_b[:, None] + steps_t[None, :]
     return _extended(config, params, pool, tokens_bt, positions_bt, mix)
@@ -388,9 +383,9 @@ def _extended(
             for x in (k_btkh, v_btkh)
         )
         held, new = cache.layer(index), CachedLayer(k_btkh, v_btkh)
-        if held.k_scale is not None:
+        if held.scales is not None:
             (k, k_scale), (v, v_scale) = (to_int8(x, (3,)) for x in (k_btkh, v_btkh))
-            new = CachedLayer(k, v, k_scale, v_scale)
+            new = CachedLayer(k, v, Scales(k_scale, v_scale))
         mixed_btnh, held = mix(sliding, held, q_btnh, new)
         x_btd = _residual(config, weights, x_btd, mixed_btnh)
         layers.append(held)
