@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ictjax.config import SamplerConfig
+from ictjax.mesh import make_mesh
 from ictjax.models import transformer
 from ictjax.sampler import Sampler, turn_shapes
 from ictjax.sampler.speculation import propose, verify
@@ -37,7 +38,8 @@ def samplers(chaotic):
     """By name; tests close what they open."""
     with (
         Sampler(MODEL, chaotic, ROWS, 0) as plain,
-        # other rows of a dispatch than slots: these are copied out of the cache
+        # two copies of the weights, whose dispatches have fewer rows than slots: these are copied
+        # out of the cache
         Sampler(
             MODEL,
             chaotic,
@@ -45,6 +47,7 @@ def samplers(chaotic):
                 dataclasses.replace(ROWS, row_buckets=(2,), decode_steps=2, extend_steps=3), 5
             ),
             0,
+            mesh=make_mesh(2, 1, 1, devices=jax.devices()[:2]),
         ) as copied,
         Sampler(MODEL, chaotic, guessing(SCARCE), 0) as pages,
     ):
