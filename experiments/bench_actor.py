@@ -167,7 +167,9 @@ class _Designs:
         before, start = speaker.stats, time.perf_counter()
         replies = say_again(speaker, self.games, self.config.task.rollout, sizes.num_slots)
         seconds = time.perf_counter() - start
-        self.stats[name] = {field: count - before[field] for field, count in speaker.stats.items()}
+        self.stats[name] = {
+            field: count - before.get(field, 0) for field, count in speaker.stats.items()
+        }
         return seconds, replies
 
 

@@ -26,7 +26,7 @@ def run(tmp_path):
     lines = [
         to_json(
             Trajectory(
-                game=GameId("fake", "door", key),
+                game=GameId(env="fake", family="door", key=key),
                 system_prompt="play",
                 turns=tuple(Turn(observation=said, reply="", **turn) for said in ("open", "push")),
                 outcome=Outcome.STEP_LIMIT,

@@ -91,8 +91,8 @@ class SamplerStats:
     prefilled_tokens: int  # appended by open and extend, and computed
     reused_tokens: int  # appended by open and fork, and found in the cache
     decoded_tokens: int  # sampled
-    proposed_tokens: int | None  # guessed; None where nothing is (`SamplerConfig.guessed_tokens`)
-    accepted_tokens: int | None  # of these, that were sampled
+    proposed_tokens: int  # guessed (`SamplerConfig.guessed_tokens`)
+    accepted_tokens: int  # of these, that were sampled
     padded_tokens: int  # computed positions that held no token of a conversation
     dispatches: int
     row_copies: int  # of slots, or of pages
@@ -282,14 +282,13 @@ class Sampler:
     def stats(self) -> SamplerStats:
         """What was done so far."""
         counts = self._counts + self._store.counts
-        guesses = self._sampler_config.guessed_tokens > 0
         held_tokens, held_bytes = (0, 0) if self._closed else self._store.held
         return SamplerStats(
             prefilled_tokens=counts["prefilled_tokens"],
             reused_tokens=counts["reused_tokens"],
             decoded_tokens=counts["decoded_tokens"],
-            proposed_tokens=counts["proposed_tokens"] if guesses else None,
-            accepted_tokens=counts["accepted_tokens"] if guesses else None,
+            proposed_tokens=counts["proposed_tokens"],
+            accepted_tokens=counts["accepted_tokens"],
             padded_tokens=counts["padded_tokens"],
             dispatches=counts["dispatches"],
             row_copies=counts["row_copies"],
