@@ -15,6 +15,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench_actor import bench_int8, bench_speculation
 from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_update
@@ -49,6 +50,8 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "envs": bench_envs,
         "cache": bench_cache,
         "false-alarms": bench_false_alarms,
+        "speculation": bench_speculation,
+        "int8": bench_int8,
     }
 )
 _UNITS = {"gib": "GiB", "mib": "MiB", "gflop/s": "GFLOP/s"}

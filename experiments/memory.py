@@ -241,7 +241,7 @@ def _cache(name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig
     copies = kv_copies(model.num_heads, model.num_kv_heads, devices)
     rows, positions = sizes.cache_rows(mesh.data)
     arrays = jax.tree.leaves(
-        jax.eval_shape(lambda: make_cache(model, rows, positions, copies=copies))
+        jax.eval_shape(lambda: make_cache(model, rows, positions, copies=copies, kind=sizes.cache))
     )
     sharding = cache_sharding(model.num_kv_heads * copies, devices)
     unit = "pages" if sizes.page_size else "slots"

@@ -11,7 +11,7 @@ from experiments.presets import shipped_folder
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.reader import read_config
-from ictjax.run_config import RoleConfig
+from ictjax.run_config import ActorConfig, RoleConfig
 
 _QWEN_7B = ModelConfig(
     vocab_size=152_064,
@@ -80,7 +80,8 @@ def config_folder(name: str) -> pathlib.Path | None:
 
 
 def model_shape(role: RoleConfig) -> ModelConfig:
-    """The shape of a role's model, in the role's dtype. Raises ValueError as `config_folder`."""
+    """The shape of a role's model, in the role's types. Raises ValueError as `config_folder`."""
     folder = config_folder(role.model)
     model = PUBLISHED[role.model] if folder is None else read_config(folder)
-    return dataclasses.replace(model, dtype=role.dtype, param_dtype=role.dtype)
+    weights = role.weights if isinstance(role, ActorConfig) else "float"
+    return dataclasses.replace(model, dtype=role.dtype, param_dtype=role.dtype, weights=weights)

@@ -201,6 +201,9 @@ PagedAttentionName = Literal["auto", "pages", "pallas_tpu"]
 pages of all rows at a time, on any platform; by a kernel for TPU.
 """
 
+CacheKind = Literal["float", "int8"]
+"""What keys and values are held in."""
+
 # A game of 25 turns holds about as many tokens of an actor, on average over its life.
 _POSITIONS_OF_A_SLOT = 4096
 
@@ -234,6 +237,12 @@ class SamplerConfig(Ranged):
     num_pages: Annotated[int, Range(1, 2**31 - 1, also=0)] = 0
     # over pages; "auto" chooses by platform, and manifest.json says which it was
     attention: PagedAttentionName = "auto"
+    # tokens of greedy replies that a step guesses, from what followed the same tokens before; 0:
+    # none. The replies are the same
+    guessed_tokens: Annotated[int, Range(0, 64)] = 0
+    # "int8": keys and values in 8 bits, a scale for every position and head; "float": in the role's
+    # dtype
+    cache: CacheKind = "float"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -279,6 +288,17 @@ class SamplerConfig(Ranged):
             128 << power for power in range(self.max_len.bit_length())
         )
         return (*(size for size in sizes if size < self.max_len), self.max_len)
+
+    def most_sampled(self, length: int, *, greedy: bool = True) -> int:
+        """Tokens that a dispatch of `length` appended ones can sample for a row."""
+        guessed = self.guessed_tokens if greedy else 0
+        if length == 1:
+            return self.decode_steps * (1 + guessed)
+        return 1 + (self.extend_steps - 1) * (1 + guessed)
+
+    def guesses(self, length: int) -> bool:
+        """Whether a dispatch of `length` appended tokens can guess."""
+        return self.guessed_tokens > 0 and (length == 1 or self.extend_steps > 1)
 
     @property
     def pages_per_row(self) -> int:

@@ -216,8 +216,11 @@ class ModelSpeaker:
 
     @property
     def stats(self) -> Mapping[str, int | float]:
-        """Those of the sampler (`ictjax.sampler.SamplerStats`)."""
-        return dataclasses.asdict(self._sampler.stats)
+        """Those of the sampler (`ictjax.sampler.SamplerStats`); of guesses where some were made."""
+        counts = dataclasses.asdict(self._sampler.stats)
+        if not counts["proposed_tokens"]:
+            del counts["proposed_tokens"], counts["accepted_tokens"]
+        return counts
 
     def _open_one(self, conversation: int) -> _Conversation:
         if conversation not in self._conversations:

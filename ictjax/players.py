@@ -34,10 +34,11 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint
 from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.reader import check_checkpoint, read_config
+from ictjax.models.int8 import int8_weights
 from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
 from ictjax.models.transformer import Params, abstract_params, param_axes
 from ictjax.reflector import Reflector
-from ictjax.run_config import RoleConfig, TrainConfig, TrainedRoleConfig
+from ictjax.run_config import ActorConfig, RoleConfig, TrainConfig, TrainedRoleConfig
 from ictjax.sampler import Sampler, sampling_weights
 from ictjax.speaker import Speaker, is_speaker
 
@@ -120,10 +121,11 @@ def open_players(
         if not local:
             actor: Speaker = EndpointSpeaker(config.actor.endpoint, config.actor.model)
         elif same and frozen is not None:
-            actor = _actor(config, *frozen, mesh)
+            actor = actor_speaker(config, *frozen, mesh)
         else:
             actor_mesh = open_mesh(config.actor.mesh)
-            actor = _actor(config, *frozen_weights(config.actor, actor_mesh, progress), actor_mesh)
+            weights = frozen_weights(config.actor, actor_mesh, progress)
+            actor = actor_speaker(config, *weights, actor_mesh)
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
         own = own_part(mesh)
@@ -356,9 +358,10 @@ def open_model(
     return ModelSpeaker(sampler, chat, share_min_tokens=_SHARE_MIN_TOKENS)
 
 
-def _actor(
+def actor_speaker(
     config: TrainConfig, model: ModelConfig, params: Params, mesh: Mesh | None
 ) -> ModelSpeaker:
+    """The actor of a run, of the weights that `frozen_weights` read."""
     chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
     sampler = _sampler(model, on_own_part(params, mesh), config.actor_sampler, chat, own_part(mesh))
     return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
@@ -386,14 +389,16 @@ def _sampler(
 
 
 def frozen_weights(
-    role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None
+    role: RoleConfig, mesh: Mesh | None, progress: ReadProgress | None = None
 ) -> tuple[ModelConfig, Params]:
     """A model that is not trained, in the form that samplers and updates share (see
-    `ictjax.sampler.weights.sampling_weights`).
+    `ictjax.sampler.weights.sampling_weights`). Raises ValueError as `open_players`.
     """
     model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
     check_loaded(params, role.model)
     model = dataclasses.replace(model, dtype=role.dtype)
+    if isinstance(role, ActorConfig) and role.weights == "int8":
+        model, params = int8_weights(model, params)
     return model, sampling_weights(model, params, mesh, consume=True)
 
 

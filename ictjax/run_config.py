@@ -155,7 +155,7 @@ class RoleConfig(Ranged):
     thinking: bool | None = None
 
     @property
-    def frozen_key(self) -> tuple[str, str, MeshConfig]:
+    def frozen_key(self) -> tuple[str | MeshConfig, ...]:
         """Roles with the same key hold the same frozen weights."""
         return self.model, self.dtype, self.mesh
 
@@ -167,6 +167,21 @@ class ActorConfig(RoleConfig):
     """
 
     endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
+    # "int8": its matrices in 8 bits, a scale for every output; never shared with the reflector
+    weights: Literal["float", "int8"] = "float"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.endpoint.url and self.weights != "float":
+            raise ValueError(
+                f"actor.weights is {self.weights!r}, and the actor is at actor.endpoint.url, where"
+                " its weights are not ours: leave one out."
+            )
+
+    @property
+    def frozen_key(self) -> tuple[str | MeshConfig, ...]:
+        """In 8 bits its weights are its own."""
+        return (*super().frozen_key, *([self.weights] if self.weights != "float" else []))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,6 +277,11 @@ class TrainConfig(Ranged):
                 f"reflection.max_reply_tokens = {self.reflection.max_reply_tokens} exceeds the"
                 f" largest of batch.response_buckets {self.batch.response_buckets}: raise one or"
                 " lower the other."
+            )
+        if self.reflector_sampler.cache != "float":
+            raise ValueError(
+                f"reflector_sampler.cache is {self.reflector_sampler.cache!r}, and the update"
+                " computes with keys and values that are not rounded: leave it to actor_sampler."
             )
         if self.actor_sampler.max_len <= self.task.rollout.max_turn_tokens:
             raise ValueError(

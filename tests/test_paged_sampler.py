@@ -99,9 +99,10 @@ def check_pools(sampler):
         assert not store._host and not store._awaited
 
 
-def play(sampler, seed, *, count=7):
+def play(sampler, seed, *, count=7, temperatures=(1.0,)):
     """A random sequence of everything that can be asked for; replies by conversation, in the order
-    in which these were opened, up to the turn that was cancelled.
+    in which these were opened, up to the turn that was cancelled. Conversations take turns with the
+    temperatures.
     """
     rng = np.random.default_rng(seed)
     prefixes = [rng.integers(0, 23, 17).tolist() for _ in range(2)]
@@ -126,7 +127,12 @@ def play(sampler, seed, *, count=7):
         turn, plan = len(found[number]), plans[number]
         sampler.generate(
             conversation,
-            request(100 * number + turn, max_new_tokens=plan["new"][turn], ends=plan["ends"]),
+            request(
+                100 * number + turn,
+                max_new_tokens=plan["new"][turn],
+                ends=plan["ends"],
+                temperature=temperatures[number % len(temperatures)],
+            ),
         )
         if plan["cancelled"] and turn == 1:
             sampler.close(conversation)

@@ -415,6 +415,8 @@ def test_stats_account_for_every_position(sampler):
         "prefilled_tokens": 11,
         "reused_tokens": 0,
         "decoded_tokens": 6,
+        "proposed_tokens": 0,
+        "accepted_tokens": 0,
         # Two extends of 2 rows x 8 positions for 11 tokens; the second samples 1; decodes of 3 and
         # 2 steps x 2 rows for the other 5.
         "padded_tokens": (2 * 2 * 8 - 11) + (2 * 5 - 5),

@@ -117,7 +117,8 @@ def test_rows_and_heads_are_split_over_a_mesh():
         assert_equal(part, expected, arrays[-1], 1e-6)
 
 
-@pytest.mark.parametrize(("length", "width"), [(1, 128), (256, 64)])
+# a decode step, one with guessed tokens, and a prefill
+@pytest.mark.parametrize(("length", "width"), [(1, 128), (5, 128), (256, 64)])
 def test_kernels_are_lowered_for_tpu(length, width):
     rows, pages = (4, length), 64
     shapes = [

@@ -1,4 +1,4 @@
-"""`ictjax bench [sampler | update | envs | cache | false-alarms | all]`."""
+"""`ictjax bench [sampler | update | envs | cache | speculation | int8 | false-alarms | all]`."""
 
 import dataclasses
 import os
@@ -210,6 +210,35 @@ class FalseAlarmsBench(Flags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ActorBench(Common):
+    """What benchmarks on recorded games take."""
+
+    run: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+    """Whose games are said to its actor again, with its sizes."""
+    games: Annotated[int, Range(1, 1_000_000)] = 128
+    """So many different ones, from the start."""
+    rows: Annotated[int, Range(1, 65_536, also=0)] = 0
+    """Games at once; 0: as many as the run had slots for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeculationBench(ActorBench):
+    """The greedy actor of a run on its games: with tokens of its replies guessed from what was said
+    before, and without.
+    """
+
+    guessed: Annotated[tuple[int, ...], Range(1, 64)] = (2, 4)
+    """Tokens that a step guesses at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8Bench(ActorBench):
+    """The greedy actor of a run on its games, which it also plays: with weights, cache or both in 8
+    bits, and in its own type.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AllBenches(Common):
     """The first three at their default sizes."""
 
@@ -218,7 +247,14 @@ _BENCHES: Mapping[str, type[Common]] = MappingProxyType(
     {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
 )
 _WORDS: Mapping[str, type[Common | CacheBench | FalseAlarmsBench]] = MappingProxyType(
-    {**_BENCHES, "cache": CacheBench, "false-alarms": FalseAlarmsBench, "all": AllBenches}
+    {
+        **_BENCHES,
+        "cache": CacheBench,
+        "speculation": SpeculationBench,
+        "int8": Int8Bench,
+        "false-alarms": FalseAlarmsBench,
+        "all": AllBenches,
+    }
 )
 
 

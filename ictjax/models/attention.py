@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
+from ictjax.models.int8 import Scales
 from ictjax.models.precision import wide
 
 # Rows of up to so many tokens are computed in blocks of so many; longer ones in blocks of the last
@@ -75,13 +76,15 @@ def sees(query: Seen, key: Seen, window: Array | int) -> Array:
 
 def attend(
     q_btnh: Float[Array, "B T N H"],
-    k_bkhs: Float[Array, "B K H S"],
-    v_bksh: Float[Array, "B K S H"],
+    k_bkhs: Float[Array, "B K H S"] | Int8[Array, "B K H S"],
+    v_bksh: Float[Array, "B K S H"] | Int8[Array, "B K S H"],
     mask_bts: Bool[Array, "B T S"],
     scale: float | None = None,
+    scales: Scales | None = None,
 ) -> Float[Array, "B T N H"]:
     """The reference, which holds [B, N, T, S]; query head n reads kv head n // (N / K), without
-    repeating keys or values. `scale` is H ** -0.5 unless given.
+    repeating keys or values. `scale` is H ** -0.5 unless given. Keys and values in 8 bits come with
+    their scales, by which logits and weights are multiplied.
     """
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads = k_bkhs.shape[1]
@@ -96,15 +99,22 @@ def attend(
     )
     scale = head_dim**-0.5 if scale is None else scale
     logits_bkms = jnp.einsum(
-        "BKMH,BKHS->BKMS", q_bkmh, k_bkhs, preferred_element_type=wide(q_btnh.dtype)
+        "BKMH,BKHS->BKMS",
+        q_bkmh,
+        k_bkhs.astype(q_bkmh.dtype),
+        preferred_element_type=wide(q_btnh.dtype),
     )
+    if scales is not None:
+        logits_bkms *= scales.k[:, :, None]
     logits_bkgts = (logits_bkms * scale).reshape(batch, num_kv_heads, groups, length, -1)
     weights_bkgts = jax.nn.softmax(
         jnp.where(mask_bts[:, None, None], logits_bkgts, MASKED), axis=-1
     )
-    mixed_bkmh = jnp.einsum(
-        "BKMS,BKSH->BKMH", weights_bkgts.reshape(logits_bkms.shape).astype(v_bksh.dtype), v_bksh
-    )
+    weights_bkms = weights_bkgts.reshape(logits_bkms.shape)
+    if scales is not None:
+        weights_bkms *= scales.v[:, :, None]
+        v_bksh = v_bksh.astype(q_btnh.dtype)
+    mixed_bkmh = jnp.einsum("BKMS,BKSH->BKMH", weights_bkms.astype(v_bksh.dtype), v_bksh)
     return (
         mixed_bkmh.reshape(batch, num_kv_heads, groups, length, head_dim)
         .transpose(0, 3, 1, 2, 4)

@@ -4,13 +4,24 @@ A row holds the positions of one conversation (a slot), or those of one page, of
 conversations hold as many as they need (`paged_attention`). Everything here serves both.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
+from ictjax.config import CacheKind
 from ictjax.models.config import ModelConfig
+from ictjax.models.int8 import Scales
+
+
+class CachedLayer(NamedTuple):
+    """Keys and values of one layer; with their scales where they are held in 8 bits."""
+
+    k: Float[Array, "B K H S"] | Int8[Array, "B K H S"]
+    v: Float[Array, "B K S H"] | Int8[Array, "B K S H"]
+    scales: Scales | None = None
 
 
 class KVCache(NamedTuple):
@@ -22,23 +33,58 @@ class KVCache(NamedTuple):
     S, K, H] for one decode step on two CPU cores).
     """
 
-    k: tuple[Float[Array, "B K H S"], ...]
-    v: tuple[Float[Array, "B K S H"], ...]
+    k: tuple[Float[Array, "B K H S"] | Int8[Array, "B K H S"], ...]
+    v: tuple[Float[Array, "B K S H"] | Int8[Array, "B K S H"], ...]
+    # of each position and head, where keys and values are held in 8 bits; else there are none
+    k_scale: tuple[Float[Array, "B K S"], ...] = ()
+    v_scale: tuple[Float[Array, "B K S"], ...] = ()
+
+    def layer(self, index: int) -> CachedLayer:
+        """That of one layer."""
+        if not self.k_scale:
+            return CachedLayer(self.k[index], self.v[index])
+        scales = Scales(self.k_scale[index], self.v_scale[index])
+        return CachedLayer(self.k[index], self.v[index], scales)
+
+
+def of_layers(layers: Sequence[CachedLayer]) -> KVCache:
+    """The cache of these layers."""
+    scales = [layer.scales for layer in layers if layer.scales is not None]
+    return KVCache(
+        k=tuple(layer.k for layer in layers),
+        v=tuple(layer.v for layer in layers),
+        k_scale=tuple(one.k for one in scales),
+        v_scale=tuple(one.v for one in scales),
+    )
 
 
 def make_cache(
-    config: ModelConfig, num_rows: int, num_positions: int, *, copies: int = 1
+    config: ModelConfig,
+    num_rows: int,
+    num_positions: int,
+    *,
+    copies: int = 1,
+    kind: CacheKind = "float",
 ) -> KVCache:
-    """An empty cache of `num_rows` rows of `num_positions` tokens, in the model's activation dtype.
+    """An empty cache of `num_rows` rows of `num_positions` tokens, in the model's activation dtype
+    or in 8 bits.
 
     With `copies` above 1 every kv head is held that many times in a row: more devices than kv heads
     can then split the heads, each with only what its own query heads read. K is then num_kv_heads x
     copies.
     """
     heads, width, layers = config.num_kv_heads * copies, config.head_dim, range(config.num_layers)
+    dtype = config.dtype if kind == "float" else jnp.int8
+    scaled = layers if kind == "int8" else ()
+    k_scale, v_scale = (
+        tuple(jnp.zeros((num_rows, heads, num_positions), jnp.float32) for _ in scaled)
+        for _ in range(2)
+    )
     return KVCache(
-        k=tuple(jnp.zeros((num_rows, heads, width, num_positions), config.dtype) for _ in layers),
-        v=tuple(jnp.zeros((num_rows, heads, num_positions, width), config.dtype) for _ in layers),
+        k=tuple(jnp.zeros((num_rows, heads, width, num_positions), dtype) for _ in layers),
+        v=tuple(jnp.zeros((num_rows, heads, num_positions, width), dtype) for _ in layers),
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -46,12 +92,15 @@ def take_rows(cache: KVCache, rows_b: Int[Array, " B"] | None, num_positions: in
     """The first `num_positions` positions (static) of some rows, or of all rows in order; indices
     outside the cache read any row.
     """
-    k = (k[..., :num_positions] for k in cache.k)
-    v = (v[:, :, :num_positions] for v in cache.v)
-    if rows_b is not None:
-        k = (array.at[rows_b].get(mode="clip") for array in k)
-        v = (array.at[rows_b].get(mode="clip") for array in v)
-    return KVCache(k=tuple(k), v=tuple(v))
+    part = KVCache(
+        k=tuple(k[..., :num_positions] for k in cache.k),
+        v=tuple(v[:, :, :num_positions] for v in cache.v),
+        k_scale=tuple(scale[..., :num_positions] for scale in cache.k_scale),
+        v_scale=tuple(scale[..., :num_positions] for scale in cache.v_scale),
+    )
+    if rows_b is None:
+        return part
+    return jax.tree.map(lambda array: array.at[rows_b].get(mode="clip"), part)
 
 
 def put_positions(
@@ -70,19 +119,22 @@ def put_positions(
     # beyond the end: dropped
     written_bt = jnp.where(positions_bt < ends_b[:, None], positions_bt, num_positions)
     batch_b1 = jnp.arange(rows_b.shape[0], dtype=jnp.int32)[:, None]
+
+    def put_last(whole: Array, new: Array) -> Array:
+        return whole.at[rows_b[:, None], :, :, written_bt].set(
+            new.at[batch_b1, :, :, positions_bt].get(mode="clip"), mode="drop"
+        )
+
+    def put_third(whole: Array, new: Array) -> Array:
+        return whole.at[rows_b[:, None], :, written_bt].set(
+            new.at[batch_b1, :, positions_bt].get(mode="clip"), mode="drop"
+        )
+
     return KVCache(
-        k=tuple(
-            whole.at[rows_b[:, None], :, :, written_bt].set(
-                new.at[batch_b1, :, :, positions_bt].get(mode="clip"), mode="drop"
-            )
-            for whole, new in zip(cache.k, part.k, strict=True)
-        ),
-        v=tuple(
-            whole.at[rows_b[:, None], :, written_bt].set(
-                new.at[batch_b1, :, positions_bt].get(mode="clip"), mode="drop"
-            )
-            for whole, new in zip(cache.v, part.v, strict=True)
-        ),
+        k=tuple(map(put_last, cache.k, part.k)),
+        v=tuple(map(put_third, cache.v, part.v)),
+        k_scale=tuple(map(put_third, cache.k_scale, part.k_scale)),
+        v_scale=tuple(map(put_third, cache.v_scale, part.v_scale)),
     )
 
 

@@ -5,6 +5,7 @@ import math
 
 DTYPES = ("float32", "bfloat16", "float16")  # of weights
 _ACTIVATION_DTYPES = ("float32", "bfloat16", "float64")  # the last for proofs, with JAX's x64 mode
+WEIGHTS = ("float", "int8")
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours -> Hugging Face's name
 MAX_LAYERS = 1024  # the deepest published models have a few hundred
 _MAX_SIZE = 2**24  # of anything else: the largest published vocabularies have 2**18
@@ -89,6 +90,8 @@ class ModelConfig:
     max_positions: int = 32_768
     dtype: str = "float32"  # of activations and of the KV cache
     param_dtype: str = "float32"  # of the stored weights
+    # "int8": matrices are held in 8 bits, with scales (`int8`); "float": as param_dtype says
+    weights: str = "float"
 
     def __post_init__(self) -> None:
         for name in (
@@ -121,6 +124,7 @@ class ModelConfig:
             ("activation", ACTIVATIONS),
             ("dtype", _ACTIVATION_DTYPES),
             ("param_dtype", DTYPES),
+            ("weights", WEIGHTS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -145,12 +149,33 @@ class ModelConfig:
 
     @property
     def num_params(self) -> int:
-        """Number of weights."""
+        """Number of weights, scales of matrices in 8 bits not counted."""
         sizes = self.axis_sizes
         top, layers = self.weight_axes
         return sum(
-            math.prod(sizes[axis] for axis in axes) for axes in (*top.values(), *layers.values())
+            math.prod(sizes[axis] for axis in axes)
+            for name, axes in (*top.items(), *layers.items())
+            if not name.endswith("_scale")
         )
+
+    @property
+    def matrices(self) -> dict[str, tuple[str, ...]]:
+        """The logical axes that every matrix is summed over where it is multiplied with; of the
+        embedding, those of one id.
+        """
+        return {
+            **dict.fromkeys(("q", "k", "v", "gate", "up", "embed", "head"), ("embed",)),
+            "o": ("heads", "head_dim"),
+            "down": ("ff",),
+        }
+
+    def dtype_of(self, name: str) -> str:
+        """The type that a weight is stored in."""
+        if self.weights == "float":
+            return self.param_dtype
+        if name in self.matrices:
+            return "int8"
+        return "float32" if name.endswith("_scale") else self.param_dtype
 
     @property
     def axis_sizes(self) -> dict[str, int]:
@@ -198,4 +223,11 @@ class ModelConfig:
         top: dict[str, tuple[str, ...]] = {"embed": ("vocab", "embed"), "norm": ("embed",)}
         if not self.tie_embeddings:
             top |= {"head": ("embed", "vocab")}
+        if self.weights == "int8":
+            for weights in (top, layer):
+                weights |= {
+                    f"{name}_scale": tuple(a for a in weights[name] if a not in summed)
+                    for name, summed in self.matrices.items()
+                    if name in weights
+                }
         return top, {name: ("layers", *axes) for name, axes in layer.items()}

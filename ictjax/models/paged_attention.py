@@ -10,9 +10,10 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
 from ictjax.models.attention import EVERYTHING, MASKED
+from ictjax.models.int8 import Scales
 from ictjax.models.precision import wide
 
 # Positions of one query that are attended to at once: a decode step takes several small pages in
@@ -80,7 +81,38 @@ def write_pages(
       lengths_b: new positions.
     """
     num_pages, _, size, _ = v_wkch.shape
-    steps_1t = jnp.arange(k_btkh.shape[1], dtype=jnp.int32)[None]
+    pages_bt, places_bt = _places(
+        table_bp, starts_b, lengths_b, k_btkh.shape[1], num_pages=num_pages, size=size
+    )
+    spare = ((0, 0), (0, pages_bt.shape[1] - k_btkh.shape[1]))
+    k_btkh, v_btkh = (jnp.pad(x, (*spare, (0, 0), (0, 0))) for x in (k_btkh, v_btkh))
+    return (
+        k_wkhc.at[pages_bt, :, :, places_bt].set(k_btkh, mode="drop"),
+        v_wkch.at[pages_bt, :, places_bt].set(v_btkh, mode="drop"),
+    )
+
+
+def write_scales(
+    scale_wkc: Float[Array, "W K C"],
+    scale_btk: Float[Array, "B T K"],
+    table_bp: Int[Array, "B P"],
+    starts_b: Int[Array, " B"],
+    lengths_b: Int[Array, " B"],
+) -> Float[Array, "W K C"]:
+    """`write_pages` of the scales of keys or values that are held in 8 bits."""
+    num_pages, _, size = scale_wkc.shape
+    pages_bt, places_bt = _places(
+        table_bp, starts_b, lengths_b, scale_btk.shape[1], num_pages=num_pages, size=size
+    )
+    spare = ((0, 0), (0, pages_bt.shape[1] - scale_btk.shape[1]), (0, 0))
+    return scale_wkc.at[pages_bt, :, places_bt].set(jnp.pad(scale_btk, spare), mode="drop")
+
+
+def _places(
+    table_bp: Array, starts_b: Array, lengths_b: Array, length: int, *, num_pages: int, size: int
+) -> tuple[Array, Array]:
+    """Page and position in it of every token of `length` of a row; padding is beyond the pages."""
+    steps_1t = jnp.arange(length, dtype=jnp.int32)[None]
     positions_bt = starts_b[:, None] + steps_1t
     owned_bt = jnp.take_along_axis(
         table_bp, jnp.minimum(positions_bt // size, table_bp.shape[1] - 1), axis=1
@@ -90,25 +122,23 @@ def write_pages(
     # A single position would be written by another program of XLA's, which copies the pool first:
     # a second one, which is dropped, goes with it.
     spare = ((0, 0), (0, int(pages_bt.size == 1)))
-    pages_bt = jnp.pad(pages_bt, spare, constant_values=num_pages)
-    places_bt = jnp.pad(positions_bt % size, spare)
-    k_btkh, v_btkh = (jnp.pad(x, (*spare, (0, 0), (0, 0))) for x in (k_btkh, v_btkh))
     return (
-        k_wkhc.at[pages_bt, :, :, places_bt].set(k_btkh, mode="drop"),
-        v_wkch.at[pages_bt, :, places_bt].set(v_btkh, mode="drop"),
+        jnp.pad(pages_bt, spare, constant_values=num_pages),
+        jnp.pad(positions_bt % size, spare),
     )
 
 
 def attend_pages(
     q_btnh: Float[Array, "B T N H"],
-    k_wkhc: Float[Array, "W K H C"],
-    v_wkch: Float[Array, "W K C H"],
+    k_wkhc: Float[Array, "W K H C"] | Int8[Array, "W K H C"],
+    v_wkch: Float[Array, "W K C H"] | Int8[Array, "W K C H"],
     table_bp: Int[Array, "B P"],
     starts_b: Int[Array, " B"],
     lengths_b: Int[Array, " B"],
     *,
     window: int | None = None,
     scale: float | None = None,
+    scales: Scales | None = None,
 ) -> Float[Array, "B T N H"]:
     """The mixed values of the last `lengths_b` positions of every row, by an online softmax over
     its pages (as in `attention.attend_rows`): a page of each row, or a few, exist outside the pool
@@ -124,6 +154,7 @@ def attend_pages(
       lengths_b: queries of each row; 0 for a row that takes no part.
       window: how many positions back a query sees, its own included (static); None: all.
       scale: of queries times keys (static); H ** -0.5 unless given.
+      scales: of a pool in 8 bits, [W, K, C].
     """
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads, size = v_wkch.shape[1:3]
@@ -157,9 +188,12 @@ def attend_pages(
             .reshape(batch, length, at_once, size)
             .swapaxes(1, 2)
         )
+        k_bykhc, v_bykch = (x.astype(q_btnh.dtype) for x in (k_bykhc, v_bykch))
         logits_bykmc = jnp.einsum(
             "BYKMH,BYKHC->BYKMC", q_bykmh, k_bykhc, preferred_element_type=dtype
         )
+        if scales is not None:
+            logits_bykmc *= scales.k.at[pages_by].get(mode="clip")[:, :, :, None]
         logits_bykgtc = (logits_bykmc * scale).reshape(*logits_bykmc.shape[:3], groups, length, -1)
         logits_bykmc = jnp.where(mask_bytc[:, :, None, None], logits_bykgtc, MASKED).reshape(
             logits_bykmc.shape
@@ -168,9 +202,12 @@ def attend_pages(
         new_top_bkm = jnp.maximum(top_bkm, logits_bykmc.max(axis=(1, 4)))
         weights_bykmc = jnp.exp(logits_bykmc - new_top_bkm[:, None, ..., None])
         kept_bkm = jnp.exp(top_bkm - new_top_bkm)
+        valued_bykmc = weights_bykmc
+        if scales is not None:
+            valued_bykmc = weights_bykmc * scales.v.at[pages_by].get(mode="clip")[:, :, :, None]
         mixed_bykmh = jnp.einsum(
             "BYKMC,BYKCH->BYKMH",
-            weights_bykmc.astype(v_bykch.dtype),
+            valued_bykmc.astype(v_bykch.dtype),
             v_bykch,
             preferred_element_type=dtype,
         )

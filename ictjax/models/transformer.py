@@ -32,9 +32,10 @@ from jaxtyping import Array, Float, Int
 from ictjax.config import Remat
 from ictjax.mesh import table_sharding
 from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, attend, plain_rows
-from ictjax.models.cache import KVCache
+from ictjax.models.cache import CachedLayer, KVCache, of_layers
 from ictjax.models.config import ModelConfig
-from ictjax.models.paged_attention import PAGES, PagedAttention
+from ictjax.models.int8 import Scales, to_int8
+from ictjax.models.paged_attention import PAGES, PagedAttention, attend_pages, write_scales
 from ictjax.models.precision import wide
 from ictjax.models.rotary import rotary, rotate
 
@@ -120,15 +121,15 @@ def init_params(config: ModelConfig, key: Array) -> Params:
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """The shapes and dtypes of `init_params`; allocates nothing."""
+    """The shapes and dtypes of `init_params`, or of `int8.int8_weights`; allocates nothing."""
     sizes = config.axis_sizes
 
-    def weight(axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes), config.param_dtype)
+    def weight(name: str, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes), config.dtype_of(name))
 
     top, layers = config.weight_axes
-    return {name: weight(axes) for name, axes in top.items()} | {
-        "layers": {name: weight(axes) for name, axes in layers.items()}
+    return {name: weight(name, axes) for name, axes in top.items()} | {
+        "layers": {name: weight(name, axes) for name, axes in layers.items()}
     }
 
 
@@ -278,15 +279,25 @@ def extend(
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
 
     def mix(
-        sliding: bool, k_bkhs: Array, v_bksh: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
-    ) -> tuple[Array, Array, Array]:
-        k_bkhs = k_bkhs.at[rows_b1, :, :, written_bt].set(k_btkh, mode="drop")
-        v_bksh = v_bksh.at[rows_b1, :, written_bt].set(v_btkh, mode="drop")
-        return (
-            attend(q_btnh, k_bkhs, v_bksh, masks_bts[sliding], config.attention_scale),
-            k_bkhs,
-            v_bksh,
+        sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
+    ) -> tuple[Array, CachedLayer]:
+        scales = None
+        if held.scales is not None and new.scales is not None:
+            scales = Scales(
+                *(
+                    scale_bks.at[rows_b1, :, written_bt].set(new_btk, mode="drop")
+                    for scale_bks, new_btk in zip(held.scales, new.scales, strict=True)
+                )
+            )
+        held = CachedLayer(
+            k=held.k.at[rows_b1, :, :, written_bt].set(new.k, mode="drop"),
+            v=held.v.at[rows_b1, :, written_bt].set(new.v, mode="drop"),
+            scales=scales,
         )
+        mixed_btnh = attend(
+            q_btnh, held.k, held.v, masks_bts[sliding], config.attention_scale, scales
+        )
+        return mixed_btnh, held
 
     return _extended(config, params, cache, tokens_bt, positions_bt, mix)
 
@@ -314,18 +325,31 @@ def extend_pages(
     rows = table_bp, starts_b, lengths_b
 
     def mix(
-        sliding: bool, k_pages: Array, v_pages: Array, q_btnh: Array, k_btkh: Array, v_btkh: Array
-    ) -> tuple[Array, Array, Array]:
-        k_pages, v_pages = attention.write(k_pages, v_pages, k_btkh, v_btkh, *rows)
-        mixed_btnh = attention.attend(
+        sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
+    ) -> tuple[Array, CachedLayer]:
+        k_pages, v_pages = attention.write(held.k, held.v, new.k, new.v, *rows)
+        window = config.sliding_window if sliding else None
+        if held.scales is None or new.scales is None:
+            mixed_btnh = attention.attend(
+                q_btnh, k_pages, v_pages, *rows, window=window, scale=config.attention_scale
+            )
+            return mixed_btnh, CachedLayer(k_pages, v_pages)
+        scales = Scales(
+            *(
+                write_scales(scale_wkc, new_btk, *rows)
+                for scale_wkc, new_btk in zip(held.scales, new.scales, strict=True)
+            )
+        )
+        mixed_btnh = attend_pages(  # the one way over pages in 8 bits
             q_btnh,
             k_pages,
             v_pages,
             *rows,
-            window=config.sliding_window if sliding else None,
+            window=window,
             scale=config.attention_scale,
+            scales=scales,
         )
-        return mixed_btnh, k_pages, v_pages
+        return mixed_btnh, CachedLayer(k_pages, v_pages, scales)
 
     positions_bt = starts_b[:, None] + steps_t[None, :]
     return _extended(config, params, pool, tokens_bt, positions_bt, mix)
@@ -337,19 +361,19 @@ def _extended(
     cache: KVCache,
     tokens_bt: Array,
     positions_bt: Array,
-    mix: Callable[[bool, Array, Array, Array, Array, Array], tuple[Array, Array, Array]],
+    mix: Callable[[bool, CachedLayer, Array, CachedLayer], tuple[Array, CachedLayer]],
 ) -> tuple[Array, KVCache]:
     """All layers over new tokens.
 
     Args:
-      mix: (whether the layer slides, its cached keys and values, new queries, keys and values) ->
-        mixed values, and the cached keys and values with the new ones.
+      mix: (whether the layer slides, its cached keys and values, new queries, new keys and values
+        as [B, T, K, H]) -> mixed values, and the cached keys and values with the new ones.
     """
     rotations = [rotary(config, positions_bt, sliding=False)]
     if config.sliding_window is not None:
         rotations.append(rotary(config, positions_bt, sliding=True))
     x_btd = _embed(config, params, tokens_bt)
-    keys, values = [], []
+    layers = []
     for index in range(config.num_layers):
         weights = layer_weights(params, index)
         sliding = config.sliding_window is not None and config.sliding_layers[index]
@@ -358,30 +382,28 @@ def _extended(
             jnp.repeat(x, cache.v[index].shape[1] // config.num_kv_heads, axis=2)
             for x in (k_btkh, v_btkh)
         )
-        mixed_btnh, k, v = mix(sliding, cache.k[index], cache.v[index], q_btnh, k_btkh, v_btkh)
+        held, new = cache.layer(index), CachedLayer(k_btkh, v_btkh)
+        if held.scales is not None:
+            (k, k_scale), (v, v_scale) = (to_int8(x, (3,)) for x in (k_btkh, v_btkh))
+            new = CachedLayer(k, v, Scales(k_scale, v_scale))
+        mixed_btnh, held = mix(sliding, held, q_btnh, new)
         x_btd = _residual(config, weights, x_btd, mixed_btnh)
-        keys.append(k)
-        values.append(v)
-    return _rms_norm(config, params["norm"], x_btd), KVCache(k=tuple(keys), v=tuple(values))
+        layers.append(held)
+    return _rms_norm(config, params["norm"], x_btd), of_layers(layers)
 
 
 def unembed(
     config: ModelConfig, params: Params, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
-    if config.tie_embeddings:
-        return jnp.einsum(
-            "...D,VD->...V",
-            hidden,
-            params["embed"].astype(hidden.dtype),
-            preferred_element_type=wide(hidden.dtype),
-        )
-    return jnp.einsum(
-        "...D,DV->...V",
+    name, letters = ("embed", "VD") if config.tie_embeddings else ("head", "DV")
+    logits = jnp.einsum(
+        f"...D,{letters}->...V",
         hidden,
-        params["head"].astype(hidden.dtype),
+        params[name].astype(hidden.dtype),
         preferred_element_type=wide(hidden.dtype),
     )
+    return _scaled(logits, params.get(f"{name}_scale"))
 
 
 def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _INIT_STD) -> Array:
@@ -390,6 +412,9 @@ def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _IN
 
 def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
     x_btd = jnp.take(params["embed"], tokens_bt, axis=0, mode="clip").astype(config.dtype)
+    if "embed_scale" in params:
+        scale_bt = jnp.take(params["embed_scale"], tokens_bt, axis=0, mode="clip")
+        x_btd = (x_btd * scale_bt[..., None]).astype(config.dtype)
     return (
         x_btd * jnp.asarray(config.d_model**0.5, config.dtype) if config.scale_embeddings else x_btd
     )
@@ -415,6 +440,7 @@ def _project(weights: Params, name: str, x: Array) -> Array:
         y = _widened(x, weight)
     else:
         y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weight)
+    y = _scaled(y, weights.get(f"{name}_scale"))
     # R: rank; never merged here, so that the weights can be shared with models without the addition
     if f"{name}_lora_a" in weights:
         x_btr = jnp.einsum(
@@ -425,6 +451,13 @@ def _project(weights: Params, name: str, x: Array) -> Array:
         )
     bias = weights.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)[None, None]
+
+
+def _scaled(y: Array, scale: Array | None) -> Array:
+    """What a matrix in 8 bits gave, by its scales along the last axes."""
+    if scale is None:
+        return y
+    return (y * jnp.expand_dims(scale, range(y.ndim - scale.ndim))).astype(y.dtype)
 
 
 @jax.custom_vjp

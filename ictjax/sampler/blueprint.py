@@ -102,7 +102,9 @@ class Blueprint:
     def make_cache(self) -> KVCache:
         """An empty cache, to be jitted with its sharding."""
         rows, positions = self.sizes.cache_rows(self.num_shards)
-        return make_cache(self.config, rows, positions, copies=self._kv_copies)
+        return make_cache(
+            self.config, rows, positions, copies=self._kv_copies, kind=self.sizes.cache
+        )
 
     def cache_shapes(self) -> KVCache:
         """The cache on shapes alone."""
@@ -134,8 +136,9 @@ class Blueprint:
             num_pages=self.table_length,
             attention=paged_attention_of(attention, self.mesh),
             unused=self.unused,
+            guessed=sizes.guessed_tokens if sizes.guesses(shape.length) else 0,
         )
-        packed = self.blank(shape.num_rows, shape.length)
+        packed = self.blank(*shape)
         return self._lower(
             static,
             (params, cache, jax.ShapeDtypeStruct(packed.shape, packed.dtype)),
@@ -183,7 +186,7 @@ class Blueprint:
             donated=(0,),
         )
 
-    def blank(self, num_rows: int, length: int) -> np.ndarray:
+    def blank(self, num_rows: int, length: int, attended: int) -> np.ndarray:
         """The packed matrix of a dispatch, all padding, to be filled by `state.pack_row`."""
         return blank_rows(
             num_rows,
@@ -193,6 +196,7 @@ class Blueprint:
             num_slots=self.slots_per_shard,
             pad_id=self.pad_id,
             num_pages=self.table_length,
+            num_history=attended if self.sizes.guesses(length) else 0,
         )
 
     @property

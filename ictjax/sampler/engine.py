@@ -19,7 +19,7 @@ from ictjax.models.transformer import Params
 from ictjax.sampler.page_store import PageStore
 from ictjax.sampler.programs import Programs
 from ictjax.sampler.row_store import RowStore
-from ictjax.sampler.state import pack_request, pack_row, unpack_samples
+from ictjax.sampler.state import pack_request, pack_row, unpack_guesses, unpack_samples
 
 _MAX_BIAS = 1000  # divided by the smallest temperature still far from the largest float32
 
@@ -91,6 +91,8 @@ class SamplerStats:
     prefilled_tokens: int  # appended by open and extend, and computed
     reused_tokens: int  # appended by open and fork, and found in the cache
     decoded_tokens: int  # sampled
+    proposed_tokens: int  # guessed (`SamplerConfig.guessed_tokens`)
+    accepted_tokens: int  # of these, that were sampled
     padded_tokens: int  # computed positions that held no token of a conversation
     dispatches: int
     row_copies: int  # of slots, or of pages
@@ -285,6 +287,8 @@ class Sampler:
             prefilled_tokens=counts["prefilled_tokens"],
             reused_tokens=counts["reused_tokens"],
             decoded_tokens=counts["decoded_tokens"],
+            proposed_tokens=counts["proposed_tokens"],
+            accepted_tokens=counts["accepted_tokens"],
             padded_tokens=counts["padded_tokens"],
             dispatches=counts["dispatches"],
             row_copies=counts["row_copies"],
@@ -573,16 +577,16 @@ class Sampler:
 
     def _row(self, seat: _Seated, length: int) -> _Row:
         sizes, conversation = self._sampler_config, seat.conversation
-        steps = sizes.decode_steps if length == 1 else sizes.extend_steps
         start, count = self._store.cached(seat.slot), min(self._unfed(seat), length)
         # a reply starts only once all tokens before it are computed
         reply = conversation.reply if start + count == conversation.length else None
-        allowed = 0
+        allowed = most = 0
         if reply is not None:
             allowed = min(
                 reply.request.max_new_tokens - len(reply.ids), sizes.max_len - conversation.length
             )
-        end = start + count + max(min(allowed, steps) - 1, 0)
+            most = sizes.most_sampled(length, greedy=reply.request.temperature == 0)
+        end = start + count + max(min(allowed, most) - 1, 0)
         return _Row(seat, start, count, reply, allowed, end)
 
     def _with_room(self, rows: list[_Row], working: dict[int, int]) -> list[_Row]:
@@ -596,7 +600,9 @@ class Sampler:
         num_rows = _bucket(sizes.row_buckets, self._shards * max(counts.values()))
         shard_rows = num_rows // self._shards
         next_row = [itertools.count(shard * shard_rows) for shard in range(self._shards)]
-        packed = self._programs.blank(num_rows, length)
+        attended = _bucket(sizes.attended, max(length, *(row.end for row in group)))
+        packed = self._programs.blank(num_rows, length, attended)
+        num_history = attended if sizes.guesses(length) else 0
         places = []
         for row in group:
             conversation, slot = row.seat
@@ -613,16 +619,24 @@ class Sampler:
                 num_bias=sizes.max_bias_ids,
                 num_tokens=length,
                 pages=self._store.pages(slot),
+                history=conversation.tokens[: min(row.start + row.count, num_history)],
+                num_history=num_history,
             )
             places.append(place)
-        end = max(length, *(row.end for row in group))
-        samples = self._programs.turn(packed, length, _bucket(sizes.attended, end))
+        samples = self._programs.turn(packed, length, attended)
+        guessed = None
+        if num_history:
+            guessed, samples = unpack_guesses(samples)
         ids, logprobs, sampled = unpack_samples(samples)
         self._counts["dispatches"] += 1
         self._peak_bytes = max(self._peak_bytes, self._store.held[1])
         steps_per_shard = sampled.reshape(self._shards, shard_rows).max(axis=1)
         if length > 1:
             steps_per_shard = length + np.maximum(steps_per_shard - 1, 0)
+        if guessed is not None:
+            steps_per_shard = guessed.computed[::shard_rows]
+            self._counts["proposed_tokens"] += int(guessed.proposed.sum())
+            self._counts["accepted_tokens"] += int(guessed.accepted.sum())
         self._counts["padded_tokens"] += shard_rows * int(steps_per_shard.sum())
         for row, place in zip(group, places, strict=True):
             self._advance(

@@ -103,15 +103,15 @@ class Programs:
         ]
         return [*turns, *rows]
 
-    def blank(self, num_rows: int, length: int) -> np.ndarray:
+    def blank(self, num_rows: int, length: int, attended: int) -> np.ndarray:
         """See `Blueprint.blank`."""
-        return self._blueprint.blank(num_rows, length)
+        return self._blueprint.blank(num_rows, length, attended)
 
     def turn(self, packed: np.ndarray, length: int, attended: int) -> np.ndarray:
-        """Does one dispatch (see `step.turn`) of a matrix that `blank` made for this length, and
+        """Does one dispatch (see `step.turn`) of a matrix that `blank` made for these sizes, and
         waits for it.
 
-        Returns: Packed samples (state.unpack_samples), on the host.
+        Returns: Packed samples (see `step.turn`), on the host.
         """
         program = self._compiled_turn(TurnShape(len(packed), length, attended))
         samples, self._cache = program(self._params, self._cache, packed)

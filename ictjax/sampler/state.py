@@ -42,6 +42,8 @@ class Rows(NamedTuple):
     stop_bx: Int[Array, "B X"]  # ids that end the generation; -1 for none
     tokens_bt: Int[Array, "B T"]
     table_bp: Int[Array, "B P"]  # pages of the pool, where the cache is one; no columns otherwise
+    # all tokens, those to append included, where replies are guessed; no columns otherwise
+    history_bs: Int[Array, "B S"]
 
 
 NO_ID = 2**31 - 1
@@ -59,13 +61,14 @@ def blank_rows(
     num_slots: int,
     pad_id: int,
     num_pages: int = 0,
+    num_history: int = 0,
 ) -> np.ndarray:
-    """A packed matrix of padding rows, [B, _COLUMNS + stop ids + 2 * biases + T + P] int32;
-    P is `num_pages`, of a row.
+    """A packed matrix of padding rows, [B, _COLUMNS + stop ids + 2 * biases + T + P + S] int32;
+    P is `num_pages`, of a row, and S `num_history`.
     """
     stops, bias = _COLUMNS + num_stop_ids, _COLUMNS + num_stop_ids + num_bias
     first = bias + num_bias
-    packed = np.zeros((num_rows, first + num_tokens + num_pages), np.int32)
+    packed = np.zeros((num_rows, first + num_tokens + num_pages + num_history), np.int32)
     packed[:, 0] = num_slots
     packed[:, _COLUMNS:stops] = -1
     packed[:, stops:bias] = NO_ID
@@ -114,6 +117,8 @@ def pack_row(
     num_bias: int,
     num_tokens: int,
     pages: Sequence[int],
+    history: Sequence[int] | np.ndarray = (),
+    num_history: int = 0,
 ) -> None:
     """Fills one row of a packed matrix, given the columns of `pack_request` (None: append only)."""
     row[:5] = slot, start, len(tokens), allowed, count
@@ -122,14 +127,21 @@ def pack_row(
     first = _COLUMNS + num_stop_ids + 2 * num_bias
     row[first : first + len(tokens)] = tokens
     row[first + num_tokens : first + num_tokens + len(pages)] = pages
+    last = len(row) - num_history
+    row[last : last + len(history)] = history
 
 
 def unpack_rows(
-    packed: Int[Array, "B X"], num_stop_ids: int, num_bias: int, num_pages: int = 0
+    packed: Int[Array, "B X"],
+    num_stop_ids: int,
+    num_bias: int,
+    num_pages: int = 0,
+    num_history: int = 0,
 ) -> Rows:
     """The fields of a packed matrix, inside jit."""
     stops, bias = _COLUMNS + num_stop_ids, _COLUMNS + num_stop_ids + num_bias
-    last = packed.shape[1] - num_pages
+    end = packed.shape[1] - num_history
+    last = end - num_pages
 
     def floats(columns: Int[Array, "*B"]) -> Float[Array, "*B"]:
         return jax.lax.bitcast_convert_type(columns, jnp.float32)
@@ -147,17 +159,37 @@ def unpack_rows(
         ),
         stop_bx=packed[:, _COLUMNS:stops],
         tokens_bt=packed[:, bias + num_bias : last],
-        table_bp=packed[:, last:],
+        table_bp=packed[:, last:end],
+        history_bs=packed[:, end:],
     )
 
 
 def pack_samples(
-    ids_bt: Int[Array, "B T"], logprobs_bt: Float[Array, "B T"], sampled_b: Int[Array, " B"]
+    ids_bt: Int[Array, "B T"],
+    logprobs_bt: Float[Array, "B T"],
+    sampled_b: Int[Array, " B"],
+    guesses: Sequence[Int[Array, " B"]] = (),
 ) -> Int[Array, "B X"]:
-    """Sampled ids, bits of their log-probabilities, and their number per row, as one matrix."""
-    return jnp.concatenate(
-        [ids_bt, jax.lax.bitcast_convert_type(logprobs_bt, jnp.int32), sampled_b[:, None]], axis=1
-    )
+    """Sampled ids, bits of their log-probabilities, and their number per row, as one matrix; in
+    front of them the columns of `Guessed`, where a dispatch guesses.
+    """
+    logprobs_bt = jax.lax.bitcast_convert_type(logprobs_bt, jnp.int32)
+    counts = [counts_b[:, None] for counts_b in guesses]
+    return jnp.concatenate([*counts, ids_bt, logprobs_bt, sampled_b[:, None]], axis=1)
+
+
+class Guessed(NamedTuple):
+    """What guessing came to, per row."""
+
+    proposed: np.ndarray  # tokens
+    accepted: np.ndarray  # of them, that were sampled
+    computed: np.ndarray  # positions, the same for all rows of one copy of the weights
+
+
+def unpack_guesses(packed: np.ndarray) -> tuple[Guessed, np.ndarray]:
+    """The counts in front of what a dispatch that guesses has packed, and the rest."""
+    first = len(Guessed._fields)
+    return Guessed(*packed[:, :first].T), packed[:, first:]
 
 
 def unpack_samples(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from ictjax.models.cache import KVCache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
 from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.transformer import Params
+from ictjax.sampler.speculation import Guesses, propose, verify
 from ictjax.sampler.state import NO_ID, Extras, pack_samples, unpack_rows
 
 _DROPPED = -jnp.inf
@@ -32,6 +33,7 @@ class _Loop(NamedTuple):
     logprobs_bt: Float[Array, "B T"]  # of ids_bt; 0 where a row was not active
     sampled_b: Int[Array, " B"]  # of ids_bt
     part: KVCache  # the rows' positions, on which the steps work
+    guesses: Guesses | None = None
 
 
 def sample(
@@ -163,6 +165,7 @@ def turn(
     num_pages: int = 0,
     attention: PagedAttention = PAGES,
     unused: Sequence[range] = (),
+    guessed: int = 0,
 ) -> tuple[Int[Array, "B X"], KVCache]:
     """Appends the tokens of `packed` (see state.Rows) to their rows, then samples up to `max_steps`
     tokens for each row that may.
@@ -179,12 +182,18 @@ def turn(
       attention: over pages.
       unused: static; ids that are never sampled.
       max_steps: static; the loop ends early when no row is active.
+      guessed: static; tokens of greedy rows that a step guesses (`speculation`). The cache then has
+        positions behind those that are counted, as if they were never written: nobody sees them
+        before they are.
 
-    Returns: Packed samples (state.unpack_samples) and the new cache. The last sampled id of a row
-      has no cache position yet.
+    Returns: Packed samples (state.unpack_samples; before that, where it guesses, unpack_guesses)
+      and the new cache. The last sampled id of a row has no cache position yet.
     """
-    rows = unpack_rows(packed, num_stop_ids, num_bias, num_pages)
+    num_history = attended if guessed else 0
+    rows = unpack_rows(packed, num_stop_ids, num_bias, num_pages, num_history)
     batch, length = rows.tokens_bt.shape
+    first = 0 if length == 1 else 1  # sampled before the loop
+    most = first + (max_steps - first) * (1 + guessed)
     num_slots, _, num_positions, _ = cache.v[0].shape
     in_order = batch == num_slots
     in_place = num_pages > 0 or (in_order and attended == num_positions)
@@ -233,13 +242,96 @@ def turn(
         loop = loop._replace(ends_b=loop.ends_b + loop.active_b, part=part)
         return record(loop, hidden_btd[:, 0])
 
+    def guessing(loop: _Loop, guesses: Guesses) -> _Loop:
+        """With proposals for the next step."""
+        proposed_bt, found_b = propose(guesses.history_bs, loop.ends_b + 1, guessed)
+        wanted_b = found_b & loop.active_b & (rows.temperature_b <= 0)
+        counts_b = jnp.minimum(rows.allowed_b - loop.sampled_b - 1, guessed)
+        counts_b = jnp.where(wanted_b, counts_b, 0)
+        return loop._replace(guesses=guesses._replace(next_bt=proposed_bt, counts_b=counts_b))
+
+    def several(loop: _Loop, width: int) -> _Loop:
+        """A step over each row's last token and `width` - 1 proposals behind it."""
+        guesses = loop.guesses
+        assert guesses is not None
+        proposed_bt = guesses.next_bt[:, : width - 1]
+        lengths_b = jnp.where(loop.active_b, 1 + guesses.counts_b, 0)
+        tokens_bx = jnp.concatenate([loop.last_b[:, None], proposed_bt], axis=1)
+        hidden_bxd, part = extend(loop.part, tokens_bx, loop.ends_b, lengths_b)
+        steps_1x = jnp.arange(width, dtype=jnp.int32)[None]
+        # only greedy rows look at what is sampled behind a proposal
+        temperature_bx = jnp.where(steps_1x == 0, rows.temperature_b[:, None], 0.0)
+        flat = functools.partial(jnp.repeat, repeats=width, axis=0)
+        ids, logprobs = sample(
+            transformer.unembed(config, params, hidden_bxd.reshape(batch * width, -1)),
+            temperature_bx.reshape(-1),
+            flat(rows.top_k_b),
+            flat(rows.top_p_b),
+            flat(rows.keys_b2),
+            flat(rows.counts_b + loop.sampled_b),
+            max_top_k,
+            unused,
+            jax.tree.map(flat, rows.extras),
+        )
+        ids_bx, logprobs_bx = ids.reshape(batch, width), logprobs.reshape(batch, width)
+        count_b, stopped_b = verify(
+            ids_bx, proposed_bt, guesses.counts_b, loop.active_b, rows.stop_bx
+        )
+        last_b = jnp.take_along_axis(ids_bx, jnp.maximum(count_b - 1, 0)[:, None], axis=1)[:, 0]
+
+        def put(array_bt: Array, starts_b: Array, new_bx: Array) -> Array:
+            # beyond the end: dropped
+            places_bx = jnp.where(
+                steps_1x < count_b[:, None], starts_b[:, None] + steps_1x, array_bt.shape[1]
+            )
+            rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
+            return array_bt.at[rows_b1, places_bx].set(new_bx, mode="drop")
+
+        sampled_b = loop.sampled_b + count_b
+        loop = loop._replace(
+            step=loop.step + 1,
+            active_b=loop.active_b & ~stopped_b & (sampled_b < rows.allowed_b),
+            last_b=jnp.where(loop.active_b, last_b, loop.last_b),
+            ends_b=loop.ends_b + count_b,
+            ids_bt=put(loop.ids_bt, loop.sampled_b, ids_bx),
+            logprobs_bt=put(loop.logprobs_bt, loop.sampled_b, logprobs_bx),
+            sampled_b=sampled_b,
+            part=part,
+        )
+        guesses = guesses._replace(
+            history_bs=put(guesses.history_bs, loop.ends_b - count_b + 1, ids_bx),
+            proposed_b=guesses.proposed_b + guesses.counts_b,
+            accepted_b=guesses.accepted_b + jnp.maximum(count_b - 1, 0),
+            computed=guesses.computed + width,
+        )
+        return guessing(loop, guesses)
+
+    def proposed(loop: _Loop) -> Bool[Array, ""]:
+        assert loop.guesses is not None
+        return jnp.any(loop.guesses.counts_b > 0)
+
+    def alternate(loop: _Loop) -> _Loop:
+        """Wide steps as long as anything is proposed, then narrow ones until something is. Loops,
+        not branches of one step: XLA copies what branches change, which is the cache.
+        """
+        loop = jax.lax.while_loop(
+            lambda loop: unfinished(loop) & proposed(loop),
+            functools.partial(several, width=1 + guessed),
+            loop,
+        )
+        return jax.lax.while_loop(
+            lambda loop: unfinished(loop) & ~proposed(loop),
+            functools.partial(several, width=1),
+            loop,
+        )
+
     loop = _Loop(
         step=jnp.int32(0),
         active_b=rows.allowed_b > 0,
         last_b=rows.tokens_bt[:, 0],
         ends_b=rows.starts_b,
-        ids_bt=jnp.full((batch, max_steps), pad_id, jnp.int32),
-        logprobs_bt=jnp.zeros((batch, max_steps), jnp.float32),
+        ids_bt=jnp.full((batch, most), pad_id, jnp.int32),
+        logprobs_bt=jnp.zeros((batch, most), jnp.float32),
         sampled_b=jnp.zeros((batch,), jnp.int32),
         part=cache if in_place else take_rows(cache, None if in_order else rows.slots_b, attended),
     )
@@ -249,12 +341,31 @@ def turn(
             hidden_btd, jnp.maximum(rows.lengths_b - 1, 0)[:, None, None], axis=1
         )[:, 0]
         loop = record(loop._replace(ends_b=rows.starts_b + rows.lengths_b, part=part), hidden_bd)
+    if guessed:
+        none_b = jnp.zeros((batch,), jnp.int32)
+        history_bs = rows.history_bs
+        if length > 1:
+            rows_b = jnp.arange(batch, dtype=jnp.int32)
+            history_bs = history_bs.at[rows_b, loop.ends_b].set(loop.last_b, mode="drop")
+        guesses = Guesses(
+            history_bs=history_bs,
+            proposed_b=none_b,
+            accepted_b=none_b,
+            computed=jnp.int32(length if first else 0),
+            next_bt=jnp.zeros((batch, guessed), jnp.int32),
+            counts_b=none_b,
+        )
+        loop = guessing(loop, guesses)
     if length == 1 or max_steps > 1:
-        loop = jax.lax.while_loop(unfinished, body, loop)
-    max_new = max_steps if length == 1 else length + max_steps - 1
+        loop = jax.lax.while_loop(unfinished, alternate if guessed else body, loop)
+    max_new = most if length == 1 else length + most - 1
     cache = (
         loop.part
         if in_place
         else put_positions(cache, loop.part, rows.slots_b, rows.starts_b, loop.ends_b, max_new)
     )
-    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b), cache
+    counted = []
+    if loop.guesses is not None:
+        computed_b = jnp.full((batch,), loop.guesses.computed)
+        counted = [loop.guesses.proposed_b, loop.guesses.accepted_b, computed_b]
+    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b, counted), cache

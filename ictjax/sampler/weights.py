@@ -134,7 +134,9 @@ def _place(
 
 
 def _dtype(config: ModelConfig, name: str, leaf: Any) -> jnp.dtype:
-    return jnp.dtype(leaf.dtype if name.endswith("norm") else config.dtype)
+    """Norms, and matrices in 8 bits with their scales, are used as they are stored."""
+    kept = name.endswith(("norm", "_scale")) or leaf.dtype == jnp.int8
+    return jnp.dtype(leaf.dtype if kept else config.dtype)
 
 
 def _sharding(axes: tuple[str, ...], leaf: Any, mesh: Mesh | None) -> NamedSharding | None:
