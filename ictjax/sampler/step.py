@@ -16,7 +16,7 @@ from ictjax.models.cache import KVCache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
 from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.transformer import Params
-from ictjax.sampler.state import NO_ID, Extras, pack_samples, unpack_rows
+from ictjax.sampler.state import NO_ID, Extras, Left, pack_samples, resumed, unpack_rows
 
 _DROPPED = -jnp.inf
 
@@ -152,6 +152,7 @@ def turn(
     config: ModelConfig,
     params: Params,
     cache: KVCache,
+    left: Left,
     packed: Int[Array, "B X"],
     *,
     attended: int,
@@ -163,7 +164,7 @@ def turn(
     num_pages: int = 0,
     attention: PagedAttention = PAGES,
     unused: Sequence[range] = (),
-) -> tuple[Int[Array, "B X"], KVCache]:
+) -> tuple[Int[Array, "B X"], KVCache, Left]:
     """Appends the tokens of `packed` (see state.Rows) to their rows, then samples up to `max_steps`
     tokens for each row that may.
 
@@ -175,15 +176,16 @@ def turn(
 
     Args:
       cache: donate it.
+      left: of all slots; donate it too.
       num_pages: static; of a row's table in `packed`. 0: the cache is one of slots.
       attention: over pages.
       unused: static; ids that are never sampled.
       max_steps: static; the loop ends early when no row is active.
 
-    Returns: Packed samples (state.unpack_samples) and the new cache. The last sampled id of a row
-      has no cache position yet.
+    Returns: Packed samples (state.unpack_samples), the new cache, and what is left of all slots.
+      The last sampled id of a row has no cache position yet.
     """
-    rows = unpack_rows(packed, num_stop_ids, num_bias, num_pages)
+    rows = resumed(unpack_rows(packed, num_stop_ids, num_bias, num_pages), left)
     batch, length = rows.tokens_bt.shape
     num_slots, _, num_positions, _ = cache.v[0].shape
     in_order = batch == num_slots
@@ -257,4 +259,16 @@ def turn(
         if in_place
         else put_positions(cache, loop.part, rows.slots_b, rows.starts_b, loop.ends_b, max_new)
     )
-    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b), cache
+    after = Left(
+        ids_b=loop.last_b,
+        ends_b=loop.ends_b,
+        counts_b=rows.counts_b + loop.sampled_b,
+        allowed_b=jnp.where(loop.active_b, rows.allowed_b - loop.sampled_b, 0),
+    )
+    left = Left(
+        *(
+            of_slots.at[rows.slots_b].set(of_rows, mode="drop")
+            for of_slots, of_rows in zip(left, after, strict=True)
+        )
+    )
+    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b), cache, left
