@@ -18,6 +18,7 @@ from rich.table import Table
 from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_sampler, bench_update
+from experiments.bench_rollout import bench_rollout
 from experiments.bench_run import Note, Result
 from experiments.commands.bench import CacheBench, Common, main
 from experiments.manifest import package_versions
@@ -44,6 +45,7 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "sampler": bench_sampler,
         "update": bench_update,
         "envs": bench_envs,
+        "rollout": bench_rollout,
         "cache": bench_cache,
     }
 )

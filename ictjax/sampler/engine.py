@@ -194,6 +194,9 @@ class Sampler:
       mesh: the devices to work on; None for the one that the weights are on.
       unused: ids that are never sampled, see `ChatTokenizer.unused`.
       weights_step: of the learner, which made the weights; see `set_params`.
+      watch: told of every dispatch: when its launch began (of `time.perf_counter`), the
+        conversations in it, and its result, which may still be computed and is only to be waited
+        for.
 
     Raises:
       ValueError: sizes that do not fit the model or the mesh, or weights of another model.
@@ -209,6 +212,7 @@ class Sampler:
         mesh: Mesh | None = None,
         unused: Sequence[range] = (),
         weights_step: int | None = None,
+        watch: Callable[[float, int, jax.Array], None] | None = None,
     ) -> None:
         if not 0 <= pad_id < config.vocab_size:
             raise ValueError(
@@ -251,6 +255,7 @@ class Sampler:
         self._peak_bytes = 0
         self._closed = False
         self._weights_step = weights_step
+        self._watch = watch
 
     def __enter__(self) -> Self:
         return self
@@ -696,7 +701,10 @@ class Sampler:
             )
             places.append(place)
         end = max(length, *(row.end for row in group))
+        start = time.perf_counter()
         samples = self._programs.turn(packed, length, _bucket(sizes.attended, end))
+        if self._watch is not None:
+            self._watch(start, len(group), samples)
         self._flights.append(_Flight(samples, group, places, length))
         self._counts["dispatches"] += 1
         for row in group:
