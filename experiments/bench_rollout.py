@@ -37,7 +37,7 @@ from ictjax.run_config import TrainConfig
 from ictjax.sampler import Request, Sampler, sampling_weights
 
 _SWITCH_S = 2e-4  # how long a thread may keep the watching one from its clock
-_PROMPT, _NEW_TOKENS, _VOCABULARY = 256, 64, 4096  # of the decode
+_PROMPT, _NEW_TOKENS, _VOCABULARY = 64, 64, 4096  # of the decode
 
 Span = tuple[float, float]
 

@@ -464,7 +464,9 @@ class Sampler:
             return self._take_finished()
         launched = False
         for group, length in groups:
-            if rows := self._with_room([self._row(seat, length) for seat in group], working):
+            riders = self._riders(group, groups) if length > 1 else []
+            rows = self._with_room([self._row(seat, length) for seat in (*group, *riders)], working)
+            if any(row.seat in group for row in rows):
                 self._launch(rows, length)
                 launched = True
                 break
@@ -627,12 +629,34 @@ class Sampler:
             )
         ]
 
+    def _riders(
+        self, group: list[_Seated], groups: Sequence[tuple[list[_Seated], int]]
+    ) -> list[_Seated]:
+        """Replies that go on in rows which a dispatch that appends tokens would leave empty: they
+        are computed anyway.
+        """
+        decoding = next((seats for seats, length in groups if length == 1), [])
+        counts = collections.Counter(seat.slot // self._slots_per_shard for seat in group)
+        places = _bucket(self._sampler_config.row_buckets, self._shards * max(counts.values()))
+        room = collections.Counter(
+            {shard: places // self._shards - counts[shard] for shard in range(self._shards)}
+        )
+        length = max(seat.conversation.length + _ahead(seat) for seat in group)
+        return [
+            seat
+            for seat in self._fitting(decoding, room)
+            # a longer one would make the others attend to more
+            if seat.conversation.length + _ahead(seat) <= length
+        ]
+
     def _chosen(self, group: list[_Seated]) -> list[_Seated]:
         """Those of a group that a dispatch has rows for."""
         group.sort(key=lambda seat: seat.conversation.ready_since)
-        room = collections.Counter(
-            dict.fromkeys(range(self._shards), self._sampler_config.row_buckets[-1] // self._shards)
-        )
+        most = self._sampler_config.row_buckets[-1] // self._shards
+        return self._fitting(group, collections.Counter(dict.fromkeys(range(self._shards), most)))
+
+    def _fitting(self, group: list[_Seated], room: collections.Counter[int]) -> list[_Seated]:
+        """The first ones that fit in the rows of their copies of the weights."""
         chosen = []
         for seat in group:
             shard = seat.slot // self._slots_per_shard
@@ -732,7 +756,8 @@ class Sampler:
             # what goes on after its end appends nothing
             appended = row.count if row.start != GOES_ON or count else 0
             self._counts["padded_tokens"] -= appended + max(count - 1, 0)
-            self._counts["prefilled_tokens"] += appended if extended else 0
+            begins = row.reply is None or not (row.start == GOES_ON or row.reply.ids)
+            self._counts["prefilled_tokens"] += appended if extended and begins else 0
             self._counts["decoded_tokens"] += count
             if row.reply is None:
                 continue
