@@ -56,6 +56,7 @@ MAY_CHANGE = (
             "row_buckets",
             "decode_steps",
             "extend_steps",
+            "max_in_flight",
             "attended_buckets",
             "page_size",
             "attention",

@@ -110,7 +110,7 @@ def test_replies_that_mostly_end_are_read_before_they_go_on(params):
     sizes = dataclasses.replace(ROWS, extend_steps=3)
     with Sampler(MODEL, params, sizes, 0) as sampler:
         stop, counts = ask(sampler, stop_ids=()).ids[0], []
-        for _ in range(8):
+        for _ in range(10):
             before = sampler.stats.dispatches
             reply = ask(sampler, stop_ids=(stop,))
             assert (reply.ids, reply.finish) == ((stop,), "stop")

@@ -26,8 +26,8 @@ from ictjax.sampler.state import GOES_ON, pack_request, pack_row, unpack_samples
 _MAX_BIAS = 1000  # divided by the smallest temperature still far from the largest float32
 _PATIENCE_S = 0.001  # of one `step`, with a dispatch that somebody may still join the next of
 _PAUSE_S = 0.0002  # between two looks at it
-_MIN_GOING_ON = 0.5  # share of replies that must have gone on lately, to be continued unread
-_FORGOTTEN = 0.2  # of that share, with every dispatch
+_MIN_GOING_ON = 0.5  # share of replies that went on lately, from which on one goes on unread
+_FORGOTTEN = 0.1  # of that share, with every reply
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,8 @@ class _Reply:
     columns: np.ndarray  # the request, packed
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
-    ahead: int = 0  # tokens that dispatches whose samples were not read yet may add, at most
+    dispatches: int = 0  # launched for it
+    ahead: int = 0  # tokens that those of them that were not read yet may add, at most
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -154,6 +155,7 @@ class _Row(NamedTuple):
     reply: _Reply | None  # to sample for
     allowed: int  # tokens it may sample
     steps: int  # tokens that it samples now, at most
+    part: int  # how many dispatches the reply had before
     end: int  # positions that are filled afterwards, at most
 
 
@@ -249,8 +251,9 @@ class Sampler:
         )
         self._finished: list[Generation] = []
         self._flights: collections.deque[_Flight] = collections.deque()  # the oldest first
-        # share of the replies with tokens left that were not over after the last dispatches
-        self._going_on = 1.0
+        # share of the last replies that were not over after so many dispatches, though they might
+        # have had more tokens
+        self._going_on = collections.defaultdict[int, float](lambda: 1.0)
         self._counts = collections.Counter[str]()
         self._peak_bytes = 0
         self._closed = False
@@ -616,7 +619,7 @@ class Sampler:
             assert seat is not None
             unfed = self._unfed(seat)
             if _ahead(seat):
-                if self._left(seat.conversation) > 0 and self._going_on >= _MIN_GOING_ON:
+                if self._goes_on(seat.conversation):
                     groups[1].append(seat)
             else:
                 continues = unfed == 1 and seat.conversation.reply is not None
@@ -678,6 +681,15 @@ class Sampler:
             - reply.ahead
         )
 
+    def _goes_on(self, conversation: _Conversation) -> bool:
+        """Whether a reply that is being sampled will want more tokens, as far as one can know."""
+        reply = conversation.reply
+        return (
+            reply is not None
+            and self._left(conversation) > 0
+            and self._going_on[reply.dispatches] >= _MIN_GOING_ON
+        )
+
     def _row(self, seat: _Seated, length: int) -> _Row:
         sizes, conversation = self._sampler_config, seat.conversation
         if ahead := _ahead(seat):
@@ -690,7 +702,8 @@ class Sampler:
         reply = conversation.reply if filled >= conversation.length else None
         allowed = 0 if reply is None else self._left(conversation)
         steps = min(allowed, sizes.decode_steps if length == 1 else sizes.extend_steps)
-        return _Row(seat, start, count, reply, allowed, steps, filled + max(steps - 1, 0))
+        part = 0 if reply is None else reply.dispatches
+        return _Row(seat, start, count, reply, allowed, steps, part, filled + max(steps - 1, 0))
 
     def _with_room(self, rows: list[_Row], working: dict[int, int]) -> list[_Row]:
         """Those of the rows that the cache has room for."""
@@ -734,6 +747,7 @@ class Sampler:
         for row in group:
             row.seat.conversation.ready_since = self._counts["dispatches"]
             if row.reply is not None:
+                row.reply.dispatches += 1
                 row.reply.ahead += row.steps
             if row.start != GOES_ON:  # whatever follows on the devices finds them there
                 self._store.write(row.seat.slot, row.start + row.count)
@@ -750,7 +764,6 @@ class Sampler:
             steps_per_shard = length + np.maximum(steps_per_shard - 1, 0)
         shard_rows = len(sampled) // self._shards
         self._counts["padded_tokens"] += shard_rows * int(steps_per_shard.sum())
-        goes_on = []
         for row, place in zip(flight.rows, flight.places, strict=True):
             count = int(sampled[place])
             # what goes on after its end appends nothing
@@ -766,10 +779,9 @@ class Sampler:
             if conversation.reply is row.reply and self._is_open(row.seat):
                 self._advance(row, ids[place, :count].tolist(), logprobs[place, :count].tolist())
                 if row.allowed > row.steps:
-                    goes_on.append(conversation.reply is not None)
-        if goes_on:
-            share = sum(goes_on) / len(goes_on)
-            self._going_on += _FORGOTTEN * (share - self._going_on)
+                    share = self._going_on[row.part + 1]
+                    share += _FORGOTTEN * ((conversation.reply is not None) - share)
+                    self._going_on[row.part + 1] = share
 
     def _advance(self, row: _Row, ids: list[int], logprobs: list[float]) -> None:
         """Books what was sampled for a reply: all of it but the last id is now in the cache."""
