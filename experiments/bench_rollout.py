@@ -24,6 +24,7 @@ from envs.pool import WorkerPool
 from experiments.bench_models import SHAPES
 from experiments.bench_run import Design, Note, Result, interleave, ratio
 from experiments.commands.bench import RolloutBench
+from experiments.memory import check_fits, sampler_uses
 from experiments.presets import in_folders, preset
 from experiments.run_dir import open_environment, open_pool
 from ictjax import keys
@@ -323,7 +324,6 @@ def _add_decode(
 ) -> None:
     """The designs of a decode without games."""
     model = dataclasses.replace(SHAPES["medium"], vocab_size=_VOCABULARY)
-    weights = sampling_weights(model, init_params(model, jax.random.key(0)))
     sizes = SamplerConfig(
         num_slots=bench.decode_rows,
         max_len=_PROMPT + _NEW_TOKENS,
@@ -332,6 +332,12 @@ def _add_decode(
         decode_steps=16,
         max_top_k=1,
     )
+    check_fits(
+        "Weights and caches of the decode",
+        [*sampler_uses("sampler", model, sizes)] * len(_OVERLAP),
+        "Give fewer --decode-rows.",
+    )
+    weights = sampling_weights(model, init_params(model, jax.random.key(0)))
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, _VOCABULARY, (bench.decode_rows, _PROMPT)).tolist()
     for name, in_flight in _OVERLAP.items():

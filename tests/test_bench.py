@@ -11,7 +11,15 @@ import pytest
 from envs.api import GameId
 from envs.pool import WorkerPool
 from envs.registry import load_environment
-from experiments import bench, bench_cache, bench_envs, bench_models, bench_run, bench_trl
+from experiments import (
+    bench,
+    bench_cache,
+    bench_envs,
+    bench_models,
+    bench_rollout,
+    bench_run,
+    bench_trl,
+)
 from experiments.commands.bench import CacheBench
 from tests.test_cli import refused
 
@@ -92,6 +100,24 @@ def test_transformers_generates_the_same_tokens(tiny):
     result = bench_models.bench_sampler(settings, quiet)
     last = result.rows[-1]
     assert (last["design"], last["same_tokens"], last["speedup_hf"]) == ("transformers", 1.0, 1.0)
+
+
+def test_a_rollout_is_accounted_for():
+    """Of hand-made games, whose replies are the same either way."""
+    settings = bench_rollout.RolloutBench(preset="fake-tiny", games=2, repetitions=1, decode_rows=0)
+    single, ahead = bench_rollout.bench_rollout(settings, quiet).rows
+    assert (single["design"], ahead["design"]) == ("games, one at a time", "games, launched ahead")
+    for row in (single, ahead):
+        shares = [row[name] for name in ("busy", "idle_host", "idle_workers")]
+        assert sum(shares) == pytest.approx(1) and all(0 <= share <= 1 for share in shares)
+        assert row["same_replies"] and row["rows"] >= 1 and row["cores"] > 0
+
+
+def test_seconds_that_spans_cover():
+    spans = [(5.0, 6.0), (1.0, 3.0), (2.0, 4.0), (2.5, 2.75), (9.0, 20.0)]
+    assert bench_rollout.covered(spans, 0.0, 10.0) == 3 + 1 + 1
+    assert bench_rollout.covered(spans, 2.0, 5.5) == 2 + 0.5
+    assert bench_rollout.covered([], 0.0, 1.0) == 0
 
 
 def test_update_equals_its_peer(tiny):

@@ -126,6 +126,30 @@ def ask(sampler, **changes):
     return reply
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_replies_go_on_beside_the_prompts_of_others(single, params, in_flight):
+    """In the rows that these leave empty, so that nobody waits for anybody."""
+    short, long = [4, 5], list(range(20))  # the latter in three dispatches
+    asked = {"max_new_tokens": 12, "stop_ids": ()}
+    expected = [*turn(single, [short], **asked), *turn(single, [long], **asked)]
+    rows = []
+    sizes = dataclasses.replace(ROWS, max_in_flight=in_flight)
+    with Sampler(
+        MODEL, params, sizes, 0, watch=lambda _start, num_rows, _result: rows.append(num_rows)
+    ) as sampler:
+        opened = [sampler.open(short)]
+        sampler.generate(opened[0], request(0, **asked))
+        sampler.step()
+        opened.append(sampler.open(long))
+        sampler.generate(opened[1], request(0, **asked))
+        while sampler.stats.prefilled_tokens < len(short) + len(long):
+            sampler.step()
+        assert rows.count(2) >= 3
+        replies = {generation.conversation: generation for generation in sampler.run()}
+        assert [replies[number].ids for number in opened] == [reply.ids for reply in expected]
+        assert sampler.stats.prefilled_tokens == len(short) + len(long)
+
+
 def test_what_is_closed_while_it_runs_disturbs_nobody(single, ahead):
     """Its place is taken at once, by one that has longer to go than what still runs there."""
     texts = np.random.default_rng(2).integers(0, 23, (8, 9)).tolist()

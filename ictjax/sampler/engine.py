@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ictjax.config import SamplerConfig
+from ictjax.models.attention_choice import platform_of
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
 from ictjax.sampler.page_store import PageStore
@@ -26,6 +27,11 @@ from ictjax.sampler.state import GOES_ON, pack_request, pack_row, unpack_samples
 _MAX_BIAS = 1000  # divided by the smallest temperature still far from the largest float32
 _PATIENCE_S = 0.001  # of one `step`, with a dispatch that somebody may still join the next of
 _PAUSE_S = 0.0002  # between two looks at it
+# What a dispatch costs besides its rows, in rows. On a CPU 32 rows of the pocket model take 3.1
+# times as long as 8; an accelerator reads its weights for any number of rows.
+_FIXED_ROWS = {"cpu": 4}
+_ANY_ROWS = 1 << 20
+_MIN_FILL = 0.5  # share of a dispatch's rows, from which on it is launched before the last is read
 _MIN_GOING_ON = 0.5  # share of replies that went on lately, from which on one goes on unread
 _FORGOTTEN = 0.1  # of that share, with every reply
 
@@ -234,6 +240,7 @@ class Sampler:
         self._unused = unused
         self._programs = Programs(config, params, sampler_config, pad_id, mesh, unused)
         self._shards = self._programs.num_shards
+        self._fixed_rows = _FIXED_ROWS.get(platform_of(mesh), _ANY_ROWS)
         self._slots_per_shard = self._programs.slots_per_shard
         self._ids = itertools.count()
         self._conversations: dict[int, _Conversation] = {}
@@ -453,7 +460,8 @@ class Sampler:
 
         A dispatch that has room for more rows is not launched while another one runs and there are
         conversations that nothing was asked of: they may be next. `step` then returns in
-        milliseconds, so that whoever calls can find out.
+        milliseconds, so that whoever calls can find out. One that is mostly empty is not launched
+        before that other one is read, for the same reason.
         """
         self._check_open()
         self._assign_slots()
@@ -463,8 +471,11 @@ class Sampler:
             if seat is not None and (self._unfed(seat) > 0 or _ahead(seat))
         }
         groups = self._groups(self._store.admit(working))
-        if self._is_early(groups):
-            return self._take_finished()
+        if self._flights and self._may_grow(groups):
+            if not _is_over(self._flights[0]):
+                return self._take_finished()
+            if not groups or self._filled(groups[0][0]) < _MIN_FILL:
+                groups = []
         launched = False
         for group, length in groups:
             riders = self._riders(group, groups) if length > 1 else []
@@ -489,24 +500,27 @@ class Sampler:
         finished, self._finished = self._finished, []
         return finished
 
-    def _is_early(self, groups: Sequence[tuple[list[_Seated], int]]) -> bool:
-        """Whether to wait for more rows: the devices are busy, the next dispatch has room, and
-        somebody may still want to join it.
-        """
-        if not self._flights or any(
-            len(group) >= self._sampler_config.row_buckets[-1] for group, _ in groups
-        ):
-            return False
-        if not any(
+    def _may_grow(self, groups: Sequence[tuple[list[_Seated], int]]) -> bool:
+        """Whether the next dispatch has room, and somebody may still want to join it."""
+        full = bool(groups) and self._filled(groups[0][0]) == 1
+        return not full and any(
             seat is not None and not self._unfed(seat) and not _ahead(seat) for seat in self._seats
-        ):
-            return False
-        samples, until = self._flights[0].samples, time.monotonic() + _PATIENCE_S
-        while not samples.is_ready():
-            if time.monotonic() >= until:
-                return True
-            time.sleep(_PAUSE_S)
-        return False
+        )
+
+    def _filled(self, group: Sequence[_Seated]) -> float:
+        """The share of a dispatch's rows that it would have."""
+        return len(group) / self._num_rows(group)
+
+    def _num_rows(self, group: Iterable[_Seated]) -> int:
+        """Rows of the dispatch that gets through a group soonest. A large one that would be mostly
+        empty may cost more than small ones for parts of the group.
+        """
+        counts = collections.Counter(seat.slot // self._slots_per_shard for seat in group)
+        wanted = self._shards * max(counts.values())
+        return max(
+            self._sampler_config.row_buckets,
+            key=lambda rows: (min(rows, wanted) / (rows + self._fixed_rows), -rows),
+        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -640,7 +654,7 @@ class Sampler:
         """
         decoding = next((seats for seats, length in groups if length == 1), [])
         counts = collections.Counter(seat.slot // self._slots_per_shard for seat in group)
-        places = _bucket(self._sampler_config.row_buckets, self._shards * max(counts.values()))
+        places = self._num_rows(group)
         room = collections.Counter(
             {shard: places // self._shards - counts[shard] for shard in range(self._shards)}
         )
@@ -655,7 +669,7 @@ class Sampler:
     def _chosen(self, group: list[_Seated]) -> list[_Seated]:
         """Those of a group that a dispatch has rows for."""
         group.sort(key=lambda seat: seat.conversation.ready_since)
-        most = self._sampler_config.row_buckets[-1] // self._shards
+        most = self._num_rows(group) // self._shards
         return self._fitting(group, collections.Counter(dict.fromkeys(range(self._shards), most)))
 
     def _fitting(self, group: list[_Seated], room: collections.Counter[int]) -> list[_Seated]:
@@ -821,6 +835,16 @@ class Sampler:
             )
         )
         conversation.reply = None
+
+
+def _is_over(flight: _Flight) -> bool:
+    """Whether its samples can be read; waits for that for a moment."""
+    until = time.monotonic() + _PATIENCE_S
+    while not flight.samples.is_ready():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
 
 
 def _ahead(seat: _Seated) -> int:
