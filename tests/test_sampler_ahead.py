@@ -189,9 +189,11 @@ class Running:
         return np.asarray(self.result)
 
 
-def test_a_dispatch_waits_for_those_who_may_join_it(params, monkeypatch):
-    """While another one runs, and no longer."""
-    with Sampler(MODEL, params, ROWS, 0) as sampler:
+@pytest.mark.parametrize(("num_rows", "ahead"), [(2, True), (4, False)])
+def test_a_dispatch_waits_for_those_who_may_join_it(params, monkeypatch, num_rows, ahead):
+    """While another one runs, and no longer; until that was read, if it would be mostly empty."""
+    sizes = dataclasses.replace(ROWS, row_buckets=(num_rows,))
+    with Sampler(MODEL, params, sizes, 0) as sampler:
         first, second, third = (sampler.open([number, 1]) for number in range(3))
         sampler.run()  # all but the last token of each
         running, program = [], sampler._programs.turn
@@ -208,8 +210,10 @@ def test_a_dispatch_waits_for_those_who_may_join_it(params, monkeypatch):
         assert sampler.step() == [] and len(running) == 1  # the third may come
         running[0].over = True
         (reply,) = sampler.step()
-        assert reply.conversation == first and len(running) == 2  # launched before that was read
+        assert reply.conversation == first and len(running) == 1 + ahead
         sampler.close(first)
+        if not ahead:
+            assert sampler.step() == [] and len(running) == 2
         sampler.generate(third, asked)  # nobody else may come
         (reply,) = sampler.step()
         assert reply.conversation == second and len(running) == 3

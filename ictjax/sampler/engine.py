@@ -27,9 +27,9 @@ from ictjax.sampler.state import GOES_ON, pack_request, pack_row, unpack_samples
 _MAX_BIAS = 1000  # divided by the smallest temperature still far from the largest float32
 _PATIENCE_S = 0.001  # of one `step`, with a dispatch that somebody may still join the next of
 _PAUSE_S = 0.0002  # between two looks at it
-# What a dispatch costs besides its rows, in rows. On a CPU 32 rows of the pocket model take 3.1
-# times as long as 8; an accelerator reads its weights for any number of rows.
-_FIXED_ROWS = {"cpu": 4}
+# What a dispatch costs besides its rows, in rows. On two CPU cores 32 rows of the pocket model take
+# 3.3 to 4.5 times as long as 8; an accelerator reads its weights for any number of rows.
+_FIXED_ROWS = {"cpu": 2}
 _ANY_ROWS = 1 << 20
 _MIN_FILL = 0.5  # share of a dispatch's rows, from which on it is launched before the last is read
 _MIN_GOING_ON = 0.5  # share of replies that went on lately, from which on one goes on unread
@@ -642,7 +642,10 @@ class Sampler:
             (self._chosen(group), length)
             for length, group in sorted(
                 groups.items(),
-                key=lambda item: -sum(1 + now - seat.conversation.ready_since for seat in item[1]),
+                key=lambda item: (
+                    -sum(1 + now - seat.conversation.ready_since for seat in item[1]),
+                    -item[0],  # the others may ride with it
+                ),
             )
         ]
 
