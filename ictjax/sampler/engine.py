@@ -786,8 +786,8 @@ class Sampler:
             # what goes on after its end appends nothing
             appended = row.count if row.start != GOES_ON or count else 0
             self._counts["padded_tokens"] -= appended + max(count - 1, 0)
-            begins = row.reply is None or not (row.start == GOES_ON or row.reply.ids)
-            self._counts["prefilled_tokens"] += appended if extended and begins else 0
+            rides = row.reply is not None and row.count == 1
+            self._counts["prefilled_tokens"] += appended if extended and not rides else 0
             self._counts["decoded_tokens"] += count
             if row.reply is None:
                 continue
