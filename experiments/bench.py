@@ -19,6 +19,7 @@ from experiments.bench_actor import bench_int8, bench_speculation
 from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_update
+from experiments.bench_rollout import bench_rollout
 from experiments.bench_run import Note, Result
 from experiments.bench_sampler import bench_sampler
 from experiments.commands.bench import CacheBench, Common, FalseAlarmsBench, main
@@ -48,6 +49,7 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "sampler": bench_sampler,
         "update": bench_update,
         "envs": bench_envs,
+        "rollout": bench_rollout,
         "cache": bench_cache,
         "false-alarms": bench_false_alarms,
         "speculation": bench_speculation,

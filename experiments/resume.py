@@ -57,6 +57,7 @@ MAY_CHANGE = (
             "decode_steps",
             "extend_steps",
             "guessed_tokens",
+            "max_in_flight",
             "attended_buckets",
             "page_size",
             "attention",

@@ -225,6 +225,9 @@ class SamplerConfig(Ranged):
     max_top_k: Annotated[int, Range(1, 1_048_576)]  # likeliest ids that top-k and top-p can see
     # tokens sampled per row in one dispatch that first appends tokens
     extend_steps: Annotated[int, Range(1, 65_536)] = 1
+    # dispatches launched before the tokens of the first are read; 1, as always with guessed_tokens:
+    # each is read before the next
+    max_in_flight: Annotated[int, Range(1, 2)] = 2
     # cache positions attended to; max_len is always one; doubling from 128 unless given
     attended_buckets: Annotated[tuple[int, ...], Range(1, 16_777_216)] = ()
     max_stop_ids: Annotated[int, Range(1, 1024)] = 4  # per request

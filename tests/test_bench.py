@@ -18,6 +18,7 @@ from experiments import (
     bench_envs,
     bench_models,
     bench_peers,
+    bench_rollout,
     bench_run,
     bench_sampler,
     bench_trl,
@@ -184,6 +185,24 @@ def test_a_peer_that_is_not_installed(capsys, monkeypatch):
         "--against tunix",
         "pip install google-tunix",
     )
+
+
+def test_a_rollout_is_accounted_for():
+    """Of hand-made games, whose replies are the same either way."""
+    settings = bench_rollout.RolloutBench(preset="fake-tiny", games=2, repetitions=1, decode_rows=0)
+    single, ahead = bench_rollout.bench_rollout(settings, quiet).rows
+    assert (single["design"], ahead["design"]) == ("games, one at a time", "games, launched ahead")
+    for row in (single, ahead):
+        shares = [row[name] for name in ("busy", "idle_host", "idle_workers")]
+        assert sum(shares) == pytest.approx(1) and all(0 <= share <= 1 for share in shares)
+        assert row["same_replies"] and row["rows"] >= 1 and row["cores"] > 0
+
+
+def test_seconds_that_spans_cover():
+    spans = [(5.0, 6.0), (1.0, 3.0), (2.0, 4.0), (2.5, 2.75), (9.0, 20.0)]
+    assert bench_rollout.covered(spans, 0.0, 10.0) == 3 + 1 + 1
+    assert bench_rollout.covered(spans, 2.0, 5.5) == 2 + 0.5
+    assert bench_rollout.covered([], 0.0, 1.0) == 0
 
 
 def test_update_equals_its_peer(tiny):
@@ -412,7 +431,7 @@ def test_a_game_that_fails_ends_the_measurement():
 
 
 def test_bad_input(capsys, tmp_path):
-    refused(capsys, bench.main, ["reflector"], "'reflector'", "sampler, update, envs, cache, all")
+    refused(capsys, bench.main, ["reflector"], "'reflector'", "update, envs, rollout, cache, all")
     refused(capsys, bench.main, ["sampler", "--rowz", "3"], "--rowz")
     refused(capsys, bench.main, ["update", "--groups", "0"], "--groups", "0")
     refused(capsys, bench.main, ["envs", "--minihack", "castle"], "'castle'")

@@ -36,7 +36,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 WORDS = [
     *((name,) for name in cli.COMMANDS),
     *(("games", word) for word in ("list", "pack", "generate", "check")),
-    *(("bench", word) for word in ("sampler", "update", "envs", "cache", "all")),
+    *(("bench", word) for word in ("sampler", "update", "envs", "rollout", "cache", "all")),
 ]
 HEAVY = ("jax", "flax", "transformers", "torch")
 

@@ -93,6 +93,7 @@ def test_an_evaluation_keeps_no_optimizer_but_weights_before_and_after(monkeypat
     ("module", "argv"),
     [
         (bench, ["sampler", "--rows", "65536", "--prompt", "8000", "--turns", "1"]),
+        (bench, ["rollout", "--preset", "fake-tiny", "--games", "1", "--decode-rows", "65536"]),
         (bench, ["update", "--groups", "65536", "--group-size", "65536"]),
         (bench, ["update", "--groups", "60000", "--against", "nothing", "--group-size", "60000"]),
         (bench, ["update", "--vocab-size", "16777216", "--groups", "1000"]),

@@ -140,6 +140,7 @@ COMMANDS = {
     "bench sampler": (bench, bench.SamplerBench, ["sampler"]),
     "bench update": (bench, bench.UpdateBench, ["update"]),
     "bench envs": (bench, bench.EnvsBench, ["envs"]),
+    "bench rollout": (bench, bench.RolloutBench, ["rollout"]),
     "bench cache": (bench, bench.CacheBench, ["cache"]),
     "bench": (bench, bench.AllBenches, ["all"]),
 }

@@ -19,7 +19,7 @@ from ictjax.models import transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.sampler import Request, Sampler
-from ictjax.sampler.state import blank_rows
+from ictjax.sampler.state import blank_rows, nothing_left
 from ictjax.sampler.step import turn
 from ictjax.sampler.weights import sampling_weights
 
@@ -223,12 +223,16 @@ def test_decoding_holds_no_second_copy_of_the_weights():
         lambda: transformer.unstack_layers(wide, transformer.init_params(wide, jax.random.key(0)))
     )
     cache = jax.eval_shape(lambda: make_cache(wide, 2, 16))
+    left = jax.eval_shape(lambda: nothing_left(2))
     packed = blank_rows(2, 1, num_stop_ids=1, num_bias=0, num_slots=2, pad_id=0)
     step = functools.partial(
         turn, wide, attended=16, max_steps=4, num_stop_ids=1, num_bias=0, max_top_k=4, pad_id=0
     )
     memory = (
-        jax.jit(step, donate_argnums=1).lower(params, cache, packed).compile().memory_analysis()
+        jax.jit(step, donate_argnums=1)
+        .lower(params, cache, left, packed)
+        .compile()
+        .memory_analysis()
     )
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     assert memory.temp_size_in_bytes < 0.1 * size

@@ -1,4 +1,4 @@
-"""`ictjax bench [sampler | update | envs | cache | speculation | int8 | false-alarms | all]`."""
+"""`ictjax bench [sampler | update | envs | rollout | cache | speculation | int8 | false-alarms | all]`."""
 
 import dataclasses
 import os
@@ -17,8 +17,9 @@ from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Measures the sampler, the update and the environments on this machine, each against a peer in"
-    " the same run; or what conversations hold of a cache, or how often an evaluation claims too"
-    " much. Without a word: the first three."
+    " the same run; where a rollout's time goes, what conversations hold of a cache, what guessed"
+    " tokens and 8 bits bring, or how often an evaluation claims too much. Without a word: the first"
+    " three."
 )
 _PLAIN_WIDTH = 140  # of tables that go to a file
 
@@ -239,6 +240,22 @@ class Int8Bench(ActorBench):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutBench(Common):
+    """Where the seconds of a rollout go: devices, host, workers. The next dispatch is launched
+    before the last is read, or each is read first; the same replies either way.
+    """
+
+    repetitions: Annotated[int, Range(1, 100_000)] = 3
+    """Timed rounds; results are medians over them."""
+    preset: str = "pocket-minihack"
+    """Whose actor plays, and what."""
+    games: Annotated[int, Range(1, 1_000_000)] = 20
+    """Of each family that the preset trains on."""
+    decode_rows: Annotated[int, Range(1, 65_536, also=0)] = 32
+    """Conversations of a decode by 8 layers x 512, without games; 0: leave it out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AllBenches(Common):
     """The first three at their default sizes."""
 
@@ -249,6 +266,7 @@ _BENCHES: Mapping[str, type[Common]] = MappingProxyType(
 _WORDS: Mapping[str, type[Common | CacheBench | FalseAlarmsBench]] = MappingProxyType(
     {
         **_BENCHES,
+        "rollout": RolloutBench,
         "cache": CacheBench,
         "speculation": SpeculationBench,
         "int8": Int8Bench,

@@ -19,7 +19,7 @@ from ictjax.models.attention_choice import paged_attention_of, platform_of, reso
 from ictjax.models.cache import KVCache, copy_row, make_cache, put_row, take_row
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
-from ictjax.sampler.state import blank_rows
+from ictjax.sampler.state import Left, blank_rows, nothing_left
 from ictjax.sampler.step import turn
 
 _INDEX = jax.ShapeDtypeStruct((), jnp.int32)
@@ -114,6 +114,15 @@ class Blueprint:
             jax.eval_shape(self.make_cache),
         )
 
+    def make_left(self) -> Left:
+        """What is left before the first dispatch, to be jitted with `left_sharding`."""
+        return nothing_left(self.sizes.num_slots)
+
+    @property
+    def left_sharding(self) -> NamedSharding | None:
+        """Where `make_left` lies; None without a mesh."""
+        return self._sharding("data")
+
     def turn(self, params: Params, cache: KVCache, shape: TurnShape) -> Lowered:
         """The program of one dispatch of this shape (see `step.turn`).
 
@@ -141,11 +150,16 @@ class Blueprint:
         packed = self.blank(*shape)
         return self._lower(
             static,
-            (params, cache, jax.ShapeDtypeStruct(packed.shape, packed.dtype)),
-            split=(False, True, True),
-            split_result=(True, True),
-            results=(self._sharding("data"), self.cache_sharding),
-            donated=(1,),
+            (
+                params,
+                cache,
+                jax.eval_shape(self.make_left),
+                jax.ShapeDtypeStruct(packed.shape, packed.dtype),
+            ),
+            split=(False, True, True, True),
+            split_result=(True, True, True),
+            results=(self._sharding("data"), self.cache_sharding, self.left_sharding),
+            donated=(1, 2),
         )
 
     def copy(self, cache: KVCache) -> Lowered:
@@ -231,7 +245,7 @@ class Blueprint:
         results: Any,
         donated: tuple[int, ...],
     ) -> Lowered:
-        """Lowers a function of these arguments; `donated` is the index of the cache, if that is
+        """Lowers a function of these arguments; `donated` are the indices of what is
         replaced. On a mesh it runs once per copy of the weights, each time on its share of what
         `split` names, by rows; inside a copy the compiler splits the work as the weights and the
         cache are split."""

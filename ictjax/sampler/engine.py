@@ -1,27 +1,45 @@
 """The host side of the sampler: conversations, slots and the queue. It decides which rows the next
-dispatch works on.
+dispatch works on, and launches it while the devices still work on the one before.
 """
 
 import collections
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from ictjax.config import SamplerConfig
+from ictjax.models.attention_choice import platform_of
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
 from ictjax.sampler.page_store import PageStore
 from ictjax.sampler.programs import Programs
 from ictjax.sampler.row_store import RowStore
-from ictjax.sampler.state import pack_request, pack_row, unpack_guesses, unpack_samples
+from ictjax.sampler.state import (
+    GOES_ON,
+    pack_request,
+    pack_row,
+    unpack_guesses,
+    unpack_samples,
+)
 
 _MAX_BIAS = 1000  # divided by the smallest temperature still far from the largest float32
+_PATIENCE_S = 0.001  # of one `step`, with a dispatch that somebody may still join the next of
+_PAUSE_S = 0.0002  # between two looks at it
+# What a dispatch costs besides its rows, in rows. On two CPU cores 32 rows of the pocket model take
+# 3.3 to 4.5 times as long as 8; an accelerator reads its weights for any number of rows.
+_FIXED_ROWS = {"cpu": 2}
+_ANY_ROWS = 1 << 20
+_MIN_FILL = 0.5  # share of a dispatch's rows, from which on it is launched before the last is read
+_MIN_GOING_ON = 0.5  # share of replies that went on lately, from which on one goes on unread
+_FORGOTTEN = 0.1  # of that share, with every reply
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +130,8 @@ class _Reply:
     columns: np.ndarray  # the request, packed
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
+    dispatches: int = 0  # launched for it
+    ahead: int = 0  # tokens that those of them that were not read yet may add, at most
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -144,11 +164,23 @@ class _Row(NamedTuple):
     """What a conversation does in the next dispatch."""
 
     seat: _Seated
-    start: int  # tokens in the cache
+    start: int  # tokens in the cache; GOES_ON: known on the devices only, as is the one to append
     count: int  # tokens to append
     reply: _Reply | None  # to sample for
     allowed: int  # tokens it may sample
+    steps: int  # tokens that it samples now, at most
+    part: int  # how many dispatches the reply had before
     end: int  # positions that are filled afterwards, at most
+
+
+class _Flight(NamedTuple):
+    """A dispatch that was launched and not read yet."""
+
+    samples: jax.Array
+    rows: list[_Row]
+    places: list[int]  # of the rows in the matrix
+    length: int  # tokens appended
+    guesses: bool
 
 
 class Sampler:
@@ -159,9 +191,12 @@ class Sampler:
     `page_size`, a place among those that share its pages (`page_store.PageStore`). A new
     conversation starts from the longest prefix that the cache, live or left behind, already holds.
 
-    Nothing blocks: calls only note what is wanted, `step` does one dispatch of it and returns the
-    replies that it finished. Tokens depend on weights, tokens and keys, not on slots or arrival
-    order (up to rounding of float32 sums at other batch shapes).
+    Nothing blocks: calls only note what is wanted, `step` launches one dispatch of it, reads the
+    one before, and returns the replies that finished there. Replies that have tokens left go on in
+    the next dispatch before the host has seen the last: the devices know the last token of each,
+    and leave out those that have ended. What is computed for one that only the host knows the end
+    of (`Request.ends`, `close`) is thrown away. Tokens depend on weights, tokens and keys, not on
+    slots or arrival order (up to rounding of float32 sums at other batch shapes).
 
     On a mesh every copy of the weights (axis data) works on slots of its own: their cache rows
     never leave its devices, its decode loop ends when its own rows are done, and only a forked row
@@ -176,6 +211,9 @@ class Sampler:
       mesh: the devices to work on; None for the one that the weights are on.
       unused: ids that are never sampled, see `ChatTokenizer.unused`.
       weights_step: of the learner, which made the weights; see `set_params`.
+      watch: told of every dispatch: when its launch began (of `time.perf_counter`), the
+        conversations in it, and its result, which may still be computed and is only to be waited
+        for.
 
     Raises:
       ValueError: sizes that do not fit the model or the mesh, or weights of another model.
@@ -191,6 +229,7 @@ class Sampler:
         mesh: Mesh | None = None,
         unused: Sequence[range] = (),
         weights_step: int | None = None,
+        watch: Callable[[float, int, jax.Array], None] | None = None,
     ) -> None:
         if not 0 <= pad_id < config.vocab_size:
             raise ValueError(
@@ -210,6 +249,7 @@ class Sampler:
         self._unused = unused
         self._programs = Programs(config, params, sampler_config, pad_id, mesh, unused)
         self._shards = self._programs.num_shards
+        self._fixed_rows = _FIXED_ROWS.get(platform_of(mesh), _ANY_ROWS)
         self._slots_per_shard = self._programs.slots_per_shard
         self._ids = itertools.count()
         self._conversations: dict[int, _Conversation] = {}
@@ -226,10 +266,15 @@ class Sampler:
             else RowStore(self._programs, sampler_config.num_slots, sampler_config.max_len)
         )
         self._finished: list[Generation] = []
+        self._flights: collections.deque[_Flight] = collections.deque()  # the oldest first
+        # share of the last replies that were not over after so many dispatches, though they might
+        # have had more tokens
+        self._going_on = collections.defaultdict[int, float](lambda: 1.0)
         self._counts = collections.Counter[str]()
         self._peak_bytes = 0
         self._closed = False
         self._weights_step = weights_step
+        self._watch = watch
 
     def __enter__(self) -> Self:
         return self
@@ -245,6 +290,7 @@ class Sampler:
         self._conversations.clear()
         self._queue.clear()
         self._finished.clear()
+        self._flights.clear()
         self._seats = [None] * self._sampler_config.num_slots
         self._slots.clear()
         self._programs.close()
@@ -265,6 +311,8 @@ class Sampler:
                 f"{len(self._conversations)} conversations are open: close them before changing the"
                 " weights under their caches"
             )
+        while self._flights:  # of nobody: their weights make room for the new ones
+            self._read()
         self._programs.load(params)
         self._weights_step = step  # last: a failure leaves the step of the weights that stay
         self._store.forget()
@@ -310,6 +358,7 @@ class Sampler:
             not self._finished
             and not waiting
             and not any(seat is not None and self._unfed(seat) > 0 for seat in self._seats)
+            and not any(self._is_open(row.seat) for flight in self._flights for row in flight.rows)
         )
 
     def open(self, ids: Sequence[int]) -> int:
@@ -417,22 +466,40 @@ class Sampler:
         ]
 
     def step(self) -> list[Generation]:
-        """Gives free slots to the queue, does one dispatch, and returns the replies that finished,
-        if any.
+        """Gives free slots to the queue, launches the next dispatch, reads the one before it, and
+        returns the replies that finished there, if any.
+
+        A dispatch that has room for more rows is not launched while another one runs and there are
+        conversations that nothing was asked of: they may be next. `step` then returns in
+        milliseconds, so that whoever calls can find out. One that is mostly empty is not launched
+        before that other one is read, for the same reason.
         """
         self._check_open()
         self._assign_slots()
         working = {
-            seat.slot: seat.conversation.length
+            seat.slot: seat.conversation.length + _ahead(seat)
             for seat in self._seats
-            if seat is not None and self._unfed(seat) > 0
+            if seat is not None and (self._unfed(seat) > 0 or _ahead(seat))
         }
-        for group, length in self._groups(self._store.admit(working)):
-            if rows := self._with_room([self._row(seat, length) for seat in group], working):
-                self._dispatch(rows, length)
+        groups = self._groups(self._store.admit(working))
+        if self._flights and self._may_grow(groups):
+            if not _is_over(self._flights[0]):
+                return self._take_finished()
+            if not groups or self._filled(groups[0][0]) < _MIN_FILL:
+                groups = []
+        launched = False
+        for group, length in groups:
+            riders = self._riders(group, groups) if length > 1 else []
+            rows = self._with_room([self._row(seat, length) for seat in (*group, *riders)], working)
+            if any(row.seat in group for row in rows):
+                self._launch(rows, length)
+                launched = True
                 break
-        finished, self._finished = self._finished, []
-        return finished
+        # what is guessed from must be known on the host
+        ahead = 1 if self._sampler_config.guessed_tokens else self._sampler_config.max_in_flight
+        if self._flights and not (launched and len(self._flights) < ahead):
+            self._read()
+        return self._take_finished()
 
     def run(self) -> list[Generation]:
         """Steps until idle; all replies in the order in which they finished."""
@@ -440,6 +507,32 @@ class Sampler:
         while not self.idle:
             finished += self.step()
         return finished
+
+    def _take_finished(self) -> list[Generation]:
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _may_grow(self, groups: Sequence[tuple[list[_Seated], int]]) -> bool:
+        """Whether the next dispatch has room, and somebody may still want to join it."""
+        full = bool(groups) and self._filled(groups[0][0]) == 1
+        return not full and any(
+            seat is not None and not self._unfed(seat) and not _ahead(seat) for seat in self._seats
+        )
+
+    def _filled(self, group: Sequence[_Seated]) -> float:
+        """The share of a dispatch's rows that it would have."""
+        return len(group) / self._num_rows(group)
+
+    def _num_rows(self, group: Iterable[_Seated]) -> int:
+        """Rows of the dispatch that gets through a group soonest. A large one that would be mostly
+        empty may cost more than small ones for parts of the group.
+        """
+        counts = collections.Counter(seat.slot // self._slots_per_shard for seat in group)
+        wanted = self._shards * max(counts.values())
+        return max(
+            self._sampler_config.row_buckets,
+            key=lambda rows: (min(rows, wanted) / (rows + self._fixed_rows), -rows),
+        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -472,7 +565,7 @@ class Sampler:
                 " to sample"
             )
 
-    def _is_open(self, waiting: _Waiting) -> bool:
+    def _is_open(self, waiting: _Waiting | _Seated) -> bool:
         return waiting.conversation.id in self._conversations
 
     def _settled(self, conversation: int, call: str) -> _Conversation:
@@ -551,22 +644,51 @@ class Sampler:
             seat = self._seats[slot]
             assert seat is not None
             unfed = self._unfed(seat)
-            continues = unfed == 1 and seat.conversation.reply is not None
-            groups[1 if continues else _bucket(buckets, unfed)].append(seat)
+            if _ahead(seat):
+                if self._goes_on(seat.conversation):
+                    groups[1].append(seat)
+            else:
+                continues = unfed == 1 and seat.conversation.reply is not None
+                groups[1 if continues else _bucket(buckets, unfed)].append(seat)
         return [
             (self._chosen(group), length)
             for length, group in sorted(
                 groups.items(),
-                key=lambda item: -sum(1 + now - seat.conversation.ready_since for seat in item[1]),
+                key=lambda item: (
+                    -sum(1 + now - seat.conversation.ready_since for seat in item[1]),
+                    -item[0],  # the others may ride with it
+                ),
             )
+        ]
+
+    def _riders(
+        self, group: list[_Seated], groups: Sequence[tuple[list[_Seated], int]]
+    ) -> list[_Seated]:
+        """Replies that go on in rows which a dispatch that appends tokens would leave empty: they
+        are computed anyway.
+        """
+        decoding = next((seats for seats, length in groups if length == 1), [])
+        counts = collections.Counter(seat.slot // self._slots_per_shard for seat in group)
+        places = self._num_rows(group)
+        room = collections.Counter(
+            {shard: places // self._shards - counts[shard] for shard in range(self._shards)}
+        )
+        length = max(seat.conversation.length + _ahead(seat) for seat in group)
+        return [
+            seat
+            for seat in self._fitting(decoding, room)
+            # a longer one would make the others attend to more
+            if seat.conversation.length + _ahead(seat) <= length
         ]
 
     def _chosen(self, group: list[_Seated]) -> list[_Seated]:
         """Those of a group that a dispatch has rows for."""
         group.sort(key=lambda seat: seat.conversation.ready_since)
-        room = collections.Counter(
-            dict.fromkeys(range(self._shards), self._sampler_config.row_buckets[-1] // self._shards)
-        )
+        most = self._num_rows(group) // self._shards
+        return self._fitting(group, collections.Counter(dict.fromkeys(range(self._shards), most)))
+
+    def _fitting(self, group: list[_Seated], room: collections.Counter[int]) -> list[_Seated]:
+        """The first ones that fit in the rows of their copies of the weights."""
         chosen = []
         for seat in group:
             shard = seat.slot // self._slots_per_shard
@@ -575,26 +697,51 @@ class Sampler:
                 chosen.append(seat)
         return chosen
 
+    def _left(self, conversation: _Conversation) -> int:
+        """Tokens that its reply may have beyond those that are sampled or being sampled."""
+        reply = conversation.reply
+        if reply is None:
+            return 0
+        return (
+            min(
+                reply.request.max_new_tokens - len(reply.ids),
+                self._sampler_config.max_len - conversation.length,
+            )
+            - reply.ahead
+        )
+
+    def _goes_on(self, conversation: _Conversation) -> bool:
+        """Whether a reply that is being sampled will want more tokens, as far as one can know."""
+        reply = conversation.reply
+        return (
+            reply is not None
+            and self._left(conversation) > 0
+            and self._going_on[reply.dispatches] >= _MIN_GOING_ON
+        )
+
     def _row(self, seat: _Seated, length: int) -> _Row:
         sizes, conversation = self._sampler_config, seat.conversation
-        start, count = self._store.cached(seat.slot), min(self._unfed(seat), length)
+        if ahead := _ahead(seat):
+            start, count, filled = GOES_ON, 1, conversation.length + ahead
+        else:
+            start = self._store.cached(seat.slot)
+            count = min(self._unfed(seat), length)
+            filled = start + count
         # a reply starts only once all tokens before it are computed
-        reply = conversation.reply if start + count == conversation.length else None
-        allowed = most = 0
-        if reply is not None:
-            allowed = min(
-                reply.request.max_new_tokens - len(reply.ids), sizes.max_len - conversation.length
-            )
-            most = sizes.most_sampled(length, greedy=reply.request.temperature == 0)
-        end = start + count + max(min(allowed, most) - 1, 0)
-        return _Row(seat, start, count, reply, allowed, end)
+        reply = conversation.reply if filled >= conversation.length else None
+        allowed = 0 if reply is None else self._left(conversation)
+        greedy = reply is not None and reply.request.temperature == 0
+        steps = min(allowed, sizes.most_sampled(length, greedy=greedy))
+        part = 0 if reply is None else reply.dispatches
+        return _Row(seat, start, count, reply, allowed, steps, part, filled + max(steps - 1, 0))
 
     def _with_room(self, rows: list[_Row], working: dict[int, int]) -> list[_Row]:
         """Those of the rows that the cache has room for."""
-        ready = set(self._store.reserve({row.seat.slot: row.end for row in rows}, working))
+        busy = {slot for slot in working if (seat := self._seats[slot]) and _ahead(seat)}
+        ready = set(self._store.reserve({row.seat.slot: row.end for row in rows}, working, busy))
         return [row for row in rows if row.seat.slot in ready]
 
-    def _dispatch(self, group: list[_Row], length: int) -> None:
+    def _launch(self, group: list[_Row], length: int) -> None:
         sizes, per_shard = self._sampler_config, self._slots_per_shard
         counts = collections.Counter(row.seat.slot // per_shard for row in group)
         num_rows = _bucket(sizes.row_buckets, self._shards * max(counts.values()))
@@ -607,11 +754,12 @@ class Sampler:
         for row in group:
             conversation, slot = row.seat
             place = slot if num_rows == sizes.num_slots else next(next_row[slot // per_shard])
+            first = max(row.start, 0)  # of one that goes on, the devices know the token
             pack_row(
                 packed[place],
                 slot=slot % per_shard,
                 start=row.start,
-                tokens=conversation.tokens[row.start : row.start + row.count],
+                tokens=conversation.tokens[first : first + row.count],
                 allowed=row.allowed,
                 count=0 if row.reply is None else len(row.reply.ids),
                 request=None if row.reply is None else row.reply.columns,
@@ -623,46 +771,66 @@ class Sampler:
                 num_history=num_history,
             )
             places.append(place)
+        start = time.perf_counter()
         samples = self._programs.turn(packed, length, attended)
-        guessed = None
-        if num_history:
+        if self._watch is not None:
+            self._watch(start, len(group), samples)
+        self._flights.append(_Flight(samples, group, places, length, guesses=num_history > 0))
+        self._counts["dispatches"] += 1
+        for row in group:
+            row.seat.conversation.ready_since = self._counts["dispatches"]
+            if row.reply is not None:
+                row.reply.dispatches += 1
+                row.reply.ahead += row.steps
+            if row.start != GOES_ON:  # whatever follows on the devices finds them there
+                self._store.write(row.seat.slot, row.start + row.count)
+        self._peak_bytes = max(self._peak_bytes, self._store.held[1])
+
+    def _read(self) -> None:
+        """Waits for the oldest dispatch, and books what it sampled."""
+        flight = self._flights[0]
+        samples, guessed = np.asarray(flight.samples), None
+        if flight.guesses:
             guessed, samples = unpack_guesses(samples)
         ids, logprobs, sampled = unpack_samples(samples)
-        self._counts["dispatches"] += 1
-        self._peak_bytes = max(self._peak_bytes, self._store.held[1])
-        steps_per_shard = sampled.reshape(self._shards, shard_rows).max(axis=1)
-        if length > 1:
+        self._flights.popleft()
+        length, extended = flight.length, flight.length > 1
+        steps_per_shard = sampled.reshape(self._shards, -1).max(axis=1)
+        if extended:
             steps_per_shard = length + np.maximum(steps_per_shard - 1, 0)
+        shard_rows = len(sampled) // self._shards
         if guessed is not None:
             steps_per_shard = guessed.computed[::shard_rows]
             self._counts["proposed_tokens"] += int(guessed.proposed.sum())
             self._counts["accepted_tokens"] += int(guessed.accepted.sum())
         self._counts["padded_tokens"] += shard_rows * int(steps_per_shard.sum())
-        for row, place in zip(group, places, strict=True):
-            self._advance(
-                row,
-                ids[place, : sampled[place]].tolist(),
-                logprobs[place, : sampled[place]].tolist(),
-                extended=length > 1,
-            )
+        for row, place in zip(flight.rows, flight.places, strict=True):
+            count = int(sampled[place])
+            # what goes on after its end appends nothing
+            appended = row.count if row.start != GOES_ON or count else 0
+            self._counts["padded_tokens"] -= appended + max(count - 1, 0)
+            rides = row.reply is not None and row.count == 1
+            self._counts["prefilled_tokens"] += appended if extended and not rides else 0
+            self._counts["decoded_tokens"] += count
+            if row.reply is None:
+                continue
+            row.reply.ahead -= row.steps
+            conversation = row.seat.conversation
+            if conversation.reply is row.reply and self._is_open(row.seat):
+                self._advance(row, ids[place, :count].tolist(), logprobs[place, :count].tolist())
+                if row.allowed > row.steps:
+                    share = self._going_on[row.part + 1]
+                    share += _FORGOTTEN * ((conversation.reply is not None) - share)
+                    self._going_on[row.part + 1] = share
 
-    def _advance(self, row: _Row, ids: list[int], logprobs: list[float], *, extended: bool) -> None:
-        """Books the result of a dispatch: the row's tokens and all sampled ids but the last are now
-        in the cache.
-        """
+    def _advance(self, row: _Row, ids: list[int], logprobs: list[float]) -> None:
+        """Books what was sampled for a reply: all of it but the last id is now in the cache."""
         conversation, slot = row.seat
-        length = conversation.length
-        conversation.tokens[length : length + len(ids)] = ids
-        conversation.length = length + len(ids)
-        computed = row.start + row.count + max(len(ids) - 1, 0)
-        self._counts["padded_tokens"] -= computed - row.start
-        self._counts["prefilled_tokens"] += row.count if extended else 0
-        self._counts["decoded_tokens"] += len(ids)
-        conversation.ready_since = self._counts["dispatches"]
         reply = conversation.reply
-        if not ids or reply is None:
-            self._store.write(slot, computed)
-            return
+        assert reply is not None and ids
+        conversation.ready_since = self._counts["dispatches"]
+        start, conversation.length = conversation.length, conversation.length + len(ids)
+        conversation.tokens[start : conversation.length] = ids
         reply.ids += ids
         reply.logprobs += logprobs
         kept = None if reply.request.ends is None else reply.request.ends(reply.ids)
@@ -670,7 +838,7 @@ class Sampler:
             conversation.length -= len(reply.ids) - kept
             del reply.ids[kept:], reply.logprobs[kept:]
         # the last token of a conversation waits: the next reply starts from its hidden state
-        cached = min(computed, conversation.length - 1)
+        cached = conversation.length - 1
         if cached < self._store.cached(slot):
             self._store.shorten(slot, cached)
         else:
@@ -693,6 +861,22 @@ class Sampler:
             )
         )
         conversation.reply = None
+
+
+def _is_over(flight: _Flight) -> bool:
+    """Whether its samples can be read; waits for that for a moment."""
+    until = time.monotonic() + _PATIENCE_S
+    while not flight.samples.is_ready():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
+
+
+def _ahead(seat: _Seated) -> int:
+    """See `_Reply.ahead`."""
+    reply = seat.conversation.reply
+    return 0 if reply is None else reply.ahead
 
 
 def _bucket(sizes: Iterable[int], wanted: int) -> int:

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -137,16 +137,19 @@ class PageStore:
                 break
         return [slot for slot in working if self._seats[slot].resident]
 
-    def reserve(self, ends: Mapping[int, int], working: Mapping[int, int]) -> Iterable[int]:
+    def reserve(
+        self, ends: Mapping[int, int], working: Mapping[int, int], busy: Container[int] = ()
+    ) -> Iterable[int]:
         """Gives conversations pages up to these positions, the oldest first, and returns those of
-        them that have them; the others have to wait. Others may be suspended.
+        them that have them; the others have to wait. Others may be suspended, but none of `busy`,
+        which a dispatch that runs may give more tokens.
         """
         ready = []
         for slot in sorted(ends, key=lambda slot: self._seats[slot].age):
             seat = self._seats[slot]
             pool = self._pools[seat.shard]
             while seat.resident and pool.available < self._missing(seat, ends[slot]):
-                victim = self._victim(seat, working)
+                victim = self._victim(seat, working, busy)
                 if victim is None:
                     break
                 self._suspend(victim)
@@ -343,7 +346,7 @@ class PageStore:
             self._name(seat, index) if end == self._size else None,
         )
 
-    def _victim(self, needy: _Seat, working: Mapping[int, int]) -> int | None:
+    def _victim(self, needy: _Seat, working: Mapping[int, int], busy: Container[int]) -> int | None:
         """Whom to suspend for an older one: the youngest that has nothing to compute, else the
         youngest.
         """
@@ -351,6 +354,7 @@ class PageStore:
             (slot not in working, seat.age, slot)
             for slot in self._residents(needy.shard)
             if (seat := self._seats[slot]) is not needy
+            and slot not in busy
             and (slot not in working or seat.age > needy.age)
         ]
         return max(others)[2] if others else None

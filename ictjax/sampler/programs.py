@@ -15,6 +15,7 @@ from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
 from ictjax.sampler.blueprint import Blueprint, RowProgram, TurnShape, row_programs, turn_shapes
+from ictjax.sampler.state import Left
 from ictjax.sampler.weights import check_tree, sampling_weights
 
 
@@ -23,7 +24,8 @@ class Programs:
 
     Compiled ahead of their first call, not on it, so that nothing else can ever cause a
     recompilation. The cache is donated to every call and replaced by its result, so it has no other
-    owner. `close` frees it; nothing may be called afterwards.
+    owner, and the devices keep the order of the calls. `close` frees it; nothing may be called
+    afterwards.
 
     Args:
       config: the model.
@@ -51,6 +53,9 @@ class Programs:
         )
         self._cache: KVCache = jax.jit(
             self._blueprint.make_cache, out_shardings=self._blueprint.cache_sharding
+        )()
+        self._left: Left = jax.jit(
+            self._blueprint.make_left, out_shardings=self._blueprint.left_sharding
         )()
         # of one row of the cache, over all devices
         self.row_bytes = sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(self._cache))
@@ -107,15 +112,15 @@ class Programs:
         """See `Blueprint.blank`."""
         return self._blueprint.blank(num_rows, length, attended)
 
-    def turn(self, packed: np.ndarray, length: int, attended: int) -> np.ndarray:
-        """Does one dispatch (see `step.turn`) of a matrix that `blank` made for these sizes, and
-        waits for it.
+    def turn(self, packed: np.ndarray, length: int, attended: int) -> jax.Array:
+        """Launches one dispatch (see `step.turn`) of a matrix that `blank` made for these sizes,
+        which must not change any more.
 
-        Returns: Packed samples (see `step.turn`), on the host.
+        Returns: Packed samples (see `step.turn`), which may still be computed.
         """
         program = self._compiled_turn(TurnShape(len(packed), length, attended))
-        samples, self._cache = program(self._params, self._cache, packed)
-        return np.asarray(samples)
+        samples, self._cache, self._left = program(self._params, self._cache, self._left, packed)
+        return samples
 
     def copy_row(self, source: int, target: int) -> None:
         """Copies one row of the cache over another."""

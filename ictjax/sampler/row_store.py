@@ -1,7 +1,7 @@
 """Which row of a cache of slots holds what: a row for each conversation, of max_len positions."""
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -97,9 +97,11 @@ class RowStore:
         """
         return working
 
-    def reserve(self, ends: Mapping[int, int], working: Mapping[int, int]) -> Iterable[int]:
+    def reserve(
+        self, ends: Mapping[int, int], working: Mapping[int, int], busy: Container[int] = ()
+    ) -> Iterable[int]:
         """Those of the slots that have room up to these positions: all."""
-        del working
+        del working, busy
         return ends
 
     def pages(self, slot: int) -> Sequence[int]:

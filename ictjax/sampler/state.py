@@ -23,14 +23,14 @@ class Extras(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of one dispatch; everything is traced, nothing recompiles. Only the KV cache lives
-    on the device between dispatches.
+    """The rows of one dispatch; everything is traced, nothing recompiles. The KV cache and `Left`
+    live on the device between dispatches.
 
     A row with `lengths_b` 0 is padding: nothing is written for it, nothing sampled.
     """
 
     slots_b: Int[Array, " B"]  # row of a cache of slots; the number of slots for padding
-    starts_b: Int[Array, " B"]  # tokens already in the cache
+    starts_b: Int[Array, " B"]  # tokens already in the cache; GOES_ON: what `Left` says
     lengths_b: Int[Array, " B"]  # tokens to append now, in tokens_bt
     allowed_b: Int[Array, " B"]  # tokens it may sample in this and later dispatches; 0: append only
     counts_b: Int[Array, " B"]  # tokens sampled for its request in earlier dispatches
@@ -45,6 +45,20 @@ class Rows(NamedTuple):
     # all tokens, those to append included, where replies are guessed; no columns otherwise
     history_bs: Int[Array, "B S"]
 
+
+class Left(NamedTuple):
+    """How the last dispatch left the reply of every slot (of one copy of the weights), for one that
+    goes on before the host has read what was sampled.
+    """
+
+    ids_b: Int[Array, " B"]  # the last sampled one, which has no cache position yet
+    ends_b: Int[Array, " B"]  # tokens in the cache
+    counts_b: Int[Array, " B"]  # sampled for the request so far
+    allowed_b: Int[Array, " B"]  # tokens it may still sample; 0: it is finished
+
+
+GOES_ON = -1
+"""In the place of a row's start."""
 
 NO_ID = 2**31 - 1
 """In the place of a biased id: beyond every vocabulary, so that it is dropped."""
@@ -161,6 +175,27 @@ def unpack_rows(
         tokens_bt=packed[:, bias + num_bias : last],
         table_bp=packed[:, last:end],
         history_bs=packed[:, end:],
+    )
+
+
+def nothing_left(num_slots: int) -> Left:
+    """Before the first dispatch."""
+    return Left(*(jnp.zeros((num_slots,), jnp.int32) for _ in Left._fields))
+
+
+def resumed(rows: Rows, left: Left) -> Rows:
+    """Rows that go on, with what the last dispatch left of them: their last id is appended, and
+    nothing at all where they are finished.
+    """
+    goes_on_b = rows.starts_b == GOES_ON
+    own = Left(*(array_b.at[rows.slots_b].get(mode="clip") for array_b in left))
+    first_b = jnp.where(goes_on_b, own.ids_b, rows.tokens_bt[:, 0])
+    return rows._replace(
+        starts_b=jnp.where(goes_on_b, own.ends_b, rows.starts_b),
+        lengths_b=jnp.where(goes_on_b, (own.allowed_b > 0).astype(jnp.int32), rows.lengths_b),
+        allowed_b=jnp.where(goes_on_b, own.allowed_b, rows.allowed_b),
+        counts_b=jnp.where(goes_on_b, own.counts_b, rows.counts_b),
+        tokens_bt=rows.tokens_bt.at[:, 0].set(first_b),
     )
 
 

@@ -17,7 +17,7 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.transformer import Params
 from ictjax.sampler.speculation import Guesses, propose, verify
-from ictjax.sampler.state import NO_ID, Extras, pack_samples, unpack_rows
+from ictjax.sampler.state import NO_ID, Extras, Left, pack_samples, resumed, unpack_rows
 
 _DROPPED = -jnp.inf
 
@@ -154,6 +154,7 @@ def turn(
     config: ModelConfig,
     params: Params,
     cache: KVCache,
+    left: Left,
     packed: Int[Array, "B X"],
     *,
     attended: int,
@@ -166,7 +167,7 @@ def turn(
     attention: PagedAttention = PAGES,
     unused: Sequence[range] = (),
     guessed: int = 0,
-) -> tuple[Int[Array, "B X"], KVCache]:
+) -> tuple[Int[Array, "B X"], KVCache, Left]:
     """Appends the tokens of `packed` (see state.Rows) to their rows, then samples up to `max_steps`
     tokens for each row that may.
 
@@ -178,6 +179,7 @@ def turn(
 
     Args:
       cache: donate it.
+      left: of all slots; donate it too.
       num_pages: static; of a row's table in `packed`. 0: the cache is one of slots.
       attention: over pages.
       unused: static; ids that are never sampled.
@@ -186,11 +188,12 @@ def turn(
         positions behind those that are counted, as if they were never written: nobody sees them
         before they are.
 
-    Returns: Packed samples (state.unpack_samples; before that, where it guesses, unpack_guesses)
-      and the new cache. The last sampled id of a row has no cache position yet.
+    Returns: Packed samples (state.unpack_samples; before that, where it guesses, unpack_guesses),
+      the new cache, and what is left of all slots. The last sampled id of a row has no cache
+      position yet.
     """
     num_history = attended if guessed else 0
-    rows = unpack_rows(packed, num_stop_ids, num_bias, num_pages, num_history)
+    rows = resumed(unpack_rows(packed, num_stop_ids, num_bias, num_pages, num_history), left)
     batch, length = rows.tokens_bt.shape
     first = 0 if length == 1 else 1  # sampled before the loop
     most = first + (max_steps - first) * (1 + guessed)
@@ -368,4 +371,17 @@ def turn(
     if loop.guesses is not None:
         computed_b = jnp.full((batch,), loop.guesses.computed)
         counted = [loop.guesses.proposed_b, loop.guesses.accepted_b, computed_b]
-    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b, counted), cache
+    after = Left(
+        ids_b=loop.last_b,
+        ends_b=loop.ends_b,
+        counts_b=rows.counts_b + loop.sampled_b,
+        allowed_b=jnp.where(loop.active_b, rows.allowed_b - loop.sampled_b, 0),
+    )
+    left = Left(
+        *(
+            of_slots.at[rows.slots_b].set(of_rows, mode="drop")
+            for of_slots, of_rows in zip(left, after, strict=True)
+        )
+    )
+    samples = pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b, counted)
+    return samples, cache, left
