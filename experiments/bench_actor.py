@@ -20,10 +20,10 @@ from jaxtyping import Array
 
 from experiments.bench_run import Design, Note, Result, interleave, ratio
 from experiments.commands.bench import ActorBench, Int8Bench, SpeculationBench
+from experiments.intervals import clopper_pearson
 from experiments.memory import uses
 from experiments.presets import in_folders
 from experiments.run_dir import open_pool, read_run
-from experiments.stats import mean_ci
 from ictjax.config import CacheKind, MeshConfig, RolloutConfig
 from ictjax.model_speaker import ModelSpeaker
 from ictjax.models import transformer
@@ -248,8 +248,9 @@ def bench_int8(bench: Int8Bench, note: Note) -> Result:
             for name, speaker in designs.speakers.items():
                 note(f"{name}: playing")
                 played = rollout(speaker, pool, episodes, config.task.rollout)
-                won = mean_ci([float(game.success) for game in played])
-                found[name] |= {"success": won.mean, "from": won.ci[0], "to": won.ci[1]}
+                won = sum(game.success for game in played)
+                low, high = clopper_pearson(won, len(played))
+                found[name] |= {"success": won / len(played), "from": low, "to": high}
         title = f"8 bits, {designs.describe(bench)}"
     table = [
         {

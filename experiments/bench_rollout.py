@@ -36,6 +36,7 @@ from ictjax.models.transformer import init_params
 from ictjax.rollout import Episode, rollout
 from ictjax.run_config import TrainConfig
 from ictjax.sampler import Request, Sampler, sampling_weights
+from ictjax.sampler.programs import Pending
 
 _SWITCH_S = 2e-4  # how long a thread may keep the watching one from its clock
 _PROMPT, _NEW_TOKENS, _VOCABULARY = 64, 64, 4096  # of the decode
@@ -51,7 +52,7 @@ class DeviceWatch:
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.rows: list[int] = []  # of every dispatch
-        self._launched: queue.SimpleQueue[tuple[float, jax.Array] | threading.Event | None]
+        self._launched: queue.SimpleQueue[tuple[float, Pending] | threading.Event | None]
         self._launched = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -68,7 +69,7 @@ class DeviceWatch:
         self._launched.put(None)
         self._thread.join()
 
-    def launched(self, start: float, num_rows: int, result: jax.Array) -> None:
+    def launched(self, start: float, num_rows: int, result: Pending) -> None:
         """Hears of a dispatch, for `Sampler(watch=...)`."""
         self.rows.append(num_rows)
         self._launched.put((start, result))

@@ -1,4 +1,4 @@
-"""`ictjax bench [sampler | update | envs | rollout | cache | speculation | int8 | false-alarms | all]`."""
+"""`ictjax bench WORD`."""
 
 import dataclasses
 import os
@@ -18,8 +18,8 @@ from ictjax.ranges import Range
 _DESCRIPTION = (
     "Measures the sampler, the update and the environments on this machine, each against a peer in"
     " the same run; where a rollout's time goes, what conversations hold of a cache, what guessed"
-    " tokens and 8 bits bring, or how often an evaluation claims too much. Without a word: the first"
-    " three."
+    " tokens and 8 bits bring, or how often an evaluation claims too much. Without a word: the"
+    " first three."
 )
 _PLAIN_WIDTH = 140  # of tables that go to a file
 

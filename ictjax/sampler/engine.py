@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,7 +19,7 @@ from ictjax.models.attention_choice import platform_of
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
 from ictjax.sampler.page_store import PageStore
-from ictjax.sampler.programs import Programs
+from ictjax.sampler.programs import Pending, Programs
 from ictjax.sampler.row_store import RowStore
 from ictjax.sampler.state import (
     GOES_ON,
@@ -176,7 +175,7 @@ class _Row(NamedTuple):
 class _Flight(NamedTuple):
     """A dispatch that was launched and not read yet."""
 
-    samples: jax.Array
+    samples: Pending
     rows: list[_Row]
     places: list[int]  # of the rows in the matrix
     length: int  # tokens appended
@@ -229,7 +228,7 @@ class Sampler:
         mesh: Mesh | None = None,
         unused: Sequence[range] = (),
         weights_step: int | None = None,
-        watch: Callable[[float, int, jax.Array], None] | None = None,
+        watch: Callable[[float, int, Pending], None] | None = None,
     ) -> None:
         if not 0 <= pad_id < config.vocab_size:
             raise ValueError(

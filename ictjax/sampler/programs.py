@@ -4,6 +4,7 @@ them, compiled ahead.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -17,6 +18,14 @@ from ictjax.models.transformer import Params
 from ictjax.sampler.blueprint import Blueprint, RowProgram, TurnShape, row_programs, turn_shapes
 from ictjax.sampler.state import Left
 from ictjax.sampler.weights import check_tree, sampling_weights
+
+
+class Pending(Protocol):
+    """An array on the devices that may still be computed; what is used of `jax.Array`."""
+
+    def is_ready(self) -> bool: ...
+    def block_until_ready(self) -> object: ...
+    def __array__(self) -> np.ndarray: ...
 
 
 class Programs:
@@ -112,7 +121,7 @@ class Programs:
         """See `Blueprint.blank`."""
         return self._blueprint.blank(num_rows, length, attended)
 
-    def turn(self, packed: np.ndarray, length: int, attended: int) -> jax.Array:
+    def turn(self, packed: np.ndarray, length: int, attended: int) -> Pending:
         """Launches one dispatch (see `step.turn`) of a matrix that `blank` made for these sizes,
         which must not change any more.
 
