@@ -217,7 +217,7 @@ class ModelSpeaker:
     @property
     def stats(self) -> Mapping[str, int | float]:
         """Those of the sampler (`ictjax.sampler.SamplerStats`); of guesses where some were made."""
-        counts: dict[str, int | float] = dataclasses.asdict(self._sampler.stats)
+        counts: dict[str, int] = dataclasses.asdict(self._sampler.stats)
         if not counts["proposed_tokens"]:
             del counts["proposed_tokens"], counts["accepted_tokens"]
         return counts
