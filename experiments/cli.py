@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "train": "Train a reflector, or go on where a run was stopped",
         "plan": "Say what a run needs of a machine, before it runs",
+        "watch": "Show how a training goes, beside it or afterwards",
         "evaluate": "Measure a trained reflector on games never seen",
         "report": "Make the page of a run, and its table of results",
         "compare": "One table of several runs' evaluations",
