@@ -282,7 +282,7 @@ def _evaluate(
             changes=changes,
         )
     for table in result_tables(report):
-        console.print(table)
+        console.print(table, "")
     if report["headline"] is not None:
         console.print(report["headline"]["text"], highlight=False)
     results = (out or run_dir) / name
