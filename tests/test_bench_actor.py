@@ -63,7 +63,9 @@ def test_8_bits_are_compared_on_the_same_tokens(run):
     assert found["float"]["max_logit_difference"] == 0
     assert found["float"]["same_greedy"] == found["float"]["same_replies"] == 1
     for name in ("int8 weights", "int8 cache", "both"):
-        assert 0 < found[name]["mean_logit_difference"] <= found[name]["max_logit_difference"]
+        # hand-made weights are hardly rounded
+        assert found[name]["mean_logit_difference"] <= found[name]["max_logit_difference"] < 1
+        assert found[name]["same_greedy"] > 0.9
         assert found[name]["from"] <= found[name]["success"] <= found[name]["to"]
     assert found["both"]["weights_mib"] == found["int8 weights"]["weights_mib"]
     assert found["int8 weights"]["weights_mib"] < found["float"]["weights_mib"] / 2

@@ -165,5 +165,5 @@ def test_where_8_bits_cannot_be_is_said():
     )
     assert resolve_paged(sizes, MODEL, "tpu") == "pages"
     kernels = dataclasses.replace(sizes, attention="pallas_tpu")
-    with pytest.raises(ValueError, match="cache int8: take auto"):
+    with pytest.raises(ValueError, match="cache int8 and page_size 128: take auto"):
         resolve_paged(kernels, MODEL, "tpu")

@@ -99,7 +99,7 @@ def resolve_paged(sizes: SamplerConfig, model: ModelConfig, platform: str) -> Pa
         raise ValueError(
             f"attention of a sampler is {sizes.attention!r}, which computes"
             f" {' and '.join(_KERNEL_DTYPES)} over pages of a multiple of {_LANES} positions, and"
-            f" the model is {dtype}, page_size {sizes.page_size} and cache {sizes.cache}: take auto"
+            f" the model is {dtype}, cache {sizes.cache} and page_size {sizes.page_size}: take auto"
             " or pages."
         )
     return sizes.attention
