@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ictjax.sampler import Sampler
+from ictjax.sampler.engine import _Conversation, _fixed_rows, _Seated
 from tests.test_paged_sampler import (
     MODEL,
     PAGES,
@@ -174,6 +175,17 @@ def test_what_is_closed_while_it_runs_disturbs_nobody(single, ahead):
         np.testing.assert_allclose(replies[number].logprobs, wanted.logprobs, atol=1e-4)
         ahead.close(number)
     assert ahead.idle and not ahead.stats.held_tokens
+
+
+def test_rows_of_a_dispatch(params):
+    """The fewest that get a group through soonest: by rows on a CPU, all at once elsewhere."""
+    sizes = dataclasses.replace(ROWS, num_slots=32, row_buckets=(8, 32))
+    with Sampler(MODEL, params, sizes, 0) as sampler:
+        seats = [_Seated(_Conversation(id=0, tokens=np.empty(0)), slot) for slot in range(32)]
+        found = [sampler._num_rows(seats[:count]) for count in (1, 8, 9, 20, 30, 32)]
+        assert found == [8, 8, 8, 8, 32, 32]
+        sampler._fixed_rows = _fixed_rows(MODEL, "tpu")
+        assert [sampler._num_rows(seats[:count]) for count in (1, 8, 9)] == [8, 8, 32]
 
 
 class Running:
