@@ -218,9 +218,8 @@ class ModelSpeaker:
     def stats(self) -> Mapping[str, int | float]:
         """Those of the sampler (`ictjax.sampler.SamplerStats`); of guesses where some were made."""
         counts = dataclasses.asdict(self._sampler.stats)
-        if not counts["proposed_tokens"]:
-            del counts["proposed_tokens"], counts["accepted_tokens"]
-        return counts
+        unused = () if counts["proposed_tokens"] else ("proposed_tokens", "accepted_tokens")
+        return {name: count for name, count in counts.items() if name not in unused}
 
     def _open_one(self, conversation: int) -> _Conversation:
         if conversation not in self._conversations:
