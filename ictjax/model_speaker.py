@@ -217,10 +217,9 @@ class ModelSpeaker:
     @property
     def stats(self) -> Mapping[str, int | float]:
         """Those of the sampler (`ictjax.sampler.SamplerStats`); of guesses where some were made."""
-        counts: dict[str, int] = dataclasses.asdict(self._sampler.stats)
-        if not counts["proposed_tokens"]:
-            del counts["proposed_tokens"], counts["accepted_tokens"]
-        return counts
+        counts = dataclasses.asdict(self._sampler.stats)
+        unused = () if counts["proposed_tokens"] else ("proposed_tokens", "accepted_tokens")
+        return {name: count for name, count in counts.items() if name not in unused}
 
     def _open_one(self, conversation: int) -> _Conversation:
         if conversation not in self._conversations:

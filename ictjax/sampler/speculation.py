@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# Of the last tokens, that are looked for. Two that were a mere coincidence would cost a wide step
-# for nothing about as often as a longer stretch is missed.
+# Of the last tokens, that are looked for. A single one is enough: actions are short, and where it
+# was chance, a wide step costs more and loses nothing.
 _LONGEST, _SHORTEST = 4, 1
 
 
