@@ -176,7 +176,6 @@ class _Flight(NamedTuple):
     rows: list[_Row]
     places: list[int]  # of the rows in the matrix
     length: int  # tokens appended
-    guesses: bool
 
 
 class Sampler:
@@ -491,8 +490,9 @@ class Sampler:
                 self._launch(rows, length)
                 launched = True
                 break
-        # what is guessed from must be known on the host
-        ahead = 1 if self._sampler_config.guessed_tokens else self._sampler_config.max_in_flight
+        # guesses come from tokens that the host has read
+        guesses = self._sampler_config.guessed_tokens > 0
+        ahead = 1 if guesses else self._sampler_config.max_in_flight
         if self._flights and not (launched and len(self._flights) < ahead):
             self._read()
         return self._take_finished()
@@ -725,10 +725,11 @@ class Sampler:
             filled = start + count
         # a reply starts only once all tokens before it are computed
         reply = conversation.reply if filled >= conversation.length else None
-        allowed = 0 if reply is None else self._left(conversation)
-        greedy = reply is not None and reply.request.temperature == 0
-        steps = min(allowed, sizes.most_sampled(length, greedy=greedy))
-        part = 0 if reply is None else reply.dispatches
+        allowed = steps = part = 0
+        if reply is not None:
+            allowed, part = self._left(conversation), reply.dispatches
+            most = sizes.most_sampled(length, greedy=reply.request.temperature == 0)
+            steps = min(allowed, most)
         return _Row(seat, start, count, reply, allowed, steps, part, filled + max(steps - 1, 0))
 
     def _with_room(self, rows: list[_Row], working: dict[int, int]) -> list[_Row]:
@@ -771,7 +772,7 @@ class Sampler:
         samples = self._programs.turn(packed, length, attended)
         if self._watch is not None:
             self._watch(start, len(group), samples)
-        self._flights.append(_Flight(samples, group, places, length, guesses=num_history > 0))
+        self._flights.append(_Flight(samples, group, places, length))
         self._counts["dispatches"] += 1
         for row in group:
             row.seat.conversation.ready_since = self._counts["dispatches"]
@@ -786,11 +787,11 @@ class Sampler:
         """Waits for the oldest dispatch, and books what it sampled."""
         flight = self._flights[0]
         samples, guessed = np.asarray(flight.samples), None
-        if flight.guesses:
-            guessed, samples = unpack_guesses(samples)
-        ids, logprobs, sampled = unpack_samples(samples)
         self._flights.popleft()
         length, extended = flight.length, flight.length > 1
+        if self._sampler_config.guesses(length):
+            guessed, samples = unpack_guesses(samples)
+        ids, logprobs, sampled = unpack_samples(samples)
         shard_rows = len(sampled) // self._shards
         steps_per_shard = sampled.reshape(self._shards, shard_rows).max(axis=1)
         if extended:

@@ -367,10 +367,6 @@ def turn(
         if in_place
         else put_positions(cache, loop.part, rows.slots_b, rows.starts_b, loop.ends_b, max_new)
     )
-    counted = []
-    if loop.guesses is not None:
-        computed_b = jnp.full((batch,), loop.guesses.computed)
-        counted = [loop.guesses.proposed_b, loop.guesses.accepted_b, computed_b]
     after = Left(
         ids_b=loop.last_b,
         ends_b=loop.ends_b,
@@ -383,5 +379,8 @@ def turn(
             for of_slots, of_rows in zip(left, after, strict=True)
         )
     )
-    samples = pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b, counted)
-    return samples, cache, left
+    counted = []
+    if loop.guesses is not None:
+        computed_b = jnp.full((batch,), loop.guesses.computed)
+        counted = [loop.guesses.proposed_b, loop.guesses.accepted_b, computed_b]
+    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b, counted), cache, left
