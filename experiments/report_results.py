@@ -1,0 +1,325 @@
+"""What an evaluation found: its protocol in words, games won by family and arm, verdicts, and
+success from meta-turn to meta-turn.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from experiments import report_figures
+from experiments.evaluation_results import ARMS
+from experiments.html import Html, html, joined
+from experiments.report_data import Evaluation, RunData, SplitSummary, games_played, split_summaries
+from experiments.report_figures import Line, arm_colours
+from experiments.report_loops import Loop, middle_half
+from experiments.report_parts import (
+    Section,
+    arm_mark,
+    badges,
+    cell,
+    details,
+    estimate,
+    on,
+    row,
+    section,
+    table,
+    test_cells,
+)
+from experiments.wording import interval, percent
+
+_MAIN = "trained_vs_untrained"
+
+
+def results(run: RunData, evaluation: Evaluation, anchor: str) -> Section:
+    """Held-out families first, families that were trained on as the context below."""
+    splits = split_summaries(evaluation)
+    arms = _arms(splits)
+    return section(
+        anchor,
+        f"Results{on(evaluation)}",
+        html("<ul>{}</ul>", joined(html("<li>{}</li>", s) for s in _protocol(run, evaluation))),
+        report_figures.legend(
+            [(arm, colour, arm not in ARMS) for arm, colour in arm_colours(arms).items()]
+        ),
+        *(_split(split, arms) for split in splits),
+        html(
+            '<p class="lead">Bars and brackets: 95 % intervals. p: two-sided, of the paired'
+            " difference, by Holm's correction for the families of a split; that of all families is"
+            " tested alone. n: trained seeds, or the runs of a single one, which are what the test"
+            " counts. Verdicts come from p alone, never from an interval; those of single families"
+            " stand with their reasons where the pointer rests on them.</p>"
+        ),
+        _faults(evaluation),
+    )
+
+
+def curves(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Section | None:
+    """Success by meta-turn of every arm; None where no arm has written twice."""
+    splits = split_summaries(evaluation)
+    arms = _arms(splits)
+    if all(len(cells["curve"]) < 2 for split in splits for cells in split.overall["arms"].values()):
+        return None
+    blocks = []
+    for split in splits:
+        title = f"all {split.title}"
+        panels = [_curve(title, split.overall, loops, list(split.families))]
+        panels += [_curve(name, of, loops, [name]) for name, of in split.families.items()]
+        blocks.append(
+            html(
+                '<h3>{}</h3><div class="charts">{}</div>{}',
+                split.title.capitalize(),
+                joined(panels),
+                details(f"Numbers of {title}", _curve_table(split)),
+            )
+        )
+    return section(
+        anchor,
+        f"Success by meta-turn{on(evaluation)}",
+        html(
+            "TEST games won, %, under the prompt of each meta-turn; 0 is the first prompt. Bands:"
+            " where the middle half of the loops lies{}; bars at the end: 95 % intervals.",
+            "" if evaluation.turns else " (not drawn: the prompts of single loops are not here)",
+        ),
+        report_figures.legend(
+            [(arm, colour, arm not in ARMS) for arm, colour in arm_colours(arms).items()]
+        ),
+        *blocks,
+    )
+
+
+def _arms(splits: Sequence[SplitSummary]) -> list[str]:
+    """All arms, those of the headline first."""
+    there = dict.fromkeys(arm for split in splits for arm in split.overall["arms"])
+    return [arm for arm in ARMS if arm in there] + [arm for arm in there if arm not in ARMS]
+
+
+def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
+    """How the evaluation was done, a sentence each; what its file does not say is left out."""
+    protocol = evaluation.results["protocol"]
+    games = games_played(evaluation.environment)
+    if games:
+        yield html("Measured on {}.", games)
+    if evaluation.checkpoint not in (None, run.config.get("iterations")):
+        yield html("Of iteration {}.", evaluation.checkpoint)
+    for change in evaluation.changes:
+        yield html("<b>Changed since training: {}.</b>", str(change))
+    if protocol.get("protocol") == "paper":
+        yield Html(
+            "<b>Protocol <i>paper</i>:</b> chosen prompts are chosen and reported on the same"
+            " games, which reads too high; nothing is claimed of them. All loops have the same games."
+        )
+    elif protocol.get("protocol") == "strict":
+        yield Html(
+            "Protocol <i>strict</i>: STREAM games to reflect on, SELECT games to choose a prompt"
+            " by and TEST games to score it on were drawn so that no initial state occurs twice, or"
+            " in the training of a run that is evaluated."
+        )
+    counts = [
+        f"{value} {noun}"
+        for name, noun in (
+            ("runs", "loops (runs) per arm and family"),
+            ("meta_turns", "meta-turns each"),
+            ("games_per_context", "STREAM games per meta-turn"),
+            ("select_games", "SELECT games"),
+            ("test_games", "TEST games"),
+        )
+        if isinstance(value := protocol.get(name), int)
+    ]
+    seeds = max(split["seeds"] for split in evaluation.results["overall"].values())
+    yield html(
+        "{} trained {}{}. All arms play the same games in the same order, so their differences are"
+        " paired.",
+        seeds,
+        "seeds" if seeds > 1 else "seed",
+        "".join(f", {count}" for count in counts),
+    )
+    if isinstance(protocol.get("pretraining"), str):
+        yield html("Pretraining: {}.", protocol["pretraining"])
+
+
+def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
+    head = [
+        "family",
+        "trained - untrained",
+        "verdict",
+        "p",
+        "n",
+        *(arm_mark(arm, arm_colours(arms)) for arm in reversed(arms) if arm in ARMS),
+        "games",
+        "runs",
+    ]
+    families = {"all families": split.overall, **split.families}
+    rows = [
+        row(
+            name,
+            *test_cells(numbers["tests"].get(_MAIN)),
+            *(
+                cell(estimate(found["mean"], found["ci95"]) if found else "")
+                for arm in reversed(arms)
+                if arm in ARMS
+                for found in [numbers["arms"].get(arm)]
+            ),
+            cell(numbers["games"]),
+            cell(numbers["runs"]),
+            start=Html('<tr class="pooled">' if numbers is split.overall else "<tr>"),
+        )
+        for name, numbers in families.items()
+    ]
+    return html(
+        '<div class="split"><h3>{}: games won, %</h3>{}{}{}{}</div>',
+        split.title.capitalize(),
+        joined(_bars(name, numbers["arms"], arms) for name, numbers in families.items()),
+        table(f"Games won on the {split.title}, %", head, rows),
+        _comparisons(split),
+        _arm_table(split, arms),
+    )
+
+
+def _bars(name: str, measured: dict, arms: Sequence[str]) -> Html:
+    """One family: every arm's mean as a dot on its interval, from 0 to 100 %."""
+    colours = arm_colours(arms)
+    return html(
+        '<div class="bars"><h4>{}</h4>{}</div>',
+        name,
+        joined(
+            html(
+                '<div class="lane" style="--c:var({})"><span>{}</span>'
+                '<span class="track"><i style="left:{:.1f}%;width:{:.1f}%"></i>'
+                '<b style="left:{:.1f}%"></b></span><span class="number">{}</span></div>',
+                colours[arm],
+                arm,
+                100 * found["ci95"][0],
+                100 * (found["ci95"][1] - found["ci95"][0]),
+                100 * found["mean"],
+                estimate(found["mean"], found["ci95"]),
+            )
+            for arm in arms
+            for found in [measured.get(arm)]
+            if found
+        ),
+    )
+
+
+def _comparisons(split: SplitSummary) -> Html:
+    """All comparisons of a split, each with the reason of its verdict."""
+    rows = [
+        row(
+            name.replace("_vs_", " - "),
+            *test_cells(test),
+            cell(f"{100 * test['improvement']:.0f} %"),
+            html('<td class="reason">{}</td>', test["reason"]),
+        )
+        for name, test in split.overall["tests"].items()
+    ]
+    head = ["arms", "difference", "verdict", "p", "n", "wins more, of pairs", "reason"]
+    name = f"Comparisons on the {split.title}"
+    return details(name, table(name, head, rows), opened=split.name != "train")
+
+
+def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
+    """Every arm of a split: what stands beside the headline's number, and what writing took."""
+    rows = [
+        row(
+            arm,
+            cell(estimate(found["mean"], found["ci95"])),
+            cell(estimate(found["chosen"]["mean"], found["chosen"]["ci95"])),
+            cell(percent(found["area"])),
+            cell("" if found["sd_runs"] is None else percent(found["sd_runs"])),
+            cell("not measured" if found["sd_seeds"] is None else percent(found["sd_seeds"])),
+            *(cell(f"{value:,}") for value in _budget(split, arm)),
+        )
+        for arm in arms
+        for found in [split.overall["arms"].get(arm)]
+        if found
+    ]
+    head = [
+        "arm",
+        "last prompt",
+        "chosen prompt",
+        "mean over meta-turns",
+        "spread of runs",
+        "spread of trained seeds",
+        *_BUDGET.values(),
+    ]
+    name = f"Arms on the {split.title}"
+    return details(name, table(name, head, rows))
+
+
+_BUDGET = {
+    "actor_episodes": "games played to write",
+    "actor_tokens": "tokens of the actor",
+    "reflector_calls": "replies of the reflector",
+    "reflector_tokens": "their tokens",
+}
+
+
+def _budget(split: SplitSummary, arm: str) -> list[int]:
+    """What writing the prompts of an arm took, over the families of a split."""
+    spent = [
+        of_arms[arm]
+        for family in split.families.values()
+        if isinstance(of_arms := family.get("budget"), dict) and isinstance(of_arms.get(arm), dict)
+    ]
+    return [
+        sum(value for of in spent if isinstance(value := of.get(name), int)) for name in _BUDGET
+    ]
+
+
+def _faults(evaluation: Evaluation) -> Html:
+    """What went wrong in the evaluation, by arm; zeros included."""
+    texts = {
+        "malformed_replies": "malformed replies of the reflector",
+        "failed_episodes": "episodes failed by the environment",
+    }
+    families = evaluation.families.values()
+    return badges(
+        {
+            f"{text}, {arm}": sum(family.get(key, {}).get(arm, 0) for family in families)
+            for key, text in texts.items()
+            for arm in _arms(split_summaries(evaluation))
+            if any(arm in family.get(key, {}) for family in families)
+            and (key, arm) != ("malformed_replies", "initial")
+        }
+    )
+
+
+def _curve(title: str, numbers: dict, loops: Sequence[Loop], families: list[str]) -> Html:
+    arms = [arm for arm in reversed(_ordered(numbers["arms"]))]
+    colours = arm_colours(_ordered(numbers["arms"]))
+    lines = []
+    for arm in reversed(arms):
+        found = numbers["arms"][arm]
+        points = [(turn, won) for turn, won in enumerate(found["curve"]) if won is not None]
+        lines.append(
+            Line(
+                name=arm,
+                colour=colours[arm],
+                points=points,
+                band=[(b["turn"], b["low"], b["high"]) for b in middle_half(loops, families, arm)],
+                bars=[(points[-1][0], *found["ci95"])] if points else [],
+                dashed=arm not in ARMS,
+            )
+        )
+    return report_figures.line_chart(
+        title, lines, x_label="meta-turn", y_ends=(0.0, 1.0), percent=True
+    )
+
+
+def _ordered(arms: dict) -> list[str]:
+    return [arm for arm in ARMS if arm in arms] + [arm for arm in arms if arm not in ARMS]
+
+
+def _curve_table(split: SplitSummary) -> Html:
+    arms = split.overall["arms"]
+    turns = max(len(found["curve"]) for found in arms.values())
+    rows = [
+        row(
+            arm,
+            *(
+                cell("" if won is None else percent(won))
+                for won in [*found["curve"], *[None] * (turns - len(found["curve"]))]
+            ),
+            cell(interval(found["ci95"])),
+        )
+        for arm, found in arms.items()
+    ]
+    head = ["arm", *map(str, range(turns)), "interval of the last"]
+    return table(f"Games won by meta-turn on all {split.title}, %", head, rows)
