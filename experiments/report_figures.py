@@ -5,6 +5,7 @@ light or dark, and stand side by side as the page has room.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from experiments.html import Html, html, joined
 
@@ -13,10 +14,12 @@ ARM_COLOURS = {"initial": "--initial", "untrained": "--untrained", "trained": "-
 _OTHER_COLOURS = ("--fresh", "--other-1", "--other-2", "--other-3")
 
 _WIDTH, _HEIGHT = 330.0, 190.0  # of a chart, with its labels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 10.0, 10.0, 36.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 24.0, 10.0, 36.0
 _LONGEST_NAME = 48  # characters of a title
 
 Point = tuple[float, float]
+Style = Literal["solid", "dashed", "dotted"]
+_STYLES: dict[str, Style] = {"trained": "solid", "initial": "dotted"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,17 @@ class Line:
     dots: Sequence[Point] = ()  # single measurements
     band: Sequence[tuple[float, float, float]] = ()  # x, low, high
     bars: Sequence[tuple[float, float, float]] = ()  # the same, as intervals
-    dashed: bool = False
+    style: Style = "solid"
+
+
+def arm_lines(arms: Sequence[str]) -> list[tuple[str, str, Style]]:
+    """How the lines of arms are drawn, in this order: those that lie on others have gaps."""
+    colours = arm_colours(arms)
+    first = [arm for arm in ("trained", "untrained", "initial") if arm in colours]
+    return [
+        (arm, colours[arm], _STYLES.get(arm, "dashed"))
+        for arm in (*first, *(arm for arm in arms if arm not in first))
+    ]
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:
@@ -46,6 +59,7 @@ def line_chart(
     lines: Sequence[Line],
     *,
     x_label: str,
+    x_ends: Point | None = None,
     y_ends: Point | None = None,
     percent: bool = False,
 ) -> Html:
@@ -63,8 +77,8 @@ def line_chart(
         return Html("")
     every = [point for line in lines for point in (*line.points, *line.dots)]
     every += [(x, y) for line in lines for x, *ends in (*line.band, *line.bars) for y in ends]
-    axes = _Axes.around(every, y_ends)
-    drawn = joined(_line(axes, line) for line in lines)
+    axes = _Axes.around(every, x_ends, y_ends)
+    drawn = joined(_line(axes, line, number) for number, line in enumerate(lines))
     return _figure(title, [axes.drawing(x_label, percent=percent), drawn], _said(lines))
 
 
@@ -95,7 +109,8 @@ def histogram(title: str, values: Sequence[float], *, x_label: str) -> Html:
         )
         for n, count in enumerate(counts)
     )
-    said = f"{len(values)} values, most often near {low + (counts.index(max(counts)) + 0.5) * width:.2f}"
+    most = low + (counts.index(max(counts)) + 0.5) * width
+    said = f"{len(values)} values, most often near {most:.2f}"
     return _figure(title, [axes.drawing(x_label, percent=False), bars], said)
 
 
@@ -109,18 +124,18 @@ def smooth(values: Sequence[float], weight: float = 0.75) -> list[float]:
     return smoothed
 
 
-def legend(lines: Sequence[tuple[str, str, bool]]) -> Html:
-    """Names with the colours of their lines, and whether these are dashed."""
+def legend(lines: Sequence[tuple[str, str, Style]]) -> Html:
+    """Names with the colours and styles of their lines."""
     return html(
         '<p class="legend">{}</p>',
         joined(
             html(
-                '<span><span class="key{}" style="--c:var({})"></span>{}</span>',
-                Html(" dashed" if dashed else ""),
+                '<span><span class="key {}" style="--c:var({})"></span>{}</span>',
+                style,
                 colour,
                 name,
             )
-            for name, colour, dashed in lines
+            for name, colour, style in lines
         ),
     )
 
@@ -134,13 +149,13 @@ class _Axes:
     whole: bool = True  # whether x counts
 
     @classmethod
-    def around(cls, points: Sequence[Point], y_ends: Point | None) -> "_Axes":
+    def around(cls, points: Sequence[Point], x_ends: Point | None, y_ends: Point | None) -> "_Axes":
         xs, ys = [x for x, _ in points], [y for _, y in points]
         low, high = y_ends or (min(ys), max(ys))
         flat = high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-200)
-        room = 0.0 if y_ends else max(abs(high), 1e-9) if flat else 0.06 * (high - low)
+        room = 0.0 if y_ends else abs(high) or 1.0 if flat else 0.06 * (high - low)
         at_zero = low >= 0 and not y_ends  # counts do not begin below zero
-        x_low, x_high = min(xs), max(xs)
+        x_low, x_high = x_ends or (min(xs), max(xs))
         return cls(
             x_ends=(x_low, x_high if x_high > x_low else x_low + 1),
             y_ends=(max(0.0, low - room) if at_zero else low - room, high + room),
@@ -166,7 +181,7 @@ class _Axes:
                 right,
                 _LEFT - 6,
                 self.y(tick) + 4,
-                f"{100 * tick:.0f}" if percent else f"{tick:g}",
+                f"{100 * tick:.0f}" if percent else f"{tick:.4g}",
             )
             for tick in _ticks(*self.y_ends, 4)
         )
@@ -190,12 +205,13 @@ class _Axes:
         )
 
 
-def _line(axes: _Axes, line: Line) -> Html:
+def _line(axes: _Axes, line: Line, number: int) -> Html:
+    beside = 4.0 + 3.0 * number  # intervals stand beside each other
     place = [(axes.x(x), axes.y(y)) for x, y in line.points]
     over = [(axes.x(x), axes.y(high)) for x, _, high in line.band]
     under = [(axes.x(x), axes.y(low)) for x, low, _ in reversed(line.band)]
     return html(
-        '<g style="--c:var({})">{}{}{}<path class="line{}" d="{}"/>{}</g>',
+        '<g style="--c:var({})">{}{}{}<path class="line {}" d="{}"/>{}</g>',
         line.colour,
         html('<path class="band" d="{}Z"/>', _path([*over, *under])) if over else Html(""),
         joined(
@@ -204,11 +220,14 @@ def _line(axes: _Axes, line: Line) -> Html:
         ),
         joined(
             html(
-                '<path class="ci" d="M{:.1f} {:.1f}V{:.1f}"/>', axes.x(x), axes.y(low), axes.y(high)
+                '<path class="ci" d="M{:.1f} {:.1f}V{:.1f}"/>',
+                axes.x(x) + beside,
+                axes.y(low),
+                axes.y(high),
             )
             for x, low, high in line.bars
         ),
-        Html(" dashed" if line.dashed else ""),
+        line.style,
         _path(place),
         # a line of one point has no length
         html('<circle r="3" cx="{:.1f}" cy="{:.1f}"/>', *place[0]) if len(place) == 1 else Html(""),

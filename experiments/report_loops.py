@@ -1,5 +1,5 @@
-"""The loops of an evaluation, from one prompt to the next: which there are, which are shown, and how
-arms did on the same games.
+"""The loops of an evaluation, from one prompt to the next: which there are, which are shown, and
+how arms did on the same games.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from experiments.report_data import Evaluation, Json, game_name
 
 RULE = (
-    "Of every family three loops of the trained reflector: the one whose last prompt won most more"
-    " TEST games than the first prompt, the one in the middle, and the one that won least more, or"
-    " lost most (the first of equals). Beside each stands the loop of the untrained reflector on the"
-    " same games."
+    "Of every family three loops of the trained reflector: by how many more TEST games the last"
+    " prompt won than the first one, the best, the one in the middle, and the worst, whether it"
+    " gained or lost (of equals the first). Beside each stands the loop of the untrained reflector"
+    " on the same games."
 )
 
 

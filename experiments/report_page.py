@@ -24,7 +24,6 @@ from experiments.report_loops import loops
 from experiments.report_parts import (
     ARM_TEXTS,
     Section,
-    cell,
     details,
     row,
     section,
@@ -203,10 +202,11 @@ def _manifest(run: RunData) -> Section | None:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{name} {json.dumps(item, ensure_ascii=False) if isinstance(item, dict | list) else item}"
-            for name, item in value.items()
-        )
-    if isinstance(value, (list, tuple)):
-        return " ".join(str(item) for item in value)
-    return str(value)
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

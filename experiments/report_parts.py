@@ -1,4 +1,4 @@
-"""Pieces that the sections of a report share: sections themselves, tables, badges, marks of arms."""
+"""Pieces that the sections of a report share: sections themselves, tables, badges, arms."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,9 +54,9 @@ def table(caption: str, head: Sequence[Html | str], rows: Iterable[Html]) -> Htm
     )
 
 
-def row(name: Html | str, *cells: Html, start: Html = Html("<tr>")) -> Html:
-    """A row of a table: its heading, then cells with their <td>."""
-    return html('{}<th scope="row">{}</th>{}</tr>', start, name, joined(cells))
+def row(name: Html | str, *cells: Html, kind: str = "") -> Html:
+    """A row of a table: its heading, then cells with their <td>; "pooled" sets it off."""
+    return html('<tr class="{}"><th scope="row">{}</th>{}</tr>', kind, name, joined(cells))
 
 
 def cell(value: object) -> Html:
@@ -117,7 +117,7 @@ def test_cells(test: Json | None) -> list[Html]:
             points(test["difference"]),
             interval(test["ci95"], signed=True),
         ),
-        html('<td title="{}">{}</td>', test["reason"], verdict_badge(test["verdict"])),
+        cell(verdict_badge(test["verdict"])),
         cell(p_value(test["p_corrected"])),
         cell(test["num_units"]),
     ]

@@ -2,13 +2,21 @@
 success from meta-turn to meta-turn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from experiments import report_figures
 from experiments.evaluation_results import ARMS
 from experiments.html import Html, html, joined
-from experiments.report_data import Evaluation, RunData, SplitSummary, games_played, split_summaries
-from experiments.report_figures import Line, arm_colours
+from experiments.report_data import (
+    Evaluation,
+    Json,
+    RunData,
+    SplitSummary,
+    games_played,
+    split_summaries,
+)
+from experiments.report_figures import Line, arm_colours, arm_lines
+from experiments.report_games import disjointness
 from experiments.report_loops import Loop, middle_half
 from experiments.report_parts import (
     Section,
@@ -36,16 +44,13 @@ def results(run: RunData, evaluation: Evaluation, anchor: str) -> Section:
         anchor,
         f"Results{on(evaluation)}",
         html("<ul>{}</ul>", joined(html("<li>{}</li>", s) for s in _protocol(run, evaluation))),
-        report_figures.legend(
-            [(arm, colour, arm not in ARMS) for arm, colour in arm_colours(arms).items()]
-        ),
+        report_figures.legend(arm_lines(arms)),
         *(_split(split, arms) for split in splits),
         html(
             '<p class="lead">Bars and brackets: 95 % intervals. p: two-sided, of the paired'
             " difference, by Holm's correction for the families of a split; that of all families is"
             " tested alone. n: trained seeds, or the runs of a single one, which are what the test"
-            " counts. Verdicts come from p alone, never from an interval; those of single families"
-            " stand with their reasons where the pointer rests on them.</p>"
+            " counts. Verdicts come from p alone, never from an interval.</p>"
         ),
         _faults(evaluation),
     )
@@ -78,17 +83,13 @@ def curves(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Sectio
             " where the middle half of the loops lies{}; bars at the end: 95 % intervals.",
             "" if evaluation.turns else " (not drawn: the prompts of single loops are not here)",
         ),
-        report_figures.legend(
-            [(arm, colour, arm not in ARMS) for arm, colour in arm_colours(arms).items()]
-        ),
+        report_figures.legend(arm_lines(arms)),
         *blocks,
     )
 
 
 def _arms(splits: Sequence[SplitSummary]) -> list[str]:
-    """All arms, those of the headline first."""
-    there = dict.fromkeys(arm for split in splits for arm in split.overall["arms"])
-    return [arm for arm in ARMS if arm in there] + [arm for arm in there if arm not in ARMS]
+    return _ordered(arm for split in splits for arm in split.overall["arms"])
 
 
 def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
@@ -104,14 +105,16 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
     if protocol.get("protocol") == "paper":
         yield Html(
             "<b>Protocol <i>paper</i>:</b> chosen prompts are chosen and reported on the same"
-            " games, which reads too high; nothing is claimed of them. All loops have the same games."
+            " games, which reads too high; nothing is claimed of them. All loops have the same"
+            " games."
         )
     elif protocol.get("protocol") == "strict":
         yield Html(
-            "Protocol <i>strict</i>: STREAM games to reflect on, SELECT games to choose a prompt"
-            " by and TEST games to score it on were drawn so that no initial state occurs twice, or"
-            " in the training of a run that is evaluated."
+            "Protocol <i>strict</i>: reflectors read STREAM games, SELECT games choose a prompt,"
+            " TEST games score it."
         )
+    if counted := disjointness(run, evaluation):
+        yield html("{}", counted)
     counts = [
         f"{value} {noun}"
         for name, noun in (
@@ -159,7 +162,7 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
             ),
             cell(numbers["games"]),
             cell(numbers["runs"]),
-            start=Html('<tr class="pooled">' if numbers is split.overall else "<tr>"),
+            kind="pooled" if numbers is split.overall else "",
         )
         for name, numbers in families.items()
     ]
@@ -173,7 +176,7 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
     )
 
 
-def _bars(name: str, measured: dict, arms: Sequence[str]) -> Html:
+def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
     """One family: every arm's mean as a dot on its interval, from 0 to 100 %."""
     colours = arm_colours(arms)
     return html(
@@ -199,19 +202,33 @@ def _bars(name: str, measured: dict, arms: Sequence[str]) -> Html:
 
 
 def _comparisons(split: SplitSummary) -> Html:
-    """All comparisons of a split, each with the reason of its verdict."""
-    rows = [
-        row(
-            name.replace("_vs_", " - "),
-            *test_cells(test),
-            cell(f"{100 * test['improvement']:.0f} %"),
-            html('<td class="reason">{}</td>', test["reason"]),
-        )
-        for name, test in split.overall["tests"].items()
-    ]
+    """All comparisons of a split and of its families, each with the reason of its verdict."""
     head = ["arms", "difference", "verdict", "p", "n", "wins more, of pairs", "reason"]
-    name = f"Comparisons on the {split.title}"
-    return details(name, table(name, head, rows), opened=split.name != "train")
+    whole = f"Comparisons on the {split.title}"
+    single = f"{whole}, family by family"
+    rows = [
+        _comparison(f"{family}: {name}", test)
+        for family, numbers in split.families.items()
+        for name, test in numbers["tests"].items()
+    ]
+    return html(
+        "{}{}",
+        details(
+            whole,
+            table(whole, head, [_comparison(*item) for item in split.overall["tests"].items()]),
+            opened=split.name != "train",
+        ),
+        details(single, table(single, head, rows)),
+    )
+
+
+def _comparison(name: str, test: Json) -> Html:
+    return row(
+        name.replace("_vs_", " - "),
+        *test_cells(test),
+        cell(f"{100 * test['improvement']:.0f} %"),
+        html('<td class="reason">{}</td>', test["reason"]),
+    )
 
 
 def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
@@ -281,21 +298,19 @@ def _faults(evaluation: Evaluation) -> Html:
     )
 
 
-def _curve(title: str, numbers: dict, loops: Sequence[Loop], families: list[str]) -> Html:
-    arms = [arm for arm in reversed(_ordered(numbers["arms"]))]
-    colours = arm_colours(_ordered(numbers["arms"]))
+def _curve(title: str, numbers: Json, loops: Sequence[Loop], families: list[str]) -> Html:
     lines = []
-    for arm in reversed(arms):
+    for arm, colour, style in arm_lines(_ordered(numbers["arms"])):
         found = numbers["arms"][arm]
         points = [(turn, won) for turn, won in enumerate(found["curve"]) if won is not None]
         lines.append(
             Line(
                 name=arm,
-                colour=colours[arm],
+                colour=colour,
                 points=points,
                 band=[(b["turn"], b["low"], b["high"]) for b in middle_half(loops, families, arm)],
                 bars=[(points[-1][0], *found["ci95"])] if points else [],
-                dashed=arm not in ARMS,
+                style=style,
             )
         )
     return report_figures.line_chart(
@@ -303,8 +318,10 @@ def _curve(title: str, numbers: dict, loops: Sequence[Loop], families: list[str]
     )
 
 
-def _ordered(arms: dict) -> list[str]:
-    return [arm for arm in ARMS if arm in arms] + [arm for arm in arms if arm not in ARMS]
+def _ordered(arms: Iterable[str]) -> list[str]:
+    """Those of the headline first."""
+    there = list(dict.fromkeys(arms))
+    return [arm for arm in ARMS if arm in there] + [arm for arm in there if arm not in ARMS]
 
 
 def _curve_table(split: SplitSummary) -> Html:

@@ -13,14 +13,14 @@ from experiments.report_data import (
     phase_seconds,
     series,
 )
-from experiments.report_figures import Line, smooth
+from experiments.report_figures import Line, Style, smooth
 from experiments.report_parts import Section, badges, cell, row, section, table
 
 Series = Sequence[float | None]
 
-_KINDS = {
-    "replay_reward": ("replayed games", "--trained"),
-    "fresh_reward": ("fresh games", "--fresh"),
+_KINDS: dict[str, tuple[str, str, Style]] = {
+    "replay_reward": ("replayed games", "--trained", "solid"),
+    "fresh_reward": ("fresh games", "--fresh", "dashed"),
 }
 
 
@@ -31,20 +31,17 @@ def rewards(run: RunData) -> Section:
     overall = report_figures.line_chart(
         "all families",
         [
-            _smoothed(run, name, colour, series(run.metrics, metric))
-            for metric, (name, colour) in (
-                ("reward_replay", _KINDS["replay_reward"]),
-                ("reward_fresh", _KINDS["fresh_reward"]),
-            )
+            _smoothed(run, *_KINDS["replay_reward"], series(run.metrics, "reward_replay")),
+            _smoothed(run, *_KINDS["fresh_reward"], series(run.metrics, "reward_fresh")),
         ],
         x_label="iteration",
     )
     baselines = _baselines(run)
     families = sorted({candidate["family"] for candidate in run.candidates})
     panels = (_family(run, family, baselines.get(family)) for family in families)
-    key = [(name, colour, False) for name, colour in _KINDS.values()]
+    key = list(_KINDS.values())
     if baselines:
-        key.append(("initial prompt, as evaluated", "--initial", True))
+        key.append(("initial prompt, as evaluated", "--initial", "dotted"))
     return section(
         "training",
         "Training",
@@ -95,8 +92,8 @@ def signal(run: RunData) -> Section | None:
         "signal",
         "The signal and what was lost",
         Html(
-            "A group whose candidates all have the same reward teaches nothing. The last panel is how"
-            " far log-probabilities of sampler and learner are apart at most."
+            "A group whose candidates all have the same reward teaches nothing. The last panel is"
+            " how far log-probabilities of sampler and learner are apart at most."
         ),
         html(
             '<div class="charts">{}{}</div>',
@@ -161,7 +158,7 @@ def _iterations(run: RunData) -> list[int]:
     return [record["iteration"] for record in run.metrics]
 
 
-def _smoothed(run: RunData, name: str, colour: str, values: Series) -> Line:
+def _smoothed(run: RunData, name: str, colour: str, style: Style, values: Series) -> Line:
     points = [(x, y) for x, y in zip(_iterations(run), values, strict=True) if y is not None]
     smoothed = smooth([y for _, y in points])
     return Line(
@@ -169,18 +166,19 @@ def _smoothed(run: RunData, name: str, colour: str, values: Series) -> Line:
         colour=colour,
         points=[(x, y) for (x, _), y in zip(points, smoothed, strict=True)],
         dots=points,
+        style=style,
     )
 
 
 def _panel(run: RunData, title: str, values: Series) -> Html:
-    line = _smoothed(run, title, "--ink", values)
+    line = _smoothed(run, title, "--ink", "solid", values)
     return report_figures.line_chart(title, [line], x_label="iteration")
 
 
 def _family(run: RunData, family: str, baseline: float | None) -> Html:
     """Rewards of the candidates of one family."""
     lines = []
-    for field, (name, colour) in _KINDS.items():
+    for field, (name, colour, style) in _KINDS.items():
         by_iteration: dict[int, list[float]] = {}
         for candidate in run.candidates:
             if candidate["family"] == family and candidate.get(field) is not None:
@@ -191,6 +189,7 @@ def _family(run: RunData, family: str, baseline: float | None) -> Html:
             Line(
                 name=name,
                 colour=colour,
+                style=style,
                 points=list(zip([n for n, _ in found], smooth(means), strict=True)),
                 dots=[(n, mean) for (n, _), mean in zip(found, means, strict=True)],
                 band=[
@@ -201,11 +200,13 @@ def _family(run: RunData, family: str, baseline: float | None) -> Html:
                 ],
             )
         )
-    xs = [x for line in lines for x, _ in line.points]
-    if baseline is not None and xs:
-        ends = [(min(xs), baseline), (max(xs), baseline)]
-        lines.append(Line(name="initial prompt", colour="--initial", points=ends, dashed=True))
-    return report_figures.line_chart(family, lines, x_label="iteration")
+    if baseline is not None and any(line.points for line in lines):
+        ends = [(n, baseline) for n in (_iterations(run)[0], _iterations(run)[-1])]
+        lines.append(Line(name="initial prompt", colour="--initial", points=ends, style="dotted"))
+    iterations = _iterations(run)
+    return report_figures.line_chart(
+        family, lines, x_label="iteration", x_ends=(iterations[0], iterations[-1])
+    )
 
 
 def _baselines(run: RunData) -> Mapping[str, float]:
