@@ -55,10 +55,9 @@ def _names(value: Any) -> Iterator[str]:
 
 def _states_of_training(folder: Path) -> set[str]:
     # looked for in the text: a run of weeks has gigabytes of episodes
-    return {
-        found.decode()
-        for kind in ("episodes", "contexts")
-        for path in sorted((folder / kind).glob("*.jsonl"))
-        for line in path.open("rb")
-        for found in _STATE.findall(line)
-    }
+    states: set[bytes] = set()
+    for kind in ("episodes", "contexts"):
+        for path in (folder / kind).glob("*.jsonl"):
+            with path.open("rb") as file:
+                states.update(found for line in file for found in _STATE.findall(line))
+    return {state.decode() for state in states}

@@ -43,7 +43,7 @@ class Browser:
         )
         os.close(theirs)
         os.close(back)
-        self._number, self._read, self._session = 0, b"", None
+        self._number, self._read, self._session, self._loads = 0, b"", None, 0
         self.complaints: list[str] = []  # of the console, and exceptions
         (page,) = (
             target
@@ -87,9 +87,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media="screen", features=[scheme])
         self.ask("Page.navigate", url="about:blank")  # another part alone would not load it again
-        self._wait("Page.loadEventFired")
+        self._loaded()
         self.ask("Page.navigate", url=path.as_uri() + part)
-        self._wait("Page.loadEventFired")
+        self._loaded()
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; what it promises is awaited."""
@@ -104,9 +104,10 @@ class Browser:
         answer = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
-    def _wait(self, event: str) -> None:
-        while (message := self._next()).get("method") != event:
-            self._hear(message)
+    def _loaded(self) -> None:
+        while not self._loads:
+            self._hear(self._next())
+        self._loads -= 1
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._read:
@@ -117,7 +118,9 @@ class Browser:
         return json.loads(line)
 
     def _hear(self, message: dict[str, Any]) -> None:
-        if message.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
+        if message.get("method") == "Page.loadEventFired":
+            self._loads += 1
+        elif message.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
             self.complaints.append(json.dumps(message["params"]))
         elif message.get("method") == "Log.entryAdded":
             self.complaints.append(message["params"]["entry"]["text"])
