@@ -42,7 +42,7 @@ from ictjax.hosts import these_hosts
 from ictjax.models.hf import content_hash
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
-from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig
+from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig, to_dict
 
 PROTOCOL = {
     "mean": "the share of TEST games won under the last prompt of each loop of reflection (run)",
@@ -50,6 +50,7 @@ PROTOCOL = {
         "the same of the prompt that won most SELECT games; with protocol paper most of these TEST"
         " games, which reads too high, and nothing is claimed of it"
     ),
+    "arms": "who writes the prompts of a loop: see docs/evaluation.md",
     "splits": (
         "train: families trained on; heldout: other families of that benchmark; transfer: families"
         " of another benchmark"
@@ -66,6 +67,29 @@ _COUNTS = {  # of parts, by their names in evaluation.json
     "actor_failures": "actor_failures",
     "failed_episodes": "failed_episodes",
     "budget": "budget",
+}
+
+# What is true of one protocol alone.
+LABELS = {
+    "strict": {
+        "prompt_scored": (
+            "the last prompt of each loop; that chosen on SELECT games stands beside it"
+        ),
+        "states": (
+            "no initial state (by hash) occurs twice among STREAM, SELECT and TEST games, or in the"
+            " training of a run that is evaluated; the same games for all arms"
+        ),
+    },
+    "paper": {
+        "prompt_scored": (
+            "the last prompt of each loop; the best one stands beside it, chosen and reported on"
+            " the same games, which flatters it (protocol of arXiv 2605.20477)"
+        ),
+        "states": (
+            "no initial state (by hash) occurs among the STREAM games and among those that score,"
+            " or in the training of a run that is evaluated; the same games for all arms and runs"
+        ),
+    },
 }
 
 
@@ -184,7 +208,7 @@ def evaluate(
         "folder": folders[0].name,
         "protocol": {
             **PROTOCOL,
-            **dataclasses.asdict(evaluation),
+            **LABELS[evaluation.protocol],
             **_protocol(played, step, run_dirs),
         },
         **_summary(results, families, name.removeprefix("evaluation").removeprefix("-")),
@@ -318,11 +342,11 @@ def _agreed(
 
 
 def _protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """What results say of how they were made, beside the settings."""
+    """What results say of how they were made."""
     unknown_to_us = unrecorded(config)
     return {
+        **to_dict(config)["evaluation"],
         "checkpoint": step,
-        "seed": config.evaluation.seed,
         "games_per_context": games_per_context(config),
         "run_dirs": [str(run_dir) for run_dir in run_dirs],
         "pretraining": (

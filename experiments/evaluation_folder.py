@@ -108,20 +108,24 @@ class EvaluationFolder:
         loops: Sequence[LoopRecord],
     ) -> None:
         """Writes what the loops of a part read and the episodes of their last prompts, then its
-        record. Raises ValueError when the environment failed all of the latter: the episodes are
-        kept, and the part stays to be played.
+        record. When the environment failed all of the latter, the part stays to be played
+        (`failure`).
         """
         episodes = self._file(arm, family, ".jsonl", "episodes")
         last = [t for loop in loops for t in loop.scored[loop.prompts[-1]].test]
         write_lines(episodes, map(to_json, last))
         contexts = [turn.context for loop in loops for turn in loop.turns]
         write_lines(self._file(arm, family, ".jsonl", "contexts"), map(to_json, contexts))
-        if all(won is None for run in record["test"] for won in run[-1]):
-            raise ValueError(
-                f"The environment failed every test game of family {family!r} (arm {arm}): see the"
-                f" errors in {episodes}, then start it again."
-            )
-        _write(self._file(arm, family, ".json"), {"drawn": _drawn(games), **record})
+        if any(won is not None for run in record["test"] for won in run[-1]):
+            _write(self._file(arm, family, ".json"), {"drawn": _drawn(games), **record})
+
+    def failure(self, arm: str, family: str) -> str:
+        """What is said of a part of which the environment failed all test games."""
+        episodes = self._file(arm, family, ".jsonl", "episodes")
+        return (
+            f"The environment failed every test game of family {family!r} (arm {arm}): see the"
+            f" errors in {episodes}, then start it again."
+        )
 
     def adopt(
         self, arm: str, family: str, games: FamilyGames, run_dirs: Iterable[pathlib.Path]

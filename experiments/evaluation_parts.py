@@ -23,9 +23,8 @@ from ictjax.players import Players, initial_weights, open_players
 from ictjax.reflector import Reflector
 from ictjax.run_config import EvaluationConfig, TrainConfig
 
-_ROUNDS = (
-    8  # episodes of a round, for each that is played at a time: the last ones keep few waiting
-)
+_FIRST, _UNTRAINED, _AT_ENDPOINT, _TRAINED = range(4)  # stages
+_ROUNDS = 8  # episodes side by side, for each that is played at a time: few wait for the last one
 
 
 class PartKey(NamedTuple):
@@ -52,10 +51,10 @@ def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> l
 def _stage(key: PartKey) -> tuple[int, int]:
     """Parts of one stage are played side by side: they ask the same reflector."""
     if key.arm == "initial":
-        return 0, 0
+        return _FIRST, 0
     if at_endpoint(key.arm):
-        return 2, 0
-    return (3, key.seed) if arm_named(key.arm).asks == "trained" else (1, 0)
+        return _AT_ENDPOINT, 0
+    return (_TRAINED, key.seed) if arm_named(key.arm).asks == "trained" else (_UNTRAINED, 0)
 
 
 def evaluation_key(evaluation: EvaluationConfig) -> keys.Key:
@@ -94,28 +93,31 @@ class Evaluator:
         Raises:
           ValueError: the environment failed all test games of a part; when all others are kept.
         """
-        failures: list[str] = []
-        weights: int | None = None
+        failed: dict[PartKey, str] = {}
         with contextlib.ExitStack() as stack:
             players = stack.enter_context(
                 open_players(self.config, initial_weights(self.config), self.progress.reading)
             )
             for stage in sorted({_stage(part) for part in missing}):
-                of_stage = [part for part in missing if _stage(part) == stage]
-                kind, seed = stage
                 reflector = players.reflector
-                if kind == 2:
+                if stage[0] == _AT_ENDPOINT:
                     reflector = stack.enter_context(self._endpoint())
-                elif kind == 3 and weights != seed:
-                    players.set_trained(self.trained(seed))
-                    weights = seed
+                elif stage[0] == _TRAINED:
+                    players.set_trained(self.trained(stage[1]))
+                # what has no first prompt with a score is not begun
+                together = [
+                    part
+                    for part in missing
+                    if _stage(part) == stage and PartKey("initial", part.family) not in failed
+                ]
+                begun = (self._together(part, players) for part in together)
                 arena = self._arena(players, reflector)
-                together = (self._together(part, players) for part in of_stage)
-                for part, loops in run_together(arena, together, room=self._room):
-                    failures += self._keep(part, players, loops)
+                for part, loops in run_together(arena, begun, room=self._room):
+                    if error := self._keep(part, players, loops):
+                        failed[part] = error
                 self.hosts.meet()  # others read what the first one has kept
-        if failures:
-            raise ValueError(failures[0])
+        if failed:
+            raise ValueError(next(iter(failed.values())))
 
     def _arena(self, players: Players, reflector: Reflector) -> Arena:
         return Arena(
@@ -167,17 +169,17 @@ class Evaluator:
             starts = self.folders[0].starts(key.family, self.games[key.family])
         return Together(key, self._part(key, players).loops(starts))
 
-    def _keep(self, key: PartKey, players: Players, loops: Sequence[LoopRecord]) -> Iterator[str]:
-        """Keeps a part; yields what was wrong with it."""
-        record = self._part(key, players).record(loops)
+    def _keep(self, key: PartKey, players: Players, loops: Sequence[LoopRecord]) -> str:
+        """Keeps a part; says what was wrong with it, on every host."""
+        folder, games = self.folders[key.seed], self.games[key.family]
+        record, error = self._part(key, players).record(loops), ""
         if self.hosts.first:
-            try:
-                self.folders[key.seed].keep_part(
-                    key.arm, key.family, self.games[key.family], record, loops
-                )
-            except ValueError as error:
-                yield str(error)
+            folder.keep_part(key.arm, key.family, games, record, loops)
         known = [rate for rate in last_success(record) if rate is not None]
-        won = f"{100 * sum(known) / len(known):.1f} %" if known else "none"
-        seed = f" (run {key.seed + 1})" if len(self.folders) > 1 and _stage(key)[0] == 3 else ""
+        if known:
+            won = f"{100 * sum(known) / len(known):.1f} %"
+        else:
+            won, error = "none", folder.failure(key.arm, key.family)
+        seed = f" (run {key.seed + 1})" if key.seed else ""
         self.progress.one_more(f"{key.arm} on {key.family}{seed}: {won} of test games won")
+        return error

@@ -129,8 +129,13 @@ def _claimed(pair: tuple[str, str]) -> int:
 
 
 def differences(family: Family, first: str, second: str, score: str) -> np.ndarray:
-    """[S, R, G], paired by run and game; nan where one of the two has no outcome."""
-    return _scores(family.arms[first], score) - _scores(family.arms[second], score)
+    """[S, R, G], paired by run and game; nan where one of the two has no outcome. Loops that have
+    no game in common are paired by their means.
+    """
+    a, b = _scores(family.arms[first], score), _scores(family.arms[second], score)
+    paired = a - b
+    means = mean(a, axis=2)[:, :, None] - mean(b, axis=2)[:, :, None]
+    return np.where(np.isnan(paired).all(axis=2, keepdims=True), means, paired)
 
 
 def over_families(families: Sequence[Family], loops: Sequence[np.ndarray]) -> np.ndarray:
@@ -224,6 +229,10 @@ class _Estimates:
             zip(families, resampled_means(list(self._samples.values())), strict=True)
         )
 
+    def loops(self, pair: tuple[str, str], name: str) -> np.ndarray:
+        """[S, R]: the differences of the last prompts in one family."""
+        return mean(self._samples[name][*pair, "last"], axis=2)
+
     def of(self, first: str, second: str, score: str, *names: str) -> _Estimate:
         """Of an arm (`second` empty) or a difference, over the families that are named."""
         what = (first, second, score)
@@ -310,7 +319,9 @@ def _test(
         "verdict": found.word,
         "reason": found.reason,
         "detectable": detectable_difference(test, corrected),
-        "improvement": improvement(last.loops_sr),
+        "improvement": float(
+            np.mean([improvement(estimates.loops(pair, name)) for name in families])
+        ),
         "chosen": estimates.of(*pair, "chosen", *families).to_json("difference"),
     }
 

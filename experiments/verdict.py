@@ -22,8 +22,8 @@ def verdict(test: PairedTest, corrected: Corrected, whose: str = "") -> Verdict:
     the design has the power to say so; else nothing is shown.
 
     "Power allows" means that the smallest p that so many units can reach is at most 0.05 after
-    correction: 6 units for one test, 7 for two or three, 8 for four to six. Fewer have no power at all,
-    however large the difference, and the reason says so and how many are needed. A design that
+    correction: 6 units for one test, 7 for two or three, 8 for four to six. Fewer have no power at
+    all, however large the difference, and the reason says so and how many are needed. A design that
     could have found a difference and did not says which one it would have found in four of five
     evaluations; "not shown" is never "equal".
 

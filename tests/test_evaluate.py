@@ -13,6 +13,7 @@ from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
 from ictjax.records import trajectory_from_json
+from tests.chat_server import ChatServer, says
 from tests.test_cli import refused, train
 
 SMALL = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
@@ -163,8 +164,7 @@ def test_a_family_may_have_any_name(tmp_path):
 def test_what_the_environment_failed_stays_to_be_played(tmp_path):
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
     games, record = family_games(), part_record(won=None)
-    with pytest.raises(ValueError, match="failed every test game of family 'door'"):
-        folder.keep_part("trained", "door", games, record, [])
+    folder.keep_part("trained", "door", games, record, [])
     assert folder.part("trained", "door", games) is None
 
 
@@ -360,3 +360,36 @@ def test_an_arm_that_cannot_be_played_changes_nothing(run_dir, capsys, flags, wo
     before = files(run_dir)
     refused(capsys, evaluate.main, ["--run-dir", str(run_dir), *SMALL, *flags], *words)
     assert files(run_dir) == before
+
+
+def test_games_that_all_fail_are_said_when_all_families_were_tried(run_dir, capsys):
+    """And nothing begins on them."""
+    config = read(run_dir / "config.json")
+    environment = {**config["task"]["environment"], "options": {"raise_on": "walk"}}
+    (run_dir / "config.json").write_text(
+        json.dumps({**config, "task": {**config["task"], "environment": environment}})
+    )
+    argv = ["--run-dir", str(run_dir), *SMALL, "--accept-changes"]
+    refused(capsys, evaluate.main, argv, "failed every test game of family", "arm initial")
+    (folder,) = (run_dir / "evaluation").iterdir()
+    episodes = {path.name for path in (folder / "episodes").iterdir()}
+    assert episodes == {f"initial_{family}.jsonl" for family in ("door", "lamp", "bell")}
+    assert [path.name for path in folder.glob("*_*.json")] == []
+
+
+def test_an_endpoint_writes_the_prompts_of_an_arm(run_dir, capsys):
+    def script(number, request):
+        return says("ANALYSIS: it is closed.\nIMPROVED PROMPT: OPEN")
+
+    with ChatServer(script) as server:
+        evaluate.main(
+            ["--run-dir", str(run_dir), *SMALL, "--trust", "--evaluation.families", "door", "lamp",
+             "--evaluation.arms", "initial", "untrained@endpoint", "flipped@endpoint",
+             "--evaluation.endpoint.url", server.url]
+        )  # fmt: skip
+    assert played(capsys.readouterr().out) == (6, 6)
+    part = read(kept(run_dir) / "untrained@endpoint_door.json")
+    assert part["budget"]["reflector_calls"] == 1
+    assert json.loads(part["prompts"][-1])["system_prompt"] == "OPEN"
+    assert len(server.requests) == 4
+    assert {request["model"] for request in server.requests} == {"only"}

@@ -13,6 +13,7 @@ import warnings
 import pytest
 
 from envs.api import GameId, Outcome
+from envs.cache_files import write_json
 from envs.minihack import FAMILIES, MiniHack, console
 from envs.minihack import game as game_module
 from envs.minihack import index as splits
@@ -625,6 +626,52 @@ def test_games_are_cached_and_an_unreadable_cache_is_made_again(tmp_path, monkey
     splits._splits.cache_clear()
     assert len(MiniHack().games("eat", "train")) == 3 and len(calls) == 5
     splits._splits.cache_clear()
+
+
+@pytest.fixture
+def thousand_states(monkeypatch):
+    """A family of 1,000 initial states, each of which two seeds have; counts those started."""
+    started = []
+
+    def start(family, games):
+        for game in games:
+            started.append(int(game.key))
+            digest = f"{int(game.key) % 1000 * 2654435761 % 2**32:08x}"
+            yield digest, digest
+
+    monkeypatch.setattr(splits, "_start", start)
+    return started
+
+
+def test_more_games_go_on_where_those_of_a_split_end(thousand_states, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        splits.subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(
+            command, splits.main(command[4:]), stdout="", stderr=""
+        ),
+    )
+    monkeypatch.setattr(splits, "_parsed", lambda _: splits._read(found[-1], sys.maxsize))
+    found = []
+    monkeypatch.setattr(
+        splits, "write_json", lambda path, data: (found.append(path), write_json(path, data))
+    )
+    splits._splits.cache_clear()
+    games = {name: MiniHack().games("eat", name) for name in splits.SPLITS}
+    assert [len(of_split) for of_split in games.values()] == [400, 60, 120]
+    more = MiniHack().more_games("eat", "test", 170)
+    assert len(more) == 170 and more[:120] == games["test"]
+    assert more[:5] == MiniHack().more_games("eat", "test", 5)
+    assert {*more}.isdisjoint({*games["train"], *games["select"]})
+    scans = len(found)
+    assert MiniHack().more_games("eat", "test", 190)[:170] == more and len(found) == scans
+    # there are 20 % of 1,000; then seeds tell nothing new, and the scan ends
+    thousand_states.clear()
+    assert 170 < len(MiniHack().more_games("eat", "test", 700)) < 230
+    assert max(thousand_states) < 5000
+    splits._splits.cache_clear()
+    splits._more.cache_clear()
 
 
 def test_the_scanner_runs_as_a_command(tmp_path):

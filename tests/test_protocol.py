@@ -5,17 +5,24 @@ import dataclasses
 
 import pytest
 
+from envs.alfworld import ALFWorld
+from envs.api import Advised
 from envs.fake import FakeEnvironment
+from envs.minihack import MiniHack
 from envs.pool import WorkerPool
 from experiments.arms import ARMS, arm_named, check_arms
+from experiments.arms.placebos import generic_prompt
 from experiments.evaluation_folder import EvaluationFolder, is_part
 from experiments.evaluation_games import choose_games
 from experiments.evaluation_parts import PartKey, part_keys
+from experiments.fake_pair import FOLDER as FAKE_PAIR
 from experiments.presets import PRESETS
+from experiments.pretraining import entry, taught_games, unrecorded, write_record
 from experiments.protocol import Part, chosen_turn, last_success
 from experiments.tasks import FAKE
 from experiments.wishes import Together, run_together
 from ictjax import keys
+from ictjax.chat import ChatTokenizer
 from ictjax.config import RolloutConfig
 from ictjax.function_speaker import FunctionSpeaker
 from ictjax.loops import Arena
@@ -392,3 +399,43 @@ def test_trained_arms_are_played_last_and_once_per_seed():
 
 def test_names_of_arms_fit_the_names_of_their_files():
     assert not any("_" in name or name.startswith("evaluation") for name in ARMS)
+
+
+def test_games_that_models_were_taught_with_are_left_out(pool, tmp_path):
+    settings = config(runs=1, meta_turns=1, families=("bell",)).with_models(
+        str(tmp_path / "actor"), str(tmp_path / "reflector")
+    )
+    assert unrecorded(settings) == [settings.actor.model, settings.reflector.model]
+    held_out = FakeEnvironment().games("bell", "train")
+    write_record(tmp_path, {"fake": entry({}, ["bell"], "train", 998)})
+    assert unrecorded(settings) == []
+    games = choose_games(FakeEnvironment(), pool, settings, "bell", frozenset(), KEY)
+    assert {*games.stream[0][0]} == {*held_out[998:]}
+
+
+@pytest.mark.parametrize("folder", ["", "both", "fake"])
+def test_the_pairs_that_ship_say_what_they_were_taught_with(folder):
+    pair = FAKE_PAIR.parent / folder
+    config = BASE.with_models(str(pair / "actor"), str(pair / "reflector"))
+    assert unrecorded(config) == []
+    taught = taught_games(config, MiniHack(), "eat")
+    assert len(taught) == (0 if folder == "fake" else 80)
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [(MiniHack(text="compact"), "actor"), (ALFWorld(text="compact", rooms="small"), "both/actor")],
+    ids=["minihack", "alfworld"],
+)
+def test_pocket_actors_have_words_for_experts_and_placebos(environment, folder):
+    chat = ChatTokenizer(FAKE_PAIR.parent / folder)
+    assert isinstance(environment, Advised)
+    generic = dataclasses.replace(
+        part("generic", config(), dict.fromkeys(FAMILIES)).place(0, 0),
+        reflection=PRESETS["pocket-minihack"].reflection,
+        num_tokens=chat.count,
+        task=dataclasses.replace(FAKE, initial_prompt=environment.initial_prompt),
+    )
+    for prompt in (environment.expert_prompt, generic_prompt(generic, 40)):
+        assert chat.unknown(prompt) == 0
+    assert 30 < chat.count(generic_prompt(generic, 40)) <= 40

@@ -116,6 +116,15 @@ def test_runs_that_an_arm_lacks_count_for_none():
         summarise(parts, {"zap": "heldout"})
 
 
+def test_loops_without_a_game_in_common_are_paired_by_their_means():
+    played = {
+        ("untrained", "a"): [record([0, 0], [0, None])],
+        ("trained", "a"): [record([0, 0], [None, 1])],
+    }
+    test = summarise(played, {"a": "train"})["families"]["a"]["tests"]["trained_vs_untrained"]
+    assert (test["difference"], test["chosen"]["difference"]) == (1.0, 1.0)
+
+
 def test_arms_that_played_other_games_are_refused():
     played = {("initial", "a"): [record([1, 0])], ("trained", "a"): [record([1, 0], games="ac")]}
     with pytest.raises(ValueError, match="different games of family 'a', so nothing is paired"):

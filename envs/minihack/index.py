@@ -56,11 +56,12 @@ def split_of(digest: str) -> str:
 
 
 def assign(
-    hashes: Sequence[tuple[str, str]], wanted: Mapping[str, int] = WANTED
+    hashes: Sequence[tuple[str, str]], wanted: Mapping[str, int] | None = None
 ) -> dict[str, list[int]]:
     """Seeds per split, from the (state, layout) hashes of seeds 0, 1, 2, ...; at most as many as
-    are wanted.
+    are wanted, by default `WANTED`.
     """
+    wanted = WANTED if wanted is None else wanted
     few = len({layout for _, layout in hashes[:_PROBE]}) < _FEW_LAYOUTS
     splits: dict[str, list[int]] = {name: [] for name in SPLITS}
     seen = set()

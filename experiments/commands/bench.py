@@ -161,7 +161,7 @@ class FalseAlarmsBench(Flags):
     evaluations of outcomes drawn at random: no machine is measured, only the statistics.
     """
 
-    evaluations: Annotated[int, Range(1, 1_000_000)] = 2000
+    evaluations: Annotated[int, Range(1, 1_000_000)] = 500
     """Of every number of trained seeds."""
     seeds: Annotated[tuple[int, ...], Range(1, 1000)] = (1, 4, 6, 8)
     """Trained seeds of an evaluation."""

@@ -15,7 +15,7 @@ from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal, counting_bar
 from experiments.local_path import check_place
 from experiments.presets import PRESETS, on_named_mesh, task
-from experiments.remote_run import readable
+from experiments.remote_run import is_remote, readable
 from experiments.resume import MAY_CHANGE
 from experiments.run_dir import (
     check_families,
@@ -156,20 +156,28 @@ def _main(argv: list[str]) -> None:
             " --FLAG=VALUE."
         )
     newest_or_step = "newest" if args.step is None else args.step
+    out = args.out
+    if out is None and len(first.run_dir) > 1:
+        out = results_place(first.run_dir)
+    if out is not None:
+        check_place(out, "--out")
     with contextlib.ExitStack() as stack:
         run_dirs = [
             stack.enter_context(readable(run_dir, checkpoint=newest_or_step))
             for run_dir in first.run_dir
         ]
-        _evaluate(args, config, run_dirs)
+        _evaluate(args, config, run_dirs, out)
 
 
-def results_place(run_dirs: Sequence[pathlib.Path], out: pathlib.Path | None) -> pathlib.Path:
-    """Where the results of an evaluation are written: as told; else in the run, or, of several
-    runs, beside the first.
+def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Where the results of several runs are written, unless told: beside the first. Raises
+    ValueError for one at an address.
     """
-    if out is not None or len(run_dirs) == 1:
-        return out or run_dirs[0]
+    if is_remote(run_dirs[0]):
+        raise ValueError(
+            f"{run_dirs[0]} is not on this machine: name a folder for the results of several runs"
+            " with --out."
+        )
     name = "+".join(run_dir.name for run_dir in run_dirs)
     if len(name) > _LONGEST_NAME:
         name = f"{run_dirs[0].name}+{len(run_dirs) - 1}"
@@ -201,7 +209,12 @@ def _check_others(
                 )
 
 
-def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dirs: Sequence[pathlib.Path]) -> None:
+def _evaluate(
+    args: EvaluateArgs,
+    config: TrainConfig,
+    run_dirs: Sequence[pathlib.Path],
+    out: pathlib.Path | None,
+) -> None:
     run_dir = run_dirs[0]
     _check_others(run_dirs, read_config(run_dir), config)
     meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
@@ -221,9 +234,6 @@ def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dirs: Sequence[pathli
     for directory in run_dirs:
         if not (directory / "checkpoints").is_dir():
             raise ValueError(f"{directory} holds no checkpoint: train first (`ictjax train`).")
-    out = None if args.out is None and len(run_dirs) == 1 else results_place(run_dirs, args.out)
-    if out is not None:
-        check_place(out, "--out")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Terminal(quiet=args.hosts.index > 0)
     with counting_bar("finding games", console) as advance:  # the first time an index is made
@@ -272,7 +282,7 @@ def _evaluate(args: EvaluateArgs, config: TrainConfig, run_dirs: Sequence[pathli
             changes=changes,
         )
     for table in result_tables(report):
-        console.print(table)
+        console.print(table, "")
     if report["headline"] is not None:
         console.print(report["headline"]["text"], highlight=False)
     results = (out or run_dir) / name

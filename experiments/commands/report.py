@@ -56,5 +56,5 @@ def _report(run_dir: pathlib.Path, *, named: pathlib.Path) -> None:
             soft_wrap=True,
         )
     for table in results:
-        console.print(table)
+        console.print(table, "")
     console.print(f"Report: {path}", soft_wrap=True)
