@@ -6,7 +6,7 @@ const PER_PAGE = 25; // episodes
 const TURNS = 60; // of an episode at a time
 const FILTERS = ["evaluation", "family", "arm", "run", "turn", "use", "outcome"];
 const FIELDS = ["evaluation", "family", "arm", "run", "turn", "use", "outcome", "failures", "game"];
-const COLUMNS = ["family", "arm", "run", "turn", "use", "outcome", "turns", "failures", "game"];
+const COLUMNS = ["family", "arm", "outcome", "turns", "use", "run", "turn", "failures", "game"];
 const HEADS = { turn: "meta-turn", use: "games", failures: "parse failures" };
 
 function make(tag, attributes = {}, ...children) {

@@ -127,12 +127,17 @@ def _read(loop: Loop, turn: int, episodes: Episodes) -> Html:
 
 
 def _marked(before: str, after: str) -> Html:
-    pieces = {
-        "same": lambda text: html("{}", text),
-        "new": lambda text: html("<ins>{}</ins>", text),
-        "gone": lambda text: html("<del>{}</del>", text),
-    }
-    return joined(pieces[kind](text) for kind, text in word_diff(clipped(before), clipped(after)))
+    shown = []
+    for kind, text in word_diff(clipped(before), clipped(after)):
+        word = text.lstrip()
+        space = text[: len(text) - len(word)]
+        if kind == "new":
+            shown.append(html("{}<ins>{}</ins>", space, word))
+        elif kind == "gone":
+            shown.append(html("{}<del>{}</del>", space, word))
+        else:
+            shown.append(html("{}", text))
+    return joined(shown)
 
 
 def same_games(evaluation: Evaluation, episodes: Episodes, anchor: str) -> Section | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.html import Html, html, joined
+from experiments.report_analyses import analyses
 from experiments.report_data import (
     Evaluation,
     RunData,
@@ -96,6 +97,7 @@ def _sections(run: RunData) -> Iterator[Section | None]:
     for (evaluation, found), ending in zip(of_each, endings, strict=False):
         yield lineage(evaluation, found, episodes, f"lineage{ending}")
         yield same_games(evaluation, episodes, f"same-games{ending}")
+        yield analyses(evaluation, found, f"analyses{ending}")
     yield viewer(run, episodes)
     yield rewards(run)
     yield signal(run)

@@ -1,5 +1,6 @@
 """How training went: rewards, what they were made of, what was lost, and what it cost."""
 
+import contextlib
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -100,6 +101,30 @@ def signal(run: RunData) -> Section | None:
             report_figures.histogram("rewards of all candidates", rewarded, x_label="reward"),
             joined(_panel(run, title, values) for title, values in panels.items()),
         ),
+        _correlations(run),
+    )
+
+
+def _correlations(run: RunData) -> Html:
+    """Whether what is rewarded is more than luck with these games, and more than length."""
+    pairs = {
+        "reward on replayed and on fresh games": ("replay_reward", "fresh_reward"),
+        "reward and words of the prompt": ("reward", "words"),
+    }
+    words = [
+        {**c, "words": len(text.split())}
+        for c in run.candidates
+        if isinstance(text := c.get("system_prompt"), str)
+    ]
+    found = {}
+    for name, (first, second) in pairs.items():
+        both = [(c[first], c[second]) for c in words if None not in (c.get(first), c.get(second))]
+        with contextlib.suppress(statistics.StatisticsError):  # too few, or all alike
+            correlation = statistics.correlation([a for a, _ in both], [b for _, b in both])
+            found[name] = f"{correlation:+.2f} ({len(both)} candidates)"
+    rows = [row(name, cell(text)) for name, text in found.items()]
+    return (
+        table("Correlations over all candidates", ["of", "Pearson's r"], rows) if rows else Html("")
     )
 
 
