@@ -15,7 +15,15 @@ import pytest
 from rich.console import Console
 
 from envs.api import GameId, Outcome
-from experiments import report, report_data, report_episodes, report_figures, report_loops, wording
+from experiments import (
+    report,
+    report_analyses,
+    report_data,
+    report_episodes,
+    report_figures,
+    report_loops,
+    wording,
+)
 from experiments.report_games import disjointness
 from experiments.result_table import result_tables
 from experiments.visible import visible
@@ -321,6 +329,64 @@ def test_what_does_not_fit_is_counted_and_not_linked(whole, tmp_path, monkeypatc
     assert sum((len(texts) - 3) // 4 for _, texts in _episodes(page)) <= 10
     assert "more did not fit into this page" in _check(page)
     assert f"All of them are lines of JSON in {FOLDER}" in _check(page)
+
+
+def test_the_protocol_is_read_from_the_results(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    protocol = {"protocol": "paper", "runs": 10, "meta_turns": 2, "select_games": 0}
+    _rewrite(run / "evaluation.json", lambda data: data | {"protocol": data["protocol"] | protocol})
+    text = _check(_written(run).read_text(encoding="utf-8"))
+    assert "which reads too high; nothing is claimed of them" in text
+    assert "1 trained seed, 10 loops (runs) per arm and family, 2 meta-turns each," in text
+    assert "strict" not in text
+
+
+def test_what_actors_did_is_counted():
+    played = [json.loads(to_json(_trajectory("eat", 0, "", won=won))) for won in (True, False)]
+    # twice one sequence of "", "go east" and one of "", "go east", "go east", "", "go east"
+    assert report_analyses._of_actor([played[0], played[0], played[1]]) == {
+        "different sequences": "67 %",
+        "verbs, bits": "0.00",
+        "repeated turns": "33 %",
+        "turns without action": "44 %",
+    }
+    # a fair coin
+    assert report_analyses._entropy([3, 3]) == 1.0
+
+
+def test_prompts_with_names_of_a_single_game_are_counted():
+    def loop(prompt):
+        context = _context("eat", 0, 0, "")
+        return report_loops.Loop(
+            arm="trained",
+            family="eat",
+            seed=0,
+            run=0,
+            prompts=[{"turn": 0, "system_prompt": "Go."}, {"turn": 1, "system_prompt": prompt}],
+            contexts={0: json.loads(to_json(context))},
+        )
+
+    found = report_analyses._of_prompts([loop("Go to East 2 now."), loop("Go to east 3.")])
+    assert found["prompts with names"] == "50 %"
+    # "Go." is gone for five words, and for four
+    assert (found["words"], found["words changed"]) == ("4", "6")
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, 0.0], [1e100, -1e100], [1e-310, 2e-310], [1.0, 1.0 + 2e-16], [-5, 5]]
+)
+def test_charts_take_any_numbers(values):
+    line = report_figures.Line(name="x", colour="--ink", points=list(enumerate(values)))
+    chart = report_figures.line_chart("x", [line], x_label="n").markup
+    assert chart.count('class="grid"') in (2, 3, 4, 5)
+    assert "nan" not in chart and "inf" not in chart
+
+
+def test_axes_are_labelled_with_round_numbers():
+    line = report_figures.Line(name="x", colour="--ink", points=[(1, 0.2), (7, 0.9)])
+    chart = report_figures.line_chart("x", [line], x_label="n", y_ends=(0, 1), percent=True).markup
+    assert re.findall(r'class="end">([^<]*)', chart) == ["0", "50", "100"]
+    assert re.findall(r'class="mid">([^<]*)', chart) == ["2", "4", "6", "n"]
 
 
 def test_words_that_are_new_and_gone():
