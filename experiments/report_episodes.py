@@ -90,20 +90,19 @@ def viewer(run: RunData, episodes: Episodes) -> Section | None:
     left_out = (
         f" {episodes.left_out:,} more did not fit into this page." if episodes.left_out else ""
     )
-    lies = (
-        f"All of them are lines of JSON in {', '.join(folders)} of the run directory (episodes/ and"
-        " contexts/); those of training are in its own episodes/ and contexts/."
-    )
+    stream = any(evaluation.contexts for evaluation in run.evaluations)
     return section(
         "episodes",
         "Episodes",
         html(
-            "{:,} episodes with {:,} turns: the TEST games under the last prompts of all loops, and"
-            " the STREAM games that reflectors read about.{} {}",
+            "{:,} episodes with {:,} turns: the TEST games under the last prompts of all loops{}.{}"
+            " All of them are lines of JSON in episodes/ and contexts/ of {}, below the run"
+            " directory; its own folders of these names hold those of training.",
             len(episodes),
             episodes.steps,
+            ", and the STREAM games that reflectors read about" if stream else "",
             left_out,
-            lies,
+            ", ".join(folders),
         ),
         Html(
             "<noscript><p><b>Episodes are shown by this page's script, which is switched off here:"

@@ -102,6 +102,12 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
         yield html("Of iteration {}.", evaluation.checkpoint)
     for change in evaluation.changes:
         yield html("<b>Changed since training: {}.</b>", str(change))
+    several = protocol.get("run_dirs")
+    if isinstance(several, list) and len(several) > 1:
+        yield html(
+            "Of the runs {}: each keeps its training, its games, and what its reflectors read.",
+            ", ".join(str(name).rstrip("/").rpartition("/")[2] for name in several),
+        )
     if protocol.get("protocol") == "paper":
         yield Html(
             "<b>Protocol <i>paper</i>:</b> chosen prompts are chosen and reported on the same"

@@ -25,8 +25,12 @@ _KINDS: dict[str, tuple[str, str, Style]] = {
 }
 
 
-def rewards(run: RunData) -> Section:
-    """Rewards over the iterations, over all families and by family."""
+def rewards(run: RunData) -> Section | None:
+    """Rewards over the iterations, over all families and by family; None for what several runs
+    show together.
+    """
+    if not run.metrics and not run.config and run.evaluations:
+        return None
     if not run.metrics:
         return section("training", "Training", Html("No finished iteration yet."))
     overall = report_figures.line_chart(

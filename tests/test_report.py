@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_counted_and_not_linked(whole, tmp_path, monkeypatc
     page = _written(run).read_text(encoding="utf-8")
     assert sum((len(texts) - 3) // 4 for _, texts in _episodes(page)) <= 10
     assert "more did not fit into this page" in _check(page)
-    assert f"All of them are lines of JSON in {FOLDER}" in _check(page)
+    assert f"All of them are lines of JSON in episodes/ and contexts/ of {FOLDER}," in _check(page)
 
 
 def test_the_protocol_is_read_from_the_results(whole, tmp_path):
