@@ -20,10 +20,11 @@ from envs.registry import load_environment
 from experiments.arms import arm_named, check_arms
 from experiments.command import unknown
 from experiments.commands.evaluate import main
-from experiments.console import LiveProgress
+from experiments.console import LiveProgress, counting_bar
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import (
     FamilyGames,
+    TooFewGames,
     choose_games,
     games_per_context,
     hashes_of_training,
@@ -158,7 +159,14 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         pool = functools.cache(lambda: stack.enter_context(open_pool(settings)))
         folders, drawn = _games(
-            run_dirs, name, {"step": step, **about}, played, tuple(families), environment, pool
+            run_dirs,
+            name,
+            {"step": step, **about},
+            played,
+            tuple(families),
+            environment,
+            pool,
+            console,
         )
         parts = part_keys(arms, tuple(families), len(run_dirs))
 
@@ -288,6 +296,7 @@ def _games(
     families: Sequence[str],
     environment: Environment,
     pool: Callable[[], Pool],
+    console: Console,
 ) -> tuple[list[EvaluationFolder], dict[str, FamilyGames]]:
     """Where every run keeps its parts, and the games of all of them: those that were drawn before,
     where they are the same for all runs and new to all of them, else drawn now.
@@ -309,10 +318,19 @@ def _games(
     hosts.meet()  # all have looked before the first one keeps any
     if len(agreed) < len(families):
         of_all = frozenset().union(*(seen(number) for number in range(len(run_dirs))))
-        key = evaluation_key(evaluation)
-        for family in families:
-            if family not in agreed:
-                agreed[family] = choose_games(environment, pool(), config, family, of_all, key)
+        key, short = evaluation_key(evaluation), []
+        with counting_bar("drawing games", console) as advance:  # new ones take seconds
+            for done, family in enumerate(families):
+                advance(done, len(families))
+                try:
+                    if family not in agreed:
+                        agreed[family] = choose_games(
+                            environment, pool(), config, family, of_all, key
+                        )
+                except TooFewGames as error:
+                    short += error.shortfalls
+        if short:
+            raise TooFewGames(evaluation, short)
     if hosts.first:
         for folder in folders:
             folder.keep_games(agreed)

@@ -5,6 +5,7 @@ score it on; and which games were played before.
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from envs.api import Environment, Extensible, GameId, Pool
 from experiments.pretraining import taught_games
@@ -30,6 +31,38 @@ class FamilyGames:
     def hashes(self, games: Sequence[Sequence[GameId]]) -> list[list[str]]:
         """The initial states of some games, run by run."""
         return [[self.states[game] for game in run] for run in games]
+
+
+class Shortfall(NamedTuple):
+    """What a family lacks: so many games for a use, of those that are asked for."""
+
+    family: str
+    split: str
+    there: int
+    wanted: int
+
+    def __str__(self) -> str:
+        return f"{self.family} has {self.there} for {_USES[self.split]}, of {self.wanted}"
+
+
+class TooFewGames(ValueError):
+    """Families have fewer games than an evaluation asks for."""
+
+    def __init__(self, evaluation: EvaluationConfig, shortfalls: Sequence[Shortfall]):
+        self.shortfalls = tuple(shortfalls)
+        less = sorted({_LESS[found.split] for found in shortfalls})
+        if not evaluation.shares_games:
+            less = [
+                "--evaluation.runs",
+                *less,
+                "let all runs share games (--evaluation.games shared)",
+            ]
+        super().__init__(
+            "There are fewer games whose initial states are new than the evaluation asks for"
+            f" ({'; '.join(map(str, shortfalls))}): lower {', '.join(less)}, or leave"
+            f" {'these families' if len({f.family for f in shortfalls}) > 1 else 'this family'} out"
+            " (--evaluation.families)."
+        )
 
 
 def games_per_context(config: TrainConfig) -> int:
@@ -61,7 +94,7 @@ def choose_games(
       key: of the evaluation.
 
     Raises:
-      ValueError: there are fewer such games than the evaluation asks for, with the count.
+      TooFewGames: there are fewer such games than the evaluation asks for.
     """
     evaluation, per_batch = config.evaluation, games_per_context(config)
     turns, runs = evaluation.meta_turns, evaluation.runs
@@ -69,12 +102,24 @@ def choose_games(
     taken = {*seen, *state_hashes(pool, taught_games(config, environment, family))}
     states: dict[GameId, str] = {}
     draw = _Draw(environment, pool, family, taken, states, key)
-    test = draw(evaluation, "test", sets * evaluation.test_games)
-    select = []
-    if evaluation.protocol == "strict":
-        select = draw(evaluation, "select", sets * evaluation.select_games)
+    strict = evaluation.protocol == "strict"
+    wanted = {
+        "test": sets * evaluation.test_games,
+        "select": sets * evaluation.select_games * strict,
+        "train": sets * turns * per_batch,
+    }
     trained = family in config.task.environment.train_families
-    stream = draw(evaluation, "train", sets * turns * per_batch, anew=trained)
+    drawn = {
+        split: draw(split, count, anew=trained and split == "train")
+        for split, count in wanted.items()
+    }
+    if shortfalls := [
+        Shortfall(family, split, len(games), wanted[split])
+        for split, games in drawn.items()
+        if len(games) < wanted[split]
+    ]:
+        raise TooFewGames(evaluation, shortfalls)
+    test, select, stream = drawn.values()
 
     def own(games: Sequence[GameId], run: int) -> tuple[GameId, ...]:
         size = len(games) // sets
@@ -105,10 +150,10 @@ class _Draw:
     states: dict[GameId, str]  # filled
     key: keys.Key
 
-    def __call__(
-        self, evaluation: EvaluationConfig, split: str, wanted: int, *, anew: bool = False
-    ) -> list[GameId]:
-        """So many games of a split; those made `anew` first, or only where there are too few."""
+    def __call__(self, split: str, wanted: int, *, anew: bool) -> list[GameId]:
+        """So many games of a split, or as many as there are; those made `anew` first, or only where
+        there are too few others.
+        """
         drawn: list[GameId] = []
         for chunk in self._candidates(split, wanted, anew):
             for game, digest in zip(chunk, state_hashes(self.pool, chunk), strict=True):
@@ -117,16 +162,8 @@ class _Draw:
                     self.states[game] = digest
                     drawn.append(game)
             if len(drawn) == wanted:
-                return drawn
-        names = {"train": "STREAM", "select": "SELECT", "test": "TEST"}
-        share = ""
-        if not evaluation.shares_games:
-            share = ", let all runs share games (--evaluation.games shared)"
-        raise ValueError(
-            f"Family {self.family!r} has {len(drawn)} games for {names[split]} whose initial states"
-            f" are new, of {wanted} that are asked for: lower --evaluation.runs,"
-            f" {_LESS[split]}{share}, or leave the family out (--evaluation.families)."
-        )
+                break
+        return drawn
 
     def _candidates(self, split: str, wanted: int, anew: bool) -> Iterator[Sequence[GameId]]:
         there = tuple(self.environment.games(self.family, split))
@@ -143,6 +180,7 @@ class _Draw:
             yield from _chunks(known, _CHUNK)
 
 
+_USES = {"train": "STREAM", "select": "SELECT", "test": "TEST"}
 _LESS = {
     "train": "--evaluation.meta-turns or --evaluation.games-per-context",
     "select": "--evaluation.select-games",

@@ -709,6 +709,18 @@ def test_tables_of_another_version_are_refused(monkeypatch):
 # --- environment ---
 
 
+def test_more_generated_games_are_of_the_split_and_new():
+    environment = ALFWorld(rooms="small")
+    there, more = environment.games("put", "test"), environment.more_games("put", "test", 230)
+    assert more[:200] == there and len({*more}) == 230
+    assert {*more}.isdisjoint(environment.more_games("put", "select", 230))
+    game = environment.open("put")
+    game.reset(more[-1])
+    seed = generate.parse_key(more[-1].key)[1]
+    assert (generate.family_of(seed), generate.split_of(seed)) == ("put", "test")
+    assert environment.more_games("put", "test", 7) == there[:7]
+
+
 def test_environment_offers_disjoint_splits_and_plays_them():
     environment = ALFWorld(rooms="small")
     assert environment.describe()["source"] == "generated" and environment.families == tuple(

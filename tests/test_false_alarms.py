@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from experiments import intervals
-from experiments.false_alarms import Design, draw, evaluations
+from experiments.commands.bench import FalseAlarmsBench
+from experiments.false_alarms import Design, bench_false_alarms, draw, evaluations
 from experiments.stats import correct, sign_flip_p
 from experiments.summary import claims, judge, read_family
 
@@ -103,3 +104,14 @@ def test_whole_evaluations_cover_what_they_say(monkeypatch):
     found = list(evaluations(DESIGN._replace(runs=6, effect=0.1), 25, seed=0))
     assert sum(one.covered for one in found) >= 20
     assert 0 < sum(one.headline for one in found) < 25
+
+
+def test_the_bench_has_a_row_for_each_number_of_seeds(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 100)
+    said = []
+    result = bench_false_alarms(
+        FalseAlarmsBench(evaluations=2, seeds=(1, 4), runs=3, games=2, families=1), said.append
+    )
+    assert [row["trained_seeds"] for row in result.rows] == ["1", "4"]
+    assert {row["said"] for row in result.rows} == {"0.0"}  # so few units never say anything
+    assert said[-1] == "4 trained seeds: 2 of 2"

@@ -207,7 +207,7 @@ class Few(FakeEnvironment):
 def test_a_family_with_too_few_games_is_extended_or_refused_with_the_count(pool):
     games = draw(pool, config(test_games=9), environment=Few(4, more=True))["lamp"]
     assert len({game for run in games.test for game in run}) == 18
-    with pytest.raises(ValueError, match="'door' has 4 games for TEST .* of 18 that are asked for"):
+    with pytest.raises(ValueError, match="door has 4 for TEST, of 18; .*: lower --evaluation.runs"):
         draw(pool, config(test_games=9), environment=fixed(Few(4, more=False)))
     # a set for all runs is smaller
     shared = draw(pool, config(test_games=4, games="shared"), environment=fixed(Few(9, more=False)))

@@ -37,7 +37,7 @@ class BestOfN:
             for game in context.games
         ]
         played = iter((yield from wishes.play(episodes)))
-        best, most = candidates[0], -1.0
+        best, most = [*usable, *candidates][0], -1.0
         for candidate in usable:
             rate = success_rate([next(played) for _ in context.games])
             if rate is not None and rate > most:
