@@ -75,7 +75,7 @@ class Episodes:
             "failures": sum(bool(turn.get("failure")) for turn in turns),
             "game": played["game"]["key"],
         }
-        place = [self._known(visible(str(where[name]))) for name in FIELDS]
+        place = [self._known(visible(clipped(str(where[name])))) for name in FIELDS]
         self._rows.append([place, [self._known(text) for text in texts]])
 
     def _known(self, text: str) -> int:
@@ -128,13 +128,14 @@ def _test(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
             whole = type(runs) is int and type(games) is int and runs * games > 0
             whole = whole and len(played) % (runs * games) == 0
             for number, episode in enumerate(played):
-                run = str(number // games % runs + 1) if whole else "?"
-                seed = number // (games * runs) if whole else 0
+                run = number // games % runs + 1 if whole else "?"
+                seeds = len(played) // (games * runs) if whole else 1
+                seed = f" (seed {number // (games * runs) + 1})" if seeds > 1 else ""
                 yield (
                     {
                         "evaluation": evaluation.name,
                         "family": family,
-                        "arm": f"{arm} (seed {seed + 1})" if seed else arm,
+                        "arm": f"{arm}{seed}",
                         "run": run,
                         "turn": protocol.get("meta_turns", "?"),
                         "use": "TEST",

@@ -75,8 +75,8 @@ def _loop(loop: Loop, episodes: Episodes) -> Html:
         turns.append(_turn(loop, prompt, before, episodes))
         before = prompt["system_prompt"]
     return html(
-        '<div class="loop"><h4><span class="key" style="--c:var({})"></span>{}</h4><ol'
-        ' start="0">{}</ol></div>',
+        '<div class="loop"><h4><span class="key" style="--c:var({})"></span>{}</h4>'
+        "<ol>{}</ol></div>",
         "--trained" if loop.arm == "trained" else "--untrained",
         loop.arm,
         joined(turns),
@@ -147,33 +147,16 @@ def same_games(evaluation: Evaluation, episodes: Episodes, anchor: str) -> Secti
     pairs = list(paired_games(evaluation, "untrained", "trained"))
     if not pairs:
         return None
-    rows = []
-    for pair in pairs:
-        before, after = (evaluation.episodes[arm, pair.family] for arm in ("untrained", "trained"))
-
-        def links(
-            changed: list[tuple[int, int]],
-            before: list[Json] = before,
-            after: list[Json] = after,
-        ) -> Html:
-            shown = joined(
-                (
-                    episodes.link(before[a], str(number), beside=after[b])
-                    for number, (a, b) in enumerate(changed[:_MOST_LINKS], start=1)
-                ),
-                " ",
-            )
-            return html("{} {}", len(changed), html('<span class="ci">{}</span>', shown))
-
-        rows.append(
-            row(
-                html("{} {}", pair.family, split_badge(evaluation, pair.family)),
-                cell(links(pair.gained)),
-                cell(links(pair.lost)),
-                cell(pair.both),
-                cell(pair.neither),
-            )
+    rows = [
+        row(
+            html("{} {}", pair.family, split_badge(evaluation, pair.family)),
+            cell(_links(pair.gained, episodes)),
+            cell(_links(pair.lost, episodes)),
+            cell(pair.both),
+            cell(pair.neither),
         )
+        for pair in pairs
+    ]
     head = ["family", "won by trained alone", "won by untrained alone", "both won", "both lost"]
     return section(
         anchor,
@@ -185,3 +168,12 @@ def same_games(evaluation: Evaluation, episodes: Episodes, anchor: str) -> Secti
         ),
         table("Games by who won them", head, rows),
     )
+
+
+def _links(changed: Sequence[tuple[Json, Json]], episodes: Episodes) -> Html:
+    """How many games changed, and the first of them to open."""
+    shown = (
+        episodes.link(before, str(number), beside=after)
+        for number, (before, after) in enumerate(changed[:_MOST_LINKS], start=1)
+    )
+    return html('{} <span class="ci">{}</span>', len(changed), joined(shown, " "))

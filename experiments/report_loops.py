@@ -3,6 +3,7 @@ how arms did on the same games.
 """
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -122,15 +123,15 @@ def middle_half(all_loops: Sequence[Loop], families: Sequence[str], arm: str) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedGames:
-    """The games of one family under the last prompts of two arms: how many both won, and the
-    episodes (numbers within those of the two arms) of games that one alone won.
+    """The games of one family under the last prompts of two arms: how many both won, how many
+    neither, and the two episodes of each game that one alone won.
     """
 
     family: str
     both: int
     neither: int
-    gained: list[tuple[int, int]]  # first lost, second won
-    lost: list[tuple[int, int]]
+    gained: list[tuple[Json, Json]]  # first lost, second won
+    lost: list[tuple[Json, Json]]
 
 
 def paired_games(evaluation: Evaluation, first: str, second: str) -> Iterator[PairedGames]:
@@ -140,16 +141,11 @@ def paired_games(evaluation: Evaluation, first: str, second: str) -> Iterator[Pa
     for family in evaluation.families:
         before = evaluation.episodes.get((first, family), [])
         after = evaluation.episodes.get((second, family), [])
-        pairs = [
-            (number % len(before), number, before[number % len(before)], played)
-            for number, played in enumerate(after)
-            if before
-        ]
-        found: dict[tuple[bool, bool], list[tuple[int, int]]] = {}
-        for one, other, a, b in pairs:
+        found: dict[tuple[bool, bool], list[tuple[Json, Json]]] = {}
+        for a, b in zip(itertools.cycle(before), after, strict=False):
             if game_name(a) == game_name(b) and "failed" not in (a["outcome"], b["outcome"]):
                 won = (a["outcome"] == "success", b["outcome"] == "success")
-                found.setdefault(won, []).append((one, other))
+                found.setdefault(won, []).append((a, b))
         if found:
             yield PairedGames(
                 family=family,

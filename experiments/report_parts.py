@@ -107,7 +107,7 @@ def estimate(mean: float, ends: Sequence[float]) -> Html:
     return html('{} <span class="ci">{}</span>', percent(mean), interval(ends))
 
 
-def test_cells(test: Json | None) -> list[Html]:
+def comparison_cells(test: Json | None) -> list[Html]:
     """Difference, verdict, p and n of a comparison."""
     if test is None:
         return [Html("<td></td>")] * 4

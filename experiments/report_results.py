@@ -23,13 +23,13 @@ from experiments.report_parts import (
     arm_mark,
     badges,
     cell,
+    comparison_cells,
     details,
     estimate,
     on,
     row,
     section,
     table,
-    test_cells,
 )
 from experiments.wording import interval, percent
 
@@ -159,7 +159,7 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
     rows = [
         row(
             name,
-            *test_cells(numbers["tests"].get(_MAIN)),
+            *comparison_cells(numbers["tests"].get(_MAIN)),
             *(
                 cell(estimate(found["mean"], found["ci95"]) if found else "")
                 for arm in reversed(arms)
@@ -231,7 +231,7 @@ def _comparisons(split: SplitSummary) -> Html:
 def _comparison(name: str, test: Json) -> Html:
     return row(
         name.replace("_vs_", " - "),
-        *test_cells(test),
+        *comparison_cells(test),
         cell(f"{100 * test['improvement']:.0f} %"),
         html('<td class="reason">{}</td>', test["reason"]),
     )
