@@ -5,7 +5,7 @@ success from meta-turn to meta-turn.
 from collections.abc import Iterable, Iterator, Sequence
 
 from experiments import report_figures
-from experiments.evaluation_results import ARMS
+from experiments.evaluation_results import ARMS, is_number
 from experiments.html import Html, html, joined
 from experiments.report_data import (
     Evaluation,
@@ -31,7 +31,7 @@ from experiments.report_parts import (
     section,
     table,
 )
-from experiments.wording import interval, percent
+from experiments.wording import interval, p_is, p_value, percent
 
 _MAIN = "trained_vs_untrained"
 
@@ -132,13 +132,12 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
         )
         if isinstance(value := protocol.get(name), int)
     ]
-    seeds = max(split["seeds"] for split in evaluation.results["overall"].values())
+    seeds = next(iter(evaluation.results["overall"].values())).get("seeds")
     yield html(
-        "{} trained {}{}. All arms play the same games in the same order, so their differences are"
-        " paired.",
+        "Trained seeds: {}{}. All arms play the same games in the same order, so their differences"
+        " are paired.",
         seeds,
-        "seeds" if seeds > 1 else "seed",
-        "".join(f", {count}" for count in counts),
+        "".join(f"; {count}" for count in counts),
     )
     if isinstance(protocol.get("pretraining"), str):
         yield html("Pretraining: {}.", protocol["pretraining"])
@@ -209,7 +208,7 @@ def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
 
 def _comparisons(split: SplitSummary) -> Html:
     """All comparisons of a split and of its families, each with the reason of its verdict."""
-    head = ["arms", "difference", "verdict", "p", "n", "wins more, of pairs", "reason"]
+    head = ["arms", "difference", "verdict", "p", "n", "would be found", "wins more", "reason"]
     whole = f"Comparisons on the {split.title}"
     single = f"{whole}, family by family"
     rows = [
@@ -221,17 +220,41 @@ def _comparisons(split: SplitSummary) -> Html:
         "{}{}",
         details(
             whole,
-            table(whole, head, [_comparison(*item) for item in split.overall["tests"].items()]),
+            html(
+                "{}{}",
+                table(whole, head, [_comparison(*item) for item in split.overall["tests"].items()]),
+                _over_families(split),
+            ),
             opened=split.name != "train",
         ),
         details(single, table(single, head, rows)),
     )
 
 
+def _over_families(split: SplitSummary) -> Html:
+    """The other claim, about families like these."""
+    test = split.overall["tests"].get(_MAIN, {}).get("over_families")
+    numbers = test if isinstance(test, dict) else {}
+    count, p, smallest = (numbers.get(name) for name in ("num_families", "p", "smallest_p"))
+    families = (
+        f"With the {count} families as units, for a claim about others like these, {p_is(p)} for"
+        f" trained - untrained; {count} cannot give less than {p_value(smallest)}."
+        if is_number(p) and is_number(smallest)
+        else ""
+    )
+    return html(
+        '<p class="lead">Would be found: points of difference, in four of five such evaluations.'
+        " Wins more: of all pairs of loops, ties half. {}</p>",
+        families,
+    )
+
+
 def _comparison(name: str, test: Json) -> Html:
+    detectable = test.get("detectable")
     return row(
         name.replace("_vs_", " - "),
         *comparison_cells(test),
+        cell(percent(detectable) if is_number(detectable) else ""),
         cell(f"{100 * test['improvement']:.0f} %"),
         html('<td class="reason">{}</td>', test["reason"]),
     )
@@ -245,8 +268,8 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
             cell(estimate(found["mean"], found["ci95"])),
             cell(estimate(found["chosen"]["mean"], found["chosen"]["ci95"])),
             cell(percent(found["area"])),
-            cell("" if found["sd_runs"] is None else percent(found["sd_runs"])),
-            cell("not measured" if found["sd_seeds"] is None else percent(found["sd_seeds"])),
+            cell("" if found.get("sd_runs") is None else percent(found["sd_runs"])),
+            cell("not measured" if found.get("sd_seeds") is None else percent(found["sd_seeds"])),
             *(cell(f"{value:,}") for value in _budget(split, arm)),
         )
         for arm in arms

@@ -337,7 +337,7 @@ def test_the_protocol_is_read_from_the_results(whole, tmp_path):
     _rewrite(run / "evaluation.json", lambda data: data | {"protocol": data["protocol"] | protocol})
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "which reads too high; nothing is claimed of them" in text
-    assert "1 trained seed, 10 loops (runs) per arm and family, 2 meta-turns each," in text
+    assert "Trained seeds: 1; 10 loops (runs) per arm and family; 2 meta-turns each;" in text
     assert "strict" not in text
 
 
