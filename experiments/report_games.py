@@ -56,8 +56,8 @@ def _names(value: Any) -> Iterator[str]:
 def _states_of_training(folder: Path) -> set[str]:
     # looked for in the text: a run of weeks has gigabytes of episodes
     states: set[bytes] = set()
-    for kind in ("episodes", "contexts"):
-        for path in (folder / kind).glob("*.jsonl"):
+    for pattern in ("episodes/iteration_*.jsonl", "contexts/*.jsonl"):
+        for path in folder.glob(pattern):
             with path.open("rb") as file:
                 states.update(found for line in file for found in _STATE.findall(line))
     return {state.decode() for state in states}
