@@ -179,9 +179,10 @@ def evaluate(
                     folders[part.seed].adopt(part.arm, part.family, drawn[part.family], run_dirs)
         hosts.meet()
         missing = [PartKey(*part) for part in hosts.agree([p for p in parts if kept(p) is None])]
+        unfinished = f" of {config.iterations}" if step < config.iterations else ""
         console.print(
-            f"Evaluating iteration {step}: {len(missing)} of {len(parts)} parts to play, kept in"
-            f" {', '.join(str(folder.run_dir / folder.name) for folder in folders)}.",
+            f"Evaluating iteration {step}{unfinished}: {len(missing)} of {len(parts)} parts to"
+            f" play, kept in {', '.join(str(folder.run_dir / folder.name) for folder in folders)}.",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -5,8 +5,8 @@ import dataclasses
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
@@ -46,6 +46,8 @@ _DESCRIPTION = (
     " one trained on: transfer between benchmarks."
 )
 _LONGEST_NAME = 100  # of a folder for several runs
+# What trained seeds of one experiment may differ in; a name ending in a dot holds all below it.
+_FREE = ("seed", *(name for name in MAY_CHANGE if name != "iterations"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,24 +186,24 @@ def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
     return run_dirs[0].resolve().parent / name
 
 
-def _check_others(
-    run_dirs: Sequence[pathlib.Path], played: Mapping[str, Any], config: TrainConfig
-) -> None:
+def _check_others(run_dirs: Sequence[pathlib.Path]) -> None:
     """Raises ValueError for a run that is named twice, or that is of another configuration than the
     first one in more than its seed.
     """
-    seeds = {config.seed: run_dirs[0]}
-    for run_dir in run_dirs[1:]:
-        other = from_dict(read_config(run_dir))
+    first, *others = (from_dict(read_config(run_dir)) for run_dir in run_dirs)
+    seeds = {first.seed: run_dirs[0]}
+    for run_dir, other in zip(run_dirs[1:], others, strict=True):
         if other.seed in seeds:
             raise ValueError(
                 f"{run_dir} and {seeds[other.seed]} have the same seed, {other.seed}: name each"
                 " trained seed once."
             )
         seeds[other.seed] = run_dir
-        free = ("seed", *(name for name in MAY_CHANGE if name != "iterations"))
-        for found in differences(played, to_dict(other)):
-            if not any(found.field == name or found.field.startswith(name) for name in free):
+        for found in differences(to_dict(first), to_dict(other)):
+            if not any(
+                found.field == name or (name.endswith(".") and found.field.startswith(name))
+                for name in _FREE
+            ):
                 raise ValueError(
                     f"{run_dir} differs from {run_dirs[0]} in {found.field}"
                     f" ({shown(found.now)}, not {shown(found.before)}): evaluate runs that differ"
@@ -216,7 +218,7 @@ def _evaluate(
     out: pathlib.Path | None,
 ) -> None:
     run_dir = run_dirs[0]
-    _check_others(run_dirs, read_config(run_dir), config)
+    _check_others(run_dirs)
     meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
     config = dataclasses.replace(
         config.on_mesh(meshes).with_models(args.actor.model, args.reflector.model),
