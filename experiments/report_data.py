@@ -78,6 +78,7 @@ class RunData:
     manifest: Json
     metrics: list[Json]
     candidates: list[Json]  # prompts/: iteration, family, replay_reward, fresh_reward, reward
+    contexts: list[Json]  # what the reflector read in the newest iteration
     evaluations: tuple[Evaluation, ...]  # of the task trained on first, then others by name
 
     @property
@@ -113,6 +114,7 @@ def load_run(folder: Path) -> RunData:
             f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name"
             " another with --run-dir."
         )
+    newest = max(folder.glob("contexts/iteration_*.jsonl"), default=None)
     return RunData(
         folder=folder,
         config=_about(folder / "config.json", "meta"),
@@ -123,6 +125,7 @@ def load_run(folder: Path) -> RunData:
             for path in sorted(folder.glob("prompts/iteration_*.jsonl"))
             for row in read_rows(path, _is_candidate, _REMOVE)
         ],
+        contexts=[] if newest is None else read_rows(newest, _is_context, _REMOVE),
         evaluations=tuple(_load_evaluation(folder, path) for path in result_files(folder)),
     )
 
@@ -211,7 +214,8 @@ def _is_candidate(row: Mapping[str, Any]) -> bool:
 def _is_context(row: Mapping[str, Any]) -> bool:
     played = row.get("trajectories")
     return (
-        all(_is_place(row.get(name)) for name in ("loop", "meta_turn"))
+        _texts(row, "family")
+        and all(_is_place(row.get(name)) for name in ("loop", "meta_turn"))
         and isinstance(played, list)
         and all(isinstance(episode, Mapping) and _is_episode(episode) for episode in played)
     )

@@ -2,7 +2,7 @@
 by link.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.html import Html, data, html
@@ -17,20 +17,25 @@ FIELDS = ("evaluation", "family", "arm", "run", "turn", "use", "outcome", "failu
 
 
 class Episodes:
-    """What of the episodes of evaluations goes into the page: TEST games under the last prompts of
-    all arms, then what reflectors read, held-out families first, as many as there is room for.
+    """What of a run's episodes goes into its page, as many as there is room for: of evaluations the
+    TEST games under the last prompts of all arms, then what reflectors read, held-out families
+    first; what the reflector read last in training.
     """
 
-    def __init__(self, evaluations: Sequence[Evaluation]):
+    def __init__(self, run: RunData):
         self._strings: dict[str, int] = {}
         self._rows: list[list[Any]] = []
         self._numbers: dict[int, int] = {}  # by id() of a trajectory
         self._played: list[Json] = []
         self._first: dict[tuple[Any, ...], int] = {}  # STREAM games of meta-turn 0
         self._characters = self.steps = self.left_out = 0
-        for evaluation in evaluations:
+        for evaluation in run.evaluations:
             for about, played in (*_test(evaluation), *_stream(evaluation)):
                 self._add(about, played)
+        for context in run.contexts:
+            for played in context["trajectories"]:
+                where = {"evaluation": "training", "family": context["family"], "use": "training"}
+                self._add({**where, **_read_by("in training", context)}, played)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -86,23 +91,26 @@ def viewer(run: RunData, episodes: Episodes) -> Section | None:
     """What the script fills; None without episodes."""
     if not len(episodes):
         return None
-    folders = sorted({str(evaluation.results["folder"]) for evaluation in run.evaluations})
+    what = ["the TEST games under the last prompts of all loops"] * bool(run.evaluations)
+    if any(evaluation.contexts for evaluation in run.evaluations):
+        what.append("the STREAM games that reflectors read about")
+    if run.contexts:
+        what.append("what was read in the newest iteration of training")
     left_out = (
         f" {episodes.left_out:,} more did not fit into this page." if episodes.left_out else ""
     )
-    stream = any(evaluation.contexts for evaluation in run.evaluations)
+    folders = ["the run directory", *(str(one.results["folder"]) for one in run.evaluations)]
     return section(
         "episodes",
         "Episodes",
         html(
-            "{:,} episodes with {:,} turns: the TEST games under the last prompts of all loops{}.{}"
-            " All of them are lines of JSON in episodes/ and contexts/ of {}, below the run"
-            " directory; its own folders of these names hold those of training.",
+            "{:,} episodes with {:,} turns: {}.{} All that were played are lines of JSON in"
+            " episodes/ and contexts/ of {}.",
             len(episodes),
             episodes.steps,
-            ", and the STREAM games that reflectors read about" if stream else "",
+            "; ".join(what),
             left_out,
-            ", ".join(folders),
+            " and of ".join(folders),
         ),
         Html(
             "<noscript><p><b>Episodes are shown by this page's script, which is switched off here:"
@@ -146,19 +154,12 @@ def _test(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
 
 def _stream(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
     for family in evaluation.families:
+        where = {"evaluation": evaluation.name, "family": family, "use": "STREAM"}
         for (arm, of_family), contexts in evaluation.contexts.items():
-            if of_family != family:
-                continue
-            for context in contexts:
+            for context in contexts if of_family == family else ():
                 for episode in context["trajectories"]:
-                    yield (
-                        {
-                            "evaluation": evaluation.name,
-                            "family": family,
-                            "arm": arm,
-                            "run": context["loop"] + 1,
-                            "turn": context["meta_turn"],
-                            "use": "STREAM",
-                        },
-                        episode,
-                    )
+                    yield {**where, **_read_by(arm, context)}, episode
+
+
+def _read_by(arm: str, context: Json) -> dict[str, Any]:
+    return {"arm": arm, "run": context["loop"] + 1, "turn": context["meta_turn"]}

@@ -85,7 +85,7 @@ def headlines(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _sections(run: RunData) -> Iterator[Section | None]:
-    episodes = Episodes(run.evaluations)
+    episodes = Episodes(run)
     if not run.evaluations:
         yield _no_results(run)
     of_each = [(evaluation, loops(evaluation)) for evaluation in run.evaluations]

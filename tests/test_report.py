@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_counted_and_not_linked(whole, tmp_path, monkeypatc
     page = _written(run).read_text(encoding="utf-8")
     assert sum((len(texts) - 3) // 4 for _, texts in _episodes(page)) <= 10
     assert "more did not fit into this page" in _check(page)
-    assert f"All of them are lines of JSON in episodes/ and contexts/ of {FOLDER}," in _check(page)
+    assert f"contexts/ of the run directory and of {FOLDER}." in _check(page)
 
 
 def test_the_protocol_is_read_from_the_results(whole, tmp_path):
@@ -555,6 +555,20 @@ def test_no_evaluation_and_no_metrics_are_said(tmp_path):
     assert "No evaluation of the trained" in text
     assert "No finished iteration yet" in text
     assert report.tables(report_data.load_run(run)) == []
+
+
+def test_what_was_read_last_in_training_can_be_read_before_an_evaluation(tmp_path):
+    run = make_run(tmp_path / "young", evaluated=False, iterations=3)
+    for n in (1, 2):
+        (run / "contexts" / f"iteration_{n:05d}.jsonl").write_text(
+            to_json(_context("zap", n, 1, "Wave it.")) + "\n"
+        )
+    page = _written(run).read_text(encoding="utf-8")
+    places = [about for about, _ in _episodes(page)]
+    assert [(about["use"], about["run"], about["family"]) for about in places] == [
+        ("training", "3", "zap")
+    ] * 2
+    assert "what was read in the newest iteration of training" in _check(page)
 
 
 def test_half_written_last_metrics_line_is_ignored(tmp_path):
