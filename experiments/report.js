@@ -190,6 +190,10 @@ function start(source) {
   choose();
   open();
   addEventListener("hashchange", open);
+  addEventListener("click", (event) => {
+    const link = event.target.closest?.("a");
+    if (link?.hash && link.hash === location.hash) open(); // a second time, nothing changes
+  });
 }
 
 const source = document.getElementById("episodes-data");

@@ -69,6 +69,7 @@ def line_chart(
       title: of the chart.
       lines: those without any point are left out.
       x_label: what x counts; whole numbers.
+      x_ends: the range of x; by default that of the data.
       y_ends: the range of y; by default that of the data.
       percent: whether y holds shares that are labelled in per cent.
     """

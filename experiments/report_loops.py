@@ -82,20 +82,22 @@ def shown_loops(all_loops: Sequence[Loop]) -> dict[str, list[Shown]]:
         here = [loop for loop in all_loops if loop.family == family]
         trained = [loop for loop in here if loop.arm == "trained" and loop.gain is not None]
         beside = {loop.run: loop for loop in here if loop.arm == "untrained"}
-        ranked = sorted(trained, key=lambda loop: -(loop.gain or 0.0))
-        # of equals the first at both ends
-        worst = min(trained, key=lambda loop: loop.gain or 0.0) if trained else None
-        places = {} if worst is None else {"largest gain": ranked[0]}
-        if worst is not None and worst is not ranked[0]:
-            places["smallest gain" if (worst.gain or 0.0) >= 0 else "largest regression"] = worst
-        others = [loop for loop in ranked if all(loop is not one for one in places.values())]
+        ranked = sorted(trained, key=lambda loop: loop.gain, reverse=True)  # equals as they were
+        if not ranked:
+            continue
+        best = ranked[0]
+        worst = next(loop for loop in ranked if loop.gain == ranked[-1].gain)
+        others = [loop for loop in ranked if loop is not best and loop is not worst]
+        places = [("largest gain", best)]
         if others:
-            places["in the middle"] = others[(len(others) - 1) // 2]
+            places.append(("in the middle", others[(len(others) - 1) // 2]))
+        if worst is not best:
+            lost = worst.gain is not None and worst.gain < 0
+            places.append(("largest regression" if lost else "smallest gain", worst))
         chosen[family] = [
-            Shown(why=why, loop=loop, beside=beside.get(loop.run))
-            for why, loop in sorted(places.items(), key=lambda item: -(item[1].gain or 0.0))
+            Shown(why=why, loop=loop, beside=beside.get(loop.run)) for why, loop in places
         ]
-    return {family: shown for family, shown in chosen.items() if shown}
+    return chosen
 
 
 def middle_half(all_loops: Sequence[Loop], families: Sequence[str], arm: str) -> list[Json]:

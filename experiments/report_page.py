@@ -168,28 +168,38 @@ def _no_results(run: RunData) -> Section:
         "Results",
         html(
             "No evaluation.json yet: run the evaluation, then report again.<pre>{}</pre>",
-            f"ictjax evaluate --run-dir {shlex.quote(str(run.folder))}",
+            f"ictjax evaluate --run-dir {shlex.quote(_named(run))}",
         ),
     )
+
+
+def _named(run: RunData) -> str:
+    """The run directory as it was given to training: what is read here may be a copy of it."""
+    words = _argv(run)
+    if "--run-dir" in words[:-1]:
+        return words[words.index("--run-dir") + 1]
+    return str(run.folder)
+
+
+def _argv(run: RunData) -> list[str]:
+    words = run.manifest.get("argv")
+    return [str(word) for word in words[1:]] if isinstance(words, list) else []
 
 
 def _manifest(run: RunData) -> Section | None:
     if not run.manifest and not run.config:
         return None
-    argv = run.manifest.get("argv")
-    command = ""
-    if isinstance(argv, list) and argv:
-        command = f"ictjax {shlex.join(map(str, argv[1:]))}"
+    argv = _argv(run)
     rows = [
         row(str(name), html('<td class="text">{}</td>', _value(value)))
         for name, value in run.manifest.items()
-        if name != "argv" or not command
+        if name != "argv" or not argv
     ]
     return section(
         "run",
         "The run",
         Html("What is needed to run it again."),
-        html("<pre>{}</pre>", command) if command else Html(""),
+        html("<pre>ictjax {}</pre>", shlex.join(argv)) if argv else Html(""),
         html('<div class="plain">{}</div>', table("manifest.json", ["what", "value"], rows))
         if rows
         else Html(""),

@@ -124,7 +124,7 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
                 "git_revision": "0123abc",
                 "packages": {"jax": "0.10.2", "flax": "0.12.8"},
                 "devices": ["cpu:0"],
-                "argv": ["train"],
+                "argv": ["__main__.py", "train", "--run-dir", "runs/a b"],
             }
         )
     )
@@ -553,6 +553,8 @@ def test_no_evaluation_and_no_metrics_are_said(tmp_path):
     run = make_run(tmp_path / "young", evaluated=False, iterations=0)
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "No evaluation of the trained" in text
+    assert "ictjax evaluate --run-dir 'runs/a b'" in text
+    assert "ictjax train --run-dir 'runs/a b'" in text
     assert "No finished iteration yet" in text
     assert report.tables(report_data.load_run(run)) == []
 
