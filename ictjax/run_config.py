@@ -103,8 +103,8 @@ class EvaluationConfig(Ranged):
     protocol: Literal["strict", "paper"] = "strict"
     # games that choose among the prompts of a loop; read by "strict" only
     select_games: Annotated[int, Range(1, 1_000_000)] = 3
-    # k: games that the reflector reads about; None: as many as in training
-    games_per_context: Annotated[int | None, Range(1, 10_000)] = None
+    # k: games that the reflector reads about; 0: as many as in training
+    games_per_context: Annotated[int, Range(0, 10_000)] = 0
     # "own": no two loops of an arm and a family share a game; "shared": all have the same SELECT
     # and TEST games, and STREAM games in an order of their own; "paper" shares
     games: Literal["own", "shared"] = "own"
