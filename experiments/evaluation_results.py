@@ -60,13 +60,6 @@ def prompts_file(run_dir: pathlib.Path, results: Mapping[str, Any]) -> pathlib.P
     return run_dir / results["folder"] / "prompts.jsonl"
 
 
-def episode_files(
-    run_dir: pathlib.Path, results: Mapping[str, Any], arm: str
-) -> list[pathlib.Path]:
-    """The episodes of an arm on the test games, a file per family."""
-    return sorted((run_dir / results["folder"] / "episodes").glob(f"{arm}_*.jsonl"))
-
-
 def read_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
     """A JSON object. Raises ValueError with the file and the remedy for anything else."""
     try:

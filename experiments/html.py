@@ -1,5 +1,6 @@
 """HTML in which nothing can be forgotten to be escaped: whatever is not `Html` is text."""
 
+import json
 import string
 from collections.abc import Iterable
 from html import escape
@@ -28,6 +29,15 @@ def html(template: LiteralString, *values: object) -> Html:
 def joined(parts: Iterable[Html], between: LiteralString = "") -> Html:
     """The parts that are not empty, one after the other."""
     return Html(between.join(part.markup for part in parts if part))
+
+
+def data(name: str, value: Any) -> Html:
+    """A value as JSON that scripts of the page read by its id; no text in it can end the element.
+
+    Texts are taken as they are: make what hides in them `visible` before.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return html('<script type="application/json" id="{}">{}</script>', name, Html(text))
 
 
 class _Template(string.Formatter):

@@ -3,15 +3,13 @@ HTML.
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.evaluation_results import (
-    ARMS,
     SPLITS,
-    episode_files,
     is_number,
     prompts_file,
     read_object,
@@ -23,6 +21,7 @@ from ictjax.metrics import read_metrics
 
 _REMOVE = "write it again by the command that made it, or remove it"
 _EVALUATE = "run the evaluation again, or remove the file"
+_LARGEST_PLACE = 10**9  # of an iteration, a loop or a meta-turn
 
 Json = dict[str, Any]
 
@@ -30,13 +29,15 @@ Json = dict[str, Any]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluation of a run, with the prompts and episodes behind it. "evaluation" is that of the
-    task trained on.
+    task trained on. What is by arm and family holds only those of the results.
     """
 
     name: str
     results: Json  # NAME.json
-    prompts: list[Json]  # arm, family, run, system_prompt, success, analysis
-    episodes: Mapping[str, list[Json]]  # by arm
+    prompts: list[Json]  # the last of every loop: arm, family, run, system_prompt, success
+    turns: list[Json]  # the same of all meta-turns, with "turn", "select_success", "analysis"
+    episodes: Mapping[tuple[str, str], list[Json]]  # of the last prompts on TEST
+    contexts: Mapping[tuple[str, str], list[Json]]  # what the reflector read
 
     @property
     def families(self) -> dict[str, Json]:
@@ -76,6 +77,8 @@ class RunData:
     config: Json
     manifest: Json
     metrics: list[Json]
+    candidates: list[Json]  # prompts/: iteration, family, replay_reward, fresh_reward, reward
+    contexts: list[Json]  # what the reflector read in the newest iteration
     evaluations: tuple[Evaluation, ...]  # of the task trained on first, then others by name
 
     @property
@@ -96,15 +99,6 @@ class SplitSummary:
     overall: Json
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two records of one family to be shown side by side."""
-
-    family: str
-    before: Json
-    after: Json
-
-
 def load_run(folder: Path) -> RunData:
     """Reads a run directory. Raises ValueError, naming the file, when it is no run or a file is
     damaged.
@@ -120,30 +114,47 @@ def load_run(folder: Path) -> RunData:
             f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name"
             " another with --run-dir."
         )
+    newest = max(folder.glob("contexts/iteration_*.jsonl"), default=None)
     return RunData(
         folder=folder,
         config=_about(folder / "config.json", "meta"),
         manifest=_about(folder / "manifest.json", "environment"),
         metrics=_metrics(folder),
+        candidates=[
+            row
+            for path in sorted(folder.glob("prompts/iteration_*.jsonl"))
+            for row in read_rows(path, _is_candidate, _REMOVE)
+        ],
+        contexts=[] if newest is None else read_rows(newest, _is_context, _REMOVE),
         evaluations=tuple(_load_evaluation(folder, path) for path in result_files(folder)),
     )
 
 
 def _load_evaluation(folder: Path, path: Path) -> Evaluation:
     results = read_results(path)
+    turns = prompts_file(folder, results).with_name("turns.jsonl")
     return Evaluation(
         name=path.stem,
         results=results,
         prompts=read_rows(prompts_file(folder, results), _is_prompt, _EVALUATE),
-        episodes={
-            arm: [
-                row
-                for file in episode_files(folder, results, arm)
-                for row in read_rows(file, _is_episode, _EVALUATE)
-            ]
-            for arm in ARMS
-        },
+        turns=read_rows(turns, _is_turn_prompt, _EVALUATE),
+        episodes=_by_part(folder, results, "episodes", _is_episode),
+        contexts=_by_part(folder, results, "contexts", _is_context),
     )
+
+
+def _by_part(
+    folder: Path, results: Json, kind: str, is_row: Callable[[Mapping[str, Any]], bool]
+) -> dict[tuple[str, str], list[Json]]:
+    """The rows of every ARM_FAMILY.jsonl; parts that the results do not count are of others."""
+    arms = {arm for split in results["overall"].values() for arm in split["arms"]}
+    found = {}
+    for path in sorted((folder / results["folder"] / kind).glob("*.jsonl")):
+        arm, _, family = path.stem.partition("_")
+        family = urllib.parse.unquote(family)
+        if arm in arms and family in results["families"]:
+            found[arm, family] = read_rows(path, is_row, _EVALUATE)
+    return found
 
 
 def _about(path: Path, *records: str) -> Json:
@@ -174,8 +185,39 @@ def _metrics(folder: Path) -> list[Json]:
 def _is_prompt(row: Mapping[str, Any]) -> bool:
     return (
         _texts(row, "arm", "family", "system_prompt")
-        and isinstance(row.get("run", 0), int)
+        and _is_place(row.get("run", 0))
         and (row.get("success") is None or is_number(row["success"]))
+    )
+
+
+def _is_turn_prompt(row: Mapping[str, Any]) -> bool:
+    select = row.get("select_success")
+    return (
+        _is_prompt(row)
+        and _is_place(row.get("turn"))
+        and (select is None or is_number(select))
+        and isinstance(row.get("analysis", ""), str | None)
+    )
+
+
+def _is_candidate(row: Mapping[str, Any]) -> bool:
+    return (
+        _texts(row, "family")
+        and _is_place(row.get("iteration"))
+        and all(
+            row.get(name) is None or is_number(row[name])
+            for name in ("replay_reward", "fresh_reward", "reward")
+        )
+    )
+
+
+def _is_context(row: Mapping[str, Any]) -> bool:
+    played = row.get("trajectories")
+    return (
+        _texts(row, "family")
+        and all(_is_place(row.get(name)) for name in ("loop", "meta_turn"))
+        and isinstance(played, list)
+        and all(isinstance(episode, Mapping) and _is_episode(episode) for episode in played)
     )
 
 
@@ -191,7 +233,11 @@ def _is_episode(row: Mapping[str, Any]) -> bool:
 
 
 def _is_turn(turn: Mapping[str, Any]) -> bool:
-    return _texts(turn, "observation", "action") and isinstance(turn.get("thought", ""), str)
+    return _texts(turn, "observation", "action") and isinstance(turn.get("reply", ""), str)
+
+
+def _is_place(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST_PLACE
 
 
 def _texts(row: Mapping[str, Any], *names: str) -> bool:
@@ -251,69 +297,16 @@ def phase_seconds(metrics: Sequence[Json]) -> dict[str, float]:
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
-def gains(evaluation: Evaluation) -> list[str]:
-    """Family names, held-out families first, each split by falling gain of trained over untrained
-    (over initial where that is missing).
-    """
-
-    def order(name: str) -> tuple[bool, float]:
-        arms = evaluation.families[name]["arms"]
-        base = arms.get("untrained", arms.get("initial", {})).get("mean", math.nan)
-        gain = arms.get("trained", {}).get("mean", math.nan) - base
-        return (evaluation.families[name]["split"] == "train", -gain if gain == gain else 0.0)
-
-    return sorted(evaluation.families, key=order)
-
-
-def prompt_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
-    """Untrained and trained prompts of the same family and loop, of the families that gained most,
-    held-out ones first.
-    """
-    by_place: dict[tuple[str, Any], dict[str, Json]] = {}
-    for row in evaluation.prompts:
-        by_place.setdefault((row.get("family", ""), row.get("run")), {})[row.get("arm", "")] = row
-    complete = [
-        Pair(family=family, before=arms["untrained"], after=arms["trained"])
-        for (family, _), arms in by_place.items()
-        if {"untrained", "trained"} <= arms.keys()
-    ]
-    # A typical loop, not the best: the one in the middle by what its trained prompt won.
-    found = []
-    for family in gains(evaluation):
-        rows = sorted(
-            (pair for pair in complete if pair.family == family),
-            key=lambda pair: pair.after.get("success") or 0.0,
-        )
-        if rows:
-            found.append(rows[len(rows) // 2])
-    return found[:limit]
-
-
-def game_pairs(evaluation: Evaluation, limit: int) -> list[Pair]:
-    """Games lost under the initial prompt and won under a trained one; per family the one with the
-    fewest turns to show.
-    """
-    lost = {
-        game_name(t): t
-        for t in evaluation.episodes["initial"]
-        if t["outcome"] not in ("success", "failed")
-    }
-    found: dict[str, Pair] = {}
-    for won in evaluation.episodes["trained"]:
-        before = lost.get(game_name(won))
-        if won["outcome"] != "success" or before is None:
-            continue
-        pair = Pair(family=won["game"]["family"], before=before, after=won)
-        known = found.get(pair.family)
-        if known is None or _num_turns(pair) < _num_turns(known):
-            found[pair.family] = pair
-    return [found[family] for family in gains(evaluation) if family in found][:limit]
+def nested(metrics: Sequence[Json], *names: str) -> list[float | None]:
+    """As `series`, of a number within a record of that name."""
+    *path, last = names
+    for name in path:
+        metrics = [
+            inner if isinstance(inner := record.get(name), Mapping) else {} for record in metrics
+        ]
+    return series(metrics, last)
 
 
 def game_name(trajectory: Json) -> str:
     """The id of the game that a trajectory is of."""
     return "|".join(trajectory["game"][field] for field in ("env", "family", "key"))
-
-
-def _num_turns(pair: Pair) -> int:
-    return len(pair.before["turns"]) + len(pair.after["turns"])

@@ -1,177 +1,118 @@
-"""The figures of a report: matplotlib drawings as inline SVG, with the colours and fonts of the
-page, in its light or dark look.
+"""The figures of a report as inline SVG: small charts that take the page's font and its colours,
+light or dark, and stand side by side as the page has room.
 """
 
-import io
-import re
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from experiments.html import Html, html, joined
 
-from experiments.html import Html, html
-from experiments.visible import visible
+# CSS variables of the page; other arms take the further ones in turn, with dashes
+ARM_COLOURS = {"initial": "--initial", "untrained": "--untrained", "trained": "--trained"}
+_OTHER_COLOURS = ("--fresh", "--other-1", "--other-2", "--other-3")
 
-# Drawn in stand-in colours that `_svg` turns into the page's CSS variables.
-_VARIABLES = {
-    "#0a0b0c": "var(--ink)",
-    "#1a1b1c": "var(--muted)",
-    "#2a2b2c": "var(--line)",
-    "#3a3b3c": "var(--initial)",
-    "#4a4b4c": "var(--untrained)",
-    "#5a5b5c": "var(--trained)",
-    "#6a6b6c": "var(--fresh)",
-}
-_INK, _MUTED, _LINE, INITIAL, UNTRAINED, TRAINED, FRESH = _VARIABLES
-ARM_COLOURS = {"initial": INITIAL, "untrained": UNTRAINED, "trained": TRAINED}
+_WIDTH, _HEIGHT = 330.0, 190.0  # of a chart, with its labels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 24.0, 10.0, 36.0
+_LONGEST_NAME = 48  # characters of a title
 
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text, in the page's font
-    "svg.hashsalt": "ictjax",  # ids depend on the drawing alone
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _MUTED,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": _INK,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.labelcolor": _INK,
-    "text.parse_math": False,  # a dollar in a name is one
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-
-_LONGEST_NAME = 48  # characters; longer ones leave no room for the drawing
-
-Series = Sequence[float | None]
+Point = tuple[float, float]
+Style = Literal["solid", "dashed", "dotted"]
+_STYLES: dict[str, Style] = {"trained": "solid", "initial": "dotted"}
 
 
-def learning_curve(iterations: Sequence[int], replay: Series, fresh: Series) -> Html:
-    """Mean reward of the candidates per iteration, on replayed and on fresh games: points as
-    measured, lines smoothed.
-    """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.2, 3.3), layout="constrained")
-        axes = figure.subplots()
-        for values, colour, label in (
-            (replay, TRAINED, "replayed games"),
-            (fresh, FRESH, "fresh games"),
-        ):
-            points = [(x, y) for x, y in zip(iterations, values, strict=True) if y is not None]
-            if points:
-                xs, ys = zip(*points, strict=True)
-                axes.plot(xs, ys, "o", ms=3.2, mew=0, color=colour, alpha=0.35)
-                axes.plot(xs, smooth(ys), lw=2.4, color=colour, label=label, solid_capstyle="round")
-        axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel("mean reward")
-        axes.margins(x=0.02)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right", ncols=2)
-        return _svg(figure, "Mean reward per iteration")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a chart, with what may stand around it."""
+
+    name: str
+    colour: str  # a CSS variable
+    points: Sequence[Point]
+    dots: Sequence[Point] = ()  # single measurements
+    band: Sequence[tuple[float, float, float]] = ()  # x, low, high
+    bars: Sequence[tuple[float, float, float]] = ()  # the same, as intervals
+    style: Style = "solid"
 
 
-def small_multiples(iterations: Sequence[int], panels: Mapping[str, Series]) -> Html:
-    """One small panel for each named series that holds a value; empty when none does."""
-    shown = {
-        title: values
-        for title, values in panels.items()
-        if any(value is not None for value in values)
+def arm_lines(arms: Sequence[str]) -> list[tuple[str, str, Style]]:
+    """How the lines of arms are drawn, in this order: those that lie on others have gaps."""
+    colours = arm_colours(arms)
+    first = [arm for arm in ("trained", "untrained", "initial") if arm in colours]
+    return [
+        (arm, colours[arm], _STYLES.get(arm, "dashed"))
+        for arm in (*first, *(arm for arm in arms if arm not in first))
+    ]
+
+
+def arm_colours(arms: Sequence[str]) -> dict[str, str]:
+    """A CSS variable for every arm."""
+    others = [arm for arm in arms if arm not in ARM_COLOURS]
+    return {
+        arm: ARM_COLOURS.get(arm) or _OTHER_COLOURS[others.index(arm) % len(_OTHER_COLOURS)]
+        for arm in arms
     }
-    if not shown:
-        return Html("")
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    with matplotlib.rc_context({**_STYLE, "font.size": 9}):
-        figure = Figure(figsize=(9.2, 1.95 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes in grid.flat[len(shown) :]:
-            axes.set_visible(False)
-        for axes, (title, values) in zip(grid.flat, shown.items(), strict=False):
-            xs, ys = zip(
-                *((x, y) for x, y in zip(iterations, values, strict=True) if y is not None),
-                strict=True,
-            )
-            axes.plot(xs, ys, "o", ms=2.4, mew=0, color=_MUTED, alpha=0.4)
-            axes.plot(xs, smooth(ys), lw=1.8, color=_INK)
-            axes.set_title(_name(title))
-            axes.margins(x=0.03, y=0.12)
-            axes.locator_params(axis="y", nbins=4)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-            axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-        return _svg(figure, ", ".join(shown))
 
 
-def family_bars(splits: Mapping[str, Mapping[str, Mapping[str, Any]]], arms: Sequence[str]) -> Html:
-    """Games won per family and arm with 95 % intervals, one panel a split.
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    x_ends: Point | None = None,
+    y_ends: Point | None = None,
+    percent: bool = False,
+) -> Html:
+    """A chart under its title; empty without a point.
 
-    `splits` maps the title of a split to its families and these to their "arms" in evaluation.json.
+    Args:
+      title: of the chart.
+      lines: those without any point are left out.
+      x_label: what x counts; whole numbers.
+      x_ends: the range of x; by default that of the data.
+      y_ends: the range of y; by default that of the data.
+      percent: whether y holds shares that are labelled in per cent.
     """
-    step = len(arms) + 1.2  # rows per family: its bars and a gap
-    rows = [max(1, len(families)) * step for families in splits.values()]
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x", "axes.spines.bottom": False}):
-        figure = Figure(
-            figsize=(9.2, 0.19 * sum(rows) + 0.5 * len(rows) + 0.35), layout="constrained"
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return Html("")
+    every = [point for line in lines for point in (*line.points, *line.dots)]
+    every += [(x, y) for line in lines for x, *ends in (*line.band, *line.bars) for y in ends]
+    axes = _Axes.around(every, x_ends, y_ends)
+    drawn = joined(_line(axes, line, number) for number, line in enumerate(lines))
+    return _figure(title, [axes.drawing(x_label, percent=percent), drawn], _said(lines))
+
+
+def histogram(title: str, values: Sequence[float], *, x_label: str) -> Html:
+    """How often values between the smallest and the largest occur, in ten bins; empty without any.
+
+    The range is taken as 0..1 where all values lie in it.
+    """
+    if not values:
+        return Html("")
+    low, high = min(0.0, *values), max(1.0, *values)
+    counts = [0] * 10
+    for value in values:
+        counts[min(9, int(10 * (value - low) / (high - low)))] += 1
+    axes = _Axes(x_ends=(low, high), y_ends=(0.0, float(max(counts))), whole=False)
+    width = (high - low) / 10
+    bars = joined(
+        html(
+            '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="bar">'
+            "<title>{:.2f} to {:.2f}: {}</title></rect>",
+            axes.x(low + n * width) + 1,
+            axes.y(count),
+            axes.x(width) - axes.x(0) - 2,
+            axes.y(0) - axes.y(count),
+            low + n * width,
+            low + (n + 1) * width,
+            count,
         )
-        panels = figure.subplots(len(splits), 1, sharex=True, squeeze=False, height_ratios=rows)[
-            :, 0
-        ]
-        for axes, (title, families) in zip(panels, splits.items(), strict=True):
-            for index, arm in enumerate(arms):
-                cells = [
-                    (n * step + index, measured[arm])
-                    for n, measured in enumerate(families.values())
-                    if arm in measured
-                ]
-                axes.barh(
-                    [y for y, _ in cells],
-                    [100 * cell["mean"] for _, cell in cells],
-                    height=0.86,
-                    color=ARM_COLOURS[arm],
-                    zorder=2,
-                )
-                for y, cell in cells:
-                    low, high = (100 * value for value in cell["ci95"])
-                    axes.plot(
-                        [low, high], [y, y], color=_INK, lw=1.3, zorder=3, solid_capstyle="butt"
-                    )
-                    axes.text(
-                        high + 1.2,
-                        y,
-                        f"{100 * cell['mean']:.0f}",
-                        va="center",
-                        ha="left",
-                        fontsize=8.5,
-                        color=_MUTED,
-                    )
-            axes.set_title(_name(title))
-            axes.set_yticks(
-                [n * step + (len(arms) - 1) / 2 for n in range(len(families))],
-                [_name(family) for family in families],
-            )
-            axes.tick_params(axis="y", labelcolor=_INK, pad=6)
-            axes.set_ylim(len(families) * step - 1, -1)
-        panels[-1].set_xlim(0, 107)
-        panels[-1].set_xticks([0, 25, 50, 75, 100])
-        panels[-1].set_xlabel("games won, %")
-        return _svg(figure, "Games won per family and arm")
+        for n, count in enumerate(counts)
+    )
+    most = low + (counts.index(max(counts)) + 0.5) * width
+    said = f"{len(values)} values, most often near {most:.2f}"
+    return _figure(title, [axes.drawing(x_label, percent=False), bars], said)
 
 
 def smooth(values: Sequence[float], weight: float = 0.75) -> list[float]:
@@ -184,43 +125,146 @@ def smooth(values: Sequence[float], weight: float = 0.75) -> list[float]:
     return smoothed
 
 
-def _name(text: str) -> str:
-    """A name of a file's as it fits beside a drawing."""
-    shown = visible(text)
-    return shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 1]}\u2026"
+def legend(lines: Sequence[tuple[str, str, Style]]) -> Html:
+    """Names with the colours and styles of their lines."""
+    return html(
+        '<p class="legend">{}</p>',
+        joined(
+            html(
+                '<span><span class="key {}" style="--c:var({})"></span>{}</span>',
+                style,
+                colour,
+                name,
+            )
+            for name, colour, style in lines
+        ),
+    )
 
 
-def _svg(figure: Figure, label: str) -> Html:
-    """An <svg> element that scales with the page: no prolog, no fixed size, no metadata, colours by
-    CSS variables.
-    """
-    buffer = io.StringIO()
-    with warnings.catch_warnings():  # the page's font draws what the stand-in here has no glyph for
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(
-            buffer,
-            format="svg",
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Axes:
+    """Where numbers lie in a chart."""
+
+    x_ends: Point
+    y_ends: Point
+    whole: bool = True  # whether x counts
+
+    @classmethod
+    def around(cls, points: Sequence[Point], x_ends: Point | None, y_ends: Point | None) -> "_Axes":
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        low, high = y_ends or (min(ys), max(ys))
+        flat = high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-200)
+        room = 0.0 if y_ends else abs(high) or 1.0 if flat else 0.06 * (high - low)
+        at_zero = low >= 0 and not y_ends  # counts do not begin below zero
+        x_low, x_high = x_ends or (min(xs), max(xs))
+        return cls(
+            x_ends=(x_low, x_high if x_high > x_low else x_low + 1),
+            y_ends=(max(0.0, low - room) if at_zero else low - room, high + room),
         )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r'<svg[^>]*?viewBox="([^"]+)"[^>]*>',
-        lambda found: html('<svg viewBox="{}" role="img" aria-label="{}">', found[1], label).markup,
-        text,
-        count=1,
-        flags=re.DOTALL,
+
+    def x(self, value: float) -> float:
+        low, high = self.x_ends
+        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_ends
+        share = (min(max(value, low), high) - low) / (high - low)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    def drawing(self, x_label: str, *, percent: bool) -> Html:
+        right = _WIDTH - _RIGHT
+        rows = joined(
+            html(
+                '<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>'
+                '<text x="{:.1f}" y="{:.1f}" class="end">{}</text>',
+                _LEFT,
+                self.y(tick),
+                right,
+                _LEFT - 6,
+                self.y(tick) + 4,
+                f"{100 * tick:.0f}" if percent else f"{tick:.4g}",
+            )
+            for tick in _ticks(*self.y_ends, 4)
+        )
+        columns = joined(
+            html(
+                '<text x="{:.1f}" y="{:.1f}" class="mid">{:g}</text>',
+                self.x(tick),
+                _HEIGHT - _BOTTOM + 15,
+                tick,
+            )
+            for tick in _ticks(*self.x_ends, 5)
+            if not self.whole or tick == int(tick)
+        )
+        return html(
+            '{}{}<text x="{:.1f}" y="{:.1f}" class="mid">{}</text>',
+            rows,
+            columns,
+            (_LEFT + right) / 2,
+            _HEIGHT - 5,
+            x_label,
+        )
+
+
+def _line(axes: _Axes, line: Line, number: int) -> Html:
+    beside = 4.0 + 3.0 * number  # intervals stand beside each other
+    place = [(axes.x(x), axes.y(y)) for x, y in line.points]
+    over = [(axes.x(x), axes.y(high)) for x, _, high in line.band]
+    under = [(axes.x(x), axes.y(low)) for x, low, _ in reversed(line.band)]
+    return html(
+        '<g style="--c:var({})">{}{}{}<path class="line {}" d="{}"/>{}</g>',
+        line.colour,
+        html('<path class="band" d="{}Z"/>', _path([*over, *under])) if over else Html(""),
+        joined(
+            html('<circle class="dot" r="1.8" cx="{:.1f}" cy="{:.1f}"/>', axes.x(x), axes.y(y))
+            for x, y in line.dots
+        ),
+        joined(
+            html(
+                '<path class="ci" d="M{:.1f} {:.1f}V{:.1f}"/>',
+                axes.x(x) + beside,
+                axes.y(low),
+                axes.y(high),
+            )
+            for x, low, high in line.bars
+        ),
+        line.style,
+        _path(place),
+        # a line of one point has no length
+        html('<circle r="3" cx="{:.1f}" cy="{:.1f}"/>', *place[0]) if len(place) == 1 else Html(""),
     )
-    text = re.sub(
-        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend'
-        r'|PathCollection)_\d+"',
-        "",
-        text,
+
+
+def _path(points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _said(lines: Sequence[Line]) -> str:
+    """The ends of every line, for those who do not see it."""
+    return "; ".join(
+        f"{line.name}: from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in lines
     )
-    text = re.sub(r" font-family: [^;\"]+;", "", text)  # the page's font
-    # would style the whole page
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return Html(text)
+
+
+def _figure(title: str, parts: Sequence[Html], said: str) -> Html:
+    name = title if len(title) <= _LONGEST_NAME else f"{title[: _LONGEST_NAME - 1]}\u2026"
+    return html(
+        '<figure class="chart"><figcaption>{}</figcaption>'
+        '<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">{}</svg></figure>',
+        name,
+        _WIDTH,
+        _HEIGHT,
+        f"{name}. {said}"[:2000],
+        joined(parts),
+    )
+
+
+def _ticks(low: float, high: float, most: int) -> Iterator[float]:
+    """At most so many round numbers between two, 1, 2 or 5 times a power of ten apart."""
+    span = high - low
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * n for n in (1, 2, 5, 10, 20) if span / (power * n) <= most)
+    first = math.ceil(low / step - 1e-9)
+    while first * step <= high + 1e-9 * span:
+        yield round(first * step, 12) + 0.0
+        first += 1

@@ -118,7 +118,7 @@ def test_every_setting_keeps_its_own(evaluated):
 def test_a_report_shows_the_prompts_and_episodes_of_its_evaluation_only(evaluated):
     evaluate.main(["--run-dir", str(evaluated), *SMALL, "--evaluation.test-games", "2"])
     (evaluation,) = report_data.load_run(evaluated).evaluations
-    assert len(evaluation.episodes["trained"]) == 2 * len(evaluation.families)
+    assert [len(evaluation.episodes["trained", name]) for name in evaluation.families] == [2] * 3
     assert len(evaluation.prompts) == 3 * len(evaluation.families)
     line = next(
         row for row in evaluation.prompts if (row["arm"], row["family"]) == ("trained", "door")

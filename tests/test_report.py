@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +15,20 @@ import pytest
 from rich.console import Console
 
 from envs.api import GameId, Outcome
-from experiments import report, report_data, report_figures, report_page, wording
+from experiments import (
+    report,
+    report_analyses,
+    report_data,
+    report_episodes,
+    report_figures,
+    report_loops,
+    wording,
+)
+from experiments.report_games import disjointness
 from experiments.result_table import result_tables
 from experiments.visible import visible
-from ictjax.records import Trajectory, Turn, to_json
+from experiments.word_diff import word_diff
+from ictjax.records import Context, ParseFailure, Trajectory, Turn, to_json
 from tests.evaluations import FOLDER, RATES, evaluation
 
 FAMILIES = {
@@ -47,6 +58,7 @@ def _trajectory(family: str, key: int, prompt: str, *, won: bool) -> Trajectory:
             thought="the thing is two steps east.",
             action="go east" if n % 3 else "",
             reward=0.0,
+            failure=None if n % 3 else ParseFailure.NO_ACTION,
         )
         for n in range(2 if won else 5)
     )
@@ -58,6 +70,32 @@ def _trajectory(family: str, key: int, prompt: str, *, won: bool) -> Trajectory:
         final_observation="You won." if won else "Time is up.",
         state_hash=f"{key:x}",
     )
+
+
+def _context(family: str, run: int, turn: int, prompt: str) -> Context:
+    system = prompt if turn else "You play NetHack."
+    return Context(
+        loop=run,
+        meta_turn=turn,
+        family=family,
+        system_prompt=system,
+        trajectories=tuple(
+            _trajectory(family, 100 * run + 10 * turn + n, system, won=False) for n in range(2)
+        ),
+    )
+
+
+def _turns(family: str, arm: str, prompt: str) -> list[dict]:
+    """Lines of turns.jsonl: three loops, of which the second loses by its last prompt."""
+    success = {0: (0.2, 0.4, 0.6), 1: (0.4, 0.4, 0.2), 2: (0.0, 1.0, 1.0)}
+    written = ("You play NetHack.", f"{prompt} Take care.", prompt)
+    return [
+        {"arm": arm, "family": family, "run": run, "turn": turn, "success": won}
+        | {"select_success": won / 2, "system_prompt": written[turn], "failure": None}
+        | ({"analysis": "The door was locked."} if turn else {})
+        for run, of_run in success.items()
+        for turn, won in enumerate(of_run)
+    ]
 
 
 @functools.cache
@@ -86,7 +124,7 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
                 "git_revision": "0123abc",
                 "packages": {"jax": "0.10.2", "flax": "0.12.8"},
                 "devices": ["cpu:0"],
-                "argv": ["train"],
+                "argv": ["__main__.py", "train", "--run-dir", "runs/a b"],
             }
         )
     )
@@ -114,19 +152,37 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
                 },
             }
             file.write(json.dumps(record) + "\n")
+            candidates = [
+                {"iteration": n, "family": family, "reward": rise, "failure": None}
+                | {"replay_reward": rise, "fresh_reward": g / 2}
+                for family in ("eat", "zap")
+                for g in range(3)
+            ]
+            (folder / "prompts" / f"iteration_{n:05d}.jsonl").write_text(
+                "".join(json.dumps(candidate) + "\n" for candidate in candidates)
+            )
     if not evaluated:
         return folder
     results = json.loads(_results())
     for family in results["families"].values():
         family["malformed_replies"] = family["failed_episodes"] = {"trained": 1}
-    prompts = []
-    (folder / FOLDER / "episodes").mkdir(parents=True)
+    prompts, turns = [], []
+    for kind in ("episodes", "contexts"):
+        (folder / FOLDER / kind).mkdir(parents=True)
     for family in FAMILIES:
         for arm, rate in RATES.items():
             prompt = "You play NetHack." + (" " + LESSONS[arm] if LESSONS[arm] else "")
             if arm != "initial":
                 line = {"arm": arm, "family": family, "run": 0, "system_prompt": prompt}
                 prompts.append({**line, "success": rate})
+                turns += _turns(family, arm, prompt)
+                (folder / FOLDER / "contexts" / f"{arm}_{family}.jsonl").write_text(
+                    "".join(
+                        to_json(_context(family, run, turn, prompt)) + "\n"
+                        for run in range(3)
+                        for turn in range(2)
+                    )
+                )
             (folder / FOLDER / "episodes" / f"{arm}_{family}.jsonl").write_text(
                 "".join(
                     to_json(_trajectory(family, key, prompt, won=arm == "trained" and key != 1))
@@ -135,9 +191,10 @@ def make_run(folder: Path, *, evaluated: bool = True, iterations: int = 30) -> P
                 )
             )
     (folder / "evaluation.json").write_text(json.dumps(results))
-    (folder / FOLDER / "prompts.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in prompts)
-    )
+    for name, rows in (("prompts", prompts), ("turns", turns)):
+        (folder / FOLDER / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     return folder
 
 
@@ -152,11 +209,13 @@ class _Checker(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.fetched, self.text = [], [], []
+        self.open, self.fetched, self.text, self.scripts = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         if tag not in self.VOID:
             self.open.append(tag)
+        if tag == "script":
+            self.scripts.append(dict(attrs).get("type", ""))
         self.fetched += [
             value
             for name, value in attrs
@@ -168,7 +227,8 @@ class _Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.text.append(data)
 
 
 def _check(page: str) -> str:
@@ -179,7 +239,8 @@ def _check(page: str) -> str:
     assert checker.fetched == []
     assert "@import" not in page
     assert not re.search(r"url\(\s*['\"]?(?!#)", page)
-    assert "<script" not in page
+    assert checker.scripts in ([""], ["application/json", ""])
+    assert "default-src 'none'" in page
     return " ".join(checker.text)
 
 
@@ -194,8 +255,8 @@ def test_page_is_self_contained_and_well_formed(page):
         "eat",
         "held out",
         "groups without signal (of 8)",
-        "You won.",
         "verdict",
+        "The door was locked.",
         "0123abc",
         "0.10.2",
         "worker crashes",
@@ -223,23 +284,185 @@ def test_only_verdicts_of_the_file_are_shown(whole, tmp_path):
         for test in numbers["tests"].values():
             test |= {"verdict": "not shown", "ci95": [0.3, 0.5], "p": 0.001, "p_corrected": 0.001}
     (run / "evaluation.json").write_text(json.dumps(results))
-    results = _written(run).read_text(encoding="utf-8").partition("<h2>Training")[0]
-    assert 'class="badge good"' not in results and "not shown" in results
+    results = _written(run).read_text(encoding="utf-8").partition('<section id="meta-turns"')[0]
+    assert results.count('class="badge good"') == 1  # the headline's own
+    assert "not shown" in results
 
 
 def test_prompts_of_models_cannot_break_the_page(page):
-    assert "Do not &lt;wait&gt;." in page
+    assert "not &lt;wait&gt;." in page
     assert "<wait>" not in page
 
 
-def test_only_what_one_prompt_has_is_marked():
-    before, after = report_page._marked(
-        "You play. Search <walls>.", "You play. Pick up\nthe dagger. Wield it."
+def _episodes(page: str) -> list[tuple[dict, list[str]]]:
+    """What the script finds: where each episode belongs, and its texts."""
+    found = re.search('<script type="application/json" id="episodes-data">(.*?)</script>', page)
+    data = json.loads(found[1])
+    return [
+        (
+            dict(zip(report_episodes.FIELDS, (data["strings"][n] for n in place), strict=True)),
+            [data["strings"][n] for n in texts],
+        )
+        for place, texts in data["episodes"]
+    ]
+
+
+def test_all_episodes_of_an_evaluation_are_there(page):
+    episodes = _episodes(page)
+    test = [about for about, _ in episodes if about["use"] == "TEST"]
+    assert len(test) == 3 * 3 * len(FAMILIES) and test[0]["family"] == "wear"
+    # the first batch of a loop is the same for both arms: 6 of their 12 contexts
+    stream = [about for about, _ in episodes if about["use"] == "STREAM"]
+    assert len(stream) == (12 + 6) * len(FAMILIES)
+    about, texts = next(item for item in episodes if item[0]["arm"] == "trained")
+    assert about["outcome"] == "success" and about["failures"] == "1"
+    assert texts[:3] == [f"You play NetHack. {LESSONS['trained']}", "You won.", ""]
+    assert texts[6] == "no action" and len(texts) == 3 + 4 * 2
+    links = {int(n) for link in re.findall("#episode=([0-9,]+)", page) for n in link.split(",")}
+    assert links and max(links) < len(episodes)
+
+
+def test_what_does_not_fit_is_counted_and_not_linked(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_episodes, "MAX_STEPS", 10)
+    run = shutil.copytree(whole, tmp_path / "run")
+    page = _written(run).read_text(encoding="utf-8")
+    assert sum((len(texts) - 3) // 4 for _, texts in _episodes(page)) <= 10
+    assert "more did not fit into this page" in _check(page)
+    assert f"contexts/ of the run directory and of {FOLDER}." in _check(page)
+
+
+def test_the_protocol_is_read_from_the_results(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    protocol = {"protocol": "paper", "runs": 10, "meta_turns": 2, "select_games": 0}
+    _rewrite(run / "evaluation.json", lambda data: data | {"protocol": data["protocol"] | protocol})
+    text = _check(_written(run).read_text(encoding="utf-8"))
+    assert "which reads too high; nothing is claimed of them" in text
+    assert "Trained seeds: 1; 10 loops (runs) per arm and family; 2 meta-turns each;" in text
+    assert "strict" not in text
+
+
+def test_what_actors_did_is_counted():
+    played = [json.loads(to_json(_trajectory("eat", 0, "", won=won))) for won in (True, False)]
+    # twice one sequence of "", "go east" and one of "", "go east", "go east", "", "go east"
+    assert report_analyses._of_actor([played[0], played[0], played[1]]) == {
+        "different sequences": "67 %",
+        "verbs, bits": "0.00",
+        "repeated turns": "33 %",
+        "turns without action": "44 %",
+    }
+    # a fair coin
+    assert report_analyses._entropy([3, 3]) == 1.0
+
+
+def test_prompts_with_names_of_a_single_game_are_counted():
+    def loop(prompt):
+        context = _context("eat", 0, 0, "")
+        return report_loops.Loop(
+            arm="trained",
+            family="eat",
+            seed=0,
+            run=0,
+            prompts=[{"turn": 0, "system_prompt": "Go."}, {"turn": 1, "system_prompt": prompt}],
+            contexts={0: json.loads(to_json(context))},
+        )
+
+    found = report_analyses._of_prompts([loop("Go to East 2 now."), loop("Go to east 3.")])
+    assert found["prompts with names"] == "50 %"
+    # "Go." is gone for five words, and for four
+    assert (found["words"], found["words changed"]) == ("4", "6")
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, 0.0], [1e100, -1e100], [1e-310, 2e-310], [1.0, 1.0 + 2e-16], [-5, 5]]
+)
+def test_charts_take_any_numbers(values):
+    line = report_figures.Line(name="x", colour="--ink", points=list(enumerate(values)))
+    chart = report_figures.line_chart("x", [line], x_label="n").markup
+    assert chart.count('class="grid"') in (2, 3, 4, 5)
+    assert "nan" not in chart and "inf" not in chart
+
+
+def test_axes_are_labelled_with_round_numbers():
+    line = report_figures.Line(name="x", colour="--ink", points=[(1, 0.2), (7, 0.9)])
+    chart = report_figures.line_chart("x", [line], x_label="n", y_ends=(0, 1), percent=True).markup
+    assert re.findall(r'class="end">([^<]*)', chart) == ["0", "50", "100"]
+    assert re.findall(r'class="mid">([^<]*)', chart) == ["2", "4", "6", "n"]
+
+
+def test_words_that_are_new_and_gone():
+    pieces = list(word_diff("You play. Search <walls>.", "You play. Pick up\nthe dagger."))
+    assert pieces == [
+        ("same", "You play."),
+        ("gone", " Search <walls>."),
+        ("new", " Pick up\nthe dagger."),
+    ]
+
+
+@pytest.mark.parametrize("before", ["", "a b. c", "a " * 5000, "x\n" * 9000])
+def test_a_diff_holds_the_whole_new_text(before):
+    after = f"new. {before}\n end"
+    pieces = list(word_diff(before, after))
+    assert "".join(text for kind, text in pieces if kind != "gone") == after
+
+
+def test_loops_that_are_shown_are_those_of_the_rule(whole):
+    (evaluation,) = report_data.load_run(whole).evaluations
+    loops = report_loops.loops(evaluation)
+    assert len(loops) == 2 * 3 * len(FAMILIES)
+    shown = report_loops.shown_loops(loops)
+    assert list(shown) == ["wear", "puton", "eat", "wield", "locked_door", "zap"]
+    for several in shown.values():
+        assert [(one.why, one.loop.run) for one in several] == [
+            ("largest gain", 2),
+            ("in the middle", 0),
+            ("largest regression", 1),
+        ]
+        for one in several:
+            assert (one.loop.arm, one.beside.arm) == ("trained", "untrained")
+            assert one.beside.run == one.loop.run and list(one.loop.contexts) == [0, 1]
+    # rates of 0.6, 0.2 and 1.0
+    assert report_loops.middle_half(loops, ["eat", "zap"], "trained")[2] == {
+        "turn": 2,
+        "low": pytest.approx(0.4),
+        "high": pytest.approx(0.8),
+    }
+
+
+def test_loops_of_several_seeds_are_told_apart(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    path = run / FOLDER / "turns.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines + [line for line in lines if '"trained"' in line]))
+    (evaluation,) = report_data.load_run(run).evaluations
+    loops = report_loops.loops(evaluation)
+    assert {(loop.arm, loop.seed) for loop in loops} == {
+        ("untrained", 0),
+        ("trained", 0),
+        ("trained", 1),
+    }
+    assert all(len(loop.prompts) == 3 for loop in loops)
+
+
+def test_initial_states_are_counted(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    games = {name: f"minihack|eat|{name}" for name in "abcd"}
+    drawn = {
+        "stream": [[[games["a"]], [games["b"]]]],
+        "select": [[games["c"]]],
+        "test": [[games["d"]]],
+        "states": {games["a"]: "1a", games["b"]: "1b", games["c"]: "1b", games["d"]: "1d"},
+    }
+    (run / FOLDER / "games.json").write_text(json.dumps({"eat": drawn}))
+    (run / "episodes" / "iteration_00001.jsonl").write_text(
+        to_json(_trajectory("eat", 0x1D, "", won=False)) + "\n"
     )
-    assert before.markup == "You play. <mark>Search &lt;walls&gt;.</mark>"
-    after = after.markup
-    assert re.sub("</?mark>", "", after) == "You play. Pick up\nthe dagger. Wield it."
-    assert not after.startswith("<mark>You")
+    read = report_data.load_run(run)
+    text = disjointness(read, read.evaluations[0])
+    assert (
+        "1 TEST, 1 SELECT, 2 STREAM; 1 of them in two of these sets; 1 of them among the 1" in text
+    )
+    (run / FOLDER / "games.json").unlink()
+    assert disjointness(read, read.evaluations[0]) == ""
 
 
 HOSTILE = (
@@ -294,6 +517,10 @@ def test_nothing_that_a_file_holds_is_taken_for_html(page, tmp_path, text):
     run = make_run(tmp_path / "run", iterations=3)
     for path in run.rglob("*.json*"):
         _rewrite(path, lambda data: _spoilt(data, text))
+    for path in [*run.glob(f"{FOLDER}/*/*.jsonl")]:
+        arm, _, family = path.stem.partition("_")
+        quoted = urllib.parse.quote(family + text, safe=" ")
+        path.rename(path.with_name(f"{arm}_{quoted}.jsonl"))
     for name in ("config.json", "manifest.json"):
         _rewrite(run / name, lambda data: _strange(data, text) | {text: text, "seed": text})
     _rewrite(run / "metrics.jsonl", lambda data: data | {"time": {f"{text}_s": 1.0}, "kl": text})
@@ -306,6 +533,7 @@ def test_nothing_that_a_file_holds_is_taken_for_html(page, tmp_path, text):
     hostile = _written(run).read_text(encoding="utf-8")
     assert html.escape(visible(text)) in hostile  # it is shown
     _check(hostile)
+    assert any(visible(text) in said for _, texts in _episodes(hostile) for said in texts)
     assert _outline(hostile) <= _outline(page)
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", hostile
@@ -325,8 +553,24 @@ def test_no_evaluation_and_no_metrics_are_said(tmp_path):
     run = make_run(tmp_path / "young", evaluated=False, iterations=0)
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "No evaluation of the trained" in text
+    assert "ictjax evaluate --run-dir 'runs/a b'" in text
+    assert "ictjax train --run-dir 'runs/a b'" in text
     assert "No finished iteration yet" in text
     assert report.tables(report_data.load_run(run)) == []
+
+
+def test_what_was_read_last_in_training_can_be_read_before_an_evaluation(tmp_path):
+    run = make_run(tmp_path / "young", evaluated=False, iterations=3)
+    for n in (1, 2):
+        (run / "contexts" / f"iteration_{n:05d}.jsonl").write_text(
+            to_json(_context("zap", n, 1, "Wave it.")) + "\n"
+        )
+    page = _written(run).read_text(encoding="utf-8")
+    places = [about for about, _ in _episodes(page)]
+    assert [(about["use"], about["run"], about["family"]) for about in places] == [
+        ("training", "3", "zap")
+    ] * 2
+    assert "what was read in the newest iteration of training" in _check(page)
 
 
 def test_half_written_last_metrics_line_is_ignored(tmp_path):
@@ -387,15 +631,17 @@ def test_splits_are_those_of_the_file(whole):
     assert first.overall == run.evaluations[0].results["overall"]["heldout"]
 
 
-def test_game_pairs_are_the_same_game_lost_then_won(tmp_path):
-    run = report_data.load_run(make_run(tmp_path / "pairs"))
-    (evaluation,) = run.evaluations
-    pairs = report_data.game_pairs(evaluation, 4)
-    splits = [evaluation.families[pair.family]["split"] for pair in pairs]
-    assert splits == ["heldout"] * 2 + ["train"] * 2
-    for pair in pairs:
-        assert report_data.game_name(pair.before) == report_data.game_name(pair.after)
-        assert (pair.before["outcome"], pair.after["outcome"]) == ("step_limit", "success")
+def test_games_are_compared_one_by_one(whole):
+    (evaluation,) = report_data.load_run(whole).evaluations
+    for pair in report_loops.paired_games(evaluation, "initial", "trained"):
+        # the trained arm wins games 0 and 2 of three, the other none
+        assert (pair.both, pair.neither, pair.lost) == (0, 1, [])
+        assert [(a["game"]["key"], b["game"]["key"]) for a, b in pair.gained] == [
+            ("0", "0"),
+            ("2", "2"),
+        ]
+    (first, *_) = report_loops.paired_games(evaluation, "trained", "untrained")
+    assert first.family == "wear" and len(first.lost) == 2
 
 
 def test_the_table_fits_a_terminal(whole):
@@ -623,5 +869,5 @@ def test_which_checkpoint_was_evaluated_is_said(whole, tmp_path):
         about = {"protocol": {"checkpoint": step}, "changes": [changed] if shown else []}
         (run / "evaluation.json").write_text(json.dumps({**results, **about}))
         text = _written(run).read_text(encoding="utf-8")
-        assert ("Of iteration 7. <b>Changed since training" in text) == shown
+        assert ("Of iteration 7." in text) == ("<b>Changed since training" in text) == shown
         assert "<i>x" not in text

@@ -1,0 +1,371 @@
+"""What an evaluation found: its protocol in words, games won by family and arm, verdicts, and
+success from meta-turn to meta-turn.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from experiments import report_figures
+from experiments.evaluation_results import ARMS, is_number
+from experiments.html import Html, html, joined
+from experiments.report_data import (
+    Evaluation,
+    Json,
+    RunData,
+    SplitSummary,
+    games_played,
+    split_summaries,
+)
+from experiments.report_figures import Line, arm_colours, arm_lines
+from experiments.report_games import disjointness
+from experiments.report_loops import Loop, middle_half
+from experiments.report_parts import (
+    Section,
+    arm_mark,
+    badges,
+    cell,
+    comparison_cells,
+    details,
+    estimate,
+    on,
+    row,
+    section,
+    table,
+)
+from experiments.wording import interval, p_is, p_value, percent
+
+_MAIN = "trained_vs_untrained"
+
+
+def results(run: RunData, evaluation: Evaluation, anchor: str) -> Section:
+    """Held-out families first, families that were trained on as the context below."""
+    splits = split_summaries(evaluation)
+    arms = _arms(splits)
+    return section(
+        anchor,
+        f"Results{on(evaluation)}",
+        html("<ul>{}</ul>", joined(html("<li>{}</li>", s) for s in _protocol(run, evaluation))),
+        report_figures.legend(arm_lines(arms)),
+        *(_split(split, arms) for split in splits),
+        html(
+            '<p class="lead">Bars and brackets: 95 % intervals. p: two-sided, of the paired'
+            " difference, by Holm's correction for the families of a split; that of all families is"
+            " tested alone. n: trained seeds, or the runs of a single one, which are what the test"
+            " counts. Verdicts come from p alone, never from an interval.</p>"
+        ),
+        _faults(evaluation),
+    )
+
+
+def curves(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Section | None:
+    """Success by meta-turn of every arm; None where no arm has written twice."""
+    splits = split_summaries(evaluation)
+    arms = _arms(splits)
+    if all(len(cells["curve"]) < 2 for split in splits for cells in split.overall["arms"].values()):
+        return None
+    blocks = []
+    for split in splits:
+        title = f"all {split.title}"
+        panels = [_curve(title, split.overall, loops, list(split.families))]
+        panels += [_curve(name, of, loops, [name]) for name, of in split.families.items()]
+        blocks.append(
+            html(
+                '<h3>{}</h3><div class="charts">{}</div>{}',
+                split.title.capitalize(),
+                joined(panels),
+                details(f"Numbers of {title}", _curve_table(split)),
+            )
+        )
+    return section(
+        anchor,
+        f"Success by meta-turn{on(evaluation)}",
+        html(
+            "TEST games won, %, under the prompt of each meta-turn; 0 is the first prompt. Bands:"
+            " where the middle half of the loops lies{}; bars at the end: 95 % intervals.",
+            "" if evaluation.turns else " (not drawn: the prompts of single loops are not here)",
+        ),
+        report_figures.legend(arm_lines(arms)),
+        *blocks,
+    )
+
+
+def _arms(splits: Sequence[SplitSummary]) -> list[str]:
+    return _ordered(arm for split in splits for arm in split.overall["arms"])
+
+
+def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
+    """How the evaluation was done, a sentence each; what its file does not say is left out."""
+    protocol = evaluation.results["protocol"]
+    games = games_played(evaluation.environment)
+    if games:
+        yield html("Measured on {}.", games)
+    if evaluation.checkpoint not in (None, run.config.get("iterations")):
+        yield html("Of iteration {}.", evaluation.checkpoint)
+    for change in evaluation.changes:
+        yield html("<b>Changed since training: {}.</b>", str(change))
+    several = protocol.get("run_dirs")
+    if isinstance(several, list) and len(several) > 1:
+        yield html(
+            "Of the runs {}: each keeps its training, its games, and what its reflectors read.",
+            ", ".join(str(name).rstrip("/").rpartition("/")[2] for name in several),
+        )
+    if protocol.get("protocol") == "paper":
+        yield Html(
+            "<b>Protocol <i>paper</i>:</b> chosen prompts are chosen and reported on the same"
+            " games, which reads too high; nothing is claimed of them. All loops have the same"
+            " games."
+        )
+    elif protocol.get("protocol") == "strict":
+        yield Html(
+            "Protocol <i>strict</i>: reflectors read STREAM games, SELECT games choose a prompt,"
+            " TEST games score it."
+        )
+    if counted := disjointness(run, evaluation):
+        yield html("{}", counted)
+    counts = [
+        f"{value} {noun}"
+        for name, noun in (
+            ("runs", "loops (runs) per arm and family"),
+            ("meta_turns", "meta-turns each"),
+            ("games_per_context", "STREAM games per meta-turn"),
+            ("select_games", "SELECT games"),
+            ("test_games", "TEST games"),
+        )
+        if isinstance(value := protocol.get(name), int)
+    ]
+    seeds = next(iter(evaluation.results["overall"].values())).get("seeds")
+    yield html(
+        "Trained seeds: {}{}. All arms play the same games in the same order, so their differences"
+        " are paired.",
+        seeds,
+        "".join(f"; {count}" for count in counts),
+    )
+    if isinstance(protocol.get("pretraining"), str):
+        yield html("Pretraining: {}.", protocol["pretraining"])
+
+
+def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
+    head = [
+        "family",
+        "trained - untrained",
+        "verdict",
+        "p",
+        "n",
+        *(arm_mark(arm, arm_colours(arms)) for arm in reversed(arms) if arm in ARMS),
+        "games",
+        "runs",
+    ]
+    families = {"all families": split.overall, **split.families}
+    rows = [
+        row(
+            name,
+            *comparison_cells(numbers["tests"].get(_MAIN)),
+            *(
+                cell(estimate(found["mean"], found["ci95"]) if found else "")
+                for arm in reversed(arms)
+                if arm in ARMS
+                for found in [numbers["arms"].get(arm)]
+            ),
+            cell(numbers["games"]),
+            cell(numbers["runs"]),
+            kind="pooled" if numbers is split.overall else "",
+        )
+        for name, numbers in families.items()
+    ]
+    return html(
+        '<div class="split"><h3>{}: games won, %</h3>{}{}{}{}</div>',
+        split.title.capitalize(),
+        joined(_bars(name, numbers["arms"], arms) for name, numbers in families.items()),
+        table(f"Games won on the {split.title}, %", head, rows),
+        _comparisons(split),
+        _arm_table(split, arms),
+    )
+
+
+def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
+    """One family: every arm's mean as a dot on its interval, from 0 to 100 %."""
+    colours = arm_colours(arms)
+    return html(
+        '<div class="bars"><h4>{}</h4>{}</div>',
+        name,
+        joined(
+            html(
+                '<div class="lane" style="--c:var({})"><span>{}</span>'
+                '<span class="track"><i style="left:{:.1f}%;width:{:.1f}%"></i>'
+                '<b style="left:{:.1f}%"></b></span><span class="number">{}</span></div>',
+                colours[arm],
+                arm,
+                100 * found["ci95"][0],
+                100 * (found["ci95"][1] - found["ci95"][0]),
+                100 * found["mean"],
+                estimate(found["mean"], found["ci95"]),
+            )
+            for arm in arms
+            for found in [measured.get(arm)]
+            if found
+        ),
+    )
+
+
+def _comparisons(split: SplitSummary) -> Html:
+    """All comparisons of a split and of its families, each with the reason of its verdict."""
+    head = ["arms", "difference", "verdict", "p", "n", "would be found", "wins more", "reason"]
+    whole = f"Comparisons on the {split.title}"
+    single = f"{whole}, family by family"
+    rows = [
+        _comparison(f"{family}: {name}", test)
+        for family, numbers in split.families.items()
+        for name, test in numbers["tests"].items()
+    ]
+    return html(
+        "{}{}",
+        details(
+            whole,
+            html(
+                "{}{}",
+                table(whole, head, [_comparison(*item) for item in split.overall["tests"].items()]),
+                _over_families(split),
+            ),
+            opened=split.name != "train",
+        ),
+        details(single, table(single, head, rows)),
+    )
+
+
+def _over_families(split: SplitSummary) -> Html:
+    """The other claim, about families like these."""
+    test = split.overall["tests"].get(_MAIN, {}).get("over_families")
+    numbers = test if isinstance(test, dict) else {}
+    count, p, smallest = (numbers.get(name) for name in ("num_families", "p", "smallest_p"))
+    families = (
+        f"With the {count} families as units, for a claim about others like these, {p_is(p)} for"
+        f" trained - untrained; {count} cannot give less than {p_value(smallest)}."
+        if is_number(p) and is_number(smallest)
+        else ""
+    )
+    return html(
+        '<p class="lead">Would be found: points of difference, in four of five such evaluations.'
+        " Wins more: of all pairs of loops, ties half. {}</p>",
+        families,
+    )
+
+
+def _comparison(name: str, test: Json) -> Html:
+    detectable = test.get("detectable")
+    return row(
+        name.replace("_vs_", " - "),
+        *comparison_cells(test),
+        cell(percent(detectable) if is_number(detectable) else ""),
+        cell(f"{100 * test['improvement']:.0f} %"),
+        html('<td class="reason">{}</td>', test["reason"]),
+    )
+
+
+def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
+    """Every arm of a split: what stands beside the headline's number, and what writing took."""
+    rows = [
+        row(
+            arm,
+            cell(estimate(found["mean"], found["ci95"])),
+            cell(estimate(found["chosen"]["mean"], found["chosen"]["ci95"])),
+            cell(percent(found["area"])),
+            cell("" if found.get("sd_runs") is None else percent(found["sd_runs"])),
+            cell("not measured" if found.get("sd_seeds") is None else percent(found["sd_seeds"])),
+            *(cell(f"{value:,}") for value in _budget(split, arm)),
+        )
+        for arm in arms
+        for found in [split.overall["arms"].get(arm)]
+        if found
+    ]
+    head = [
+        "arm",
+        "last prompt",
+        "chosen prompt",
+        "mean over meta-turns",
+        "spread of runs",
+        "spread of trained seeds",
+        *_BUDGET.values(),
+    ]
+    name = f"Arms on the {split.title}"
+    return details(name, table(name, head, rows))
+
+
+_BUDGET = {
+    "actor_episodes": "games played to write",
+    "actor_tokens": "tokens of the actor",
+    "reflector_calls": "replies of the reflector",
+    "reflector_tokens": "their tokens",
+}
+
+
+def _budget(split: SplitSummary, arm: str) -> list[int]:
+    """What writing the prompts of an arm took, over the families of a split."""
+    spent = [
+        of_arms[arm]
+        for family in split.families.values()
+        if isinstance(of_arms := family.get("budget"), dict) and isinstance(of_arms.get(arm), dict)
+    ]
+    return [
+        sum(value for of in spent if isinstance(value := of.get(name), int)) for name in _BUDGET
+    ]
+
+
+def _faults(evaluation: Evaluation) -> Html:
+    """What went wrong in the evaluation, by arm; zeros included."""
+    texts = {
+        "malformed_replies": "malformed replies of the reflector",
+        "failed_episodes": "episodes failed by the environment",
+    }
+    families = evaluation.families.values()
+    return badges(
+        {
+            f"{text}, {arm}": sum(family.get(key, {}).get(arm, 0) for family in families)
+            for key, text in texts.items()
+            for arm in _arms(split_summaries(evaluation))
+            if any(arm in family.get(key, {}) for family in families)
+            and (key, arm) != ("malformed_replies", "initial")
+        }
+    )
+
+
+def _curve(title: str, numbers: Json, loops: Sequence[Loop], families: list[str]) -> Html:
+    lines = []
+    for arm, colour, style in arm_lines(_ordered(numbers["arms"])):
+        found = numbers["arms"][arm]
+        points = [(turn, won) for turn, won in enumerate(found["curve"]) if won is not None]
+        lines.append(
+            Line(
+                name=arm,
+                colour=colour,
+                points=points,
+                band=[(b["turn"], b["low"], b["high"]) for b in middle_half(loops, families, arm)],
+                bars=[(points[-1][0], *found["ci95"])] if points else [],
+                style=style,
+            )
+        )
+    return report_figures.line_chart(
+        title, lines, x_label="meta-turn", y_ends=(0.0, 1.0), percent=True
+    )
+
+
+def _ordered(arms: Iterable[str]) -> list[str]:
+    """Those of the headline first."""
+    there = list(dict.fromkeys(arms))
+    return [arm for arm in ARMS if arm in there] + [arm for arm in there if arm not in ARMS]
+
+
+def _curve_table(split: SplitSummary) -> Html:
+    arms = split.overall["arms"]
+    turns = max(len(found["curve"]) for found in arms.values())
+    rows = [
+        row(
+            arm,
+            *(
+                cell("" if won is None else percent(won))
+                for won in [*found["curve"], *[None] * (turns - len(found["curve"]))]
+            ),
+            cell(interval(found["ci95"])),
+        )
+        for arm, found in arms.items()
+    ]
+    head = ["arm", *map(str, range(turns)), "interval of the last"]
+    return table(f"Games won by meta-turn on all {split.title}, %", head, rows)

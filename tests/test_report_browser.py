@@ -1,0 +1,187 @@
+"""The page of a run as a browser shows it: filters, links, widths, paper."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments import report, report_data
+from experiments.wording import interval, p_value, percent, points
+from tests.browser import PATH, Browser
+from tests.evaluations import FOLDER, evaluation
+from tests.test_report import FAMILIES, _rewrite, _spoilt, make_run
+
+pytestmark = pytest.mark.skipif(PATH is None, reason="chromium is not installed")
+
+LONG = "<img src=x onerror=alert(1)></script><b>\x1b[31m\x00\u202e&lt;" + "W" * 6000
+WIDTH = 390
+
+
+def _written(folder):
+    return report.write_report(report_data.load_run(folder))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture
+def watched(browser):
+    browser.complaints.clear()
+    yield browser
+    assert browser.complaints == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run") / "run", iterations=3)
+
+
+def _choose(browser, name, value):
+    return browser.run(
+        f"""(() => {{
+            const field = document.querySelector('#episode-filters [name={name}]');
+            if (field.type === "checkbox") field.checked = {json.dumps(value)};
+            else field.value = {json.dumps(value)};
+            field.dispatchEvent(new Event("input"));
+            return document.getElementById("episode-count").textContent;
+        }})()"""
+    )
+
+
+def test_episodes_are_chosen_searched_and_opened(watched, run):
+    watched.open(_written(run), width=1440)
+    every = (9 + 18) * len(FAMILIES)
+    assert watched.run("document.getElementById('episode-count').textContent") == (
+        f"1 to 25 of {every} episodes"
+    )
+    assert _choose(watched, "family", "zap").endswith(" of 27 episodes")
+    assert _choose(watched, "use", "TEST") == "1 to 9 of 9 episodes"
+    assert _choose(watched, "arm", "trained") == "1 to 3 of 3 episodes"
+    assert _choose(watched, "outcome", "step limit") == "1 to 1 of 1 episodes"
+    assert _choose(watched, "outcome", "success") == "1 to 2 of 2 episodes"
+    assert _choose(watched, "text", "time is UP.") == "0 episodes"
+    assert _choose(watched, "text", "you WON") == "1 to 2 of 2 episodes"
+    assert _choose(watched, "failures", True) == "1 to 2 of 2 episodes"
+    watched.run("document.querySelector('#episode-list a').click()")
+    watched.run("new Promise(done => setTimeout(done))")  # behind the event of the link
+    shown = watched.run("document.getElementById('episode-view').innerText")
+    assert "zap, trained success" in shown and "parse failure: no action" in shown
+    assert watched.run(
+        "[...document.querySelectorAll('#episode-view mark')].map(m => m.innerText)"
+    ) == ["You won"]
+    # only the map keeps its layout
+    maps = watched.run(
+        "[...document.querySelectorAll('#episode-view pre.map')].map(m => m.innerText)"
+    )
+    assert maps == ["|..@.(..|\n|.......|"] * 2
+
+
+def test_a_link_opens_two_episodes_side_by_side(watched, run):
+    watched.open(_written(run), width=1440, part="#episode=0,9")
+    assert watched.run("document.querySelectorAll('#episode-view article').length") == 2
+    watched.open(_written(run), width=1440, part="#episode=99999")
+    assert watched.run("document.getElementById('episode-view').innerText") == (
+        "This page holds no such episode."
+    )
+
+
+def test_numbers_are_those_of_the_results(watched, run):
+    results = json.loads((run / "evaluation.json").read_text())
+    watched.open(_written(run), width=1440)
+    tables = watched.run(
+        "[...document.querySelectorAll('.split > .scroll table')].map(table =>"
+        " [...table.rows].map(row => [...row.cells].map(cell => cell.innerText)))"
+    )
+    assert len(tables) == len(results["overall"])
+    for (head, *rows), split in zip(tables, results["overall"].values(), strict=True):
+        assert head[:3] == ["family", "trained - untrained", "verdict"]
+        expected = [split, *(results["families"][name] for name in split["families"])]
+        assert [row[0] for row in rows] == ["all families", *split["families"]]
+        for row, numbers in zip(rows, expected, strict=True):
+            test, arms = numbers["tests"]["trained_vs_untrained"], numbers["arms"]
+            assert row[1] == f"{points(test['difference'])} {interval(test['ci95'], signed=True)}"
+            assert row[2].endswith(test["verdict"])
+            assert row[3:5] == [p_value(test["p_corrected"]), str(test["num_units"])]
+            assert row[5:8] == [
+                f"{percent(arms[arm]['mean'])} {interval(arms[arm]['ci95'])}"
+                for arm in ("trained", "untrained", "initial")
+            ]
+            assert row[8:] == [str(numbers["games"]), str(numbers["runs"])]
+
+
+def test_a_hostile_run_is_text_on_a_narrow_page(watched, run, tmp_path):
+    """Everything but the names of families, and these in another evaluation."""
+    hostile = shutil.copytree(run, tmp_path / "run")
+    for path in hostile.glob(f"{FOLDER}/*/*.jsonl"):
+        if not path.stem.endswith(("_eat", "_wear")):
+            path.unlink()
+    path = hostile / FOLDER / "turns.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"family": "wear"' in line))
+    results = evaluation({"eat": "train", "wear": "heldout"}, runs=2)
+    (hostile / "evaluation.json").write_text(json.dumps(results))
+    (hostile / "evaluation-other.json").write_text(json.dumps(_spoilt(results, LONG)))
+    for path in hostile.rglob("*.json*"):
+        if path.name != "evaluation-other.json":
+            _rewrite(path, lambda data: _with_text(data, LONG))
+    watched.open(_written(hostile), width=WIDTH, part="#episode=0,9")
+    watched.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert watched.run("document.documentElement.scrollWidth") <= WIDTH
+    assert watched.run("document.querySelectorAll('img, b b, section b > b').length") == 0
+    assert watched.run("document.body.innerText.includes('<img src=x onerror=alert(1)>')")
+    # what is wide scrolls by itself and can be reached with the keyboard
+    assert watched.run(
+        "[...document.querySelectorAll('.scroll, pre.map')].every(one => one.tabIndex === 0)"
+    )
+
+
+def _with_text(value, text):
+    """The same JSON with a text behind every other, keys and names of families apart."""
+    if isinstance(value, dict):
+        return {name: _with_text(item, text) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_text(item, text) for item in value]
+    return value if value in FAMILIES else _spoilt(value, text)
+
+
+def test_paper_shows_what_is_folded(watched, run):
+    watched.open(_written(run), width=WIDTH)
+    assert watched.run("document.querySelectorAll('details:not([open])').length") > 0
+    watched.run("dispatchEvent(new Event('beforeprint'))")
+    assert watched.run("document.querySelectorAll('details:not([open])').length") == 0
+
+
+CONTRAST = """(() => {
+    const level = (colour) => {
+        const [r, g, b] = colour.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const faint = new Set();
+    for (const element of document.querySelectorAll("body *")) {
+        if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+        if (element.closest("script, style, :disabled") || !element.checkVisibility()) continue;
+        const style = getComputedStyle(element);
+        const ink = parse(element instanceof SVGElement ? style.fill : style.color);
+        let under = element;
+        while (under && (parse(getComputedStyle(under).backgroundColor)[3] ?? 1) === 0) under = under.parentElement;
+        const ground = parse(getComputedStyle(under ?? document.body).backgroundColor);
+        const [low, high] = [level(ink), level(ground)].sort((a, b) => a - b);
+        const ratio = (high + 0.05) / (low + 0.05);
+        if (ratio < 4.5) faint.add(`${element.tagName}.${element.className} ${ratio.toFixed(2)}`);
+    }
+    return [...faint];
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_can_be_read_and_tables_can_be_heard(watched, run, dark):
+    watched.open(_written(run), width=1440, dark=dark, part="#episode=0,9")
+    watched.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert watched.run(CONTRAST) == []
+    assert watched.run("document.querySelectorAll('th:not([scope])').length") == 0
+    assert watched.run("document.querySelectorAll('table:not(:has(caption))').length") == 0
+    assert watched.run("document.querySelectorAll('svg:not([aria-label])').length") == 0
