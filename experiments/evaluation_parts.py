@@ -12,6 +12,7 @@ from experiments.arms import arm_named, at_endpoint
 from experiments.console import LiveProgress
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames
+from experiments.played_games import PlayedGames
 from experiments.protocol import LoopRecord, Part, last_success
 from experiments.wishes import Together, run_together
 from ictjax import keys
@@ -94,6 +95,7 @@ class Evaluator:
           ValueError: the environment failed all test games of a part; when all others are kept.
         """
         failed: dict[PartKey, str] = {}
+        played = PlayedGames()
         with contextlib.ExitStack() as stack:
             players = stack.enter_context(
                 open_players(self.config, initial_weights(self.config), self.progress.reading)
@@ -112,7 +114,7 @@ class Evaluator:
                 ]
                 begun = (self._together(part, players) for part in together)
                 arena = self._arena(players, reflector)
-                for part, loops in run_together(arena, begun, room=self._room):
+                for part, loops in run_together(arena, begun, room=self._room, played=played):
                     if error := self._keep(part, players, loops):
                         failed[part] = error
                 self.hosts.meet()  # others read what the first one has kept

@@ -280,7 +280,7 @@ def _summarise_split(split: str, families: Mapping[str, Family]) -> tuple[Json, 
         "split": split,
         "families": list(families),
         "games": sum(family.num_games for family in families.values()),
-        "runs": max(len(family.runs) for family in families.values()),
+        "runs": len({int(run) for family in families.values() for run in family.runs}),
         "seeds": max(
             len(o.test_srtg) for family in families.values() for o in family.arms.values()
         ),

@@ -15,6 +15,7 @@ from ictjax.records import Candidate, Context, Trajectory
 from ictjax.rollout import Episode
 
 if TYPE_CHECKING:  # it brings JAX, and arms are listed without
+    from experiments.played_games import PlayedGames
     from ictjax.loops import Arena
 
 _Name = TypeVar("_Name")
@@ -85,6 +86,7 @@ def run_together(
     groups: Iterable[Together[_Name, _Result]],
     *,
     room: int,
+    played: "PlayedGames | None" = None,
 ) -> Iterator[tuple[_Name, list[_Result]]]:
     """Runs groups of loops side by side, and yields each as soon as all its loops have ended.
 
@@ -94,6 +96,7 @@ def run_together(
     Args:
       arena: who plays and reflects.
       groups: in the order in which they begin; built when they do.
+      played: is asked for episodes first, where they may have been played before.
       room: so many episodes of a round are enough: with more, no further group begins.
     """
     waiting = iter(groups)
@@ -111,7 +114,7 @@ def run_together(
                     more = False
                 else:
                     running.append(_Running(together))
-            _play(arena, running)
+            _play(arena, running, played)
             _reflect(arena, running)
     finally:
         for group in running:
@@ -126,7 +129,9 @@ def _num_episodes(running: Iterable[_Running[Any, Any]]) -> int:
     )
 
 
-def _play(arena: "Arena", running: Iterable[_Running[Any, Any]]) -> None:
+def _play(
+    arena: "Arena", running: Iterable[_Running[Any, Any]], known: "PlayedGames | None"
+) -> None:
     wished = [
         (group, number, wish.episodes)
         for group in running
@@ -136,7 +141,10 @@ def _play(arena: "Arena", running: Iterable[_Running[Any, Any]]) -> None:
     if not wished:
         return
     episodes = [episode for _, _, some in wished for episode in some]
-    played = iter(arena.play(episodes, f"games of {len(wished)} loops"))
+    phase = f"games of {len(wished)} loops"
+    played = iter(
+        arena.play(episodes, phase) if known is None else known.play(arena, episodes, phase)
+    )
     for group, number, some in wished:
         group.send(number, [next(played) for _ in some])
 

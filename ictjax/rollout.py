@@ -71,14 +71,7 @@ def rollout(
       progress: called with (finished, total) after every finished episode.
       watch: called with every turn as soon as the environment has answered it.
     """
-    limits = Limits(
-        max_tokens=config.max_turn_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        stop=config.stop,
-    )
+    limits = turn_limits(config)
     repeats = speaker.repeats(limits)
     places: list[int] = []  # of every episode in `unique`
     unique: list[Episode] = []
@@ -96,6 +89,18 @@ def rollout(
     finally:
         run.close()
     return [trajectories[place] for place in places]
+
+
+def turn_limits(config: RolloutConfig) -> Limits:
+    """How the actor's replies are drawn."""
+    return Limits(
+        max_tokens=config.max_turn_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        stop=config.stop,
+    )
 
 
 def parse_failures(trajectories: Sequence[Trajectory]) -> dict[str, int]:

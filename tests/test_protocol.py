@@ -16,6 +16,7 @@ from experiments.evaluation_folder import EvaluationFolder, is_part
 from experiments.evaluation_games import choose_games
 from experiments.evaluation_parts import PartKey, part_keys
 from experiments.fake_pair import FOLDER as FAKE_PAIR
+from experiments.played_games import PlayedGames
 from experiments.presets import PRESETS
 from experiments.pretraining import entry, taught_games, unrecorded, write_record
 from experiments.protocol import Part, chosen_turn, last_success
@@ -27,6 +28,7 @@ from ictjax.config import RolloutConfig
 from ictjax.function_speaker import FunctionSpeaker
 from ictjax.loops import Arena
 from ictjax.reflector import FULL, Reflector
+from ictjax.rollout import Episode
 
 WORDS = {"bell": "ring", "door": "open", "lamp": "light"}
 FAMILIES = ("door", "lamp", "bell")
@@ -439,3 +441,45 @@ def test_pocket_actors_have_words_for_experts_and_placebos(environment, folder):
     for prompt in (environment.expert_prompt, generic_prompt(generic, 40)):
         assert chat.unknown(prompt) == 0
     assert 30 < chat.count(generic_prompt(generic, 40)) <= 40
+
+
+class Repeats(FunctionSpeaker):
+    """A function that is known to answer alike."""
+
+    def repeats(self, limits):
+        return True
+
+
+def test_what_a_greedy_actor_has_played_is_not_played_again(pool, drawn):
+    settings, actor, played = config(), Counted(), PlayedGames()
+    coaches = Coach(), Coach()
+    records = []
+    for coach in coaches:
+        with (
+            Repeats(actor, threads=1, replies="action") as player,
+            FunctionSpeaker(coach, threads=1) as writer,
+        ):
+            arena = Arena(
+                actor=player, reflector=Reflector(writer, FULL), pool=pool, task=settings.task,
+                games={}, key=KEY, meta=settings.meta,
+            )  # fmt: skip
+            ((_, loops),) = run_together(
+                arena, parts(["untrained"], settings, drawn), room=99, played=played
+            )
+        records.append(part("untrained", settings, drawn).record(loops))
+        assert sum(actor.games.values()) == 2 * (3 * 4 + 2 * 2)  # none the second time
+    assert records[0] == records[1] == play(pool, ["untrained"], settings, drawn)["untrained"]
+    assert records[1]["budget"]["actor_episodes"] == 8
+
+
+def test_no_more_turns_are_remembered_than_asked_for(pool, drawn):
+    settings, actor, played = config(), Counted(), PlayedGames(max_turns=0)
+    with Repeats(actor, threads=1, replies="action") as player, FunctionSpeaker(Coach()) as writer:
+        arena = Arena(
+            actor=player, reflector=Reflector(writer, FULL), pool=pool, task=settings.task,
+            games={}, key=KEY, meta=settings.meta,
+        )  # fmt: skip
+        episodes = [Episode(game=game, system_prompt="a") for game in drawn["door"].test[0]]
+        for times in (1, 2):
+            played.play(arena, episodes, "")
+            assert actor.games["a"] == times * 2

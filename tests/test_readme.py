@@ -36,6 +36,7 @@ SHORTENED = (
     (f"{ICTJAX} plan", "--help", "minutes, and the compiler for TPUs"),
     (f"{ICTJAX} evaluate --run-dir runs/house", "--help", "needs a run of a 7B model"),
     (f"{ICTJAX} evaluate --run-dir runs/qwen", "", "as it is: this has been evaluated"),
+    (f"{ICTJAX} evaluate --run-dir runs/demo", "--help", "test_evaluate.py plays these arms"),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),
     (f"{ICTJAX} generate --model {POCKET} --system", "--help", "a terminal to talk in"),
