@@ -332,7 +332,7 @@ HOSTILE = {
 def test_whatever_a_reflector_writes_becomes_a_record(pool, drawn, tmp_path, reply):
     settings = config(meta_turns=1)
     games = draw(pool, settings)
-    names = ["untrained", "best-of-n", "reflexion", "generic", "demonstration"]
+    names = ["untrained", "best-of-n", "reflexion", "opro", "generic", "demonstration"]
     records = play(pool, names, settings, games, coach=Coach(lambda text: reply))
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
     for name, record in records.items():
@@ -349,6 +349,22 @@ def test_the_best_of_several_is_taken_by_replay(pool, drawn):
     coach = Coach(lambda text: f"ANALYSIS: a.\nIMPROVED PROMPT: Say {next(answers)}")
     record = play(pool, ["best-of-n"], config(candidates=3), drawn, coach=coach)["best-of-n"]
     assert rates(record) == [0, 1, 1]
+
+
+def test_opro_climbs_by_scores_alone(pool, drawn):
+    def better(text):  # a word that was not tried yet, else the best one, which is the last
+        tried = [word for word in ("open", "jump") if f"Say {word}" in text]
+        scores = [line for line in text.splitlines() if line.startswith("Games won")]
+        assert len(scores) == len(tried) + 1
+        word = "open" if tried == ["jump"] else text.split("\n>>>")[-2].split()[-1]
+        return f"ANALYSIS: a.\nIMPROVED PROMPT: Say {word if tried else 'jump'}"
+
+    record = play(
+        pool, ["opro"], config(meta_turns=3), draw(pool, config(meta_turns=3)), coach=Coach(better)
+    )
+    assert rates(record["opro"]) == [0, 0, 1, 1]
+    assert record["opro"]["budget"]["reflector_calls"] == 6
+    assert record["opro"]["budget"]["actor_episodes"] == 12
 
 
 def test_demonstrations_findings_and_placebos_say_what_they_should(pool):

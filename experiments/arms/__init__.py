@@ -7,6 +7,7 @@ from experiments.arms.arm import Arm
 from experiments.arms.best_of_n import BestOfN
 from experiments.arms.demonstration import Demonstration
 from experiments.arms.fixed import Expert, Initial
+from experiments.arms.opro import Opro
 from experiments.arms.placebos import Flipped, Generic
 from experiments.arms.reflecting import Reflecting
 from experiments.arms.reflexion import Reflexion
@@ -23,6 +24,7 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "trained": Reflecting("trained"),
         "demonstration": Demonstration(),
         "reflexion": Reflexion(),
+        "opro": Opro(),
         # placebos
         "generic": Generic(),
         "other-family": Reflecting("untrained", reads="other"),
