@@ -6,12 +6,13 @@ import pytest
 
 from envs.api import GameId, Outcome
 from experiments.arms.arm import MetaTurn, Place, written
+from experiments.arms.insights import Insight, Insights, changed, operations
 from experiments.arms.opro import Opro
 from experiments.presets import PRESETS
 from experiments.tasks import FAKE
 from experiments.wishes import Reflect
 from ictjax.config import ReflectorConfig
-from ictjax.records import Context, Trajectory, Turn
+from ictjax.records import Candidate, Context, ParseFailure, Trajectory, Turn
 
 TURN = Turn(observation="A room.", actions=(), reply="r", thought="", action="walk", reward=0.0)
 
@@ -112,3 +113,111 @@ def test_opro_tells_word_level_models_of_episodes_without_turns():
         "prompt : go. episode : success no . episode : success no ."
         " prompt : open it. episode : success yes .",
     ]
+
+
+def reply(text, failure=None):
+    return Candidate(
+        prompt_ids=(),
+        reply_ids=(),
+        logprobs=(),
+        reply=text,
+        analysis="",
+        system_prompt=None,
+        failure=failure or ParseFailure.NO_ANALYSIS,  # as the reflector's own question has it
+    )
+
+
+def answered(arm, text, now, history=(), where=None, failure=None):
+    """What the arm makes of a reply to its question."""
+    steps = arm.reflect(now, history, where or place())
+    next(steps)
+    with pytest.raises(StopIteration) as ended:
+        steps.send([reply(text, failure)])
+    return ended.value.value
+
+
+@pytest.mark.parametrize(
+    ("line", "operation"),
+    [
+        ("ADD: look first", ("add", 0, "look first")),
+        ("ADD look first", ("add", 0, "look first")),
+        ("- **Add 3:** look 2 ways.", ("add", 0, "look 2 ways.")),
+        ("1. add [4] : look", ("add", 0, "look")),
+        ("ADD:", ("add", 0, "")),
+        ("Add a key to your bag.", None),
+        ("Added: nothing", None),
+        ("EDIT 12: open it", ("edit", 12, "open it")),
+        ("* `Edit` (2) - open  it", ("edit", 2, "open it")),
+        ("Edit insight #2: open", ("edit", 2, "open")),
+        ("EDIT [2]: open it", ("edit", 2, "open it")),
+        ("EDIT: open it", ("edit", 0, "open it")),
+        ("UPVOTE 2", ("upvote", 2, "")),
+        ("**DOWNVOTE 1** (it lost)", ("downvote", 1, "(it lost)")),
+        ("downvote: 3", ("downvote", 3, "")),
+        ("UPVOTE the first", ("upvote", 0, "the first")),
+        ("UPVOTE " + "9" * 5000, ("upvote", 999_999_999, "")),
+        ("We upvote 2", None),
+    ],
+)
+def test_operations_on_insights_are_read_leniently(line, operation):
+    found = [tuple(one) for one in operations(f"<think>ADD: no</think>\nWell:\n{line}\nDone.")]
+    assert found == ([] if operation is None else [operation])
+
+
+def test_insights_are_voted_on_by_the_numbers_that_were_shown():
+    before = [Insight("a", 3), Insight("b", 2), Insight("c", 1)]
+    text = "ADD: d\nDOWNVOTE 3\nEDIT 2: B\nUPVOTE 2\nUPVOTE 4\nEDIT 1:\nADD: A\nADD: d\nUPVOTE 0"
+    found = changed(before, text)
+    # a is added once more and c loses its only vote; b counts once, and d has no number yet
+    assert found.insights == [Insight("a", 4), Insight("B", 3), Insight("d", 2)]
+    assert [one.name for one in found.used] == ["add", "downvote", "edit", "add"]
+    assert found.num_unusable == 5
+    assert changed(before, "nothing") == (before, [], 0)
+
+
+def test_insights_stand_below_the_first_prompt_and_are_shown_with_their_votes():
+    first = answered(Insights(), "ADD: look\nADD: open\nUPVOTE 7", context("Play.", 0))
+    assert first.failure is None
+    assert first.system_prompt == "Play.\n\nWhat you learned from earlier games:\n- look\n- open"
+    assert first.analysis == "Insights: 2 added, 1 that could not be used."
+    history = [MetaTurn(context("Play.", 0), first)]
+    now = context("Play. More.", 1, 0)
+    system, user = question(Insights(), now, history)
+    assert "DOWNVOTE <number>" in system and "=== Episode 2 ===\nSuccess: No" in user
+    assert user.endswith(
+        "The list of insights:\n1. look (2 votes)\n2. open (2 votes)\n\nStudy these episodes and"
+        " write the operations, at least one."
+    )
+    second = answered(Insights(), "UPVOTE 2\nDOWNVOTE 1", now, history)
+    assert second.system_prompt == "Play.\n\nWhat you learned from earlier games:\n- open\n- look"
+    history.append(MetaTurn(now, second))
+    last = answered(Insights(), "DOWNVOTE 2", now, history)
+    assert last.system_prompt == "Play.\n\nWhat you learned from earlier games:\n- open"
+
+
+@pytest.mark.parametrize(
+    ("text", "failure", "expected"),
+    [
+        ("ADD: look", ParseFailure.TRUNCATED, ParseFailure.TRUNCATED),
+        ("ADD: look", ParseFailure.NO_REPLY, ParseFailure.NO_REPLY),
+        ("ANALYSIS: x\nIMPROVED PROMPT: y", None, ParseFailure.NO_OPERATION),
+        ("UPVOTE 1", None, ParseFailure.NO_OPERATION),
+    ],
+)
+def test_a_reply_without_operations_changes_nothing_and_counts(text, failure, expected):
+    found = answered(Insights(), text, context("Play.", 0), failure=failure)
+    assert (found.system_prompt, found.failure) == (None, expected)
+    _, user = question(Insights(), context("Play.", 0), [MetaTurn(context("Play.", 0), found)])
+    assert "The list of insights:\n(empty)" in user
+
+
+def test_insights_and_their_question_keep_to_the_limits_of_the_reflector():
+    where = place(max_prompt_tokens=14, max_context_tokens=300)
+    text = "ADD: one two\nADD: " + "long " * 50 + "\nADD: three\nADD: four five six"
+    found = answered(Insights(), text, context("Play.", 0), where=where)
+    assert found.system_prompt.endswith("games:\n- one two\n- three")
+    long = dataclasses.replace(context("Play.", 0).trajectories[0], turns=(TURN,) * 200)
+    now = dataclasses.replace(context("Play.", 0), trajectories=(long,))
+    asked = question(Insights(), now, [MetaTurn(now, found)], where)
+    assert 250 < sum(len(part.split()) for part in asked) <= 300
+    assert "steps left out]" in asked[1] and "2. three (2 votes)" in asked[1]

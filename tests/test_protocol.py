@@ -332,7 +332,7 @@ HOSTILE = {
 def test_whatever_a_reflector_writes_becomes_a_record(pool, drawn, tmp_path, reply):
     settings = config(meta_turns=1)
     games = draw(pool, settings)
-    names = ["untrained", "best-of-n", "reflexion", "opro", "generic", "demonstration"]
+    names = ["untrained", "best-of-n", "reflexion", "insights", "opro", "generic", "demonstration"]
     records = play(pool, names, settings, games, coach=Coach(lambda text: reply))
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
     for name, record in records.items():

@@ -7,6 +7,7 @@ from experiments.arms.arm import Arm
 from experiments.arms.best_of_n import BestOfN
 from experiments.arms.demonstration import Demonstration
 from experiments.arms.fixed import Expert, Initial
+from experiments.arms.insights import Insights
 from experiments.arms.opro import Opro
 from experiments.arms.placebos import Flipped, Generic
 from experiments.arms.reflecting import Reflecting
@@ -24,6 +25,7 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "trained": Reflecting("trained"),
         "demonstration": Demonstration(),
         "reflexion": Reflexion(),
+        "insights": Insights(),
         "opro": Opro(),
         # placebos
         "generic": Generic(),
