@@ -1,16 +1,18 @@
 """What arms ask and make of the replies, of episodes that nobody played."""
 
 import dataclasses
+import threading
 
 import pytest
 
 from envs.api import GameId, Outcome
 from experiments.arms.arm import MetaTurn, Place, written
+from experiments.arms.gepa import Gepa
 from experiments.arms.insights import Insight, Insights, changed, operations
 from experiments.arms.opro import Opro
 from experiments.presets import PRESETS
 from experiments.tasks import FAKE
-from experiments.wishes import Reflect
+from experiments.wishes import Play, Reflect
 from ictjax.config import ReflectorConfig
 from ictjax.records import Candidate, Context, ParseFailure, Trajectory, Turn
 
@@ -221,3 +223,28 @@ def test_insights_and_their_question_keep_to_the_limits_of_the_reflector():
     asked = question(Insights(), now, [MetaTurn(now, found)], where)
     assert 250 < sum(len(part.split()) for part in asked) <= 300
     assert "steps left out]" in asked[1] and "2. three (2 votes)" in asked[1]
+
+
+def test_gepa_asks_about_a_minibatch_under_the_prompt_in_force_and_ends_with_its_loop():
+    pytest.importorskip("gepa", reason="an optional package")
+    before = threading.active_count()
+    now = context("Play.", 1, 0, 0, None, 0)
+    steps = Gepa().reflect(now, [], place())
+    wish = next(steps)  # the context itself is the first evaluation
+    assert isinstance(wish, Play) and {episode.system_prompt for episode in wish.episodes} == {
+        "Play."
+    }
+    assert len({episode.game for episode in wish.episodes} & {*now.games}) == 3
+    wish = steps.send(now.trajectories[1:4])
+    assert isinstance(wish, Reflect) and wish.asked.trajectories == now.trajectories[1:4]
+    assert list(wish.keys) == [place().key]  # as the arm untrained
+    better = dataclasses.replace(reply("r"), system_prompt="Play well.", failure=None)
+    wish = steps.send([better])
+    assert {episode.system_prompt for episode in wish.episodes} == {"Play well."}
+    wish = steps.send(
+        context("Play well.", 1, 0, 0).trajectories
+    )  # of three games it wins one more
+    assert isinstance(wish, Play) and len(wish.episodes) == 2  # the games that are left
+    assert threading.active_count() == before + 1
+    steps.close()
+    assert threading.active_count() == before
