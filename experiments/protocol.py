@@ -3,6 +3,7 @@
 Every arm plays the same games in the same order with the same keys, so differences are paired.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -136,16 +137,17 @@ class Part:
         replays: list[Trajectory] = []
         replies: list[Candidate] = []
         answer: Any = None
-        while True:
-            try:
-                wish = steps.send(answer)
-            except StopIteration as ended:
-                return Read(context, ended.value, replays, replies)
-            answer = yield wish
-            if isinstance(wish, wishes.Play):
-                replays += answer
-            else:
-                replies += answer
+        with contextlib.closing(steps):
+            while True:
+                try:
+                    wish = steps.send(answer)
+                except StopIteration as ended:
+                    return Read(context, ended.value, replays, replies)
+                answer = yield wish
+                if isinstance(wish, wishes.Play):
+                    replays += answer
+                else:
+                    replies += answer
 
     def _stream(self, run: int, meta_turn: int, prompt: str) -> list[Episode]:
         if self.arm.reads == "nothing" or (self.arm.reads == "first" and meta_turn > 0):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from envs.stopping import check
 from ictjax import keys
 from ictjax.records import Candidate, Context, Trajectory
+from ictjax.reflector import Question
 from ictjax.rollout import Episode
 
 if TYPE_CHECKING:  # it brings JAX, and arms are listed without
@@ -29,9 +30,11 @@ class Play(NamedTuple):
 
 
 class Reflect(NamedTuple):
-    """Replies of the reflector to a context, one for each key; met by as many candidates."""
+    """Replies of the reflector to a context, or to a question of another kind, one for each key;
+    met by as many candidates.
+    """
 
-    context: Context
+    asked: Context | Question
     keys: Sequence[keys.Key]
 
 
@@ -45,9 +48,9 @@ def play(episodes: Sequence[Episode]) -> Steps[list[Trajectory]]:
     return (yield Play(episodes))
 
 
-def reflect(context: Context, group_keys: Sequence[keys.Key]) -> Steps[list[Candidate]]:
+def reflect(asked: Context | Question, group_keys: Sequence[keys.Key]) -> Steps[list[Candidate]]:
     """Candidates of the reflector."""
-    return (yield Reflect(context, group_keys))
+    return (yield Reflect(asked, group_keys))
 
 
 class Together(NamedTuple, Generic[_Name, _Result]):
@@ -122,11 +125,13 @@ def run_together(
 
 
 def _num_episodes(running: Iterable[_Running[Any, Any]]) -> int:
-    return sum(
-        len(wish.episodes) if isinstance(wish, Play) else len(wish.context.trajectories)
-        for group in running
-        for wish in group.wishes.values()
-    )
+    return sum(_size(wish) for group in running for wish in group.wishes.values())
+
+
+def _size(wish: Wish) -> int:
+    if isinstance(wish, Play):
+        return len(wish.episodes)
+    return len(wish.asked.trajectories) if isinstance(wish.asked, Context) else 1
 
 
 def _play(
@@ -159,7 +164,7 @@ def _reflect(arena: "Arena", running: Iterable[_Running[Any, Any]]) -> None:
     if not wished:
         return
     candidates = arena.ask(
-        [wish.context for _, _, wish in wished],
+        [wish.asked for _, _, wish in wished],
         [wish.keys for _, _, wish in wished],
         f"reflections of {len(wished)} loops",
     )

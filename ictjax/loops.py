@@ -27,7 +27,7 @@ from ictjax.records import (
     to_json,
     trajectory_from_json,
 )
-from ictjax.reflector import Reflector
+from ictjax.reflector import Question, Reflector
 from ictjax.rollout import Episode, parse_failures, rollout, success_rate
 from ictjax.run_config import TaskConfig
 from ictjax.speaker import Speaker
@@ -92,19 +92,19 @@ class Arena:
 
     def ask(
         self,
-        contexts: Sequence[Context],
+        asked: Sequence[Context | Question],
         group_keys: Sequence[Sequence[keys.Key]],
         phase: str | None = None,
     ) -> list[list[Candidate]]:
-        """Samples a reply of the reflector to every context with each of its keys.
+        """Samples a reply of the reflector to every context, or question, with each of its keys.
 
         Args:
           phase: what whoever watches is told of it; None: nothing.
         """
         return self.hosts.together(
-            list(zip(contexts, group_keys, strict=True)),
+            list(zip(asked, group_keys, strict=True)),
             lambda share: self.reflector.candidates(
-                [context for context, _ in share],
+                [one for one, _ in share],
                 [some for _, some in share],
                 None if phase is None else self.reporter(phase),
             ),

@@ -26,6 +26,7 @@ class ParseFailure(enum.StrEnum):
     EMPTY_PROMPT = "empty_prompt"  # the section is there and empty
     SEVERAL_PROMPTS = "several_prompts"  # several sections, which differ
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the configured cap
+    NO_OPERATION = "no_operation"  # of the arm insights: no line that changes its list
     NO_REPLY = "no_reply"  # the speaker failed: a call of an API, for example
 
 

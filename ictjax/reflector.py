@@ -76,6 +76,12 @@ class Reflection(NamedTuple):
     system_prompt: str
 
 
+CountTokens = Callable[[Sequence[Message]], int]
+"""How many tokens a rendered conversation has."""
+
+Question = Callable[[ReflectorConfig, CountTokens], list[Message]]
+"""Asks the reflector something of its own, within `max_context_tokens`."""
+
 FULL = ReflectorConfig(
     style="full", max_context_tokens=30_720, max_reply_tokens=2048, max_prompt_tokens=1024
 )
@@ -113,9 +119,13 @@ class Reflector:
             return candidate.failure or ParseFailure.NO_PROMPT
         return Reflection(analysis=candidate.analysis, system_prompt=candidate.system_prompt)
 
-    def messages(self, context: Context) -> list[Message]:
-        """The question about a context, within the configured budget (`reflector_messages`)."""
-        return reflector_messages(context, self.config, self.speaker.num_tokens)
+    def messages(self, asked: Context | Question) -> list[Message]:
+        """The question about a context, within the configured budget (`reflector_messages`); or
+        another one.
+        """
+        if isinstance(asked, Context):
+            return reflector_messages(asked, self.config, self.speaker.num_tokens)
+        return asked(self.config, self.speaker.num_tokens)
 
     def cuts(self, context: Context) -> bool:
         """Whether more than turns is left out of the question about a context."""
@@ -123,7 +133,7 @@ class Reflector:
 
     def candidates(
         self,
-        contexts: Sequence[Context],
+        asked: Sequence[Context | Question],
         keys: Sequence[Sequence[Key]],
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Candidate]]:
@@ -131,12 +141,12 @@ class Reflector:
         is read once for all its replies.
 
         Args:
-          contexts: what to reflect on.
-          keys: of the replies to each context.
+          asked: contexts to reflect on, or questions of another kind.
+          keys: of the replies to each.
           progress: called with (finished, total) after every reply.
         """
         limits = Limits(max_tokens=self.config.max_reply_tokens, temperature=self.temperature)
-        questions = [self.messages(context) for context in contexts]
+        questions = [self.messages(one) for one in asked]
         replies = ask_groups(self.speaker, questions, limits, keys, progress)
         return [[self._candidate(reply) for reply in group] for group in replies]
 
@@ -202,7 +212,7 @@ def ask_groups(
 
 
 def reflector_messages(
-    context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]
+    context: Context, config: ReflectorConfig, count_tokens: CountTokens
 ) -> list[Message]:
     """The conversation that asks for a new prompt, within `config.max_context_tokens`.
 
@@ -246,15 +256,13 @@ def reflector_messages(
     return best
 
 
-def is_cut(
-    context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]
-) -> bool:
+def is_cut(context: Context, config: ReflectorConfig, count_tokens: CountTokens) -> bool:
     """Whether more than turns has to be left out of the question about a context."""
     bare = _BUILD[config.style](_whole(context), config, 0, 0)
     return count_tokens(bare) > config.max_context_tokens
 
 
-def check_budget(config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]) -> None:
+def check_budget(config: ReflectorConfig, count_tokens: CountTokens) -> None:
     """Raises ValueError where no context at all fits."""
     size = count_tokens(_BUILD[config.style](_NOTHING, config, 0, 0))
     if size > config.max_context_tokens:
@@ -272,9 +280,7 @@ def _whole(context: Context) -> Context:
     return dataclasses.replace(context, trajectories=kept)
 
 
-def _cut(
-    context: Context, config: ReflectorConfig, count_tokens: Callable[[Sequence[Message]], int]
-) -> list[Message]:
+def _cut(context: Context, config: ReflectorConfig, count_tokens: CountTokens) -> list[Message]:
     """The question without any turn, with so much left out of its texts that it fits."""
 
     build = _BUILD[config.style]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib.util
 
 import pytest
 
@@ -32,6 +33,7 @@ from ictjax.rollout import Episode
 
 WORDS = {"bell": "ring", "door": "open", "lamp": "light"}
 FAMILIES = ("door", "lamp", "bell")
+INSTALLED = [name for name in ARMS if name != "gepa" or importlib.util.find_spec("gepa")]
 KEY = keys.root_key(7)
 BASE = PRESETS["qwen2.5-7b-minihack"]  # its limits
 
@@ -251,7 +253,7 @@ def test_only_ends_are_scored_where_that_is_asked_for(pool, drawn):
 
 
 def test_all_arms_play_the_same_games_and_begin_alike(pool, drawn, tmp_path):
-    settings, names = config(), [name for name in ARMS if name != "initial"]
+    settings, names = config(), [name for name in INSTALLED if name != "initial"]
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
     actor = Counted()
     with (
@@ -332,7 +334,7 @@ HOSTILE = {
 def test_whatever_a_reflector_writes_becomes_a_record(pool, drawn, tmp_path, reply):
     settings = config(meta_turns=1)
     games = draw(pool, settings)
-    names = ["untrained", "best-of-n", "reflexion", "generic", "demonstration"]
+    names = ["untrained", "best-of-n", "reflexion", "insights", "opro", "generic", "demonstration"]
     records = play(pool, names, settings, games, coach=Coach(lambda text: reply))
     folder = EvaluationFolder(tmp_path, "evaluation", {"step": 1})
     for name, record in records.items():
@@ -349,6 +351,67 @@ def test_the_best_of_several_is_taken_by_replay(pool, drawn):
     coach = Coach(lambda text: f"ANALYSIS: a.\nIMPROVED PROMPT: Say {next(answers)}")
     record = play(pool, ["best-of-n"], config(candidates=3), drawn, coach=coach)["best-of-n"]
     assert rates(record) == [0, 1, 1]
+
+
+def test_opro_climbs_by_scores_alone(pool, drawn):
+    def better(text):  # a word that was not tried yet, else the best one, which is the last
+        tried = [word for word in ("open", "jump") if f"Say {word}" in text]
+        scores = [line for line in text.splitlines() if line.startswith("Games won")]
+        assert len(scores) == len(tried) + 1
+        word = "open" if tried == ["jump"] else text.split("\n>>>")[-2].split()[-1]
+        return f"ANALYSIS: a.\nIMPROVED PROMPT: Say {word if tried else 'jump'}"
+
+    record = play(
+        pool, ["opro"], config(meta_turns=3), draw(pool, config(meta_turns=3)), coach=Coach(better)
+    )
+    assert rates(record["opro"]) == [0, 0, 1, 1]
+    assert record["opro"]["budget"]["reflector_calls"] == 6
+    assert record["opro"]["budget"]["actor_episodes"] == 12
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])  # minibatches have 3, filled up where there are fewer
+def test_gepa_finds_a_prompt_with_no_more_games_than_best_of_n_replays(pool, k):
+    pytest.importorskip("gepa", reason="an optional package")
+    settings = config(meta_turns=3, games_per_context=k, candidates=4)
+    answers = [
+        "",
+        "ANALYSIS: a.\nIMPROVED PROMPT: Say jump",
+        "ANALYSIS: b.\nIMPROVED PROMPT: Say open",
+    ]
+    games, tried = draw(pool, settings), []
+
+    def answer(text):
+        tried.append(text)
+        return answers[(len(tried) - 1) % 3]
+
+    records = play(pool, ["gepa"], settings, games, coach=Coach(answer))
+    assert rates(records["gepa"])[0] == 0 and rates(records["gepa"])[-1] == 1
+    assert all(f"=== Episode {min(k, 3)} ===" in text for text in tried)
+    budget = records["gepa"]["budget"]
+    assert budget["reflector_calls"] == len(tried)
+    # 2 runs of 3 batches, and in each what the replay of 4 candidates may take
+    assert budget["actor_episodes"] <= 2 * 3 * (k + 4 * k)
+    tried.clear()
+    assert records == play(pool, ["gepa"], settings, games, coach=Coach(answer))
+
+
+@pytest.mark.parametrize(
+    ("reply", "malformed"), [("ANALYSIS: a.\nIMPROVED PROMPT: Say jump", 0), ("?", 2)]
+)
+def test_gepa_keeps_the_prompt_where_nothing_better_is_found(pool, drawn, reply, malformed):
+    pytest.importorskip("gepa", reason="an optional package")
+    record = play(pool, ["gepa"], config(meta_turns=1), drawn, coach=Coach(lambda _: reply))
+    assert rates(record["gepa"]) == [0, 0]
+    assert record["gepa"]["malformed"] == malformed
+
+
+def test_gepa_asks_nothing_where_every_game_is_won(pool, drawn):
+    pytest.importorskip("gepa", reason="an optional package")
+    won = config(meta_turns=1)
+    won = dataclasses.replace(won, task=dataclasses.replace(won.task, initial_prompt="Say open"))
+    record = play(pool, ["gepa"], won, drawn)["gepa"]
+    assert record["budget"]["reflector_calls"] == 0
+    assert rates(record) == [1, 1]
 
 
 def test_demonstrations_findings_and_placebos_say_what_they_should(pool):
@@ -387,6 +450,12 @@ def test_the_chosen_prompt_is_the_earliest_of_the_best(rates, turn):
 def test_arms_that_cannot_be_played_are_refused(names, endpoint, words):
     with pytest.raises(ValueError, match=words):
         check_arms(names, endpoint)
+
+
+def test_gepa_is_refused_where_its_package_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match=r"gepa, which is not installed: .*'\.\[gepa\]'"):
+        check_arms(("initial", "gepa@endpoint"), "http://x/v1")
 
 
 def test_trained_arms_are_played_last_and_once_per_seed():

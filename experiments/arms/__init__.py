@@ -7,6 +7,9 @@ from experiments.arms.arm import Arm
 from experiments.arms.best_of_n import BestOfN
 from experiments.arms.demonstration import Demonstration
 from experiments.arms.fixed import Expert, Initial
+from experiments.arms.gepa import Gepa, check_gepa
+from experiments.arms.insights import Insights
+from experiments.arms.opro import Opro
 from experiments.arms.placebos import Flipped, Generic
 from experiments.arms.reflecting import Reflecting
 from experiments.arms.reflexion import Reflexion
@@ -23,6 +26,9 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "trained": Reflecting("trained"),
         "demonstration": Demonstration(),
         "reflexion": Reflexion(),
+        "gepa": Gepa(),
+        "insights": Insights(),
+        "opro": Opro(),
         # placebos
         "generic": Generic(),
         "other-family": Reflecting("untrained", reads="other"),
@@ -46,7 +52,7 @@ def at_endpoint(name: str) -> bool:
 
 def check_arms(names: Sequence[str], endpoint: str) -> None:
     """Raises ValueError for a name that is none, and for an endpoint that is not there, or that an
-    arm cannot ask.
+    arm cannot ask, and for a package that is not installed.
 
     Args:
       names: as in `EvaluationConfig.arms`.
@@ -56,6 +62,8 @@ def check_arms(names: Sequence[str], endpoint: str) -> None:
         known = name.removesuffix(ENDPOINT)
         if known not in ARMS:
             raise unknown(f"Unknown arm {name!r}", name, list(ARMS))
+        if known == "gepa":
+            check_gepa()
         if at_endpoint(name) and ARMS[known].asks != "untrained":
             asks = [name for name, arm in ARMS.items() if arm.asks == "untrained"]
             raise ValueError(
