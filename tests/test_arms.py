@@ -175,6 +175,8 @@ def test_insights_are_voted_on_by_the_numbers_that_were_shown():
     assert [one.name for one in found.used] == ["add", "downvote", "edit", "add"]
     assert found.num_unusable == 5
     assert changed(before, "nothing") == (before, [], 0)
+    endless = changed([], "".join(f"ADD: {n}\n" for n in range(100_000)))
+    assert (len(endless.insights), endless.num_unusable) == (50, 99_950)
 
 
 def test_insights_stand_below_the_first_prompt_and_are_shown_with_their_votes():

@@ -15,6 +15,7 @@ from ictjax.records import Candidate, Context, Message, ParseFailure
 from ictjax.reflector import REQUEST, CountTokens, compact_text, reflector_messages
 
 _FIRST_VOTES = 2  # of a new insight, as in the paper
+_MOST = 50  # operations of a reply that are used: some models do not stop
 
 _SYSTEM_PROMPT = """\
 You coach an agent that plays text games. You never play yourself: you study episodes that the \
@@ -153,15 +154,16 @@ def operations(reply: str) -> list[Operation]:
 
 
 def changed(insights: Sequence[Insight], reply: str) -> Changed:
-    """What a reply makes of a list. All numbers are of the list as it was shown, and an insight
-    counts once a reply: further operations on it cannot be used, as those on numbers that there are
-    not, and those without a text that needs one. To add what is there already is to vote for it.
+    """What the first 50 operations of a reply make of a list. All numbers are of the list as it was
+    shown, and an insight counts once a reply: further operations on it cannot be used, as those on
+    numbers that there are not, and those without a text where one is needed. To add what is there
+    already is to vote for it.
     """
     now = list(insights)
     used: list[Operation] = []
     touched: set[int] = set()
     found = operations(reply)
-    for operation in found:
+    for operation in found[:_MOST]:
         at = _position(operation, now, len(insights))
         if at is None or at in touched:
             continue
