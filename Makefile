@@ -35,10 +35,10 @@ demo-alfworld: RUN = demo-alfworld
 demo-alfworld: $(INSTALLED)  ## The same on ALFWorld, on generated household games
 	$(call run,pocket-alfworld)
 
-demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 3, one table of all four, and what they show together
-	@for seed in 0 1 2 3; do $(MAKE) --no-print-directory demo RUN=seed$$seed SEED=$$seed; done
-	@$(VENV)/bin/ictjax compare runs/seed0 runs/seed1 runs/seed2 runs/seed3
-	@$(VENV)/bin/ictjax evaluate --run-dir runs/seed0 runs/seed1 runs/seed2 runs/seed3
+demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 5, one table of all six, and what they show together
+	@for seed in 0 1 2 3 4 5; do $(MAKE) --no-print-directory demo RUN=seed$$seed SEED=$$seed; done
+	@$(VENV)/bin/ictjax compare $(addprefix runs/seed,0 1 2 3 4 5)
+	@$(VENV)/bin/ictjax evaluate --run-dir $(addprefix runs/seed,0 1 2 3 4 5)
 
 test: $(INSTALLED_DEV)  ## Run the tests
 	@$(PY) -m pytest $(ARGS)

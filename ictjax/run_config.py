@@ -365,8 +365,13 @@ class TrainConfig(Ranged):
         )
 
     def on(self, task: TaskConfig) -> "TrainConfig":
-        """The same models and settings on another task."""
-        return dataclasses.replace(self, task=task)
+        """The same models and settings on another task, of which all families are evaluated where
+        it does not have those that are named.
+        """
+        settings, evaluation = task.environment, self.evaluation
+        if not {*settings.train_families, *settings.heldout_families} >= {*evaluation.families}:
+            evaluation = dataclasses.replace(evaluation, families=())
+        return dataclasses.replace(self, task=task, evaluation=evaluation)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

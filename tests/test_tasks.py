@@ -242,3 +242,15 @@ def test_another_style_of_text_and_a_prompt_of_unknown_words_are_refused():
     foreign = dataclasses.replace(config.task, initial_prompt="Traverse the labyrinth swiftly")
     with pytest.raises(ValueError, match="has no words for 75% of the prompt 'Traverse"):
         check_language(config.on(foreign))
+
+
+def test_families_that_are_evaluated_belong_to_the_task():
+    """Every preset as shipped, and on every other task that suits its models."""
+    for name, config in PRESETS.items():
+        for other in (config.task, *PRESET_TASKS[name].values()):
+            there = (*other.environment.train_families, *other.environment.heldout_families)
+            assert set(config.on(other).evaluation.families) <= set(there), name
+    paper = PRESETS["qwen2.5-7b-minihack"]
+    assert "room" not in paper.evaluation.families  # of which there are 12 games
+    assert paper.on(PRESETS["qwen2.5-7b-alfworld"].task).evaluation.families == ()
+    assert paper.on(paper.task) == paper

@@ -220,19 +220,22 @@ def _evaluate(
     run_dir = run_dirs[0]
     _check_others(run_dirs)
     meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
+    played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
+    settings, evaluation = played.environment, args.evaluation
+    elsewhere = settings.name != config.task.environment.name
+    if elsewhere and evaluation.families == config.evaluation.families:
+        evaluation = dataclasses.replace(evaluation, families=())  # those of the run's own task
     config = dataclasses.replace(
         config.on_mesh(meshes).with_models(args.actor.model, args.reflector.model),
-        evaluation=args.evaluation,
+        evaluation=evaluation,
     )
-    played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
-    settings = played.environment
     if not args.trust:
         for endpoint in (config.actor.endpoint, config.evaluation.endpoint):
             check_names(run_dir / "config.json", environment=settings.name, endpoint=endpoint)
-    check_arms(args.evaluation.arms, args.evaluation.endpoint.url)
+    check_arms(evaluation.arms, evaluation.endpoint.url)
     environment = open_environment(settings.name, settings.options)
     families = (*settings.train_families, *settings.heldout_families)
-    check_families(environment, (*families, *args.evaluation.families))
+    check_families(environment, (*families, *evaluation.families))
     for directory in run_dirs:
         if not (directory / "checkpoints").is_dir():
             raise ValueError(f"{directory} holds no checkpoint: train first (`ictjax train`).")
