@@ -15,6 +15,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from experiments.console import Terminal
+from experiments.pretraining import write_record
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
@@ -94,6 +95,7 @@ def save_pair(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """The hand-made actor and reflector, in HF layout under `folder`."""
     _save_model(folder / "actor", _ACTOR_TABLE, shouts=SHOUTS)
     _save_model(folder / "reflector", _REFLECTOR_TABLE, shouts=())
+    write_record(folder, {})  # made by hand: no game has taught them anything
     return folder / "actor", folder / "reflector"
 
 
