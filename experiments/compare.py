@@ -37,6 +37,7 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
         box=box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
+        show_edge=False,
     )
     for name in ("run", "seed"):
         table.add_column(name, no_wrap=True)
@@ -44,7 +45,7 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
     table.add_column("families", no_wrap=True)
     for name in (*_SHOWN, "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold", min_width=6)
+    table.add_column("verdict", overflow="fold", min_width=len("verdict"))
     left_out: list[str] = []
     for run_dir in run_dirs:
         try:
