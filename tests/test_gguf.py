@@ -26,7 +26,8 @@ from ictjax.models.transformer import init_params
 from ictjax.records import Message
 from tests.test_cli import refused
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
+# what transformers reads GGUF files with
+HAS_TORCH = all(importlib.util.find_spec(name) is not None for name in ("torch", "accelerate"))
 CORPUS = [
     "The cat sat on the mat; it's 12 past 7, isn't it? Él está aquí, naïve café.\n\n  Two spaces,",
     "def f(x):\n    return x ** 2  # 1024 times\n\ttabs too\n",
@@ -391,7 +392,7 @@ def test_a_type_that_is_not_read(tmp_path, monkeypatch):
         local_folder(path)
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="compares with PyTorch")
+@pytest.mark.skipif(not HAS_TORCH, reason="compares with transformers on PyTorch and accelerate")
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_reads_the_same(tmp_path):
     import torch
