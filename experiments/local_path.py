@@ -70,9 +70,11 @@ def with_local_paths(args: _Args, argv: Sequence[str] = ()) -> _Args:
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
+        given = value if isinstance(value, tuple) else (value,)
+        empty = any(isinstance(path, pathlib.Path) and not path.parts for path in given)
+        if empty and _is_empty(flag, argv):
+            raise ValueError(f"{flag} is empty: name a path, or . for the current folder.")
         if isinstance(value, pathlib.Path) and not _is_run(field.name, value):
-            if not value.parts and _is_empty(flag, argv):
-                raise ValueError(f"{flag} is empty: name a path, or . for the current folder.")
             changed[field.name] = pathlib.Path(local_path(str(value), flag))
         elif isinstance(value, tuple) and any(isinstance(item, pathlib.Path) for item in value):
             changed[field.name] = tuple(

@@ -431,7 +431,13 @@ def test_a_game_that_fails_ends_the_measurement():
 
 
 def test_bad_input(capsys, tmp_path):
-    refused(capsys, bench.main, ["reflector"], "'reflector'", "update, envs, rollout, cache, all")
+    refused(
+        capsys,
+        bench.main,
+        ["reflector"],
+        "'reflector'",
+        "update, envs, rollout, cache, speculation, int8, false-alarms, all",
+    )
     refused(capsys, bench.main, ["sampler", "--rowz", "3"], "--rowz")
     refused(capsys, bench.main, ["update", "--groups", "0"], "--groups", "0")
     refused(capsys, bench.main, ["envs", "--minihack", "castle"], "'castle'")
