@@ -18,13 +18,19 @@ from experiments.bench_run import (
     Design,
     Note,
     Result,
-    Stopwatch,
     interleave,
     ratio,
 )
 from experiments.bench_trl import Episodes, check_installed, trl_design
 from experiments.commands.bench import UpdateBench
 from experiments.memory import Use, check_fits, weights_use
+from experiments.roofline import (
+    PRODUCT_FLOPS,
+    PRODUCT_SIZE,
+    jax_product,
+    product_matrix,
+    time_products,
+)
 from ictjax import grpo
 from ictjax.batch import Batch, pack
 from ictjax.config import (
@@ -317,7 +323,7 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
         products = _products()
     baseline = list(designs)[-1]
     seconds, metrics = interleave(designs | products, bench.repetitions, note)
-    rates = {name: _PRODUCT_FLOPS / min(seconds[name]) for name in products}
+    rates = {name: PRODUCT_FLOPS / min(seconds[name]) for name in products}
     rows = []
     for name in designs:
         median_s, peak = statistics.median(seconds[name]), peak_bytes.get(name)
@@ -351,8 +357,8 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
     ]
     if rates:
         notes.append(
-            f"of products: share of the faster product of two float32 [{_PRODUCT_SIZE},"
-            f" {_PRODUCT_SIZE}], fastest of each: "
+            f"of products: share of the faster product of two float32 [{PRODUCT_SIZE},"
+            f" {PRODUCT_SIZE}], fastest of each: "
             + ", ".join(f"{name} {rate / 1e9:.0f} gflop/s" for name, rate in rates.items())
             + "."
         )
@@ -368,28 +374,17 @@ class _Sizes(NamedTuple):
 # Where the command line does not say. Against TRL: 8 layers x 512, and 1,024 tokens a sequence.
 _ALONE = _Sizes("pocket", 320, 64)
 _AGAINST_TRL = _Sizes("medium", 896, 128)
-_PRODUCT_SIZE, _PRODUCTS = 2048, 4
-_PRODUCT_FLOPS = _PRODUCTS * 2.0 * _PRODUCT_SIZE**3
 
 
 def _products() -> dict[str, Design]:
     """Matrix products, by JAX and by PyTorch: what this machine can do."""
     import torch  # an optional package, needed here only
 
-    x = np.random.default_rng(0).normal(size=(_PRODUCT_SIZE, _PRODUCT_SIZE)).astype(np.float32)
-    with_jax, with_torch = jnp.asarray(x), torch.from_numpy(x)
-    square = jax.jit(lambda x: x @ x)
-
-    def timed(product: Callable[[], Any]) -> tuple[float, None]:
-        stopwatch = Stopwatch()
-        with stopwatch.running():
-            for _ in range(_PRODUCTS):
-                product()
-        return stopwatch.seconds, None
-
+    with_torch = torch.from_numpy(product_matrix())
+    calls = {"JAX": jax_product(), "PyTorch": lambda: with_torch @ with_torch}
     return {
-        "JAX": lambda: timed(lambda: square(with_jax).block_until_ready()),
-        "PyTorch": lambda: timed(lambda: with_torch @ with_torch),
+        name: lambda product=product: (time_products(product), None)
+        for name, product in calls.items()
     }
 
 

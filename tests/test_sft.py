@@ -193,6 +193,30 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
     assert "is finished" in capsys.readouterr().out
 
 
+def test_what_was_trained_is_written_though_it_ended_just_before(
+    model, data, tmp_path, monkeypatch, capsys
+):
+    out, short = tmp_path / "out", ("--epochs", "1")
+
+    def refuse(*_args, **_options):
+        raise RuntimeError("the disk went away")
+
+    monkeypatch.setattr(training, "save_adapter", refuse)
+    with pytest.raises(RuntimeError, match="went away"):
+        command.main(flags(model, data, out, *short))
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "save_adapter", lambda folder, *_, **__: written.append(folder))
+    written = []
+    command.main(flags(model, data, out, *short))
+    assert written == [out]
+    record = json.loads((out / "sft.json").read_text())
+    last = read_records(out / "metrics.jsonl").values[-1]
+    assert record["result"]["held_out_loss"] == pytest.approx(last["held_out_loss"])
+    capsys.readouterr()
+    command.main(flags(model, data, out, *short))
+    assert "is finished" in capsys.readouterr().out
+
+
 def test_all_weights_on_a_mesh(model, data, tmp_path):
     more = ("--rank", "0", "--rows", "8", "--epochs", "10")
     command.main(flags(model, data, tmp_path / "one", *more))

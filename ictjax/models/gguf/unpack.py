@@ -1,6 +1,5 @@
 """A GGUF file as a checkpoint folder, made once and kept."""
 
-import hashlib
 import json
 import pathlib
 import shutil
@@ -14,6 +13,7 @@ from ictjax.models.gguf.config import hf_config
 from ictjax.models.gguf.file import GGUF
 from ictjax.models.gguf.tensors import hf_values, stored_names
 from ictjax.models.gguf.tokenizer import hf_tokenizer
+from ictjax.models.hf.content import file_sha256
 from ictjax.models.hf.layout import Tensor, layout
 from ictjax.models.hf.tensors import write_tensors
 from ictjax.models.hf.translate import model_from_hf
@@ -32,9 +32,7 @@ def unpacked(path: pathlib.Path) -> pathlib.Path:
     """
     if not path.is_file():
         raise ValueError(f"There is no file {str(path)!r}: name a GGUF file that is there")
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    folder = cache_file(f"models/{path.stem}-{digest[:16]}-{_VERSION}")
+    folder = cache_file(f"models/{path.stem}-{file_sha256(path)[:16]}-{_VERSION}")
     if folder.is_dir():
         return folder
     try:

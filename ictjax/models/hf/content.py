@@ -16,6 +16,12 @@ _NUM_PLACES = 256  # spread over a larger file, beside the beginning of every te
 _LONGEST_HEADER = 10**8  # bytes; safetensors' own limit
 
 
+def file_sha256(path: pathlib.Path) -> str:
+    """Of all bytes of a file: 64 hexadecimal digits. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def content_hash(folder: pathlib.Path) -> str:
     """A hash of the files that a model or an adapter is read from: 64 hexadecimal digits.
 
