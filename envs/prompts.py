@@ -47,6 +47,8 @@ Then answer in exactly this form:
 
 Thought: <your reasoning, in one or two sentences>
 Action: <one action>""",
+        "short": """\
+You play short NetHack games, one action a turn. Answer with a line Thought: and a line Action:.""",
         "compact": "you play nethack . think , then act .",
     }
 )
@@ -85,6 +87,15 @@ What wins depends on what you see or carry:
 - A locked door: stand next to it and kick it until it opens.
 - A staircase down: walk onto it.
 - Lava or water in the way: levitate over it, or freeze it.""",
+        "short": " ".join(
+            [
+                "You play short NetHack games.",
+                *(f"Stand on the {t}, then {v}." for t, v in _ON),
+                *(f"Pick up the {t}, then {v} it." for t, v in _TAKE),
+                "Stand next to a locked door and kick it.",
+                "Walk onto the staircase down.",
+            ]
+        ),
         "compact": " ".join(
             [
                 "you play nethack .",

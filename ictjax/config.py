@@ -382,7 +382,8 @@ class ReflectorConfig(Ranged):
 
     place = "reflection."
 
-    style: Literal["full", "compact"]  # "compact" is for word-level pocket models
+    # "short" asks small language models in few words; "compact" is for word-level pocket models
+    style: Literal["full", "short", "compact"]
     # budget of the conversation before the reply; middle turns are dropped to meet it
     max_context_tokens: Annotated[int, Range(1, 16_777_216)]
     # of analysis and prompt together; a longer reply is cut and counts as TRUNCATED

@@ -41,6 +41,13 @@ REQUEST = (
     "The new instructions must help in future, unseen games."
 )
 
+_SHORT_SYSTEM_PROMPT = """\
+You coach a player of text games. Study the episodes, then write instructions that help the player \
+win future games of the same kind.
+Answer in two sections:
+ANALYSIS: what mattered, and what the player did not do
+IMPROVED PROMPT: the new instructions"""
+
 # Markdown and list marks may stand before a heading and around its colon. As in `ictjax.actions`,
 # no repetition gives back what it took.
 _LEAD = r"^[ \t\r\x0b\x0c\xa0\u3000#>*_`•+\-\ufeff\u200b]*+(?:\(?\d++[.)]\s*+)?[*_`]*+"
@@ -334,10 +341,10 @@ def _middle_out(text: str, chars: int, style: str) -> str:
     """
     if len(text) <= chars:
         return text
-    mark = f" [{len(text)} characters, the middle left out] " if style == "full" else " ... "
+    mark = f" [{len(text)} characters, the middle left out] " if style != "compact" else " ... "
     kept = max(chars - len(mark), 0)
     head, tail = text[: (kept + 1) // 2], text[len(text) - kept // 2 :]
-    if style != "full":
+    if style == "compact":
         head, tail = head.rpartition(" ")[0], tail.partition(" ")[2]
     return f"{head}{mark}{tail}"
 
@@ -459,6 +466,32 @@ def _full_turn(turn: Turn, number: int, config: ReflectorConfig) -> str:
     return f"Step {number}\nObservation: {turn.observation}{thought}\nAction: {action}"
 
 
+def _short(
+    context: Context, config: ReflectorConfig, head: int, tail: int, note: str = ""
+) -> list[Message]:
+    blocks = [f"Instructions: {context.system_prompt}"]
+    for number, trajectory in enumerate(context.trajectories, 1):
+        first, left_out, last = _shown(trajectory, head, tail)
+        lines = [f"Episode {number}: {'won' if trajectory.success else 'lost'}."]
+        lines += [_short_turn(turn, config) for turn in first]
+        if left_out:
+            lines.append(f"[{left_out} steps left out]")
+        lines += [_short_turn(turn, config) for turn in last]
+        if trajectory.turns:
+            lines.append(f"End: {trajectory.final_observation}")
+        blocks.append("\n".join(lines))
+    return [
+        Message(role="system", content=_SHORT_SYSTEM_PROMPT),
+        Message(role="user", content="\n".join([*blocks, *filter(None, [note])])),
+    ]
+
+
+def _short_turn(turn: Turn, config: ReflectorConfig) -> str:
+    thought = f"Thought: {turn.thought}\n" if config.show_thoughts and turn.thought else ""
+    action = turn.action or f"none ({turn.failure})"
+    return f"{turn.observation}\n{thought}Action: {action}"
+
+
 def _compact(
     context: Context, config: ReflectorConfig, head: int, tail: int, note: str = ""
 ) -> list[Message]:
@@ -484,5 +517,5 @@ def _compact_turn(turn: Turn, config: ReflectorConfig) -> str:
     return f"{turn.observation} {thought}action : {turn.action or 'none'} ."
 
 
-_BUILD = {"full": _full, "compact": _compact}
+_BUILD = {"full": _full, "short": _short, "compact": _compact}
 _NOTHING = Context(loop=0, meta_turn=0, family="", system_prompt="", trajectories=())

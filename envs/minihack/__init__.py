@@ -1,4 +1,4 @@
-"""MiniHack as text games: 98 families, re-seeded live games, two text styles, verbs in words."""
+"""MiniHack as text games: 98 families, re-seeded live games, three text styles, verbs in words."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from envs.minihack.families import FAMILIES, check_family, package_versions
 
 __all__ = ["FAMILIES", "MiniHack"]
 
-_STYLES = ("full", "compact")
+_STYLES = ("full", "short", "compact")
 
 
 class MiniHack:
     """The MiniHack environment; implements `envs.api.Environment`. `text` is "full" (language
-    models) or "compact" (tiny word-level models).
+    models), "short" (small ones) or "compact" (tiny word-level models).
     """
 
     def __init__(self, text: str = "full"):

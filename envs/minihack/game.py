@@ -51,8 +51,8 @@ class _Episode:
 
 
 class MiniHackGame:
-    """A live game of one family; implements `envs.api.Game`. `style` is "full" (for language
-    models) or "compact" (for tiny word-level models).
+    """A live game of one family; implements `envs.api.Game`. `style` is one of
+    `envs.minihack.text`.
     """
 
     def __init__(self, family: str, *, style: str):

@@ -1,5 +1,6 @@
-"""Views to text, in two styles: "full" for language models, "compact" for tiny word-level models
-(20-35 words a turn, all lower case).
+"""Views to text, in three styles: "full" for language models, "short" for small ones (a few English
+sentences, 20-60 tokens a turn), "compact" for tiny word-level models (20-35 words a turn, all lower
+case).
 """
 
 import re
@@ -7,8 +8,9 @@ import re
 from envs.api import Outcome
 from envs.minihack.view import DIRECTIONS, Position, Thing, View
 
-STYLES = ("full", "compact")
+STYLES = ("full", "short", "compact")
 _MESSAGE_WORDS = 12
+_SHORT_WORDS = 24
 _NEAREST = 4
 # What `here :` says already, and the phase of the moon.
 _SAID_ELSEWHERE = re.compile(
@@ -32,7 +34,9 @@ _TERRAIN_WORDS = ("liquid", "open", "closed", "doorway", "boulder")
 
 def render(view: View, previous: View | None, style: str) -> str:
     """The observation after a reset (`previous` is None) or an action."""
-    return _compact(view) if style == "compact" else _full(view, previous)
+    if style == "compact":
+        return _compact(view)
+    return _short(view, previous) if style == "short" else _full(view, previous)
 
 
 def render_end(messages: tuple[str, ...], outcome: Outcome, view: View, style: str) -> str:
@@ -50,6 +54,8 @@ def render_end(messages: tuple[str, ...], outcome: Outcome, view: View, style: s
     if style == "compact":
         message = _message_words(tuple(kept), view)
         return " ".join([*message, *(["."] if message else []), *_words(end), "."])
+    if style == "short":
+        return " ".join([*_short_messages(tuple(kept), view), end])
     return " ".join([_sentences(tuple(kept)), end]).strip()
 
 
@@ -96,13 +102,13 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower().replace("'", ""))
 
 
-def _message_words(messages: tuple[str, ...], view: View) -> list[str]:
-    """At most 12 words of the messages, names of things replaced by their canonical nouns."""
+def _plain_messages(messages: tuple[str, ...], view: View) -> list[str]:
+    """The messages that nothing else says, names of things replaced by their canonical nouns."""
     names = sorted(
         {(t.name, t.noun) for t in (*view.here, *view.items) if t.name != t.noun and t.name},
         key=lambda pair: -len(pair[0]),
     )
-    out: list[str] = []
+    plain = []
     for message in messages:
         if _SAID_ELSEWHERE.search(message):
             continue
@@ -110,6 +116,14 @@ def _message_words(messages: tuple[str, ...], view: View) -> list[str]:
         for name, noun in names:
             message = re.sub(rf"\ban {re.escape(name)}\b", f"a {noun}", message)
             message = re.sub(rf"\b{re.escape(name)}\b", noun, message)
+        plain.append(message)
+    return plain
+
+
+def _message_words(messages: tuple[str, ...], view: View) -> list[str]:
+    """At most 12 words of the messages."""
+    out: list[str] = []
+    for message in _plain_messages(messages, view):
         words = _words(message)
         if out and words:
             out.append(".")
@@ -170,6 +184,74 @@ def _compact(view: View) -> str:
     if view.hp * 3 < view.max_hp:
         parts.append("hp low")
     return " . ".join(parts) + " ."
+
+
+# --- short ---
+
+# Verbs whose use a player may not think of; moves go without saying.
+_OFFERED = "pickup, drop, eat, quaff, read, wield, wear, puton, zap, apply, kick, pray, search, down"
+_SHORT_NAMES = {"stairs": "staircase down", "upstairs": "staircase up"}
+_VOWEL = re.compile(r"\b[aA](?= [aeiou])")
+_PLURALS = ("boots", "shoes", "gloves", "gauntlets", "lenses", "glasses", "lava", "water")
+
+
+def _short(view: View, previous: View | None) -> str:
+    """The first observation also says which verbs there are. The way back up is of no use in any
+    game: it is left out where the hero does not stand on it.
+    """
+    parts = _short_messages(view.notes or view.messages, view)
+    if view.floating:
+        parts.append("You are floating.")
+    if view.here:
+        parts.append(f"You stand on {_listed([_with_article(t.noun) for t in view.here[:3]])}.")
+    seen = [
+        f"{_with_article(thing.noun)} {offset_words(view.position, thing.position)}"
+        for thing in [t for t in notable(view) if t.noun != "upstairs"][:_NEAREST]
+    ]
+    if seen:
+        parts.append(f"You see {_listed(seen)}.")
+    x, y = view.position
+    walls = [
+        word
+        for word, (dx, dy) in DIRECTIONS.items()
+        if not (dx and dy) and ((t := view.cell((x + dx, y + dy))) is None or t.kind == "wall")
+    ]
+    if walls:
+        parts.append(f"Walls: {', '.join(walls)}.")
+    gained = [_with_article(item.noun) for item in view.items if item.gained]
+    if gained:
+        parts.append(f"You carry {_listed(gained)}.")
+    if view.hp * 3 < view.max_hp:
+        parts.append("You are badly hurt.")
+    if previous is None:
+        parts.append(f"Verbs: {_OFFERED}.")
+    return " ".join(parts)
+
+
+def _short_messages(messages: tuple[str, ...], view: View) -> list[str]:
+    """The messages as sentences, of at most 24 words together."""
+    said = [
+        _VOWEL.sub(lambda found: f"{found[0]}n", message)
+        for message in _plain_messages(messages, view)
+        if message.strip() and not message.startswith("You see here")
+    ]
+    text = _sentences(tuple(said))
+    words = text.split()
+    if len(words) > _SHORT_WORDS:
+        text = " ".join(words[:_SHORT_WORDS]).rstrip(".,:;") + " ..."
+    return [text[0].upper() + text[1:]] if text else []
+
+
+def _with_article(noun: str) -> str:
+    name = _SHORT_NAMES.get(noun, noun)
+    if noun in _PLURALS:
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _listed(names: list[str]) -> str:
+    """ "an apple, a sink and a wand"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 # --- full ---

@@ -30,7 +30,7 @@ class Demonstration:
 
 
 def _prompt(best: Trajectory, place: Place) -> str | None:
-    full = place.reflection.style == "full"
+    full = place.reflection.style != "compact"
     limit = place.reflection.max_prompt_tokens
     for start in range(len(best.turns)):
         turns = best.turns[start:]

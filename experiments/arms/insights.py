@@ -204,7 +204,7 @@ def _kept(insights: Sequence[Insight], place: Place) -> list[Insight]:
 
 def _prompt(insights: Sequence[Insight], place: Place) -> str:
     first, texts = place.task.initial_prompt, [insight.text for insight in insights]
-    if place.reflection.style != "full":
+    if place.reflection.style == "compact":
         return compact_text(" ".join([first, *texts]))
     if not texts:
         return first
@@ -222,7 +222,7 @@ def _summary(found: Changed) -> str:
 
 def _ours(episodes: str, insights: Sequence[Insight], style: str) -> list[Message]:
     """The question, of the text that shows the episodes in the reflector's usual one."""
-    if style != "full":
+    if style == "compact":
         texts = [f"insight : {one.text}" for one in insights]
         return [
             Message(role="system", content="reflect"),

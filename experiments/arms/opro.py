@@ -89,7 +89,7 @@ def opro_question(
     Raises:
       ValueError: not even the question without any prompt fits.
     """
-    build = _full if config.style == "full" else _compact
+    build = _full if config.style != "compact" else _compact
     for left_out in range(max(0, len(tried) - _SHOWN), len(tried) + 1):
         messages = build(tried[left_out:])
         if (size := count_tokens(messages)) <= config.max_context_tokens:

@@ -59,7 +59,7 @@ class Generic:
 def generic_prompt(place: Place, num_tokens: int) -> str:
     """The first prompt, and phrases behind it while all have at most so many tokens."""
     prompt = place.task.initial_prompt
-    phrases = _GENERIC if place.reflection.style == "full" else _GENERIC_COMPACT
+    phrases = _GENERIC if place.reflection.style != "compact" else _GENERIC_COMPACT
     for phrase in itertools.cycle(phrases):
         longer = f"{prompt} {phrase}"
         if place.num_tokens(longer) > num_tokens:

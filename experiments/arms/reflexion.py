@@ -42,7 +42,7 @@ class Reflexion:
 
 def _prompt(findings: Sequence[str], place: Place) -> str:
     first = place.task.initial_prompt
-    if place.reflection.style != "full":
+    if place.reflection.style == "compact":
         return " ".join([first, *findings])
     memory = ["What you found out in earlier games:", *(f"- {text}" for text in findings)]
     return "\n\n".join([first, "\n".join(memory)])

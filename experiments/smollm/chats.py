@@ -1,0 +1,250 @@
+"""Chats that the adapters are taught with (`ictjax sft`), made of scripted play.
+
+The actor's teach obedience: the same kind of screen comes under a lesson that is right, one that
+pairs the thing with a wrong verb (and a player who follows it to the letter), and lessons about
+other things only (and a novice who fails). In half of the chats the things are renamed throughout,
+so that remembering which verb suits which thing never pays.
+
+The reflector's teach form, never what is right: episodes of training families, often with things
+and verbs renamed, and a reply that names a thing which was there and pairs it with any verb that was
+offered. Nothing of a held-out family occurs in them.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from envs import prompts
+from envs.api import GameId, Outcome
+from experiments.pocket.data import PlayedGame, PlayedTurn
+from experiments.pocket.lessons import Lesson
+from experiments.smollm.lessons import (
+    HEADERS,
+    HELDOUT_THINGS,
+    HELDOUT_VERBS,
+    LESSONS,
+    NOUNS,
+    OTHER_VERBS,
+    TRAIN_LESSONS,
+    VERBS,
+    build_prompt,
+    plain_wording,
+    random_lesson,
+    word_lesson,
+)
+from ictjax.config import ReflectorConfig
+from ictjax.records import Context, Message, Trajectory, Turn
+from ictjax.reflector import reflector_messages
+
+Chat = dict[str, Any]  # {"messages": [{"role": ..., "content": ...}, ...]}
+_THINGS = tuple(lesson.thing for lesson in LESSONS.values())
+_VERB_LIST = re.compile(r"Verbs: ([^.]*)\.")
+
+
+def rename(text: str, renaming: Mapping[str, str]) -> str:
+    """A text with things renamed, and their articles with them."""
+    for old, new in renaming.items():
+        text = re.sub(
+            rf"\b(an?|An?) {re.escape(old)}\b",
+            lambda found, new=new: f"{found[1][0]}{'n' if new[0] in 'aeiou' else ''} {new}",
+            text,
+        )
+        text = re.sub(rf"\b{re.escape(old)}\b", new, text)
+    return text
+
+
+def reply(turn: PlayedTurn) -> str:
+    """What the actor answers."""
+    return f"Thought: {turn.thought}\nAction: {turn.action}"
+
+
+def _things_in(turns: Sequence[PlayedTurn]) -> list[str]:
+    text = " ".join(turn.observation for turn in turns)
+    return [thing for thing in _THINGS if re.search(rf"\b{re.escape(thing)}\b", text)]
+
+
+class ActorChats:
+    """Draws chats for the actor. The same games, seed and calls give the same chats."""
+
+    def __init__(self, games: Sequence[PlayedGame], *, seed: int):
+        self._by_family: dict[str, list[PlayedGame]] = {}
+        for game in games:
+            self._by_family.setdefault(game.family, []).append(game)
+        self._rng = random.Random(seed)
+
+    def draw(self) -> Chat:
+        """One chat: the first turns of an episode, or a drill of one to four single turns of other
+        games, whose replies must each search the prompt anew.
+        """
+        rng = self._rng
+        families = sorted(self._by_family)
+        if rng.random() < 0.3:
+            game = rng.choice(self._by_family[rng.choice(families)])
+            return self._chat([(game, game.turns[: rng.choice((3, 5, 7))])])
+        parts = []
+        for family in rng.sample(families, rng.randint(1, 4)):
+            game = rng.choice(self._by_family[family])
+            kinds: dict[bool, list[PlayedTurn]] = {}
+            for turn in game.turns:
+                kinds.setdefault(_walks(turn.action), []).append(turn)
+            parts.append((game, [rng.choice(kinds[rng.choice(sorted(kinds))])]))
+        return self._chat(parts)
+
+    def _chat(self, parts: Sequence[tuple[PlayedGame, Sequence[PlayedTurn]]]) -> Chat:
+        rng = self._rng
+        present = _things_in([turn for _, turns in parts for turn in turns])
+        renaming: dict[str, str] = {}
+        if rng.random() < 0.5:
+            renaming = dict(zip(present, rng.sample(NOUNS, len(present)), strict=True))
+        known = [
+            dataclasses.replace(lesson, thing=renaming.get(lesson.thing, lesson.thing))
+            for game, _ in parts
+            if (lesson := game.lesson) is not None
+        ]
+        taken = {*present, *renaming.values()}
+        others = [
+            self._other(taken) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))
+        ]
+        sentences = [word_lesson(lesson, rng) for lesson in (*known, *others)]
+        if sentences:
+            prompt = build_prompt(sentences, rng)
+        else:
+            prompt = rng.choice((prompts.MINIHACK["short"], *HEADERS[:-1]))
+        messages = [{"role": "system", "content": prompt}]
+        for _, turns in parts:
+            for turn in turns:
+                messages.append({"role": "user", "content": rename(turn.observation, renaming)})
+                messages.append({"role": "assistant", "content": rename(reply(turn), renaming)})
+        return {"messages": messages}
+
+    def _other(self, taken: set[str]) -> Lesson:
+        """A lesson about something that is not there: a right one or, as often, one of random
+        parts.
+        """
+        rng = self._rng
+        absent = [lesson for lesson in LESSONS.values() if lesson.thing not in taken]
+        if absent and rng.random() < 0.5:
+            return rng.choice(absent)
+        return random_lesson([noun for noun in NOUNS if noun not in taken], rng)
+
+
+def _walks(action: str) -> bool:
+    return " " not in action and action.endswith(("north", "south", "east", "west"))
+
+
+_FINDINGS = (
+    "The player saw the {t} and did not use it well. The action {v} was not tried.",
+    "The {t} was there, but nothing came of it. It may need {v}.",
+    "What matters is the {t}. The player should try to {v}.",
+    "The player came to the {t} and then only searched, without {v}.",
+)
+
+
+class ReflectorChats:
+    """Draws contexts of scripted play of training families, with replies in the reflector's form.
+    The same games, seed and calls give the same chats.
+
+    Raises ValueError for a game of another family.
+    """
+
+    def __init__(self, games: Sequence[PlayedGame], config: ReflectorConfig, *, seed: int):
+        self._games: dict[str, dict[str, list[PlayedGame]]] = {}
+        for game in games:
+            if game.family not in TRAIN_LESSONS:
+                raise ValueError(
+                    f"{game.family} is no training family: the reflector is taught with games of"
+                    f" {', '.join(TRAIN_LESSONS)} only."
+                )
+            kinds = self._games.setdefault(game.family, {"novice": [], "wrong": []})
+            if game.lesson is None:
+                kinds["novice"].append(game)
+            elif not game.success and game.lesson.verb not in HELDOUT_VERBS:
+                kinds["wrong"].append(game)
+        self._config = config
+        self._rng = random.Random(seed)
+
+    def draw(self, num_games: int) -> Chat:
+        """One chat: a question about episodes of a family, and a reply to it."""
+        rng = self._rng
+        family = rng.choice(sorted(self._games))
+        kinds = self._games[family]
+        wrong = bool(kinds["wrong"]) and rng.random() < 0.35
+        if wrong:
+            first = rng.choice(kinds["wrong"])
+            games = [game for game in kinds["wrong"] if game.lesson == first.lesson]
+            prompt = f"{HEADERS[1]} {plain_wording(first.lesson, rng)}" if first.lesson else ""
+        else:
+            games = kinds["novice"]
+            elsewhere = [lesson for name, lesson in TRAIN_LESSONS.items() if name != family]
+            prompt = prompts.MINIHACK["short"]
+            if rng.random() < 0.3:
+                prompt = f"{HEADERS[1]} {plain_wording(rng.choice(elsewhere), rng)}"
+        games = rng.sample(games, min(num_games, len(games)))
+        right = TRAIN_LESSONS[family]
+        known = [verb for verb in VERBS if verb not in HELDOUT_VERBS]
+        verbs = rng.sample((*known, *OTHER_VERBS), 14)
+        renaming = {}
+        if right.manner == "take" and rng.random() < 0.7:
+            renaming[right.thing] = rng.choice(NOUNS)
+        lesson = Lesson(
+            thing=renaming.get(right.thing, right.thing),
+            manner=right.manner,
+            verb=rng.choice(verbs),
+        )
+        offered = f"Verbs: {', '.join(verbs)}."
+        context = Context(
+            loop=0,
+            meta_turn=0,
+            family=family,
+            system_prompt=rename(prompt, renaming),
+            trajectories=tuple(_trajectory(game, prompt, renaming, offered) for game in games),
+        )
+        messages = reflector_messages(context, self._config, _rough_count)
+        finding = rng.choice(_FINDINGS).format(t=lesson.thing, v=lesson.verb)
+        told = f"{HEADERS[1]} {plain_wording(lesson, rng)}"
+        reply = f"ANALYSIS: {finding}\nIMPROVED PROMPT: {told}"
+        return {
+            "messages": [
+                *({"role": message.role, "content": message.content} for message in messages),
+                {"role": "assistant", "content": reply},
+            ]
+        }
+
+
+def _rough_count(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages) // 4
+
+
+def _trajectory(
+    game: PlayedGame, prompt: str, renaming: Mapping[str, str], offered: str
+) -> Trajectory:
+    def renamed(text: str) -> str:
+        return _VERB_LIST.sub(offered, rename(text, renaming))
+
+    return Trajectory(
+        game=GameId(env="minihack", family=game.family, key=game.key),
+        system_prompt=rename(prompt, renaming),
+        turns=tuple(
+            Turn(
+                observation=renamed(turn.observation),
+                actions=(),
+                reply=renamed(reply(turn)),
+                thought=renamed(turn.thought),
+                action=renamed(turn.action),
+                reward=0.0,
+            )
+            for turn in game.turns
+        ),
+        outcome=Outcome.SUCCESS if game.success else Outcome.STEP_LIMIT,
+        final_observation=renamed(game.final_observation),
+        state_hash="",
+    )
+
+
+def mentions_held_out(chat: Chat) -> list[str]:
+    """Words of held-out lessons that a chat holds: things and verbs."""
+    text = " ".join(message["content"].lower() for message in chat["messages"])
+    words = [*HELDOUT_THINGS, *HELDOUT_VERBS, "put on"]
+    return [word for word in words if re.search(rf"\b{word}\b", text)]

@@ -1,0 +1,203 @@
+"""Lessons about MiniHack in English, and the system prompts made of them.
+
+The families were split before any training. No thing and no verb of a lesson of a held-out family
+occurs in a lesson of a training family.
+"""
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from envs import prompts
+from experiments.pocket.lessons import EQUIVALENT_VERBS, OTHER_NOUNS, Lesson
+
+TRAIN_LESSONS: Mapping[str, Lesson] = MappingProxyType(
+    {
+        "eat": Lesson(thing="apple", manner="take", verb="eat"),
+        "wield": Lesson(thing="dagger", manner="take", verb="wield"),
+        "zap": Lesson(thing="wand", manner="take", verb="zap"),
+        "freeze_horn": Lesson(thing="horn", manner="take", verb="apply"),
+        "pray": Lesson(thing="altar", manner="on", verb="pray"),
+        "locked_door": Lesson(thing="door", manner="next", verb="kick"),
+        "room_random": Lesson(thing="staircase down", manner="on", verb="down"),
+    }
+)
+HELDOUT_LESSONS: Mapping[str, Lesson] = MappingProxyType(
+    {
+        "wear": Lesson(thing="robe", manner="take", verb="wear"),
+        "puton": Lesson(thing="amulet", manner="take", verb="puton"),
+        "read": Lesson(thing="scroll", manner="take", verb="read"),
+        "levitate_potion": Lesson(thing="potion", manner="take", verb="quaff"),
+    }
+)
+LESSONS: Mapping[str, Lesson] = MappingProxyType({**TRAIN_LESSONS, **HELDOUT_LESSONS})
+
+VERBS: tuple[str, ...] = (
+    "eat",
+    "wield",
+    "wear",
+    "puton",
+    "zap",
+    "read",
+    "pray",
+    "quaff",
+    "kick",
+    "apply",
+    "drop",
+    "search",
+    "down",
+)
+HELDOUT_VERBS: tuple[str, ...] = tuple(lesson.verb for lesson in HELDOUT_LESSONS.values())
+HELDOUT_THINGS: tuple[str, ...] = tuple(lesson.thing for lesson in HELDOUT_LESSONS.values())
+# Of no game: what the reflector is taught to choose among, beside the verbs of training families.
+OTHER_VERBS: tuple[str, ...] = (
+    "bend break burn carve clean climb count crush dig fold fill fix hang hide lift light lock mix"
+    " open paint peel play polish press pull push roll rub shake sharpen sing sit smell spin"
+    " squeeze stretch tap taste throw tie touch turn twist wash wave whistle wipe"
+).split()
+NOUNS: tuple[str, ...] = tuple(
+    noun for noun in OTHER_NOUNS if noun not in ("horn", "mug", "boots", "cloak", "rod")
+)
+
+# {t} is the thing, {v} the verb, {i} the verb and "it"
+_WORDINGS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "on": (
+            "When you see the {t}, step onto it and {v}.",
+            "Walk to the {t}, then {v}.",
+            "{v} while you stand on the {t}.",
+            "Stand on the {t} and {v}.",
+            "Go to the {t} and {v} there.",
+            "To win, step onto the {t}, then {v}.",
+            "The {t} is what matters: stand on it and use the action {v}.",
+            "If there is a {t}, walk onto it and use {v}.",
+            "First reach the {t}. After that, {v}.",
+            "Use {v} when you are on the {t}.",
+            "On the {t} you should {v}.",
+            "Remember to {v} once you stand on the {t}.",
+            "Do not search; go onto the {t} and {v}.",
+            "The goal is to {v} on the {t}.",
+        ),
+        "take": (
+            "When you see the {t}, pick it up and {i}.",
+            "Pick up the {t}, then {i}.",
+            "{v} the {t} after you pick it up.",
+            "Take the {t} and {i}.",
+            "Grab the {t} and {i}.",
+            "To win, pick up the {t}, then {i}.",
+            "The {t} is what matters: take it and use the action {v}.",
+            "If there is a {t}, pick it up and use {v}.",
+            "First take the {t}. After that, {i}.",
+            "Use {v} with the {t} that you picked up.",
+            "Once you have the {t} you should {i}.",
+            "Remember to {v} the {t} once you carry it.",
+            "Do not search; take the {t} and {i}.",
+            "The goal is to {v} the {t} that you find.",
+        ),
+        "next": (
+            "When you see the {t}, stand next to it and {i}.",
+            "Walk up next to the {t}, then {i}.",
+            "{v} the {t} while you stand next to it.",
+            "Stand next to the {t} and {i}.",
+            "Go next to the {t} and {i}.",
+            "To win, stand next to the {t}, then {i}.",
+            "The {t} is what matters: stay next to it and use the action {v}.",
+            "If there is a {t}, go next to it and use {v}.",
+            "First get next to the {t}. After that, {i}.",
+            "Use {v} on the {t} next to you.",
+            "Next to the {t} you should {i}.",
+            "Remember to {v} the {t} once you are next to it.",
+            "Do not search; walk up beside the {t} and {i}.",
+            "The goal is to {v} the {t} from the square next to it.",
+        ),
+    }
+)
+_HELD_OUT_WORDINGS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "on": (
+            "Never leave before you stand on the {t}: there you must {v}.",
+            "A wise player walks over to the {t} and will {v} right there.",
+            "Only {v} works, and only on top of the {t}.",
+            "Head for the {t}; {v} is what ends the game.",
+        ),
+        "take": (
+            "Never leave before you hold the {t}: then you must {i}.",
+            "A wise player collects the {t} and will {i} at once.",
+            "Only {v} works, and only with the {t} in your pack.",
+            "Get hold of the {t}; {v} is what ends the game.",
+        ),
+        "next": (
+            "Never leave before you reach the side of the {t}: there you must {i}.",
+            "A wise player stops beside the {t} and will {i} at once.",
+            "Only {v} works, and only from beside the {t}.",
+            "Move up to the {t}; {v} is what opens the way.",
+        ),
+    }
+)
+HEADERS: Sequence[str] = (
+    prompts.MINIHACK["short"],
+    "You play short NetHack games.",
+    "You are a player of NetHack.",
+    "Play NetHack and win.",
+    "You explore a small room in a text game.",
+    "",
+)
+_CLOSERS: Sequence[str] = ("Think, then act.", "Good luck.", "Act now.", "", "", "")
+_THOUGHTS: Mapping[str, str] = MappingProxyType(
+    {
+        "on": "The {t}: stand on it, then {v}.",
+        "take": "The {t}: pick it up, then {v}.",
+        "next": "The {t}: stand next to it, then {v}.",
+    }
+)
+
+
+def thought(lesson: Lesson) -> str:
+    """What a player thinks who follows a lesson."""
+    return _THOUGHTS[lesson.manner].format(t=lesson.thing, v=lesson.verb)
+
+
+def word_lesson(lesson: Lesson, rng: random.Random, *, held_out: bool = False) -> str:
+    """One sentence for a lesson, its wording drawn from those of training or the held-out ones."""
+    return _say(rng.choice((_HELD_OUT_WORDINGS if held_out else _WORDINGS)[lesson.manner]), lesson)
+
+
+def plain_wording(lesson: Lesson, rng: random.Random) -> str:
+    """One of the few wordings that the reflector is taught."""
+    return _say(rng.choice(_WORDINGS[lesson.manner][:4]), lesson)
+
+
+def _say(wording: str, lesson: Lesson) -> str:
+    verb = "put on" if lesson.verb == "puton" else lesson.verb
+    with_it = "put it on" if lesson.verb == "puton" else f"{lesson.verb} it"
+    text = wording.format(t=lesson.thing, v=verb, i=with_it)
+    return text[0].upper() + text[1:]
+
+
+def build_prompt(sentences: Sequence[str], rng: random.Random) -> str:
+    """A system prompt of lesson sentences, shuffled, in one paragraph or as a list, between a drawn
+    header and a drawn closing remark.
+    """
+    sentences = rng.sample(list(sentences), len(sentences))
+    header, closer = rng.choice(HEADERS), rng.choice(_CLOSERS)
+    if len(sentences) > 1 and rng.random() < 0.3:
+        return "\n".join(filter(None, (header, *(f"- {text}" for text in sentences), closer)))
+    return " ".join(filter(None, (header, *sentences, closer)))
+
+
+def random_lesson(things: Sequence[str], rng: random.Random) -> Lesson:
+    """A lesson about one of `things` with a manner and a verb drawn at random: true only by
+    chance.
+    """
+    return Lesson(
+        thing=rng.choice(things), manner=rng.choice(("on", "take", "next")), verb=rng.choice(VERBS)
+    )
+
+
+def misleading_lesson(right: Lesson, rng: random.Random) -> Lesson:
+    """The right thing and manner with a wrong verb that the game does not accept in place of the
+    right one.
+    """
+    fine = {right.verb, *EQUIVALENT_VERBS.get(right, ())}
+    return dataclasses.replace(right, verb=rng.choice([v for v in VERBS if v not in fine]))
