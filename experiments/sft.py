@@ -114,7 +114,8 @@ def train_on_chats(args: SftArgs, console: Console) -> None:
             f" tokens, {len(data.held_out)} held out.",
             soft_wrap=True,
         )
-        run = _open(args, role, model, len(plan))
+        most = max(_most_targets(args, data.train, plan), _most_targets(args, data.held_out))
+        run = _open(args, role, model, len(plan), most)
         check_space(args.out / "checkpoints", run.shapes, 2)
         if done:
             state, _ = checkpointer.restore(done, run.shapes)
@@ -291,8 +292,27 @@ class _Run(NamedTuple):
         return loss
 
 
-def _open(args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, steps: int) -> _Run:
-    """Reads the frozen weights, and builds the update."""
+def _most_targets(
+    args: SftArgs, chats: Sequence[Chat], plan: Sequence[Sequence[Sequence[int]]] | None = None
+) -> int:
+    """The most tokens of replies that a row holds, of a plan or of all chats in order, rounded up
+    to a multiple of 64. Logits are computed for as many positions of every row.
+    """
+    if plan is None:
+        lengths = [len(chat.ids) for chat in chats]
+        plan = list(in_rows(lengths, range(len(chats)), args.rows, args.row_tokens))
+    rows = (sum(chats[number].num_targets for number in row) for part in plan for row in part)
+    return min(-(-max(rows, default=0) // 64) * 64, args.row_tokens)
+
+
+def _open(
+    args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, steps: int, most_targets: int
+) -> _Run:
+    """Reads the frozen weights, and builds the update.
+
+    Args:
+      most_targets: tokens of replies in a row.
+    """
     mesh = open_mesh(role.mesh)
     optimizer = OptimizerConfig(
         learning_rate=args.learning_rate,
@@ -327,7 +347,7 @@ def _open(args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, steps: int
         sizes=BatchConfig(
             num_rows=args.rows,
             token_buckets=(args.row_tokens,),
-            response_buckets=(args.row_tokens,),
+            response_buckets=(most_targets,),
         ),
         shapes=shapes,
         base=base,
