@@ -21,6 +21,7 @@ from experiments.arms import arm_named, check_arms
 from experiments.command import unknown
 from experiments.commands.evaluate import main
 from experiments.console import LiveProgress, counting_bar
+from experiments.contents import content_hashes
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import (
     FamilyGames,
@@ -31,7 +32,7 @@ from experiments.evaluation_games import (
 )
 from experiments.evaluation_parts import Evaluator, PartKey, evaluation_key, part_keys
 from experiments.evaluation_results import FORMAT
-from experiments.limits import check_limits, check_meshes, local_roles
+from experiments.limits import check_limits, check_meshes
 from experiments.manifest import describe_games, games_sha256
 from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
@@ -40,7 +41,6 @@ from experiments.protocol import last_prompts
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
 from experiments.summary import summarise
 from ictjax.hosts import these_hosts
-from ictjax.models.hf import content_hash
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
 from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig, to_dict
@@ -152,7 +152,7 @@ def evaluate(
         "games_sha256": games["games_sha256"],
         "games_per_context": played.meta.games_per_context,
         # whoever has no folder has a name at an endpoint
-        "models": {"actor": config.actor.model, **_models(played)},
+        "models": {"actor": config.actor.model, **content_hashes(played)},
     }
     hosts, run_dirs = these_hosts(), [run_dir, *others]
     step, newest = _steps(run_dirs, played, name, step)
@@ -386,8 +386,9 @@ def changed_since(
     manifest = read_manifest(run_dir)
     known = manifest.get("models", {})
     found = [
-        f"the {name}'s model (its files differ)"
-        for name, content in _models(in_folders(config)).items()
+        f"the {role}'s {field or 'model'} (its files differ)"
+        for name, content in content_hashes(in_folders(config)).items()
+        for role, _, field in [name.partition(" ")]
         if known.get(name, content) != content
     ]
     before = manifest.get("games_sha256")
@@ -396,11 +397,6 @@ def changed_since(
             f"the games of {task.environment.name!r} (a download or a package has changed)"
         )
     return found
-
-
-def _models(folders: TrainConfig) -> dict[str, str]:
-    """The hash of every model that is computed here, by role."""
-    return {name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)}
 
 
 def _what_is_played(task: TaskConfig) -> dict[str, Any]:

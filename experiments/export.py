@@ -39,7 +39,8 @@ def export(args: ExportArgs) -> int:
     )
     with _filled(args.out):
         if args.adapter:
-            save_adapter(args.out, model, lora, trained, base=config.reflector.model)
+            dtype = "bfloat16" if args.dtype == "bfloat16" else "float32"
+            save_adapter(args.out, model, lora, trained, base=config.reflector.model, dtype=dtype)
             return step
         if lora.rank:
             trained = merge(lora, load_checkpoint(base)[1], trained)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from experiments.commands.generate import GenerateArgs, main
 from experiments.console import reading_bar
 from experiments.memory import check_fits, sampler_uses
-from experiments.presets import model_folder
+from experiments.presets import adapter_folder, model_folder
 from ictjax import keys
 from ictjax.chat import (
     ChatTokenizer,
@@ -123,7 +123,7 @@ def generate(
         _, params = load_checkpoint(folder, dtype=model.param_dtype, progress=progress)
     params = sampling_weights(model, params, consume=True)
     if args.adapter is not None:
-        lora, adapter = load_adapter(args.adapter, model)
+        lora, adapter = load_adapter(adapter_folder(str(args.adapter), "--adapter"), model)
         params = with_adapter(lora, params, adapter)
     with Sampler(
         model,

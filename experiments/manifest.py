@@ -79,7 +79,7 @@ def make_manifest(
     Args:
       preset: what the configuration started from, where known.
       devices: that the run is on.
-      models: the hash of every model that is computed here, by role.
+      models: see `contents.content_hashes`.
       attention: the implementation that the update uses.
       sampling: that of every sampler, by role.
     """

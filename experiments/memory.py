@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from experiments.limits import local_roles
-from experiments.shapes import model_shape
-from ictjax.config import AXES, MeshConfig, SamplerConfig
+from experiments.shapes import adapter_shape, model_shape
+from ictjax.config import AXES, LoraConfig, MeshConfig, SamplerConfig
 from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_specs
 from ictjax.models import lora, transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
-from ictjax.run_config import TrainConfig
+from ictjax.run_config import RoleConfig, TrainConfig
 
 Kind = Literal["weights", "optimizer", "cache"]
 
@@ -68,8 +68,10 @@ def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
             config.actor.mesh,
             RULES,
         )
+        yield from _adapter("adapter of the actor", config.actor, "actor weights")
     if referenced and not shared:
         yield _weights(", ".join(roles), "weights", frozen_parts, frozen, axes, mesh, RULES)
+    yield from _adapter("adapter that the reflector starts from", config.reflector, "base")
     moments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.optimizer.moments), trained
     )
@@ -95,10 +97,25 @@ def trained_shapes(config: TrainConfig, reflector: ModelConfig) -> tuple[Any, An
     """Shapes of what is trained, and their axes."""
     adapter = config.reflector.lora
     if adapter.rank:
-        shapes = jax.eval_shape(lambda: lora.init_adapter(reflector, adapter, jax.random.key(0)))
-        return shapes, lora.adapter_axes(adapter)
+        return _factors(reflector, adapter), lora.adapter_axes(adapter)
     float32 = transformer.abstract_params(reflector.with_param_dtype("float32"))
     return float32, transformer.param_axes(reflector)
+
+
+def _factors(model: ModelConfig, adapter: LoraConfig) -> Any:
+    return jax.eval_shape(lambda: lora.init_adapter(model, adapter, jax.random.key(0)))
+
+
+def _adapter(what: str, role: RoleConfig, part: str) -> Iterator[Use]:
+    """The adapter that a role has, as it samples; nothing where it has none."""
+    if (adapter := adapter_shape(role)) is not None:
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, role.dtype),
+            _factors(model_shape(role), adapter),
+        )
+        yield _weights(
+            what, "weights", {part}, shapes, lora.adapter_axes(adapter), role.mesh, RULES
+        )
 
 
 def check_memory(config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ from experiments.machines import Chip
 from experiments.memory import Use, uses
 from experiments.plan_changes import Change
 from experiments.plan_programs import Program, num_programs, run_programs
+from experiments.presets import with_adapters_in_folders
 from experiments.shapes import config_folder
 from ictjax.players import check_language
 from ictjax.run_config import TrainConfig
@@ -117,7 +118,7 @@ class Planner:
         check_limits(config)
         folders = [config_folder(role.model) for role in (config.actor, config.reflector)]
         if None not in folders and not config.actor.endpoint.url:  # their small files are here
-            check_language(config.with_models(*map(str, folders)))
+            check_language(with_adapters_in_folders(config.with_models(*map(str, folders))))
         kept = tuple(uses(config))
         works = {one.phase: one for one in work(config, assumed)}
         phases = []

@@ -76,7 +76,8 @@ def _microbatches(config: TrainConfig, devices: int) -> _Made:
 def _rank(config: TrainConfig, devices: int) -> _Made:
     del devices
     now = config.reflector.lora.rank
-    for rank in (64, 16, 8):
+    # what is trained from an adapter has its rank
+    for rank in () if config.reflector.adapter else (64, 16, 8):
         if now == 0 or rank < now:
             yield (
                 f"--reflector.lora.rank {rank}",

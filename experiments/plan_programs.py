@@ -13,7 +13,7 @@ from jax.stages import Lowered
 
 from experiments.limits import local_roles
 from experiments.memory import trained_shapes
-from experiments.shapes import model_shape
+from experiments.shapes import adapter_shape, model_shape
 from ictjax.batch import blank
 from ictjax.config import MeshConfig, SamplerConfig
 from ictjax.learner import (
@@ -76,7 +76,7 @@ def run_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator
     for name, role, sizes in local_roles(config):
         model = model_shape(role)
         mesh = mesh_on(devices, role.mesh)
-        lora = config.reflector.lora if name == "reflector" else None
+        lora = config.reflector.lora if name == "reflector" else adapter_shape(role)
         full = name == "reflector" and not config.reflector.lora.rank
         held = frozenset({f"{name} weights", f"{name} cache"})
         for phase, shape in _largest(sizes):
@@ -200,7 +200,7 @@ def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Ite
         step = make_update(
             functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
         )
-        base = sampling_shapes(model, mesh) if referenced else None
+        base = sampling_shapes(model, mesh, adapter_shape(role)) if referenced else None
         rows = NamedSharding(mesh, BATCH)
         batch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
@@ -217,6 +217,7 @@ def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Ite
             model,
             role.mesh,
             role.lora,
+            bool(role.adapter),
             config.grpo,
             dataclasses.replace(config.whole_optimizer, learning_rate=1.0),
             config.learner,

@@ -21,7 +21,7 @@ from envs.registry import initial_prompt
 from envs.stopping import check, unwinding, waiting_for_key
 from experiments.commands.play import PlayArgs, PlaySetting, main
 from experiments.memory import check_fits, weights_use
-from experiments.presets import model_folder
+from experiments.presets import adapter_folder, model_folder
 from ictjax import keys
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.manners import check_words
@@ -276,7 +276,8 @@ def _speaker(actor: ActorConfig) -> Speaker:
             [weights_use("weights", read_config(folder))],
             "Name a smaller model, or free memory.",
         )
-    return open_model(folder, num_conversations=1)
+    adapter = adapter_folder(actor.adapter, "--adapter")
+    return open_model(folder, num_conversations=1, adapter=adapter)
 
 
 def read_prompt(text: str, otherwise: str) -> str:

@@ -335,8 +335,12 @@ def shipped_folder(name: str) -> pathlib.Path | None:
     """The folder of a model that is on this machine: the path as given, or below the repository;
     None where neither holds a config.json.
     """
+    return _shipped(name, "config.json")
+
+
+def _shipped(name: str, file: str) -> pathlib.Path | None:
     folders = (pathlib.Path(name), _ROOT / name)
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return next((folder for folder in folders if (folder / file).is_file()), None)
 
 
 def check_model(name: str, flag: str = "") -> None:
@@ -364,10 +368,40 @@ def model_folder(name: str, flag: str = "") -> str:
     return str(local_folder(name) if folder is None else folder)
 
 
+def adapter_folder(name: str, flag: str) -> str:
+    """Where an adapter is: the path as given, or below the repository for those that ship with it;
+    nothing for nothing.
+
+    Args:
+      flag: what names it on the command line.
+
+    Raises:
+      ValueError: neither holds an adapter.
+    """
+    folder = _shipped(name, "adapter_config.json") if name else None
+    if name and folder is None:
+        raise ValueError(
+            f"No adapter in {name!r} (adapter_config.json is missing): name a folder with a LoRA"
+            f" adapter in PEFT's format with {flag}."
+        )
+    return str(folder or "")
+
+
 def in_folders(config: TrainConfig) -> TrainConfig:
-    """The same run with its models by their folders; an actor at an endpoint keeps its name."""
+    """The same run with its models and adapters by their folders; an actor at an endpoint keeps its
+    name. Raises ValueError as `model_folder` and `adapter_folder`.
+    """
     actor = config.actor.model if config.actor.endpoint.url else model_folder(config.actor.model)
-    return config.with_models(actor, model_folder(config.reflector.model))
+    with_models = config.with_models(actor, model_folder(config.reflector.model))
+    return with_adapters_in_folders(with_models)
+
+
+def with_adapters_in_folders(config: TrainConfig) -> TrainConfig:
+    """The same run with its adapters by their folders. Raises ValueError as `adapter_folder`."""
+    return config.with_adapters(
+        adapter_folder(config.actor.adapter, "--actor.adapter"),
+        adapter_folder(config.reflector.adapter, "--reflector.adapter"),
+    )
 
 
 def by_algorithm(config: TrainConfig, name: str) -> TrainConfig:

@@ -21,7 +21,8 @@ FILE_NAME = "pretraining.json"
 
 
 def taught_games(config: TrainConfig, environment: Environment, family: str) -> list[GameId]:
-    """The games of a family that one of a run's models was taught with, as far as that is recorded.
+    """The games of a family that one of a run's models or adapters was taught with, as far as that
+    is recorded.
 
     Raises:
       ValueError: a record is damaged; names it.
@@ -36,7 +37,7 @@ def taught_games(config: TrainConfig, environment: Environment, family: str) -> 
 
 
 def unrecorded(config: TrainConfig) -> list[str]:
-    """The models of which nothing says what they were taught with."""
+    """The models and adapters of which nothing says what they were taught with."""
     return [model for model in _models(config) if not _record(model).is_file()]
 
 
@@ -58,7 +59,9 @@ def entry(
 
 
 def _models(config: TrainConfig) -> list[str]:
-    return list(dict.fromkeys([config.actor.model, config.reflector.model]))
+    roles = (config.actor, config.reflector)
+    named = [*(role.model for role in roles), *(role.adapter for role in roles)]
+    return list(dict.fromkeys(filter(None, named)))
 
 
 def _record(model: str) -> pathlib.Path:

@@ -116,7 +116,8 @@ def check_changes(
     Args:
       before: of the run.
       config: that was asked for.
-      hashed: the roles whose models the run knows by content, so that their folders may move.
+      hashed: what the run knows by content (see `contents.content_hashes`), so that its folder may
+        move.
       remedy: what else can be done, for the end of a sentence.
 
     Raises:
@@ -161,6 +162,9 @@ def _may_change(
         role = name.partition(".")[0]
         remote = role == "actor" and (before.actor.endpoint.url or config.actor.endpoint.url)
         return role in hashed and not remote
+    if name in ("actor.adapter", "reflector.adapter"):
+        there_both_times = bool(difference.before and difference.now)
+        return there_both_times and name.replace(".", " ") in hashed
     return name in MAY_CHANGE or name.startswith(
         tuple(prefix for prefix in MAY_CHANGE if prefix.endswith("."))
     )
@@ -189,20 +193,24 @@ def check_models(
     config: TrainConfig,
     models: Mapping[str, str],
 ) -> None:
-    """Raises ValueError for a model that is no longer what the run was started with.
+    """Raises ValueError for a model or an adapter that is no longer what the run was started with.
 
     Args:
-      known: the hashes in the run's manifest, by role.
-      config: with the models by their folders.
+      known: the hashes in the run's manifest, see `contents.content_hashes`.
+      config: with models and adapters by their folders.
       models: their hashes now.
     """
-    for role, folder in (("actor", config.actor.model), ("reflector", config.reflector.model)):
-        if role in models and known.get(role, models[role]) != models[role]:
-            raise ValueError(
-                f"The {role}'s model in {folder} is not the one that {run_dir} was started with"
-                f" (its files differ): restore it, name the folder where it is with --{role}.model,"
-                " or choose another --run-dir."
-            )
+    for name, content in models.items():
+        if known.get(name, content) == content:
+            continue
+        role, _, adapter = name.partition(" ")
+        field = adapter or "model"
+        player = config.actor if role == "actor" else config.reflector
+        raise ValueError(
+            f"The {role}'s {field} in {player.adapter if adapter else player.model} is not the one"
+            f" that {run_dir} was started with (its files differ): restore it, name the folder"
+            f" where it is with --{role}.{field}, or choose another --run-dir."
+        )
 
 
 @contextlib.contextmanager
@@ -225,7 +233,7 @@ def going_on(
       config: of the run from now on.
       before: until now.
       manifest: of the run, see `run_dir.read_manifest`.
-      models: hashes of the models, by role.
+      models: see `contents.content_hashes`.
       attention: the implementation that the update uses from now on.
       sampling: that of every sampler, by role.
 

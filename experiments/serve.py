@@ -24,7 +24,7 @@ from envs.stopping import Stopped, check, held
 from experiments.commands.serve import KEY_VARIABLE, ServeArgs, main
 from experiments.console import Terminal, counting_bar, reading_bar
 from experiments.memory import check_fits, sampler_uses
-from experiments.presets import model_folder
+from experiments.presets import adapter_folder, model_folder
 from experiments.serve_app import Api, Limits
 from experiments.serve_protocol import MAX_BIAS_IDS
 from experiments.serve_thread import SamplerThread, Served
@@ -191,7 +191,7 @@ def _open_models(
     base = sampling_weights(model, params, consume=True)
     weights_of = {args.name: base}
     for name, place in adapters.items():
-        lora, adapter = load_adapter(place, model)
+        lora, adapter = load_adapter(adapter_folder(place, f"--adapter {name}="), model)
         weights_of[name] = with_adapter(lora, base, adapter)
     with contextlib.ExitStack() as stack:
         samplers = {

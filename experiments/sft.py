@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -62,7 +62,7 @@ from ictjax.sft import LIKELIHOOD, LOSS, Chat, cut, encode_chat, in_rows, pack_c
 _RECORD = "sft.json"
 _MAX_EXAMPLES = 3  # that a refusal names
 # flags that change nothing of what is learned
-_FREE = ("out", "every")
+_FREE = ("out", "every", "save_dtype")
 
 
 class Data(NamedTuple):
@@ -100,7 +100,7 @@ def train_on_chats(args: SftArgs, console: Console) -> None:
     with contextlib.ExitStack() as stack:
         args.out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(RunLock(args.out))
-        written = _check_same(args.out, record)
+        written = _check_same(args, record)
         checkpointer = stack.enter_context(Checkpointer(args.out / "checkpoints"))
         done = checkpointer.latest_step or 0
         if done == len(plan) and written:
@@ -161,7 +161,11 @@ def train_on_chats(args: SftArgs, console: Console) -> None:
             progress.advance(step, _line(values))
         checkpointer.wait()
         _write(args, role, model, state.params)
-        record["result"] = {"steps": len(plan), "held_out_loss": measured}
+        record["result"] = {
+            "steps": len(plan),
+            "held_out_loss": measured,
+            "dtype": _save_dtype(args),
+        }
         write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
     what = "The adapter" if args.rank else "The model"
     flag = f"--model {args.model} --adapter {args.out}" if args.rank else f"--model {args.out}"
@@ -375,11 +379,15 @@ def _record(args: SftArgs, folder: pathlib.Path, data: Data, steps: int) -> dict
     }
 
 
-def _check_same(out: pathlib.Path, record: dict[str, Any]) -> bool:
-    """Whether the folder holds the result already. Raises ValueError where it is of another
-    training, naming the first difference.
+def _save_dtype(args: SftArgs) -> Literal["float32", "bfloat16"]:
+    return args.save_dtype or ("float32" if args.rank else args.dtype)
+
+
+def _check_same(args: SftArgs, record: dict[str, Any]) -> bool:
+    """Whether the folder holds the result already, in the dtype asked for. Raises ValueError
+    where it is of another training, naming the first difference.
     """
-    path = out / _RECORD
+    out, path = args.out, args.out / _RECORD
     if not path.is_file():
         if (out / "checkpoints").is_dir() or (out / "config.json").is_file():
             raise ValueError(f"{out} is the folder of something else: name another with --out.")
@@ -395,14 +403,15 @@ def _check_same(out: pathlib.Path, record: dict[str, Any]) -> bool:
                     f"{out} was begun with another value of {what} ({shown(there.get(name))}, now"
                     f" {shown(value)}): give the same, or name another folder with --out."
                 )
-    return "result" in before
+    result = before.get("result")
+    return isinstance(result, dict) and result.get("dtype") == _save_dtype(args)
 
 
 def _write(args: SftArgs, role: TrainedRoleConfig, model: ModelConfig, params: Params) -> None:
     if args.rank:
-        save_adapter(args.out, model, role.lora, params, base=args.model)
+        save_adapter(args.out, model, role.lora, params, base=args.model, dtype=_save_dtype(args))
     else:
-        whole = model.with_param_dtype(args.dtype)
+        whole = model.with_param_dtype(_save_dtype(args))
         save_checkpoint(args.out, whole, params, source=role.model)
 
 

@@ -7,11 +7,13 @@ import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from experiments.presets import shipped_folder
+from experiments.presets import adapter_folder, shipped_folder
+from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.reader import read_config
-from ictjax.run_config import ActorConfig, RoleConfig
+from ictjax.models.peft import read_lora
+from ictjax.run_config import ActorConfig, RoleConfig, TrainedRoleConfig
 
 _QWEN_7B = ModelConfig(
     vocab_size=152_064,
@@ -77,6 +79,17 @@ def config_folder(name: str) -> pathlib.Path | None:
         if name in PUBLISHED:
             return None
         raise
+
+
+def adapter_shape(role: RoleConfig) -> LoraConfig | None:
+    """What the adapter that a role has is; None where it has none. Raises ValueError for a folder
+    that does not hold one.
+    """
+    if not role.adapter:
+        return None
+    if isinstance(role, TrainedRoleConfig):
+        return role.lora
+    return read_lora(adapter_folder(role.adapter, "--actor.adapter"))
 
 
 def model_shape(role: RoleConfig) -> ModelConfig:

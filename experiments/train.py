@@ -11,6 +11,7 @@ from rich.console import Console
 from envs.api import CannotGoOn, Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
+from experiments.contents import content_hashes
 from experiments.limits import check_idle, check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
@@ -34,7 +35,6 @@ from ictjax.hosts import these_hosts
 from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
 from ictjax.models.attention_choice import platform_of, resolve, resolve_paged
-from ictjax.models.hf import content_hash
 from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import gaps
@@ -94,9 +94,7 @@ def start(
     folders = in_folders(config)
     check_language(folders)
     check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
-    models = {
-        name: content_hash(pathlib.Path(role.model)) for name, role, _ in local_roles(folders)
-    }
+    models = content_hashes(folders)
     hosts = these_hosts()
     with contextlib.ExitStack() as resources:
         named = [str(device) for device in devices]

@@ -97,6 +97,20 @@ def write_manners(folder: pathlib.Path, manners: Mapping[str, Manners]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def manners_folder(
+    model: str | os.PathLike[str], adapter: str | os.PathLike[str]
+) -> str | os.PathLike[str]:
+    """Whose file says how a model with an adapter is spoken to: the adapter's, which taught it,
+    where it has one.
+
+    Args:
+      model: its folder.
+      adapter: the folder of its adapter; empty where it has none.
+    """
+    has_own = os.fspath(adapter) and (pathlib.Path(adapter) / FILE_NAME).is_file()
+    return adapter if has_own else model
+
+
 def manners_for(folder: str | os.PathLike[str], environment: str) -> Manners | None:
     """How the model of a folder is spoken to in an environment; None where it does not say.
 

@@ -20,7 +20,7 @@ from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import Function, FunctionSpeaker
 from ictjax.health import check_loaded
 from ictjax.learner import LearnerState, make_optimizer, state_shapes
-from ictjax.manners import check_style, check_words, manners_for
+from ictjax.manners import check_style, check_words, manners_folder, manners_for
 from ictjax.mesh import (
     TRAINED_RULES,
     on_own_part,
@@ -36,6 +36,7 @@ from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.reader import check_checkpoint, read_config
 from ictjax.models.int8 import int8_weights
 from ictjax.models.lora import adapter_axes, init_adapter, with_adapter
+from ictjax.models.peft import load_adapter
 from ictjax.models.transformer import Params, abstract_params, param_axes
 from ictjax.reflector import Reflector
 from ictjax.run_config import ActorConfig, RoleConfig, TrainConfig, TrainedRoleConfig
@@ -65,8 +66,8 @@ class Players:
     actor: Speaker
     reflector: Reflector
     model: ModelConfig  # of the reflector
-    # the reflector before training: the reference policy and an adapter's trunk; None where neither
-    # is used and the actor has other weights
+    # the reflector before training, with the adapter on that it starts from: the reference policy,
+    # and an adapter's trunk; None where neither is used and the actor has other weights
     base: Params | None
     mesh: Mesh | None  # of the reflector, and of the update
     lora: LoraConfig
@@ -86,7 +87,8 @@ def open_players(
 ) -> Iterator[Players]:
     """Reads the frozen weights and opens both speakers.
 
-    Actor and reflector share weights if model, dtype and mesh are the same.
+    Actor and reflector share weights if model, dtype and mesh are the same; each has its own
+    adapter on them, where it has one.
 
     Args:
       config: of the run, with its models by folder, hub id or endpoint.
@@ -106,7 +108,7 @@ def open_players(
     mesh = open_mesh(role.mesh)
     frozen = frozen_weights(role, mesh, progress) if needed or same else None
     model = _shape(role) if frozen is None else frozen[0]
-    base = None if frozen is None else frozen[1]
+    base = None if frozen is None else _with_own_adapter(role, *frozen, mesh)
 
     def reflecting(weights: Params) -> Params:
         return weights if base is None or not lora.rank else with_adapter(lora, base, weights)
@@ -165,22 +167,24 @@ def check_language(config: TrainConfig) -> None:
     for name, role in (roles | {"reflector": config.reflector}).items():
         with in_role(name):
             folder = local_folder(role.model, weights=False)
-            manners = manners_for(folder, task.environment.name)
+            taught = manners_folder(folder, role.adapter)
+            manners = manners_for(taught, task.environment.name)
             if manners is not None:
-                check_style(folder, manners, task.environment.options)
+                check_style(taught, manners, task.environment.options)
             chat = ChatTokenizer(folder, thinking=role.thinking)
             check_words(folder, task.initial_prompt, chat.unknown(task.initial_prompt))
             if os.path.isdir(role.model):  # of an id, weights may still have to be fetched
                 check_checkpoint(folder)
+        _own_adapter(role, _shape(role))
 
 
 @contextlib.contextmanager
-def in_role(name: str) -> Iterator[None]:
-    """What is wrong with a model is said with the role that it plays."""
+def in_role(name: str, field: str = "model") -> Iterator[None]:
+    """What is wrong with a model, or with its adapter, is said with the role that it plays."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{name}.model: {error}") from error
+        raise ValueError(f"{name}.{field}: {error}") from error
 
 
 def initial_weights(config: TrainConfig) -> Params:
@@ -189,18 +193,16 @@ def initial_weights(config: TrainConfig) -> Params:
 
 
 def start_weights(role: TrainedRoleConfig, seed: int) -> Params:
-    """What is trained, before training: a new adapter, or all weights; float32, split over all
-    devices of the mesh.
+    """What is trained, before training: the adapter of the role, a new one, or all weights;
+    float32, split over all devices of the mesh.
 
-    At small learning rates bfloat16 would round updates away.
+    At small learning rates bfloat16 would round updates away. Raises ValueError as `open_players`.
     """
     mesh = open_mesh(role.mesh)
     if role.lora.rank:
-        model = _shape(role)
-        params, axes = (
-            init_adapter(model, role.lora, jax.random.key(seed)),
-            adapter_axes(role.lora),
-        )
+        model, axes = _shape(role), adapter_axes(role.lora)
+        given = _own_adapter(role, model)
+        params = init_adapter(model, role.lora, jax.random.key(seed)) if given is None else given[1]
     else:
         model, params = load_checkpoint(role.model, mesh=mesh, dtype="float32")
         check_loaded(params, role.model)
@@ -285,6 +287,7 @@ def open_speaker(
     source: str | os.PathLike[str] | Function | Speaker,
     *,
     model: str = "",
+    adapter: str | os.PathLike[str] = "",
     replies: Literal["text", "action"] = "text",
     num_conversations: int = 8,
     sizes: SamplerConfig | None = None,
@@ -296,6 +299,7 @@ def open_speaker(
         OpenAI-compatible endpoint; a function (`ictjax.function_speaker.Function`); or a speaker,
         which stays the caller's to close.
       model: the name of the model at an endpoint; may be left out where it has one only.
+      adapter: a folder with a LoRA adapter in PEFT's format, which is put on the model of a folder.
       replies: what a function returns, see `ictjax.function_speaker.FunctionSpeaker`.
       num_conversations: with a model, that are computed at the same time.
       sizes: of a model's sampler; by default fit for conversations of at most 8,192 tokens.
@@ -303,11 +307,19 @@ def open_speaker(
     Raises:
       ValueError: there is nothing of that name, or it is no speaker.
     """
+    named = isinstance(source, str | os.PathLike) and not is_url(source)
+    if os.fspath(adapter) and not named:
+        raise ValueError(
+            f"adapter is {os.fspath(adapter)!r}, and the speaker is no model of a folder or of the"
+            " hub: leave one out."
+        )
     if is_url(source):
         with EndpointSpeaker(EndpointConfig(url=str(source)), model) as endpoint:
             yield endpoint
     elif isinstance(source, str | os.PathLike):
-        with open_model(source, num_conversations=num_conversations, sizes=sizes) as speaker:
+        with open_model(
+            source, num_conversations=num_conversations, adapter=adapter, sizes=sizes
+        ) as speaker:
             yield speaker
     elif isinstance(source, type):
         raise ValueError(f"A speaker is an object, got the class {source.__name__}: call it first.")
@@ -327,13 +339,15 @@ def open_model(
     source: str | os.PathLike[str],
     *,
     num_conversations: int,
+    adapter: str | os.PathLike[str] = "",
     sizes: SamplerConfig | None = None,
     progress: ReadProgress | None = None,
 ) -> ModelSpeaker:
-    """A model of a folder or of the hub as a speaker of its own, on one device.
+    """A model of a folder or of the hub, with an adapter on it where one is named, as a speaker of
+    its own, on one device.
 
     Raises:
-      ValueError: there is no such model, or the sizes do not fit it.
+      ValueError: there is no such model or adapter, or the sizes do not fit it.
     """
     folder = local_folder(source)
     if not (folder / "config.json").is_file():
@@ -344,6 +358,9 @@ def open_model(
     chat = ChatTokenizer(folder)
     model, params = load_checkpoint(folder, progress=progress)
     check_loaded(params, str(source))
+    if os.fspath(adapter):
+        lora, factors = load_adapter(adapter, model)
+        params = with_adapter(lora, params, factors)
     if sizes is None:
         max_len = min(model.max_positions, _MAX_LEN)
         sizes = SamplerConfig(
@@ -361,9 +378,10 @@ def open_model(
 def actor_speaker(
     config: TrainConfig, model: ModelConfig, params: Params, mesh: Mesh | None
 ) -> ModelSpeaker:
-    """The actor of a run, of the weights that `frozen_weights` read."""
+    """The actor of a run, of the weights that `frozen_weights` read, with its adapter on them."""
     chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
-    sampler = _sampler(model, on_own_part(params, mesh), config.actor_sampler, chat, own_part(mesh))
+    weights = on_own_part(_with_own_adapter(config.actor, model, params, mesh), mesh)
+    sampler = _sampler(model, weights, config.actor_sampler, chat, own_part(mesh))
     return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
 
 
@@ -400,6 +418,51 @@ def frozen_weights(
     if isinstance(role, ActorConfig) and role.weights == "int8":
         model, params = int8_weights(model, params)
     return model, sampling_weights(model, params, mesh, consume=True)
+
+
+def _with_own_adapter(
+    role: RoleConfig, model: ModelConfig, base: Params, mesh: Mesh | None
+) -> Params:
+    """The weights that `frozen_weights` read with the role's adapter on, as they sample: the arrays
+    of the base themselves; without an adapter the base.
+    """
+    given = _own_adapter(role, model)
+    if given is None:
+        return base
+    lora, factors = given
+    return sampling_weights(model, with_adapter(lora, base, factors), mesh)
+
+
+def _own_adapter(role: RoleConfig, model: ModelConfig) -> tuple[LoraConfig, Params] | None:
+    """The adapter that a role plays with or starts from; None where it has none.
+
+    Raises:
+      ValueError: a folder that does not hold one for this model; or one of another form than is
+        trained.
+    """
+    if not role.adapter:
+        return None
+    trained = isinstance(role, TrainedRoleConfig)
+    with in_role("reflector" if trained else "actor", "adapter"):
+        lora, factors = load_adapter(role.adapter, model)
+        if trained:
+            _check_form(role.adapter, lora, role.lora)
+    return lora, factors
+
+
+def _check_form(folder: str, there: LoraConfig, trained: LoraConfig) -> None:
+    """Raises ValueError where what an adapter is differs from what is trained."""
+    flags = {
+        "rank": (there.rank, trained.rank),
+        "alpha": (there.alpha, trained.alpha),
+        "targets": (" ".join(sorted(there.targets)), " ".join(sorted(trained.targets))),
+    }
+    wrong = {name: value for name, (value, other) in flags.items() if value != other}
+    if wrong:
+        set_to = ", ".join(f"--reflector.lora.{name} {value}" for name, value in wrong.items())
+        raise ValueError(
+            f"the adapter in {folder} is of another form than is trained from it: set {set_to}"
+        )
 
 
 def _shape(role: RoleConfig) -> ModelConfig:

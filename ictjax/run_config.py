@@ -153,6 +153,9 @@ class RoleConfig(Ranged):
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # devices of this role
     # the chat template's thinking switch (Qwen3); None: as the template does without being told
     thinking: bool | None = None
+    # folder of a LoRA adapter in PEFT's format, put on the model: the actor's plays, the
+    # reflector's is what training starts from, and the reference; weights stay shared
+    adapter: str = ""
 
     @property
     def frozen_key(self) -> tuple[str | MeshConfig, ...]:
@@ -172,11 +175,12 @@ class ActorConfig(RoleConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.endpoint.url and self.weights != "float":
-            raise ValueError(
-                f"actor.weights is {self.weights!r}, and the actor is at actor.endpoint.url, where"
-                " its weights are not ours: leave one out."
-            )
+        for field, is_given in (("weights", self.weights != "float"), ("adapter", self.adapter)):
+            if self.endpoint.url and is_given:
+                raise ValueError(
+                    f"actor.{field} is {getattr(self, field)!r}, and the actor is at"
+                    " actor.endpoint.url, where its weights are not ours: leave one out."
+                )
 
     @property
     def frozen_key(self) -> tuple[str | MeshConfig, ...]:
@@ -189,6 +193,15 @@ class TrainedRoleConfig(RoleConfig):
     """A model that is trained: all weights, or an adapter."""
 
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.adapter and not self.lora.rank:
+            raise ValueError(
+                f"reflector.adapter is {self.adapter!r}, and reflector.lora.rank = 0 trains all"
+                " weights: set reflector.lora.rank, alpha and targets to the adapter's, or leave it"
+                " out."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -362,6 +375,14 @@ class TrainConfig(Ranged):
             self,
             actor=dataclasses.replace(self.actor, model=actor),
             reflector=dataclasses.replace(self.reflector, model=reflector),
+        )
+
+    def with_adapters(self, actor: str, reflector: str) -> "TrainConfig":
+        """The same run with adapters from other folders."""
+        return dataclasses.replace(
+            self,
+            actor=dataclasses.replace(self.actor, adapter=actor),
+            reflector=dataclasses.replace(self.reflector, adapter=reflector),
         )
 
     def on(self, task: TaskConfig) -> "TrainConfig":

@@ -29,6 +29,7 @@ from ictjax.config import HostsConfig, MeshConfig, RoleMeshes
 from ictjax.ranges import Range, shown
 from ictjax.run_config import (
     EvaluationConfig,
+    RoleConfig,
     TaskConfig,
     TrainConfig,
     differences,
@@ -73,6 +74,8 @@ class RoleArgs:
 
     model: str
     """Folder, where it has moved, or name at an endpoint."""
+    adapter: str
+    """Folder of its adapter, where that has moved."""
     mesh: MeshConfig
     """Devices."""
 
@@ -226,7 +229,9 @@ def _evaluate(
     if elsewhere and evaluation.families == config.evaluation.families:
         evaluation = dataclasses.replace(evaluation, families=())  # those of the run's own task
     config = dataclasses.replace(
-        config.on_mesh(meshes).with_models(args.actor.model, args.reflector.model),
+        config.on_mesh(meshes)
+        .with_models(args.actor.model, args.reflector.model)
+        .with_adapters(args.actor.adapter, args.reflector.adapter),
         evaluation=evaluation,
     )
     if not args.trust:
@@ -299,10 +304,14 @@ def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
         run_dir=first.run_dir,
         trust=first.trust,
         mesh=first.mesh,
-        actor=RoleArgs(model=config.actor.model, mesh=config.actor.mesh),
-        reflector=RoleArgs(model=config.reflector.model, mesh=config.reflector.mesh),
+        actor=_role(config.actor),
+        reflector=_role(config.reflector),
         evaluation=config.evaluation,
     )
+
+
+def _role(role: RoleConfig) -> RoleArgs:
+    return RoleArgs(model=role.model, adapter=role.adapter, mesh=role.mesh)
 
 
 def _task(config: TrainConfig, name: str | None, run_dir: pathlib.Path) -> TaskConfig:

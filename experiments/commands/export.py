@@ -41,9 +41,16 @@ class ExportArgs(Flags):
         Literal["float32", "bfloat16", "float16"] | None,
         tyro.conf.arg(help_behavior_hint="(default: as in the checkpoint that was trained)"),
     ] = None
-    """Of the weights written; adapters are float32."""
+    """Of the weights written; of an adapter float32, the default, or bfloat16."""
     max_shard_gb: Annotated[float, Range(0.001, 1e6)] = 5.0
     """Largest safetensors file, in 10^9 bytes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter and self.dtype == "float16":
+            raise ValueError(
+                "--dtype float16 has too small a range for an adapter: give float32 or bfloat16."
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

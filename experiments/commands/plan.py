@@ -15,7 +15,7 @@ from experiments.commands.train import RunArgs, read_flags, with_local_models
 from experiments.console import Terminal
 from experiments.gpu_targets import compiler_is_here
 from experiments.machines import Machine, machine
-from experiments.presets import PRESETS, check_model
+from experiments.presets import PRESETS
 from ictjax.config import MESHES
 
 _DESCRIPTION = (
@@ -63,9 +63,6 @@ def _main(argv: list[str]) -> None:
     mesh = None if wanted is None or wanted.mesh not in MESHES else wanted.mesh
     args, _ = read_flags(PlanArgs, "plan", _DESCRIPTION, argv, lambda: mesh)
     settings = with_local_models(args.settings)
-    if not settings.actor.endpoint.url:
-        check_model(settings.actor.model, "--actor.model")
-    check_model(settings.reflector.model, "--reflector.model")
     if wanted is not None:
         prepare(wanted)
     from experiments.plan_run import check  # loads JAX, which reads the environment then

@@ -13,12 +13,12 @@ from experiments.command import Flags, parse, run_main, unknown
 from experiments.commands.games import DEFAULT
 from experiments.console import Terminal
 from experiments.local_path import local_path
-from experiments.presets import check_model, shipped_folder
+from experiments.presets import adapter_folder, check_model, shipped_folder
 from experiments.remote_run import readable
 from experiments.run_dir import check_families, open_environment, read_run, run_prompt
 from experiments.trust import check_names
 from ictjax.config import TEMPERATURE, EndpointConfig, RolloutConfig
-from ictjax.manners import check_style, manners_for
+from ictjax.manners import check_style, manners_folder, manners_for
 from ictjax.ranges import Range
 from ictjax.run_config import ActorConfig
 
@@ -27,6 +27,8 @@ _DESCRIPTION = (
     " very text that an actor is shown. --record keeps the episode as one line of JSON, an"
     " ictjax.records.Trajectory."
 )
+
+_URL = ("http://", "https://")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class PlayArgs(Flags):
     # The actor that plays: a folder in Hugging Face layout, an id on the hub, or the base URL of
     # an OpenAI-compatible endpoint.
     model: Annotated[str, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = ""
+    adapter: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = ""
+    """Folder with a LoRA adapter in PEFT's format, put on the model."""
     run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
         None
     )
@@ -115,6 +119,11 @@ class PlayArgs(Flags):
                 f"{' and '.join(deaf)} {'are' if len(deaf) > 1 else 'is'} for a model that plays:"
                 " name one with --model or --run-dir, or drop it."
             )
+        if self.adapter and (not self.model or self.model.startswith(_URL)):
+            raise ValueError(
+                f"--adapter {self.adapter} is for a model of a folder or of the hub: name one with"
+                " --model, or drop it."
+            )
         if self.arm != "trained" and self.run_dir is None:
             raise ValueError(f"--arm {self.arm} is of a run: name one with --run-dir, or drop it.")
         if self.game and self.split != "train":
@@ -165,12 +174,13 @@ def settle(args: PlayArgs) -> PlaySetting:
         actor, task = config.actor, config.task
         name = task.environment.name
         options = {**task.environment.options, **options}
-    elif args.model.startswith(("http://", "https://")):
+    elif args.model.startswith(_URL):
         actor = ActorConfig(model="", endpoint=EndpointConfig(url=args.model))
     elif args.model:
         model = local_path(args.model, "--model")
         check_model(model, "--model")
-        actor = ActorConfig(model=model)
+        adapter = adapter_folder(local_path(args.adapter, "--adapter"), "--adapter")
+        actor = ActorConfig(model=model, adapter=adapter)
     name = name or DEFAULT
     prompt, limits = (None, RolloutConfig(max_steps=50, max_turn_tokens=500))
     if task is not None:
@@ -178,10 +188,11 @@ def settle(args: PlayArgs) -> PlaySetting:
     elif actor is not None and actor.model:
         # a model of the hub is a language model, or says nothing before it is downloaded
         folder = shipped_folder(actor.model)
-        manners = None if folder is None else manners_for(folder, name)
-        if manners is not None:
+        taught = None if folder is None else manners_folder(folder, actor.adapter)
+        manners = None if taught is None else manners_for(taught, name)
+        if taught is not None and manners is not None:
             prompt, options = manners.initial_prompt, {**manners.options, **options}
-            check_style(folder, manners, options)
+            check_style(taught, manners, options)
             limits = RolloutConfig(
                 max_steps=manners.max_steps,
                 max_turn_tokens=manners.max_turn_tokens,

@@ -15,8 +15,8 @@ from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Trains a model on chats, the loss being that of its replies: a start for models that cannot"
-    " play or reflect yet. Writes a LoRA adapter in PEFT's format, which generate and serve take,"
-    " or with --rank 0 the whole model, which train takes too. Started again with the same flags it"
+    " play or reflect yet. Writes a LoRA adapter in PEFT's format, which train, play, generate and"
+    " serve take, or with --rank 0 the whole model. Started again with the same flags it"
     " goes on where it was stopped."
 )
 
@@ -63,6 +63,11 @@ class SftArgs(Flags):
     """Projections that get an adapter."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of frozen weights and activations; what is trained is float32. On CPUs float32 is faster."""
+    save_dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: float32 of an adapter, --dtype of a model)"),
+    ] = None
+    """Of what is written at the end; training is not affected."""
     remat: Remat = "none"
     """What the backward pass computes again."""
     data_parallel: Annotated[int, Range(1, 65_536)] = 1

@@ -12,7 +12,15 @@ import tyro
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal
 from experiments.local_path import local_path
-from experiments.presets import PRESETS, by_algorithm, check_model, on_named_mesh, preset, task
+from experiments.presets import (
+    PRESETS,
+    by_algorithm,
+    check_model,
+    on_named_mesh,
+    preset,
+    task,
+    with_adapters_in_folders,
+)
 from experiments.remote_run import is_remote, sending
 from experiments.run_dir import (
     Start,
@@ -218,19 +226,27 @@ def _configuration(first: StartArgs) -> tuple[str | None, TrainConfig]:
 
 
 def with_local_models(config: TrainConfig) -> TrainConfig:
-    """The same run with its models' folders as this machine knows them."""
-    actor, reflector = config.actor.model, config.reflector.model
-    if not config.actor.endpoint.url:
-        actor = local_path(actor, "--actor.model")
-    return config.with_models(actor, local_path(reflector, "--reflector.model"))
+    """The same run with the folders of its models and adapters as this machine knows them. Raises
+    ValueError for what can be nowhere.
+    """
+    actor, reflector = config.actor, config.reflector
+    model = actor.model
+    if not actor.endpoint.url:
+        model = local_path(model, "--actor.model")
+        check_model(model, "--actor.model")
+    local = config.with_models(model, local_path(reflector.model, "--reflector.model"))
+    check_model(local.reflector.model, "--reflector.model")
+    local = local.with_adapters(
+        local_path(actor.adapter, "--actor.adapter"),
+        local_path(reflector.adapter, "--reflector.adapter"),
+    )
+    with_adapters_in_folders(local)
+    return local
 
 
 def _main(argv: list[str]) -> None:
     args, name = read_args(argv)
     args = dataclasses.replace(args, settings=with_local_models(args.settings))
-    if not args.settings.actor.endpoint.url:
-        check_model(args.settings.actor.model, "--actor.model")
-    check_model(args.settings.reflector.model, "--reflector.model")
     console = Terminal()
     if args.check:
         # what compiles is JAX; so is the training below. Flags are right when it is loaded.

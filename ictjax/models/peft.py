@@ -5,12 +5,13 @@ Format: https://huggingface.co/docs/peft/developer_guides/checkpoint. The librar
 needed.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,23 +63,26 @@ def save_adapter(
     adapter: Params,
     *,
     base: str,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Writes an adapter (the tree of `lora.init_adapter`) in float32, so that PEFT puts it on the
-    model of that config.
+    """Writes an adapter (the tree of `lora.init_adapter`), so that PEFT puts it on the model of
+    that config.
 
     Args:
       base: the name or folder of the base model, for whoever loads the adapter.
+      dtype: of the factors in the file.
 
     Raises:
       ValueError: the tree is not that of the two configs.
     """
     _check(config, lora, adapter)
     tensors = {}
+    kind = jnp.dtype(dtype)
     for name in lora.targets:
-        a_lir = np.asarray(adapter[f"{name}_lora_a"], np.float32).reshape(
+        a_lir = np.asarray(adapter[f"{name}_lora_a"], kind).reshape(
             config.num_layers, -1, lora.rank
         )
-        b_lro = np.asarray(adapter[f"{name}_lora_b"], np.float32).reshape(
+        b_lro = np.asarray(adapter[f"{name}_lora_b"], kind).reshape(
             config.num_layers, lora.rank, -1
         )
         for layer in range(config.num_layers):
@@ -108,12 +112,11 @@ def save_adapter(
         temporary.write_text(text, encoding="utf-8")
 
 
-def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[LoraConfig, Params]:
-    """Reads an adapter for the model of that config; float32, whatever it is stored in.
+def read_lora(folder: str | os.PathLike[str]) -> LoraConfig:
+    """What an adapter is, from its config and the header of its weights.
 
     Raises:
-      ValueError: files that are missing or unreadable, another kind of adapter, or tensors that do
-        not fit the model.
+      ValueError: files that are missing or unreadable, or another kind of adapter.
     """
     folder = pathlib.Path(folder)
     for name in (CONFIG, WEIGHTS):
@@ -125,40 +128,45 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
     data = read_json(path)
     _check_plain(path, data)
     rank, alpha = _sizes(path, data)
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy") as file:
-            names = list(file.keys())  # the file is no mapping
-            mistyped = [name for name in names if file.get_slice(name).get_dtype() not in STORED]
-            if mistyped:
-                raise ValueError(
-                    f"{folder / WEIGHTS} holds {_name(mistyped[0])}, which is not"
-                    f" {', '.join(STORED.values())}: convert it"
-                )
-            found = {name: file.get_tensor(name).astype(np.float32) for name in names}
-    except (SafetensorError, OSError) as error:
+    with _opened(folder / WEIGHTS) as file:
+        names = frozenset(file.keys())  # the file is no mapping
+        mistyped = [name for name in names if file.get_slice(name).get_dtype() not in STORED]
+    if mistyped:
         raise ValueError(
-            f"{folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]}): download it"
-            " again"
+            f"{folder / WEIGHTS} holds {_name(min(mistyped))}, which is not"
+            f" {', '.join(STORED.values())}: convert it"
+        )
+    targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in names)
+    _check_targets(path, data.get("target_modules"), targets)
+    try:
+        return LoraConfig(rank=rank, alpha=alpha, targets=targets)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} holds no adapter that can be read ({error}): take the files that PEFT wrote"
         ) from error
+
+
+def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[LoraConfig, Params]:
+    """Reads an adapter for the model of that config; float32, whatever it is stored in.
+
+    Raises:
+      ValueError: as `read_lora`, or tensors that do not fit the model.
+    """
+    folder, lora = pathlib.Path(folder), read_lora(folder)
+    with _opened(folder / WEIGHTS) as file:
+        found = {name: file.get_tensor(name).astype(np.float32) for name in list(file.keys())}
     broken = [name for name, value in found.items() if not np.isfinite(value).all()]
     if broken:
         raise ValueError(
             f"{folder / WEIGHTS} holds {_name(broken[0])}, which is not finite: take another"
             " checkpoint of that adapter"
         )
-    targets = tuple(name for name in PROJECTION_AXES if _key(0, name, "A") in found)
-    _check_targets(path, data.get("target_modules"), targets)
-    try:
-        lora = LoraConfig(rank=rank, alpha=alpha, targets=targets)
-    except ValueError as error:
-        raise ValueError(
-            f"{folder} holds no adapter that can be read ({error}): take the files that PEFT wrote"
-        ) from error
     adapter: Params = {}
     for factor, letter in (("a", "A"), ("b", "B")):
-        for name in targets:
+        for name in lora.targets:
             shape = _shape(config, lora, f"{name}_lora_{factor}")
-            flat = (math.prod(shape[1:-1]), rank) if factor == "a" else (rank, math.prod(shape[2:]))
+            outer = math.prod(shape[1:-1] if factor == "a" else shape[2:])
+            flat = (outer, lora.rank) if factor == "a" else (lora.rank, outer)
             layers = []
             for layer in range(config.num_layers):
                 key = _key(layer, name, letter)
@@ -176,6 +184,17 @@ def load_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[L
             " layers: it was made for another model"
         )
     return lora, adapter
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}): download it again"
+        ) from error
 
 
 def _check_plain(path: pathlib.Path, data: Mapping[str, Any]) -> None:
