@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from experiments import tasks
 from experiments.command import unknown
+from experiments.smollm import task as smollm
 from ictjax.algorithms import ALGORITHMS, with_algorithm
 from ictjax.config import (
     MESHES,
@@ -284,11 +285,57 @@ QWEN_7B_ALFWORLD = dataclasses.replace(
     ),
 )
 
+# A real language model on two cores: one frozen base, an adapter that plays, and one that reflects.
+_SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+_ADAPTERS = "experiments/smollm/adapters"
+SMOLLM2_MINIHACK = dataclasses.replace(
+    POCKET_MINIHACK,
+    actor=ActorConfig(model=_SMOLLM2, adapter=f"{_ADAPTERS}/actor", dtype="float32"),
+    reflector=TrainedRoleConfig(
+        model=_SMOLLM2,
+        adapter=f"{_ADAPTERS}/reflector",
+        dtype="float32",
+        lora=LoraConfig(rank=8, alpha=16.0),
+    ),
+    task=smollm.MINIHACK,
+    iterations=20,
+    meta=dataclasses.replace(
+        POCKET_MINIHACK.meta, contexts_per_iteration=4, games_per_context=3, fresh_games=1
+    ),
+    reflection=smollm.REFLECTION,
+    actor_sampler=SamplerConfig(
+        num_slots=32,
+        max_len=768,
+        extend_buckets=(32, 96),
+        row_buckets=(8, 32),
+        decode_steps=8,
+        extend_steps=8,
+        max_top_k=1,
+        attended_buckets=(256, 512, 768),
+    ),
+    reflector_sampler=SamplerConfig(
+        num_slots=32,
+        max_len=1024,
+        extend_buckets=(256,),
+        row_buckets=(4, 32),
+        decode_steps=16,
+        max_top_k=1,
+        attended_buckets=(640, 1024),
+    ),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2),
+    learner=LearnerConfig(num_microbatches=4, positions_per_chunk=256),
+    batch=BatchConfig(
+        num_rows=4, replies_per_row=8, token_buckets=(1280, 1792), response_buckets=(96,)
+    ),
+    evaluation=EvaluationConfig(runs=4, meta_turns=2, test_games=3),
+)
+
 PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
     {
         "fake-tiny": FAKE_TINY,
         "pocket-minihack": POCKET_MINIHACK,
         "pocket-alfworld": POCKET_ALFWORLD,
+        "smollm2-minihack": SMOLLM2_MINIHACK,
         "qwen2.5-7b-minihack": QWEN_7B_MINIHACK,
         "qwen2.5-7b-alfworld": QWEN_7B_ALFWORLD,
         "qwen2.5-7b-lora": QWEN_7B_LORA,
@@ -305,6 +352,7 @@ PRESET_TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
         "fake-tiny": tasks.FAKE_TASKS,
         "pocket-minihack": tasks.POCKET_TASKS,
         "pocket-alfworld": tasks.POCKET_TASKS,
+        "smollm2-minihack": tasks.SMOLLM_TASKS,
         "qwen2.5-7b-minihack": tasks.QWEN_TASKS,
         "qwen2.5-7b-alfworld": tasks.QWEN_TASKS,
         "qwen2.5-7b-lora": tasks.QWEN_TASKS,

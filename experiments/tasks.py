@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from envs import prompts
 from envs.minihack.families import PAPER_HELDOUT, PAPER_TRAIN, SOUND_HELDOUT, SOUND_TRAIN
+from experiments.smollm import task as smollm
 from ictjax.config import RolloutConfig
 from ictjax.manners import Manners
 from ictjax.run_config import EnvironmentConfig, TaskConfig
@@ -132,6 +133,7 @@ def manners(*taught: TaskConfig) -> dict[str, Manners]:
 FAKE_TASKS: Mapping[str, TaskConfig] = MappingProxyType({"fake": FAKE, "alfworld": FAKE_ALFWORLD})
 POCKET_TASKS = _tasks(POCKET_MINIHACK, POCKET_ALFWORLD)
 QWEN_TASKS = _tasks(QWEN_MINIHACK, QWEN_ALFWORLD)
+SMOLLM_TASKS: Mapping[str, TaskConfig] = MappingProxyType({"minihack": smollm.MINIHACK})
 
 
 def parse_options(text: str) -> dict[str, str]:

@@ -189,7 +189,9 @@ def _compact(view: View) -> str:
 # --- short ---
 
 # Verbs whose use a player may not think of; moves go without saying.
-_OFFERED = "pickup, drop, eat, quaff, read, wield, wear, puton, zap, apply, kick, pray, search, down"
+_OFFERED = (
+    "pickup, drop, eat, quaff, read, wield, wear, puton, zap, apply, kick, pray, search, down"
+)
 _SHORT_NAMES = {"stairs": "staircase down", "upstairs": "staircase up"}
 _VOWEL = re.compile(r"\b[aA](?= [aeiou])")
 _PLURALS = ("boots", "shoes", "gloves", "gauntlets", "lenses", "glasses", "lava", "water")

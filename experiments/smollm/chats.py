@@ -104,9 +104,7 @@ class ActorChats:
             if (lesson := game.lesson) is not None
         ]
         taken = {*present, *renaming.values()}
-        others = [
-            self._other(taken) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))
-        ]
+        others = [self._other(taken) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
         sentences = [word_lesson(lesson, rng) for lesson in (*known, *others)]
         if sentences:
             prompt = build_prompt(sentences, rng)

@@ -13,9 +13,9 @@ from envs.minihack.expert import (
     find,
     here,
     make_expert,
-    walkable,
     walk_beside,
     walk_towards,
+    walkable,
 )
 from envs.minihack.view import DIRECTIONS, Position, View
 from experiments.pocket.data import PlayedGame, PlayedTurn
@@ -35,13 +35,16 @@ def step_towards(view: View, position: Position) -> str | None:
     way around.
     """
     dx, dy = (
-        (there > here) - (there < here)
-        for there, here in zip(position, view.position, strict=True)
+        (there > here) - (there < here) for there, here in zip(position, view.position, strict=True)
     )
     target = view.position[0] + dx, view.position[1] + dy
     squares = walkable(view, floating=view.floating)
     through_door = squares[view.position] or squares.get(target, False)
-    if (dx or dy) and (target in squares or target == position) and not (dx and dy and through_door):
+    if (
+        (dx or dy)
+        and (target in squares or target == position)
+        and not (dx and dy and through_door)
+    ):
         return next(word for word, delta in DIRECTIONS.items() if delta == (dx, dy))
     return walk_towards(view, position)
 

@@ -1,5 +1,5 @@
-"""Writes the chats that SmolLM2's adapters are taught with: python -m experiments.smollm.write_chats
---out DIR. The same flags and versions give the same files.
+"""Writes the chats that SmolLM2's adapters are taught with: python -m
+experiments.smollm.write_chats --out DIR. The same flags and versions give the same files.
 """
 
 import dataclasses

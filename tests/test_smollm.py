@@ -1,0 +1,133 @@
+import collections
+import random
+import re
+
+import pytest
+
+from envs.minihack import MiniHack
+from experiments.pocket.data import PlayedGame
+from experiments.pocket.lessons import Lesson
+from experiments.presets import SMOLLM2_MINIHACK
+from experiments.smollm import chats, lessons, play
+from ictjax.actions import parse_react
+from ictjax.reflector import parse_reply
+
+
+@pytest.fixture(scope="module")
+def games() -> list[PlayedGame]:
+    return list(play.play_families(list(lessons.LESSONS), games_per_family=3, max_steps=10, seed=0))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall("[a-z]+", text.lower()))
+
+
+def test_nothing_of_a_heldout_lesson_is_in_a_lesson_of_training() -> None:
+    parts = lambda group: {x for lesson in group.values() for x in (lesson.thing, lesson.verb)}  # noqa: E731
+    assert not parts(lessons.TRAIN_LESSONS) & parts(lessons.HELDOUT_LESSONS)
+    environment = SMOLLM2_MINIHACK.task.environment
+    assert environment.train_families == tuple(lessons.TRAIN_LESSONS)
+    assert environment.heldout_families == tuple(lessons.HELDOUT_LESSONS)
+    assert len(environment.train_families) >= 6
+    assert len(environment.heldout_families) >= 4
+
+
+def test_lessons_win_and_novices_lose(games: list[PlayedGame]) -> None:
+    won = collections.Counter[str]()
+    for game in games:
+        right = game.lesson == lessons.LESSONS[game.family]
+        if game.lesson is None:
+            assert not game.success, game.family
+        if right:
+            won[game.family] += game.success
+    # a door takes as many kicks as it takes
+    assert all(won[family] >= 3 for family in set(lessons.LESSONS) - {"locked_door"}), won
+
+
+def test_sentences_are_short_and_name_the_verbs_once(games: list[PlayedGame]) -> None:
+    for game in games:
+        first, *others = [turn.observation for turn in game.turns]
+        assert "Verbs: pickup, " in first
+        for text in (first, *others, game.final_observation):
+            assert len(text.split()) < 60, text
+            assert not re.search(r"\b[aA] [aeiou]", text), text
+            assert not text[0].islower(), text
+        assert not any("Verbs:" in text for text in others)
+
+
+def test_the_actor_is_taught_to_follow_its_prompt_to_the_letter(games: list[PlayedGame]) -> None:
+    rows = chats.ActorChats(games, seed=1)
+    followed = unmoved = 0
+    for _ in range(200):
+        prompt, *turns = rows.draw()["messages"]
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            parsed = parse_react(answer["content"])
+            assert not isinstance(parsed, str)
+            if parsed.thought in (play.NO_LESSON, play.WAY_OPEN):
+                unmoved += 1
+                continue
+            thing = re.fullmatch(r"The (.*): .*", parsed.thought)
+            assert thing is not None
+            # named by the prompt, and so is the verb of the thought
+            assert _words(thing[1]) <= _words(prompt["content"])
+            verb = parsed.thought.rstrip(".").rsplit(maxsplit=1)[-1]
+            assert {verb} & _words(prompt["content"]) or verb == "puton", (parsed, prompt)
+            followed += 1
+            assert question["content"]
+    assert followed > 100 < unmoved * 2
+
+
+def test_the_same_seed_gives_the_same_chats(games: list[PlayedGame]) -> None:
+    first, second = (chats.ActorChats(games, seed=3) for _ in range(2))
+    assert [first.draw() for _ in range(5)] == [second.draw() for _ in range(5)]
+
+
+def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedGame]) -> None:
+    with pytest.raises(ValueError, match="is no training family"):
+        chats.ReflectorChats(games, SMOLLM2_MINIHACK.reflection, seed=0)
+    trained = [game for game in games if game.family in lessons.TRAIN_LESSONS]
+    rows = chats.ReflectorChats(trained, SMOLLM2_MINIHACK.reflection, seed=0)
+    told = collections.Counter[str]()
+    for _ in range(200):
+        chat = rows.draw(3)
+        assert not chats.mentions_held_out(chat)
+        parsed = parse_reply(chat["messages"][-1]["content"])
+        assert not isinstance(parsed, str)
+        told[parsed.system_prompt] += 1
+    assert len(told) > 100  # form, and no answer
+
+
+def test_what_mentions_a_heldout_lesson_is_found() -> None:
+    def chat(text: str) -> chats.Chat:
+        return {"messages": [{"role": "user", "content": text}]}
+
+    for lesson in lessons.HELDOUT_LESSONS.values():
+        for held_out in (False, True):
+            sentence = lessons.word_lesson(lesson, random.Random(0), held_out=held_out)
+            assert lesson.thing in chats.mentions_held_out(chat(sentence))
+    assert chats.mentions_held_out(chat("It may need quaff.")) == ["quaff"]
+    assert not chats.mentions_held_out(chat("You are ready to swear by the apple."))
+
+
+def test_renaming_takes_the_article_along() -> None:
+    text = "You see an apple 1 north and a dagger here. An apple. The apple is red, pineapples too."
+    renamed = chats.rename(text, {"apple": "lens", "dagger": "axe"})
+    assert renamed == (
+        "You see a lens 1 north and an axe here. A lens. The lens is red, pineapples too."
+    )
+
+
+def test_a_player_aims_what_must_be_aimed() -> None:
+    game = MiniHack(text="short").open("freeze_horn")
+    try:
+        game.reset(MiniHack().games("freeze_horn", "train")[0])
+        lesson = Lesson(thing="horn", manner="take", verb="apply")
+        actions = []
+        for _ in range(10):
+            action = play.follow(game.raw(), lesson)
+            actions.append(action)
+            if game.step(action).outcome is not None:
+                break
+        assert actions[-2:] == ["pickup horn", "apply horn east"]
+    finally:
+        game.close()
