@@ -6,8 +6,8 @@ other things only (and a novice who fails). In half of the chats the things are 
 so that remembering which verb suits which thing never pays.
 
 The reflector's teach form, never what is right: episodes of training families, often with things
-and verbs renamed, and a reply that names a thing which was there and pairs it with any verb that was
-offered. Nothing of a held-out family occurs in them.
+and verbs renamed, and a reply that names a thing which was there and pairs it with any verb that
+was offered. Nothing of a held-out family occurs in them.
 """
 
 import dataclasses
