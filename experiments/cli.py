@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "report": "Make the page of a run, and its table of results",
         "compare": "One table of several runs' evaluations",
         "export": "Write the trained reflector for other programs",
+        "adopt": "Make a run of an adapter that was trained elsewhere",
         "play": "Play a game in the terminal, or watch a model play it",
         "games": "List, pack, generate and check games",
         "models": "Fetch models that a package index has",

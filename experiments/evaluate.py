@@ -362,7 +362,8 @@ def _agreed(
 
 def _protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) -> dict[str, Any]:
     """What results say of how they were made."""
-    unknown_to_us = unrecorded(config)
+    adopted = [run_dir for run_dir in run_dirs if "adopted" in read_manifest(run_dir)]
+    unknown_to_us = [*unrecorded(config), *(f"the adapter of {run_dir}" for run_dir in adopted)]
     return {
         **to_dict(config)["evaluation"],
         "checkpoint": step,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from envs.api import Environment, Extensible, GameId, Pool
 from experiments.pretraining import taught_games
+from experiments.run_dir import read_manifest
 from ictjax import keys
 from ictjax.json_lines import read_records
 from ictjax.metrics import read_metrics
@@ -204,7 +205,8 @@ def state_hashes(pool: Pool, games: Sequence[GameId]) -> list[str]:
 
 
 def hashes_of_training(run_dir: pathlib.Path, last_iteration: int) -> frozenset[str]:
-    """Initial states of all games that training has played.
+    """Initial states of all games that training has played; none of a run that was adopted, of
+    which nobody knows.
 
     Args:
       run_dir: of the run, which may go on meanwhile.
@@ -214,6 +216,8 @@ def hashes_of_training(run_dir: pathlib.Path, last_iteration: int) -> frozenset[
       ValueError: a file is missing, damaged or shorter than it was: its games would count as never
         seen.
     """
+    if "adopted" in read_manifest(run_dir):
+        return frozenset()
     counted = {record["iteration"]: record.get("episodes") for record in read_metrics(run_dir)}
     seen = {
         path: _state_hashes(path)

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import cli, tasks
 from experiments.commands import (
+    adopt,
     bench,
     evaluate,
     export,
@@ -133,6 +134,7 @@ COMMANDS = {
     "serve": (serve, serve.ServeArgs, ["--model", "x"]),
     "play": (play, play.PlayArgs, ["--env", "fake", "--family", "door"]),
     "export": (export, export.ExportArgs, ["--run-dir", "x", "--out", "y"]),
+    "adopt": (adopt, adopt.AdoptArgs, ["--preset", "fake-tiny", "--adapter", "x"]),
     "pretrain": (pretrain, pretrain.PretrainArgs, []),
     "sft": (sft, sft.SftArgs, ["--model", "x", "--data", "y", "--out", "z"]),
     "games generate": (games, games.GenerateGames, ["generate", "--out", "x"]),
