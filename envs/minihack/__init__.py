@@ -1,4 +1,4 @@
-"""MiniHack as text games: 98 families, re-seeded live games, three text styles, verbs in words."""
+"""MiniHack as text games: 107 families, re-seeded live games, three text styles, verbs in words."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -65,6 +65,8 @@ def build(task: str) -> Any:
             f"NetHack plays in no folder whose name has more than {_MAX_FOLDER_BYTES} bytes, like"
             f" {folder}: name another in TMPDIR."
         )
+    from envs.minihack import levels  # noqa: F401  (registers ours; only who plays needs them)
+
     logging.getLogger("nle").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

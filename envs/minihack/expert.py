@@ -446,6 +446,11 @@ _PLANS: dict[str, Callable[[View, _Memory], str]] = {
     "wod_medium": _shoot,
     "wod_hard": _shoot,
     "wod_pro": _shoot,
+    **{
+        f"eat_{thing}": _on_spot(thing, f"eat {thing}")
+        for thing in ("banana", "carrot", "melon", "orange", "pear")
+    },
+    **{f"wield_{thing}": _use(thing, "wield") for thing in ("axe", "flail", "mace", "spear")},
 }
 
 

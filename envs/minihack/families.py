@@ -54,6 +54,16 @@ GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "zap_distr": "MiniHack-Zap-Distr-v0",
             "zap_fixed": "MiniHack-Zap-Fixed-v0",
         },
+        "one thing to use, levels of our own": {
+            **{
+                f"eat_{thing}": f"ictjax-Eat-{thing.title()}-v0"
+                for thing in ("banana", "carrot", "melon", "orange", "pear")
+            },
+            **{
+                f"wield_{thing}": f"ictjax-Wield-{thing.title()}-v0"
+                for thing in ("axe", "flail", "mace", "spear")
+            },
+        },
         "levitation and cold": {
             "freeze_horn": "MiniHack-Freeze-Horn-Full-v0",
             "freeze_random": "MiniHack-Freeze-Random-Full-v0",

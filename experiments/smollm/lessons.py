@@ -15,7 +15,13 @@ from experiments.pocket.lessons import EQUIVALENT_VERBS, OTHER_NOUNS, Lesson
 TRAIN_LESSONS: Mapping[str, Lesson] = MappingProxyType(
     {
         "eat": Lesson(thing="apple", manner="take", verb="eat"),
+        "eat_carrot": Lesson(thing="carrot", manner="take", verb="eat"),
+        "eat_melon": Lesson(thing="melon", manner="take", verb="eat"),
+        "eat_orange": Lesson(thing="orange", manner="take", verb="eat"),
         "wield": Lesson(thing="dagger", manner="take", verb="wield"),
+        "wield_axe": Lesson(thing="axe", manner="take", verb="wield"),
+        "wield_mace": Lesson(thing="mace", manner="take", verb="wield"),
+        "wield_spear": Lesson(thing="spear", manner="take", verb="wield"),
         "zap": Lesson(thing="wand", manner="take", verb="zap"),
         "freeze_horn": Lesson(thing="horn", manner="take", verb="apply"),
         "pray": Lesson(thing="altar", manner="on", verb="pray"),
@@ -57,7 +63,7 @@ OTHER_VERBS: tuple[str, ...] = (
     " squeeze stretch tap taste throw tie touch turn twist wash wave whistle wipe"
 ).split()
 NOUNS: tuple[str, ...] = tuple(
-    noun for noun in OTHER_NOUNS if noun not in ("horn", "mug", "boots", "cloak", "rod")
+    noun for noun in OTHER_NOUNS if noun not in {lesson.thing for lesson in LESSONS.values()}
 )
 
 # {t} is the thing, {v} the verb, {i} the verb and "it"
