@@ -371,6 +371,13 @@ def test_a_run_knows_its_adapters_by_content(capsys, folders, tmp_path, monkeypa
     assert evaluate.changed_since(folder, from_dict(kept), config.task, FakeEnvironment()) == [
         "the actor's adapter (its files differ)"
     ]
+    for actor, reflector, what in (
+        ("", config.reflector.adapter, "actor's adapter (there is none)"),
+        (config.actor.adapter, "", "reflector's adapter (there is none)"),
+    ):
+        other = config.with_adapters(actor, reflector)
+        changes = evaluate.changed_since(folder, other, config.task, FakeEnvironment())
+        assert changes == [f"the {what}"]
     with pytest.raises(ValueError, match=r"--reflector\.adapter was"):
         check_changes(folder, config, config.with_adapters(config.actor.adapter, "x"), (), "go")
 
