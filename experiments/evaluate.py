@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -381,7 +381,8 @@ def changed_since(
     run_dir: pathlib.Path, config: TrainConfig, task: TaskConfig, environment: Environment
 ) -> list[str]:
     """What is no longer as the run was trained with it, a few words each: its models and adapters,
-    and, where it is what it trained on that is played, its games. Nothing is known of a run without manifest.
+    and, where it is what it trained on that is played, its games. Nothing is known of a run
+    without manifest.
     """
     manifest = read_manifest(run_dir)
     known = manifest.get("models", {})
