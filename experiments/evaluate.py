@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -381,23 +381,30 @@ def _protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) 
 def changed_since(
     run_dir: pathlib.Path, config: TrainConfig, task: TaskConfig, environment: Environment
 ) -> list[str]:
-    """What is no longer as the run was trained with it, a few words each: its models, and, where it
-    is what it trained on that is played, its games. Nothing is known of a run without manifest.
+    """What is no longer as the run was trained with it, a few words each: its models and adapters,
+    and, where it is what it trained on that is played, its games. Nothing is known of a run
+    without manifest.
     """
     manifest = read_manifest(run_dir)
     known = manifest.get("models", {})
-    found = [
-        f"the {role}'s {field or 'model'} (its files differ)"
-        for name, content in content_hashes(in_folders(config)).items()
-        for role, _, field in [name.partition(" ")]
-        if known.get(name, content) != content
-    ]
+    now = content_hashes(in_folders(config))
+    found = [what for role in ("actor", "reflector") for what in _changed(role, known, now)]
     before = manifest.get("games_sha256")
     if task == config.task and before not in (None, games_sha256(task.environment, environment)):
         found.append(
             f"the games of {task.environment.name!r} (a download or a package has changed)"
         )
     return found
+
+
+def _changed(role: str, known: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """What of a role is no longer what it was, by the hashes in the manifest and those of now."""
+    if role in now and known.get(role, now[role]) != now[role]:
+        yield f"the {role}'s model (its files differ)"
+    name = f"{role} adapter"
+    if known and known.get(name) != now.get(name):
+        about = "its files differ" if name in now else "there is none"
+        yield f"the {role}'s adapter ({about if name in known else 'there was none'})"
 
 
 def _what_is_played(task: TaskConfig) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_all_weights(tmp_path, capsys):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_adapter_merged_and_alone(tmp_path):
+def test_adapter_merged_and_alone(tmp_path, capsys):
     trained, base = save_run(tmp_path, LORA)
     export.main(
         [
@@ -86,6 +86,15 @@ def test_adapter_merged_and_alone(tmp_path):
     lora, adapter = load_adapter(tmp_path / "alone", model)
     assert lora == LORA
     chex.assert_trees_all_equal(adapter, trained)
+    short = ["--run-dir", str(tmp_path / "run"), "--adapter", "--out", str(tmp_path / "short")]
+    with pytest.raises(SystemExit, match="2"):
+        export.main([*short, "--dtype", "float16"])
+    assert "float16 has too small a range for an adapter" in capsys.readouterr().err
+    export.main([*short, "--dtype", "bfloat16"])
+    chex.assert_trees_all_equal(
+        load_adapter(tmp_path / "short", model)[1],
+        jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype("float32"), trained),
+    )
 
 
 @pytest.mark.parametrize("flags", [[], ["--adapter"]])

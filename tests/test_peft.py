@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ictjax.config import LoraConfig
@@ -16,7 +17,7 @@ from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.layout import layout
 from ictjax.models.lora import init_adapter, merge
-from ictjax.models.peft import load_adapter, save_adapter
+from ictjax.models.peft import load_adapter, read_lora, save_adapter
 from tests.test_hf import JSON, refused
 
 MODEL = ModelConfig(
@@ -51,6 +52,20 @@ def test_round_trip(tmp_path, lora):
     again, loaded = load_adapter(tmp_path, MODEL)
     assert again == lora
     chex.assert_trees_all_equal(loaded, adapter)
+
+
+def test_an_adapter_in_bfloat16_is_read_as_it_was_rounded(tmp_path):
+    adapter = random_adapter(LORA)
+    save_adapter(tmp_path, MODEL, LORA, adapter, base="organisation/base", dtype="bfloat16")
+    with safe_open(tmp_path / "adapter_model.safetensors", framework="numpy") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+    assert read_lora(tmp_path) == LORA
+    again, loaded = load_adapter(tmp_path, MODEL)
+    assert again == LORA
+    assert {leaf.dtype for leaf in loaded.values()} == {np.dtype("float32")}
+    chex.assert_trees_all_equal(
+        loaded, {name: leaf.astype("bfloat16").astype("float32") for name, leaf in adapter.items()}
+    )
 
 
 def test_files_are_what_peft_reads(folder):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from experiments import sft as training
 from experiments.commands import sft as command
@@ -212,8 +213,17 @@ def test_what_was_trained_is_written_though_it_ended_just_before(
     record = json.loads((out / "sft.json").read_text())
     last = read_records(out / "metrics.jsonl").values[-1]
     assert record["result"]["held_out_loss"] == pytest.approx(last["held_out_loss"])
+    monkeypatch.undo()
     capsys.readouterr()
     command.main(flags(model, data, out, *short))
+    assert "is finished" in capsys.readouterr().out
+    # in another dtype it is written again, and nothing is trained
+    command.main(flags(model, data, out, *short, "--save-dtype", "bfloat16"))
+    assert len(read_records(out / "metrics.jsonl").values) == last["iteration"]
+    with safe_open(out / "adapter_model.safetensors", framework="numpy") as file:
+        name = next(iter(file.keys()))
+        assert file.get_slice(name).get_dtype() == "BF16"
+    command.main(flags(model, data, out, *short, "--save-dtype", "bfloat16"))
     assert "is finished" in capsys.readouterr().out
 
 
