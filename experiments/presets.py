@@ -300,18 +300,18 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     task=smollm.MINIHACK,
     iterations=20,
     meta=dataclasses.replace(
-        POCKET_MINIHACK.meta, contexts_per_iteration=4, games_per_context=3, fresh_games=1
+        POCKET_MINIHACK.meta, contexts_per_iteration=4, fresh_games=0, replay_weight=1.0
     ),
     reflection=smollm.REFLECTION,
     actor_sampler=SamplerConfig(
         num_slots=32,
         max_len=768,
-        extend_buckets=(32, 96),
-        row_buckets=(8, 32),
-        decode_steps=8,
-        extend_steps=8,
+        extend_buckets=(40, 96),
+        row_buckets=(32,),
+        decode_steps=10,
+        extend_steps=10,
         max_top_k=1,
-        attended_buckets=(256, 512, 768),
+        attended_buckets=(384, 768),
     ),
     reflector_sampler=SamplerConfig(
         num_slots=32,

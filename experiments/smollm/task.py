@@ -14,7 +14,7 @@ MINIHACK = TaskConfig(
         heldout_families=tuple(HELDOUT_LESSONS),
         num_workers=1,
     ),
-    rollout=RolloutConfig(max_steps=10, max_turn_tokens=40),
+    rollout=RolloutConfig(max_steps=8, max_turn_tokens=40),
 )
 REFLECTION = ReflectorConfig(
     style="short",

@@ -16,7 +16,8 @@ from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Plays MiniHack by script, and writes what an actor and a reflector in English are taught with:"
-    " actor.jsonl and reflector.jsonl for `ictjax sft`."
+    " actor.jsonl and reflector.jsonl for `ictjax sft`, and pretraining.json, which says with which"
+    " games, for the folder that holds the adapters."
 )
 _MAX_STEPS = 10
 
@@ -40,10 +41,11 @@ class ChatsArgs(Flags):
 def write_chats(args: ChatsArgs) -> None:
     """Plays and writes both files."""
     from experiments.console import Terminal, counting_bar
+    from experiments.pretraining import entry, write_record
     from experiments.smollm.chats import ActorChats, Chat, ReflectorChats
     from experiments.smollm.lessons import LESSONS, TRAIN_LESSONS
     from experiments.smollm.play import play_families
-    from experiments.smollm.task import REFLECTION
+    from experiments.smollm.task import MINIHACK, REFLECTION
     from ictjax.run_files import write_lines
 
     console = Terminal()
@@ -69,6 +71,9 @@ def write_chats(args: ChatsArgs) -> None:
 
     write("actor.jsonl", args.actor_chats, actor.draw)
     write("reflector.jsonl", args.reflector_chats, lambda: reflector.draw(3))
+    options = MINIHACK.environment.options
+    taught = entry(options, list(LESSONS), "train", args.games_per_family)
+    write_record(args.out, {"minihack": taught})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
