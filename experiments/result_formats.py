@@ -45,7 +45,7 @@ _OF_LATEX = MappingProxyType(
         "<": "$<$",
         ">": "$>$",
         "|": "$|$",
-        '"': r"\textquotedbl{}",
+        '"': "''",
     }
 )
 _OF_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#!|~&]")

@@ -84,12 +84,12 @@ def sheet_of_other_arms(
 
 
 def _arms(results: Json) -> list[str]:
-    return list(dict.fromkeys(arm for split in results["overall"].values() for arm in split["arms"]))
+    return list(
+        dict.fromkeys(arm for split in results["overall"].values() for arm in split["arms"])
+    )
 
 
-def _rows(
-    results: Json, about: str, cells: Callable[[Json], tuple[str, ...]]
-) -> tuple[Row, ...]:
+def _rows(results: Json, about: str, cells: Callable[[Json], tuple[str, ...]]) -> tuple[Row, ...]:
     rows: list[Row] = []
     for split, overall in results["overall"].items():
         rows += [

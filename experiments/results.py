@@ -40,7 +40,7 @@ def write_results(run: RunData, args: ResultsArgs) -> str:
         try:
             from experiments.inspect_logs import write_logs  # an optional package
         except ModuleNotFoundError as error:
-            if error.name != "inspect_ai":
+            if not str(error.name).startswith("inspect_ai"):
                 raise
             raise ValueError(
                 "Logs for Inspect are written by the package inspect-ai: in the clone, run `pip"

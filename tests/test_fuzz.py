@@ -50,6 +50,7 @@ from experiments.play import read_prompt
 from experiments.presets import PRESETS
 from experiments.pretraining import entry, taught_games, write_record
 from experiments.protocol import LoopRecord, Read, Scored
+from experiments.result_formats import TEXTS
 from experiments.resume import check_models, going_on
 from experiments.run_dir import check_run, read_manifest, read_run, run_prompt
 from experiments.run_lock import FILE_NAME as LOCK
@@ -317,6 +318,12 @@ def reported(folder):
 
 def compared(folder):
     compare((folder,))
+
+
+def exported(folder):
+    evaluations = report_data.load_run(folder).evaluations
+    for text in TEXTS.values():
+        text(evaluations).encode()
 
 
 def bundled(folder):
@@ -655,6 +662,7 @@ CASES = {
         file="**/*.json*",
         read=lambda folder: report.tables(report_data.load_run(folder)),
     ),
+    "results for other programs": Case(make=evaluated_run, file="evaluation.json", read=exported),
     "files in a bundle": Case(make=evaluated_run, file="**/*.json*", read=bundled, examples=10),
     "packed bundle": Case(make=packed_run, file="run.tar.gz", read=unpacked_run),
     "results in a comparison": Case(make=evaluated_run, file="evaluation.json", read=compared),

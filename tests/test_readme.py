@@ -38,6 +38,7 @@ SHORTENED = (
     (f"{ICTJAX} evaluate --run-dir runs/qwen", "", "as it is: this has been evaluated"),
     (f"{ICTJAX} evaluate --run-dir runs/demo", "--help", "test_evaluate.py plays these arms"),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
+    (f"{ICTJAX} results runs/demo --format inspect", "--help", "needs the extra inspect"),
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),
     (f"{ICTJAX} generate --model {POCKET} --system", "--help", "a terminal to talk in"),
     (f"{ICTJAX} play --family eat --model", "--help", "compilation; test_play.py lets it play"),
