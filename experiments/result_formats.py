@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -161,9 +160,11 @@ def _latex_table(evaluation: Evaluation, sheet: Sheet) -> Iterator[str]:
     yield f"\\begin{{tabular}}{{{alignment}}}"
     yield "\\toprule"
     yield _latex_row(sheet.columns, "{}")
-    for before, row in itertools.pairwise([None, *sheet.rows]):
-        if before is None or before.whole_split:
+    begins = True  # of a split
+    for row in sheet.rows:
+        if begins:
             yield "\\midrule"
+        begins = row.whole_split
         yield _latex_row(row.cells, "\\textbf{{{}}}" if row.whole_split else "{}")
     yield "\\bottomrule"
     yield "\\end{tabular}"

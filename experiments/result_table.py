@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from experiments.result_sheets import NUMBERS, Sheet, mean, sheets
+from experiments.result_sheets import Sheet, mean, sheets
 
 
 def result_tables(results: Mapping[str, Any], about: str = "") -> Iterator[Table]:

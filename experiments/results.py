@@ -1,7 +1,5 @@
 """The results of a run's evaluations as files of other programs."""
 
-import pathlib
-
 from envs.files import replacing
 from experiments.commands.results import ResultsArgs, main
 from experiments.report_data import RunData

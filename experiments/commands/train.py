@@ -29,6 +29,7 @@ from ictjax.algorithms import ALGORITHMS
 from ictjax.config import EndpointConfig, HostsConfig
 from ictjax.ranges import Range
 from ictjax.run_config import TrainConfig, from_dict
+from ictjax.trackers import check_trackers
 
 _Args = TypeVar("_Args", bound="RunArgs")
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
@@ -231,6 +232,7 @@ def _main(argv: list[str]) -> None:
     if not args.settings.actor.endpoint.url:
         check_model(args.settings.actor.model, "--actor.model")
     check_model(args.settings.reflector.model, "--reflector.model")
+    check_trackers(args.settings.track)
     console = Terminal()
     if args.check:
         # what compiles is JAX; so is the training below. Flags are right when it is loaded.
