@@ -238,7 +238,8 @@ def _over_families(split: SplitSummary) -> Html:
     count, p, smallest = (numbers.get(name) for name in ("num_families", "p", "smallest_p"))
     families = (
         f"With {counted(count, 'family', 'families')} as units, for a claim about others like"
-        f" these, {p_is(p)} for trained - untrained; {count} cannot give less than {p_value(smallest)}."
+        f" these, {p_is(p)} for trained - untrained; {count} cannot give less than"
+        f" {p_value(smallest)}."
         if is_number(p) and is_number(smallest) and isinstance(count, int)
         else ""
     )

@@ -35,6 +35,7 @@ SHORTENED = (
     (f"{ICTJAX} train", "--help", "minutes, or an accelerator and downloaded weights"),
     (f"{ICTJAX} plan", "--help", "minutes, and the compiler for TPUs"),
     (f"{ICTJAX} evaluate --run-dir runs/house", "--help", "needs a run of a 7B model"),
+    (f"{ICTJAX} evaluate --run-dir runs/paper", "--help", "needs runs of 7B models"),
     (f"{ICTJAX} evaluate --run-dir runs/qwen", "", "as it is: this has been evaluated"),
     (f"{ICTJAX} evaluate --run-dir runs/demo", "--help", "test_evaluate.py plays these arms"),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
@@ -66,7 +67,8 @@ NOT_RUN = {
 }
 # Runs that pages go on with; here all are the run of the first block of docs/use.md.
 FIRST = "runs/tiny"
-RUNS = ("qwen", "demo", "second", "other", "house")
+PAPER = tuple(f"paper-{name}-k{k}" for name in ("alfworld", "minihack") for k in (3, 5))
+RUNS = ("qwen", "demo", "second", "other", "house", *PAPER)
 
 
 class Block(NamedTuple):
