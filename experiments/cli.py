@@ -18,6 +18,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "evaluate": "Measure a trained reflector on games never seen",
         "report": "Make the page of a run, and its table of results",
         "compare": "One table of several runs' evaluations",
+        "results": "Give results to other programs: CSV, LaTeX, Markdown, Inspect",
+        "bundle": "Pack a run's results for others, without weights",
         "export": "Write the trained reflector for other programs",
         "adopt": "Make a run of an adapter that was trained elsewhere",
         "play": "Play a game in the terminal, or watch a model play it",

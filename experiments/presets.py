@@ -330,6 +330,22 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     evaluation=EvaluationConfig(runs=4, meta_turns=2, test_games=3),
 )
 
+
+def _paper(config: TrainConfig, games: int) -> TrainConfig:
+    """The reproduction of one of the paper's four reflectors: so many games a batch, and its own
+    protocol of evaluation.
+    """
+    return dataclasses.replace(
+        config,
+        meta=dataclasses.replace(config.meta, games_per_context=games),
+        evaluation=dataclasses.replace(config.evaluation, protocol="paper"),
+    )
+
+
+PAPER_ALFWORLD_K3, PAPER_ALFWORLD_K5 = (_paper(QWEN_7B_ALFWORLD, games) for games in (3, 5))
+PAPER_MINIHACK_K3, PAPER_MINIHACK_K5 = (_paper(QWEN_7B_MINIHACK, games) for games in (3, 5))
+
+
 PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
     {
         "fake-tiny": FAKE_TINY,
@@ -338,6 +354,10 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
         "smollm2-minihack": SMOLLM2_MINIHACK,
         "qwen2.5-7b-minihack": QWEN_7B_MINIHACK,
         "qwen2.5-7b-alfworld": QWEN_7B_ALFWORLD,
+        "paper-alfworld-k3": PAPER_ALFWORLD_K3,
+        "paper-alfworld-k5": PAPER_ALFWORLD_K5,
+        "paper-minihack-k3": PAPER_MINIHACK_K3,
+        "paper-minihack-k5": PAPER_MINIHACK_K5,
         "qwen2.5-7b-lora": QWEN_7B_LORA,
         "qwen2.5-14b-lora": QWEN_14B_LORA,
         "qwen2.5-0.5b-lora": QWEN_HALF_B_LORA,
@@ -355,6 +375,10 @@ PRESET_TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
         "smollm2-minihack": tasks.SMOLLM_TASKS,
         "qwen2.5-7b-minihack": tasks.QWEN_TASKS,
         "qwen2.5-7b-alfworld": tasks.QWEN_TASKS,
+        "paper-alfworld-k3": tasks.QWEN_TASKS,
+        "paper-alfworld-k5": tasks.QWEN_TASKS,
+        "paper-minihack-k3": tasks.QWEN_TASKS,
+        "paper-minihack-k5": tasks.QWEN_TASKS,
         "qwen2.5-7b-lora": tasks.QWEN_TASKS,
         "qwen2.5-14b-lora": tasks.QWEN_TASKS,
         "qwen2.5-0.5b-lora": tasks.QWEN_TASKS,

@@ -21,7 +21,7 @@ import shutil
 import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, Literal
 
 from etils import epath
@@ -30,6 +30,7 @@ from envs.api import CannotGoOn
 from envs.files import replacing
 from envs.stopping import held
 from experiments.local_path import RUN_ADDRESS
+from experiments.packed_folder import unpacked
 from experiments.run_lock import BEAT_S, SILENT_S
 from experiments.run_lock import FILE_NAME as LOCK
 from ictjax.run_files import write_lines
@@ -272,15 +273,23 @@ def _copied(source: IO[bytes], target: IO[bytes] | None) -> tuple[int, str]:
 def readable(
     run_dir: pathlib.Path, *, checkpoint: int | Literal["newest"] | None = None
 ) -> Iterator[pathlib.Path]:
-    """A run directory on this machine: itself, or what was fetched of an address; evaluations and
-    reports that are made there are sent back.
+    """A run directory on this machine: itself, what a packed bundle holds, or what was fetched of
+    an address; evaluations and reports that are made there are sent back.
 
     Args:
       checkpoint: the step of the checkpoint that is needed; "newest", or None for none.
 
     Raises:
-      ValueError: the store cannot be reached, or has no such checkpoint.
+      ValueError: the store cannot be reached, or has no such checkpoint; a bundle has none.
     """
+    if run_dir.is_file():
+        if checkpoint is not None:
+            raise ValueError(
+                f"{run_dir} is a file, and bundles hold no weights: name the directory of the run."
+            )
+        with unpacked(run_dir) as folder:
+            yield folder
+        return
     if not is_remote(run_dir):
         yield run_dir
         return
@@ -288,7 +297,7 @@ def readable(
     files = remote.index()["files"]
     if not files:
         raise ValueError(f"{remote.address} holds no run: train first, or name another.")
-    steps = sorted({int(found[1]) for path in files if (found := _CHECKPOINT.match(path))})
+    steps = _steps(files)
     if isinstance(checkpoint, int) and checkpoint not in steps:
         raise ValueError(
             f"{remote.address} has no checkpoint of iteration {checkpoint}: --step can be"
@@ -306,6 +315,18 @@ def readable(
     yield remote.path
     with held():
         remote.push(_MEASURED)
+
+
+def steps_of(run_dir: pathlib.Path) -> list[int]:
+    """The iterations of which a run has checkpoints, here or at its address."""
+    if is_remote(run_dir):
+        return _steps(RemoteRun(run_dir, "reading").index()["files"])
+    folder = run_dir / "checkpoints"
+    return _steps(f"checkpoints/{path.name}/" for path in folder.glob("*/"))
+
+
+def _steps(paths: Iterable[str]) -> list[int]:
+    return sorted({int(found[1]) for path in paths if (found := _CHECKPOINT.match(path))})
 
 
 class RemoteLock:

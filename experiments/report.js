@@ -7,6 +7,7 @@ const TURNS = 60; // of an episode at a time
 const FILTERS = ["evaluation", "family", "arm", "run", "turn", "use", "outcome"];
 const FIELDS = ["evaluation", "family", "arm", "run", "turn", "use", "outcome", "failures", "game"];
 const COLUMNS = ["family", "arm", "outcome", "turns", "use", "run", "turn", "failures", "game"];
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const HEADS = { turn: "meta-turn", use: "games", failures: "parse failures" };
 
 function make(tag, attributes = {}, ...children) {
@@ -72,7 +73,7 @@ function start(source) {
     const first = page * PER_PAGE;
     const shown = found.slice(first, first + PER_PAGE);
     const range = shown.length ? `${first + 1} to ${first + shown.length} of ` : "";
-    count.textContent = `${range}${found.length} episodes`;
+    count.textContent = `${range}${counted(found.length, "episode")}`;
     const head = COLUMNS.map((name) => make("th", { scope: "col" }, HEADS[name] ?? name));
     const rows = shown.map((number) => {
       const link = make("a", { href: `#episode=${number}` }, field(number, COLUMNS[0]));
@@ -145,7 +146,7 @@ function start(source) {
     const title = make("h3", { tabindex: "-1" }, `${field(number, "family")}, ${field(number, "arm")} `,
       make("span", { class: `badge ${tone}` }, outcome));
     const about = `${field(number, "use")} game ${field(number, "game")}, run ${field(number, "run")},`
-      + ` meta-turn ${field(number, "turn")}, ${turns.length / 4} turns`;
+      + ` meta-turn ${field(number, "turn")}, ${counted(turns.length / 4, "turn")}`;
     const prompt = make("details", {}, make("summary", {}, "system prompt"),
       make("p", { class: "text" }, marked(system)));
     prompt.open = true;

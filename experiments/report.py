@@ -15,9 +15,11 @@ from experiments.report_data import RunData
 from experiments.result_table import result_tables
 
 
-def write_report(run: RunData) -> Path:
-    """Writes report.html into the run directory, whole or not at all, and returns its path."""
-    path = run.folder / "report.html"
+def write_report(run: RunData, path: Path | None = None) -> Path:
+    """Writes the page, by default report.html of the run directory, whole or not at all, and
+    returns its path.
+    """
+    path = path or run.folder / "report.html"
     with replacing(path) as temporary:
         # what lone surrogates have no UTF-8 for becomes "?"
         temporary.write_text(report_page.render(run), encoding="utf-8", errors="replace")

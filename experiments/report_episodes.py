@@ -9,6 +9,7 @@ from experiments.html import Html, data, html
 from experiments.report_data import Evaluation, Json, RunData, game_name
 from experiments.report_parts import Section, clipped, section
 from experiments.visible import visible
+from experiments.wording import counted
 
 MAX_STEPS = 50_000  # turns of all episodes on a page
 MAX_CHARACTERS = 25_000_000  # of their texts
@@ -104,10 +105,10 @@ def viewer(run: RunData, episodes: Episodes) -> Section | None:
         "episodes",
         "Episodes",
         html(
-            "{:,} episodes with {:,} turns: {}.{} All that were played are lines of JSON in"
+            "{} with {}: {}.{} All that were played are lines of JSON in"
             " episodes/ and contexts/ of {}.",
-            len(episodes),
-            episodes.steps,
+            counted(len(episodes), "episode"),
+            counted(episodes.steps, "turn"),
             "; ".join(what),
             left_out,
             " and of ".join(folders),

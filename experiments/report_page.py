@@ -33,7 +33,7 @@ from experiments.report_parts import (
 )
 from experiments.report_results import curves, results
 from experiments.report_training import cost, rewards, signal
-from experiments.wording import percent
+from experiments.wording import counted, percent
 
 POCKET_NOTE = (
     "The actor and the reflector of this run are pocket models: small networks that ship with the"
@@ -110,14 +110,16 @@ def _header(run: RunData) -> Html:
     done = run.metrics[-1]["iteration"] if run.metrics else 0
     kicker = [
         html("ictjax run <b>{}</b>", run.folder.resolve().name),
-        html("{} of {} iterations", done, total) if total else html("{} iterations", done),
+        html("{} of {}", done, counted(total, "iteration"))
+        if isinstance(total, int) and total
+        else html("{}", counted(done, "iteration")),
     ]
     if "seed" in run.config:
         kicker.append(html("seed {}", run.config["seed"]))
     if games := games_played(run.manifest.get("environment", {})):
         kicker.append(html("trained on {}", games))
     if families := sum(len(evaluation.families) for evaluation in run.evaluations):
-        kicker.append(html("{} families evaluated", families))
+        kicker.append(html("{} evaluated", counted(families, "family", "families")))
     claims = [
         evaluation.results["headline"]
         for evaluation in run.evaluations

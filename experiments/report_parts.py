@@ -6,7 +6,7 @@ from typing import LiteralString
 
 from experiments.html import Html, html, joined
 from experiments.report_data import Evaluation, Json
-from experiments.wording import interval, p_value, percent, points
+from experiments.wording import counted, interval, p_value, percent, points
 
 ARM_TEXTS = {
     "initial": "initial prompt",
@@ -138,4 +138,4 @@ def clipped(text: str) -> str:
     """A text as long as a page can hold it, and how much is left out."""
     if len(text) <= _LONGEST_TEXT:
         return text
-    return f"{text[:_LONGEST_TEXT]}\u2026 ({len(text) - _LONGEST_TEXT:,} more characters)"
+    return f"{text[:_LONGEST_TEXT]}\u2026 ({counted(len(text) - _LONGEST_TEXT, 'more character')})"

@@ -31,7 +31,7 @@ from experiments.report_parts import (
     section,
     table,
 )
-from experiments.wording import interval, p_is, p_value, percent
+from experiments.wording import counted, interval, p_is, p_value, percent
 
 _MAIN = "trained_vs_untrained"
 
@@ -119,16 +119,16 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
             "Protocol <i>strict</i>: reflectors read STREAM games, SELECT games choose a prompt,"
             " TEST games score it."
         )
-    if counted := disjointness(run, evaluation):
-        yield html("{}", counted)
+    if states := disjointness(run, evaluation):
+        yield html("{}", states)
     counts = [
-        f"{value} {noun}"
-        for name, noun in (
-            ("runs", "loops (runs) per arm and family"),
-            ("meta_turns", "meta-turns each"),
-            ("games_per_context", "STREAM games per meta-turn"),
-            ("select_games", "SELECT games"),
-            ("test_games", "TEST games"),
+        counted(value, *nouns)
+        for name, nouns in (
+            ("runs", ("loop (run) per arm and family", "loops (runs) per arm and family")),
+            ("meta_turns", ("meta-turn each", "meta-turns each")),
+            ("games_per_context", ("STREAM game per meta-turn", "STREAM games per meta-turn")),
+            ("select_games", ("SELECT game",)),
+            ("test_games", ("TEST game",)),
         )
         if isinstance(value := protocol.get(name), int)
     ]
@@ -237,9 +237,10 @@ def _over_families(split: SplitSummary) -> Html:
     numbers = test if isinstance(test, dict) else {}
     count, p, smallest = (numbers.get(name) for name in ("num_families", "p", "smallest_p"))
     families = (
-        f"With the {count} families as units, for a claim about others like these, {p_is(p)} for"
-        f" trained - untrained; {count} cannot give less than {p_value(smallest)}."
-        if is_number(p) and is_number(smallest)
+        f"With {counted(count, 'family', 'families')} as units, for a claim about others like"
+        f" these, {p_is(p)} for trained - untrained; {count} cannot give less than"
+        f" {p_value(smallest)}."
+        if is_number(p) and is_number(smallest) and isinstance(count, int)
         else ""
     )
     return html(

@@ -16,6 +16,7 @@ from experiments.report_data import (
 )
 from experiments.report_figures import Line, Style, smooth
 from experiments.report_parts import Section, badges, cell, row, section, table
+from experiments.wording import counted
 
 Series = Sequence[float | None]
 
@@ -125,7 +126,7 @@ def _correlations(run: RunData) -> Html:
         both = [(c[first], c[second]) for c in words if None not in (c.get(first), c.get(second))]
         with contextlib.suppress(statistics.StatisticsError):  # too few, or all alike
             correlation = statistics.correlation([a for a, _ in both], [b for _, b in both])
-            found[name] = f"{correlation:+.2f} ({len(both)} candidates)"
+            found[name] = f"{correlation:+.2f} ({counted(len(both), 'candidate')})"
     rows = [row(name, cell(text)) for name, text in found.items()]
     return (
         table("Correlations over all candidates", ["of", "Pearson's r"], rows) if rows else Html("")
@@ -173,7 +174,7 @@ def cost(run: RunData) -> Section | None:
     return section(
         "cost",
         "Cost and speed",
-        html("{} of training in {} iterations.", _duration(total), len(run.metrics)),
+        html("{} of training in {}.", _duration(total), counted(len(run.metrics), "iteration")),
         html('<div class="stack" aria-hidden="true">{}</div>', bar),
         table("Time by phase", ["phase", "seconds", "per iteration", "share"], rows),
         html(

@@ -6,51 +6,24 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from experiments.evaluation_results import ARMS, SPLITS
-from experiments.wording import interval, p_value, percent, points
-
-_MAIN = "trained_vs_untrained"
+from experiments.result_sheets import Sheet, mean, sheets
 
 
 def result_tables(results: Mapping[str, Any], about: str = "") -> Iterator[Table]:
-    """What the arms won in every family and split, the headline's first; then how the other arms
-    compare where the headline is made.
+    """The sheets of `result_sheets.sheets` as tables.
 
     Args:
       results: evaluation.json.
       about: what stands behind the titles, for example " of alfworld".
     """
-    table = _table("Games won, %; trained - untrained", "family")
-    arms = [
-        arm for arm in ARMS if any(arm in split["arms"] for split in results["overall"].values())
-    ]
-    for arm in arms:
-        table.add_column(arm, justify="right", no_wrap=True)
-    _add_test_columns(table)
-    for split, overall in results["overall"].items():
-        for name in overall["families"]:
-            table.add_row(name, *_row(results["families"][name], arms))
-        table.add_row(SPLITS[split] + about, *_row(overall, arms), style="bold", end_section=True)
-    table.caption = (
-        "p: Holm-corrected for the families of a split, of the bold rows alone. n: trained seeds,"
-        " else runs."
-    )
-    yield table
-    split, overall = next(iter(results["overall"].items()))
-    others = {name: test for name, test in overall["tests"].items() if name != _MAIN}
-    if not others:
-        return
-    table = _table(f"Other comparisons, {SPLITS[split]}{about}", "arms")
-    _add_test_columns(table)
-    for name, test in others.items():
-        table.add_row(name.replace("_vs_", " - "), *_test_cells(test))
-    yield table
+    return map(_table, sheets(results, about, mean))
 
 
-def _table(title: str, first: str) -> Table:
+def _table(sheet: Sheet) -> Table:
     table = Table(
-        title=title,
+        title=sheet.title,
         title_justify="left",
+        caption=sheet.note or None,
         caption_justify="left",
         caption_style="dim",
         header_style="bold",
@@ -58,28 +31,12 @@ def _table(title: str, first: str) -> Table:
         padding=0,
         show_edge=False,
     )
+    first, *others = sheet.columns
     # what gives way to the others where a terminal is narrow
     table.add_column(first, overflow="fold", min_width=10)
+    for name in others:
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for row in sheet.rows:
+        style = "bold" if row.whole_split else None
+        table.add_row(*row.cells, style=style, end_section=row.whole_split)
     return table
-
-
-def _add_test_columns(table: Table) -> None:
-    for name in ("difference", "p", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-
-
-def _row(numbers: Mapping[str, Any], arms: list[str]) -> list[str]:
-    won = [percent(numbers["arms"][arm]["mean"]) if arm in numbers["arms"] else "" for arm in arms]
-    return [*won, *_test_cells(numbers["tests"].get(_MAIN))]
-
-
-def _test_cells(test: Mapping[str, Any] | None) -> list[str]:
-    if test is None:
-        return ["", "", "", ""]
-    return [
-        f"{points(test['difference'])} {interval(test['ci95'], signed=True)}",
-        p_value(test["p_corrected"]),
-        str(test["num_units"]),
-        test["verdict"],
-    ]

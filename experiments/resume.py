@@ -24,6 +24,8 @@ MAY_CHANGE = (
     "keep_every",
     "keep_best",
     "patience",
+    "track",
+    "track_project",
     "remat",
     "optimizer.memory",
     "evaluation.",

@@ -23,13 +23,22 @@ from experiments.run_lock import RunLock, check_free
 from ictjax.metrics import FILE_NAME as METRICS
 from ictjax.run_config import EnvironmentConfig, TrainConfig, from_dict, to_dict
 from ictjax.run_files import FOLDERS, write_lines
+from ictjax.trackers import FILE_NAME as TRACKING
 
 Start = Literal["new", "go on", "restart"]
 """How a training begins: in a directory that is made, with a run that is there, or anew after that
 run is moved aside.
 """
 
-_TRAINED = ("config.json", "manifest.json", METRICS, "tensorboard", "checkpoints", *FOLDERS)
+_TRAINED = (
+    "config.json",
+    "manifest.json",
+    METRICS,
+    TRACKING,
+    "tensorboard",
+    "checkpoints",
+    *FOLDERS,
+)
 _STAGED = ".ictjax-start"  # how the name of a directory ends that is being made
 _FORGOTTEN_S = 3600.0  # after which one that was never finished is removed
 

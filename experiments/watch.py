@@ -16,6 +16,7 @@ from envs.stopping import check
 from experiments.run_dir import read_run
 from experiments.run_lock import check_free
 from experiments.visible import visible
+from experiments.wording import counted
 from ictjax.json_lines import read_records
 from ictjax.metrics import read_metrics
 from ictjax.run_config import TrainConfig
@@ -237,7 +238,9 @@ def _texts(seen: Look) -> list[RenderableType]:
             lines.append(_cut(str(turn.get("observation", "")), _MAX_CHARS))
             said = turn.get("action") or turn.get("reply", "")
             lines.append(f"  > {_cut(str(said), _MAX_CHARS)}")
-        title = f"A game under it: {seen.episode.get('outcome', '?')}, {len(turns)} turns"
+        title = (
+            f"A game under it: {seen.episode.get('outcome', '?')}, {counted(len(turns), 'turn')}"
+        )
         shown.append(_box(title, "\n".join(lines)))
     return shown
 

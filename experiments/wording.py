@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """1, "game" -> 1 game; 1204 -> 1,204 games. `several` is for what takes more than an "s"."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
 def percent(value: float) -> str:
     """0.417 -> 42"""
     return f"{100 * value:.0f}"

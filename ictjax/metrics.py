@@ -1,18 +1,30 @@
-"""Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed."""
+"""Metrics of a run: one JSON line per iteration, always; TensorBoard when it is installed; and
+whoever else is to get the numbers.
+"""
 
 import contextlib
 import json
 import math
 import os
 import time as clocks
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from envs.files import append, replacing
 from ictjax.json_lines import to_json_line
 
 FILE_NAME = "metrics.jsonl"
+
+
+class Mirror(Protocol):
+    """Gets the numbers of every iteration as well."""
+
+    last: int  # the newest iteration that it has
+
+    def write(self, iteration: int, numbers: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricsWriter:
@@ -23,6 +35,8 @@ class MetricsWriter:
       run_dir: made if missing.
       last_iteration: the last one a restored run has done: lines past it are dropped. None drops
         every line (a fresh run).
+      mirrors: get the same numbers, and first those of earlier lines that they lack; closed with
+        this.
 
     Raises:
       ValueError: a line before the last is not what `write` writes.
@@ -30,7 +44,11 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, run_dir: str | os.PathLike[str], *, last_iteration: int | None = None
+        self,
+        run_dir: str | os.PathLike[str],
+        *,
+        last_iteration: int | None = None,
+        mirrors: Sequence[Mirror] = (),
     ) -> None:
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +61,12 @@ class MetricsWriter:
 
             self._events = EventLog(folder / "tensorboard", last_iteration)
         self._file = path.open("ab", buffering=0)
+        self._mirrors = tuple(mirrors)
+        if self._mirrors:
+            for record in _records(path):
+                for mirror in self._mirrors:
+                    if record["iteration"] > mirror.last:
+                        mirror.write(record["iteration"], _flat(record))
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -74,15 +98,17 @@ class MetricsWriter:
         record = {"iteration": iteration, **_plain(values), "time": seconds}
         append(self._file, (to_json_line(record) + "\n").encode())
         if self._events is not None:
-            flat = {**_numbers(record, ()), **_numbers(seconds, ("time",))}
-            del flat["iteration"]
-            self._events.write(iteration, flat)
+            self._events.write(iteration, _flat(record))
+        for mirror in self._mirrors:
+            mirror.write(iteration, _flat(record))
 
     def close(self) -> None:
         """Closes all files. Idempotent."""
         self._file.close()
         if self._events is not None:
             self._events.close()
+        for mirror in self._mirrors:
+            mirror.close()
 
 
 class Clock:
@@ -171,6 +197,15 @@ def _plain(value: Any) -> Any:
         "A metric must be a number, a string, None, or a list or mapping of these; got"
         f" {type(value).__name__}: {value!r:.80}."
     )
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line by name, times behind "time/"; those of records within it are left
+    out.
+    """
+    flat = {**_numbers(record, ()), **_numbers(record.get("time", {}), ("time",))}
+    del flat["iteration"]
+    return flat
 
 
 def _numbers(record: Mapping[str, Any], prefix: tuple[str, ...]) -> dict[str, float]:

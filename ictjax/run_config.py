@@ -235,6 +235,9 @@ class TrainConfig(Ranged):
     # iterations in a row without anything to learn from (every game failed, every reply malformed,
     # every gradient not finite) until the run ends with the reason; all of them, where it has fewer
     patience: Annotated[int, Range(1, 1_000_000_000)] = 3
+    # who gets the metrics beside metrics.jsonl and TensorBoard; each needs the extra of its name
+    track: tuple[Literal["wandb", "trackio"], ...] = ()
+    track_project: str = "ictjax"  # that the run belongs to there
 
     def __post_init__(self):
         super().__post_init__()

@@ -59,6 +59,7 @@ from ictjax.precollection import precollected
 from ictjax.refill import refill
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import drop_after, write_iteration
+from ictjax.trackers import open_trackers
 
 
 class TrainProgress(Protocol):
@@ -166,7 +167,10 @@ def train(
             collected = precollected(arena, run_dir, resumed=host is not None)
         writer = None
         if hosts.first:
-            writer = stack.enter_context(MetricsWriter(run_dir, last_iteration=first))
+            trackers = open_trackers(config, run_dir)
+            writer = stack.enter_context(
+                MetricsWriter(run_dir, last_iteration=first, mirrors=trackers)
+            )
         keeper = stack.enter_context(
             Keeper(
                 checkpointer,

@@ -39,15 +39,18 @@ from envs.fake import FakeEnvironment
 from envs.minihack import index as minihack
 from experiments import games, report, report_data, report_page
 from experiments.arms.arm import written
+from experiments.bundle import write_bundle
 from experiments.commands.train import read_args
 from experiments.compare import compare
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import hashes_of_training
 from experiments.manifest import make_manifest
+from experiments.packed_folder import unpacked
 from experiments.play import read_prompt
 from experiments.presets import PRESETS
 from experiments.pretraining import entry, taught_games, write_record
 from experiments.protocol import LoopRecord, Read, Scored
+from experiments.result_formats import TEXTS
 from experiments.resume import check_models, going_on
 from experiments.run_dir import check_run, read_manifest, read_run, run_prompt
 from experiments.run_lock import FILE_NAME as LOCK
@@ -315,6 +318,29 @@ def reported(folder):
 
 def compared(folder):
     compare((folder,))
+
+
+def exported(folder):
+    evaluations = report_data.load_run(folder).evaluations
+    for text in TEXTS.values():
+        text(evaluations).encode()
+
+
+def bundled(folder):
+    write_bundle(folder, "run", (), folder / "out.tar.gz")
+
+
+def packed_run(folder):
+    """A bundle, of as few files as there can be."""
+    (folder / "run").mkdir()
+    write_lines(folder / "run" / "config.json", [json.dumps(to_dict(CONFIG))])
+    write_bundle(folder / "run", "run", (3,), folder / "run.tar.gz")
+    shutil.rmtree(folder / "run")
+
+
+def unpacked_run(folder):
+    with unpacked(folder / "run.tar.gz") as found:
+        assert not {path.name for path in found.iterdir()} - {"config.json", "bundle.json"}
 
 
 def evaluated_run(folder):
@@ -636,6 +662,9 @@ CASES = {
         file="**/*.json*",
         read=lambda folder: report.tables(report_data.load_run(folder)),
     ),
+    "results for other programs": Case(make=evaluated_run, file="evaluation.json", read=exported),
+    "files in a bundle": Case(make=evaluated_run, file="**/*.json*", read=bundled, examples=10),
+    "packed bundle": Case(make=packed_run, file="run.tar.gz", read=unpacked_run),
     "results in a comparison": Case(make=evaluated_run, file="evaluation.json", read=compared),
     "games of an evaluation": Case(
         make=evaluation_folder, file="evaluation/kept/games.json", read=parts_of

@@ -331,7 +331,7 @@ def test_figures_are_kept_until_the_program_changes(monkeypatch, tmp_path):
 
 def test_large_presets_compile_few_programs():
     for name, config in PRESETS.items():
-        if name.startswith("qwen"):
+        if name.startswith(("qwen", "paper")):
             assert num_programs(config) <= 12, name
             for _, _, sizes in local_roles(config):
                 assert len(list(turn_shapes(sizes))) + len(row_programs(sizes)) <= 8, name

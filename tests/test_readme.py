@@ -35,9 +35,11 @@ SHORTENED = (
     (f"{ICTJAX} train", "--help", "minutes, or an accelerator and downloaded weights"),
     (f"{ICTJAX} plan", "--help", "minutes, and the compiler for TPUs"),
     (f"{ICTJAX} evaluate --run-dir runs/house", "--help", "needs a run of a 7B model"),
+    (f"{ICTJAX} evaluate --run-dir runs/paper", "--help", "needs runs of 7B models"),
     (f"{ICTJAX} evaluate --run-dir runs/qwen", "", "as it is: this has been evaluated"),
     (f"{ICTJAX} evaluate --run-dir runs/demo", "--help", "test_evaluate.py plays these arms"),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
+    (f"{ICTJAX} results runs/demo --format inspect", "--help", "needs the extra inspect"),
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),
     (f"{ICTJAX} generate --model {POCKET} --system", "--help", "a terminal to talk in"),
     (f"{ICTJAX} play --family eat --model", "--help", "compilation; test_play.py lets it play"),
@@ -65,7 +67,8 @@ NOT_RUN = {
 }
 # Runs that pages go on with; here all are the run of the first block of docs/use.md.
 FIRST = "runs/tiny"
-RUNS = ("qwen", "demo", "second", "other", "house")
+PAPER = tuple(f"paper-{name}-k{k}" for name in ("alfworld", "minihack") for k in (3, 5))
+RUNS = ("qwen", "demo", "second", "other", "house", *PAPER)
 
 
 class Block(NamedTuple):

@@ -694,6 +694,13 @@ def test_numbers_as_text():
         "-6",
         "[+0, +50]",
     )
+    assert [wording.counted(n, "game") for n in (0, 1, 2, 1204)] == [
+        "0 games",
+        "1 game",
+        "2 games",
+        "1,204 games",
+    ]
+    assert wording.counted(1, "family", "families") == "1 family"
     assert [wording.p_value(p) for p in (0.00001, 0.00071, 0.0123, 0.5)] == [
         "<1e-4",
         "0.0007",

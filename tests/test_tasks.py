@@ -244,6 +244,30 @@ def test_another_style_of_text_and_a_prompt_of_unknown_words_are_refused():
         check_language(config.on(foreign))
 
 
+@pytest.mark.parametrize("benchmark", ["alfworld", "minihack"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_presets_of_the_paper_are_its_setting(benchmark, k):
+    """What is known of arXiv 2605.20477, see docs/reproduction.md."""
+    config = PRESETS[f"paper-{benchmark}-k{k}"]
+    assert config.actor.model == config.reflector.model == "Qwen/Qwen2.5-7B-Instruct"
+    assert config.reflector.lora.rank == 0
+    assert config.task == PRESET_TASKS[f"paper-{benchmark}-k{k}"][benchmark]
+    rollout = config.task.rollout
+    assert (rollout.max_steps, rollout.max_turn_tokens, rollout.temperature) == (25, 500, 0.0)
+    assert config.actor_sampler.max_len == 32_768
+    meta = config.meta
+    assert (meta.games_per_context, meta.fresh_games, meta.replay_weight) == (k, 0, 1.0)
+    assert (meta.collection, meta.precollected_loops, meta.meta_turns) == ("precollected", 128, 4)
+    # every context once
+    assert config.iterations * meta.contexts_per_iteration == 128 * 4
+    assert (config.grpo.group_size, config.grpo.kl_coefficient) == (8, 0.001)
+    assert config.optimizer.learning_rate == 3e-6
+    assert config.reflection.max_reply_tokens == 2048
+    evaluation = config.evaluation
+    assert (evaluation.protocol, evaluation.runs, evaluation.meta_turns) == ("paper", 10, 10)
+    assert evaluation.games_per_context in (0, k)
+
+
 def test_families_that_are_evaluated_belong_to_the_task():
     """Every preset as shipped, and on every other task that suits its models."""
     for name, config in PRESETS.items():

@@ -250,9 +250,14 @@ def choose(args: PlayArgs, environment: Environment) -> GameId:
 
 def _main(argv: list[str]) -> None:
     args = parse(PlayArgs, "play", _DESCRIPTION, argv)
-    if args.run_dir is not None:
-        with readable(args.run_dir) as run_dir:
-            args = dataclasses.replace(args, run_dir=run_dir)
+    if args.run_dir is None:
+        _play(args)
+        return
+    with readable(args.run_dir) as run_dir:
+        _play(dataclasses.replace(args, run_dir=run_dir))
+
+
+def _play(args: PlayArgs) -> None:
     setting = settle(args)
     environment = open_environment(setting.environment, setting.options)
     game_id = choose(args, environment)

@@ -10,6 +10,7 @@ import tyro
 
 from experiments.command import parse, run_main
 from experiments.console import Terminal
+from experiments.packed_folder import stem
 from experiments.remote_run import readable
 
 _DESCRIPTION = (
@@ -24,7 +25,7 @@ class ReportArgs:
     """All flags."""
 
     run_dir: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
-    """The run to report on, for example runs/demo."""
+    """The run to report on, for example runs/demo, or a bundle of one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +49,9 @@ def _report(run_dir: pathlib.Path, *, named: pathlib.Path) -> None:
     from experiments.report_data import load_run
 
     run = load_run(run_dir)
-    path = write_report(run)
+    # of a packed bundle beside it: what it was unpacked to is removed
+    beside = named.with_name(f"{stem(named)}-report.html") if named.is_file() else None
+    path = write_report(run, beside)
     results = tables(run)
     if not results:
         console.print(

@@ -37,6 +37,7 @@ from ictjax.algorithms import ALGORITHMS
 from ictjax.config import EndpointConfig, HostsConfig
 from ictjax.ranges import Range
 from ictjax.run_config import TrainConfig, from_dict
+from ictjax.trackers import check_trackers
 
 _Args = TypeVar("_Args", bound="RunArgs")
 _SHOWN = "pocket-minihack"  # whose values --help shows where no preset is named
@@ -247,6 +248,7 @@ def with_local_models(config: TrainConfig) -> TrainConfig:
 def _main(argv: list[str]) -> None:
     args, name = read_args(argv)
     args = dataclasses.replace(args, settings=with_local_models(args.settings))
+    check_trackers(args.settings.track)
     console = Terminal()
     if args.check:
         # what compiles is JAX; so is the training below. Flags are right when it is loaded.

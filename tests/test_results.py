@@ -1,0 +1,171 @@
+"""The results of a run for other programs."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import sys
+
+import pytest
+
+from experiments import report_data, results
+from experiments.commands.results import ResultsArgs
+from experiments.result_formats import csv_text, latex_text, markdown_text
+from tests.evaluations import FOLDER, RATES, evaluation
+from tests.test_report import make_run
+
+SPLITS = {"wear": "heldout", "eat": "train"}
+HOSTILE = '=[a](b) | \\x{}_%&$#~^<i>"--\n\x1b\u202e`*'
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("results") / "run", iterations=1)
+
+
+def evaluated(folder, splits=SPLITS, rates=RATES):
+    (folder / FOLDER).mkdir(parents=True)
+    found = evaluation(splits, rates)
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    return found, report_data.load_run(folder).evaluations
+
+
+def test_csv_holds_every_number_of_the_results(tmp_path):
+    found, evaluations = evaluated(tmp_path, rates={**RATES, "best-of-n": 0.5})
+    rows = list(csv.DictReader(io.StringIO(csv_text(evaluations))))
+    parts = {("heldout", ""): found["overall"]["heldout"], ("train", ""): found["overall"]["train"]}
+    parts |= {(split, family): found["families"][family] for family, split in SPLITS.items()}
+    assert len(rows) == sum(len(part["arms"]) + len(part["tests"]) for part in parts.values())
+    for row in rows:
+        part = parts[row["split"], row["family"]]
+        ends = [float(row["ci95_low"]), float(row["ci95_high"])]
+        if row["minus"]:
+            test = part["tests"][f"{row['arm']}_vs_{row['minus']}"]
+            assert (float(row["value"]), ends) == (test["difference"], test["ci95"])
+            assert float(row["p_corrected"]) == test["p_corrected"]
+            assert row["verdict"] == test["verdict"]
+        else:
+            arm = part["arms"][row["arm"]]
+            assert (float(row["value"]), ends) == (arm["mean"], arm["ci95"])
+            assert row["verdict"] == row["p"] == ""
+    assert {row["iteration"] for row in rows} == {"3"}
+
+
+def cells_of_latex(line):
+    return re.split(r"(?<!\\)&", line.removesuffix("\\\\"))
+
+
+def test_tables_say_what_the_terminal_says_and_arms_with_intervals(tmp_path):
+    found, evaluations = evaluated(tmp_path, rates={**RATES, "best-of-n": 0.5})
+    numbers = found["families"]["wear"]
+    arm, test = numbers["arms"]["trained"], numbers["tests"]["trained_vs_untrained"]
+    low, high = (f"{100 * end:.0f}" for end in arm["ci95"])
+    won = f"{100 * arm['mean']:.0f} [{low}, {high}]"
+    markdown = markdown_text(evaluations)
+    row = next(line for line in markdown.splitlines() if line.startswith("| wear |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3] == won and cells[-1] == test["verdict"]
+    assert "**held-out families**" in markdown
+    # other arms have a table of their own
+    assert re.search(r"^\| family \| best-of-n \|$", markdown, re.MULTILINE)
+    latex = latex_text(evaluations)
+    assert latex.count("\\begin{table}") == latex.count("\\bottomrule") == 3
+    assert won in latex and "\\textbf{held-out families}" in latex
+    difference = f"{100 * test['difference']:+.0f}"
+    assert f"${difference[0]}${difference[1:]} [" in latex
+
+
+def test_names_of_others_change_no_table(tmp_path):
+    _, plain = evaluated(tmp_path / "plain")
+    _, hostile = evaluated(tmp_path / "hostile", {HOSTILE: "heldout", "eat": "train"})
+    shapes = []
+    for evaluations in (plain, hostile):
+        markdown = markdown_text(evaluations)
+        latex = latex_text(evaluations)
+        rows = [line for line in latex.splitlines() if line.endswith("\\\\")]
+        assert len({len(cells_of_latex(row)) for row in rows[:5]}) == 1
+        shapes.append(
+            (
+                [len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines()],
+                [len(cells_of_latex(row)) for row in rows],
+                latex.count("\n"),
+                len(list(csv.reader(io.StringIO(csv_text(evaluations))))),
+            )
+        )
+        for text in (markdown, latex, csv_text(evaluations)):
+            assert not re.search("[\x1b\u202e]", text)
+        assert "<i>" not in latex and not re.search(r"(?<!\\)<i", markdown)
+    assert shapes[0] == shapes[1]
+    family = {row[4] for row in csv.reader(io.StringIO(csv_text(hostile)))} - {"eat", "", "family"}
+    assert family.pop().startswith("'=")
+    special = re.search(r"^.*textbackslash.*$", latex_text(hostile), re.MULTILINE)[0]
+    assert "\\{\\}\\_\\%\\&\\$\\#\\textasciitilde{}\\textasciicircum{}$<$i$>$''-{}-" in special
+
+
+def test_what_is_printed_what_is_written_and_what_is_refused(run, tmp_path, capsys):
+    def said(*argv, code=0):
+        if code:
+            with pytest.raises(SystemExit) as stopped:
+                results.main([str(word) for word in argv])
+            assert stopped.value.code == code
+            return capsys.readouterr().err
+        results.main([str(word) for word in argv])
+        return capsys.readouterr().out
+
+    table = said(run)
+    assert table == markdown_text(report_data.load_run(run).evaluations)
+    path = tmp_path / "new" / "table.tex"
+    assert said(run, "--format", "latex", "--out", path) == f"Wrote {path}.\n"
+    before = path.read_text()
+    assert "--force" in said(run, "--format", "csv", "--out", path, code=2)
+    assert path.read_text() == before
+    said(run, "--format", "csv", "--out", path, "--force")
+    assert path.read_text().startswith("evaluation,iteration")
+    assert "is a folder" in said(run, "--out", tmp_path, code=2)
+    assert "--out is missing" in said(run, "--format", "inspect", code=2)
+    assert "not an empty folder" in said(run, "--format", "inspect", "--out", run, code=2)
+    shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("evaluation*"))
+    assert "ictjax evaluate" in said(tmp_path / "bare", code=2)
+
+
+def test_the_package_that_is_needed_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
+    monkeypatch.delitem(sys.modules, "experiments.inspect_logs", raising=False)
+    args = ResultsArgs(run_dir=run, format="inspect", out=tmp_path / "logs")
+    with pytest.raises(ValueError, match=r"package inspect-ai: .*'\.\[inspect\]'"):
+        results.write_results(report_data.load_run(run), args)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_logs_of_inspect_hold_every_episode_and_the_means_of_the_results(run, tmp_path):
+    log = pytest.importorskip("inspect_ai.log", reason="the extra inspect is not installed")
+    copy = shutil.copytree(run, tmp_path / "run")
+    episodes = copy / FOLDER / "episodes" / "trained_eat.jsonl"
+    first, *others = map(json.loads, episodes.read_text().splitlines())
+    failed = {**first, "outcome": "failed", "error": "the worker died"}
+    episodes.write_text("".join(json.dumps(row) + "\n" for row in (failed, *others, others[0])))
+    args = ResultsArgs(run_dir=copy, format="inspect", out=tmp_path / "logs")
+    read = report_data.load_run(copy)
+    assert "3 logs" in results.write_results(read, args)
+    (evaluation,) = read.evaluations
+    for arm in RATES:
+        found = log.read_eval_log(str(tmp_path / "logs" / f"evaluation_{arm}.eval"))
+        played = {family: rows for (of, family), rows in evaluation.episodes.items() if of == arm}
+        assert len(found.samples) == found.results.total_samples == sum(map(len, played.values()))
+        for family, rows in played.items():
+            samples = [s for s in found.samples if s.metadata["family"] == family]
+            scores = {(s.id, s.epoch): s.scores and s.scores["success"].value for s in samples}
+            assert len(scores) == len(rows)
+            wins = sum(row["outcome"] == "success" for row in rows)
+            assert list(scores.values()).count("C") == wins
+            assert sum(s.error is not None for s in samples) == sum(
+                row["outcome"] == "failed" for row in rows
+            )
+        metrics = found.results.scores[0].metrics
+        for split, overall in evaluation.results["overall"].items():
+            assert metrics[split].value == overall["arms"][arm]["mean"]
+        assert metrics["wear"].value == evaluation.families["wear"]["arms"][arm]["mean"]
+    sample = next(s for s in found.samples if s.error is None)
+    assert [message.role for message in sample.messages[:3]] == ["system", "user", "assistant"]
+    assert str(tmp_path) not in found.model_dump_json(exclude={"location"})
