@@ -17,6 +17,7 @@ from rich.console import Console
 
 from envs.api import Advised, Environment, Pool
 from envs.registry import load_environment
+from experiments.analyses import analyse
 from experiments.arms import arm_named, check_arms
 from experiments.command import unknown
 from experiments.commands.evaluate import main
@@ -37,6 +38,9 @@ from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
 from experiments.pretraining import unrecorded
 from experiments.protocol import last_prompts
+from experiments.report_data import read_evaluation
+from experiments.report_loops import loops
+from experiments.reward_signal import signal_of_run
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
 from experiments.summary import summarise
 from ictjax.hosts import these_hosts
@@ -227,13 +231,17 @@ def evaluate(
     if hosts.first:
         place = folders[0] if out is None else folders[0].moved(out)
         if out is not None:
+            place.keep_games(drawn)
             place.gather(parts, folders)
         every = [record for records in results.values() for record in records]
-        place.finish(
-            report,
+        place.keep_prompts(
             (line for record in every for line in last_prompts(record)),
             (line for record in every for line in record["prompts"]),
         )
+        found = read_evaluation(place.run_dir, name, report)
+        training = [signal_of_run(path, to_dict(config)["meta"], step) for path in run_dirs]
+        report["analyses"] = analyse(found, loops(found), training)
+        place.finish(report)
     return report
 
 

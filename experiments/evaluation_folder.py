@@ -181,25 +181,22 @@ class EvaluationFolder:
     def gather(
         self, parts: Iterable[tuple[str, str, int]], folders: Sequence["EvaluationFolder"]
     ) -> None:
-        """Writes what readers of results look for: the episodes of all parts, run after run."""
+        """Writes what readers of results look for: what was played in all parts, run after run."""
         files: dict[pathlib.Path, list[pathlib.Path]] = {}
-        for arm, family, number in parts:
-            place = self._file(arm, family, ".jsonl", "episodes")
-            files.setdefault(place, []).append(
-                folders[number]._file(arm, family, ".jsonl", "episodes")
-            )
+        for (arm, family, number), kind in itertools.product(parts, ("episodes", "contexts")):
+            place = self._file(arm, family, ".jsonl", kind)
+            files.setdefault(place, []).append(folders[number]._file(arm, family, ".jsonl", kind))
         for place, sources in files.items():
             rows = (row for source in sources for row in read_records(source).values)
             write_lines(place, map(to_json_line, rows))
 
-    def finish(
-        self, report: Mapping[str, Any], prompts: Iterable[str], turns: Iterable[str]
-    ) -> None:
-        """Writes the results with the lines of the last prompts and of all, and makes them those
-        that the run shows.
-        """
+    def keep_prompts(self, prompts: Iterable[str], turns: Iterable[str]) -> None:
+        """Writes the lines of the last prompts, and of all."""
         write_lines(self._path / "prompts.jsonl", prompts)
         write_lines(self._path / "turns.jsonl", turns)
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Writes the results, and makes them those that the run shows."""
         _write(self._path / "evaluation.json", report)
         shown = self.run_dir / f"{self._name}.json"
         self._keep_older(shown)

@@ -105,7 +105,7 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
     several = protocol.get("run_dirs")
     if isinstance(several, list) and len(several) > 1:
         yield html(
-            "Of the runs {}: each keeps its training, its games, and what its reflectors read.",
+            "Of the runs {}: each keeps its training.",
             ", ".join(str(name).rstrip("/").rpartition("/")[2] for name in several),
         )
     if protocol.get("protocol") == "paper":

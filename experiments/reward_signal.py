@@ -204,7 +204,9 @@ def _followed(groups: Sequence[Group]) -> Iterator[tuple[str, float, float]]:
             if row["reward"] is not None and row["system_prompt"] == then["system_prompt"]
         ]
         won = [
-            row["outcome"] == "success" for row in then["trajectories"] if row["outcome"] != "failed"
+            row["outcome"] == "success"
+            for row in then["trajectories"]
+            if row["outcome"] != "failed"
         ]
         if own and won:
             yield group.family, float(np.mean(own) - np.mean(rewards)), float(np.mean(won))

@@ -5,7 +5,7 @@ was read and the games that rewarded it.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.evaluation_results import is_number
@@ -79,7 +79,9 @@ def read_groups(run_dir: pathlib.Path, number: int) -> list[Group]:
     ]
 
 
-def with_episodes(run_dir: pathlib.Path, meta: Mapping[str, Any], groups: list[Group]) -> list[Group]:
+def with_episodes(
+    run_dir: pathlib.Path, meta: Mapping[str, Any], groups: list[Group]
+) -> list[Group]:
     """The groups of one iteration with the games that rewarded them; none where the file does not
     hold as many.
 
@@ -132,7 +134,7 @@ def _is_candidate(row: Json) -> bool:
         and row["context"] >= 0
         and isinstance(row.get("reply"), str)
         and isinstance(row.get("system_prompt", 0), str | None)
-        and all(row.get(name) is None or is_number(row[name]) for name in _REWARDS)
+        and all(row.get(name, "") is None or is_number(row.get(name)) for name in _REWARDS)
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from envs.api import GameId
-from experiments import evaluate, export, report_data
+from experiments import evaluate, export, report_data, report_loops, report_page
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
@@ -16,6 +16,7 @@ from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
 from tests.test_cli import refused, train
 
+SCHEMA = "evaluation.schema.json"
 SMALL = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
 
 
@@ -113,6 +114,20 @@ def test_every_setting_keeps_its_own(evaluated):
     assert kept(evaluated) == first
     parts = ("games.json", "trained_door.json", "episodes/trained_door.jsonl")
     assert all(files(first)[pathlib.Path(name)] == before[pathlib.Path(name)] for name in parts)
+
+
+def test_analyses_are_of_what_was_played(evaluated):
+    results = read(evaluated / "evaluation.json")
+    jsonschema = pytest.importorskip("jsonschema", reason="a development dependency")
+    jsonschema.validate(results, read(pathlib.Path(evaluate.__file__).with_name(SCHEMA)))
+    found = results["analyses"]
+    assert found["arms"].keys() == {"initial", "untrained", "trained"}
+    assert {arm["episodes"] for arm in found["arms"].values()} == {len(results["families"])}
+    door, bell = found["success"]["door"], found["success"]["bell"]
+    assert bell["training"] is None and door["training"]["last_iteration"] == 3
+    assert door["arms"]["trained"]["test"] == results["families"]["door"]["arms"]["trained"]["mean"]
+    assert found["reward_signal"]["groups"] == 6
+    assert "Games won, from training to TEST" in report_page.render(report_data.load_run(evaluated))
 
 
 def test_a_report_shows_the_prompts_and_episodes_of_its_evaluation_only(evaluated):
@@ -302,7 +317,19 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     assert read(of_second / "games.json") == read(kept(seeds[0]) / "games.json")
     rows = (kept(both) / "episodes" / "trained_door.jsonl").read_text().splitlines()
     assert len(rows) == 2
-    assert len(report_data.load_run(both).evaluations) == 1
+    assert read(kept(both) / "games.json") == read(kept(seeds[0]) / "games.json")
+    shown = report_data.load_run(both)
+    (evaluation,) = shown.evaluations
+    # what the reflectors of both read, each with its loop
+    assert [row["loop"] for row in evaluation.contexts["trained", "door"]] == [0, 0]
+    loops = [loop for loop in report_loops.loops(evaluation) if loop.arm == "trained"]
+    assert {(loop.family, loop.seed, len(loop.contexts)) for loop in loops} == {
+        (family, seed, 1) for family in evaluation.families for seed in (0, 1)
+    }
+    page = report_page.render(shown)
+    assert "trained (seed 2)" in page and "the STREAM games that reflectors read about" in page
+    assert "what training has played is not here to be counted" in page
+    assert results["analyses"]["reward_signal"]["groups"] == 2 * 6
     # another order, another first: what is there is found and not played again
     evaluate.main(["--run-dir", second, first, *SMALL, "--out", str(seeds[0].parent / "out")])
     assert played(capsys.readouterr().out) == (0, 12)
