@@ -3,7 +3,8 @@ another.
 
 RUN/NAME/SETTING/ holds settings.json, games.json (what was drawn), ARM_FAMILY.json (the record of a
 part), contexts/ARM_FAMILY.jsonl (what its loops read), episodes/ARM_FAMILY.jsonl (the last prompts
-on TEST), turns.jsonl (all prompts), prompts.jsonl (the last ones) and evaluation.json.
+on TEST), deletions/trained_FAMILY.json (the same without each sentence), turns.jsonl (all prompts),
+prompts.jsonl (the last ones) and evaluation.json.
 RUN/NAME.json is a copy of the last, of the setting that was evaluated last, and names its folder.
 
 The record of a part, one arm on one family: "test" and "select", for every run and every meta-turn
@@ -174,6 +175,28 @@ class EvaluationFolder:
             Start(Scored(test, select[run][0]), first.get(run)) for run, test in enumerate(tests)
         ]
 
+    def deletions(self, family: str, games: FamilyGames) -> list[dict[str, Any]]:
+        """The loops of the trained reflector that were played without sentences on these games: see
+        `experiments.deletions`. Raises ValueError, naming the file, for one that is damaged.
+        """
+        path = self._file("trained", family, ".json", "deletions")
+        if not path.is_file():
+            return []
+        record = read_object(path, self._remedy())
+        loops = record.get("loops")
+        if not (isinstance(loops, list) and all(map(is_deletion, loops))):
+            raise ValueError(f"{path} does not hold prompts without sentences: {self._remedy()}.")
+        return loops if record.get("drawn") == _drawn(games) else []
+
+    def keep_deletions(
+        self, family: str, games: FamilyGames, loops: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Writes loops that were played, beside those of other runs that are there."""
+        of_run = {loop["run"]: loop for loop in (*self.deletions(family, games), *loops)}
+        path = self._file("trained", family, ".json", "deletions")
+        together = [of_run[run] for run in sorted(of_run)]
+        _write(path, {"drawn": _drawn(games), "loops": together})
+
     def moved(self, to: pathlib.Path) -> "EvaluationFolder":
         """The folder of the same setting elsewhere, for results of several runs."""
         return EvaluationFolder(to, self._name, self._settings)
@@ -301,19 +324,41 @@ def is_part(record: Mapping[str, Any], runs: int) -> bool:
     )
 
 
+def is_deletion(loop: Any) -> bool:
+    """Whether this is the record of a loop that was played without sentences."""
+    return (
+        isinstance(loop, dict)
+        and type(loop.get("run")) is int
+        and isinstance(loop.get("prompt"), str)
+        and _is_score(loop.get("whole"))
+        and isinstance(loop.get("sentences"), list)
+        and all(
+            isinstance(sentence, dict)
+            and isinstance(sentence.get("text"), str)
+            and _is_score(sentence.get("outcomes"))
+            and len(sentence["outcomes"]) == len(loop["whole"])
+            for sentence in loop["sentences"]
+        )
+    )
+
+
 def _turns(scores: Any, games: Any, runs: int) -> int:
     """How many meta-turns each of so many runs has; 0 where these are no scores of these games."""
     if not (_is_table(scores) and _is_table(games) and len(scores) == len(games) == runs):
         return 0
     fine = all(
-        isinstance(turn, list)
-        and len(turn) in (0, len(of_run))
-        and all(won is None or (type(won) is int and won in (0, 1)) for won in turn)
+        _is_score(turn) and len(turn) in (0, len(of_run))
         for run, of_run in zip(scores, games, strict=True)
         for turn in run
     ) and all(isinstance(digest, str) for of_run in games for digest in of_run)
     lengths = {len(run) for run in scores}
     return lengths.pop() if fine and len(lengths) == 1 else 0
+
+
+def _is_score(turn: Any) -> bool:
+    return isinstance(turn, list) and all(
+        won is None or (type(won) is int and won in (0, 1)) for won in turn
+    )
 
 
 def _is_table(value: Any) -> bool:

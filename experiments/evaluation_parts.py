@@ -5,15 +5,16 @@ missing are played side by side.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envs.api import Pool
 from experiments.arms import arm_named, at_endpoint
 from experiments.console import LiveProgress
+from experiments.deletions import shortened
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames
 from experiments.played_games import PlayedGames
-from experiments.protocol import LoopRecord, Part, last_success
+from experiments.protocol import LoopRecord, Part, last_success, outcomes
 from experiments.wishes import Together, run_together
 from ictjax import keys
 from ictjax.endpoint_speaker import EndpointSpeaker
@@ -34,6 +35,14 @@ class PartKey(NamedTuple):
     arm: str
     family: str
     seed: int = 0
+
+
+class Deletion(NamedTuple):
+    """A loop whose last prompt is played without each of its sentences."""
+
+    run: int
+    prompt: str
+    whole: list[int | None]  # the outcomes of its TEST games under the whole prompt
 
 
 def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> list[PartKey]:
@@ -120,6 +129,37 @@ class Evaluator:
                 self.hosts.meet()  # others read what the first one has kept
         if failed:
             raise ValueError(next(iter(failed.values())))
+
+    def play_deletions(self, wanted: Mapping[str, Sequence[Deletion]]) -> None:
+        """Plays the TEST games of loops under their last prompts without each of the sentences, and
+        keeps what came of every family as soon as it is played.
+
+        Args:
+          wanted: by family, of the trained reflector of the first run.
+        """
+        played = PlayedGames()
+        with open_players(
+            self.config, initial_weights(self.config), self.progress.reading
+        ) as players:
+            arena = self._arena(players, players.reflector)
+            for family, deletions in wanted.items():
+                part = self._part(PartKey("trained", family), players)
+                batches = [
+                    (deletion, text, part.on_test(deletion.run, rest))
+                    for deletion in deletions
+                    for text, rest in shortened(deletion.prompt)
+                ]
+                episodes = [episode for _, _, batch in batches for episode in batch]
+                found = iter(played.play(arena, episodes, f"{family} without sentences"))
+                sentences: dict[int, list[dict[str, Any]]] = {d.run: [] for d in deletions}
+                for deletion, text, batch in batches:
+                    won = outcomes([next(found) for _ in batch])
+                    sentences[deletion.run].append({"text": text, "outcomes": won})
+                if self.hosts.first:
+                    loops = [{**d._asdict(), "sentences": sentences[d.run]} for d in deletions]
+                    self.folders[0].keep_deletions(family, self.games[family], loops)
+                self.hosts.meet()
+                self.progress.one_more(f"{family}: {len(batches)} sentences left out")
 
     def _arena(self, players: Players, reflector: Reflector) -> Arena:
         return Arena(

@@ -5,11 +5,21 @@ where games were won.
 from collections.abc import Sequence
 
 from experiments.analyses import analyse
-from experiments.html import Html, html
+from experiments.html import Html, html, joined
 from experiments.report_data import Evaluation, Json
 from experiments.report_loops import Loop
-from experiments.report_parts import Section, cell, on, row, section, split_badge, table
-from experiments.wording import number, share
+from experiments.report_parts import (
+    Section,
+    cell,
+    clipped,
+    details,
+    on,
+    row,
+    section,
+    split_badge,
+    table,
+)
+from experiments.wording import interval, number, points, share
 
 
 def analyses(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Section | None:
@@ -34,6 +44,7 @@ def analyses(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Sect
         ),
         _arms(found["arms"]),
         _success(evaluation, found.get("success", {})),
+        _deletions(evaluation, found.get("deletions", {})),
     )
 
 
@@ -120,4 +131,48 @@ def _success(evaluation: Evaluation, success: Json) -> Html:
             ],
             rows,
         ),
+    )
+
+
+def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
+    """What single sentences are worth."""
+    tables = [
+        details(
+            html(
+                "{} {}: {} sentences of {} last prompts, {:,} games",
+                family,
+                split_badge(evaluation, family),
+                len(found["sentences"]),
+                found["prompts"],
+                found["games"],
+            ),
+            table(
+                f"{family}: TEST games lost without a sentence",
+                ["sentence", "points lost", "games won with it", "prompts that hold it"],
+                [
+                    row(
+                        clipped(sentence["text"]),
+                        html(
+                            '<td>{} <span class="ci">{}</span></td>',
+                            points(sentence["drop"]),
+                            interval(sentence["ci95"], signed=True),
+                        ),
+                        cell(share(sentence["whole"])),
+                        cell(sentence["prompts"]),
+                    )
+                    for sentence in found["sentences"]
+                ],
+            ),
+            opened=not number,
+        )
+        for number, (family, found) in enumerate(deletions.items())
+    ]
+    if not tables:
+        return Html("")
+    return html(
+        '<h3>What single sentences are worth</h3><p class="lead">Last prompts of the trained'
+        " reflector without one sentence, on the same TEST games with the same keys: by how many"
+        " points less is won. Intervals are of each sentence alone, of many some miss 0 by chance;"
+        " nothing is chosen by them.</p>{}",
+        joined(tables),
     )

@@ -130,6 +130,32 @@ def test_analyses_are_of_what_was_played(evaluated):
     assert "Games won, from training to TEST" in report_page.render(report_data.load_run(evaluated))
 
 
+def test_sentences_are_left_out_once_and_kept(evaluated, capsys):
+    def without(*flags):
+        evaluate.main(["--run-dir", str(evaluated), *SMALL, *flags])
+        return read(evaluated / "evaluation.json")["analyses"]["deletions"]
+
+    files_before = files(kept(evaluated) / "episodes")
+    assert without() == {}
+    found = without("--deletions", "3")
+    # one loop a family; its only prompt has one sentence or more
+    assert found.keys() == {"door", "bell", "lamp"}
+    said = re.search(r"(\d+) sentences of 3 last prompts, (\d+) games", capsys.readouterr().out)
+    assert said[1] == said[2] == str(sum(of["games"] for of in found.values()))
+    place = kept(evaluated) / "deletions"
+    before = files(place)
+    assert without() == without("--deletions", "1") == found
+    assert files(place) == before and files(kept(evaluated) / "episodes") == files_before
+    jsonschema = pytest.importorskip("jsonschema", reason="a development dependency")
+    schema = pathlib.Path(evaluate.__file__).with_name(SCHEMA)
+    jsonschema.validate(read(evaluated / "evaluation.json"), read(schema))
+    page = report_page.render(report_data.load_run(evaluated))
+    assert "What single sentences are worth" in page
+    (place / "trained_door.json").write_text('{"loops": [{}]}')
+    refused(capsys, evaluate.main, ["--run-dir", str(evaluated), *SMALL], "trained_door.json",
+            "remove")  # fmt: skip
+
+
 def test_a_report_shows_the_prompts_and_episodes_of_its_evaluation_only(evaluated):
     evaluate.main(["--run-dir", str(evaluated), *SMALL, "--evaluation.test-games", "2"])
     (evaluation,) = report_data.load_run(evaluated).evaluations
@@ -380,6 +406,7 @@ def test_runs_that_are_no_experiment_are_refused(seeds, tmp_path, capsys, change
             ("--evaluation.arms", "flipped@endpoint", "--evaluation.endpoint.url", "http://a/v1"),
             ("--trust",),
         ),
+        (("--evaluation.arms", "untrained", "--deletions", "1"), ("--deletions 1 needs prompts",)),
     ],
     ids=" ".join,
 )
