@@ -20,6 +20,7 @@ from envs.api import Advised, Environment, Pool
 from envs.registry import load_environment
 from experiments.analyses import analyse
 from experiments.arms import arm_named, check_arms
+from experiments.best_candidates import BestCandidates
 from experiments.command import unknown
 from experiments.commands.evaluate import main
 from experiments.console import LiveProgress, counting_bar
@@ -208,11 +209,28 @@ def evaluate(
                     if seed in newest
                     else restore_trained(run_dirs[seed], played, step)[1]
                 ),
+                taught=taught,
                 expert_prompt=expert,
                 hosts=hosts,
                 progress=progress,
             )
 
+        taught = {
+            seed: BestCandidates(
+                run_dirs[seed],
+                dataclasses.replace(in_folders(config), seed=read_run(run_dirs[seed]).seed),
+                step,
+                folders[seed].taught,
+            )
+            for seed in sorted({p.seed for p in missing if arm_named(p.arm).asks == "taught"})
+        }
+        if taught and hosts.count > 1:
+            raise ValueError(
+                "The arm sft-best is taught by one host: evaluate it on one first, with the same"
+                " flags, then its parts are there."
+            )
+        for best in taught.values():
+            best.teach(console)
         if missing:
             done = len(parts) - len(missing)
             with LiveProgress(

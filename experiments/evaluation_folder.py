@@ -4,7 +4,7 @@ another.
 RUN/NAME/SETTING/ holds settings.json, games.json (what was drawn), ARM_FAMILY.json (the record of a
 part), contexts/ARM_FAMILY.jsonl (what its loops read), episodes/ARM_FAMILY.jsonl (the last prompts
 on TEST), deletions/trained_FAMILY.json (the same without each sentence), turns.jsonl (all prompts),
-prompts.jsonl (the last ones) and evaluation.json.
+prompts.jsonl (the last ones), sft-best/ (`experiments.best_candidates`) and evaluation.json.
 RUN/NAME.json is a copy of the last, of the setting that was evaluated last, and names its folder.
 
 The record of a part, one arm on one family: "test" and "select", for every run and every meta-turn
@@ -26,7 +26,7 @@ from typing import Any
 
 from envs.api import GameId
 from envs.files import replacing
-from experiments.arms import arm_named
+from experiments.arms import arm_named, is_of_a_run
 from experiments.evaluation_games import FamilyGames
 from experiments.evaluation_results import read_object, read_results
 from experiments.protocol import LoopRecord, Scored, Start
@@ -34,7 +34,7 @@ from ictjax.json_lines import read_records, to_json_line, to_json_text
 from ictjax.records import context_from_dict, to_json, trajectory_from_dict
 from ictjax.run_files import write_lines
 
-_OF_ARMS = ("candidates", "expert_prompt", "endpoint", "endpoint_model")
+_OF_ARMS = ("candidates", "sft", "expert_prompt", "endpoint", "endpoint_model")
 _CHOICE = ("arms", "families")  # which parts there are, and nothing of any
 _OF_CALLS = ("url", "seeded")  # what of an endpoint decides what it answers
 
@@ -134,7 +134,7 @@ class EvaluationFolder:
         """Copies a part that another setting of one of these runs holds, or another step, where all
         that decides it is equal. What asks the trained reflector is of one run and one step.
         """
-        if arm_named(arm).asks == "trained":
+        if is_of_a_run(arm):
             run_dirs = [self.run_dir]
         for path in itertools.chain.from_iterable(
             sorted((run_dir / self._name).glob("step*/settings.json")) for run_dir in run_dirs
@@ -196,6 +196,11 @@ class EvaluationFolder:
         path = self._file("trained", family, ".json", "deletions")
         together = [of_run[run] for run in sorted(of_run)]
         _write(path, {"drawn": _drawn(games), "loops": together})
+
+    @property
+    def taught(self) -> pathlib.Path:
+        """Where the reflector of the arm sft-best is kept."""
+        return self._path / "sft-best"
 
     def moved(self, to: pathlib.Path) -> "EvaluationFolder":
         """The folder of the same setting elsewhere, for results of several runs."""
@@ -269,8 +274,8 @@ def _of_arm(arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in settings["evaluation"].items()
         if name not in _OF_ARMS or name in needed
     }
-    trained = arm_named(arm).asks == "trained"
-    return {**settings, "evaluation": evaluation, "step": settings["step"] if trained else 0}
+    step = settings["step"] if is_of_a_run(arm) else 0
+    return {**settings, "evaluation": evaluation, "step": step}
 
 
 def _drawn(games: FamilyGames) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from envs.api import Pool
-from experiments.arms import arm_named, at_endpoint
+from experiments.arms import arm_named, at_endpoint, is_of_a_run
+from experiments.best_candidates import BestCandidates
 from experiments.console import LiveProgress
 from experiments.deletions import shortened
 from experiments.evaluation_folder import EvaluationFolder
@@ -25,7 +26,7 @@ from ictjax.players import Players, initial_weights, open_players
 from ictjax.reflector import Reflector
 from ictjax.run_config import EvaluationConfig, TrainConfig
 
-_FIRST, _UNTRAINED, _AT_ENDPOINT, _TRAINED = range(4)  # stages
+_FIRST, _UNTRAINED, _AT_ENDPOINT, _TRAINED, _TAUGHT = range(5)  # stages
 _ROUNDS = 8  # episodes side by side, for each that is played at a time: few wait for the last one
 
 
@@ -53,7 +54,7 @@ def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> l
         PartKey(arm, family, seed)
         for arm in arms
         for family in families
-        for seed in range(num_seeds if arm_named(arm).asks == "trained" else 1)
+        for seed in range(num_seeds if is_of_a_run(arm) else 1)
     ]
     return sorted(keys, key=_stage)
 
@@ -64,7 +65,10 @@ def _stage(key: PartKey) -> tuple[int, int]:
         return _FIRST, 0
     if at_endpoint(key.arm):
         return _AT_ENDPOINT, 0
-    return (_TRAINED, key.seed) if arm_named(key.arm).asks == "trained" else (_UNTRAINED, 0)
+    asks = arm_named(key.arm).asks
+    if asks == "taught":
+        return _TAUGHT, key.seed
+    return (_TRAINED, key.seed) if asks == "trained" else (_UNTRAINED, 0)
 
 
 def evaluation_key(evaluation: EvaluationConfig) -> keys.Key:
@@ -82,6 +86,7 @@ class Evaluator:
       games: of every family.
       folders: where parts are kept, trained run by trained run.
       trained: the weights of a trained run, by its number.
+      taught: what was taught the best candidates of a run, by its number.
       expert_prompt: of the environment; may be empty.
       hosts: that play together.
       progress: is told of every part.
@@ -92,6 +97,7 @@ class Evaluator:
     games: Mapping[str, FamilyGames]
     folders: Sequence[EvaluationFolder]
     trained: Callable[[int], Params]
+    taught: Mapping[int, BestCandidates]
     expert_prompt: str
     hosts: Hosts
     progress: LiveProgress
@@ -115,6 +121,8 @@ class Evaluator:
                     reflector = stack.enter_context(self._endpoint())
                 elif stage[0] == _TRAINED:
                     players.set_trained(self.trained(stage[1]))
+                elif stage[0] == _TAUGHT:
+                    players.set_trained(self.taught[stage[1]].weights())
                 # what has no first prompt with a score is not begun
                 together = [
                     part
@@ -215,6 +223,8 @@ class Evaluator:
         """Keeps a part; says what was wrong with it, on every host."""
         folder, games = self.folders[key.seed], self.games[key.family]
         record, error = self._part(key, players).record(loops), ""
+        if arm_named(key.arm).asks == "taught":
+            record["budget"] |= self.taught[key.seed].budget()
         if self.hosts.first:
             folder.keep_part(key.arm, key.family, games, record, loops)
         known = [rate for rate in last_success(record) if rate is not None]
