@@ -148,11 +148,15 @@ class EvaluationFolder:
                     return
 
     def _copy(self, arm: str, family: str, to: "EvaluationFolder") -> None:
-        for ending, *folder in ((".jsonl", "episodes"), (".jsonl", "contexts"), (".json",)):
+        files = ((".jsonl", "episodes"), (".jsonl", "contexts"), (".json", "deletions"), (".json",))
+        for ending, *folder in files:
+            source = self._file(arm, family, ending, *folder)
+            if folder == ["deletions"] and not source.exists():
+                continue
             target = to._file(arm, family, ending, *folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as temporary:
-                shutil.copyfile(self._file(arm, family, ending, *folder), temporary)
+                shutil.copyfile(source, temporary)
 
     def starts(self, family: str, games: FamilyGames) -> list[Start]:
         """What the loops of all other arms begin with, from the part of the arm "initial". Raises

@@ -447,3 +447,46 @@ def test_an_endpoint_writes_the_prompts_of_an_arm(run_dir, capsys):
     assert json.loads(part["prompts"][-1])["system_prompt"] == "OPEN"
     assert len(server.requests) == 4
     assert {request["model"] for request in server.requests} == {"only"}
+
+
+def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys):
+    """Once, and of families that were to be trained on alone."""
+    flags = (*SMALL, "--evaluation.arms", "trained", "sft-best", "--evaluation.families", "bell")
+    flags += ("--evaluation.sft.epochs", "1")
+    for path in (evaluated / "contexts").glob("iteration_*.jsonl"):  # as if one were held out
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[0]["family"] = "bell"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate.main(["--run-dir", str(evaluated), *flags])
+    assert "steps of 4 x " in capsys.readouterr().out
+    taught = kept(evaluated) / "sft-best"
+    chats = [json.loads(line)["messages"] for line in (taught / "chats.jsonl").open()]
+    rows = [
+        json.loads(line)
+        for path in sorted((evaluated / "prompts").glob("iteration_*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    best = [
+        max((row for row in rows if (row["iteration"], row["context"]) == (number, 1)),
+            key=lambda row: row["reward"])
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    assert [chat[-1]["content"] for chat in chats] == [row["reply"] for row in best]
+    record = read(kept(evaluated) / "sft-best_bell.json")
+    steps = read(taught / "sft.json")["steps"]
+    assert record["budget"]["training_steps"] == steps > 0
+    assert record["budget"]["training_tokens"] == read(taught / "sft.json")["targets"] > 0
+    episodes = [json.loads(line)["episodes"] for line in (evaluated / "metrics.jsonl").open()]
+    assert record["budget"]["training_actor_episodes"] == sum(episodes)
+    assert (
+        "trained_vs_sft-best" in read(evaluated / "evaluation.json")["overall"]["heldout"]["tests"]
+    )
+    # without its part the weights are read again, and it plays the same
+    (kept(evaluated) / "sft-best_bell.json").unlink()
+    evaluate.main(["--run-dir", str(evaluated), *flags])
+    assert "is finished" in capsys.readouterr().out
+    assert read(kept(evaluated) / "sft-best_bell.json") == record
+    # what is complete asks for no training
+    shutil.rmtree(taught)
+    evaluate.main(["--run-dir", str(evaluated), *flags])
+    assert not taught.exists()
