@@ -219,8 +219,9 @@ class EvaluationFolder:
             place = self._file(arm, family, ".jsonl", kind)
             files.setdefault(place, []).append(folders[number]._file(arm, family, ".jsonl", kind))
         for place, sources in files.items():
-            rows = (row for source in sources for row in read_records(source).values)
-            write_lines(place, map(to_json_line, rows))
+            rows = [row for source in sources for row in read_records(source).values]
+            if rows:
+                write_lines(place, map(to_json_line, rows))
 
     def keep_prompts(self, prompts: Iterable[str], turns: Iterable[str]) -> None:
         """Writes the lines of the last prompts, and of all."""

@@ -22,6 +22,7 @@ from experiments import (
     report_episodes,
     report_figures,
     report_loops,
+    report_page,
     wording,
 )
 from experiments.report_games import disjointness
@@ -371,6 +372,18 @@ def test_what_actors_did_is_counted():
         ([], 0, None),
     ],
 )
+def test_results_of_before_have_analyses_of_what_is_there(whole, tmp_path):
+    """Of format 3, and what training has kept of rewards only where it has."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    assert "What rewards were worth" in report_page.render(report_data.load_run(run))
+    del results["analyses"]
+    (run / "evaluation.json").write_text(json.dumps({**results, "format": 3}))
+    page = report_page.render(report_data.load_run(run))
+    assert "What rewards were worth" not in page and "single sentences" not in page
+    assert "different sequences" in page and "Games won, from training to TEST" in page
+
+
 def test_different_kinds_among_fewer_draws(counts, draws, expected):
     assert behaviour.rarefied(counts, draws) == (expected and pytest.approx(expected))
 
@@ -860,6 +873,15 @@ _TEST = (*_EAT, "tests", "trained_vs_untrained")
         _with("x", "protocol"),
         _without("protocol", "checkpoint"),
         _with({"text": 1}, "headline"),
+        _with([], "analyses"),
+        _with("x", "analyses", "arms", "trained"),
+        _with("x", "analyses", "arms", "trained", "verb_bits"),
+        _without("analyses", "success", "eat", "training"),
+        _with({"test": 1}, "analyses", "success", "eat", "arms", "trained"),
+        _with("x", "analyses", "reward_signal", "groups"),
+        _with([0], "analyses", "reward_signal", "reliability", "ci95"),
+        _with(1, "analyses", "reward_signal", "reward_and_next", "note"),
+        _with([{"text": "x"}], "analyses", "deletions", "eat", "sentences"),
         _with(2, "format"),
         _with("x", "format"),
         _without("format"),
