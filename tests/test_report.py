@@ -372,6 +372,10 @@ def test_what_actors_did_is_counted():
         ([], 0, None),
     ],
 )
+def test_different_kinds_among_fewer_draws(counts, draws, expected):
+    assert behaviour.rarefied(counts, draws) == (expected and pytest.approx(expected))
+
+
 def test_results_of_before_have_analyses_of_what_is_there(whole, tmp_path):
     """Of format 3, and what training has kept of rewards only where it has."""
     run = shutil.copytree(whole, tmp_path / "run")
@@ -382,10 +386,6 @@ def test_results_of_before_have_analyses_of_what_is_there(whole, tmp_path):
     page = report_page.render(report_data.load_run(run))
     assert "What rewards were worth" not in page and "single sentences" not in page
     assert "different sequences" in page and "Games won, from training to TEST" in page
-
-
-def test_different_kinds_among_fewer_draws(counts, draws, expected):
-    assert behaviour.rarefied(counts, draws) == (expected and pytest.approx(expected))
 
 
 def test_actions_that_were_not_listed_are_counted():
