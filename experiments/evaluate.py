@@ -9,6 +9,7 @@ the one trained on: transfer between benchmarks.
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,11 +18,14 @@ from rich.console import Console
 
 from envs.api import Advised, Environment, Pool
 from envs.registry import load_environment
+from experiments.analyses import analyse
 from experiments.arms import arm_named, check_arms
+from experiments.best_candidates import BestCandidates
 from experiments.command import unknown
 from experiments.commands.evaluate import main
 from experiments.console import LiveProgress, counting_bar
 from experiments.contents import content_hashes
+from experiments.deletions import shortened, summarise_deletions
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import (
     FamilyGames,
@@ -30,7 +34,7 @@ from experiments.evaluation_games import (
     games_per_context,
     hashes_of_training,
 )
-from experiments.evaluation_parts import Evaluator, PartKey, evaluation_key, part_keys
+from experiments.evaluation_parts import Deletion, Evaluator, PartKey, evaluation_key, part_keys
 from experiments.evaluation_results import FORMAT
 from experiments.limits import check_limits, check_meshes
 from experiments.manifest import describe_games, games_sha256
@@ -38,9 +42,12 @@ from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
 from experiments.pretraining import unrecorded
 from experiments.protocol import last_prompts
+from experiments.report_data import read_evaluation
+from experiments.report_loops import loops
+from experiments.reward_signal import signal_of_run
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
 from experiments.summary import summarise
-from ictjax.hosts import these_hosts
+from ictjax.hosts import Hosts, these_hosts
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
 from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig, to_dict
@@ -104,6 +111,7 @@ def evaluate(
     task: TaskConfig | None = None,
     name: str = "evaluation",
     step: int | None = None,
+    deletions: int = 0,
     changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Plays what is missing of every part, then writes and returns the results.
@@ -124,6 +132,8 @@ def evaluate(
       name: of the results, NAME.json, and of the folder NAME/ that keeps all of a setting (see
         `EvaluationFolder`). "evaluation" is that of the task trained on.
       step: which checkpoint; None for the newest.
+      deletions: so many last prompts of the (first) trained reflector are played without each of
+        their sentences, in every family; what is there already is kept.
       changes: what is accepted to be no longer as it was in training, see `changed_since`; kept
         with the results.
 
@@ -187,11 +197,9 @@ def evaluate(
             markup=False,
             soft_wrap=True,
         )
-        if missing:
-            progress = LiveProgress(
-                "evaluation", done=len(parts) - len(missing), total=len(parts), console=console
-            )
-            evaluator = Evaluator(
+
+        def evaluator(progress: LiveProgress) -> Evaluator:
+            return Evaluator(
                 config=played,
                 pool=pool(),
                 games=drawn,
@@ -201,17 +209,52 @@ def evaluate(
                     if seed in newest
                     else restore_trained(run_dirs[seed], played, step)[1]
                 ),
+                taught=taught,
                 expert_prompt=expert,
                 hosts=hosts,
                 progress=progress,
             )
-            with progress:
-                evaluator.play(missing)
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for part in parts:
-        record = kept(part)
-        assert record is not None, f"{part.arm} on {part.family} was played"
-        results.setdefault((part.arm, part.family), []).append(record)
+
+        taught = {
+            seed: BestCandidates(
+                run_dirs[seed],
+                dataclasses.replace(in_folders(config), seed=read_run(run_dirs[seed]).seed),
+                step,
+                folders[seed].taught,
+            )
+            for seed in sorted({p.seed for p in missing if arm_named(p.arm).asks == "taught"})
+        }
+        if taught and hosts.count > 1:
+            raise ValueError(
+                "The arm sft-best is taught by one host: evaluate it on one first, with the same"
+                " flags, then its parts are there."
+            )
+        for best in taught.values():
+            best.teach(console)
+        if missing:
+            done = len(parts) - len(missing)
+            with LiveProgress(
+                "evaluation", done=done, total=len(parts), console=console
+            ) as progress:
+                evaluator(progress).play(missing)
+        results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for part in parts:
+            record = kept(part)
+            assert record is not None, f"{part.arm} on {part.family} was played"
+            results.setdefault((part.arm, part.family), []).append(record)
+        last = {family: _last(results, family) for family in drawn}
+        wanted = _still_whole(last, folders[0], drawn, hosts, deletions)
+        if wanted:
+            texts = [d.prompt for of_family in wanted.values() for d in of_family]
+            num_sentences = sum(len(shortened(text)) for text in texts)
+            console.print(
+                f"Without one sentence: {num_sentences} sentences of {len(texts)} last prompts,"
+                f" {num_sentences * evaluation.test_games} games.",
+                highlight=False,
+                soft_wrap=True,
+            )
+            with LiveProgress("deletions", done=0, total=len(wanted), console=console) as progress:
+                evaluator(progress).play_deletions(wanted)
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
@@ -227,13 +270,24 @@ def evaluate(
     if hosts.first:
         place = folders[0] if out is None else folders[0].moved(out)
         if out is not None:
+            place.keep_games(drawn)
             place.gather(parts, folders)
         every = [record for records in results.values() for record in records]
-        place.finish(
-            report,
+        place.keep_prompts(
             (line for record in every for line in last_prompts(record)),
             (line for record in every for line in record["prompts"]),
         )
+        found = read_evaluation(place.run_dir, name, report)
+        training = [signal_of_run(path, to_dict(config)["meta"], step) for path in run_dirs]
+        report["analyses"] = {
+            **analyse(found, loops(found), training),
+            "deletions": {
+                family: summarise_deletions(records)
+                for family, games in drawn.items()
+                if (records := _without_sentences(last[family], folders[0], family, games))
+            },
+        }
+        place.finish(report)
     return report
 
 
@@ -358,6 +412,45 @@ def _agreed(
             if not seen(number).isdisjoint(agreed[family].states.values()):
                 return None
     return agreed
+
+
+def _last(
+    results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], family: str
+) -> list[Deletion]:
+    """The last prompts of the (first) trained reflector, loop by loop; none where it is no arm."""
+    if ("trained", family) not in results:
+        return []
+    record = results["trained", family][0]
+    prompts = [json.loads(line)["system_prompt"] for line in last_prompts(record)]
+    return [Deletion(run, text, record["test"][run][-1]) for run, text in enumerate(prompts)]
+
+
+def _without_sentences(
+    last: Sequence[Deletion], folder: EvaluationFolder, family: str, games: FamilyGames
+) -> list[dict[str, Any]]:
+    """What is kept of these prompts without sentences."""
+    prompts = {(deletion.run, deletion.prompt) for deletion in last}
+    kept = folder.deletions(family, games)
+    return [loop for loop in kept if (loop["run"], loop["prompt"]) in prompts]
+
+
+def _still_whole(
+    last: Mapping[str, Sequence[Deletion]],
+    folder: EvaluationFolder,
+    games: Mapping[str, FamilyGames],
+    hosts: Hosts,
+    number: int,
+) -> dict[str, list[Deletion]]:
+    """By family, those of the first so many prompts that were not played without sentences yet."""
+    wanted: dict[str, list[Deletion]] = {}
+    for family, prompts in last.items():
+        kept = _without_sentences(prompts, folder, family, games[family])
+        there = {loop["run"] for loop in kept}
+        if some := [deletion for deletion in prompts[:number] if deletion.run not in there]:
+            wanted[family] = some
+    return {
+        family: [Deletion(*one) for one in some] for family, some in hosts.agree(wanted).items()
+    }
 
 
 def _protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) -> dict[str, Any]:

@@ -3,7 +3,8 @@ another.
 
 RUN/NAME/SETTING/ holds settings.json, games.json (what was drawn), ARM_FAMILY.json (the record of a
 part), contexts/ARM_FAMILY.jsonl (what its loops read), episodes/ARM_FAMILY.jsonl (the last prompts
-on TEST), turns.jsonl (all prompts), prompts.jsonl (the last ones) and evaluation.json.
+on TEST), deletions/trained_FAMILY.json (the same without each sentence), turns.jsonl (all prompts),
+prompts.jsonl (the last ones), sft-best/ (`experiments.best_candidates`) and evaluation.json.
 RUN/NAME.json is a copy of the last, of the setting that was evaluated last, and names its folder.
 
 The record of a part, one arm on one family: "test" and "select", for every run and every meta-turn
@@ -25,7 +26,7 @@ from typing import Any
 
 from envs.api import GameId
 from envs.files import replacing
-from experiments.arms import arm_named
+from experiments.arms import arm_named, is_of_a_run
 from experiments.evaluation_games import FamilyGames
 from experiments.evaluation_results import read_object, read_results
 from experiments.protocol import LoopRecord, Scored, Start
@@ -33,7 +34,7 @@ from ictjax.json_lines import read_records, to_json_line, to_json_text
 from ictjax.records import context_from_dict, to_json, trajectory_from_dict
 from ictjax.run_files import write_lines
 
-_OF_ARMS = ("candidates", "expert_prompt", "endpoint", "endpoint_model")
+_OF_ARMS = ("candidates", "sft", "expert_prompt", "endpoint", "endpoint_model")
 _CHOICE = ("arms", "families")  # which parts there are, and nothing of any
 _OF_CALLS = ("url", "seeded")  # what of an endpoint decides what it answers
 
@@ -133,7 +134,7 @@ class EvaluationFolder:
         """Copies a part that another setting of one of these runs holds, or another step, where all
         that decides it is equal. What asks the trained reflector is of one run and one step.
         """
-        if arm_named(arm).asks == "trained":
+        if is_of_a_run(arm):
             run_dirs = [self.run_dir]
         for path in itertools.chain.from_iterable(
             sorted((run_dir / self._name).glob("step*/settings.json")) for run_dir in run_dirs
@@ -147,11 +148,15 @@ class EvaluationFolder:
                     return
 
     def _copy(self, arm: str, family: str, to: "EvaluationFolder") -> None:
-        for ending, *folder in ((".jsonl", "episodes"), (".jsonl", "contexts"), (".json",)):
+        files = ((".jsonl", "episodes"), (".jsonl", "contexts"), (".json", "deletions"), (".json",))
+        for ending, *folder in files:
+            source = self._file(arm, family, ending, *folder)
+            if folder == ["deletions"] and not source.exists():
+                continue
             target = to._file(arm, family, ending, *folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as temporary:
-                shutil.copyfile(self._file(arm, family, ending, *folder), temporary)
+                shutil.copyfile(source, temporary)
 
     def starts(self, family: str, games: FamilyGames) -> list[Start]:
         """What the loops of all other arms begin with, from the part of the arm "initial". Raises
@@ -174,6 +179,33 @@ class EvaluationFolder:
             Start(Scored(test, select[run][0]), first.get(run)) for run, test in enumerate(tests)
         ]
 
+    def deletions(self, family: str, games: FamilyGames) -> list[dict[str, Any]]:
+        """The loops of the trained reflector that were played without sentences on these games: see
+        `experiments.deletions`. Raises ValueError, naming the file, for one that is damaged.
+        """
+        path = self._file("trained", family, ".json", "deletions")
+        if not path.is_file():
+            return []
+        record = read_object(path, self._remedy())
+        loops = record.get("loops")
+        if not (isinstance(loops, list) and all(map(is_deletion, loops))):
+            raise ValueError(f"{path} does not hold prompts without sentences: {self._remedy()}.")
+        return loops if record.get("drawn") == _drawn(games) else []
+
+    def keep_deletions(
+        self, family: str, games: FamilyGames, loops: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Writes loops that were played, beside those of other runs that are there."""
+        of_run = {loop["run"]: loop for loop in (*self.deletions(family, games), *loops)}
+        path = self._file("trained", family, ".json", "deletions")
+        together = [of_run[run] for run in sorted(of_run)]
+        _write(path, {"drawn": _drawn(games), "loops": together})
+
+    @property
+    def taught(self) -> pathlib.Path:
+        """Where the reflector of the arm sft-best is kept."""
+        return self._path / "sft-best"
+
     def moved(self, to: pathlib.Path) -> "EvaluationFolder":
         """The folder of the same setting elsewhere, for results of several runs."""
         return EvaluationFolder(to, self._name, self._settings)
@@ -181,25 +213,23 @@ class EvaluationFolder:
     def gather(
         self, parts: Iterable[tuple[str, str, int]], folders: Sequence["EvaluationFolder"]
     ) -> None:
-        """Writes what readers of results look for: the episodes of all parts, run after run."""
+        """Writes what readers of results look for: what was played in all parts, run after run."""
         files: dict[pathlib.Path, list[pathlib.Path]] = {}
-        for arm, family, number in parts:
-            place = self._file(arm, family, ".jsonl", "episodes")
-            files.setdefault(place, []).append(
-                folders[number]._file(arm, family, ".jsonl", "episodes")
-            )
+        for (arm, family, number), kind in itertools.product(parts, ("episodes", "contexts")):
+            place = self._file(arm, family, ".jsonl", kind)
+            files.setdefault(place, []).append(folders[number]._file(arm, family, ".jsonl", kind))
         for place, sources in files.items():
-            rows = (row for source in sources for row in read_records(source).values)
-            write_lines(place, map(to_json_line, rows))
+            rows = [row for source in sources for row in read_records(source).values]
+            if rows:
+                write_lines(place, map(to_json_line, rows))
 
-    def finish(
-        self, report: Mapping[str, Any], prompts: Iterable[str], turns: Iterable[str]
-    ) -> None:
-        """Writes the results with the lines of the last prompts and of all, and makes them those
-        that the run shows.
-        """
+    def keep_prompts(self, prompts: Iterable[str], turns: Iterable[str]) -> None:
+        """Writes the lines of the last prompts, and of all."""
         write_lines(self._path / "prompts.jsonl", prompts)
         write_lines(self._path / "turns.jsonl", turns)
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Writes the results, and makes them those that the run shows."""
         _write(self._path / "evaluation.json", report)
         shown = self.run_dir / f"{self._name}.json"
         self._keep_older(shown)
@@ -249,8 +279,8 @@ def _of_arm(arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in settings["evaluation"].items()
         if name not in _OF_ARMS or name in needed
     }
-    trained = arm_named(arm).asks == "trained"
-    return {**settings, "evaluation": evaluation, "step": settings["step"] if trained else 0}
+    step = settings["step"] if is_of_a_run(arm) else 0
+    return {**settings, "evaluation": evaluation, "step": step}
 
 
 def _drawn(games: FamilyGames) -> str:
@@ -304,19 +334,41 @@ def is_part(record: Mapping[str, Any], runs: int) -> bool:
     )
 
 
+def is_deletion(loop: Any) -> bool:
+    """Whether this is the record of a loop that was played without sentences."""
+    return (
+        isinstance(loop, dict)
+        and type(loop.get("run")) is int
+        and isinstance(loop.get("prompt"), str)
+        and _is_score(loop.get("whole"))
+        and isinstance(loop.get("sentences"), list)
+        and all(
+            isinstance(sentence, dict)
+            and isinstance(sentence.get("text"), str)
+            and _is_score(sentence.get("outcomes"))
+            and len(sentence["outcomes"]) == len(loop["whole"])
+            for sentence in loop["sentences"]
+        )
+    )
+
+
 def _turns(scores: Any, games: Any, runs: int) -> int:
     """How many meta-turns each of so many runs has; 0 where these are no scores of these games."""
     if not (_is_table(scores) and _is_table(games) and len(scores) == len(games) == runs):
         return 0
     fine = all(
-        isinstance(turn, list)
-        and len(turn) in (0, len(of_run))
-        and all(won is None or (type(won) is int and won in (0, 1)) for won in turn)
+        _is_score(turn) and len(turn) in (0, len(of_run))
         for run, of_run in zip(scores, games, strict=True)
         for turn in run
     ) and all(isinstance(digest, str) for of_run in games for digest in of_run)
     lengths = {len(run) for run in scores}
     return lengths.pop() if fine and len(lengths) == 1 else 0
+
+
+def _is_score(turn: Any) -> bool:
+    return isinstance(turn, list) and all(
+        won is None or (type(won) is int and won in (0, 1)) for won in turn
+    )
 
 
 def _is_table(value: Any) -> bool:

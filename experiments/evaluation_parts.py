@@ -5,15 +5,17 @@ missing are played side by side.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envs.api import Pool
-from experiments.arms import arm_named, at_endpoint
+from experiments.arms import arm_named, at_endpoint, is_of_a_run
+from experiments.best_candidates import BestCandidates
 from experiments.console import LiveProgress
+from experiments.deletions import shortened
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames
 from experiments.played_games import PlayedGames
-from experiments.protocol import LoopRecord, Part, last_success
+from experiments.protocol import LoopRecord, Part, last_success, outcomes
 from experiments.wishes import Together, run_together
 from ictjax import keys
 from ictjax.endpoint_speaker import EndpointSpeaker
@@ -24,7 +26,7 @@ from ictjax.players import Players, initial_weights, open_players
 from ictjax.reflector import Reflector
 from ictjax.run_config import EvaluationConfig, TrainConfig
 
-_FIRST, _UNTRAINED, _AT_ENDPOINT, _TRAINED = range(4)  # stages
+_FIRST, _UNTRAINED, _AT_ENDPOINT, _TRAINED, _TAUGHT = range(5)  # stages
 _ROUNDS = 8  # episodes side by side, for each that is played at a time: few wait for the last one
 
 
@@ -36,6 +38,14 @@ class PartKey(NamedTuple):
     seed: int = 0
 
 
+class Deletion(NamedTuple):
+    """A loop whose last prompt is played without each of its sentences."""
+
+    run: int
+    prompt: str
+    whole: list[int | None]  # the outcomes of its TEST games under the whole prompt
+
+
 def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> list[PartKey]:
     """All parts, in the order in which they are played: "initial" first, which the others begin
     with, trained ones last, seed by seed.
@@ -44,7 +54,7 @@ def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> l
         PartKey(arm, family, seed)
         for arm in arms
         for family in families
-        for seed in range(num_seeds if arm_named(arm).asks == "trained" else 1)
+        for seed in range(num_seeds if is_of_a_run(arm) else 1)
     ]
     return sorted(keys, key=_stage)
 
@@ -55,7 +65,10 @@ def _stage(key: PartKey) -> tuple[int, int]:
         return _FIRST, 0
     if at_endpoint(key.arm):
         return _AT_ENDPOINT, 0
-    return (_TRAINED, key.seed) if arm_named(key.arm).asks == "trained" else (_UNTRAINED, 0)
+    asks = arm_named(key.arm).asks
+    if asks == "taught":
+        return _TAUGHT, key.seed
+    return (_TRAINED, key.seed) if asks == "trained" else (_UNTRAINED, 0)
 
 
 def evaluation_key(evaluation: EvaluationConfig) -> keys.Key:
@@ -73,6 +86,7 @@ class Evaluator:
       games: of every family.
       folders: where parts are kept, trained run by trained run.
       trained: the weights of a trained run, by its number.
+      taught: what was taught the best candidates of a run, by its number.
       expert_prompt: of the environment; may be empty.
       hosts: that play together.
       progress: is told of every part.
@@ -83,6 +97,7 @@ class Evaluator:
     games: Mapping[str, FamilyGames]
     folders: Sequence[EvaluationFolder]
     trained: Callable[[int], Params]
+    taught: Mapping[int, BestCandidates]
     expert_prompt: str
     hosts: Hosts
     progress: LiveProgress
@@ -106,6 +121,8 @@ class Evaluator:
                     reflector = stack.enter_context(self._endpoint())
                 elif stage[0] == _TRAINED:
                     players.set_trained(self.trained(stage[1]))
+                elif stage[0] == _TAUGHT:
+                    players.set_trained(self.taught[stage[1]].weights())
                 # what has no first prompt with a score is not begun
                 together = [
                     part
@@ -120,6 +137,37 @@ class Evaluator:
                 self.hosts.meet()  # others read what the first one has kept
         if failed:
             raise ValueError(next(iter(failed.values())))
+
+    def play_deletions(self, wanted: Mapping[str, Sequence[Deletion]]) -> None:
+        """Plays the TEST games of loops under their last prompts without each of the sentences, and
+        keeps what came of every family as soon as it is played.
+
+        Args:
+          wanted: by family, of the trained reflector of the first run.
+        """
+        played = PlayedGames()
+        with open_players(
+            self.config, initial_weights(self.config), self.progress.reading
+        ) as players:
+            arena = self._arena(players, players.reflector)
+            for family, deletions in wanted.items():
+                part = self._part(PartKey("trained", family), players)
+                batches = [
+                    (deletion, text, part.on_test(deletion.run, rest))
+                    for deletion in deletions
+                    for text, rest in shortened(deletion.prompt)
+                ]
+                episodes = [episode for _, _, batch in batches for episode in batch]
+                found = iter(played.play(arena, episodes, f"{family} without sentences"))
+                sentences: dict[int, list[dict[str, Any]]] = {d.run: [] for d in deletions}
+                for deletion, text, batch in batches:
+                    won = outcomes([next(found) for _ in batch])
+                    sentences[deletion.run].append({"text": text, "outcomes": won})
+                if self.hosts.first:
+                    loops = [{**d._asdict(), "sentences": sentences[d.run]} for d in deletions]
+                    self.folders[0].keep_deletions(family, self.games[family], loops)
+                self.hosts.meet()
+                self.progress.one_more(f"{family}: {len(batches)} sentences left out")
 
     def _arena(self, players: Players, reflector: Reflector) -> Arena:
         return Arena(
@@ -175,6 +223,8 @@ class Evaluator:
         """Keeps a part; says what was wrong with it, on every host."""
         folder, games = self.folders[key.seed], self.games[key.family]
         record, error = self._part(key, players).record(loops), ""
+        if arm_named(key.arm).asks == "taught":
+            record["budget"] |= self.taught[key.seed].budget()
         if self.hosts.first:
             folder.keep_part(key.arm, key.family, games, record, loops)
         known = [rate for rate in last_success(record) if rate is not None]

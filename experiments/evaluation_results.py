@@ -10,7 +10,8 @@ from typing import Any
 
 from ictjax.json_lines import read_records
 
-FORMAT = 3  # of evaluation.json, which evaluation.schema.json describes
+FORMAT = 4  # of evaluation.json, which evaluation.schema.json describes
+_READ = (3, FORMAT)  # 3 has no analyses
 ARMS = ("initial", "untrained", "trained")
 VERDICTS = ("better", "worse", "not shown")
 # transfer: of another benchmark. The first that there is is the headline
@@ -44,7 +45,7 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
     """
     results = read_object(path, _AGAIN)
     version = results.get("format", "none")
-    if version != FORMAT:
+    if version not in _READ:
         raise ValueError(
             f"{path} is of another version (format {version!s:.20}, known here is {FORMAT}): read"
             " it with the version that wrote it, or evaluate again."
@@ -124,7 +125,7 @@ def _wrong(results: Mapping[str, Any]) -> str:
             isinstance(families, list) and set(map(str, families)) <= results["families"].keys()
         ):
             return f"overall.{split:.40}"
-    return ""
+    return _wrong_analyses(results.get("analyses", {}))
 
 
 def _wrong_numbers(numbers: object) -> str:
@@ -152,6 +153,48 @@ def _wrong_numbers(numbers: object) -> str:
         if not all(_is_count(count) for count in numbers.get(name, {}).values()):
             return f".{name}"
     return ""
+
+
+def _wrong_analyses(analyses: object) -> str:
+    """The same of what stands beside the results, as far as it is there."""
+    if not isinstance(analyses, Mapping):
+        return "analyses"
+    for name, fits in _ANALYSES.items():
+        if name in analyses and not fits(analyses[name]):
+            return f"analyses.{name}"
+    return ""
+
+
+def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether all values of a mapping fit."""
+    return lambda values: isinstance(values, Mapping) and all(map(fits, values.values()))
+
+
+def _fields(**fields: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a record has these fields, and each fits."""
+    return lambda record: (
+        isinstance(record, Mapping)
+        and all(name in record and fits(record[name]) for name, fits in fields.items())
+    )
+
+
+def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_interval(ends: object) -> bool:
+    return isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))
+
+
+def _are_sentences(rows: object) -> bool:
+    fits = _fields(
+        text=_is_text, prompts=_is_count, whole=is_number, drop=is_number, ci95=_is_interval
+    )
+    return isinstance(rows, list) and all(map(fits, rows))
 
 
 def _is_arm(arm: object) -> bool:
@@ -184,9 +227,59 @@ def _is_estimate(numbers: object, name: str) -> bool:
     """A number under this name, and the ends of its interval."""
     if not (isinstance(numbers, Mapping) and is_number(numbers.get(name))):
         return False
-    ends = numbers.get("ci95")
-    return isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))
+    return _is_interval(numbers.get("ci95"))
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+
+
+_NUMBER = _or_null(is_number)
+_CORRELATION = {
+    "value": _NUMBER,
+    "ci95": _or_null(_is_interval),
+    "groups": _is_count,
+    "pairs": _is_count,
+    "note": _is_text,
+}
+_ANALYSES: Mapping[str, Callable[[Any], bool]] = {
+    "arms": _each(
+        _fields(
+            **dict.fromkeys(
+                (
+                    *("sequences", "draws", "different_of_draws", "verb_bits", "repeated_turns"),
+                    *("turns_without_action", "unavailable_actions", "stream", "select", "words"),
+                    *("words_changed", "names"),
+                ),
+                _NUMBER,
+            )
+        )
+    ),
+    "success": _each(
+        _fields(
+            training=_or_null(
+                _fields(
+                    first_iteration=_is_count,
+                    last_iteration=_is_count,
+                    replay=_NUMBER,
+                    fresh=_NUMBER,
+                )
+            ),
+            arms=_each(_fields(select=_NUMBER, test=_NUMBER)),
+        )
+    ),
+    "reward_signal": _or_null(
+        _fields(
+            first_iteration=_is_count,
+            last_iteration=_is_count,
+            groups=_is_count,
+            candidates=_is_count,
+            reliability=_fields(**_CORRELATION, games=_is_count, games_needed=_or_null(_is_count)),
+            replay_and_fresh=_fields(**_CORRELATION),
+            reward_and_next=_fields(**_CORRELATION),
+            reward_and_words=_fields(**_CORRELATION),
+        )
+    ),
+    "deletions": _each(_fields(prompts=_is_count, games=_is_count, sentences=_are_sentences)),
+}
+"""What readers show of each analysis."""

@@ -94,6 +94,10 @@ class Part:
         runs = range(self.config.evaluation.runs)
         return [self._loop(run, None if starts is None else starts[run]) for run in runs]
 
+    def on_test(self, run: int, prompt: str) -> list[Episode]:
+        """The TEST games of a loop under some prompt, with the keys that score its own."""
+        return self._episodes("test", self.family, run, self.games.test[run], prompt)
+
     def _loop(self, run: int, start: Start | None) -> Steps[LoopRecord]:
         evaluation = self.config.evaluation
         turns_total = evaluation.meta_turns
@@ -124,8 +128,7 @@ class Part:
             prompts.append(prompt)
         chosen = prompts[chosen_turn([success_of(scored[prompt].select) for prompt in prompts])]
         if not scored[chosen].test:
-            test = self._episodes("test", self.family, run, self.games.test[run], chosen)
-            played = yield from wishes.play(test)
+            played = yield from wishes.play(self.on_test(run, chosen))
             scored[chosen] = scored[chosen]._replace(test=played)
         return LoopRecord(prompts=prompts, scored=scored, turns=turns)
 
@@ -165,7 +168,7 @@ class Part:
             episodes += self._episodes("select", self.family, run, self.games.select[run], prompt)
         everywhere = evaluation.scored == "all" or evaluation.protocol == "paper"
         if (everywhere or at_end) and not (known and known.test):
-            episodes += self._episodes("test", self.family, run, self.games.test[run], prompt)
+            episodes += self.on_test(run, prompt)
         return episodes
 
     def _episodes(

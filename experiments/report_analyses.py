@@ -1,126 +1,178 @@
-"""What actors did and what prompts held, arm by arm: counted from episodes and prompts."""
+"""What stands beside the results, as evaluation.json has it: what actors did and prompts held, and
+where games were won.
+"""
 
-import collections
-import itertools
-import math
-import re
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
-from experiments.html import Html
+from experiments.analyses import analyse
+from experiments.html import Html, html, joined
 from experiments.report_data import Evaluation, Json
 from experiments.report_loops import Loop
-from experiments.report_parts import Section, cell, on, row, section, table
-
-_NAME = re.compile(r"\b[a-z]+ \d+\b")  # "drawer 3": of one game, useless in others
+from experiments.report_parts import (
+    Section,
+    cell,
+    clipped,
+    details,
+    on,
+    row,
+    section,
+    split_badge,
+    table,
+)
+from experiments.wording import interval, number, points, share
 
 
 def analyses(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Section | None:
-    """A row per arm, over all families; None without episodes."""
-    arms = dict.fromkeys(arm for arm, _ in evaluation.episodes)
-    ordered = [arm for arm in ("trained", "untrained", "initial") if arm in arms]
-    ordered += [arm for arm in arms if arm not in ordered]
-    if not ordered:
+    """A row per arm, over all families, and the tables beside it; None without episodes. Results of
+    before are analysed here, without what training has kept.
+    """
+    found = evaluation.results.get("analyses") or analyse(evaluation, loops, [])
+    if not found.get("arms"):
         return None
-    columns = ["arm", *_of_actor([]), *_of_prompts([])]
-    rows = (
-        row(
-            arm,
-            *map(cell, _of_actor(_test(evaluation, arm)).values()),
-            *map(cell, _of_prompts([loop for loop in loops if loop.arm == arm]).values()),
-        )
-        for arm in ordered
-    )
     return section(
         anchor,
         f"What actors did and prompts held{on(evaluation)}",
         Html(
             "Of the TEST games under the last prompts, all families together: how many sequences of"
-            " actions are different ones; how evenly verbs are used, in bits (the first word of an"
-            " action); turns that repeat an observation and action of the same game; turns without"
-            " a usable action. Of the loops: games won that reflectors read about (STREAM) and that"
-            " prompts are chosen by (SELECT), all meta-turns together; words of the last prompt;"
-            " words that a meta-turn changes; and last prompts that name something of a single"
-            " game they were written from, such as <i>drawer 3</i>."
+            " observations and actions are different ones, of all and of as many episodes as every"
+            " arm has; how evenly verbs are used, in bits (the first word of an action); turns that"
+            " repeat an observation and action of the same game; turns without a usable action;"
+            " actions that were not among those listed. Of the loops: games won that reflectors"
+            " read about (STREAM) and that prompts are chosen by (SELECT), all meta-turns together;"
+            " words of the last prompt; words that a meta-turn changes; and last prompts that name"
+            " something of a single game they were written from, such as <i>drawer 3</i>."
         ),
-        table("By arm", columns, rows),
+        _arms(found["arms"]),
+        _success(evaluation, found.get("success", {})),
+        _deletions(evaluation, found.get("deletions", {})),
     )
 
 
-def _test(evaluation: Evaluation, arm: str) -> list[Json]:
-    return [
-        episode
-        for (of_arm, _), played in evaluation.episodes.items()
-        if of_arm == arm
-        for episode in played
+def _arms(arms: Json) -> Html:
+    draws = max(numbers["draws"] or 0 for numbers in arms.values())
+    columns = [
+        "arm",
+        "different sequences",
+        f"of {draws} episodes",
+        "verbs, bits",
+        "repeated turns",
+        "turns without action",
+        "actions not listed",
+        "STREAM won",
+        "SELECT won",
+        "words",
+        "words changed",
+        "prompts with names",
     ]
+    ordered = [arm for arm in ("trained", "untrained", "initial") if arm in arms]
+    rows = [
+        row(
+            arm,
+            cell(share(numbers["sequences"])),
+            cell(number(numbers["different_of_draws"], 1)),
+            cell(number(numbers["verb_bits"], 2)),
+            cell(share(numbers["repeated_turns"])),
+            cell(share(numbers["turns_without_action"])),
+            cell(share(numbers["unavailable_actions"])),
+            cell(share(numbers["stream"])),
+            cell(share(numbers["select"])),
+            cell(number(numbers["words"], 0)),
+            cell(number(numbers["words_changed"], 0)),
+            cell(share(numbers["names"])),
+        )
+        for arm in [*ordered, *(arm for arm in arms if arm not in ordered)]
+        for numbers in [arms[arm]]
+    ]
+    return table("By arm", columns, rows)
 
 
-def _of_actor(episodes: Sequence[Json]) -> dict[str, str]:
-    sequences = {tuple(turn["action"] for turn in episode["turns"]) for episode in episodes}
-    turns = [turn for episode in episodes for turn in episode["turns"]]
-    repeated = sum(
-        len(episode["turns"])
-        - len({(turn["observation"], turn["action"]) for turn in episode["turns"]})
-        for episode in episodes
+def _success(evaluation: Evaluation, success: Json) -> Html:
+    """From the games of training to those of the test."""
+    families = {name: numbers for name, numbers in success.items() if name in evaluation.families}
+    shown = [
+        arm
+        for arm in ("trained", "untrained", "initial")
+        if any(arm in numbers["arms"] for numbers in families.values())
+    ]
+    if not shown:
+        return Html("")
+    rows = [
+        row(
+            html("{} {}", family, split_badge(evaluation, family)),
+            cell(share((numbers["training"] or {}).get("replay"))),
+            cell(share((numbers["training"] or {}).get("fresh"))),
+            *(
+                cell(share(numbers["arms"].get(arm, {}).get(games)))
+                for arm in shown
+                for games in ("select", "test")
+            ),
+        )
+        for family, numbers in families.items()
+    ]
+    trained = [of["training"] for of in families.values() if of["training"] is not None]
+    when = (
+        f"In training: candidates of iterations {min(of['first_iteration'] for of in trained)} to"
+        f" {max(of['last_iteration'] for of in trained)}, the last quarter, on games that they were"
+        " written from (replayed) and on others (fresh). "
+        if trained
+        else ""
     )
-    verbs = collections.Counter(turn["action"].split(" ")[0] for turn in turns if turn["action"])
-    return {
-        "different sequences": _share(len(sequences), len(episodes)),
-        "verbs, bits": f"{_entropy(verbs.values()):.2f}" if verbs else "",
-        "repeated turns": _share(repeated, len(turns)),
-        "turns without action": _share(sum(bool(t.get("failure")) for t in turns), len(turns)),
-    }
-
-
-def _of_prompts(loops: Sequence[Loop]) -> dict[str, str]:
-    stream = [
-        episode["outcome"] == "success"
-        for loop in loops
-        for context in loop.contexts.values()
-        for episode in context["trajectories"]
-        if episode["outcome"] != "failed"
-    ]
-    select = [
-        line["select_success"]
-        for loop in loops
-        for line in loop.prompts
-        if line.get("select_success") is not None
-    ]
-    lengths = [len(loop.prompts[-1]["system_prompt"].split()) for loop in loops]
-    changed = list(_changes(loops))
-    read = [loop for loop in loops if loop.contexts]
-    return {
-        "STREAM won": _share(sum(stream), len(stream)),
-        "SELECT won": _share(sum(select), len(select)),
-        "words": f"{statistics.fmean(lengths):.0f}" if lengths else "",
-        "words changed": f"{statistics.fmean(changed):.0f}" if changed else "",
-        "prompts with names": _share(sum(map(_names_something, read)), len(read)),
-    }
-
-
-def _changes(loops: Sequence[Loop]) -> Iterator[int]:
-    """New and gone words of every meta-turn, wherever they stand."""
-    for loop in loops:
-        words = [collections.Counter(line["system_prompt"].split()) for line in loop.prompts]
-        for before, after in itertools.pairwise(words):
-            yield ((after - before) + (before - after)).total()
-
-
-def _names_something(loop: Loop) -> bool:
-    prompt = set(_NAME.findall(loop.prompts[-1]["system_prompt"].lower()))
-    return any(
-        not prompt.isdisjoint(_NAME.findall(turn["observation"].lower()))
-        for context in (loop.contexts.values() if prompt else ())
-        for episode in context["trajectories"]
-        for turn in episode["turns"]
+    return html(
+        '<h3>Where games are won</h3><p class="lead">{}SELECT and TEST: under the last prompts,'
+        " after all meta-turns.</p>{}",
+        when,
+        table(
+            "Games won, from training to TEST",
+            [
+                "family",
+                "training, replayed",
+                "training, fresh",
+                *(f"{arm}, {games}" for arm in shown for games in ("SELECT", "TEST")),
+            ],
+            rows,
+        ),
     )
 
 
-def _entropy(counts: Iterable[int]) -> float:
-    counts = list(counts)
-    return -sum(n / sum(counts) * math.log2(n / sum(counts)) for n in counts) + 0.0
-
-
-def _share(part: float, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else ""
+def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
+    """What single sentences are worth."""
+    tables = [
+        details(
+            html(
+                "{} {}: {} sentences of {} last prompts, {:,} games",
+                family,
+                split_badge(evaluation, family),
+                len(found["sentences"]),
+                found["prompts"],
+                found["games"],
+            ),
+            table(
+                f"{family}: TEST games lost without a sentence",
+                ["sentence", "points lost", "games won with it", "prompts that hold it"],
+                [
+                    row(
+                        clipped(sentence["text"]),
+                        html(
+                            '<td>{} <span class="ci">{}</span></td>',
+                            points(sentence["drop"]),
+                            interval(sentence["ci95"], signed=True),
+                        ),
+                        cell(share(sentence["whole"])),
+                        cell(sentence["prompts"]),
+                    )
+                    for sentence in found["sentences"]
+                ],
+            ),
+            opened=not number,
+        )
+        for number, (family, found) in enumerate(deletions.items())
+    ]
+    if not tables:
+        return Html("")
+    return html(
+        '<h3>What single sentences are worth</h3><p class="lead">Last prompts of the trained'
+        " reflector without one sentence, on the same TEST games with the same keys: by how many"
+        " points less is won. Intervals are of each sentence alone, of many some miss 0 by chance;"
+        " nothing is chosen by them.</p>{}",
+        joined(tables),
+    )

@@ -126,15 +126,19 @@ def load_run(folder: Path) -> RunData:
             for row in read_rows(path, _is_candidate, _REMOVE)
         ],
         contexts=[] if newest is None else read_rows(newest, _is_context, _REMOVE),
-        evaluations=tuple(_load_evaluation(folder, path) for path in result_files(folder)),
+        evaluations=tuple(
+            read_evaluation(folder, path.stem, read_results(path)) for path in result_files(folder)
+        ),
     )
 
 
-def _load_evaluation(folder: Path, path: Path) -> Evaluation:
-    results = read_results(path)
+def read_evaluation(folder: Path, name: str, results: Json) -> Evaluation:
+    """What lies behind the results of a run, or of several. Raises ValueError, naming the file, for
+    one that is damaged.
+    """
     turns = prompts_file(folder, results).with_name("turns.jsonl")
     return Evaluation(
-        name=path.stem,
+        name=name,
         results=results,
         prompts=read_rows(prompts_file(folder, results), _is_prompt, _EVALUATE),
         turns=read_rows(turns, _is_turn_prompt, _EVALUATE),
@@ -233,7 +237,11 @@ def _is_episode(row: Mapping[str, Any]) -> bool:
 
 
 def _is_turn(turn: Mapping[str, Any]) -> bool:
-    return _texts(turn, "observation", "action") and isinstance(turn.get("reply", ""), str)
+    return (
+        _texts(turn, "observation", "action")
+        and isinstance(turn.get("reply", ""), str)
+        and isinstance(turn.get("actions", []), list)
+    )
 
 
 def _is_place(value: object) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.html import Html, data, html
 from experiments.report_data import Evaluation, Json, RunData, game_name
+from experiments.report_loops import context_seeds
 from experiments.report_parts import Section, clipped, section
 from experiments.visible import visible
 from experiments.wording import counted
@@ -139,12 +140,12 @@ def _test(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
             for number, episode in enumerate(played):
                 run = number // games % runs + 1 if whole else "?"
                 seeds = len(played) // (games * runs) if whole else 1
-                seed = f" (seed {number // (games * runs) + 1})" if seeds > 1 else ""
+                seed = number // (games * runs) if seeds > 1 else 0
                 yield (
                     {
                         "evaluation": evaluation.name,
                         "family": family,
-                        "arm": f"{arm}{seed}",
+                        "arm": _arm(arm, seed, seeds),
                         "run": run,
                         "turn": protocol.get("meta_turns", "?"),
                         "use": "TEST",
@@ -157,9 +158,18 @@ def _stream(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
     for family in evaluation.families:
         where = {"evaluation": evaluation.name, "family": family, "use": "STREAM"}
         for (arm, of_family), contexts in evaluation.contexts.items():
-            for context in contexts if of_family == family else ():
+            if of_family != family:
+                continue
+            of_seeds = context_seeds(contexts)
+            for context, seed in zip(contexts, of_seeds, strict=True):
+                by = _arm(arm, seed, max(of_seeds) + 1)
                 for episode in context["trajectories"]:
-                    yield {**where, **_read_by(arm, context)}, episode
+                    yield {**where, **_read_by(by, context)}, episode
+
+
+def _arm(name: str, seed: int, seeds: int) -> str:
+    """With the trained seed, where there are several."""
+    return f"{name} (seed {seed + 1})" if seeds > 1 else name
 
 
 def _read_by(arm: str, context: Json) -> dict[str, Any]:

@@ -37,10 +37,14 @@ def disjointness(run: RunData, evaluation: Evaluation) -> str:
     twice = sum(map(len, states.values())) - len(every)
     trained = _states_of_training(run.folder)
     counts = ", ".join(f"{len(states[name])} {name.upper()}" for name in reversed(_SETS))
+    of_training = (
+        f"{len(every & trained)} of them among the {len(trained)} that training has played"
+        if trained
+        else "what training has played is not here to be counted"
+    )
     return (
         f"Counted here: different initial states of games: {counts}; {twice} of them in two of"
-        f" these sets; {len(every & trained)} of them among the {len(trained)} that training has"
-        " played."
+        f" these sets; {of_training}."
     )
 
 

@@ -2,10 +2,11 @@
 how arms did on the same games.
 """
 
+import collections
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 from experiments.report_data import Evaluation, Json, game_name
 
@@ -45,13 +46,11 @@ class Shown:
 
 
 def loops(evaluation: Evaluation) -> list[Loop]:
-    """All loops, held-out families first. Lines of the same place are of further trained seeds."""
+    """All loops, held-out families first."""
     found: dict[tuple[str, str, int, int], list[Json]] = {}
-    seeds: dict[tuple[str, str, int, int], int] = {}
-    for row in evaluation.turns:
-        place = (row["arm"], row["family"], row.get("run", 0), row["turn"])
-        seed = seeds[place] = seeds.get(place, -1) + 1
-        found.setdefault((row["family"], row["arm"], seed, place[2]), []).append(row)
+    for row, seed in zip(evaluation.turns, seeds(map(_place, evaluation.turns)), strict=True):
+        family, arm, run, _ = _place(row)
+        found.setdefault((family, arm, seed, run), []).append(row)
     of_family = {
         family: [
             _loop(evaluation, place, rows) for place, rows in found.items() if place[0] == family
@@ -61,17 +60,41 @@ def loops(evaluation: Evaluation) -> list[Loop]:
     return [loop for family in of_family.values() for loop in family]
 
 
+def seeds(places: Iterable[Hashable]) -> list[int]:
+    """Which trained seed each row is of, by its place: the n-th row of the same place is of the
+    n-th.
+    """
+    found: collections.Counter[Hashable] = collections.Counter()
+    numbers = []
+    for place in places:
+        numbers.append(found[place])
+        found[place] += 1
+    return numbers
+
+
+def context_seeds(contexts: Sequence[Json]) -> list[int]:
+    """Which trained seed each context of a part is of."""
+    return seeds((row["loop"], row["meta_turn"]) for row in contexts)
+
+
+def _place(row: Json) -> tuple[str, str, int, int]:
+    return row["family"], row["arm"], row.get("run", 0), row["turn"]
+
+
 def _loop(evaluation: Evaluation, place: tuple[str, str, int, int], rows: Sequence[Json]) -> Loop:
     family, arm, seed, run = place
-    # what several runs played is kept with each of them
-    contexts = evaluation.contexts.get((arm, family), ()) if seed == 0 else ()
+    contexts = evaluation.contexts.get((arm, family), ())
     return Loop(
         arm=arm,
         family=family,
         seed=seed,
         run=run,
         prompts=sorted(rows, key=lambda row: row["turn"]),
-        contexts={row["meta_turn"]: row for row in contexts if row["loop"] == run},
+        contexts={
+            row["meta_turn"]: row
+            for row, of_seed in zip(contexts, context_seeds(contexts), strict=True)
+            if (of_seed, row["loop"]) == (seed, run)
+        },
     )
 
 

@@ -105,7 +105,7 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
     several = protocol.get("run_dirs")
     if isinstance(several, list) and len(several) > 1:
         yield html(
-            "Of the runs {}: each keeps its training, its games, and what its reflectors read.",
+            "Of the runs {}: each keeps its training.",
             ", ".join(str(name).rstrip("/").rpartition("/")[2] for name in several),
         )
     if protocol.get("protocol") == "paper":
@@ -263,6 +263,12 @@ def _comparison(name: str, test: Json) -> Html:
 
 def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
     """Every arm of a split: what stands beside the headline's number, and what writing took."""
+    spent = {arm: _budget(split, arm) for arm in arms}
+    counts = {
+        name: text
+        for name, text in (_BUDGET | _TAUGHT).items()
+        if name in _BUDGET or any(name in of_arm for of_arm in spent.values())
+    }
     rows = [
         row(
             arm,
@@ -271,7 +277,7 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
             cell(percent(found["area"])),
             cell("" if found.get("sd_runs") is None else percent(found["sd_runs"])),
             cell("not measured" if found.get("sd_seeds") is None else percent(found["sd_seeds"])),
-            *(cell(f"{value:,}") for value in _budget(split, arm)),
+            *(cell(f"{spent[arm].get(name, 0):,}") for name in counts),
         )
         for arm in arms
         for found in [split.overall["arms"].get(arm)]
@@ -284,7 +290,7 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
         "mean over meta-turns",
         "spread of runs",
         "spread of trained seeds",
-        *_BUDGET.values(),
+        *counts.values(),
     ]
     name = f"Arms on the {split.title}"
     return details(name, table(name, head, rows))
@@ -296,18 +302,25 @@ _BUDGET = {
     "reflector_calls": "replies of the reflector",
     "reflector_tokens": "their tokens",
 }
+# of an arm that trains, once for all families
+_TAUGHT = {
+    "training_steps": "steps of training",
+    "training_tokens": "tokens learned",
+    "training_actor_episodes": "games played for the rewards behind them",
+}
 
 
-def _budget(split: SplitSummary, arm: str) -> list[int]:
+def _budget(split: SplitSummary, arm: str) -> dict[str, int]:
     """What writing the prompts of an arm took, over the families of a split."""
-    spent = [
-        of_arms[arm]
-        for family in split.families.values()
-        if isinstance(of_arms := family.get("budget"), dict) and isinstance(of_arms.get(arm), dict)
-    ]
-    return [
-        sum(value for of in spent if isinstance(value := of.get(name), int)) for name in _BUDGET
-    ]
+    total: dict[str, int] = {}
+    for family in split.families.values():
+        of_arms = family.get("budget")
+        of_arm = of_arms.get(arm) if isinstance(of_arms, dict) else None
+        for name, value in of_arm.items() if isinstance(of_arm, dict) else ():
+            if isinstance(value, int):
+                before = total.get(name, 0)
+                total[name] = max(before, value) if name in _TAUGHT else before + value
+    return total
 
 
 def _faults(evaluation: Evaluation) -> Html:

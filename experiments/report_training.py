@@ -1,7 +1,7 @@
 """How training went: rewards, what they were made of, what was lost, and what it cost."""
 
-import contextlib
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 
 from experiments import report_figures
@@ -16,9 +16,17 @@ from experiments.report_data import (
 )
 from experiments.report_figures import Line, Style, smooth
 from experiments.report_parts import Section, badges, cell, row, section, table
-from experiments.wording import counted
+from experiments.reward_signal import reward_signal, signal_of_run
+from experiments.wording import correlation, counted
 
 Series = Sequence[float | None]
+
+_SIGNAL = {
+    "reliability": "reward, and the same from other games (split halves)",
+    "replay_and_fresh": "games won on replayed and on fresh games",
+    "reward_and_next": "reward, and games won at the next meta-turn",
+    "reward_and_words": "reward, and words of the prompt",
+}
 
 _KINDS: dict[str, tuple[str, str, Style]] = {
     "replay_reward": ("replayed games", "--trained", "solid"),
@@ -64,11 +72,12 @@ def rewards(run: RunData) -> Section | None:
 
 
 def signal(run: RunData) -> Section | None:
-    """What the learner had to learn from, and what it did with it; None before the first
-    iteration.
+    """What the learner had to learn from, and what it did with it; None before the first iteration.
+    Of what several runs show together, what rewards were worth.
     """
+    worth = _worth(_measured(run))
     if not run.metrics:
-        return None
+        return section("signal", "The signal", worth) if worth.markup else None
     per_iteration = run.config.get("meta", {}).get("contexts_per_iteration")
     replay, fresh = (series(run.metrics, name) for name in ("reward_replay", "reward_fresh"))
     gap = [
@@ -106,30 +115,53 @@ def signal(run: RunData) -> Section | None:
             report_figures.histogram("rewards of all candidates", rewarded, x_label="reward"),
             joined(_panel(run, title, values) for title, values in panels.items()),
         ),
-        _correlations(run),
+        worth,
     )
 
 
-def _correlations(run: RunData) -> Html:
-    """Whether what is rewarded is more than luck with these games, and more than length."""
-    pairs = {
-        "reward on replayed and on fresh games": ("replay_reward", "fresh_reward"),
-        "reward and words of the prompt": ("reward", "words"),
-    }
-    words = [
-        {**c, "words": len(text.split())}
-        for c in run.candidates
-        if isinstance(text := c.get("system_prompt"), str)
+def _measured(run: RunData) -> Json | None:
+    """What rewards were worth: as evaluation.json has it, else of what training has kept so far."""
+    for evaluation in run.evaluations:
+        if found := evaluation.results.get("analyses", {}).get("reward_signal"):
+            return found
+    meta = run.config.get("meta", {})
+    return reward_signal([signal_of_run(run.folder, meta, last=sys.maxsize)])
+
+
+def _worth(signal: Json | None) -> Html:
+    if signal is None:
+        return Html("")
+    games = signal["reliability"]["games"]
+    needed = signal["reliability"]["games_needed"]
+    rows = [
+        row(
+            text,
+            cell(correlation(found["value"])),
+            cell(" to ".join(map(correlation, found["ci95"] or ()))),
+            cell(f"{found['groups']:,}"),
+            cell(found["note"]),
+        )
+        for name, text in _SIGNAL.items()
+        for found in [signal[name]]
     ]
-    found = {}
-    for name, (first, second) in pairs.items():
-        both = [(c[first], c[second]) for c in words if None not in (c.get(first), c.get(second))]
-        with contextlib.suppress(statistics.StatisticsError):  # too few, or all alike
-            correlation = statistics.correlation([a for a, _ in both], [b for _, b in both])
-            found[name] = f"{correlation:+.2f} ({counted(len(both), 'candidate')})"
-    rows = [row(name, cell(text)) for name, text in found.items()]
-    return (
-        table("Correlations over all candidates", ["of", "Pearson's r"], rows) if rows else Html("")
+    enough = (
+        f"A reward comes from {games} games; a reliability of 0.8 takes {needed:,}."
+        if needed is not None
+        else f"A reward comes from {games} games; how many would do is not to be told."
+    )
+    return html(
+        '<h3>What rewards were worth</h3><p class="lead">Of {:,} candidates in {:,} groups,'
+        " iterations {} to {} of training. Everything is compared within groups, the candidates of"
+        " one context; those in which nothing differs say nothing. Split halves: the correlation of"
+        " games won in two random halves of the reward's games, taken to all of them (Spearman and"
+        " Brown); the others are rank correlations, that with the next meta-turn within families."
+        " {}</p>{}",
+        signal["candidates"],
+        signal["groups"],
+        signal["first_iteration"],
+        signal["last_iteration"],
+        enough,
+        table("Correlations", ["of", "r", "95 % interval", "groups", ""], rows),
     )
 
 

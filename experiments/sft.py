@@ -73,15 +73,18 @@ class Data(NamedTuple):
     counts: dict[str, int]
 
 
-def train_on_chats(args: SftArgs, console: Console) -> None:
+def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None) -> None:
     """Trains, or goes on, and writes the adapter or the model.
+
+    Args:
+      thinking: the chat template's switch; None leaves it as it is.
 
     Raises:
       ValueError: a model, chats or a folder that do not fit; nothing is overwritten then.
       CannotGoOn: the loss is no longer finite.
     """
     folder = pathlib.Path(model_folder(args.model, "--model"))
-    tokenizer = ChatTokenizer(folder)
+    tokenizer = ChatTokenizer(folder, thinking=thinking)
     model = dataclasses.replace(read_config(folder), dtype=args.dtype)
     role = TrainedRoleConfig(
         model=str(folder),

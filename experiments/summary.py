@@ -32,6 +32,8 @@ from experiments.stats import (
 from experiments.verdict import Verdict, verdict
 from experiments.wording import percent, points
 
+_OF_A_RUN = ("trained", "sft-best")  # how arms begin that every trained run has its own of
+
 Json = dict[str, Any]
 Part = Mapping[str, Any]
 
@@ -181,7 +183,7 @@ def judge(
     """
     whose = ""
     if test.units == "runs":
-        one = " of this one trained reflector" if pair[0].startswith("trained") else ""
+        one = " of this one trained reflector" if pair[0].startswith(_OF_A_RUN) else ""
         shared = any(family.runs_share_games for family in families.values())
         whose = f"{one} on the same games" if shared else one
     return verdict(test, corrected, whose)

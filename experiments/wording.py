@@ -24,6 +24,21 @@ def interval(ci: Sequence[float], *, signed: bool = False) -> str:
     return f"[{', '.join((points if signed else percent)(value) for value in ci)}]"
 
 
+def share(value: float | None) -> str:
+    """0.417 -> 42 %; nothing for what is not known"""
+    return "" if value is None else f"{percent(value)} %"
+
+
+def number(value: float | None, digits: int) -> str:
+    """With so many digits behind the point; nothing for what is not known."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def correlation(value: float | None) -> str:
+    """0.417 -> +0.42"""
+    return "" if value is None else f"{value:+.2f}"
+
+
 def p_value(p: float) -> str:
     """0.0123 -> 0.012; tiny values are bounded, not written out."""
     return "<1e-4" if p < 0.0001 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"

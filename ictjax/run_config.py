@@ -85,6 +85,18 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ImitationConfig(Ranged):
+    """How the arm sft-best learns from the best candidates of a training."""
+
+    place = "evaluation.sft."
+
+    examples: Annotated[int, Range(1, 1_000_000)] = 256  # candidates, at most
+    epochs: Annotated[int, Range(1, 1000)] = 2  # how often each is seen
+    rows: Annotated[int, Range(1, 65_536)] = 4  # of a step, into which examples are packed
+    learning_rate: Annotated[float, Range(1e-9, 10)] = 2e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Ranged):
     """Independent loops of reflection on STREAM games, whose prompts are scored on games that no
     reflector has read about.
@@ -115,6 +127,7 @@ class EvaluationConfig(Ranged):
     families: tuple[str, ...] = ()  # to play; none: all of the task
     # prompts of a meta-turn among which the arm best-of-n takes the best
     candidates: Annotated[int, Range(2, 65_536)] = 8
+    sft: ImitationConfig = dataclasses.field(default_factory=ImitationConfig)
     # the prompt of the arm expert; empty: the environment's
     expert_prompt: str = ""
     # whom arms named NAME@endpoint ask

@@ -6,10 +6,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from experiments.behaviour import of_actor, of_prompts
 from experiments.evaluation_results import FORMAT
 from experiments.summary import summarise
 
 FOLDER = "evaluation/step3-0123456789"
+CORRELATION = {"value": 0.4, "ci95": [0.1, 0.7], "groups": 30, "pairs": 120, "note": ""}
+SIGNAL = {
+    "first_iteration": 1,
+    "last_iteration": 3,
+    "groups": 40,
+    "candidates": 160,
+    "reliability": {**CORRELATION, "games": 5, "games_needed": 30},
+    "replay_and_fresh": CORRELATION,
+    "reward_and_next": {**CORRELATION, "ci95": None, "note": "3 groups are too few"},
+    "reward_and_words": {"value": None, "ci95": None, "groups": 0, "pairs": 0, "note": "nothing"},
+}
 RATES = {"initial": 0.1, "untrained": 0.4, "trained": 0.8}
 
 
@@ -31,6 +43,27 @@ def part(rates: np.ndarray, generator: np.random.Generator, *, turns: int = 1, g
     }
 
 
+def analyses(splits: Mapping[str, str], rates: Mapping[str, float]):
+    """What stands beside the results."""
+    behaviour = of_actor([{"turns": []}], 1) | of_prompts([])
+    sentence = {"text": "Look first.", "prompts": 2, "whole": 0.8, "drop": 0.3, "ci95": [-0.1, 0.6]}
+    trained = {"first_iteration": 3, "last_iteration": 4, "replay": 0.7, "fresh": 0.6}
+    return {
+        "arms": dict.fromkeys(rates, behaviour),
+        "success": {
+            family: {
+                "training": trained if split == "train" else None,
+                "arms": {arm: {"select": None, "test": rate} for arm, rate in rates.items()},
+            }
+            for family, split in splits.items()
+        },
+        "reward_signal": SIGNAL,
+        "deletions": {
+            family: {"prompts": 2, "games": 20, "sentences": [sentence]} for family in splits
+        },
+    }
+
+
 def evaluation(
     splits: Mapping[str, str], rates: Mapping[str, float] = RATES, *, runs: int = 8, seeds: int = 1
 ):
@@ -49,6 +82,7 @@ def evaluation(
         "folder": FOLDER,
         "protocol": {"checkpoint": 3},
         **summarise(parts, splits),
+        "analyses": analyses(splits, rates),
         "environment": {},
         "changes": [],
     }

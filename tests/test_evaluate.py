@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from envs.api import GameId
-from experiments import evaluate, export, report_data
+from experiments import evaluate, export, report_data, report_loops, report_page
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
@@ -16,6 +16,7 @@ from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
 from tests.test_cli import refused, train
 
+SCHEMA = "evaluation.schema.json"
 SMALL = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
 
 
@@ -113,6 +114,46 @@ def test_every_setting_keeps_its_own(evaluated):
     assert kept(evaluated) == first
     parts = ("games.json", "trained_door.json", "episodes/trained_door.jsonl")
     assert all(files(first)[pathlib.Path(name)] == before[pathlib.Path(name)] for name in parts)
+
+
+def test_analyses_are_of_what_was_played(evaluated):
+    results = read(evaluated / "evaluation.json")
+    jsonschema = pytest.importorskip("jsonschema", reason="a development dependency")
+    jsonschema.validate(results, read(pathlib.Path(evaluate.__file__).with_name(SCHEMA)))
+    found = results["analyses"]
+    assert found["arms"].keys() == {"initial", "untrained", "trained"}
+    assert {arm["episodes"] for arm in found["arms"].values()} == {len(results["families"])}
+    door, bell = found["success"]["door"], found["success"]["bell"]
+    assert bell["training"] is None and door["training"]["last_iteration"] == 3
+    assert door["arms"]["trained"]["test"] == results["families"]["door"]["arms"]["trained"]["mean"]
+    assert found["reward_signal"]["groups"] == 6
+    assert "Games won, from training to TEST" in report_page.render(report_data.load_run(evaluated))
+
+
+def test_sentences_are_left_out_once_and_kept(evaluated, capsys):
+    def without(*flags):
+        evaluate.main(["--run-dir", str(evaluated), *SMALL, *flags])
+        return read(evaluated / "evaluation.json")["analyses"]["deletions"]
+
+    files_before = files(kept(evaluated) / "episodes")
+    assert without() == {}
+    found = without("--deletions", "3")
+    # one loop a family; its only prompt has one sentence or more
+    assert found.keys() == {"door", "bell", "lamp"}
+    said = re.search(r"(\d+) sentences of 3 last prompts, (\d+) games", capsys.readouterr().out)
+    assert said[1] == said[2] == str(sum(of["games"] for of in found.values()))
+    place = kept(evaluated) / "deletions"
+    before = files(place)
+    assert without() == without("--deletions", "1") == found
+    assert files(place) == before and files(kept(evaluated) / "episodes") == files_before
+    jsonschema = pytest.importorskip("jsonschema", reason="a development dependency")
+    schema = pathlib.Path(evaluate.__file__).with_name(SCHEMA)
+    jsonschema.validate(read(evaluated / "evaluation.json"), read(schema))
+    page = report_page.render(report_data.load_run(evaluated))
+    assert "What single sentences are worth" in page
+    (place / "trained_door.json").write_text('{"loops": [{}]}')
+    refused(capsys, evaluate.main, ["--run-dir", str(evaluated), *SMALL], "trained_door.json",
+            "remove")  # fmt: skip
 
 
 def test_a_report_shows_the_prompts_and_episodes_of_its_evaluation_only(evaluated):
@@ -302,7 +343,19 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     assert read(of_second / "games.json") == read(kept(seeds[0]) / "games.json")
     rows = (kept(both) / "episodes" / "trained_door.jsonl").read_text().splitlines()
     assert len(rows) == 2
-    assert len(report_data.load_run(both).evaluations) == 1
+    assert read(kept(both) / "games.json") == read(kept(seeds[0]) / "games.json")
+    shown = report_data.load_run(both)
+    (evaluation,) = shown.evaluations
+    # what the reflectors of both read, each with its loop
+    assert [row["loop"] for row in evaluation.contexts["trained", "door"]] == [0, 0]
+    loops = [loop for loop in report_loops.loops(evaluation) if loop.arm == "trained"]
+    assert {(loop.family, loop.seed, len(loop.contexts)) for loop in loops} == {
+        (family, seed, 1) for family in evaluation.families for seed in (0, 1)
+    }
+    page = report_page.render(shown)
+    assert "trained (seed 2)" in page and "the STREAM games that reflectors read about" in page
+    assert "what training has played is not here to be counted" in page
+    assert results["analyses"]["reward_signal"]["groups"] == 2 * 6
     # another order, another first: what is there is found and not played again
     evaluate.main(["--run-dir", second, first, *SMALL, "--out", str(seeds[0].parent / "out")])
     assert played(capsys.readouterr().out) == (0, 12)
@@ -353,6 +406,7 @@ def test_runs_that_are_no_experiment_are_refused(seeds, tmp_path, capsys, change
             ("--evaluation.arms", "flipped@endpoint", "--evaluation.endpoint.url", "http://a/v1"),
             ("--trust",),
         ),
+        (("--evaluation.arms", "untrained", "--deletions", "1"), ("--deletions 1 needs prompts",)),
     ],
     ids=" ".join,
 )
@@ -393,3 +447,46 @@ def test_an_endpoint_writes_the_prompts_of_an_arm(run_dir, capsys):
     assert json.loads(part["prompts"][-1])["system_prompt"] == "OPEN"
     assert len(server.requests) == 4
     assert {request["model"] for request in server.requests} == {"only"}
+
+
+def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys):
+    """Once, and of families that were to be trained on alone."""
+    flags = (*SMALL, "--evaluation.arms", "trained", "sft-best", "--evaluation.families", "bell")
+    flags += ("--evaluation.sft.epochs", "1")
+    for path in (evaluated / "contexts").glob("iteration_*.jsonl"):  # as if one were held out
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[0]["family"] = "bell"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate.main(["--run-dir", str(evaluated), *flags])
+    assert "steps of 4 x " in capsys.readouterr().out
+    taught = kept(evaluated) / "sft-best"
+    chats = [json.loads(line)["messages"] for line in (taught / "chats.jsonl").open()]
+    rows = [
+        json.loads(line)
+        for path in sorted((evaluated / "prompts").glob("iteration_*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    best = [
+        max((row for row in rows if (row["iteration"], row["context"]) == (number, 1)),
+            key=lambda row: row["reward"])
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    assert [chat[-1]["content"] for chat in chats] == [row["reply"] for row in best]
+    record = read(kept(evaluated) / "sft-best_bell.json")
+    steps = read(taught / "sft.json")["steps"]
+    assert record["budget"]["training_steps"] == steps > 0
+    assert record["budget"]["training_tokens"] == read(taught / "sft.json")["targets"] > 0
+    episodes = [json.loads(line)["episodes"] for line in (evaluated / "metrics.jsonl").open()]
+    assert record["budget"]["training_actor_episodes"] == sum(episodes)
+    assert (
+        "trained_vs_sft-best" in read(evaluated / "evaluation.json")["overall"]["heldout"]["tests"]
+    )
+    # without its part the weights are read again, and it plays the same
+    (kept(evaluated) / "sft-best_bell.json").unlink()
+    evaluate.main(["--run-dir", str(evaluated), *flags])
+    assert "is finished" in capsys.readouterr().out
+    assert read(kept(evaluated) / "sft-best_bell.json") == record
+    # what is complete asks for no training
+    shutil.rmtree(taught)
+    evaluate.main(["--run-dir", str(evaluated), *flags])
+    assert not taught.exists()

@@ -16,12 +16,13 @@ from rich.console import Console
 
 from envs.api import GameId, Outcome
 from experiments import (
+    behaviour,
     report,
-    report_analyses,
     report_data,
     report_episodes,
     report_figures,
     report_loops,
+    report_page,
     wording,
 )
 from experiments.report_games import disjointness
@@ -344,14 +345,55 @@ def test_the_protocol_is_read_from_the_results(whole, tmp_path):
 def test_what_actors_did_is_counted():
     played = [json.loads(to_json(_trajectory("eat", 0, "", won=won))) for won in (True, False)]
     # twice one sequence of "", "go east" and one of "", "go east", "go east", "", "go east"
-    assert report_analyses._of_actor([played[0], played[0], played[1]]) == {
-        "different sequences": "67 %",
-        "verbs, bits": "0.00",
-        "repeated turns": "33 %",
-        "turns without action": "44 %",
+    found = behaviour.of_actor([played[0], played[0], played[1]], 2)
+    # both from one sequence in one of three draws of two
+    assert {name: value and round(value, 4) for name, value in found.items()} == {
+        "episodes": 3,
+        "sequences": 0.6667,
+        "draws": 2,
+        "different_of_draws": 1.6667,
+        "verb_bits": 0.0,
+        "repeated_turns": 0.3333,
+        "turns_without_action": 0.4444,
+        "unavailable_actions": None,
     }
     # a fair coin
-    assert report_analyses._entropy([3, 3]) == 1.0
+    assert behaviour.entropy([3, 3]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("counts", "draws", "expected"),
+    [
+        ([1, 1, 1], 2, 2.0),
+        ([3], 2, 1.0),
+        ([2, 1], 1, 1.0),
+        ([2, 2], 2, 1 + 2 / 3),
+        ([2, 1], 4, None),
+        ([], 0, None),
+    ],
+)
+def test_different_kinds_among_fewer_draws(counts, draws, expected):
+    assert behaviour.rarefied(counts, draws) == (expected and pytest.approx(expected))
+
+
+def test_results_of_before_have_analyses_of_what_is_there(whole, tmp_path):
+    """Of format 3, and what training has kept of rewards only where it has."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    assert "What rewards were worth" in report_page.render(report_data.load_run(run))
+    del results["analyses"]
+    (run / "evaluation.json").write_text(json.dumps({**results, "format": 3}))
+    page = report_page.render(report_data.load_run(run))
+    assert "What rewards were worth" not in page and "single sentences" not in page
+    assert "different sequences" in page and "Games won, from training to TEST" in page
+
+
+def test_actions_that_were_not_listed_are_counted():
+    turns = [
+        {"observation": "a", "action": action, "actions": listed}
+        for action, listed in (("go", ["go"]), ("fly", ["go"]), ("fly", []), ("", ["go"]))
+    ]
+    assert behaviour.of_actor([{"turns": turns}], 1)["unavailable_actions"] == 0.5
 
 
 def test_prompts_with_names_of_a_single_game_are_counted():
@@ -366,10 +408,11 @@ def test_prompts_with_names_of_a_single_game_are_counted():
             contexts={0: json.loads(to_json(context))},
         )
 
-    found = report_analyses._of_prompts([loop("Go to East 2 now."), loop("Go to east 3.")])
-    assert found["prompts with names"] == "50 %"
+    found = behaviour.of_prompts([loop("Go to East 2 now."), loop("Go to east 3.")])
+    assert found["names"] == 0.5
     # "Go." is gone for five words, and for four
-    assert (found["words"], found["words changed"]) == ("4", "6")
+    assert (found["words"], found["words_changed"]) == (4.5, 5.5)
+    assert (found["words_by_turn"], found["changed_by_turn"]) == ([1, 4.5], [5.5])
 
 
 @pytest.mark.parametrize(
@@ -837,6 +880,15 @@ _TEST = (*_EAT, "tests", "trained_vs_untrained")
         _with("x", "protocol"),
         _without("protocol", "checkpoint"),
         _with({"text": 1}, "headline"),
+        _with([], "analyses"),
+        _with("x", "analyses", "arms", "trained"),
+        _with("x", "analyses", "arms", "trained", "verb_bits"),
+        _without("analyses", "success", "eat", "training"),
+        _with({"test": 1}, "analyses", "success", "eat", "arms", "trained"),
+        _with("x", "analyses", "reward_signal", "groups"),
+        _with([0], "analyses", "reward_signal", "reliability", "ci95"),
+        _with(1, "analyses", "reward_signal", "reward_and_next", "note"),
+        _with([{"text": "x"}], "analyses", "deletions", "eat", "sentences"),
         _with(2, "format"),
         _with("x", "format"),
         _without("format"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from experiments.arms.arm import Arm
+from experiments.arms.arm import OF_A_RUN, Arm
 from experiments.arms.best_of_n import BestOfN
 from experiments.arms.demonstration import Demonstration
 from experiments.arms.fixed import Expert, Initial
@@ -24,6 +24,7 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "untrained": Reflecting("untrained"),
         "best-of-n": BestOfN(),
         "trained": Reflecting("trained"),
+        "sft-best": Reflecting("taught", settings=("sft",)),
         "demonstration": Demonstration(),
         "reflexion": Reflexion(),
         "gepa": Gepa(),
@@ -43,6 +44,11 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
 def arm_named(name: str) -> Arm:
     """An arm by its name, with or without `@endpoint`."""
     return ARMS[name.removesuffix(ENDPOINT)]
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether an arm asks a reflector that every trained run has its own of."""
+    return arm_named(name).asks in OF_A_RUN
 
 
 def at_endpoint(name: str) -> bool:

@@ -10,10 +10,13 @@ from ictjax.config import ReflectorConfig
 from ictjax.records import Candidate, Context
 from ictjax.run_config import EvaluationConfig, TaskConfig
 
-Asks = Literal["nobody", "untrained", "trained"]
-"""Whose reflector an arm asks: none; that before training; that of the checkpoint, once per
-trained seed.
+Asks = Literal["nobody", "untrained", "trained", "taught"]
+"""Whose reflector an arm asks: none; that before training; that of the checkpoint; one that was
+taught the best candidates of the run (`experiments.best_candidates`).
 """
+
+OF_A_RUN: frozenset[Asks] = frozenset({"trained", "taught"})
+"""What there is once per trained seed, and what depends on the checkpoint."""
 
 Reads = Literal["own", "other", "nothing", "first"]
 """What an arm reads about: STREAM games of the loop's family, those of another family, none; or the

@@ -107,6 +107,11 @@ class EvaluateArgs(RunArgs):
         tyro.conf.arg(metavar="N", help_behavior_hint="(default: as trained on)"),
     ] = None
     """Processes that play."""
+    deletions: Annotated[
+        int, Range(0, 10_000), tyro.conf.arg(metavar="N", help_behavior_hint="(default: 0)")
+    ] = 0
+    """Last prompts of the trained reflector, in every family, that are played without each of their
+    sentences: what helps. N x sentences x TEST games more."""
     accept_changes: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Evaluate with games or models that are no longer those of training, and say so."""
     actor: RoleArgs
@@ -238,6 +243,11 @@ def _evaluate(
         for endpoint in (config.actor.endpoint, config.evaluation.endpoint):
             check_names(run_dir / "config.json", environment=settings.name, endpoint=endpoint)
     check_arms(evaluation.arms, evaluation.endpoint.url)
+    if args.deletions and "trained" not in evaluation.arms:
+        raise ValueError(
+            f"--deletions {args.deletions} needs prompts of the trained reflector: add the arm"
+            " trained to --evaluation.arms, or leave it out."
+        )
     environment = open_environment(settings.name, settings.options)
     families = (*settings.train_families, *settings.heldout_families)
     check_families(environment, (*families, *evaluation.families))
@@ -289,6 +299,7 @@ def _evaluate(
             task=played,
             name=name,
             step=args.step,
+            deletions=args.deletions,
             changes=changes,
         )
     for table in result_tables(report):
