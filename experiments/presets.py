@@ -305,13 +305,13 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     reflection=smollm.REFLECTION,
     actor_sampler=SamplerConfig(
         num_slots=32,
-        max_len=768,
+        max_len=640,
         extend_buckets=(40, 96),
-        row_buckets=(32,),
+        row_buckets=(8, 16, 32),
         decode_steps=10,
         extend_steps=10,
         max_top_k=1,
-        attended_buckets=(384, 768),
+        attended_buckets=(640,),
     ),
     reflector_sampler=SamplerConfig(
         num_slots=32,

@@ -14,7 +14,8 @@ MINIHACK = TaskConfig(
         heldout_families=tuple(HELDOUT_LESSONS),
         num_workers=1,
     ),
-    rollout=RolloutConfig(max_steps=8, max_turn_tokens=40),
+    # a dispatch takes seconds on two cores: worth waiting for all games to answer
+    rollout=RolloutConfig(max_steps=8, max_turn_tokens=40, gather_s=0.2),
 )
 REFLECTION = ReflectorConfig(
     style="short",
