@@ -12,6 +12,7 @@ from experiments import evaluate, export, report_data, report_loops, report_page
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
+from ictjax.json_lines import read_records
 from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
 from tests.test_cli import refused, train
@@ -454,17 +455,17 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
     flags = (*SMALL, "--evaluation.arms", "trained", "sft-best", "--evaluation.families", "bell")
     flags += ("--evaluation.sft.epochs", "1")
     for path in (evaluated / "contexts").glob("iteration_*.jsonl"):  # as if one were held out
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = read_records(path).values
         rows[0]["family"] = "bell"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluate.main(["--run-dir", str(evaluated), *flags])
     assert "steps of 4 x " in capsys.readouterr().out
     taught = kept(evaluated) / "sft-best"
-    chats = [json.loads(line)["messages"] for line in (taught / "chats.jsonl").open()]
+    chats = [row["messages"] for row in read_records(taught / "chats.jsonl").values]
     rows = [
-        json.loads(line)
+        row
         for path in sorted((evaluated / "prompts").glob("iteration_*.jsonl"))
-        for line in path.read_text().splitlines()
+        for row in read_records(path).values
     ]
     best = [
         max((row for row in rows if (row["iteration"], row["context"]) == (number, 1)),
@@ -476,7 +477,7 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
     steps = read(taught / "sft.json")["steps"]
     assert record["budget"]["training_steps"] == steps > 0
     assert record["budget"]["training_tokens"] == read(taught / "sft.json")["targets"] > 0
-    episodes = [json.loads(line)["episodes"] for line in (evaluated / "metrics.jsonl").open()]
+    episodes = [row["episodes"] for row in read_records(evaluated / "metrics.jsonl").values]
     assert record["budget"]["training_actor_episodes"] == sum(episodes)
     assert (
         "trained_vs_sft-best" in read(evaluated / "evaluation.json")["overall"]["heldout"]["tests"]
