@@ -60,7 +60,7 @@ def test_episodes_are_chosen_searched_and_opened(watched, run):
     assert _choose(watched, "family", "zap").endswith(" of 27 episodes")
     assert _choose(watched, "use", "TEST") == "1 to 9 of 9 episodes"
     assert _choose(watched, "arm", "trained") == "1 to 3 of 3 episodes"
-    assert _choose(watched, "outcome", "step limit") == "1 to 1 of 1 episodes"
+    assert _choose(watched, "outcome", "step limit") == "1 to 1 of 1 episode"
     assert _choose(watched, "outcome", "success") == "1 to 2 of 2 episodes"
     assert _choose(watched, "text", "time is UP.") == "0 episodes"
     assert _choose(watched, "text", "you WON") == "1 to 2 of 2 episodes"

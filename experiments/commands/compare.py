@@ -28,7 +28,7 @@ class CompareArgs:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="DIR ...", help_behavior_hint=""),
     ] = ()
-    """Evaluated run directories, for example runs/seed0 runs/seed1."""
+    """Evaluated run directories, for example runs/seed0 runs/seed1, or bundles of runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
