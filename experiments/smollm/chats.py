@@ -134,9 +134,7 @@ def _walks(action: str) -> bool:
 
 _FINDINGS = (
     "The player saw the {t} and did not use it well. The action {v} was not tried.",
-    "The {t} was there, but nothing came of it. It may need {v}.",
-    "What matters is the {t}. The player should try to {v}.",
-    "The player came to the {t} and then only searched, without {v}.",
+    "What matters is the {t}. The player should try the action {v}.",
 )
 
 
@@ -172,13 +170,13 @@ class ReflectorChats:
         if wrong:
             first = rng.choice(kinds["wrong"])
             games = [game for game in kinds["wrong"] if game.lesson == first.lesson]
-            prompt = f"{HEADERS[1]} {plain_wording(first.lesson, rng)}" if first.lesson else ""
+            prompt = f"{HEADERS[1]} {plain_wording(first.lesson)}" if first.lesson else ""
         else:
             games = kinds["novice"]
             elsewhere = [lesson for name, lesson in TRAIN_LESSONS.items() if name != family]
             prompt = prompts.MINIHACK["short"]
             if rng.random() < 0.3:
-                prompt = f"{HEADERS[1]} {plain_wording(rng.choice(elsewhere), rng)}"
+                prompt = f"{HEADERS[1]} {plain_wording(rng.choice(elsewhere))}"
         games = rng.sample(games, min(num_games, len(games)))
         right = TRAIN_LESSONS[family]
         known = [verb for verb in VERBS if verb not in HELDOUT_VERBS]
@@ -201,7 +199,7 @@ class ReflectorChats:
         )
         messages = reflector_messages(context, self._config, _rough_count)
         finding = rng.choice(_FINDINGS).format(t=lesson.thing, v=lesson.verb)
-        told = f"{HEADERS[1]} {plain_wording(lesson, rng)}"
+        told = f"{HEADERS[1]} {plain_wording(lesson)}"
         reply = f"ANALYSIS: {finding}\nIMPROVED PROMPT: {told}"
         return {
             "messages": [

@@ -169,9 +169,9 @@ def word_lesson(lesson: Lesson, rng: random.Random, *, held_out: bool = False) -
     return _say(rng.choice((_HELD_OUT_WORDINGS if held_out else _WORDINGS)[lesson.manner]), lesson)
 
 
-def plain_wording(lesson: Lesson, rng: random.Random) -> str:
-    """One of the few wordings that the reflector is taught."""
-    return _say(rng.choice(_WORDINGS[lesson.manner][:4]), lesson)
+def plain_wording(lesson: Lesson) -> str:
+    """The one wording that the reflector is taught."""
+    return _say(_WORDINGS[lesson.manner][0], lesson)
 
 
 def _say(wording: str, lesson: Lesson) -> str:

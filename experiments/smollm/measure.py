@@ -74,7 +74,7 @@ def measure(args: MeasureArgs) -> None:
             family, lessons.LESSONS[family], rng, held_out=True
         ),
         "as reflected": lambda family, rng: (
-            f"{lessons.HEADERS[1]} {lessons.plain_wording(lessons.LESSONS[family], rng)}"
+            f"{lessons.HEADERS[1]} {lessons.plain_wording(lessons.LESSONS[family])}"
         ),
         "wrong": lambda family, rng: prompt(family, None, rng),
         "misleading": lambda family, rng: prompt(

@@ -3,6 +3,7 @@ experiments.smollm.write_chats --out DIR. The same flags and versions give the s
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -28,10 +29,10 @@ class ChatsArgs(Flags):
 
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
-    actor_chats: Annotated[int, Range(1, 1_000_000)] = 1800
+    actor_chats: Annotated[int, Range(1, 1_000_000)] = 1300
     """Chats for the actor, of about 190 tokens."""
-    reflector_chats: Annotated[int, Range(1, 1_000_000)] = 400
-    """Chats for the reflector, of about 440 tokens."""
+    reflector_chats: Annotated[int, Range(1, 1_000_000)] = 900
+    """Chats for the reflector, of about 330 tokens."""
     games_per_family: Annotated[int, Range(1, 400)] = 60
     """Games that are played by script, four times each."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
@@ -70,7 +71,8 @@ def write_chats(args: ChatsArgs) -> None:
         console.print(f"{count} chats in {args.out / name}.", soft_wrap=True, highlight=False)
 
     write("actor.jsonl", args.actor_chats, actor.draw)
-    write("reflector.jsonl", args.reflector_chats, lambda: reflector.draw(3))
+    counts = itertools.cycle((1, 1, 2, 3))  # short questions teach the form as well, and sooner
+    write("reflector.jsonl", args.reflector_chats, lambda: reflector.draw(next(counts)))
     options = MINIHACK.environment.options
     taught = entry(options, list(LESSONS), "train", args.games_per_family)
     write_record(args.out, {"minihack": taught})
