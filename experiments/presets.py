@@ -295,7 +295,7 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         model=_SMOLLM2,
         adapter=f"{_ADAPTERS}/reflector",
         dtype="float32",
-        lora=LoraConfig(rank=8, alpha=16.0),
+        lora=LoraConfig(rank=4, alpha=8.0),
     ),
     task=smollm.MINIHACK,
     iterations=20,
