@@ -47,6 +47,7 @@ SHORTENED = (
     (f"{ICTJAX} serve", "--check --port 0 --max-len 64", "a server would go on for ever"),
     (f"{ICTJAX} generate", "--max-new-tokens 8", "programs of one size, compiled once"),
     (f"{ICTJAX} sft", "--help", "a download, and minutes"),
+    (f"{ICTJAX} adopt", "--help", "an adapter from elsewhere; test_adopt.py adopts one"),
     (f"{ICTJAX} pretrain", "--help", "an hour and a half"),
     (f"{ICTJAX} bench", "--help", "minutes"),
     (f"{ICTJAX} games generate", "--families look", "seconds for each family"),
@@ -56,12 +57,19 @@ SHORTENED = (
         "--rules names",
         "the other rules: test_contract.py",
     ),
+    (
+        ".venv/bin/python -m experiments.smollm.write_chats",
+        "--games-per-family 1 --actor-chats 5 --reflector-chats 5",
+        "a minute",
+    ),
     (".venv/bin/python -m envs.alfworld.differential", "--limit 1 --policies expert", "a minute"),
 )
 NOT_RUN = {
     ".venv/bin/pip install": "the network",
     ".venv/bin/ictjax models fetch": "the network",
     ".venv/bin/ictjax generate --model models/": "what models fetch has put there",
+    ".venv/bin/ictjax play --family eat --model models/": "as above",
+    ".venv/bin/python -m experiments.smollm.measure": "as above, and an hour",
     ".ci/run": "lint and the whole test suite",
     ".venv/bin/python -m experiments.scale_table": "hours, and the compiler for TPUs",
 }
