@@ -56,8 +56,8 @@ def test_unknown_names_are_refused_with_the_known_ones():
         ValueError, match=r"Unknown MiniHack family 'eet': use one of eat \(of \d+\);"
     ):
         MiniHack().open("eet")
-    with pytest.raises(ValueError, match="Unknown text style 'short'.*compact"):
-        MiniHack(text="short")
+    with pytest.raises(ValueError, match="Unknown text style 'terse'.*compact"):
+        MiniHack(text="terse")
     with pytest.raises(ValueError, match="Unknown split 'dev'.*train, select, test"):
         MiniHack().games("eat", "dev")
     with pytest.raises(ValueError, match="Unknown MiniHack family"):
