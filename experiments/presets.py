@@ -286,13 +286,13 @@ QWEN_7B_ALFWORLD = dataclasses.replace(
 )
 
 # A real language model on two cores: one frozen base, an adapter that plays, and one that reflects.
-_SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ADAPTERS = "experiments/smollm/adapters"
 SMOLLM2_MINIHACK = dataclasses.replace(
     POCKET_MINIHACK,
-    actor=ActorConfig(model=_SMOLLM2, adapter=f"{_ADAPTERS}/actor", dtype="float32"),
+    actor=ActorConfig(model=SMOLLM2, adapter=f"{_ADAPTERS}/actor", dtype="float32"),
     reflector=TrainedRoleConfig(
-        model=_SMOLLM2,
+        model=SMOLLM2,
         adapter=f"{_ADAPTERS}/reflector",
         dtype="float32",
         lora=LoraConfig(rank=4, alpha=8.0),
@@ -421,6 +421,13 @@ def check_model(name: str, flag: str = "") -> None:
     Args:
       flag: what names it on the command line, where the command has one.
     """
+    if is_gguf(name) and not pathlib.Path(name).is_file():
+        remedy = (
+            "fetch it with `ictjax models fetch smollm2`"
+            if name == SMOLLM2
+            else "name one that is there"
+        )
+        raise ValueError(f"There is no file {name!r}: {remedy}.")
     if shipped_folder(name) is None and not is_hub_id(name) and not is_gguf(name):
         other = f", or name its folder or hub id with {flag}" if flag else ""
         raise ValueError(

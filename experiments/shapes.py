@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from experiments.presets import adapter_folder, shipped_folder
+from experiments.presets import SMOLLM2, adapter_folder, shipped_folder
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.hub import local_folder
@@ -60,6 +60,22 @@ PUBLISHED: Mapping[str, ModelConfig] = MappingProxyType(
         "Qwen/Qwen3-0.6B": dataclasses.replace(_QWEN3_SMALL, d_model=1024, d_ff=3072),
         "Qwen/Qwen3-1.7B": dataclasses.replace(_QWEN3_SMALL, d_model=2048, d_ff=6144),
         "Qwen/Qwen3-4B": _QWEN3_4B,
+        # the file that `ictjax models fetch smollm2` gets
+        SMOLLM2: ModelConfig(
+            family="llama",
+            vocab_size=49_152,
+            num_layers=30,
+            d_model=576,
+            d_ff=1536,
+            num_heads=9,
+            num_kv_heads=3,
+            head_dim=64,
+            qkv_bias=False,
+            tie_embeddings=True,
+            rope_theta=100_000.0,
+            norm_eps=1e-5,
+            max_positions=8192,
+        ),
     }
 )
 

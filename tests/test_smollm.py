@@ -1,15 +1,20 @@
 import collections
+import pathlib
 import random
 import re
 
 import pytest
 
 from envs.minihack import MiniHack
+from experiments import train
 from experiments.pocket.data import PlayedGame
 from experiments.pocket.lessons import Lesson
-from experiments.presets import SMOLLM2_MINIHACK
+from experiments.presets import SMOLLM2, SMOLLM2_MINIHACK, adapter_folder
+from experiments.pretraining import taught_games
+from experiments.shapes import PUBLISHED
 from experiments.smollm import chats, lessons, play
 from ictjax.actions import parse_react
+from ictjax.models.peft import load_adapter
 from ictjax.reflector import parse_reply
 
 
@@ -131,3 +136,29 @@ def test_a_player_aims_what_must_be_aimed() -> None:
         assert actions[-2:] == ["pickup horn", "apply horn east"]
     finally:
         game.close()
+
+
+def test_the_model_that_is_not_fetched_yet_is_named_with_the_command_that_fetches_it(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--preset=smollm2-minihack", f"--run-dir={tmp_path / 'run'}"])
+    error = capsys.readouterr().err
+    assert "ictjax models fetch smollm2" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("role", ["actor", "reflector"])
+def test_the_adapters_that_ship_are_those_of_the_preset(role: str) -> None:
+    config = {"actor": SMOLLM2_MINIHACK.actor, "reflector": SMOLLM2_MINIHACK.reflector}[role]
+    folder = pathlib.Path(adapter_folder(config.adapter, ""))
+    lora, _ = load_adapter(folder, PUBLISHED[SMOLLM2])
+    assert lora == SMOLLM2_MINIHACK.reflector.lora
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
+
+
+def test_games_that_taught_are_left_out_of_evaluations() -> None:
+    environment = MiniHack(text="short")
+    for family in lessons.LESSONS:
+        assert len(taught_games(SMOLLM2_MINIHACK, environment, family)) == 60
