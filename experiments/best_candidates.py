@@ -101,6 +101,7 @@ class BestCandidates:
         devices = mesh.data * mesh.fsdp
         args = SftArgs(
             model=config.reflector.model,
+            adapter=config.reflector.adapter,
             data=data,
             out=self.folder,
             held_out_share=0.0,

@@ -18,7 +18,7 @@ from envs.stopping import check, held
 from experiments.commands.sft import SftArgs
 from experiments.console import LiveProgress, counting_bar, reading_bar
 from experiments.manifest import package_versions
-from experiments.presets import model_folder
+from experiments.presets import adapter_folder, model_folder
 from experiments.run_lock import RunLock
 from ictjax import keys
 from ictjax.batch import Batch
@@ -50,7 +50,7 @@ from ictjax.models.hf import content_hash, save_checkpoint
 from ictjax.models.hf.content import file_sha256
 from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.reader import read_config
-from ictjax.models.peft import save_adapter
+from ictjax.models.peft import read_lora, save_adapter
 from ictjax.models.transformer import Params
 from ictjax.players import frozen_weights, learner_shapes, start_weights
 from ictjax.ranges import shown
@@ -88,6 +88,7 @@ def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None
     model = dataclasses.replace(read_config(folder), dtype=args.dtype)
     role = TrainedRoleConfig(
         model=str(folder),
+        adapter=_start(args),
         dtype=args.dtype,
         mesh=MeshConfig(data=args.data_parallel, fsdp=args.fsdp, tensor=args.tensor),
         lora=LoraConfig(rank=args.rank, alpha=args.alpha, targets=args.targets),
@@ -99,7 +100,7 @@ def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None
         )
     data = read_data(args, tokenizer, console)
     plan = _batches(args, data.train)
-    record = _record(args, folder, data, len(plan))
+    record = _record(args, role, data, len(plan))
     with contextlib.ExitStack() as stack:
         args.out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(RunLock(args.out))
@@ -362,14 +363,32 @@ def _open(
     )
 
 
-def _record(args: SftArgs, folder: pathlib.Path, data: Data, steps: int) -> dict[str, Any]:
+def _start(args: SftArgs) -> str:
+    """The folder of the adapter to start from; empty where a new one is trained. Raises ValueError
+    for one that is not what is to be trained.
+    """
+    if not args.adapter:
+        return ""
+    folder = adapter_folder(args.adapter, "--adapter")
+    lora = read_lora(folder)
+    if lora != LoraConfig(rank=args.rank, alpha=args.alpha, targets=args.targets):
+        raise ValueError(
+            f"The adapter in {args.adapter} is of another form: give --rank {lora.rank} --alpha"
+            f" {lora.alpha:g} --targets {' '.join(lora.targets)}."
+        )
+    return folder
+
+
+def _record(args: SftArgs, role: TrainedRoleConfig, data: Data, steps: int) -> dict[str, Any]:
     """What the result depends on, and what it was made from and with."""
     settings = {
         name: str(value) if isinstance(value, pathlib.Path) else value
         for name, value in dataclasses.asdict(args).items()
         if name not in _FREE
     }
-    hashes = {"model": content_hash(folder), "data": file_sha256(args.data)}
+    hashes = {"model": content_hash(pathlib.Path(role.model)), "data": file_sha256(args.data)}
+    if role.adapter:
+        hashes["adapter"] = content_hash(pathlib.Path(role.adapter))
     if args.held_out is not None:
         hashes["held_out"] = file_sha256(args.held_out)
     return {
@@ -398,7 +417,8 @@ def _check_same(args: SftArgs, record: dict[str, Any]) -> bool:
     before = read_json(path)
     for part in ("settings", "sha256"):
         there = before.get(part)
-        there = there if isinstance(there, dict) else {}
+        # a folder of before there was this flag
+        there = {"adapter": ""} | there if isinstance(there, dict) else {}
         for name, value in record[part].items():
             if there.get(name) != value:
                 what = f"--{name.replace('_', '-')}" if part == "settings" else f"the {name}"

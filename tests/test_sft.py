@@ -170,7 +170,11 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
     measured = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     assert measured[-1] < measured[0]
     record = json.loads((whole / "sft.json").read_text())
-    assert record["result"] == {"steps": len(lines), "held_out_loss": pytest.approx(measured[-1])}
+    assert record["result"] == {
+        "steps": len(lines),
+        "held_out_loss": pytest.approx(measured[-1]),
+        "dtype": "float32",
+    }
     assert record["counts"] == {"chats": 12, "overlong": 0, "trained_on": 11, "held_out": 1}
     assert f"--adapter {whole}" in capsys.readouterr().out.replace("\n", "")
 
@@ -192,6 +196,23 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
     jax.tree.map(np.testing.assert_array_equal, adapter(model, whole), adapter(model, stopped))
     command.main(flags(model, data, stopped))
     assert "is finished" in capsys.readouterr().out
+
+
+def test_training_starts_from_an_adapter(model, data, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    command.main(flags(model, data, first))
+    command.main(flags(model, data, second, f"--adapter={first}", "--epochs=1"))
+    losses = [
+        [line["loss"] for line in read_records(out / "metrics.jsonl").values]
+        for out in (first, second)
+    ]
+    assert losses[1][0] < losses[0][0] - 0.1
+    assert "adapter" in json.loads((second / "sft.json").read_text())["sha256"]
+    third = flags(model, data, tmp_path / "third", f"--adapter={first}")
+    assert "give --rank 4" in refused(capsys, command.main, [*third, "--rank=2"], "--rank 4")
+    assert "leave one out" in refused(capsys, command.main, [*third, "--rank=0"], "--adapter")
+    nowhere = flags(model, data, tmp_path / "third", f"--adapter={tmp_path}")
+    assert "No adapter in" in refused(capsys, command.main, nowhere, "--adapter")
 
 
 def test_what_was_trained_is_written_though_it_ended_just_before(

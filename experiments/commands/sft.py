@@ -55,6 +55,8 @@ class SftArgs(Flags):
     """Steps until it is reached."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.0
     """Of everything that is trained."""
+    adapter: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = ""
+    """Adapter in PEFT's format to start from, of the same rank, alpha and targets."""
     rank: Annotated[int, Range(0, 16_384)] = 16
     """Of the adapter; 0 trains all weights."""
     alpha: Annotated[float, Range(1e-6, 1e6)] = 32.0
@@ -83,6 +85,11 @@ class SftArgs(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.adapter and not self.rank:
+            raise ValueError(
+                f"--adapter {self.adapter} is where an adapter starts, and --rank 0 trains all"
+                " weights: leave one out."
+            )
         if self.rows % (self.microbatches * self.data_parallel * self.fsdp):
             raise ValueError(
                 f"--rows {self.rows} do not divide into --microbatches {self.microbatches} over"
