@@ -13,7 +13,9 @@ _NO_PATH_BEFORE = r"(?:(?<=file://)|(?<![\w.~/<>-]))"
 _HOMES = re.compile(
     _NO_PATH_BEFORE + r"(?:(?:/home|/Users)/[^/\s\"'=,:;]+|/root|~[\w.-]+(?=/))(?![\w-]|\.\w)"
 )
-_SHIPPED = re.compile(_NO_PATH_BEFORE + r"(?:/[^\s/\"'=,:;<>|]+)+(?=/experiments/pocket/)")
+_SHIPPED = re.compile(
+    _NO_PATH_BEFORE + r"(?:/[^\s/\"'=,:;<>|]+)+(?=/experiments/(?:pocket|smollm)/)"
+)
 _ABSOLUTE = re.compile(_NO_PATH_BEFORE + r"(?:/[^\s/\"'=,:;<>|]+){2,}/?")
 # what people and models wrote: here a slash means many things
 _PROSE = ("initial_prompt", "expert_prompt")

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 
-from envs.minihack.families import FAMILIES, check_family
+from envs.minihack.families import FAMILIES, OWN_LEVELS, check_family
 from envs.minihack.text import distance
 from envs.minihack.view import DIRECTIONS, Position, Thing, View
 
@@ -446,11 +446,8 @@ _PLANS: dict[str, Callable[[View, _Memory], str]] = {
     "wod_medium": _shoot,
     "wod_hard": _shoot,
     "wod_pro": _shoot,
-    **{
-        f"eat_{thing}": _on_spot(thing, f"eat {thing}")
-        for thing in ("banana", "carrot", "melon", "orange", "pear")
-    },
-    **{f"wield_{thing}": _use(thing, "wield") for thing in ("axe", "flail", "mace", "spear")},
+    **{f"eat_{thing}": _on_spot(thing, f"eat {thing}") for thing in OWN_LEVELS["eat"]},
+    **{f"wield_{thing}": _use(thing, "wield") for thing in OWN_LEVELS["wield"]},
 }
 
 

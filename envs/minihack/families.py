@@ -10,6 +10,14 @@ from typing import NamedTuple
 
 from envs.registry import nearest
 
+# What is to be done with which things in `envs.minihack.levels`, a level each.
+OWN_LEVELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "eat": ("banana", "carrot", "melon", "orange", "pear"),
+        "wield": ("axe", "flail", "mace", "spear"),
+    }
+)
+
 # Sizes: rooms and mazes without a number are 5x5 and 9x9. "mazewalk" shows its map, "mazewalk_dark"
 # does not. "held": in the pack from the start.
 GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -55,14 +63,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "zap_fixed": "MiniHack-Zap-Fixed-v0",
         },
         "one thing to use, levels of our own": {
-            **{
-                f"eat_{thing}": f"ictjax-Eat-{thing.title()}-v0"
-                for thing in ("banana", "carrot", "melon", "orange", "pear")
-            },
-            **{
-                f"wield_{thing}": f"ictjax-Wield-{thing.title()}-v0"
-                for thing in ("axe", "flail", "mace", "spear")
-            },
+            f"{verb}_{thing}": f"ictjax-{verb.title()}-{thing.title()}-v0"
+            for verb, things in OWN_LEVELS.items()
+            for thing in things
         },
         "levitation and cold": {
             "freeze_horn": "MiniHack-Freeze-Horn-Full-v0",

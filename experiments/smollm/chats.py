@@ -5,9 +5,10 @@ pairs the thing with a wrong verb (and a player who follows it to the letter), a
 other things only (and a novice who fails). In half of the chats the things are renamed throughout,
 so that remembering which verb suits which thing never pays.
 
-The reflector's teach form, never what is right: episodes of training families, often with things
-and verbs renamed, and a reply that names a thing which was there and pairs it with any verb that
-was offered. Nothing of a held-out family occurs in them.
+The reflector's teach form: episodes of training families, often with things and verbs renamed, and
+a reply that names a thing which was there and pairs it with any verb that was offered, right by
+chance alone. The instructions in force, which it reads, may be the lesson of a training family.
+Nothing of a held-out family occurs in them.
 """
 
 import dataclasses
