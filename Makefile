@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo demo-alfworld demo-seeds test lint format bench clean help
+.PHONY: demo demo-alfworld demo-seeds demo-lm demo-lm-train test lint format bench clean help
 
 RUN ?= demo
 SEED ?=
@@ -13,6 +13,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_GGUF := $(VENV)/.installed-gguf
+SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 PINS := pyproject.toml constraints.txt constraints-py312.txt
 TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(ITERATIONS))
 FREE_GIB := 3
@@ -39,6 +41,19 @@ demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 5, one table of all six, an
 	@for seed in 0 1 2 3 4 5; do $(MAKE) --no-print-directory demo RUN=seed$$seed SEED=$$seed; done
 	@$(VENV)/bin/ictjax compare $(addprefix runs/seed,0 1 2 3 4 5)
 	@$(VENV)/bin/ictjax evaluate --run-dir $(addprefix runs/seed,0 1 2 3 4 5)
+
+demo-lm: RUN = demo-lm
+demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate and report the trained reflector of SmolLM2 that ships, on MiniHack's held-out families
+	@[ -e "runs/$(RUN)" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --adapter experiments/smollm/adapters/trained --run-dir "runs/$(RUN)"
+	@$(VENV)/bin/ictjax evaluate --run-dir "runs/$(RUN)"
+	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
+
+demo-lm-train: RUN = demo-lm-train
+demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train it anew from its supervised start, evaluate and report (hours; resumable)
+	$(call run,smollm2-minihack)
+
+$(SMOLLM2): | $(INSTALLED_GGUF)
+	@$(VENV)/bin/ictjax models fetch smollm2
 
 test: $(INSTALLED_DEV)  ## Run the tests
 	@$(PY) -m pytest $(ARGS)
@@ -106,4 +121,8 @@ $(INSTALLED): $(PINS)
 
 $(INSTALLED_DEV): $(PINS)
 	$(call install,[dev])
+	@touch $(INSTALLED)
+
+$(INSTALLED_GGUF): $(PINS)
+	$(call install,[gguf])
 	@touch $(INSTALLED)

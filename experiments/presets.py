@@ -300,14 +300,18 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     task=smollm.MINIHACK,
     iterations=20,
     meta=dataclasses.replace(
-        POCKET_MINIHACK.meta, contexts_per_iteration=4, fresh_games=0, replay_weight=1.0
+        POCKET_MINIHACK.meta,
+        contexts_per_iteration=4,
+        games_per_context=2,
+        fresh_games=0,
+        replay_weight=1.0,
     ),
     reflection=smollm.REFLECTION,
     actor_sampler=SamplerConfig(
-        num_slots=32,
+        num_slots=64,
         max_len=640,
         extend_buckets=(40, 96),
-        row_buckets=(8, 16, 32),
+        row_buckets=(16, 64),
         decode_steps=10,
         extend_steps=10,
         max_top_k=1,
@@ -315,19 +319,19 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     ),
     reflector_sampler=SamplerConfig(
         num_slots=32,
-        max_len=1024,
+        max_len=640,
         extend_buckets=(256,),
         row_buckets=(4, 32),
         decode_steps=16,
         max_top_k=1,
-        attended_buckets=(640, 1024),
+        attended_buckets=(640,),
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2),
+    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=2),
     learner=LearnerConfig(num_microbatches=4, positions_per_chunk=256),
     batch=BatchConfig(
-        num_rows=4, replies_per_row=8, token_buckets=(1280, 1792), response_buckets=(96,)
+        num_rows=4, replies_per_row=8, token_buckets=(768, 1152), response_buckets=(72,)
     ),
-    evaluation=EvaluationConfig(runs=4, meta_turns=2, test_games=3),
+    evaluation=EvaluationConfig(runs=8, meta_turns=2, test_games=3),
 )
 
 

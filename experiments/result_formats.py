@@ -154,7 +154,7 @@ def _latex_table(evaluation: Evaluation, sheet: Sheet) -> Iterator[str]:
         sheet.note,
     ]
     yield "\\begin{table}"
-    yield "\\centering"
+    yield "\\centering\\scriptsize\\setlength{\\tabcolsep}{2pt}"  # as wide as a column of article
     yield f"\\caption{{{_latex(' '.join(filter(None, about)))}}}"
     alignment = "".join("l" if _is_text(sheet, n) else "r" for n in range(len(sheet.columns)))
     yield f"\\begin{{tabular}}{{{alignment}}}"

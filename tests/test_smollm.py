@@ -6,9 +6,10 @@ import re
 import pytest
 
 from envs.minihack import MiniHack
+from envs.minihack.text import OFFERED
 from experiments import train
 from experiments.pocket.data import PlayedGame
-from experiments.pocket.lessons import Lesson
+from experiments.pocket.lessons import EQUIVALENT_VERBS, Lesson
 from experiments.presets import SMOLLM2, SMOLLM2_MINIHACK, adapter_folder
 from experiments.pretraining import taught_games
 from experiments.shapes import PUBLISHED
@@ -37,22 +38,39 @@ def test_nothing_of_a_heldout_lesson_is_in_a_lesson_of_training() -> None:
     assert len(environment.heldout_families) >= 4
 
 
-def test_lessons_win_and_novices_lose(games: list[PlayedGame]) -> None:
+def test_lessons_win(games: list[PlayedGame]) -> None:
     won = collections.Counter[str]()
     for game in games:
         right = game.lesson == lessons.LESSONS[game.family]
-        if game.lesson is None:
-            assert not game.success, game.family
         if right:
             won[game.family] += game.success
     # a door takes as many kicks as it takes
     assert all(won[family] >= 3 for family in set(lessons.LESSONS) - {"locked_door"}), won
 
 
+def test_novices_try_the_verbs_in_the_order_that_their_game_lists(games: list[PlayedGame]) -> None:
+    novices = [game for game in games if game.lesson is None]
+    orders = set()
+    for game in novices:
+        listed = play.VERB_LIST.search(game.turns[0].observation)
+        assert listed is not None
+        order = listed[1].split(", ")
+        assert sorted(order) == sorted(OFFERED)
+        orders.add(tuple(order))
+        tried = [t for turn in game.turns for t in re.findall(r"Try (\w+)\.", turn.thought)]
+        assert tried == [verb for verb in order if verb != "pickup"][: len(tried)]
+        assert [turn.action.split()[0] for turn in game.turns if "Try" in turn.thought] == tried
+        if game.success and game.family != "locked_door":
+            right = lessons.LESSONS[game.family]
+            assert tried[-1] in {right.verb, *EQUIVALENT_VERBS.get(right, ())}
+    assert len(orders) == len(novices)
+    assert len({game.success for game in novices}) == 2
+
+
 def test_sentences_are_short_and_name_the_verbs_once(games: list[PlayedGame]) -> None:
     for game in games:
         first, *others = [turn.observation for turn in game.turns]
-        assert "Verbs: pickup, " in first
+        assert "Verbs: " in first
         for text in (first, *others, game.final_observation):
             assert len(text.split()) < 60, text
             assert not re.search(r"\b[aA] [aeiou]", text), text
@@ -68,7 +86,7 @@ def test_the_actor_is_taught_to_follow_its_prompt_to_the_letter(games: list[Play
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
             parsed = parse_react(answer["content"])
             assert not isinstance(parsed, str)
-            if parsed.thought in (play.NO_LESSON, play.WAY_OPEN):
+            if parsed.thought.startswith((play.NO_LESSON, play.WAY_OPEN)):
                 unmoved += 1
                 continue
             thing = re.fullmatch(r"The (.*): .*", parsed.thought)
@@ -79,7 +97,7 @@ def test_the_actor_is_taught_to_follow_its_prompt_to_the_letter(games: list[Play
             assert {verb} & _words(prompt["content"]) or verb == "puton", (parsed, prompt)
             followed += 1
             assert question["content"]
-    assert followed > 100 < unmoved * 2
+    assert followed > 100 < unmoved
 
 
 def test_the_same_seed_gives_the_same_chats(games: list[PlayedGame]) -> None:
@@ -93,13 +111,34 @@ def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedG
     trained = [game for game in games if game.family in lessons.TRAIN_LESSONS]
     rows = chats.ReflectorChats(trained, SMOLLM2_MINIHACK.reflection, seed=0)
     told = collections.Counter[str]()
-    for _ in range(200):
+    seen = said = explored = 0
+    for _ in range(300):
         chat = rows.draw(3)
         assert not chats.mentions_held_out(chat)
         parsed = parse_reply(chat["messages"][-1]["content"])
         assert not isinstance(parsed, str)
         told[parsed.system_prompt] += 1
-    assert len(told) > 100  # form, and no answer
+        explored += lessons.EXPLORE in parsed.system_prompt
+        # the verb that won, where one did
+        won = re.search(
+            r"Action: (\w+)[^\n]*\nEnd:[^\n]*You succeeded", chat["messages"][1]["content"]
+        )
+        if won is not None and lessons.EXPLORE not in parsed.system_prompt:
+            seen += 1
+            said += parsed.analysis.endswith(f"action {won[1]}.")
+    assert len(told) > 150  # form, and no answer
+    assert 10 < explored < 60
+    assert seen > 50 and said < 0.5 * seen, (seen, said)
+
+
+def test_verbs_are_renamed_all_at_once() -> None:
+    text = (
+        "You see a staircase down. Verbs: down, puton. Eat it, then put on the ring. You wear it."
+    )
+    renamed = chats.rename_verbs(text, {"down": "eat", "eat": "fold", "puton": "lift"})
+    assert renamed == (
+        "You see a staircase down. Verbs: eat, lift. Fold it, then lift the ring. You wear it."
+    )
 
 
 def test_what_mentions_a_heldout_lesson_is_found() -> None:

@@ -3,6 +3,7 @@ sentences, 20-60 tokens a turn), "compact" for tiny word-level models (20-35 wor
 case).
 """
 
+import random
 import re
 
 from envs.api import Outcome
@@ -189,8 +190,19 @@ def _compact(view: View) -> str:
 # --- short ---
 
 # Verbs whose use a player may not think of; moves go without saying.
-_OFFERED = (
-    "pickup, drop, eat, quaff, read, wield, wear, puton, zap, apply, kick, pray, search, down"
+OFFERED: tuple[str, ...] = (
+    "pickup",
+    "eat",
+    "quaff",
+    "read",
+    "wield",
+    "wear",
+    "puton",
+    "zap",
+    "apply",
+    "kick",
+    "pray",
+    "down",
 )
 _SHORT_NAMES = {"stairs": "staircase down", "upstairs": "staircase up"}
 _VOWEL = re.compile(r"\b[aA](?= [aeiou])")
@@ -198,8 +210,9 @@ _PLURALS = ("boots", "shoes", "gloves", "gauntlets", "lenses", "glasses", "lava"
 
 
 def _short(view: View, previous: View | None) -> str:
-    """The first observation also says which verbs there are. The way back up is of no use in any
-    game: it is left out where the hero does not stand on it.
+    """The first observation also says which verbs there are, in an order of each initial state: who
+    tries them in turn tries others in every game. The way back up is of no use in any game: it is
+    left out where the hero does not stand on it.
     """
     parts = _short_messages(view.notes or view.messages, view)
     if view.floating:
@@ -226,7 +239,8 @@ def _short(view: View, previous: View | None) -> str:
     if view.hp * 3 < view.max_hp:
         parts.append("You are badly hurt.")
     if previous is None:
-        parts.append(f"Verbs: {_OFFERED}.")
+        order = random.Random("\n".join(view.rows))
+        parts.append(f"Verbs: {', '.join(order.sample(OFFERED, len(OFFERED)))}.")
     return " ".join(parts)
 
 

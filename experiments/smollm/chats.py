@@ -2,26 +2,30 @@
 
 The actor's teach obedience: the same kind of screen comes under a lesson that is right, one that
 pairs the thing with a wrong verb (and a player who follows it to the letter), and lessons about
-other things only (and a novice who fails). In half of the chats the things are renamed throughout,
-so that remembering which verb suits which thing never pays.
+other things only (and a novice who tries the verbs in the order that the game lists them). In
+half of the chats the things are renamed throughout, so that remembering which verb
+suits which thing never pays.
 
-The reflector's teach form: episodes of training families, often with things and verbs renamed, and
-a reply that names a thing which was there and pairs it with any verb that was offered, right by
-chance alone. The instructions in force, which it reads, may be the lesson of a training family.
-Nothing of a held-out family occurs in them.
+The reflector's teach form: episodes of training families, won and lost, with verbs and often the
+thing renamed, and a reply that names the thing which was there and pairs it with any verb, of those
+that came last in an episode or were listed, right by chance alone; or one that only asks to go on
+trying. The instructions in force, which it reads, may be the lesson of a training family. Nothing
+of a held-out family occurs in them.
 """
 
 import dataclasses
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from envs import prompts
 from envs.api import GameId, Outcome
+from envs.minihack.text import OFFERED
 from experiments.pocket.data import PlayedGame, PlayedTurn
 from experiments.pocket.lessons import Lesson
 from experiments.smollm.lessons import (
+    EXPLORE,
     HEADERS,
     HELDOUT_THINGS,
     HELDOUT_VERBS,
@@ -29,7 +33,6 @@ from experiments.smollm.lessons import (
     NOUNS,
     OTHER_VERBS,
     TRAIN_LESSONS,
-    VERBS,
     build_prompt,
     plain_wording,
     random_lesson,
@@ -41,7 +44,6 @@ from ictjax.reflector import reflector_messages
 
 Chat = dict[str, Any]  # {"messages": [{"role": ..., "content": ...}, ...]}
 _THINGS = tuple(lesson.thing for lesson in LESSONS.values())
-_VERB_LIST = re.compile(r"Verbs: ([^.]*)\.")
 
 
 def rename(text: str, renaming: Mapping[str, str]) -> str:
@@ -54,6 +56,17 @@ def rename(text: str, renaming: Mapping[str, str]) -> str:
         )
         text = re.sub(rf"\b{re.escape(old)}\b", new, text)
     return text
+
+
+def rename_verbs(text: str, renaming: Mapping[str, str]) -> str:
+    """A text with verbs renamed, all at once, "put on" like "puton"."""
+    names = "|".join(map(re.escape, renaming))
+
+    def new(found: re.Match[str]) -> str:
+        name = renaming[found[0].lower().replace(" ", "")]
+        return name.capitalize() if found[0][0].isupper() else name
+
+    return re.sub(rf"(?<!staircase )\b(?:put on|{names})\b", new, text, flags=re.IGNORECASE)
 
 
 def reply(turn: PlayedTurn) -> str:
@@ -81,12 +94,17 @@ class ActorChats:
         """
         rng = self._rng
         families = sorted(self._by_family)
-        if rng.random() < 0.3:
-            game = rng.choice(self._by_family[rng.choice(families)])
-            return self._chat([(game, game.turns[: rng.choice((3, 5, 7))])])
+        if rng.random() < 0.5:
+            novice = rng.random() < 0.7  # what comes next in a list is seen in whole episodes only
+            games = [
+                game
+                for game in self._by_family[rng.choice(families)]
+                if (game.lesson is None) == novice
+            ]
+            return self._chat([(game := rng.choice(games), game.turns[: rng.choice((5, 7))])])
         parts = []
         for family in rng.sample(families, rng.randint(1, 4)):
-            game = rng.choice(self._by_family[family])
+            game = rng.choice([g for g in self._by_family[family] if g.lesson is not None])
             kinds: dict[bool, list[PlayedTurn]] = {}
             for turn in game.turns:
                 kinds.setdefault(_walks(turn.action), []).append(turn)
@@ -107,6 +125,8 @@ class ActorChats:
         taken = {*present, *renaming.values()}
         others = [self._other(taken) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
         sentences = [word_lesson(lesson, rng) for lesson in (*known, *others)]
+        if not known and rng.random() < 0.4:
+            sentences.append(EXPLORE)
         if sentences:
             prompt = build_prompt(sentences, rng)
         else:
@@ -133,10 +153,8 @@ def _walks(action: str) -> bool:
     return " " not in action and action.endswith(("north", "south", "east", "west"))
 
 
-_FINDINGS = (
-    "The player saw the {t} and did not use it well. The action {v} was not tried.",
-    "What matters is the {t}. The player should try the action {v}.",
-)
+_FINDING = "What matters is the {t}. The player should try the action {v}."
+_NO_FINDING = "What matters is the {t}. The action is not known yet."
 
 
 class ReflectorChats:
@@ -157,51 +175,63 @@ class ReflectorChats:
             kinds = self._games.setdefault(game.family, {"novice": [], "wrong": []})
             if game.lesson is None:
                 kinds["novice"].append(game)
-            elif not game.success and game.lesson.verb not in HELDOUT_VERBS:
+            elif not game.success and game.lesson.verb in OFFERED:
                 kinds["wrong"].append(game)
         self._config = config
         self._rng = random.Random(seed)
 
     def draw(self, num_games: int) -> Chat:
         """One chat: a question about episodes of a family, and a reply to it."""
+        while mentions_held_out(chat := self._draw(num_games)):
+            pass
+        return chat
+
+    def _draw(self, num_games: int) -> Chat:
         rng = self._rng
         family = rng.choice(sorted(self._games))
         kinds = self._games[family]
-        wrong = bool(kinds["wrong"]) and rng.random() < 0.35
-        if wrong:
+        if kinds["wrong"] and rng.random() < 0.35:
             first = rng.choice(kinds["wrong"])
             games = [game for game in kinds["wrong"] if game.lesson == first.lesson]
             prompt = f"{HEADERS[1]} {plain_wording(first.lesson)}" if first.lesson else ""
         else:
             games = kinds["novice"]
             elsewhere = [lesson for name, lesson in TRAIN_LESSONS.items() if name != family]
+            told = (plain_wording(rng.choice(elsewhere)), EXPLORE)
             prompt = prompts.MINIHACK["short"]
-            if rng.random() < 0.3:
-                prompt = f"{HEADERS[1]} {plain_wording(rng.choice(elsewhere))}"
+            if rng.random() < 0.4:
+                prompt = f"{HEADERS[1]} {rng.choice(told)}"
         games = rng.sample(games, min(num_games, len(games)))
         right = TRAIN_LESSONS[family]
-        known = [verb for verb in VERBS if verb not in HELDOUT_VERBS]
-        verbs = rng.sample((*known, *OTHER_VERBS), 14)
-        renaming = {}
+        thing = right.thing
         if right.manner == "take" and rng.random() < 0.7:
-            renaming[right.thing] = rng.choice(NOUNS)
-        lesson = Lesson(
-            thing=renaming.get(right.thing, right.thing),
-            manner=right.manner,
-            verb=rng.choice(verbs),
-        )
-        offered = f"Verbs: {', '.join(verbs)}."
+            thing = rng.choice(NOUNS)
+        known = [verb for verb in OFFERED if verb not in (*HELDOUT_VERBS, "pickup")]
+        usual = [verb for verb in OFFERED if verb != "pickup"]
+        verbs = dict(zip(usual, rng.sample((*known, *OTHER_VERBS), len(usual)), strict=True))
+
+        def renamed(text: str) -> str:
+            return rename_verbs(rename(text, {right.thing: thing}), verbs)
+
+        trajectories = tuple(_trajectory(game, renamed(prompt), renamed) for game in games)
         context = Context(
             loop=0,
             meta_turn=0,
             family=family,
-            system_prompt=rename(prompt, renaming),
-            trajectories=tuple(_trajectory(game, prompt, renaming, offered) for game in games),
+            system_prompt=renamed(prompt),
+            trajectories=trajectories,
         )
         messages = reflector_messages(context, self._config, _rough_count)
-        finding = rng.choice(_FINDINGS).format(t=lesson.thing, v=lesson.verb)
-        told = f"{HEADERS[1]} {plain_wording(lesson)}"
-        reply = f"ANALYSIS: {finding}\nIMPROVED PROMPT: {told}"
+        last = [t.turns[-1].action.split()[0] for t in trajectories]
+        used = [verb for verb in last if verb in verbs.values()]
+        chance = rng.random()
+        if chance < 0.1:
+            finding, told = _NO_FINDING.format(t=thing), EXPLORE
+        else:
+            verb = rng.choice(used if used and chance < 0.55 else list(verbs.values()))
+            finding = _FINDING.format(t=thing, v=verb)
+            told = plain_wording(Lesson(thing=thing, manner=right.manner, verb=verb))
+        reply = f"ANALYSIS: {finding}\nIMPROVED PROMPT: {HEADERS[1]} {told}"
         return {
             "messages": [
                 *({"role": message.role, "content": message.content} for message in messages),
@@ -214,15 +244,10 @@ def _rough_count(messages: Sequence[Message]) -> int:
     return sum(len(message.content) for message in messages) // 4
 
 
-def _trajectory(
-    game: PlayedGame, prompt: str, renaming: Mapping[str, str], offered: str
-) -> Trajectory:
-    def renamed(text: str) -> str:
-        return _VERB_LIST.sub(offered, rename(text, renaming))
-
+def _trajectory(game: PlayedGame, prompt: str, renamed: Callable[[str], str]) -> Trajectory:
     return Trajectory(
         game=GameId(env="minihack", family=game.family, key=game.key),
-        system_prompt=rename(prompt, renaming),
+        system_prompt=prompt,
         turns=tuple(
             Turn(
                 observation=renamed(turn.observation),

@@ -26,7 +26,6 @@ TRAIN_LESSONS: Mapping[str, Lesson] = MappingProxyType(
         "freeze_horn": Lesson(thing="horn", manner="take", verb="apply"),
         "pray": Lesson(thing="altar", manner="on", verb="pray"),
         "locked_door": Lesson(thing="door", manner="next", verb="kick"),
-        "room_random": Lesson(thing="staircase down", manner="on", verb="down"),
     }
 )
 HELDOUT_LESSONS: Mapping[str, Lesson] = MappingProxyType(
@@ -149,6 +148,7 @@ HEADERS: Sequence[str] = (
     "You explore a small room in a text game.",
     "",
 )
+EXPLORE = "Try the verbs in turn."  # what a player without a lesson does anyhow
 _CLOSERS: Sequence[str] = ("Think, then act.", "Good luck.", "Act now.", "", "", "")
 _THOUGHTS: Mapping[str, str] = MappingProxyType(
     {

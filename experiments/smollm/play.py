@@ -1,8 +1,10 @@
 """Scripted play of MiniHack in the short style: a player who follows one lesson to the letter, and
-a novice who has none.
+a novice who has none and tries the verbs that are listed, one after the other.
 """
 
+import dataclasses
 import random
+import re
 from collections.abc import Iterator, Sequence
 
 from envs.api import GameId, Outcome
@@ -20,11 +22,12 @@ from envs.minihack.expert import (
 from envs.minihack.view import DIRECTIONS, Position, View
 from experiments.pocket.data import PlayedGame, PlayedTurn
 from experiments.pocket.lessons import Lesson
-from experiments.pocket.play import wander
 from experiments.smollm.lessons import LESSONS, misleading_lesson, random_lesson, thought
 
 NO_LESSON = "No instruction fits here."
+TRY = "Try {v}."
 WAY_OPEN = "The way is open."
+VERB_LIST = re.compile(r"Verbs: ([^.]*)\.")
 _WAYS_THROUGH = ("open door", "broken door", "doorway")
 _NOUNS = {"staircase down": "stairs"}  # where the game's own word is another
 _AIMED = ("apply", "throw")  # these ask for a direction
@@ -81,6 +84,8 @@ def follow(view: View, lesson: Lesson) -> str:
 def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> PlayedGame:
     """Plays one live game under a lesson (None: as a novice) and returns the episode."""
     text = game.reset(game_id).text
+    listed = VERB_LIST.search(text)
+    untried = [] if listed is None else [v for v in listed[1].split(", ") if v != "pickup"]
     finish = (
         make_expert("locked_door", random.Random(0)) if game_id.family == "locked_door" else None
     )
@@ -92,7 +97,12 @@ def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> Pla
         if finish and any(find(view, noun) or here(view, noun) for noun in _WAYS_THROUGH):
             said, action = WAY_OPEN, finish(view).removeprefix("go ")
         elif lesson is None:
-            said, action = NO_LESSON, wander(view)
+            said, action = NO_LESSON, "search"
+            if untried:
+                attempt = dataclasses.replace(LESSONS[game_id.family], verb=untried[0])
+                action = follow(view, attempt)
+                if action.split()[0] == untried[0]:
+                    said = f"{NO_LESSON} {TRY.format(v=untried.pop(0))}"
         else:
             said, action = thought(lesson), follow(view, lesson)
         turns.append(PlayedTurn(observation=text, thought=said, action=action))

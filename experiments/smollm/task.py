@@ -19,9 +19,9 @@ MINIHACK = TaskConfig(
 )
 REFLECTION = ReflectorConfig(
     style="short",
-    max_context_tokens=900,
-    max_reply_tokens=96,
-    max_prompt_tokens=72,
+    max_context_tokens=560,
+    max_reply_tokens=72,
+    max_prompt_tokens=48,
     head_turns=1,
     tail_turns=1,
 )
