@@ -303,15 +303,17 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         POCKET_MINIHACK.meta,
         contexts_per_iteration=4,
         games_per_context=2,
-        fresh_games=0,
-        replay_weight=1.0,
+        # Of games that were just read about a greedy actor wins again what it won, whatever it is
+        # told that leaves it as it was: replays would pay for saying nothing.
+        fresh_games=2,
+        replay_weight=0.0,
     ),
     reflection=smollm.REFLECTION,
     actor_sampler=SamplerConfig(
         num_slots=64,
         max_len=640,
         extend_buckets=(40, 96),
-        row_buckets=(16, 64),
+        row_buckets=(8, 16, 32, 64),
         decode_steps=10,
         extend_steps=10,
         max_top_k=1,
