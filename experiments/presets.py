@@ -333,7 +333,13 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     batch=BatchConfig(
         num_rows=4, replies_per_row=8, token_buckets=(768, 1152), response_buckets=(72,)
     ),
-    evaluation=EvaluationConfig(runs=8, meta_turns=2, test_games=3),
+    evaluation=EvaluationConfig(
+        runs=8,
+        meta_turns=2,
+        test_games=2,
+        select_games=1,
+        families=smollm.MINIHACK.environment.heldout_families,
+    ),
 )
 
 
