@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from envs.minihack import MiniHack
+from envs.minihack import MARK, MiniHack
+from envs.minihack.renamed import renaming
 from envs.minihack.text import OFFERED
 from experiments import train
 from experiments.pocket.data import PlayedGame
@@ -32,10 +33,13 @@ def test_nothing_of_a_heldout_lesson_is_in_a_lesson_of_training() -> None:
     parts = lambda group: {x for lesson in group.values() for x in (lesson.thing, lesson.verb)}  # noqa: E731
     assert not parts(lessons.TRAIN_LESSONS) & parts(lessons.HELDOUT_LESSONS)
     environment = SMOLLM2_MINIHACK.task.environment
-    assert environment.train_families == tuple(lessons.TRAIN_LESSONS)
+    trained = {family.partition(MARK)[0] for family in environment.train_families}
+    assert trained == set(lessons.TRAIN_LESSONS) - {"locked_door"}
     assert environment.heldout_families == tuple(lessons.HELDOUT_LESSONS)
-    assert len(environment.train_families) >= 6
+    assert len(trained) >= 6
     assert len(environment.heldout_families) >= 4
+    names = {name for family in environment.train_families for name in renaming(family).values()}
+    assert not names & set(OFFERED)
 
 
 def test_lessons_win(games: list[PlayedGame]) -> None:
@@ -63,7 +67,7 @@ def test_novices_try_the_verbs_in_the_order_that_their_game_lists(games: list[Pl
         if game.success and game.family != "locked_door":
             right = lessons.LESSONS[game.family]
             assert tried[-1] in {right.verb, *EQUIVALENT_VERBS.get(right, ())}
-    assert all(len(orders[family]) == 3 for family in lessons.LESSONS), orders
+    assert all(len(orders[family]) > 1 for family in lessons.LESSONS), orders
     assert len({game.success for game in novices}) == 2
 
 
@@ -131,16 +135,6 @@ def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedG
     assert seen > 50 and said < 0.5 * seen, (seen, said)
 
 
-def test_verbs_are_renamed_all_at_once() -> None:
-    text = (
-        "You see a staircase down. Verbs: down, puton. Eat it, then put on the ring. You wear it."
-    )
-    renamed = chats.rename_verbs(text, {"down": "eat", "eat": "fold", "puton": "lift"})
-    assert renamed == (
-        "You see a staircase down. Verbs: eat, lift. Fold it, then lift the ring. You wear it."
-    )
-
-
 def test_what_mentions_a_heldout_lesson_is_found() -> None:
     def chat(text: str) -> chats.Chat:
         return {"messages": [{"role": "user", "content": text}]}
@@ -198,6 +192,7 @@ def test_the_adapters_that_ship_are_those_of_the_preset(role: str) -> None:
 
 
 def test_games_that_taught_are_left_out_of_evaluations() -> None:
-    environment = MiniHack(text="short")
-    for family in lessons.LESSONS:
+    task = SMOLLM2_MINIHACK.task.environment
+    environment = MiniHack(**task.options)
+    for family in (*lessons.LESSONS, *task.train_families):
         assert len(taught_games(SMOLLM2_MINIHACK, environment, family)) == 60

@@ -1,5 +1,6 @@
 """MiniHack as text games: 107 families, re-seeded live games, three text styles, verbs in words."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,28 @@ from envs.minihack.families import FAMILIES, check_family, package_versions
 __all__ = ["FAMILIES", "MiniHack"]
 
 _STYLES = ("full", "short", "compact")
+_MOST_RENAMINGS = 1000
+MARK = "~"  # between the name of a family and the number of a renaming
 
 
 class MiniHack:
     """The MiniHack environment; implements `envs.api.Environment`. `text` is "full" (language
-    models), "short" (small ones) or "compact" (tiny word-level models).
+    models), "short" (small ones) or "compact" (tiny word-level models). With `renamings` every
+    family comes again so many times with verbs of other names (`envs.minihack.renamed`): `eat~0`,
+    `eat~1`, ...; that needs the short style.
     """
 
-    def __init__(self, text: str = "full"):
+    def __init__(self, text: str = "full", renamings: str = "0"):
         if text not in _STYLES:
             raise ValueError(f"Unknown text style {text!r}; the styles are: {', '.join(_STYLES)}.")
+        if not renamings.isdecimal() or int(renamings) > _MOST_RENAMINGS:
+            raise ValueError(
+                f"renamings is a number from 0 to {_MOST_RENAMINGS}, got {renamings!r}."
+            )
+        if int(renamings) and text != "short":
+            raise ValueError(f"renamings={renamings} needs text=short, got text={text}.")
         self._text = text
+        self._renamings = int(renamings)
 
     @property
     def name(self) -> str:
@@ -30,7 +42,12 @@ class MiniHack:
     @property
     def families(self) -> tuple[str, ...]:
         """All families, sorted."""
-        return FAMILIES
+        if not self._renamings:
+            return FAMILIES
+        numbers = range(self._renamings)
+        return tuple(
+            sorted([*FAMILIES, *(f"{family}{MARK}{n}" for family in FAMILIES for n in numbers)])
+        )
 
     @property
     def initial_prompt(self) -> str:
@@ -49,6 +66,7 @@ class MiniHack:
         return {
             "packages": package_versions(),
             "text": self._text,
+            **({"renamings": self._renamings} if self._renamings else {}),
             "splits": "seeds, disjoint by initial state",
         }
 
@@ -58,7 +76,8 @@ class MiniHack:
         """
         from envs.minihack.index import load_index
 
-        return load_index(family, split)
+        base = self._base(family)
+        return self._as(family, load_index(base, split))
 
     def more_games(self, family: str, split: str, count: int) -> Sequence[GameId]:
         """So many games of one split, as disjoint from the others, or as many as its seeds give:
@@ -66,10 +85,26 @@ class MiniHack:
         """
         from envs.minihack.index import load_more
 
-        return load_more(family, split, count)
+        base = self._base(family)
+        return self._as(family, load_more(base, split, count))
 
     def open(self, family: str):
         """A live game of a family, ready to be reset."""
         from envs.minihack.game import MiniHackGame
+        from envs.minihack.renamed import RenamedGame
 
-        return MiniHackGame(check_family(family), style=self._text)
+        base = check_family(self._base(family))
+        game = MiniHackGame if base == family else RenamedGame
+        return game(family, style=self._text)
+
+    def _base(self, family: str) -> str:
+        """The family whose levels are played; a name that is none stays as it is."""
+        base, mark, number = family.partition(MARK)
+        known = mark and number.isdecimal() and str(int(number)) == number
+        return base if known and int(number) < self._renamings else family
+
+    @staticmethod
+    def _as(family: str, games: Sequence[GameId]) -> Sequence[GameId]:
+        if games and games[0].family == family:
+            return games
+        return tuple(dataclasses.replace(game, family=family) for game in games)

@@ -3,8 +3,8 @@
 The actor's teach obedience: the same kind of screen comes under a lesson that is right, one that
 pairs the thing with a wrong verb (and a player who follows it to the letter), and lessons about
 other things only (and a novice who tries the verbs in the order that the game lists them). In
-half of the chats the things are renamed throughout, so that remembering which verb
-suits which thing never pays.
+half of the chats the things are renamed throughout, and in half the verbs, so that remembering
+which verb suits which thing never pays.
 
 The reflector's teach form: episodes of training families, won and lost, with verbs and often the
 thing renamed, and a reply that names the thing which was there and pairs it with any verb, of those
@@ -21,6 +21,7 @@ from typing import Any
 
 from envs import prompts
 from envs.api import GameId, Outcome
+from envs.minihack.renamed import KEPT, LABELS, rename_verbs
 from envs.minihack.text import OFFERED
 from experiments.pocket.data import PlayedGame, PlayedTurn
 from experiments.pocket.lessons import Lesson
@@ -31,7 +32,6 @@ from experiments.smollm.lessons import (
     HELDOUT_VERBS,
     LESSONS,
     NOUNS,
-    OTHER_VERBS,
     TRAIN_LESSONS,
     build_prompt,
     plain_wording,
@@ -44,6 +44,7 @@ from ictjax.reflector import reflector_messages
 
 Chat = dict[str, Any]  # {"messages": [{"role": ..., "content": ...}, ...]}
 _THINGS = tuple(lesson.thing for lesson in LESSONS.values())
+_USUAL = tuple(verb for verb in OFFERED if verb != KEPT)  # whose names may differ
 
 
 def rename(text: str, renaming: Mapping[str, str]) -> str:
@@ -56,17 +57,6 @@ def rename(text: str, renaming: Mapping[str, str]) -> str:
         )
         text = re.sub(rf"\b{re.escape(old)}\b", new, text)
     return text
-
-
-def rename_verbs(text: str, renaming: Mapping[str, str]) -> str:
-    """A text with verbs renamed, all at once, "put on" like "puton"."""
-    names = "|".join(map(re.escape, renaming))
-
-    def new(found: re.Match[str]) -> str:
-        name = renaming[found[0].lower().replace(" ", "")]
-        return name.capitalize() if found[0][0].isupper() else name
-
-    return re.sub(rf"(?<!staircase )\b(?:put on|{names})\b", new, text, flags=re.IGNORECASE)
 
 
 def reply(turn: PlayedTurn) -> str:
@@ -117,6 +107,9 @@ class ActorChats:
         renaming: dict[str, str] = {}
         if rng.random() < 0.5:
             renaming = dict(zip(present, rng.sample(NOUNS, len(present)), strict=True))
+        verbs: dict[str, str] = {}
+        if rng.random() < 0.5:
+            verbs = dict(zip(_USUAL, rng.sample(LABELS, len(_USUAL)), strict=True))
         known = [
             dataclasses.replace(lesson, thing=renaming.get(lesson.thing, lesson.thing))
             for game, _ in parts
@@ -124,7 +117,10 @@ class ActorChats:
         ]
         taken = {*present, *renaming.values()}
         others = [self._other(taken) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
-        sentences = [word_lesson(lesson, rng) for lesson in (*known, *others)]
+        sentences = [
+            word_lesson(dataclasses.replace(lesson, verb=verbs.get(lesson.verb, lesson.verb)), rng)
+            for lesson in (*known, *others)
+        ]
         if not known and rng.random() < 0.4:
             sentences.append(EXPLORE)
         if sentences:
@@ -134,8 +130,9 @@ class ActorChats:
         messages = [{"role": "system", "content": prompt}]
         for _, turns in parts:
             for turn in turns:
-                messages.append({"role": "user", "content": rename(turn.observation, renaming)})
-                messages.append({"role": "assistant", "content": rename(reply(turn), renaming)})
+                for role, text in (("user", turn.observation), ("assistant", reply(turn))):
+                    text = rename_verbs(rename(text, renaming), verbs)
+                    messages.append({"role": role, "content": text})
         return {"messages": messages}
 
     def _other(self, taken: set[str]) -> Lesson:
@@ -206,9 +203,8 @@ class ReflectorChats:
         thing = right.thing
         if right.manner == "take" and rng.random() < 0.7:
             thing = rng.choice(NOUNS)
-        known = [verb for verb in OFFERED if verb not in (*HELDOUT_VERBS, "pickup")]
-        usual = [verb for verb in OFFERED if verb != "pickup"]
-        verbs = dict(zip(usual, rng.sample((*known, *OTHER_VERBS), len(usual)), strict=True))
+        known = [verb for verb in _USUAL if verb not in HELDOUT_VERBS]
+        verbs = dict(zip(_USUAL, rng.sample((*known, *LABELS), len(_USUAL)), strict=True))
 
         def renamed(text: str) -> str:
             return rename_verbs(rename(text, {right.thing: thing}), verbs)

@@ -55,12 +55,6 @@ VERBS: tuple[str, ...] = (
 )
 HELDOUT_VERBS: tuple[str, ...] = tuple(lesson.verb for lesson in HELDOUT_LESSONS.values())
 HELDOUT_THINGS: tuple[str, ...] = tuple(lesson.thing for lesson in HELDOUT_LESSONS.values())
-# Of no game: what the reflector is taught to choose among, beside the verbs of training families.
-OTHER_VERBS: tuple[str, ...] = (
-    "bend break burn carve clean climb count crush dig fold fill fix hang hide lift light lock mix"
-    " open paint peel play polish press pull push roll rub shake sharpen sing sit smell spin"
-    " squeeze stretch tap taste throw tie touch turn twist wash wave whistle wipe"
-).split()
 NOUNS: tuple[str, ...] = tuple(
     noun for noun in OTHER_NOUNS if noun not in {lesson.thing for lesson in LESSONS.values()}
 )

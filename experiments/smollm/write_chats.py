@@ -46,7 +46,7 @@ def write_chats(args: ChatsArgs) -> None:
     from experiments.smollm.chats import ActorChats, Chat, ReflectorChats
     from experiments.smollm.lessons import LESSONS, TRAIN_LESSONS
     from experiments.smollm.play import play_families
-    from experiments.smollm.task import MINIHACK, REFLECTION
+    from experiments.smollm.task import MINIHACK, REFLECTION, RENAMED
     from ictjax.run_files import write_lines
 
     console = Terminal()
@@ -74,7 +74,7 @@ def write_chats(args: ChatsArgs) -> None:
     counts = itertools.cycle((1, 1, 2, 3))  # short questions teach the form as well, and sooner
     write("reflector.jsonl", args.reflector_chats, lambda: reflector.draw(next(counts)))
     options = MINIHACK.environment.options
-    taught = entry(options, list(LESSONS), "train", args.games_per_family)
+    taught = entry(options, [*LESSONS, *RENAMED], "train", args.games_per_family)
     write_record(args.out, {"minihack": taught})
 
 
