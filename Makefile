@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo demo-alfworld demo-seeds demo-lm demo-lm-train test lint format bench clean help
+.PHONY: demo demo-alfworld demo-seeds demo-lm-train test lint format bench clean help
 
 RUN ?= demo
 SEED ?=
@@ -20,7 +20,7 @@ TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(IT
 FREE_GIB := 3
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 	@printf '\n  RUN=name SEED=n ITERATIONS=n  of demo;  ARGS="..."  to pytest and the benchmark;  PYTHON=python3.12  for a new .venv\n'
 
 # $(call run,PRESET): a run from training to report, in runs/$(RUN).
@@ -42,14 +42,8 @@ demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 5, one table of all six, an
 	@$(VENV)/bin/ictjax compare $(addprefix runs/seed,0 1 2 3 4 5)
 	@$(VENV)/bin/ictjax evaluate --run-dir $(addprefix runs/seed,0 1 2 3 4 5)
 
-demo-lm: RUN = demo-lm
-demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate and report the trained reflector of SmolLM2 that ships, on MiniHack's held-out families
-	@[ -e "runs/$(RUN)" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --adapter experiments/smollm/adapters/trained --run-dir "runs/$(RUN)"
-	@$(VENV)/bin/ictjax evaluate --run-dir "runs/$(RUN)"
-	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
-
 demo-lm-train: RUN = demo-lm-train
-demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train it anew from its supervised start, evaluate and report (hours; resumable)
+demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (hours; resumable)
 	$(call run,smollm2-minihack)
 
 $(SMOLLM2): | $(INSTALLED_GGUF)

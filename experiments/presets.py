@@ -305,7 +305,7 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         games_per_context=2,
         # Of games that were just read about a greedy actor wins again what it won, whatever it is
         # told that leaves it as it was: replays would pay for saying nothing.
-        fresh_games=2,
+        fresh_games=1,
         replay_weight=0.0,
     ),
     reflection=smollm.REFLECTION,
@@ -328,7 +328,7 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         max_top_k=1,
         attended_buckets=(640,),
     ),
-    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=2),
+    optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=2),
     learner=LearnerConfig(num_microbatches=4, positions_per_chunk=256),
     batch=BatchConfig(
         num_rows=4, replies_per_row=8, token_buckets=(768, 1152), response_buckets=(72,)
