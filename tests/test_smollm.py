@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from envs.minihack import MARK, MiniHack
+from envs.minihack import MiniHack
+from envs.minihack.families import MARK
 from envs.minihack.renamed import renaming
 from envs.minihack.text import OFFERED
 from experiments import train

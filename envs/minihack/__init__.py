@@ -6,13 +6,12 @@ from typing import Any
 
 from envs import prompts
 from envs.api import GameId
-from envs.minihack.families import FAMILIES, check_family, package_versions
+from envs.minihack.families import FAMILIES, MARK, check_family, package_versions
 
 __all__ = ["FAMILIES", "MiniHack"]
 
 _STYLES = ("full", "short", "compact")
 _MOST_RENAMINGS = 1000
-MARK = "~"  # between the name of a family and the number of a renaming
 
 
 class MiniHack:

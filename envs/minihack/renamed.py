@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from envs.api import GameId, Observation, Step
+from envs.minihack.families import MARK
 from envs.minihack.game import MiniHackGame
 from envs.minihack.text import OFFERED
 from envs.minihack.view import View
@@ -49,7 +50,7 @@ class RenamedGame:
 
     def __init__(self, family: str, *, style: str):
         self._family = family
-        self._base, _, _ = family.partition("~")
+        self._base, _, _ = family.partition(MARK)
         self._names = renaming(family)
         # a verb that lost its name is an unknown word, and the note about that names what was typed
         self._verbs = {name: verb for verb, name in self._names.items()}

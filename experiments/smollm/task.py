@@ -1,7 +1,7 @@
 """How SmolLM2 plays and reflects: limits that its adapters are made for."""
 
 from envs import prompts
-from envs.minihack import MARK
+from envs.minihack.families import MARK
 from experiments.smollm.lessons import HELDOUT_LESSONS, TRAIN_LESSONS
 from ictjax.config import ReflectorConfig, RolloutConfig
 from ictjax.run_config import EnvironmentConfig, TaskConfig
