@@ -13,7 +13,8 @@ from envs.minihack.game import MiniHackGame
 from envs.minihack.text import OFFERED
 from envs.minihack.view import View
 
-KEPT = "pickup"  # the one verb that keeps its name
+# The verbs that are renamed; "pickup" keeps its name.
+VERBS: Sequence[str] = tuple(verb for verb in OFFERED if verb != "pickup")
 # English verbs that mean nothing to the game.
 LABELS: Sequence[str] = (
     "bend break burn carve clean climb count crush dig fold fill fix hang hide lift light mix paint"
@@ -26,8 +27,14 @@ def renaming(family: str) -> Mapping[str, str]:
     """The verbs of the game -> what they are called in a renamed family: the same for each of its
     games.
     """
-    verbs = [verb for verb in OFFERED if verb != KEPT]
-    return dict(zip(verbs, random.Random(family).sample(LABELS, len(verbs)), strict=True))
+    return draw_names(LABELS, random.Random(family))
+
+
+def draw_names(labels: Sequence[str], rng: random.Random) -> dict[str, str]:
+    """A name of its own, of `labels`, for each of `VERBS`. ValueError for fewer labels than
+    verbs.
+    """
+    return dict(zip(VERBS, rng.sample(labels, len(VERBS)), strict=True))
 
 
 def rename_verbs(text: str, names: Mapping[str, str]) -> str:
@@ -44,8 +51,8 @@ def rename_verbs(text: str, names: Mapping[str, str]) -> str:
 
 
 class RenamedGame:
-    """A live game of a renamed family; implements `envs.api.Game`. The verbs of the game mean
-    nothing in it, unless they are names there.
+    """A live game of a renamed family; implements `envs.api.Game`. The game's own names of renamed
+    verbs mean nothing in it.
     """
 
     def __init__(self, family: str, *, style: str):

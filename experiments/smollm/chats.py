@@ -21,7 +21,7 @@ from typing import Any
 
 from envs import prompts
 from envs.api import GameId, Outcome
-from envs.minihack.renamed import KEPT, LABELS, rename_verbs
+from envs.minihack.renamed import LABELS, VERBS, draw_names, rename_verbs
 from envs.minihack.text import OFFERED
 from experiments.pocket.data import PlayedGame, PlayedTurn
 from experiments.pocket.lessons import Lesson
@@ -44,7 +44,6 @@ from ictjax.reflector import reflector_messages
 
 Chat = dict[str, Any]  # {"messages": [{"role": ..., "content": ...}, ...]}
 _THINGS = tuple(lesson.thing for lesson in LESSONS.values())
-_USUAL = tuple(verb for verb in OFFERED if verb != KEPT)  # whose names may differ
 
 
 def rename(text: str, renaming: Mapping[str, str]) -> str:
@@ -109,7 +108,7 @@ class ActorChats:
             renaming = dict(zip(present, rng.sample(NOUNS, len(present)), strict=True))
         verbs: dict[str, str] = {}
         if rng.random() < 0.5:
-            verbs = dict(zip(_USUAL, rng.sample(LABELS, len(_USUAL)), strict=True))
+            verbs = draw_names(LABELS, rng)
         known = [
             dataclasses.replace(lesson, thing=renaming.get(lesson.thing, lesson.thing))
             for game, _ in parts
@@ -203,8 +202,8 @@ class ReflectorChats:
         thing = right.thing
         if right.manner == "take" and rng.random() < 0.7:
             thing = rng.choice(NOUNS)
-        known = [verb for verb in _USUAL if verb not in HELDOUT_VERBS]
-        verbs = dict(zip(_USUAL, rng.sample((*known, *LABELS), len(_USUAL)), strict=True))
+        known = [verb for verb in VERBS if verb not in HELDOUT_VERBS]
+        verbs = draw_names((*known, *LABELS), rng)
 
         def renamed(text: str) -> str:
             return rename_verbs(rename(text, {right.thing: thing}), verbs)

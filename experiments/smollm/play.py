@@ -19,6 +19,7 @@ from envs.minihack.expert import (
     walk_towards,
     walkable,
 )
+from envs.minihack.renamed import VERBS
 from envs.minihack.view import DIRECTIONS, Position, View
 from experiments.pocket.data import PlayedGame, PlayedTurn
 from experiments.pocket.lessons import Lesson
@@ -85,7 +86,7 @@ def play(game, game_id: GameId, lesson: Lesson | None, *, max_steps: int) -> Pla
     """Plays one live game under a lesson (None: as a novice) and returns the episode."""
     text = game.reset(game_id).text
     listed = VERB_LIST.search(text)
-    untried = [] if listed is None else [v for v in listed[1].split(", ") if v != "pickup"]
+    untried = [] if listed is None else [v for v in listed[1].split(", ") if v in VERBS]
     finish = (
         make_expert("locked_door", random.Random(0)) if game_id.family == "locked_door" else None
     )
