@@ -312,12 +312,12 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     actor_sampler=SamplerConfig(
         num_slots=64,
         max_len=640,
-        extend_buckets=(40, 96),
+        extend_buckets=(32, 96),
         row_buckets=(8, 16, 32, 64),
         decode_steps=10,
-        extend_steps=10,
+        extend_steps=24,  # a whole reply: games stay in step, and dispatches full
         max_top_k=1,
-        attended_buckets=(640,),
+        attended_buckets=(320, 640),
     ),
     reflector_sampler=SamplerConfig(
         num_slots=32,
