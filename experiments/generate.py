@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from experiments.commands.generate import GenerateArgs, main
-from experiments.console import reading_bar
+from experiments.held_model import held_model, read_weights, with_flags
 from experiments.memory import check_fits, sampler_uses
 from experiments.presets import adapter_folder, model_folder
 from ictjax import keys
@@ -24,13 +24,11 @@ from ictjax.chat import (
 )
 from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
-from ictjax.models.hf import load_checkpoint
-from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import with_adapter
 from ictjax.models.peft import load_adapter
 from ictjax.records import Message
 from ictjax.reply_text import ReplyText
-from ictjax.sampler import Generation, Request, Sampler, sampling_weights
+from ictjax.sampler import Generation, Request, Sampler
 
 _MAX_CHAT_TOKENS = 32_768  # of a conversation, where the model has as many positions
 _MIN_TOKENS = 256
@@ -90,9 +88,7 @@ def generate(
       ValueError: a model, a tokenizer, a prompt or a setting that cannot be used.
     """
     folder = pathlib.Path(model_folder(args.model, "--model"))
-    model = read_config(folder)
-    if args.dtype is not None:
-        model = dataclasses.replace(model, dtype=args.dtype, param_dtype=args.dtype)
+    model = held_model(folder, args.held)
     talks = args.prompt is None and args.tokens is None
     if args.tokens is None and not args.raw:
         chat = ChatTokenizer(folder, thinking=args.thinking)
@@ -113,15 +109,13 @@ def generate(
         if talks
         else 1 << (max(len(ids) + args.max_new_tokens, _MIN_TOKENS) - 1).bit_length()
     )
-    sizes = _sizes(min(whole, model.max_positions), len(stop_ids))
+    sizes = with_flags(_sizes(min(whole, model.max_positions), len(stop_ids)), args.held)
     check_fits(
         "Weights and cache",
         sampler_uses("model", model, sizes),
         "Give fewer --max-new-tokens, --dtype bfloat16, or free memory.",
     )
-    with reading_bar("reading") as progress:
-        _, params = load_checkpoint(folder, dtype=model.param_dtype, progress=progress)
-    params = sampling_weights(model, params, consume=True)
+    params = read_weights(folder, model)
     if args.adapter is not None:
         lora, adapter = load_adapter(adapter_folder(str(args.adapter), "--adapter"), model)
         params = with_adapter(lora, params, adapter)

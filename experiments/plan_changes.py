@@ -131,6 +131,23 @@ def _extend(config: TrainConfig, devices: int) -> _Made:
         )
 
 
+def _int8(config: TrainConfig, devices: int) -> _Made:
+    """The frozen actor's cache, or weights, in 8 bits."""
+    del devices
+    yield (
+        "--actor-sampler.cache int8",
+        lambda: dataclasses.replace(
+            config, actor_sampler=dataclasses.replace(config.actor_sampler, cache="int8")
+        ),
+    )
+    yield (
+        "--actor.weights int8",
+        lambda: dataclasses.replace(
+            config, actor=dataclasses.replace(config.actor, weights="int8")
+        ),
+    )
+
+
 def _mesh(config: TrainConfig, devices: int) -> _Made:
     """Other meshes of all devices, fsdp before more copies, for both roles alike."""
     now = config.reflector.mesh
@@ -166,6 +183,7 @@ _CHANGES = (
     ("slots", _slots),
     ("prefill", _extend),
     ("microbatches", _microbatches),
+    ("int8", _int8),
     ("LoRA", _rank),
     ("context", _context),
 )

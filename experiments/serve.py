@@ -6,7 +6,6 @@ adapters have a sampler each, of the same weights: their caches are their own.
 
 import asyncio
 import contextlib
-import dataclasses
 import http.client
 import json
 import math
@@ -22,7 +21,8 @@ from rich.console import Console
 
 from envs.stopping import Stopped, check, held
 from experiments.commands.serve import KEY_VARIABLE, ServeArgs, main
-from experiments.console import Terminal, counting_bar, reading_bar
+from experiments.console import Terminal, counting_bar
+from experiments.held_model import held_model, read_weights, with_flags
 from experiments.memory import check_fits, sampler_uses
 from experiments.presets import adapter_folder, model_folder
 from experiments.serve_app import Api, Limits
@@ -31,11 +31,9 @@ from experiments.serve_thread import SamplerThread, Served
 from ictjax.chat import ChatTokenizer
 from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
-from ictjax.models.hf import load_checkpoint
-from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import with_adapter
 from ictjax.models.peft import load_adapter
-from ictjax.sampler import Sampler, sampling_weights
+from ictjax.sampler import Sampler
 
 _MAX_LEN = 8192
 _MAX_TOP_K = 256
@@ -175,20 +173,16 @@ def _open_models(
 ) -> Iterator[Mapping[str, Served]]:
     """The base, and the base with each adapter."""
     folder = pathlib.Path(model_folder(args.model, "--model"))
-    model = read_config(folder)
-    if args.dtype is not None:
-        model = dataclasses.replace(model, dtype=args.dtype, param_dtype=args.dtype)
+    model = held_model(folder, args.held)
     chat = ChatTokenizer(folder, thinking=args.thinking)
-    sizes = _sizes(args, model, chat)
+    sizes = with_flags(_sizes(args, model, chat), args.held)
     weights, cache = sampler_uses("model", model, sizes)
     check_fits(
         "Weights and caches",
         [weights, *[cache] * (1 + len(adapters))],
         "Give fewer --num-conversations, adapters, or a smaller --max-len.",
     )
-    with reading_bar("reading") as progress:
-        _, params = load_checkpoint(folder, dtype=model.param_dtype, progress=progress)
-    base = sampling_weights(model, params, consume=True)
+    base = read_weights(folder, model)
     weights_of = {args.name: base}
     for name, place in adapters.items():
         lora, adapter = load_adapter(adapter_folder(place, f"--adapter {name}="), model)

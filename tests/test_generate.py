@@ -14,6 +14,7 @@ from ictjax.chat import ChatTokenizer
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import load_checkpoint, save_checkpoint
+from ictjax.models.int8 import int8_weights
 from ictjax.models.lora import init_adapter, merge
 from ictjax.models.peft import save_adapter
 from ictjax.models.transformer import abstract_params, forward, unembed
@@ -80,6 +81,27 @@ def test_tokens_in_and_out_without_a_tokenizer(capsys, bare):
     logprobs = np.asarray(jax.nn.log_softmax(logits))
     np.testing.assert_array_equal(logprobs.argmax(-1), said["ids"])
     np.testing.assert_allclose(logprobs.max(-1), said["logprobs"], atol=1e-5)
+
+
+def test_how_the_model_is_held(capsys, bare):
+    prompt, flags = "5,250,17,5,250,17,5,250", ["--max-new-tokens", "16", "--greedy"]
+    said = {
+        held: run(capsys, bare, "--tokens", prompt, *flags, *held.split())[1]
+        for held in ("", "--guessed-tokens 3", "--weights int8", "--cache int8")
+    }
+    assert said["--guessed-tokens 3"]["ids"] == said[""]["ids"]
+    config, params = int8_weights(*load_checkpoint(bare))
+    ids = [int(token) for token in prompt.split(",")]
+    rounded = said["--weights int8"]
+    logits = unembed(
+        config, params, forward(config, params, np.array([ids + rounded["ids"]], np.int32))
+    )[0, len(ids) - 1 : -1]
+    np.testing.assert_array_equal(logits.argmax(-1), rounded["ids"])
+    np.testing.assert_allclose(jax.nn.log_softmax(logits).max(-1), rounded["logprobs"], atol=1e-5)
+    # the first token already sees keys and values that were rounded
+    first = [said[held]["logprobs"][0] for held in ("", "--weights int8", "--cache int8")]
+    assert len(set(first)) == 3
+    np.testing.assert_allclose(first, first[0], atol=0.5)
 
 
 def test_sampling_is_keyed_by_the_seed(capsys, bare):

@@ -219,8 +219,19 @@ def test_changes_are_those_that_fit_when_they_are_compiled(planner):
 def test_what_is_kept_alone_may_be_too_much():
     plan = Planner(place(2**34)).plan(PAPER_7B, Assumptions())
     assert not plan.fits and not plan.phases  # nothing was compiled
-    fields = {change.field for change in single_changes(PAPER_7B, 8)}
-    assert fields == {"mesh", "moments", "slots", "prefill", "LoRA", "context"}
+    changes = list(single_changes(PAPER_7B, 8))
+    fields = {change.field for change in changes}
+    assert fields == {"mesh", "moments", "slots", "prefill", "int8", "LoRA", "context"}
+    rounded = [change for change in changes if change.field == "int8"]
+    assert [change.flags for change in rounded] == [
+        "--actor-sampler.cache int8",
+        "--actor.weights int8",
+    ]
+    now, cache, weights = (
+        sum(use.device_bytes for use in uses(config))
+        for config in (PAPER_7B, *(change.config for change in rounded))
+    )
+    assert cache < now < weights  # which are a copy beside those that both roles share
     pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1)}
     assert {"--remat full", "--learner.num-microbatches 8"} <= pocket
 

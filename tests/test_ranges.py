@@ -24,6 +24,7 @@ from experiments.commands import (
     sft,
     train,
 )
+from experiments.model_flags import ModelFlags
 from experiments.presets import PRESETS
 from ictjax import config, ranges, run_config
 from ictjax.ranges import Range, ranged_fields
@@ -151,7 +152,8 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_numbers_of_commands_are_in_their_ranges_or_refused_by_flag(command, capsys):
     module, kind, argv = COMMANDS[command]
-    numbers = [field for field in ranged_fields(kind) if field.kind is not None]
+    kinds = [kind, *([ModelFlags] if "held" in kind.__dataclass_fields__ else [])]
+    numbers = [field for each in kinds for field in ranged_fields(each) if field.kind is not None]
     assert numbers
     for field in numbers:
         flag = f"--{field.name.replace('_', '-')}"

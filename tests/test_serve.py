@@ -714,6 +714,7 @@ def test_a_signal_lets_replies_end(tmp_path):
     words = ["--model", model, "--port", "0", "--num-conversations", "1", "--max-len", "64"]
     words += ["--page-size", "16"]
     words += ["--adapter", f"tuned={tmp_path}"]
+    words += ["--weights", "int8", "--cache", "int8", "--guessed-tokens", "2"]
     with subprocess.Popen(
         [sys.executable, "-m", "experiments", "serve", *words],
         cwd=ROOT,

@@ -6,13 +6,14 @@ import pathlib
 import readline  # noqa: F401 (input() edits its lines with it)
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from envs.stopping import waiting_for_key
 from experiments.command import Flags, parse, run_main
 from experiments.local_path import local_path
+from experiments.model_flags import ModelFlags
 from experiments.presets import check_model
 from experiments.visible import visible
 from ictjax.config import MIN_P, TEMPERATURE, TOP_P, check_stop
@@ -65,15 +66,13 @@ class GenerateArgs(Flags):
     """Texts that end a reply, and are not part of it."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Of sampling: the same seed gives the same text."""
-    dtype: Annotated[
-        Literal["bfloat16", "float32"] | None,
-        tyro.conf.arg(help_behavior_hint="(default: as config.json says)"),
-    ] = None
-    """Of weights and activations."""
     ignore_stop: bool = False
     """Go on behind stop tokens, up to --max-new-tokens."""
     json: bool = False
     """Print ids and log-probabilities of the sampled tokens as the last line."""
+    held: Annotated[ModelFlags, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=ModelFlags
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

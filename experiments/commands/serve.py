@@ -4,12 +4,13 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from experiments.command import Flags, parse, run_main
 from experiments.local_path import local_path
+from experiments.model_flags import ModelFlags
 from experiments.presets import check_model, shipped_folder
 from ictjax.ranges import Range
 
@@ -66,15 +67,13 @@ class ServeArgs(Flags):
         tyro.conf.arg(metavar="{True,False}", help_behavior_hint="(default: the template's)"),
     ] = None
     """Thinking switch of the chat template (Qwen3)."""
-    dtype: Annotated[
-        Literal["bfloat16", "float32"] | None,
-        tyro.conf.arg(help_behavior_hint="(default: as config.json says)"),
-    ] = None
-    """Of weights and activations."""
     warmup: bool = False
     """Compile all programs before the first client is let in; else each when it is first needed."""
     check: bool = False
     """Ask each name one question over HTTP, say what it answered, and end."""
+    held: Annotated[ModelFlags, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=ModelFlags
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

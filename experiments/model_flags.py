@@ -1,0 +1,28 @@
+"""Flags of commands that answer with one model: how it is held, and how its tokens are found."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.command import Flags
+from ictjax.config import CacheKind
+from ictjax.ranges import Range
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFlags(Flags):
+    """How the model is held and sampled."""
+
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: as config.json says)"),
+    ] = None
+    """Of weights and activations."""
+    weights: Literal["float", "int8"] = "float"
+    """int8: matrices in 8 bits, a scale for every output; replies may differ."""
+    cache: CacheKind = "float"
+    """int8: keys and values in 8 bits, a scale for every position and head; replies may differ."""
+    guessed_tokens: Annotated[int, Range(0, 64)] = 0
+    """Tokens that a step guesses of a greedy reply, from what followed the same ones before: the
+    same replies, where much is repeated sooner."""
