@@ -303,6 +303,9 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         POCKET_MINIHACK.meta,
         contexts_per_iteration=4,
         games_per_context=2,
+        # Under a wrong prompt the actor obeys, and its games show nothing: there is more to learn
+        # from those of an actor that explores.
+        meta_turns=1,
         # Of games that were just read about a greedy actor wins again what it won, whatever it is
         # told that leaves it as it was: replays would pay for saying nothing.
         fresh_games=1,

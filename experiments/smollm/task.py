@@ -27,7 +27,7 @@ MINIHACK = TaskConfig(
         num_workers=1,
     ),
     # a dispatch takes seconds on two cores: worth waiting for all games to answer
-    rollout=RolloutConfig(max_steps=8, max_turn_tokens=40, gather_s=0.2),
+    rollout=RolloutConfig(max_steps=10, max_turn_tokens=40, gather_s=0.2),
 )
 REFLECTION = ReflectorConfig(
     style="short",
