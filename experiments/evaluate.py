@@ -31,74 +31,24 @@ from experiments.evaluation_games import (
     FamilyGames,
     TooFewGames,
     choose_games,
-    games_per_context,
     hashes_of_training,
 )
 from experiments.evaluation_parts import Deletion, Evaluator, PartKey, evaluation_key, part_keys
+from experiments.evaluation_report import protocol, summary
 from experiments.evaluation_results import FORMAT
 from experiments.limits import check_limits, check_meshes
 from experiments.manifest import describe_games, games_sha256
 from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
-from experiments.pretraining import unrecorded
 from experiments.protocol import last_prompts
 from experiments.report_data import read_evaluation
 from experiments.report_loops import loops
 from experiments.reward_signal import signal_of_run
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
-from experiments.summary import summarise
 from ictjax.hosts import Hosts, these_hosts
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
 from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig, to_dict
-
-PROTOCOL = {
-    "mean": "the share of TEST games won under the last prompt of each loop of reflection (run)",
-    "chosen": (
-        "the same of the prompt that won most SELECT games; with protocol paper most of these TEST"
-        " games, which reads too high, and nothing is claimed of it"
-    ),
-    "arms": "who writes the prompts of a loop: see docs/evaluation.md",
-    "splits": (
-        "train: families trained on; heldout: other families of that benchmark; transfer: families"
-        " of another benchmark"
-    ),
-    "overall": "the mean over the families of a split, each with the same weight",
-    "malformed_replies": (
-        "a reply without a usable prompt leaves the loop's prompt as it was, and is counted"
-    ),
-    "failed_episodes": "episodes the environment failed are left out of the means, and counted",
-}
-
-_COUNTS = {  # of parts, by their names in evaluation.json
-    "malformed_replies": "malformed",
-    "actor_failures": "actor_failures",
-    "failed_episodes": "failed_episodes",
-    "budget": "budget",
-}
-
-# What is true of one protocol alone.
-LABELS = {
-    "strict": {
-        "prompt_scored": (
-            "the last prompt of each loop; that chosen on SELECT games stands beside it"
-        ),
-        "states": (
-            "no initial state (by hash) occurs twice among STREAM, SELECT and TEST games, or in the"
-            " training of a run that is evaluated; the same games for all arms"
-        ),
-    },
-    "paper": {
-        "prompt_scored": (
-            "the last prompt of each loop; the best one stands beside it, chosen and reported on"
-            " the same games, which flatters it (protocol of arXiv 2605.20477)"
-        ),
-        "states": (
-            "no initial state (by hash) occurs among the STREAM games and among those that score,"
-            " or in the training of a run that is evaluated; the same games for all arms and runs"
-        ),
-    },
-}
 
 
 def evaluate(
@@ -141,137 +91,73 @@ def evaluate(
       ValueError: no such checkpoint, a missing model, limits or meshes that do not fit, a family
         with too few games, an arm that cannot be played, or damaged files of the run.
     """
-    played = config if task is None else config.on(task)
-    settings, evaluation = played.task.environment, config.evaluation
-    families = _families(config, played.task)
-    arms = tuple(dict.fromkeys(("initial", *evaluation.arms)))
-    environment = load_environment(settings.name, settings.options)
-    check_families(environment, tuple(families))
-    check_arms(arms, evaluation.endpoint.url)
-    expert = environment.expert_prompt if isinstance(environment, Advised) else ""
-    _check_playable(arms, tuple(families), expert or evaluation.expert_prompt, settings.name)
-    check_limits(played)
-    check_meshes(played)
-    check_evaluation_memory(played)
-    played = in_folders(played)
-    check_language(played)
-    games = describe_games(settings, environment)
-    about = {
-        "evaluation": dataclasses.asdict(evaluation),
-        "task": _what_is_played(played.task),
-        "games_sha256": games["games_sha256"],
-        "games_per_context": played.meta.games_per_context,
-        # whoever has no folder has a name at an endpoint
-        "models": {"actor": config.actor.model, **content_hashes(played)},
-    }
+    plan = _planned(config, task)
     hosts, run_dirs = these_hosts(), [run_dir, *others]
-    step, newest = _steps(run_dirs, played, name, step)
+    step, newest = _steps(run_dirs, plan.config, name, step)
     with contextlib.ExitStack() as stack:
-        pool = functools.cache(lambda: stack.enter_context(open_pool(settings)))
-        folders, drawn = _games(
-            run_dirs,
-            name,
-            {"step": step, **about},
-            played,
-            tuple(families),
-            environment,
-            pool,
-            console,
+        pool = functools.cache(lambda: stack.enter_context(open_pool(plan.environment_settings)))
+        folders, drawn = _games(run_dirs, name, step, plan, pool, console)
+        parts = _Parts(
+            keys=part_keys(plan.arms, tuple(plan.families), len(run_dirs)),
+            folders=folders,
+            games=drawn,
         )
-        parts = part_keys(arms, tuple(families), len(run_dirs))
-
-        def kept(part: PartKey) -> dict[str, Any] | None:
-            return folders[part.seed].part(part.arm, part.family, drawn[part.family])
-
-        if hosts.first:
-            for part in parts:
-                if kept(part) is None:
-                    folders[part.seed].adopt(part.arm, part.family, drawn[part.family], run_dirs)
-        hosts.meet()
-        missing = [PartKey(*part) for part in hosts.agree([p for p in parts if kept(p) is None])]
+        missing = parts.missing(run_dirs, hosts)
         unfinished = f" of {config.iterations}" if step < config.iterations else ""
         console.print(
-            f"Evaluating iteration {step}{unfinished}: {len(missing)} of {len(parts)} parts to"
+            f"Evaluating iteration {step}{unfinished}: {len(missing)} of {len(parts.keys)} parts to"
             f" play, kept in {', '.join(str(folder.run_dir / folder.name) for folder in folders)}.",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
+        taught = _taught(missing, run_dirs, config, step, folders, hosts)
+        for best in taught.values():
+            best.teach(console)
 
         def evaluator(progress: LiveProgress) -> Evaluator:
             return Evaluator(
-                config=played,
+                config=plan.config,
                 pool=pool(),
                 games=drawn,
                 folders=folders,
                 trained=lambda seed: (
                     newest[seed]
                     if seed in newest
-                    else restore_trained(run_dirs[seed], played, step)[1]
+                    else restore_trained(run_dirs[seed], plan.config, step)[1]
                 ),
                 taught=taught,
-                expert_prompt=expert,
+                expert_prompt=plan.expert_prompt,
                 hosts=hosts,
                 progress=progress,
             )
 
-        taught = {
-            seed: BestCandidates(
-                run_dirs[seed],
-                dataclasses.replace(in_folders(config), seed=read_run(run_dirs[seed]).seed),
-                step,
-                folders[seed].taught,
-            )
-            for seed in sorted({p.seed for p in missing if arm_named(p.arm).asks == "taught"})
-        }
-        if taught and hosts.count > 1:
-            raise ValueError(
-                "The arm sft-best is taught by one host: evaluate it on one first, with the same"
-                " flags, then its parts are there."
-            )
-        for best in taught.values():
-            best.teach(console)
         if missing:
-            done = len(parts) - len(missing)
+            total = len(parts.keys)
             with LiveProgress(
-                "evaluation", done=done, total=len(parts), console=console
+                "evaluation", done=total - len(missing), total=total, console=console
             ) as progress:
                 evaluator(progress).play(missing)
-        results: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for part in parts:
-            record = kept(part)
-            assert record is not None, f"{part.arm} on {part.family} was played"
-            results.setdefault((part.arm, part.family), []).append(record)
+        results = parts.results()
         last = {family: _last(results, family) for family in drawn}
         wanted = _still_whole(last, folders[0], drawn, hosts, deletions)
         if wanted:
-            texts = [d.prompt for of_family in wanted.values() for d in of_family]
-            num_sentences = sum(len(shortened(text)) for text in texts)
-            console.print(
-                f"Without one sentence: {num_sentences} sentences of {len(texts)} last prompts,"
-                f" {num_sentences * evaluation.test_games} games.",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say_deletions(wanted, config.evaluation.test_games, console)
             with LiveProgress("deletions", done=0, total=len(wanted), console=console) as progress:
                 evaluator(progress).play_deletions(wanted)
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
-        "protocol": {
-            **PROTOCOL,
-            **LABELS[evaluation.protocol],
-            **_protocol(played, step, run_dirs),
-        },
-        **_summary(results, families, name.removeprefix("evaluation").removeprefix("-")),
-        "environment": games,
+        "protocol": protocol(plan.config, step, run_dirs),
+        **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-")),
+        "environment": plan.games,
         "changes": list(changes),
     }
     if hosts.first:
         place = folders[0] if out is None else folders[0].moved(out)
         if out is not None:
             place.keep_games(drawn)
-            place.gather(parts, folders)
+            place.gather(parts.keys, folders)
         every = [record for records in results.values() for record in records]
         place.keep_prompts(
             (line for record in every for line in last_prompts(record)),
@@ -289,6 +175,130 @@ def evaluate(
         }
         place.finish(report)
     return report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is evaluated, found to fit together; nothing was played for it."""
+
+    config: TrainConfig  # on the task that is played, models in folders
+    families: Mapping[str, str]  # and the split of each
+    arms: tuple[str, ...]
+    environment: Environment
+    expert_prompt: str
+    games: Mapping[str, Any]  # about the environment's games, for the results
+    about: Mapping[str, Any]  # what parts must have in common, but for the step
+
+    @property
+    def environment_settings(self) -> EnvironmentConfig:
+        return self.config.task.environment
+
+
+def _planned(config: TrainConfig, task: TaskConfig | None) -> _Plan:
+    """Raises ValueError as `evaluate` does, for all that is wrong before games are drawn."""
+    played = config if task is None else config.on(task)
+    settings, evaluation = played.task.environment, config.evaluation
+    families = _families(config, played.task)
+    arms = tuple(dict.fromkeys(("initial", *evaluation.arms)))
+    environment = load_environment(settings.name, settings.options)
+    check_families(environment, tuple(families))
+    check_arms(arms, evaluation.endpoint.url)
+    expert = environment.expert_prompt if isinstance(environment, Advised) else ""
+    _check_playable(arms, tuple(families), expert or evaluation.expert_prompt, settings.name)
+    check_limits(played)
+    check_meshes(played)
+    check_evaluation_memory(played)
+    played = in_folders(played)
+    check_language(played)
+    games = describe_games(settings, environment)
+    return _Plan(
+        config=played,
+        families=families,
+        arms=arms,
+        environment=environment,
+        expert_prompt=expert,
+        games=games,
+        about={
+            "evaluation": dataclasses.asdict(evaluation),
+            "task": _what_is_played(played.task),
+            "games_sha256": games["games_sha256"],
+            "games_per_context": played.meta.games_per_context,
+            # whoever has no folder has a name at an endpoint
+            "models": {"actor": config.actor.model, **content_hashes(played)},
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """Every part of an evaluation, and where it is kept."""
+
+    keys: Sequence[PartKey]
+    folders: Sequence[EvaluationFolder]  # by number of the run
+    games: Mapping[str, FamilyGames]
+
+    def kept(self, part: PartKey) -> dict[str, Any] | None:
+        """The record of a part; None for one that is to be played."""
+        return self.folders[part.seed].part(part.arm, part.family, self.games[part.family])
+
+    def missing(self, run_dirs: Sequence[pathlib.Path], hosts: Hosts) -> list[PartKey]:
+        """Those to be played, after what other runs have played of them is taken over."""
+        if hosts.first:
+            for part in self.keys:
+                if self.kept(part) is None:
+                    games = self.games[part.family]
+                    self.folders[part.seed].adopt(part.arm, part.family, games, run_dirs)
+        hosts.meet()
+        missing = hosts.agree([part for part in self.keys if self.kept(part) is None])
+        return [PartKey(*part) for part in missing]
+
+    def results(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """The records of every (arm, family), in the order of the runs; nothing may be missing."""
+        results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for part in self.keys:
+            record = self.kept(part)
+            assert record is not None, f"{part.arm} on {part.family} was played"
+            results.setdefault((part.arm, part.family), []).append(record)
+        return results
+
+
+def _taught(
+    missing: Sequence[PartKey],
+    run_dirs: Sequence[pathlib.Path],
+    config: TrainConfig,
+    step: int,
+    folders: Sequence[EvaluationFolder],
+    hosts: Hosts,
+) -> dict[int, BestCandidates]:
+    """The reflectors that are to be taught for parts that ask one, by number of the run."""
+    taught = {
+        seed: BestCandidates(
+            run_dirs[seed],
+            dataclasses.replace(in_folders(config), seed=read_run(run_dirs[seed]).seed),
+            step,
+            folders[seed].taught,
+        )
+        for seed in sorted({p.seed for p in missing if arm_named(p.arm).asks == "taught"})
+    }
+    if taught and hosts.count > 1:
+        raise ValueError(
+            "The arm sft-best is taught by one host: evaluate it on one first, with the same flags,"
+            " then its parts are there."
+        )
+    return taught
+
+
+def _say_deletions(
+    wanted: Mapping[str, Sequence[Deletion]], test_games: int, console: Console
+) -> None:
+    texts = [deletion.prompt for of_family in wanted.values() for deletion in of_family]
+    num_sentences = sum(len(shortened(text)) for text in texts)
+    console.print(
+        f"Without one sentence: {num_sentences} sentences of {len(texts)} last prompts,"
+        f" {num_sentences * test_games} games.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _families(config: TrainConfig, task: TaskConfig) -> dict[str, str]:
@@ -346,18 +356,17 @@ def _steps(
 def _games(
     run_dirs: Sequence[pathlib.Path],
     name: str,
-    settings: Mapping[str, Any],
-    config: TrainConfig,
-    families: Sequence[str],
-    environment: Environment,
+    step: int,
+    plan: _Plan,
     pool: Callable[[], Pool],
     console: Console,
 ) -> tuple[list[EvaluationFolder], dict[str, FamilyGames]]:
     """Where every run keeps its parts, and the games of all of them: those that were drawn before,
     where they are the same for all runs and new to all of them, else drawn now.
     """
-    hosts, evaluation = these_hosts(), config.evaluation
-    seen = functools.cache(lambda number: hashes_of_training(run_dirs[number], settings["step"]))
+    hosts, evaluation, families = these_hosts(), plan.config.evaluation, tuple(plan.families)
+    seen = functools.cache(lambda number: hashes_of_training(run_dirs[number], step))
+    settings = {"step": step, **plan.about}
     seeds = sorted(read_run(run_dir).seed for run_dir in run_dirs) if len(run_dirs) > 1 else []
     # a setting of their own for runs that have been evaluated on other games before
     for own in (settings, {**settings, "seeds": seeds}):
@@ -380,7 +389,7 @@ def _games(
                 try:
                     if family not in agreed:
                         agreed[family] = choose_games(
-                            environment, pool(), config, family, of_all, key
+                            plan.environment, pool(), plan.config, family, of_all, key
                         )
                 except TooFewGames as error:
                     short += error.shortfalls
@@ -453,24 +462,6 @@ def _still_whole(
     }
 
 
-def _protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """What results say of how they were made."""
-    adopted = [run_dir for run_dir in run_dirs if "adopted" in read_manifest(run_dir)]
-    unknown_to_us = [*unrecorded(config), *(f"the adapter of {run_dir}" for run_dir in adopted)]
-    return {
-        **to_dict(config)["evaluation"],
-        "checkpoint": step,
-        "games_per_context": games_per_context(config),
-        "run_dirs": [str(run_dir) for run_dir in run_dirs],
-        "pretraining": (
-            f"not recorded of {', '.join(unknown_to_us)}: games they were taught with may be among"
-            " those played"
-            if unknown_to_us
-            else "games that the models were taught with are left out"
-        ),
-    }
-
-
 def changed_since(
     run_dir: pathlib.Path, config: TrainConfig, task: TaskConfig, environment: Environment
 ) -> list[str]:
@@ -512,38 +503,6 @@ def _split_of(config: TrainConfig, settings: EnvironmentConfig, family: str) -> 
     if settings.name != config.task.environment.name:
         return "transfer"
     return "train" if family in config.task.environment.train_families else "heldout"
-
-
-def _summary(
-    results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
-    families: Mapping[str, str],
-    task: str,
-) -> dict[str, Any]:
-    """The computed part of evaluation.json, with the counts of every part.
-
-    Args:
-      results: of every (arm, family), a record for each trained seed or a single one.
-      families: the split of each.
-      task: where another one is played than was trained on.
-    """
-    summary = summarise(results, families, f" of {task}" if task else "")
-    for family, numbers in summary["families"].items():
-        for name, field in _COUNTS.items():
-            numbers[name] = {
-                arm: _counts(of_arm, field)
-                for (arm, of_family), of_arm in results.items()
-                if of_family == family
-            }
-    return summary
-
-
-def _counts(results: Sequence[Mapping[str, Any]], name: str) -> int | dict[str, int]:
-    """A count of a part, or of each of its kinds, over trained seeds."""
-    counts = [result[name] for result in results]
-    if isinstance(counts[0], int):
-        return sum(counts)
-    kinds = dict.fromkeys(kind for count in counts for kind in count)
-    return {kind: sum(count.get(kind, 0) for count in counts) for kind in kinds}
 
 
 if __name__ == "__main__":
