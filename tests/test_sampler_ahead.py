@@ -151,6 +151,44 @@ def test_replies_go_on_beside_the_prompts_of_others(single, params, in_flight):
         assert sampler.stats.prefilled_tokens == len(short) + len(long)
 
 
+def test_shorter_prompts_share_the_dispatch_of_a_longer_one(single, params):
+    texts = [[4, 5], [6, 7], [8, 9], list(range(12))]
+    asked = {"max_new_tokens": 6, "stop_ids": ()}
+    expected = turn(single, texts, **asked)
+    rows = []
+    sizes = dataclasses.replace(ROWS, extend_buckets=(4, 16))
+    with Sampler(
+        MODEL, params, sizes, 0, watch=lambda _start, num_rows, _result: rows.append(num_rows)
+    ) as sampler:
+        replies = turn(sampler, texts, **asked)
+    assert [reply.ids for reply in replies] == [reply.ids for reply in expected]
+    assert set(rows) == {4}
+
+
+@pytest.mark.parametrize(("num_slots", "first"), [(5, 2), (4, 2), (3, 1)])
+def test_who_waits_behind_a_fork_takes_no_slot_of_it(params, num_slots, first):
+    """A fork waits for the prefix of its parent; whoever is behind it need not, if there is room
+    for both.
+    """
+    rows, places = [], []
+    sizes = dataclasses.replace(ROWS, num_slots=num_slots, row_buckets=(num_slots,))
+    with Sampler(
+        MODEL, params, sizes, 0, watch=lambda _start, num_rows, _result: rows.append(num_rows)
+    ) as sampler:
+        for text, forks in (([4, 5, 6, 7], 2), ([7, 8, 9], 0)):
+            parent = sampler.open(text)
+            places += [parent, *(sampler.fork(parent) for _ in range(forks))]
+        places.append(sampler.fork(places[1]))  # whose parent is not even in a slot
+        for place in places:
+            sampler.generate(place, request(place, stop_ids=()))
+        replies = {}
+        while len(replies) < len(places):
+            for reply in sampler.step():
+                replies[reply.conversation] = reply
+                sampler.close(reply.conversation)
+    assert rows[0] == first
+
+
 def test_what_is_closed_while_it_runs_disturbs_nobody(single, ahead):
     """Its place is taken at once, by one that has longer to go than what still runs there."""
     texts = np.random.default_rng(2).integers(0, 23, (8, 9)).tolist()

@@ -476,7 +476,7 @@ class Sampler:
             for seat in self._seats
             if seat is not None and (self._unfed(seat) > 0 or _ahead(seat))
         }
-        groups = self._groups(self._store.admit(working))
+        groups = self._together(self._groups(self._store.admit(working)))
         if self._flights and self._may_grow(groups):
             if not _is_over(self._flights[0]):
                 return self._take_finished()
@@ -484,7 +484,7 @@ class Sampler:
                 groups = []
         launched = False
         for group, length in groups:
-            riders = self._riders(group, groups) if length > 1 else []
+            riders = self._riders(group, groups, length) if length > 1 else []
             rows = self._with_room([self._row(seat, length) for seat in (*group, *riders)], working)
             if any(row.seat in group for row in rows):
                 self._launch(rows, length)
@@ -611,16 +611,19 @@ class Sampler:
         return conversation.length - self._store.cached(seat.slot) - (conversation.reply is None)
 
     def _assign_slots(self) -> None:
-        while self._queue and self._free:
-            waiting = self._queue[0]
+        forks = 0  # in front of the queue, whose prefix is being computed: slots are left for them
+        while forks < min(len(self._queue), len(self._free)):
+            waiting = self._queue[forks]
             if not self._is_open(waiting):
-                self._queue.popleft()
+                del self._queue[forks]
                 continue
-            parent_slot = None if waiting.parent is None else self._slots.get(waiting.parent)
-            if parent_slot is not None and self._store.cached(parent_slot) < waiting.shared - 1:
-                return  # its prefix is being computed
+            if waiting.parent in self._conversations:
+                slot = self._slots.get(waiting.parent)
+                if slot is None or self._store.cached(slot) < waiting.shared - 1:
+                    forks += 1
+                    continue
             self._take_slot(waiting.conversation)
-            self._queue.popleft()  # last: where the copy of its prefix fails, it waits on
+            del self._queue[forks]  # last: where the copy of its prefix fails, it waits on
 
     def _take_slot(self, conversation: _Conversation) -> None:
         slot = self._store.place(self._free, conversation.tokens, conversation.length)
@@ -658,24 +661,34 @@ class Sampler:
         ]
 
     def _riders(
-        self, group: list[_Seated], groups: Sequence[tuple[list[_Seated], int]]
+        self, group: list[_Seated], groups: Sequence[tuple[list[_Seated], int]], length: int
     ) -> list[_Seated]:
-        """Replies that go on in rows which a dispatch that appends tokens would leave empty: they
-        are computed anyway.
+        """Who needs fewer tokens than are appended, in rows which a dispatch would leave empty:
+        they are computed anyway.
         """
-        decoding = next((seats for seats, length in groups if length == 1), [])
         counts = collections.Counter(seat.slot // self._slots_per_shard for seat in group)
         places = self._num_rows(group)
         room = collections.Counter(
             {shard: places // self._shards - counts[shard] for shard in range(self._shards)}
         )
-        length = max(seat.conversation.length + _ahead(seat) for seat in group)
+        longest = max(seat.conversation.length + _ahead(seat) for seat in group)
+        shorter = [seat for seats, bucket in groups if bucket < length for seat in seats]
         return [
             seat
-            for seat in self._fitting(decoding, room)
+            for seat in self._fitting(shorter, room)
             # a longer one would make the others attend to more
-            if seat.conversation.length + _ahead(seat) <= length
+            if seat.conversation.length + _ahead(seat) <= longest
         ]
+
+    def _together(self, groups: list[tuple[list[_Seated], int]]) -> list[tuple[list[_Seated], int]]:
+        """The same in another order: if all of the first group append tokens and fit in empty rows
+        of a longer one, that one is first.
+        """
+        for at, (group, length) in enumerate(groups):
+            first, shorter = groups[0]
+            if 1 < shorter < length and set(first) <= set(self._riders(group, groups, length)):
+                return [groups[at], *groups[:at], *groups[at + 1 :]]
+        return groups
 
     def _chosen(self, group: list[_Seated]) -> list[_Seated]:
         """Those of a group that a dispatch has rows for."""
