@@ -315,10 +315,12 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     actor_sampler=SamplerConfig(
         num_slots=64,
         max_len=640,
-        extend_buckets=(32, 96),
+        extend_buckets=(32, 72),
         row_buckets=(8, 16, 32, 64),
         decode_steps=10,
-        extend_steps=24,  # a whole reply: games stay in step, and dispatches full
+        # A whole reply, which is read before the next: games stay in step, and dispatches full.
+        extend_steps=24,
+        max_in_flight=1,
         max_top_k=1,
         attended_buckets=(320, 640),
     ),
@@ -331,7 +333,7 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         max_top_k=1,
         attended_buckets=(640,),
     ),
-    optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=2),
+    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=2),
     learner=LearnerConfig(num_microbatches=4, positions_per_chunk=256),
     batch=BatchConfig(
         num_rows=4, replies_per_row=8, token_buckets=(768, 1152), response_buckets=(72,)

@@ -223,7 +223,7 @@ class ReflectorChats:
         if chance < 0.1:
             finding, told = _NO_FINDING.format(t=thing), EXPLORE
         else:
-            verb = rng.choice(used if used and chance < 0.35 else list(verbs.values()))
+            verb = rng.choice(used if used and chance < 0.55 else list(verbs.values()))
             finding = _FINDING.format(t=thing, v=verb)
             told = plain_wording(Lesson(thing=thing, manner=right.manner, verb=verb))
         reply = f"ANALYSIS: {finding}\nIMPROVED PROMPT: {HEADERS[1]} {told}"
