@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo demo-alfworld demo-seeds demo-lm-train test lint format bench clean help
+.PHONY: demo demo-alfworld demo-seeds demo-lm demo-lm-train test lint format bench clean help
 
 RUN ?= demo
 SEED ?=
@@ -41,6 +41,12 @@ demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 5, one table of all six, an
 	@for seed in 0 1 2 3 4 5; do $(MAKE) --no-print-directory demo RUN=seed$$seed SEED=$$seed; done
 	@$(VENV)/bin/ictjax compare $(addprefix runs/seed,0 1 2 3 4 5)
 	@$(VENV)/bin/ictjax evaluate --run-dir $(addprefix runs/seed,0 1 2 3 4 5)
+
+demo-lm: RUN = demo-lm
+demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate and report the SmolLM2 reflectors that ship, trained and untrained
+	@[ -e "runs/$(RUN)/config.json" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --adapter experiments/smollm/adapters/trained --run-dir "runs/$(RUN)"
+	@$(VENV)/bin/ictjax evaluate --run-dir "runs/$(RUN)"
+	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
 
 demo-lm-train: RUN = demo-lm-train
 demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (hours; resumable)

@@ -298,7 +298,7 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         lora=LoraConfig(rank=4, alpha=8.0),
     ),
     task=smollm.MINIHACK,
-    iterations=50,
+    iterations=10,
     meta=dataclasses.replace(
         POCKET_MINIHACK.meta,
         contexts_per_iteration=4,
