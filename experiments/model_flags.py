@@ -24,5 +24,4 @@ class ModelFlags(Flags):
     cache: CacheKind = "float"
     """int8: keys and values in 8 bits, a scale for every position and head; replies may differ."""
     guessed_tokens: Annotated[int, Range(0, 64)] = 0
-    """Tokens that a step guesses of a greedy reply, from what followed the same ones before: the
-    same replies, where much is repeated sooner."""
+    """Of a greedy reply in one step, by what followed the same tokens before; the same replies."""

@@ -340,7 +340,7 @@ SMOLLM2_MINIHACK = dataclasses.replace(
     ),
     evaluation=EvaluationConfig(
         runs=8,
-        meta_turns=2,
+        meta_turns=1,
         test_games=2,
         select_games=1,
         families=smollm.MINIHACK.environment.heldout_families,

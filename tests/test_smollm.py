@@ -1,4 +1,5 @@
 import collections
+import json
 import pathlib
 import random
 import re
@@ -183,10 +184,17 @@ def test_the_model_that_is_not_fetched_yet_is_named_with_the_command_that_fetche
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("role", ["actor", "reflector"])
+@pytest.mark.parametrize("role", ["actor", "reflector", "trained"])
 def test_the_adapters_that_ship_are_those_of_the_preset(role: str) -> None:
-    config = {"actor": SMOLLM2_MINIHACK.actor, "reflector": SMOLLM2_MINIHACK.reflector}[role]
-    folder = pathlib.Path(adapter_folder(config.adapter, ""))
+    named = {
+        "actor": SMOLLM2_MINIHACK.actor.adapter,
+        "reflector": SMOLLM2_MINIHACK.reflector.adapter,
+        "trained": "experiments/smollm/adapters/trained",  # of `make demo-lm`
+    }
+    folder = pathlib.Path(adapter_folder(named[role], ""))
+    assert json.loads((folder / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ].startswith("HuggingFaceTB/")
     lora, _ = load_adapter(folder, PUBLISHED[SMOLLM2])
     assert lora == SMOLLM2_MINIHACK.reflector.lora
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
