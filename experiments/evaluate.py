@@ -148,7 +148,7 @@ def evaluate(
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
-        "protocol": protocol(plan.config, step, run_dirs),
+        "protocol": protocol(plan.config, config, step, run_dirs),
         **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-")),
         "environment": plan.games,
         "changes": list(changes),

@@ -59,16 +59,22 @@ _LABELS = {
 }
 
 
-def protocol(config: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]) -> dict[str, Any]:
+def protocol(
+    config: TrainConfig, named: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]
+) -> dict[str, Any]:
     """What results say of how they were made.
 
     Args:
-      config: what was played.
+      config: what was played, models in folders.
+      named: the models as people wrote them.
       step: whose checkpoint was evaluated.
       run_dirs: the runs.
     """
     adopted = [run_dir for run_dir in run_dirs if "adopted" in read_manifest(run_dir)]
-    unknown_to_us = [*unrecorded(config), *(f"the adapter of {run_dir}" for run_dir in adopted)]
+    unknown_to_us = [
+        *unrecorded(config, named),
+        *(f"the adapter of {run_dir}" for run_dir in adopted),
+    ]
     return {
         **_PROTOCOL,
         **_LABELS[config.evaluation.protocol],

@@ -36,9 +36,16 @@ def taught_games(config: TrainConfig, environment: Environment, family: str) -> 
     return list(games)
 
 
-def unrecorded(config: TrainConfig) -> list[str]:
-    """The models and adapters of which nothing says what they were taught with."""
-    return [model for model in _models(config) if not _record(model).is_file()]
+def unrecorded(config: TrainConfig, named: TrainConfig | None = None) -> list[str]:
+    """The models and adapters of which nothing says what they were taught with.
+
+    Args:
+      config: models in folders.
+      named: the same as people wrote it, whose names are returned.
+    """
+    pairs = zip(_places(config), _places(named or config), strict=True)
+    found = (name for place, name in pairs if place and not _record(place).is_file())
+    return list(dict.fromkeys(found))
 
 
 def write_record(folder: pathlib.Path, taught: Mapping[str, Mapping[str, Any]]) -> None:
@@ -59,9 +66,13 @@ def entry(
 
 
 def _models(config: TrainConfig) -> list[str]:
+    return list(dict.fromkeys(filter(None, _places(config))))
+
+
+def _places(config: TrainConfig) -> list[str]:
+    """Of both models and both adapters; nothing where there is none."""
     roles = (config.actor, config.reflector)
-    named = [*(role.model for role in roles), *(role.adapter for role in roles)]
-    return list(dict.fromkeys(filter(None, named)))
+    return [*(role.model for role in roles), *(role.adapter for role in roles)]
 
 
 def _record(model: str) -> pathlib.Path:

@@ -108,12 +108,13 @@ def _sections(run: RunData) -> Iterator[Section | None]:
 def _header(run: RunData) -> Html:
     total = run.config.get("iterations")
     done = run.metrics[-1]["iteration"] if run.metrics else 0
-    kicker = [
-        html("ictjax run <b>{}</b>", run.folder.resolve().name),
-        html("{} of {}", done, counted(total, "iteration"))
-        if isinstance(total, int) and total
-        else html("{}", counted(done, "iteration")),
-    ]
+    if "adopted" in run.manifest:
+        trained = html("reflector trained elsewhere")
+    elif isinstance(total, int) and total:
+        trained = html("{} of {}", done, counted(total, "iteration"))
+    else:
+        trained = html("{}", counted(done, "iteration"))
+    kicker = [html("ictjax run <b>{}</b>", run.folder.resolve().name), trained]
     if "seed" in run.config:
         kicker.append(html("seed {}", run.config["seed"]))
     if games := games_played(run.manifest.get("environment", {})):

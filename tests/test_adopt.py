@@ -7,7 +7,7 @@ import chex
 import jax
 import pytest
 
-from experiments import evaluate, train
+from experiments import evaluate, report, train
 from experiments.commands import adopt
 from experiments.presets import FAKE_TINY, model_folder
 from experiments.run_dir import read_run
@@ -55,6 +55,9 @@ def test_an_adapter_becomes_a_run_that_is_evaluated(tmp_path, adapter, capsys):
     results = json.loads((run_dir / "evaluation.json").read_text())
     assert {"untrained", "trained"} <= results["families"]["bell"]["arms"].keys()
     assert f"the adapter of {run_dir}" in results["protocol"]["pretraining"]
+    report.main([f"--run-dir={run_dir}"])
+    page = (run_dir / "report.html").read_text()
+    assert "reflector trained elsewhere" in page and "0 of" not in page.partition("<h1")[0]
     capsys.readouterr()
     for command in (
         lambda: adopt.main([*_flags(adapter, run_dir), *_LORA_FLAGS]),

@@ -477,6 +477,8 @@ def test_games_that_models_were_taught_with_are_left_out(pool, tmp_path):
         str(tmp_path / "actor"), str(tmp_path / "reflector")
     )
     assert unrecorded(settings) == [settings.actor.model, settings.reflector.model]
+    # by the names that people gave them
+    assert unrecorded(settings, settings.with_models("a.gguf", "a.gguf")) == ["a.gguf"]
     held_out = FakeEnvironment().games("bell", "train")
     write_record(tmp_path, {"fake": entry({}, ["bell"], "train", 998)})
     assert unrecorded(settings) == []
