@@ -49,7 +49,7 @@ demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate and report the SmolLM2 reflec
 	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
 
 demo-lm-train: RUN = demo-lm-train
-demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (hours; resumable)
+demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (an hour; resumable)
 	$(call run,smollm2-minihack)
 
 $(SMOLLM2): | $(INSTALLED_GGUF)

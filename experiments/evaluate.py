@@ -95,7 +95,7 @@ def evaluate(
     hosts, run_dirs = these_hosts(), [run_dir, *others]
     step, newest = _steps(run_dirs, plan.config, name, step)
     with contextlib.ExitStack() as stack:
-        pool = functools.cache(lambda: stack.enter_context(open_pool(plan.environment_settings)))
+        pool = functools.cache(lambda: stack.enter_context(open_pool(plan.config.task.environment)))
         folders, drawn = _games(run_dirs, name, step, plan, pool, console)
         parts = _Parts(
             keys=part_keys(plan.arms, tuple(plan.families), len(run_dirs)),
@@ -188,10 +188,6 @@ class _Plan:
     expert_prompt: str
     games: Mapping[str, Any]  # about the environment's games, for the results
     about: Mapping[str, Any]  # what parts must have in common, but for the step
-
-    @property
-    def environment_settings(self) -> EnvironmentConfig:
-        return self.config.task.environment
 
 
 def _planned(config: TrainConfig, task: TaskConfig | None) -> _Plan:

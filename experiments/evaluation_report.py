@@ -103,15 +103,15 @@ def summary(
       families: the split of each.
       task: where another one is played than was trained on.
     """
-    summary = summarise(results, families, f" of {task}" if task else "")
-    for family, numbers in summary["families"].items():
+    numbers_of = summarise(results, families, f" of {task}" if task else "")
+    for family, numbers in numbers_of["families"].items():
         for name, field in _COUNTS.items():
             numbers[name] = {
                 arm: _counts(of_arm, field)
                 for (arm, of_family), of_arm in results.items()
                 if of_family == family
             }
-    return summary
+    return numbers_of
 
 
 def _counts(results: Sequence[Mapping[str, Any]], name: str) -> int | dict[str, int]:

@@ -181,7 +181,8 @@ class _Flight(NamedTuple):
 class Sampler:
     """Samples many conversations together; a context manager.
 
-    A conversation takes a slot when one is free, first come, first served, and keeps it until
+    A conversation takes a slot when one is free, first come, first served (a fork, whose
+    prefix is being computed, holds up nobody but those it would leave no slot), and keeps it until
     closed, so only new tokens are ever computed. A slot is a row of the KV cache, or, with a
     `page_size`, a place among those that share its pages (`page_store.PageStore`). A new
     conversation starts from the longest prefix that the cache, live or left behind, already holds.
