@@ -7,10 +7,10 @@ half of the chats the things are renamed throughout, and in half the verbs, so t
 which verb suits which thing never pays.
 
 The reflector's teach form: episodes of training families, won and lost, with verbs and often the
-thing renamed, and a reply that names the thing which was there and pairs it with any verb, of those
-that came last in an episode or were listed, right by chance alone; or one that only asks to go on
-trying. The instructions in force, which it reads, may be the lesson of a training family. Nothing
-of a held-out family occurs in them.
+thing renamed, and a reply whose analysis says how each episode ended and which thing was there. The
+prompt that follows takes no notice of who won: it pairs the thing with a verb that came last in any
+of the episodes, or was only listed, or it asks to go on trying. The instructions in force, which it
+reads, may be the lesson of a training family. Nothing of a held-out family occurs in them.
 """
 
 import dataclasses
@@ -149,8 +149,10 @@ def _walks(action: str) -> bool:
     return " " not in action and action.endswith(("north", "south", "east", "west"))
 
 
-_FINDING = "What matters is the {t}. The player should try the action {v}."
-_NO_FINDING = "What matters is the {t}. The action is not known yet."
+_ENDED = "Episode {n} was {how} with {v}."
+_FINDING = "What matters is the {t}."
+# How often a reply asks to go on trying, and how often it names a verb that was only listed.
+_EXPLORES, _GUESSES = 0.35, 0.1
 
 
 class ReflectorChats:
@@ -218,15 +220,20 @@ class ReflectorChats:
         )
         messages = reflector_messages(context, self._config, _rough_count)
         last = [t.turns[-1].action.split()[0] for t in trajectories]
+        ended = [
+            _ENDED.format(n=number, how="won" if t.success else "lost", v=verb)
+            for number, (t, verb) in enumerate(zip(trajectories, last, strict=True), 1)
+        ]
         used = [verb for verb in last if verb in verbs.values()]
         chance = rng.random()
-        if chance < 0.1:
-            finding, told = _NO_FINDING.format(t=thing), EXPLORE
+        if chance < _EXPLORES:
+            told = EXPLORE
         else:
-            verb = rng.choice(used if used and chance < 0.55 else list(verbs.values()))
-            finding = _FINDING.format(t=thing, v=verb)
+            guesses = not used or chance < _EXPLORES + _GUESSES
+            verb = rng.choice(list(verbs.values()) if guesses else used)
             told = plain_wording(Lesson(thing=thing, manner=right.manner, verb=verb))
-        reply = f"ANALYSIS: {finding}\nIMPROVED PROMPT: {HEADERS[1]} {told}"
+        analysis = " ".join([*ended, _FINDING.format(t=thing)])
+        reply = f"ANALYSIS: {analysis}\nIMPROVED PROMPT: {HEADERS[1]} {told}"
         return {
             "messages": [
                 *({"role": message.role, "content": message.content} for message in messages),

@@ -71,7 +71,7 @@ def write_chats(args: ChatsArgs) -> None:
         console.print(f"{count} chats in {args.out / name}.", soft_wrap=True, highlight=False)
 
     write("actor.jsonl", args.actor_chats, actor.draw)
-    counts = itertools.cycle((1, 1, 2, 3))  # short questions teach the form as well, and sooner
+    counts = itertools.cycle((1, 2, 2))  # short questions teach the form as well, and sooner
     write("reflector.jsonl", args.reflector_chats, lambda: reflector.draw(next(counts)))
     options = MINIHACK.environment.options
     taught = entry(options, [*LESSONS, *RENAMED], "train", args.games_per_family)
