@@ -340,6 +340,8 @@ def make_update(
       ValueError: the rows do not divide into the microbatches, or the reference is missing.
     """
     parts = learner_config.num_microbatches
+    # Nothing of a part whose replies all have no weight is in any sum: dead groups, and padding.
+    skips = config.dead_groups == "drop"
     logprobs = functools.partial(
         token_logprobs,
         functions,
@@ -410,22 +412,28 @@ def make_update(
         state: LearnerState, base: Params | None, parts_of_batch: _Part
     ) -> tuple[LearnerState, Metrics]:
         def accumulate(carry: Any, part: _Part) -> tuple[Any, None]:
-            grads, sums, maxima = carry
-            (_, (part_sums, part_maxima)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, base, part
-            )
-            grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, part_grads)
-            return (
-                as_weights(grads),
-                jax.tree.map(jnp.add, sums, part_sums),
-                jax.tree.map(jnp.maximum, maxima, part_maxima),
-            ), None
+            def added(carry: Any) -> Any:
+                grads, sums, maxima = carry
+                (_, (part_sums, part_maxima)), part_grads = jax.value_and_grad(
+                    loss_of, has_aux=True
+                )(state.params, base, part)
+                grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, part_grads)
+                return (
+                    as_weights(grads),
+                    jax.tree.map(jnp.add, sums, part_sums),
+                    jax.tree.map(jnp.maximum, maxima, part_maxima),
+                )
+
+            if not skips:
+                return added(carry), None
+            return jax.lax.cond(_counts(part.batch), added, lambda carry: carry, carry), None
 
         zero_grads = as_weights(
             jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         )
         zero_sums = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
         lowest = {name: jnp.full((), -jnp.inf, jnp.float32) for name in _MAXIMA}
+        lowest["sampler_gap_max"] = jnp.zeros((), jnp.float32)
         (grads, sums, maxima), _ = jax.lax.scan(
             accumulate, (zero_grads, zero_sums, lowest), parts_of_batch
         )
@@ -480,7 +488,14 @@ def make_update(
         split_batch = jax.tree.map(in_parts, batch)
 
         def frozen_logprobs(params: Params) -> Array:
-            return jax.lax.map(lambda part: logprobs(params, part)[0], split_batch)
+            def of_part(part: Batch[Array]) -> Array:
+                return logprobs(params, part)[0]
+
+            def skipping(part: Batch[Array]) -> Array:
+                nothing = jnp.zeros(part.target_br.shape, jnp.float32)
+                return jax.lax.cond(_counts(part), of_part, lambda _: nothing, part)
+
+            return jax.lax.map(skipping if skips else of_part, split_batch)
 
         parts_of_batch = _Part(
             batch=split_batch,
@@ -504,6 +519,11 @@ def make_update(
         return state, last | {"skipped": metrics["skipped"].sum()}
 
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _counts(part: Batch[Array]) -> Array:
+    """Whether any reply has weight."""
+    return (part.weight_b > 0).any()
 
 
 def state_shapes(

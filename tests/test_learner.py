@@ -186,6 +186,36 @@ def test_microbatches_padding_or_order_do_not_change_the_gradient(loss_normalisa
         chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-5)
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_parts_of_dropped_groups_are_not_computed(epochs):
+    computed = []
+
+    def watched(params, tokens_nt, seen):
+        jax.debug.callback(lambda tokens: computed.append(tokens.tolist()), tokens_nt)
+        return _grams(params, tokens_nt, seen)
+
+    batch = _batch(BatchConfig(num_rows=6, token_buckets=(16,), response_buckets=(8,)))
+    batch.advantage_b[1:3] = 0
+    batch.weight_b[1:3] = 0  # two dead groups, and two rows of padding
+    arguments = dict(functions=BIGRAM._replace(forward=watched))
+    results = []
+    for dead_groups in ("keep", "drop"):
+        computed.clear()
+        results.append(
+            _sgd_step(
+                dataclasses.replace(GRPO, dead_groups=dead_groups),
+                batch,
+                learner_config=LearnerConfig(num_microbatches=6, epochs=epochs),
+                **arguments,
+            )
+        )
+        jax.effects_barrier()
+        parts = 6 if dead_groups == "keep" else 2
+        # the reference's, those before the first of several epochs, and each epoch's
+        assert len(computed) == parts * (2 if epochs == 1 else 2 + epochs)
+    chex.assert_trees_all_close(*results, rtol=1e-6)
+
+
 def test_padding_does_not_change_the_gradient_of_the_transformer():
     params = init_params(MODEL, jax.random.key(0))
     arguments = dict(
