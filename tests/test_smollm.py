@@ -142,7 +142,7 @@ def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedG
             seen += 1
             said += bool(won & _words(parsed.system_prompt))
     assert len(told) > 100
-    assert 75 < explored < 135
+    assert 35 < explored < 90
     assert seen > 100 and said < 0.5 * seen, (seen, said)
 
 

@@ -152,7 +152,7 @@ def _walks(action: str) -> bool:
 _ENDED = "Episode {n} was {how} with {v}."
 _FINDING = "What matters is the {t}."
 # How often a reply asks to go on trying, and how often it names a verb that was only listed.
-_EXPLORES, _GUESSES = 0.35, 0.1
+_EXPLORES, _GUESSES = 0.2, 0.05
 
 
 class ReflectorChats:
@@ -188,7 +188,7 @@ class ReflectorChats:
         rng = self._rng
         family = rng.choice(sorted(self._games))
         kinds = self._games[family]
-        if kinds["wrong"] and rng.random() < 0.35:
+        if kinds["wrong"] and rng.random() < 0.25:
             first = rng.choice(kinds["wrong"])
             games = [game for game in kinds["wrong"] if game.lesson == first.lesson]
             prompt = f"{HEADERS[1]} {plain_wording(first.lesson)}" if first.lesson else ""
@@ -199,7 +199,7 @@ class ReflectorChats:
             prompt = prompts.MINIHACK["short"]
             if rng.random() < 0.4:
                 prompt = f"{HEADERS[1]} {rng.choice(told)}"
-        games = rng.sample(games, min(num_games, len(games)))
+        games = _sample_by_outcome(games, num_games, rng)
         right = TRAIN_LESSONS[family]
         thing = right.thing
         if right.manner == "take" and rng.random() < 0.7:
@@ -240,6 +240,18 @@ class ReflectorChats:
                 {"role": "assistant", "content": reply},
             ]
         }
+
+
+def _sample_by_outcome(
+    games: Sequence[PlayedGame], count: int, rng: random.Random
+) -> list[PlayedGame]:
+    """Different games, won and lost ones as often where there are enough of both."""
+    left = {won: [game for game in games if game.success == won] for won in (False, True)}
+    drawn = []
+    for _ in range(min(count, len(games))):
+        of = left[rng.random() < 0.5] or left[False] or left[True]
+        drawn.append(of.pop(rng.randrange(len(of))))
+    return drawn
 
 
 def _rough_count(messages: Sequence[Message]) -> int:
