@@ -135,8 +135,7 @@ def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedG
         ]
         assert parsed.analysis.startswith(" ".join(ended))
         # the prompt is not what won
-        if lessons.EXPLORE in parsed.system_prompt:
-            explored += 1
+        explored += lessons.EXPLORE in parsed.system_prompt
         won = {verb for (_, how, _), verb in zip(episodes, last, strict=True) if how == "won"}
         if won:
             seen += 1

@@ -8,15 +8,17 @@ which verb suits which thing never pays.
 
 The reflector's teach form: episodes of training families, won and lost, with verbs and often the
 thing renamed, and a reply whose analysis says how each episode ended and which thing was there. The
-prompt that follows takes no notice of who won: it pairs the thing with a verb that came last in any
-of the episodes, or was only listed, or it asks to go on trying. The instructions in force, which it
-reads, may be the lesson of a training family. Nothing of a held-out family occurs in them.
+prompt that follows pairs the thing with a verb that came last in any of the episodes, won or lost,
+or was only listed; or it asks to go on trying, more often where none was won. The instructions in
+force, which it reads, may be the lesson of a training family. Nothing of a held-out family occurs
+in them.
 """
 
 import dataclasses
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from envs import prompts
@@ -151,8 +153,10 @@ def _walks(action: str) -> bool:
 
 _ENDED = "Episode {n} was {how} with {v}."
 _FINDING = "What matters is the {t}."
-# How often a reply asks to go on trying, and how often it names a verb that was only listed.
-_EXPLORES, _GUESSES = 0.2, 0.05
+# How often a reply asks to go on trying, where an episode was won and where none was; and how often
+# it names a verb that was only listed.
+_EXPLORES: Mapping[bool, float] = MappingProxyType({True: 0.1, False: 0.5})
+_GUESSES = 0.05
 
 
 class ReflectorChats:
@@ -225,11 +229,12 @@ class ReflectorChats:
             for number, (t, verb) in enumerate(zip(trajectories, last, strict=True), 1)
         ]
         used = [verb for verb in last if verb in verbs.values()]
+        explores = _EXPLORES[any(t.success for t in trajectories)]
         chance = rng.random()
-        if chance < _EXPLORES:
+        if chance < explores:
             told = EXPLORE
         else:
-            guesses = not used or chance < _EXPLORES + _GUESSES
+            guesses = not used or chance < explores + _GUESSES
             verb = rng.choice(list(verbs.values()) if guesses else used)
             told = plain_wording(Lesson(thing=thing, manner=right.manner, verb=verb))
         analysis = " ".join([*ended, _FINDING.format(t=thing)])
