@@ -317,7 +317,8 @@ def make_update(
 
     `base` is what is never trained: the reference policy of the KL term, and the trunk of an
     adapter. It may be shared with samplers (it is not donated), must not share buffers with the
-    state, and may be None when neither use is there. Gradients are of `state.params` alone.
+    state, and may be None when neither use is there. Gradients are of `state.params` alone. With
+    `dead_groups` "drop", microbatches without any reply that has weight are not computed.
 
     The old log-probabilities are recomputed here from the weights the update starts with, so the
     result depends on (state, base, batch) and not on how the sampler batched: unless `correction`
