@@ -90,7 +90,9 @@ def same_metrics(one, other):
         assert before.keys() == now.keys()
         for name in before.keys() - {"time"}:
             if name.startswith(ROUNDED):
-                np.testing.assert_allclose(now[name], before[name], rtol=1e-4, atol=1e-6)
+                # Adam divides a gradient by its own size: where it is rounding, so is the step
+                rtol = 1e-3 if name == "update_norm" else 1e-4
+                np.testing.assert_allclose(now[name], before[name], rtol=rtol, atol=1e-6)
             else:
                 assert now[name] == before[name], name
 

@@ -117,7 +117,8 @@ def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedG
     trained = [game for game in games if game.family in lessons.TRAIN_LESSONS]
     rows = chats.ReflectorChats(trained, SMOLLM2_MINIHACK.reflection, seed=0)
     told = collections.Counter[str]()
-    seen = said = explored = 0
+    seen, explored = collections.Counter[bool](), collections.Counter[bool]()  # was one won?
+    said = 0
     for _ in range(300):
         chat = rows.draw(2)
         assert not chats.mentions_held_out(chat)
@@ -135,14 +136,14 @@ def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedG
         ]
         assert parsed.analysis.startswith(" ".join(ended))
         # the prompt is not what won
-        explored += lessons.EXPLORE in parsed.system_prompt
         won = {verb for (_, how, _), verb in zip(episodes, last, strict=True) if how == "won"}
-        if won:
-            seen += 1
-            said += bool(won & _words(parsed.system_prompt))
+        seen[bool(won)] += 1
+        explored[bool(won)] += lessons.EXPLORE in parsed.system_prompt
+        said += bool(won & _words(parsed.system_prompt))
     assert len(told) > 100
-    assert 35 < explored < 90
-    assert seen > 100 and said < 0.5 * seen, (seen, said)
+    assert 0.02 < explored[True] / seen[True] < 0.2, (seen, explored)
+    assert 0.35 < explored[False] / seen[False] < 0.65, (seen, explored)
+    assert seen[True] > 100 and said < 0.5 * seen[True], (seen, said)
 
 
 def test_what_mentions_a_heldout_lesson_is_found() -> None:
