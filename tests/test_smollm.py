@@ -193,13 +193,14 @@ def test_the_model_that_is_not_fetched_yet_is_named_with_the_command_that_fetche
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("role", ["actor", "reflector", "trained", "reader"])
+@pytest.mark.parametrize("role", ["actor", "reflector", "trained", "reader", "reader_trained"])
 def test_the_adapters_that_ship_are_of_the_preset_s_shape(role: str) -> None:
     named = {
         "actor": SMOLLM2_MINIHACK.actor.adapter,
         "reflector": SMOLLM2_MINIHACK.reflector.adapter,
         "trained": "experiments/smollm/adapters/trained",  # of `make demo-lm`
         "reader": "experiments/smollm/adapters/reader",  # what to train from next
+        "reader_trained": "experiments/smollm/adapters/reader_trained",
     }
     folder = pathlib.Path(adapter_folder(named[role], ""))
     assert json.loads((folder / "adapter_config.json").read_text())[
