@@ -43,13 +43,13 @@ demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 5, one table of all six, an
 	@$(VENV)/bin/ictjax evaluate --run-dir $(addprefix runs/seed,0 1 2 3 4 5)
 
 demo-lm: RUN = demo-lm
-demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate and report the SmolLM2 reflectors that ship, trained and untrained
-	@[ -e "runs/$(RUN)/config.json" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --adapter experiments/smollm/adapters/trained --run-dir "runs/$(RUN)"
-	@$(VENV)/bin/ictjax evaluate --run-dir "runs/$(RUN)"
+demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate the SmolLM2 reflectors that ship, untrained and of three trained seeds
+	@for seed in 0 1 2; do [ -e "runs/$(RUN)$$seed/config.json" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --seed $$seed --adapter experiments/smollm/adapters/trained$$seed --run-dir "runs/$(RUN)$$seed"; done
+	@$(VENV)/bin/ictjax evaluate --run-dir $(foreach seed,0 1 2,"runs/$(RUN)$(seed)") --out "runs/$(RUN)"
 	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
 
 demo-lm-train: RUN = demo-lm-train
-demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (an hour; resumable)
+demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (50 minutes; resumable)
 	$(call run,smollm2-minihack)
 
 $(SMOLLM2): | $(INSTALLED_GGUF)

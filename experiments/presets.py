@@ -298,19 +298,22 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         lora=LoraConfig(rank=4, alpha=8.0),
     ),
     task=smollm.MINIHACK,
-    iterations=10,
+    iterations=16,
     meta=dataclasses.replace(
         POCKET_MINIHACK.meta,
-        contexts_per_iteration=4,
+        contexts_per_iteration=8,
         games_per_context=2,
         # Under a wrong prompt the actor obeys, and its games show nothing: there is more to learn
         # from those of an actor that explores.
         meta_turns=1,
         # Of games that were just read about a greedy actor wins again what it won, whatever it is
         # told that leaves it as it was: replays would pay for saying nothing.
-        fresh_games=1,
+        fresh_games=2,
         replay_weight=0.0,
     ),
+    # Scaled by their deviation, the rewards of contexts without a win count as much as those of the
+    # others: what is right there, to go on trying, is then said everywhere (docs/smollm2.md).
+    grpo=dataclasses.replace(POCKET_MINIHACK.grpo, advantage="mean", kl_coefficient=0.15),
     reflection=smollm.REFLECTION,
     actor_sampler=SamplerConfig(
         num_slots=64,
@@ -325,18 +328,18 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         attended_buckets=(320, 640),
     ),
     reflector_sampler=SamplerConfig(
-        num_slots=32,
+        num_slots=64,
         max_len=640,
         extend_buckets=(256,),
-        row_buckets=(4, 32),
+        row_buckets=(8, 64),
         decode_steps=16,
         max_top_k=1,
         attended_buckets=(640,),
     ),
-    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=2),
-    learner=LearnerConfig(num_microbatches=4, positions_per_chunk=256),
+    optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=1),
+    learner=LearnerConfig(num_microbatches=8, positions_per_chunk=256),
     batch=BatchConfig(
-        num_rows=4, replies_per_row=8, token_buckets=(768, 1152), response_buckets=(72,)
+        num_rows=8, replies_per_row=8, token_buckets=(896, 1152), response_buckets=(72,)
     ),
     evaluation=EvaluationConfig(
         runs=8,

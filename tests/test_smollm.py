@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from envs.api import GameId, Outcome
 from envs.minihack import MiniHack
 from envs.minihack.families import MARK
 from envs.minihack.renamed import renaming
@@ -16,9 +17,10 @@ from experiments.pocket.lessons import EQUIVALENT_VERBS, Lesson
 from experiments.presets import SMOLLM2, SMOLLM2_MINIHACK, adapter_folder
 from experiments.pretraining import taught_games
 from experiments.shapes import PUBLISHED
-from experiments.smollm import chats, lessons, play
+from experiments.smollm import chats, lessons, named, play
 from ictjax.actions import parse_react
 from ictjax.models.peft import load_adapter
+from ictjax.records import Context, Trajectory, Turn, to_json
 from ictjax.reflector import parse_reply
 
 
@@ -193,16 +195,15 @@ def test_the_model_that_is_not_fetched_yet_is_named_with_the_command_that_fetche
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("role", ["actor", "reflector", "trained", "reader", "reader_trained"])
+@pytest.mark.parametrize("role", ["actor", "reflector", "trained0", "trained1", "trained2"])
 def test_the_adapters_that_ship_are_of_the_preset_s_shape(role: str) -> None:
-    named = {
+    of_role = {
         "actor": SMOLLM2_MINIHACK.actor.adapter,
         "reflector": SMOLLM2_MINIHACK.reflector.adapter,
-        "trained": "experiments/smollm/adapters/trained",  # of `make demo-lm`
-        "reader": "experiments/smollm/adapters/reader",  # what to train from next
-        "reader_trained": "experiments/smollm/adapters/reader_trained",
+        # of `make demo-lm`, by seed
+        **{f"trained{seed}": f"experiments/smollm/adapters/trained{seed}" for seed in range(3)},
     }
-    folder = pathlib.Path(adapter_folder(named[role], ""))
+    folder = pathlib.Path(adapter_folder(of_role[role], ""))
     assert json.loads((folder / "adapter_config.json").read_text())[
         "base_model_name_or_path"
     ].startswith("HuggingFaceTB/")
@@ -216,3 +217,117 @@ def test_games_that_taught_are_left_out_of_evaluations() -> None:
     environment = MiniHack(**task.options)
     for family in (*lessons.LESSONS, *task.train_families):
         assert len(taught_games(SMOLLM2_MINIHACK, environment, family)) == 60
+
+
+def _context(*endings: tuple[str, bool]) -> Context:
+    """Games of two turns that end with these verbs, won or lost."""
+    turns = lambda verb: tuple(  # noqa: E731
+        Turn(observation="A robe.", actions=(), reply="", thought="", action=action, reward=0.0)
+        for action in ("pickup", f"{verb} robe")
+    )
+    return Context(
+        loop=0,
+        meta_turn=0,
+        family="wear",
+        system_prompt="",
+        trajectories=tuple(
+            Trajectory(
+                game=GameId(env="minihack", family="wear", key=str(index)),
+                system_prompt="",
+                turns=turns(verb),
+                outcome=Outcome.SUCCESS if won else Outcome.STEP_LIMIT,
+                final_observation="",
+                state_hash="",
+            )
+            for index, (verb, won) in enumerate(endings)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [
+        ("When you see the robe, pick it up and wear it.", "won"),
+        ("When you see the robe, pick it up and Zap it.", "lost"),
+        ("You play short NetHack games. Try the verbs in turn.", "try"),
+        ("When you see the robe, pick it up and wearing it.", "other"),
+        ("", "other"),
+    ],
+)
+def test_what_a_prompt_names(prompt: str, kind: str) -> None:
+    assert named.named(_context(("zap", False), ("wear", True)), prompt) == kind
+
+
+def test_putting_on_is_named_in_words() -> None:
+    context = _context(("puton", True), ("zap", False))
+    for text in ("pick it up and put it on.", "puton the robe", "Put on the robe."):
+        assert named.named(context, text) == "won"
+    assert named.named(context, "pick it up and put it down.") == "other"
+
+
+@pytest.mark.parametrize(
+    ("analysis", "right"),
+    [
+        ("Episode 1 was lost with zap. Episode 2 was won with wear. What matters ...", True),
+        ("Episode 1 was won with zap. Episode 2 was won with wear.", False),
+        ("Episode 1 was lost with zap.", False),
+        ("", False),
+    ],
+)
+def test_what_an_analysis_tells(analysis: str, right: bool) -> None:
+    context = _context(("zap", False), ("wear", True))
+    assert named.tells_how_it_ended(context, analysis) == right
+
+
+def test_a_run_s_prompts_are_counted(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contexts = [_context(("zap", False), ("wear", True)), _context(("zap", False), ("eat", False))]
+    replies = [
+        (0, "pick it up and wear it", 1.0),
+        (0, "pick it up and wear it", 0.5),
+        (0, "pick it up and zap it", 0.0),
+        (0, None, None),
+        (1, "Try the verbs in turn.", 0.5),
+    ]
+    for folder, lines in (
+        ("contexts", map(to_json, contexts)),
+        (
+            "prompts",
+            (
+                json.dumps(
+                    {
+                        "iteration": 3,
+                        "family": "wear",
+                        "context": context,
+                        "system_prompt": prompt,
+                        "analysis": "Episode 1 was lost with zap. Episode 2 was won with wear.",
+                        "reward": reward,
+                    }
+                )
+                for context, prompt, reward in replies
+            ),
+        ),
+    ):
+        path = tmp_path / folder / "iteration_00003.jsonl"
+        path.parent.mkdir()
+        path.write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path / "metrics.jsonl").touch()
+    named.main([f"--run-dir={tmp_path}", "--block=2"])
+    won, none = (
+        re.findall(r"3-4[^\n]*", table) for table in capsys.readouterr().out.split("none was")
+    )
+    assert re.findall(r"[\d()]+", won[0]) == (
+        ["3", "4", "4", "100", "50", "(75)", "25", "(0)", "0", "25", "(0)"]
+    )
+    assert re.findall(r"[\d()]+", none[0]) == ["3", "4", "1", "0", "0", "100", "(50)", "0"]
+
+
+def test_a_folder_without_prompts_is_named(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(SystemExit) as ended:
+        named.main([f"--run-dir={tmp_path}"])
+    assert ended.value.code == 2
+    assert f"{tmp_path} holds no reflections" in capsys.readouterr().err
