@@ -311,8 +311,8 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         fresh_games=2,
         replay_weight=0.0,
     ),
-    # Scaled by their deviation, the rewards of contexts without a win count as much as those of the
-    # others: what is right there, to go on trying, is then said everywhere (docs/smollm2.md).
+    # Divided by their deviation and with less KL, the rewards of contexts without a win take over:
+    # what is right there, to go on trying, is soon said everywhere (docs/smollm2.md).
     grpo=dataclasses.replace(POCKET_MINIHACK.grpo, advantage="mean", kl_coefficient=0.15),
     reflection=smollm.REFLECTION,
     actor_sampler=SamplerConfig(

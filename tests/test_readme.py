@@ -58,6 +58,11 @@ SHORTENED = (
         "the other rules: test_contract.py",
     ),
     (
+        ".venv/bin/python -m experiments.smollm.named",
+        "--help",
+        "a run of half an hour; test_smollm.py counts prompts",
+    ),
+    (
         ".venv/bin/python -m experiments.smollm.write_chats",
         "--games-per-family 1 --actor-chats 5 --reflector-chats 5",
         "a minute",
@@ -76,7 +81,7 @@ NOT_RUN = {
 # Runs that pages go on with; here all are the run of the first block of docs/use.md.
 FIRST = "runs/tiny"
 PAPER = tuple(f"paper-{name}-k{k}" for name in ("alfworld", "minihack") for k in (3, 5))
-RUNS = ("qwen", "demo", "demo-lm", "second", "other", "house", *PAPER)
+RUNS = ("qwen", "demo", "second", "other", "house", *PAPER)
 
 
 class Block(NamedTuple):

@@ -105,18 +105,16 @@ def of_evaluation(run_dir: pathlib.Path) -> Iterator[tuple[str, Reflection]]:
     damaged file.
     """
     from experiments.report_data import load_run
+    from experiments.report_loops import loops
     from ictjax.records import context_from_dict
 
     for evaluation in load_run(run_dir).evaluations[:1]:
-        contexts = {
-            (arm, family, row["loop"], row["meta_turn"]): context_from_dict(row)
-            for (arm, family), rows in evaluation.contexts.items()
-            for row in rows
-        }
-        for row in evaluation.turns:
-            place = (row["arm"], row["family"], row["run"], row["turn"] - 1)
-            if row["arm"] != "initial" and place in contexts:
-                yield row["arm"], _reflection(contexts[place], row, row["success"])
+        for loop in loops(evaluation):
+            for row in loop.prompts:
+                context = loop.contexts.get(row["turn"] - 1)
+                if loop.arm != "initial" and context is not None:
+                    read = context_from_dict(context)
+                    yield loop.arm, _reflection(read, row, row["success"])
 
 
 def _reflection(context: Context, row: Mapping[str, Any], reward: float | None) -> Reflection:
