@@ -49,7 +49,7 @@ demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate the SmolLM2 reflectors that s
 	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
 
 demo-lm-train: RUN = demo-lm-train
-demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (50 minutes; resumable)
+demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (45 minutes; resumable)
 	$(call run,smollm2-minihack)
 
 $(SMOLLM2): | $(INSTALLED_GGUF)
