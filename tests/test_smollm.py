@@ -249,7 +249,7 @@ def _context(*endings: tuple[str, bool]) -> Context:
     [
         ("When you see the robe, pick it up and wear it.", "won"),
         ("When you see the robe, pick it up and Zap it.", "lost"),
-        ("You play short NetHack games. Try the verbs in turn.", "try"),
+        ("You play short NetHack games. Try the verbs in turn.", "go on"),
         ("When you see the robe, pick it up and wearing it.", "other"),
         ("", "other"),
     ],
@@ -321,6 +321,12 @@ def test_a_run_s_prompts_are_counted(
         ["3", "4", "4", "100", "50", "(75)", "25", "(0)", "0", "25", "(0)"]
     )
     assert re.findall(r"[\d()]+", none[0]) == ["3", "4", "1", "0", "0", "100", "(50)", "0"]
+    contexts_file = tmp_path / "contexts" / "iteration_00003.jsonl"
+    contexts_file.unlink()
+    with pytest.raises(SystemExit) as ended:
+        named.main([f"--run-dir={tmp_path}"])
+    assert ended.value.code == 2
+    assert f"{contexts_file} does not hold a context of" in capsys.readouterr().err
 
 
 def test_a_folder_without_prompts_is_named(

@@ -27,8 +27,7 @@ _DESCRIPTION = (
     " name a verb that a game of their context was won with, one that a game was lost with, or ask"
     " to go on trying; and how many analyses tell rightly how each game ended."
 )
-KINDS = ("won", "lost", "try", "other")
-_HEADINGS: Mapping[str, str] = {"won": "won", "lost": "lost", "try": "go on", "other": "other"}
+KINDS = ("won", "lost", "go on", "other")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Reflection:
     context: Context
     analysis: str
     system_prompt: str  # empty where the reply was malformed
-    reward: float | None  # share of games won under it
+    reward: float  # share of games won under it, in [0, 1]; 0 where none was played
 
 
 def named(context: Context, system_prompt: str) -> str:
@@ -57,7 +56,7 @@ def named(context: Context, system_prompt: str) -> str:
     """
     text = system_prompt.lower()
     if EXPLORE.lower().rstrip(".") in text:
-        return "try"
+        return "go on"
     words = set(re.findall("[a-z]+", re.sub(r"\bput (it )?on\b", "puton", text)))
     verbs: dict[bool, set[str]] = {True: set(), False: set()}
     for verb, won in _endings(context):
@@ -88,16 +87,21 @@ def _endings(context: Context) -> list[tuple[str, bool]]:
 
 
 def of_training(run_dir: pathlib.Path) -> Iterator[tuple[int, Reflection]]:
-    """Iteration and reply, of all candidates of a run. Raises ValueError for a damaged file."""
+    """Iteration and reply, of all candidates of a run. Raises ValueError for a damaged file, and
+    where the contexts of an iteration are missing.
+    """
     from ictjax.json_lines import read_records
     from ictjax.records import context_from_dict
 
     for path in sorted((run_dir / "prompts").glob("iteration_*.jsonl")):
-        contexts = [
-            context_from_dict(row) for row in read_records(run_dir / "contexts" / path.name).values
-        ]
+        read = run_dir / "contexts" / path.name
+        contexts = dict(enumerate(context_from_dict(row) for row in read_records(read).values))
         for row in read_records(path).values:
-            yield row["iteration"], _reflection(contexts[row["context"]], row, row["reward"])
+            if (context := contexts.get(row.get("context"))) is None:
+                raise ValueError(
+                    f"{read} does not hold a context of {path}: restore it, or leave out {run_dir}."
+                )
+            yield row["iteration"], _reflection(context, row, row["reward"])
 
 
 def of_evaluation(run_dir: pathlib.Path) -> Iterator[tuple[str, Reflection]]:
@@ -122,7 +126,7 @@ def _reflection(context: Context, row: Mapping[str, Any], reward: float | None) 
         context=context,
         analysis=row["analysis"] or "",
         system_prompt=row["system_prompt"] or "",
-        reward=reward,
+        reward=reward or 0.0,
     )
 
 
@@ -135,14 +139,14 @@ def table_of(groups: Mapping[str, Sequence[Reflection]], *, won: bool) -> "Table
         title=f"What prompts name where {'a game' if won else 'none'} was won, %",
         caption="In brackets: games won under these prompts, %. read: analyses that are right.",
     )
-    for column in ("iterations or arm", "n", "read", *(_HEADINGS[kind] for kind in kinds)):
+    for column in ("iterations or arm", "n", "read", *kinds):
         table.add_column(column, justify="right" if table.columns else "left")
     for group, replies in groups.items():
         of_kind: dict[str, list[float]] = {kind: [] for kind in kinds}
         read = 0
         for one in replies:
             if any(episode.success for episode in one.context.trajectories) == won:
-                of_kind[named(one.context, one.system_prompt)].append(one.reward or 0.0)
+                of_kind[named(one.context, one.system_prompt)].append(one.reward)
                 read += tells_how_it_ended(one.context, one.analysis)
         total = sum(map(len, of_kind.values()))
         if total:
