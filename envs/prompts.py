@@ -25,6 +25,14 @@ _TASKS = (
     ("cool", "bring it to the fridge and cool it"),
     ("two", "carry both to the place and put them"),
 )
+_TASK_VERBS = (
+    ("put", "put"),
+    ("look", "use"),
+    ("clean", "clean"),
+    ("heat", "heat"),
+    ("cool", "cool"),
+    ("two", "put"),
+)
 
 ANY_GAME = """\
 You play a text game. Every turn shows you what happened and what you may do; reach the goal of \
@@ -65,6 +73,8 @@ in exactly this form:
 
 Thought: <your reasoning, in one or two sentences>
 Action: <one action, word for word from the list>""",
+        "short": """\
+You do household tasks, one action a turn. Answer with a line Thought: and a line Action:.""",
         "compact": "you do a household task . think , then act .",
     }
 )
@@ -118,6 +128,12 @@ First find the thing: go to one place after the other, and open what is closed. 
 - heat: go to the microwave, heat it there, then put it in its place.
 - cool: go to the fridge, cool it there, then put it in its place.
 - two things: bring the first to its place, then look for the second and bring it there too.""",
+        "short": " ".join(
+            [
+                "You do household tasks.",
+                *(f"When the task is {t}, pick it up and {v} it." for t, v in _TASK_VERBS),
+            ]
+        ),
         "compact": " ".join(
             ["you do a household task .", *(f"task {t} : {rest} ." for t, rest in _TASKS)]
         ),

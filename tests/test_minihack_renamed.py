@@ -5,9 +5,10 @@ import pytest
 from envs.api import GameId, Outcome
 from envs.contract import check_environment
 from envs.minihack import FAMILIES, MiniHack
-from envs.minihack.renamed import LABELS, RenamedGame, rename_verbs, renaming
+from envs.minihack.renamed import RenamedGame, rename_verbs, renaming
 from envs.minihack.text import OFFERED
 from envs.minihack.verbs import Command, parse
+from envs.renamings import LABELS
 
 
 @pytest.fixture(scope="module")

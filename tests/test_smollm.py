@@ -8,9 +8,9 @@ import pytest
 
 from envs.api import GameId, Outcome
 from envs.minihack import MiniHack
-from envs.minihack.families import MARK
 from envs.minihack.renamed import renaming
 from envs.minihack.text import OFFERED
+from envs.renamings import MARK
 from experiments import train
 from experiments.pocket.data import PlayedGame
 from experiments.pocket.lessons import EQUIVALENT_VERBS, Lesson

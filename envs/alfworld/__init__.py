@@ -12,13 +12,14 @@ from envs.alfworld import generate, index
 from envs.alfworld.sources import open_source
 from envs.alfworld.tables import FAMILIES
 from envs.api import Game, GameId
+from envs.renamings import base_family, parse_count, with_renamed
 
 __all__ = ["FAMILIES", "ALFWorld"]
 
 _SPLITS = ("train", "select", "test")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine": ("python", "textworld"),
-    "text": ("full", "compact"),
+    "text": ("full", "short", "compact"),
     "test": ("auto", "valid_seen", "valid_unseen"),
     "rooms": tuple(generate.ROOMS),
 }
@@ -35,7 +36,10 @@ class ALFWorld:
       "auto" these are generated.
     - `test`: the official split behind "test": "auto" takes valid_unseen where it is present, else
       valid_seen.
-    - `text`: "full" is the official wording, "compact" is for tiny word-level models.
+    - `text`: "full" is the official wording, "short" (small language models) and "compact" (tiny
+      word-level models) take coarser actions.
+    - `renamings`: with the short style every family comes again so many times with verbs of other
+      names (`envs.renamings`): `clean~0`, `clean~1`, ...
     - `engine`: "python", or "textworld" for the stock one.
     - `keep`: so many compiled games, of about 92 kB, stay at hand in each process: the candidates
       of a group replay the same few games.
@@ -51,6 +55,7 @@ class ALFWorld:
         test: str = "auto",
         rooms: str = "full",
         keep: str = "128",
+        renamings: str = "0",
     ):
         for option, value in (("engine", engine), ("text", text), ("test", test), ("rooms", rooms)):
             if value not in _CHOICES[option]:
@@ -65,6 +70,7 @@ class ALFWorld:
                 f"Official games have no {rooms} rooms: use rooms=full with data={data}, or"
                 " data=generated."
             )
+        self._renamings = parse_count(renamings, text)
         self._engine, self._text, self._test = engine, text, test
         self._rooms = generate.rooms_named(rooms)
         self._source = open_source(data if rooms == "full" else "generated")
@@ -88,7 +94,7 @@ class ALFWorld:
     @property
     def families(self) -> tuple[str, ...]:
         """All families, sorted."""
-        return tuple(FAMILIES)
+        return with_renamed(tuple(FAMILIES), self._renamings)
 
     def games(self, family: str, split: str) -> Sequence[GameId]:
         """The games of "train", "select" or "test", or of official "valid_seen" or "valid_unseen",
@@ -97,18 +103,16 @@ class ALFWorld:
         "select" is held out of official train by whole task folders. Raises ValueError for an
         unknown family or split, and for a split without games.
         """
-        _check_family(family)
+        base = self._base(family)
         if self._source is None:
             if split not in _SPLITS:
                 raise ValueError(
                     f"Generated ALFWorld games have no split {split!r}: use one of"
                     f" {', '.join(_SPLITS)}."
                 )
-            keys = tuple(
-                generate.key_of(seed, self._rooms) for seed in generate.seeds(family, split)
-            )
+            keys = tuple(generate.key_of(seed, self._rooms) for seed in generate.seeds(base, split))
         else:
-            keys = self._downloaded(family, split)
+            keys = self._downloaded(base, split)
             if not keys:
                 raise ValueError(
                     f"No {family} games for {split}."
@@ -122,7 +126,7 @@ class ALFWorld:
         """
         games = self.games(family, split)
         if self._source is None and count > len(games):
-            seeds = generate.seeds(family, split, count)
+            seeds = generate.seeds(self._base(family), split, count)
             games = tuple(
                 GameId(env="alfworld", family=family, key=generate.key_of(seed, self._rooms))
                 for seed in seeds
@@ -133,16 +137,25 @@ class ALFWorld:
         """A live game of a family, ready to be reset."""
         from envs.alfworld.game import AlfworldGame  # the engine is for those who play
 
-        load = functools.partial(self._load, _check_family(family))
+        base, names = self._base(family), {}
+        if base != family:
+            from envs.alfworld.short import renaming
+
+            names = renaming(family)
         return AlfworldGame(
-            family, load, style=self._text, engine=self._engine, compiled=self._compiled
+            family,
+            functools.partial(self._load, base),
+            style=self._text,
+            engine=self._engine,
+            compiled=self._compiled,
+            names=names,
         )
 
     def walkthrough(self, game: GameId) -> tuple[str, ...]:
         """Official commands that win a game, as it came with them. Raises ValueError for a game
         that cannot be read.
         """
-        return tuple(self._load(game.family, game.key)["walkthrough"])
+        return tuple(self._load(self._base(game.family), game.key)["walkthrough"])
 
     def describe(self) -> dict[str, Any]:
         """For the manifest of a run: where games come from, how many there are, what "test" is, and
@@ -152,11 +165,10 @@ class ALFWorld:
             "engine": self._engine,
             "text": self._text,
             "packages": {"alfworld": importlib.metadata.version("alfworld")},
+            **({"renamings": self._renamings} if self._renamings else {}),
         }
         if self._source is None:
-            counts = {
-                split: dict.fromkeys(self.families, generate.WANTED[split]) for split in _SPLITS
-            }
+            counts = {split: dict.fromkeys(FAMILIES, generate.WANTED[split]) for split in _SPLITS}
             games = {
                 "source": "generated",
                 "rooms": self._rooms.name,
@@ -165,7 +177,7 @@ class ALFWorld:
             }
             return {**games, "counts": counts, **found}
         counts = {
-            split: {family: len(self._downloaded(family, split)) for family in self.families}
+            split: {family: len(self._downloaded(family, split)) for family in FAMILIES}
             for split in _SPLITS
         }
         held = self._source.index()
@@ -178,10 +190,19 @@ class ALFWorld:
             **found,
         }
 
+    def _base(self, family: str) -> str:
+        """The family whose games are played. Raises ValueError for an unknown one."""
+        base = base_family(family, self._renamings)
+        if base not in FAMILIES:
+            raise ValueError(
+                f"Unknown family {family!r} of ALFWorld: use one of {', '.join(self.families)}."
+            )
+        return base
+
     def _compile(self, game: GameId):
         from envs.alfworld.game import playable
 
-        return playable(game, self._load(game.family, game.key))
+        return playable(game, self._load(self._base(game.family), game.key))
 
     def _load(self, family: str, key: str) -> Mapping[str, Any]:
         if key.startswith("generated/"):
@@ -231,11 +252,3 @@ class ALFWorld:
                 else "valid_seen"
             )
         return "valid_seen" if split == "select" else split
-
-
-def _check_family(family: str) -> str:
-    if family not in FAMILIES:
-        raise ValueError(
-            f"Unknown family {family!r} of ALFWorld: use one of {', '.join(FAMILIES)}."
-        )
-    return family

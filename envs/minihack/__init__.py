@@ -6,32 +6,26 @@ from typing import Any
 
 from envs import prompts
 from envs.api import GameId
-from envs.minihack.families import FAMILIES, MARK, check_family, package_versions
+from envs.minihack.families import FAMILIES, check_family, package_versions
+from envs.renamings import base_family, parse_count, with_renamed
 
 __all__ = ["FAMILIES", "MiniHack"]
 
 _STYLES = ("full", "short", "compact")
-_MOST_RENAMINGS = 1000
 
 
 class MiniHack:
     """The MiniHack environment; implements `envs.api.Environment`. `text` is "full" (language
     models), "short" (small ones) or "compact" (tiny word-level models). With `renamings` every
-    family comes again so many times with verbs of other names (`envs.minihack.renamed`): `eat~0`,
+    family comes again so many times with verbs of other names (`envs.renamings`): `eat~0`,
     `eat~1`, ...; that needs the short style.
     """
 
     def __init__(self, text: str = "full", renamings: str = "0"):
         if text not in _STYLES:
             raise ValueError(f"Unknown text style {text!r}; the styles are: {', '.join(_STYLES)}.")
-        if not renamings.isdecimal() or int(renamings) > _MOST_RENAMINGS:
-            raise ValueError(
-                f"renamings is a number from 0 to {_MOST_RENAMINGS}, got {renamings!r}."
-            )
-        if int(renamings) and text != "short":
-            raise ValueError(f"renamings={renamings} needs text=short, got text={text}.")
         self._text = text
-        self._renamings = int(renamings)
+        self._renamings = parse_count(renamings, text)
 
     @property
     def name(self) -> str:
@@ -41,12 +35,7 @@ class MiniHack:
     @property
     def families(self) -> tuple[str, ...]:
         """All families, sorted."""
-        if not self._renamings:
-            return FAMILIES
-        numbers = range(self._renamings)
-        return tuple(
-            sorted([*FAMILIES, *(f"{family}{MARK}{n}" for family in FAMILIES for n in numbers)])
-        )
+        return with_renamed(FAMILIES, self._renamings)
 
     @property
     def initial_prompt(self) -> str:
@@ -98,9 +87,7 @@ class MiniHack:
 
     def _base(self, family: str) -> str:
         """The family whose levels are played; a name that is none stays as it is."""
-        base, mark, number = family.partition(MARK)
-        known = mark and number.isdecimal() and str(int(number)) == number
-        return base if known and int(number) < self._renamings else family
+        return base_family(family, self._renamings)
 
     @staticmethod
     def _as(family: str, games: Sequence[GameId]) -> Sequence[GameId]:

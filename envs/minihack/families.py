@@ -148,8 +148,6 @@ GYM_IDS: Mapping[str, str] = MappingProxyType(
     {family: task for group in GROUPS.values() for family, task in group.items()}
 )
 FAMILIES: tuple[str, ...] = tuple(sorted(GYM_IDS))
-# Between the name of a family and the number of a renaming (`envs.minihack.renamed`).
-MARK = "~"
 
 # Actions within which a family is meant to be solved, where the usual 25 are too few. The scripted
 # experts are measured with these.

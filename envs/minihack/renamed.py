@@ -1,6 +1,4 @@
-"""Families whose verbs have other names, drawn for each: what a verb does there is known by nobody
-and can only be seen. Made for the short style, which lists the verbs.
-"""
+"""MiniHack families whose verbs have other names (`envs.renamings`)."""
 
 import dataclasses
 import random
@@ -8,33 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 
 from envs.api import GameId, Observation, Step
-from envs.minihack.families import MARK
 from envs.minihack.game import MiniHackGame
 from envs.minihack.text import OFFERED
 from envs.minihack.view import View
+from envs.renamings import LABELS, MARK, draw_names
 
 # The verbs that are renamed; "pickup" keeps its name.
 VERBS: Sequence[str] = tuple(verb for verb in OFFERED if verb != "pickup")
-# English verbs that mean nothing to the game.
-LABELS: Sequence[str] = (
-    "bend break burn carve clean climb count crush dig fold fill fix hang hide lift light mix paint"
-    " peel play polish press pull roll shake sharpen sing sit smell spin squeeze stretch taste"
-    " touch turn twist wash wave whistle wipe"
-).split()
 
 
 def renaming(family: str) -> Mapping[str, str]:
     """The verbs of the game -> what they are called in a renamed family: the same for each of its
     games.
     """
-    return draw_names(LABELS, random.Random(family))
-
-
-def draw_names(labels: Sequence[str], rng: random.Random) -> dict[str, str]:
-    """A name of its own, of `labels`, for each of `VERBS`. ValueError for fewer labels than
-    verbs.
-    """
-    return dict(zip(VERBS, rng.sample(labels, len(VERBS)), strict=True))
+    return draw_names(VERBS, LABELS, random.Random(family))
 
 
 def rename_verbs(text: str, names: Mapping[str, str]) -> str:

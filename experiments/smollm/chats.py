@@ -23,8 +23,9 @@ from typing import Any
 
 from envs import prompts
 from envs.api import GameId, Outcome
-from envs.minihack.renamed import LABELS, VERBS, draw_names, rename_verbs
+from envs.minihack.renamed import VERBS, rename_verbs
 from envs.minihack.text import OFFERED
+from envs.renamings import LABELS, draw_names
 from experiments.pocket.data import PlayedGame, PlayedTurn
 from experiments.pocket.lessons import Lesson
 from experiments.smollm.lessons import (
@@ -110,7 +111,7 @@ class ActorChats:
             renaming = dict(zip(present, rng.sample(NOUNS, len(present)), strict=True))
         verbs: dict[str, str] = {}
         if rng.random() < 0.5:
-            verbs = draw_names(LABELS, rng)
+            verbs = draw_names(VERBS, LABELS, rng)
         known = [
             dataclasses.replace(lesson, thing=renaming.get(lesson.thing, lesson.thing))
             for game, _ in parts
@@ -203,51 +204,76 @@ class ReflectorChats:
             prompt = prompts.MINIHACK["short"]
             if rng.random() < 0.4:
                 prompt = f"{HEADERS[1]} {rng.choice(told)}"
-        games = _sample_by_outcome(games, num_games, rng)
+        games = sample_by_outcome(games, num_games, rng)
         right = TRAIN_LESSONS[family]
         thing = right.thing
         if right.manner == "take" and rng.random() < 0.7:
             thing = rng.choice(NOUNS)
         known = [verb for verb in VERBS if verb not in HELDOUT_VERBS]
-        verbs = draw_names((*known, *LABELS), rng)
+        verbs = draw_names(VERBS, (*known, *LABELS), rng)
 
         def renamed(text: str) -> str:
             return rename_verbs(rename(text, {right.thing: thing}), verbs)
 
-        trajectories = tuple(_trajectory(game, renamed(prompt), renamed) for game in games)
         context = Context(
             loop=0,
             meta_turn=0,
             family=family,
             system_prompt=renamed(prompt),
-            trajectories=trajectories,
+            trajectories=tuple(
+                trajectory(game, renamed(prompt), "minihack", renamed) for game in games
+            ),
         )
-        messages = reflector_messages(context, self._config, _rough_count)
-        last = [t.turns[-1].action.split()[0] for t in trajectories]
-        ended = [
-            _ENDED.format(n=number, how="won" if t.success else "lost", v=verb)
-            for number, (t, verb) in enumerate(zip(trajectories, last, strict=True), 1)
+        return reflection_chat(
+            context,
+            Lesson(thing=thing, manner=right.manner, verb=""),
+            tuple(verbs.values()),
+            finding=_FINDING,
+            header=HEADERS[1],
+            config=self._config,
+            rng=rng,
+        )
+
+
+def reflection_chat(
+    context: Context,
+    lesson: Lesson,
+    verbs: Sequence[str],
+    *,
+    finding: str,
+    header: str,
+    config: ReflectorConfig,
+    rng: random.Random,
+) -> Chat:
+    """The question about a context, and a reply to it whose prompt is a lesson with one of `verbs`
+    put in, or asks to go on trying.
+    """
+    messages = reflector_messages(context, config, _rough_count)
+    last = [t.turns[-1].action.split()[0] for t in context.trajectories]
+    ended = [
+        _ENDED.format(n=number, how="won" if t.success else "lost", v=verb)
+        for number, (t, verb) in enumerate(zip(context.trajectories, last, strict=True), 1)
+    ]
+    used = [verb for verb in last if verb in verbs]
+    explores = _EXPLORES[any(t.success for t in context.trajectories)]
+    chance = rng.random()
+    if chance < explores:
+        told = EXPLORE
+    else:
+        guesses = not used or chance < explores + _GUESSES
+        verb = rng.choice(list(verbs) if guesses else used)
+        told = plain_wording(dataclasses.replace(lesson, verb=verb))
+    analysis = " ".join([*ended, finding.format(t=lesson.thing)])
+    reply = f"ANALYSIS: {analysis}\nIMPROVED PROMPT: {header} {told}"
+    return {
+        "messages": [
+            *({"role": message.role, "content": message.content} for message in messages),
+            {"role": "assistant", "content": reply},
         ]
-        used = [verb for verb in last if verb in verbs.values()]
-        explores = _EXPLORES[any(t.success for t in trajectories)]
-        chance = rng.random()
-        if chance < explores:
-            told = EXPLORE
-        else:
-            guesses = not used or chance < explores + _GUESSES
-            verb = rng.choice(list(verbs.values()) if guesses else used)
-            told = plain_wording(Lesson(thing=thing, manner=right.manner, verb=verb))
-        analysis = " ".join([*ended, _FINDING.format(t=thing)])
-        reply = f"ANALYSIS: {analysis}\nIMPROVED PROMPT: {HEADERS[1]} {told}"
-        return {
-            "messages": [
-                *({"role": message.role, "content": message.content} for message in messages),
-                {"role": "assistant", "content": reply},
-            ]
-        }
+    }
 
 
-def _sample_by_outcome(
+def sample_by_outcome(
     games: Sequence[PlayedGame], count: int, rng: random.Random
 ) -> list[PlayedGame]:
     """Different games, won and lost ones as often where there are enough of both."""
@@ -263,9 +289,12 @@ def _rough_count(messages: Sequence[Message]) -> int:
     return sum(len(message.content) for message in messages) // 4
 
 
-def _trajectory(game: PlayedGame, prompt: str, renamed: Callable[[str], str]) -> Trajectory:
+def trajectory(
+    game: PlayedGame, prompt: str, env: str, renamed: Callable[[str], str] = str
+) -> Trajectory:
+    """An episode as the reflector gets it, its texts renamed."""
     return Trajectory(
-        game=GameId(env="minihack", family=game.family, key=game.key),
+        game=GameId(env=env, family=game.family, key=game.key),
         system_prompt=prompt,
         turns=tuple(
             Turn(

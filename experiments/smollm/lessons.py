@@ -1,7 +1,8 @@
-"""Lessons about MiniHack in English, and the system prompts made of them.
+"""Lessons about MiniHack and ALFWorld in English, and the system prompts made of them.
 
 The families were split before any training. No thing and no verb of a lesson of a held-out family
-occurs in a lesson of a training family.
+of MiniHack occurs in a lesson of a training family. In ALFWorld two things are put as one is: there
+only other names, which training families always have, keep the verb of `pick_two` apart.
 """
 
 import dataclasses
@@ -37,6 +38,26 @@ HELDOUT_LESSONS: Mapping[str, Lesson] = MappingProxyType(
     }
 )
 LESSONS: Mapping[str, Lesson] = MappingProxyType({**TRAIN_LESSONS, **HELDOUT_LESSONS})
+
+
+# Of ALFWorld's tasks: the thing of a lesson is the word that names the task.
+HOUSE_TRAIN_LESSONS: Mapping[str, Lesson] = MappingProxyType(
+    {
+        "put": Lesson(thing="put", manner="task", verb="put"),
+        "look": Lesson(thing="look", manner="task", verb="use"),
+        "clean": Lesson(thing="clean", manner="task", verb="clean"),
+        "heat": Lesson(thing="heat", manner="task", verb="heat"),
+    }
+)
+HOUSE_HELDOUT_LESSONS: Mapping[str, Lesson] = MappingProxyType(
+    {
+        "cool": Lesson(thing="cool", manner="task", verb="cool"),
+        "pick_two": Lesson(thing="two", manner="task", verb="put"),
+    }
+)
+HOUSE_LESSONS: Mapping[str, Lesson] = MappingProxyType(
+    {**HOUSE_TRAIN_LESSONS, **HOUSE_HELDOUT_LESSONS}
+)
 
 VERBS: tuple[str, ...] = (
     "eat",
@@ -110,6 +131,22 @@ _WORDINGS: Mapping[str, Sequence[str]] = MappingProxyType(
             "Do not search; walk up beside the {t} and {i}.",
             "The goal is to {v} the {t} from the square next to it.",
         ),
+        "task": (
+            "When the task is {t}, pick it up and {i}.",
+            "For {t}, pick it up, then {i}.",
+            "{v} it after you pick it up if the task is {t}.",
+            "Task {t}: take it and {i}.",
+            "If you must {t}, grab it and {i}.",
+            "To win at {t}, pick it up, then {i}.",
+            "The task {t} is what matters: take it and use the action {v}.",
+            "If the task is {t}, pick it up and use {v}.",
+            "First take it. After that, {i}: so you {t}.",
+            "In a {t} task use {v} with what you picked up.",
+            "Once you have it, a {t} task needs you to {i}.",
+            "Remember for {t} to {v} it once you carry it.",
+            "Do not wait; for {t} take it and {i}.",
+            "The goal of {t} is to {v} what you find.",
+        ),
     }
 )
 _HELD_OUT_WORDINGS: Mapping[str, Sequence[str]] = MappingProxyType(
@@ -132,6 +169,12 @@ _HELD_OUT_WORDINGS: Mapping[str, Sequence[str]] = MappingProxyType(
             "Only {v} works, and only from beside the {t}.",
             "Move up to the {t}; {v} is what opens the way.",
         ),
+        "task": (
+            "Never give up a {t} task before you hold it: then you must {i}.",
+            "A wise player of {t} collects it and will {i} at once.",
+            "Only {v} works for {t}, and only once you carry it.",
+            "Get hold of it; {v} is what ends a {t} task.",
+        ),
     }
 )
 HEADERS: Sequence[str] = (
@@ -149,6 +192,7 @@ _THOUGHTS: Mapping[str, str] = MappingProxyType(
         "on": "The {t}: stand on it, then {v}.",
         "take": "The {t}: pick it up, then {v}.",
         "next": "The {t}: stand next to it, then {v}.",
+        "task": "Task {t}: pick it up, then {v}.",
     }
 )
 
@@ -175,12 +219,14 @@ def _say(wording: str, lesson: Lesson) -> str:
     return text[0].upper() + text[1:]
 
 
-def build_prompt(sentences: Sequence[str], rng: random.Random) -> str:
+def build_prompt(
+    sentences: Sequence[str], rng: random.Random, headers: Sequence[str] = HEADERS
+) -> str:
     """A system prompt of lesson sentences, shuffled, in one paragraph or as a list, between a drawn
     header and a drawn closing remark.
     """
     sentences = rng.sample(list(sentences), len(sentences))
-    header, closer = rng.choice(HEADERS), rng.choice(_CLOSERS)
+    header, closer = rng.choice(headers), rng.choice(_CLOSERS)
     if len(sentences) > 1 and rng.random() < 0.3:
         return "\n".join(filter(None, (header, *(f"- {text}" for text in sentences), closer)))
     return " ".join(filter(None, (header, *sentences, closer)))

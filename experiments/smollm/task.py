@@ -1,8 +1,13 @@
 """How SmolLM2 plays and reflects: limits that its adapters are made for."""
 
 from envs import prompts
-from envs.minihack.families import MARK
-from experiments.smollm.lessons import HELDOUT_LESSONS, TRAIN_LESSONS
+from envs.renamings import MARK
+from experiments.smollm.lessons import (
+    HELDOUT_LESSONS,
+    HOUSE_HELDOUT_LESSONS,
+    HOUSE_TRAIN_LESSONS,
+    TRAIN_LESSONS,
+)
 from ictjax.config import ReflectorConfig, RolloutConfig
 from ictjax.run_config import EnvironmentConfig, TaskConfig
 
@@ -28,6 +33,27 @@ MINIHACK = TaskConfig(
     ),
     # a dispatch takes seconds on two cores: worth waiting for all games to answer
     rollout=RolloutConfig(max_steps=10, max_turn_tokens=40, gather_s=0.2),
+)
+# Games are short: with the right verb most take four turns, and a novice wins two of three.
+ALFWORLD = TaskConfig(
+    initial_prompt=prompts.ALFWORLD["short"],
+    environment=EnvironmentConfig(
+        name="alfworld",
+        options={
+            "data": "generated",
+            "rooms": "small",
+            "text": "short",
+            "renamings": str(RENAMINGS),
+        },
+        train_families=tuple(
+            f"{family}{MARK}{number}"
+            for number in range(RENAMINGS)
+            for family in HOUSE_TRAIN_LESSONS
+        ),
+        heldout_families=tuple(HOUSE_HELDOUT_LESSONS),
+        num_workers=1,
+    ),
+    rollout=RolloutConfig(max_steps=8, max_turn_tokens=40, gather_s=0.2),
 )
 REFLECTION = ReflectorConfig(
     style="short",

@@ -8,19 +8,24 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from experiments.command import Flags, parse, run_main
 from ictjax.ranges import Range
 
+if TYPE_CHECKING:
+    from experiments.console import Terminal
+    from experiments.smollm.chats import Chat
+
 _DESCRIPTION = (
-    "Plays MiniHack by script, and writes what an actor and a reflector in English are taught with:"
-    " actor.jsonl and reflector.jsonl for `ictjax sft`, and pretraining.json, which says with which"
-    " games, for the folder that holds the adapters."
+    "Plays MiniHack or ALFWorld by script, and writes what an actor and a reflector in English are"
+    " taught with: actor.jsonl and reflector.jsonl for `ictjax sft`, and pretraining.json, which"
+    " says with which games, for the folder that holds the adapters."
 )
 _MAX_STEPS = 10
+_RENAMINGS = 9  # of each family of ALFWorld, beside its own names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,29 +34,52 @@ class ChatsArgs(Flags):
 
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
+    benchmark: Literal["minihack", "alfworld"] = "minihack"
+    """What is played."""
     actor_chats: Annotated[int, Range(1, 1_000_000)] = 1300
     """Chats for the actor, of about 190 tokens."""
     reflector_chats: Annotated[int, Range(1, 1_000_000)] = 900
     """Chats for the reflector, of about 330 tokens."""
     games_per_family: Annotated[int, Range(1, 400)] = 60
-    """Games that are played by script, four times each."""
+    """Games of a family that are played by script, four times each. Of those of ALFWorld a tenth
+    has the verbs' own names."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Of everything that is drawn."""
 
 
 def write_chats(args: ChatsArgs) -> None:
     """Plays and writes both files."""
-    from experiments.console import Terminal, counting_bar
-    from experiments.pretraining import entry, write_record
-    from experiments.smollm.chats import ActorChats, Chat, ReflectorChats
-    from experiments.smollm.lessons import LESSONS, TRAIN_LESSONS
-    from experiments.smollm.play import play_families
-    from experiments.smollm.task import MINIHACK, REFLECTION, RENAMED
+    from experiments.console import Terminal
+    from experiments.pretraining import write_record
     from ictjax.run_files import write_lines
 
     console = Terminal()
+    made = _minihack(args, console) if args.benchmark == "minihack" else _alfworld(args, console)
+    draw_actor, draw_reflector, taught = made
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, count: int, draw: Callable[[], "Chat"]) -> None:
+        write_lines(args.out / name, [json.dumps(draw()) for _ in range(count)])
+        console.print(f"{count} chats in {args.out / name}.", soft_wrap=True, highlight=False)
+
+    write("actor.jsonl", args.actor_chats, draw_actor)
+    counts = itertools.cycle((1, 2, 2))  # short questions teach the form as well, and sooner
+    write("reflector.jsonl", args.reflector_chats, lambda: draw_reflector(next(counts)))
+    write_record(args.out, {args.benchmark: taught})
+
+
+def _minihack(args: ChatsArgs, console: "Terminal"):
+    """What draws chats for the actor, what draws those for the reflector of so many games, and the
+    entry of the record.
+    """
+    from experiments.console import counting_bar
+    from experiments.pretraining import entry
+    from experiments.smollm.chats import ActorChats, ReflectorChats
+    from experiments.smollm.lessons import LESSONS, TRAIN_LESSONS
+    from experiments.smollm.play import play_families
+    from experiments.smollm.task import MINIHACK, REFLECTION, RENAMED
+
     games = []
-    total = 4 * args.games_per_family * len(LESSONS)
     with counting_bar("scripted play", console) as advance:
         for game in play_families(
             list(LESSONS),
@@ -60,22 +88,49 @@ def write_chats(args: ChatsArgs) -> None:
             seed=args.seed,
         ):
             games.append(game)
-            advance(len(games), total)
-    actor = ActorChats(games, seed=args.seed)
+            advance(len(games), 4 * args.games_per_family * len(LESSONS))
     trained = [game for game in games if game.family in TRAIN_LESSONS]
-    reflector = ReflectorChats(trained, REFLECTION, seed=args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-
-    def write(name: str, count: int, draw: Callable[[], Chat]) -> None:
-        write_lines(args.out / name, [json.dumps(draw()) for _ in range(count)])
-        console.print(f"{count} chats in {args.out / name}.", soft_wrap=True, highlight=False)
-
-    write("actor.jsonl", args.actor_chats, actor.draw)
-    counts = itertools.cycle((1, 2, 2))  # short questions teach the form as well, and sooner
-    write("reflector.jsonl", args.reflector_chats, lambda: reflector.draw(next(counts)))
     options = MINIHACK.environment.options
-    taught = entry(options, [*LESSONS, *RENAMED], "train", args.games_per_family)
-    write_record(args.out, {"minihack": taught})
+    return (
+        ActorChats(games, seed=args.seed).draw,
+        ReflectorChats(trained, REFLECTION, seed=args.seed).draw,
+        entry(options, [*LESSONS, *RENAMED], "train", args.games_per_family),
+    )
+
+
+def _alfworld(args: ChatsArgs, console: "Terminal"):
+    """The same for ALFWorld."""
+    from experiments.console import counting_bar
+    from experiments.pretraining import entry
+    from experiments.smollm.house import ActorChats, ReflectorChats, play_families
+    from experiments.smollm.lessons import HOUSE_LESSONS, HOUSE_TRAIN_LESSONS
+    from experiments.smollm.task import ALFWORLD, REFLECTION
+
+    renamings = min(_RENAMINGS, args.games_per_family - 1)
+    games_each = args.games_per_family // (renamings + 1)
+    games = []
+    with counting_bar("scripted play", console) as advance:
+        for game in play_families(
+            list(HOUSE_LESSONS),
+            renamings=renamings,
+            games_each=games_each,
+            max_steps=ALFWORLD.rollout.max_steps,
+            seed=args.seed,
+        ):
+            games.append(game)
+            advance(len(games), 4 * games_each * (renamings + 1) * len(HOUSE_LESSONS))
+    trained = [(number, game) for number, game in games if game.family in HOUSE_TRAIN_LESSONS]
+    environment = ALFWORLD.environment
+    return (
+        ActorChats(games, seed=args.seed).draw,
+        ReflectorChats(trained, REFLECTION, seed=args.seed).draw,
+        entry(
+            environment.options,
+            [*HOUSE_LESSONS, *environment.train_families],
+            "train",
+            args.games_per_family,
+        ),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
