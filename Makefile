@@ -43,9 +43,10 @@ demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 5, one table of all six, an
 	@$(VENV)/bin/ictjax evaluate --run-dir $(addprefix runs/seed,0 1 2 3 4 5)
 
 demo-lm: RUN = demo-lm
+demo-lm: SEEDS = 0 1 2
 demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate the SmolLM2 reflectors that ship, untrained and of three trained seeds
-	@for seed in 0 1 2; do [ -e "runs/$(RUN)$$seed/config.json" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --seed $$seed --adapter experiments/smollm/adapters/trained$$seed --run-dir "runs/$(RUN)$$seed"; done
-	@$(VENV)/bin/ictjax evaluate --run-dir $(foreach seed,0 1 2,"runs/$(RUN)$(seed)") --out "runs/$(RUN)"
+	@for seed in $(SEEDS); do [ -e "runs/$(RUN)$$seed/config.json" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --seed $$seed --adapter experiments/smollm/adapters/trained$$seed --run-dir "runs/$(RUN)$$seed"; done
+	@$(VENV)/bin/ictjax evaluate --run-dir $(foreach seed,$(SEEDS),"runs/$(RUN)$(seed)") --out "runs/$(RUN)"
 	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
 
 demo-lm-train: RUN = demo-lm-train

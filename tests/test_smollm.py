@@ -19,6 +19,7 @@ from experiments.pretraining import taught_games
 from experiments.shapes import PUBLISHED
 from experiments.smollm import chats, lessons, named, play
 from ictjax.actions import parse_react
+from ictjax.models.hf.content import file_sha256
 from ictjax.models.peft import load_adapter
 from ictjax.records import Context, Trajectory, Turn, to_json
 from ictjax.reflector import parse_reply
@@ -195,15 +196,26 @@ def test_the_model_that_is_not_fetched_yet_is_named_with_the_command_that_fetche
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("role", ["actor", "reflector", "trained0", "trained1", "trained2"])
-def test_the_adapters_that_ship_are_of_the_preset_s_shape(role: str) -> None:
-    of_role = {
-        "actor": SMOLLM2_MINIHACK.actor.adapter,
-        "reflector": SMOLLM2_MINIHACK.reflector.adapter,
-        # of `make demo-lm`, by seed
-        **{f"trained{seed}": f"experiments/smollm/adapters/trained{seed}" for seed in range(3)},
-    }
-    folder = pathlib.Path(adapter_folder(of_role[role], ""))
+ADAPTERS = pathlib.Path(__file__).parents[1] / "experiments/smollm/adapters"
+SUMS = {  # SHA-256 of the weights of each adapter that ships
+    name: value
+    for value, name in map(str.split, (ADAPTERS / "SHA256SUMS").read_text().splitlines())
+}
+
+
+def test_all_that_ship_are_named() -> None:
+    assert set(SUMS) == {str(p.relative_to(ADAPTERS)) for p in ADAPTERS.rglob("*.safetensors")}
+    used = {SMOLLM2_MINIHACK.actor.adapter, SMOLLM2_MINIHACK.reflector.adapter}
+    folders = {pathlib.Path(adapter_folder(name, "")).resolve() for name in used}
+    assert folders == {ADAPTERS / "actor", ADAPTERS / "reflector"}
+    # those of `make demo-lm`
+    assert {f"trained{seed}/adapter_model.safetensors" for seed in range(3)} <= set(SUMS)
+
+
+@pytest.mark.parametrize("weights", SUMS)
+def test_the_adapters_that_ship_are_of_the_preset_s_shape(weights: str) -> None:
+    folder = (ADAPTERS / weights).parent
+    assert file_sha256(ADAPTERS / weights) == SUMS[weights]
     assert json.loads((folder / "adapter_config.json").read_text())[
         "base_model_name_or_path"
     ].startswith("HuggingFaceTB/")
