@@ -53,7 +53,7 @@ def check_limits(config: TrainConfig) -> None:
                 f"reflector.lora.rank = {rank} exceeds the width of {role.model}, {model.d_model}:"
                 " lower it, or give 0 to train all weights."
             )
-        copies = max(role.mesh.data // jax.process_count(), 1)  # every host has its own sampler
+        copies = role.mesh.data  # a multiple of the hosts (`mesh.make_mesh`)
         for field, sizes in (
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),
@@ -61,8 +61,8 @@ def check_limits(config: TrainConfig) -> None:
             if any(size % copies for size in sizes):
                 raise ValueError(
                     f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by the"
-                    f" {copies} copies on a host ({name}.mesh.data = {role.mesh.data}): every copy"
-                    " gets the same share; give multiples of it."
+                    f" {copies} copies of the weights on all hosts ({name}.mesh.data = {copies}):"
+                    f" each has the same share; give multiples of {copies}."
                 )
         try:
             sampler.cache_rows(copies)
