@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,15 @@ def test_every_device_holds_what_is_planned_for_it(runs):
         times = read_metrics(run)[-1]["time"]
         for name, use in zip(("actor", "reflector"), caches.values(), strict=True):
             assert times[f"{name}_peak_bytes"] == use.device_bytes, name
+
+
+def test_a_run_of_one_host_goes_on_with_two(runs, flags, start, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "3")  # as if it had ended before that was saved
+    finish(start(2, "train", *flags, "--iterations=3", f"--run-dir={run}"))
+    same_metrics(runs[0], run)
+    before, now = ([line["time"] for line in read_metrics(path)] for path in (runs[0], run))
+    assert [old == new for old, new in zip(before, now, strict=True)] == [True, True, False]
 
 
 def test_two_hosts_evaluate_what_one_evaluates(runs, start):
