@@ -8,7 +8,6 @@ takes the time.
 import dataclasses
 import functools
 import importlib.util
-import os
 
 import chex
 import jax
@@ -31,7 +30,6 @@ from ictjax.models.tpu_attention import tpu_attention
 
 SCALE = 0.3
 BLOCKS = {"tpu": 128, "gpu": 16}
-EVERY = os.environ.get("ICTJAX_EVERY") == "1"  # what takes minutes, too
 QUICKLY = {"xla_backend_optimization_level": 0}
 
 
@@ -329,21 +327,9 @@ def test_every_family_has_the_gradients_of_the_reference_in_blocks(family):
         chex.assert_trees_all_close(mine, theirs, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    ("platform", "family"),
-    [
-        pytest.param(
-            platform,
-            family,
-            marks=()
-            if EVERY or (platform, family) in (("gpu", "qwen2"), ("tpu", "qwen2"))
-            else pytest.mark.skip(reason="of every family with ICTJAX_EVERY=1 (CONTRIBUTING.md)"),
-        )
-        for platform in BLOCKS
-        for family in FAMILIES
-    ],
-)
-def test_every_family_has_the_gradients_of_the_reference_by_kernels(platform, family):
+@pytest.mark.parametrize("platform", BLOCKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_gradients_of_the_reference_by_kernels(family, platform):
     (mine, _), (theirs, _) = decoders_by(interpreted(platform), family, gradients)
     chex.assert_trees_all_close(mine, theirs, rtol=1e-3, atol=2e-6)
 
