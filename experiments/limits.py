@@ -1,16 +1,20 @@
 """Whether the numbers of a configuration fit its models and meshes, from small files alone."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
 from experiments.shapes import config_folder, model_shape
-from ictjax.config import SamplerConfig
+from ictjax.config import MeshConfig, SamplerConfig
 from ictjax.mesh import open_mesh
+from ictjax.models.config import ModelConfig
 from ictjax.models.hf.reader import check_vocabulary
 from ictjax.players import in_role
 from ictjax.run_config import RoleConfig, TrainConfig
+
+SMALL = 50_000_000  # weights; models with fewer fit wherever they run, whole on every device too
 
 
 class LocalRole(NamedTuple):
@@ -34,7 +38,7 @@ def check_limits(config: TrainConfig) -> None:
     Raises:
       ValueError: a model that is not there, a conversation longer than its positions, an adapter
         of a higher rank than the model is wide, a tokenizer
-        with more ids than it has embeddings, or a sampler that its mesh does not divide.
+        with more ids than it has embeddings, or a sampler or a model that its mesh does not divide.
     """
     for name, role, sampler in local_roles(config):
         with in_role(name):
@@ -53,7 +57,9 @@ def check_limits(config: TrainConfig) -> None:
                 f"reflector.lora.rank = {rank} exceeds the width of {role.model}, {model.d_model}:"
                 " lower it, or give 0 to train all weights."
             )
-        copies = max(role.mesh.data // jax.process_count(), 1)  # every host has its own sampler
+        if model.num_params >= SMALL:
+            _check_split(name, role.model, model, role.mesh)
+        copies = role.mesh.data  # a multiple of the hosts (`mesh.make_mesh`)
         for field, sizes in (
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),
@@ -61,13 +67,36 @@ def check_limits(config: TrainConfig) -> None:
             if any(size % copies for size in sizes):
                 raise ValueError(
                     f"{name}_sampler.{field} = {', '.join(map(str, sizes))} does not divide by the"
-                    f" {copies} copies on a host ({name}.mesh.data = {role.mesh.data}): every copy"
-                    " gets the same share; give multiples of it."
+                    f" {copies} copies of the weights on all hosts ({name}.mesh.data = {copies}):"
+                    f" each has the same share; give multiples of {copies}."
                 )
         try:
             sampler.cache_rows(copies)
         except ValueError as error:
             raise ValueError(f"{name}_sampler.{error}") from error
+
+
+def _check_split(name: str, called: str, model: ModelConfig, mesh: MeshConfig) -> None:
+    """Raises ValueError for a mesh that does not divide a model: what it does not divide would lie
+    whole on every device, and be computed by each of them (`ictjax.mesh.param_specs`).
+    """
+    for axis, size, sizes in (
+        ("tensor", mesh.tensor, {"num_heads": model.num_heads, "d_ff": model.d_ff}),
+        ("fsdp", mesh.fsdp, {"d_model": model.d_model}),
+    ):
+        wrong = [f"{field} = {value}" for field, value in sizes.items() if value % size]
+        if wrong:
+            whole = math.gcd(*sizes.values())
+            fitting = [number for number in range(1, whole + 1) if whole % number == 0]
+            nearest = [
+                *[number for number in fitting if number < size][-1:],
+                *[number for number in fitting if number > size][:1],
+            ]
+            raise ValueError(
+                f"{name}.mesh.{axis} = {size} does not divide {' and '.join(wrong)} of {called},"
+                f" and every device would hold and compute all of it: give --{name}.mesh.{axis}"
+                f" {' or '.join(map(str, nearest))}."
+            )
 
 
 def check_meshes(config: TrainConfig) -> None:

@@ -50,6 +50,43 @@ def _slots(config: TrainConfig, devices: int) -> _Made:
         )
 
 
+def _pages(config: TrainConfig, devices: int) -> _Made:
+    """Fewer pages for the same conversations, but for what the longest one needs; each copy of the
+    weights has the same share.
+    """
+    del devices
+    paged = [
+        (name, sizes, role.mesh.data)
+        for name, sizes, role in (
+            ("actor", config.actor_sampler, config.actor),
+            ("reflector", config.reflector_sampler, config.reflector),
+        )
+        if sizes.page_size
+    ]
+    now = [sizes.cache_rows(copies)[0] for _, sizes, copies in paged]
+    tried = [now]
+    for divisor in (2, 4):
+        pages = [
+            copies * max(rows // copies // divisor, sizes.pages_per_row)
+            for rows, (_, sizes, copies) in zip(now, paged, strict=True)
+        ]
+        if pages not in tried:
+            tried.append(pages)
+            yield (
+                " ".join(
+                    f"--{name}-sampler.num-pages {number}"
+                    for number, (name, _, _) in zip(pages, paged, strict=True)
+                ),
+                lambda pages=pages: dataclasses.replace(
+                    config,
+                    **{
+                        f"{name}_sampler": dataclasses.replace(sizes, num_pages=number)
+                        for number, (name, sizes, _) in zip(pages, paged, strict=True)
+                    },
+                ),
+            )
+
+
 def _context(config: TrainConfig, devices: int) -> _Made:
     del devices
     length = config.reflector_sampler.max_len
@@ -181,6 +218,7 @@ _CHANGES = (
     ("mesh", _mesh),
     ("moments", _moments),
     ("slots", _slots),
+    ("pages", _pages),
     ("prefill", _extend),
     ("microbatches", _microbatches),
     ("int8", _int8),

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from experiments.assumptions import Assumptions
 from experiments.console import counting_bar
-from experiments.limits import check_idle
+from experiments.limits import SMALL, check_idle
 from experiments.machines import Machine
 from experiments.places import place_of
 from experiments.plan import Planner, refusal
@@ -15,8 +15,6 @@ from experiments.plan_changes import Change, single_changes
 from experiments.plan_page import change_line, show, to_json, verdict
 from experiments.shapes import model_shape
 from ictjax.run_config import TrainConfig
-
-_SMALL = 50_000_000  # weights; such a model's programs fit wherever it does
 
 
 def check(
@@ -73,7 +71,7 @@ def check_plan(config: TrainConfig) -> None:
     `memory.check_memory`: compiling twice would take longer than their run does.
     """
     roles = [config.reflector, *([] if config.actor.endpoint.url else [config.actor])]
-    if max(model_shape(role).num_params for role in roles) < _SMALL:
+    if max(model_shape(role).num_params for role in roles) < SMALL:
         return
     with counting_bar("compiling") as advance:
         plan = Planner(place_of(None), advance).plan(config, Assumptions())

@@ -212,6 +212,9 @@ _POSITIONS_OF_A_SLOT = 4096
 class SamplerConfig(Ranged):
     """Sizes of the sampler. Every combination of buckets is one compiled program, so keep them
     few.
+
+    Slots, rows and pages are those of all hosts and all copies of the weights together: each gets
+    the same share (`of_host`), so that a device holds the same however many hosts there are.
     """
 
     # conversations in flight at once, which hold a row or pages of the KV cache
@@ -235,7 +238,7 @@ class SamplerConfig(Ranged):
     # positions of a page of the cache, of which conversations take more as they grow; 0: every slot
     # holds max_len positions, used or not
     page_size: Annotated[int, Range(1, 16_777_216, also=0)] = 0
-    # of all copies of the weights together; 0: a quarter of what full slots would need, and at
+    # of all copies of the weights, on all hosts; 0: a quarter of what full slots would need, and at
     # least 4,096 positions a slot
     num_pages: Annotated[int, Range(1, 2**31 - 1, also=0)] = 0
     # over pages; "auto" chooses by platform, and manifest.json says which it was
@@ -324,6 +327,25 @@ class SamplerConfig(Ranged):
                 f" each holds a conversation of max_len = {self.max_len} tokens."
             )
         return num_shards * max(share, self.pages_per_row), self.page_size
+
+    def of_host(self, hosts: int) -> "SamplerConfig":
+        """What one of so many hosts has of it: its share of the slots, of the rows of a dispatch,
+        and of the pages. Raises ValueError for sizes that do not divide.
+        """
+        for name in ("num_slots", "row_buckets", "num_pages"):
+            value = getattr(self, name)
+            sizes = value if isinstance(value, tuple) else (value,)
+            if any(size % hosts for size in sizes):
+                raise ValueError(
+                    f"{name} = {shown(value)} does not divide by the {hosts} hosts, each of which"
+                    f" has the same share: give multiples of {hosts}."
+                )
+        return dataclasses.replace(
+            self,
+            num_slots=self.num_slots // hosts,
+            row_buckets=tuple(size // hosts for size in self.row_buckets),
+            num_pages=self.num_pages // hosts,
+        )
 
     def with_slots(self, num_slots: int) -> "SamplerConfig":
         """The same with other slots; rows of a dispatch are at most as many."""

@@ -131,7 +131,8 @@ def open_players(
         stack.enter_context(actor)
         chat = ChatTokenizer(role.model, thinking=role.thinking)
         own = own_part(mesh)
-        sampler = _sampler(model, speaking(trained), config.reflector_sampler, chat, own, step)
+        sizes = _own_sizes("reflector", config.reflector_sampler)
+        sampler = _sampler(model, speaking(trained), sizes, chat, own, step)
         speaker = stack.enter_context(ModelSpeaker(sampler, chat))
 
         def set_trained(weights: Params, step: int | None = None) -> None:
@@ -381,8 +382,17 @@ def actor_speaker(
     """The actor of a run, of the weights that `frozen_weights` read, with its adapter on them."""
     chat = ChatTokenizer(config.actor.model, thinking=config.actor.thinking)
     weights = on_own_part(_with_own_adapter(config.actor, model, params, mesh), mesh)
-    sampler = _sampler(model, weights, config.actor_sampler, chat, own_part(mesh))
+    sizes = _own_sizes("actor", config.actor_sampler)
+    sampler = _sampler(model, weights, sizes, chat, own_part(mesh))
     return ModelSpeaker(sampler, chat, share_min_tokens=config.task.rollout.share_min_tokens)
+
+
+def _own_sizes(name: str, sizes: SamplerConfig) -> SamplerConfig:
+    """This host's share of a role's sampler, see `SamplerConfig.of_host`."""
+    try:
+        return sizes.of_host(jax.process_count())
+    except ValueError as error:
+        raise ValueError(f"{name}_sampler.{error}") from error
 
 
 def _sampler(

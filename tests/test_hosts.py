@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,12 @@ import pytest
 
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
+from experiments.memory import uses
 from ictjax.config import HostsConfig
 from ictjax.digests import changed, digests, sums
 from ictjax.hosts import ALONE, HostLost, Hosts
 from ictjax.metrics import read_metrics
+from ictjax.run_config import from_dict
 
 # What one process and two sum in another order; games, replies and prompts are the same.
 ROUNDED = ("grad_norm", "loss", "policy_loss", "update_norm", "entropy", "kl", "ratio", "clip")
@@ -103,6 +106,26 @@ def test_two_hosts_train_what_one_trains(runs):
     for name in ("episodes", "contexts", "prompts"):
         assert tree(one / name) == tree(two / name)
     assert len(json.loads((two / "manifest.json").read_text())["devices"]) == 2
+
+
+def test_every_device_holds_what_is_planned_for_it(runs):
+    """What `plan` counts: caches that filled up, on the first of two hosts and on one alone."""
+    for run in runs:
+        config = from_dict(json.loads((run / "config.json").read_text()))
+        caches = {use.what: use for use in uses(config) if use.kind == "cache"}
+        assert [use.devices for use in caches.values()] == [config.actor.mesh.data] * 2
+        times = read_metrics(run)[-1]["time"]
+        for name, use in zip(("actor", "reflector"), caches.values(), strict=True):
+            assert times[f"{name}_peak_bytes"] == use.device_bytes, name
+
+
+def test_a_run_of_one_host_goes_on_with_two(runs, flags, start, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "3")  # as if it had ended before that was saved
+    finish(start(2, "train", *flags, "--iterations=3", f"--run-dir={run}"))
+    same_metrics(runs[0], run)
+    before, now = ([line["time"] for line in read_metrics(path)] for path in (runs[0], run))
+    assert [old == new for old, new in zip(before, now, strict=True)] == [True, True, False]
 
 
 def test_two_hosts_evaluate_what_one_evaluates(runs, start):

@@ -21,7 +21,8 @@ from experiments.machines import machine
 from experiments.places import place_of
 from ictjax.mesh import make_mesh
 from ictjax.models import transformer
-from ictjax.models.attention import EVERYTHING, PLAIN, Seen, attend, may_see, plain_rows
+from ictjax.models.attention import BLOCKS as BLOCKS_OF_ROWS
+from ictjax.models.attention import EVERYTHING, PLAIN, Seen, attend, may_see, plain_rows, plan
 from ictjax.models.attention_choice import resolve
 from ictjax.models.config import ModelConfig
 from ictjax.models.gpu_attention import gpu_attention
@@ -284,17 +285,17 @@ FAMILIES = {
 }
 
 
-def decoders_by_kernels_and_plain(family, transformed):
-    """What a function of a decoder's loss yields with either attention."""
-    config = FAMILIES[family]
+def decoders_by(attention, family, transformed, dtype="float32"):
+    """What a function of a decoder's loss yields with this attention, and with the reference."""
+    config = dataclasses.replace(FAMILIES[family], dtype=dtype)
     rng = np.random.default_rng(0)  # compiles nothing
     params = jax.tree.map(
-        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32),
+        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(dtype),
         transformer.abstract_params(config),
     )
     seen = tree(1, 20, (9, 11), length=44)
     tokens = rng.integers(0, config.vocab_size, seen.positions_bt.shape)
-    weight = rng.normal(size=(*tokens.shape, config.d_model)).astype(np.float32)
+    weight = rng.normal(size=(*tokens.shape, config.d_model)).astype(dtype)
     real = (seen.context_bt >= 0)[:, :, None]
 
     def loss(params, attention):
@@ -303,19 +304,33 @@ def decoders_by_kernels_and_plain(family, transformed):
         return (masked * weight).mean(), masked
 
     program = jax.jit(transformed(loss), static_argnums=1, compiler_options=QUICKLY)
-    return (program(params, attention) for attention in (interpreted("gpu"), PLAIN))
+    return (program(params, way) for way in (attention, PLAIN))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_the_hidden_states_of_the_reference(family):
-    mine, theirs = decoders_by_kernels_and_plain(family, lambda loss: loss)
+    mine, theirs = decoders_by(interpreted("gpu"), family, lambda loss: loss)
     chex.assert_trees_all_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_a_decoder_whose_layers_see_differently_has_the_gradients_of_the_reference():
-    (mine, _), (theirs, _) = decoders_by_kernels_and_plain(
-        "qwen2", lambda loss: jax.grad(loss, has_aux=True)
-    )
+def gradients(loss):
+    return jax.grad(loss, has_aux=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_gradients_of_the_reference_in_blocks(family):
+    """In float64, of more than one block in a row."""
+    blocks = BLOCKS_OF_ROWS._replace(plan=functools.partial(plan, block=16))
+    with jax.enable_x64(True):
+        (mine, _), (theirs, _) = decoders_by(blocks, family, gradients, "float64")
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs)) > 1e-3
+        chex.assert_trees_all_close(mine, theirs, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("platform", BLOCKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_gradients_of_the_reference_by_kernels(family, platform):
+    (mine, _), (theirs, _) = decoders_by(interpreted(platform), family, gradients)
     chex.assert_trees_all_close(mine, theirs, rtol=1e-3, atol=2e-6)
 
 

@@ -65,11 +65,22 @@ def test_flags_reach_the_hosts_as_they_were_typed(tmp_path):
     place = tmp_path / "home"
     (place / "ictjax" / ".venv" / "bin").mkdir(parents=True)
     program = place / "ictjax" / ".venv" / "bin" / "ictjax"
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "token: $HF_TOKEN"\n')
     program.chmod(0o755)
-    subprocess.run(["bash", "-c", f"{command}\nwait"], cwd=place, check=True, timeout=60)
-    (log,) = (place / "ictjax" / "logs").iterdir()
-    assert log.read_text().splitlines() == [*words, "--hosts.detect"]
+
+    def logged():
+        environ = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+        subprocess.run(
+            ["bash", "-c", f"{command}\nwait"], cwd=place, env=environ, check=True, timeout=60
+        )
+        (log,) = (place / "ictjax" / "logs").iterdir()
+        lines = log.read_text().splitlines()
+        log.unlink()
+        return lines
+
+    assert logged() == [*words, "--hosts.detect", "token: "]
+    (place / "ictjax.env").write_text("HF_TOKEN='its secret'\n")
+    assert logged() == [*words, "--hosts.detect", "token: its secret"]
 
 
 def test_the_sky_file_starts_what_there_is():

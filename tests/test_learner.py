@@ -260,7 +260,12 @@ def _groups():
 
 @pytest.mark.parametrize("sliding", [False, True])
 def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
-    """In float64: the loss, what its metrics are made of, and the gradients of all weights."""
+    """In float64: the loss, all that its metrics are made of, and the gradients of all weights; with
+    old weights and a sampler that are not the ones trained, so that ratios are clipped and
+    corrected.
+    """
+    config = dataclasses.replace(GRPO, correction="truncated", correction_cap=1.2)
+    noise_2br = np.random.default_rng(1).normal(scale=0.3, size=(2, 12, 40))
     with jax.enable_x64(True):
         model = dataclasses.replace(
             MODEL,
@@ -284,15 +289,30 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
             ref_br, _ = token_logprobs(
                 functions, reference, batch, temperature=0.8, positions_per_chunk=16
             )
+            mask_br = batch.response_mask_br
+            rows = ((0, 0), (0, len(mask_br) - 12), (0, 0))  # of padding
+            old_br, sampler_br = jax.lax.stop_gradient(logp_br)[None] + jnp.pad(noise_2br, rows)
+            weight = grpo.correction(config, old_br, sampler_br, mask_br)
             terms = grpo.token_loss(
-                GRPO, logp_br, logp_br, ref_br, batch.advantage_b, batch.response_mask_br
+                config, logp_br, old_br, ref_br, batch.advantage_b, mask_br, weight.weight_br
             )
-            coefficient_br = grpo.token_coefficients(GRPO, batch.response_mask_br, batch.weight_b)
-            return (coefficient_br * terms.loss_br).sum(), (
-                logp_br[:12],
-                entropy_br[:12],
-                terms.kl_br[:12],
-            )
+            coefficient_br = grpo.token_coefficients(config, mask_br, batch.weight_b)
+            metric_br = grpo.token_mean(mask_br, batch.weight_b)
+            ratio_br = grpo.ratio_token(old_br, sampler_br, mask_br)
+            metrics = {
+                "policy_loss": (coefficient_br * terms.policy_br).sum(),
+                "clip_fraction": (metric_br * terms.clipped_br).sum(),
+                "ratio_mean": (metric_br * terms.ratio_br).sum(),
+                "ratio_max": terms.ratio_br.max(),
+                "ratio_min": terms.ratio_br.min(),
+                "sampler_corrected": (metric_br * weight.changed_br).sum(),
+                "sampler_gap_mean": (metric_br * jnp.abs(sampler_br - old_br)).sum(),
+                "sampler_kl": (metric_br * grpo.kl_k3(sampler_br, old_br, mask_br)).sum(),
+                "sampler_ratio_mean": (metric_br * ratio_br).sum(),
+                "sampler_ratio_max": ratio_br.max(),
+            }
+            by_token = (logp_br[:12], entropy_br[:12], terms.kl_br[:12], terms.ratio_br[:12])
+            return (coefficient_br * terms.loss_br).sum(), (metrics, by_token)
 
         results = {
             name: jax.jit(jax.value_and_grad(terms_of, has_aux=True))(
@@ -302,6 +322,10 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
         }
         expected = results.pop("separate")
         assert float(optax.tree.norm(expected[1])) > 1
+        metrics = expected[0][1][0]
+        assert metrics["ratio_min"] < 0.8 < 1.2 < metrics["ratio_max"]
+        for name in ("clip_fraction", "sampler_corrected"):
+            assert 0.05 < metrics[name] < 0.95, name
         for found in results.values():
             chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-11)
 

@@ -44,6 +44,39 @@ def test_pages_take_a_quarter_of_full_slots():
     assert actor == 4 * caches[0].whole_bytes
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(),
+        dict(page_size=128),
+        dict(page_size=128, num_pages=4096),
+        dict(page_size=128, max_len=65_536, num_slots=16),  # a copy has room for one, no more
+    ],
+    ids=["slots", "pages", "so many pages", "a conversation each"],
+)
+@pytest.mark.parametrize(("hosts", "copies"), [(2, 2), (4, 4), (4, 8), (16, 16)])
+def test_a_device_holds_the_same_however_many_hosts_there_are(sizes, hosts, copies):
+    paper = PRESETS["qwen2.5-7b-minihack"].actor_sampler
+    whole = dataclasses.replace(paper, **(dict(page_size=0, row_buckets=(16,)) | sizes))
+    own = whole.of_host(hosts)
+    rows, positions = own.cache_rows(copies // hosts)
+    assert (hosts * rows, positions) == whole.cache_rows(copies)
+    for name, sizes_of in (("slots", lambda s: (s.num_slots,)), ("rows", lambda s: s.row_buckets)):
+        assert [hosts * size for size in sizes_of(own)] == list(sizes_of(whole)), name
+    assert whole.of_host(1) == whole
+
+
+def test_slots_of_no_host_are_refused_with_their_number():
+    sizes = PRESETS["qwen2.5-7b-minihack"].actor_sampler
+    for changes, words in (
+        (dict(num_slots=33), "num_slots = 33 .* by the 2 hosts, .* multiples of 2"),
+        (dict(row_buckets=(16, 31)), "row_buckets = 16, 31 .* by the 2 hosts"),
+        (dict(num_pages=4097), "num_pages = 4097 .* by the 2 hosts"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(sizes, **changes).of_host(2)
+
+
 def test_moments_take_what_their_dtype_and_place_say():
     def moments(**changes):
         optimizer = dataclasses.replace(PRESET.optimizer, **changes)

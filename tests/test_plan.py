@@ -23,11 +23,11 @@ from experiments.estimate import Work, episodes_per_iteration, seconds, update_p
 from experiments.gpu_targets import compiler_is_here
 from experiments.hlo import Traffic, traffic
 from experiments.kept_figures import Compiled, kept_figures
-from experiments.limits import check_idle, local_roles
+from experiments.limits import check_idle, check_limits, local_roles
 from experiments.machines import GPU_SHARE, GPUS, TPUS, machine
 from experiments.memory import uses
 from experiments.plan import Place, Planner, compile_program, whole_run
-from experiments.plan_changes import single_changes
+from experiments.plan_changes import Change, single_changes
 from experiments.plan_page import to_json, verdict
 from experiments.plan_programs import num_programs
 from experiments.presets import PRESETS, on_named_mesh
@@ -179,6 +179,34 @@ def planner():
     return Planner(place(2**40, TPUS["v5e"]))
 
 
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (
+            dict(tensor=8),
+            r"tensor = 8 does not divide num_heads = 28 of Qwen\S+, .* --actor\.mesh\.tensor 4\.",
+        ),
+        (dict(tensor=7), "tensor = 7 does not divide d_ff = 18944 .*tensor 4"),
+        (dict(tensor=3), "tensor = 3 does not divide num_heads = 28 and d_ff = .*tensor 2 or 4"),
+        (dict(fsdp=3), "fsdp = 3 does not divide d_model = 3584 .*fsdp 2 or 4"),
+        (dict(fsdp=1000), "fsdp = 1000 .*fsdp 896 or 1792"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model_is_refused_with_the_nearest_that_does(mesh, message):
+    sizes = MeshConfig(**mesh)
+    config = dataclasses.replace(PAPER_7B, actor=dataclasses.replace(PAPER_7B.actor, mesh=sizes))
+    with pytest.raises(ValueError, match=f"^actor.mesh.{message}"):
+        check_limits(config)
+    assert Planner(place(None)).changes(PAPER_7B, [Change("mesh", "", config)], print) == []
+
+
+def test_a_mesh_that_divides_the_model_is_taken_and_small_models_are_on_any():
+    for size in (2, 4):
+        sizes = MeshConfig(tensor=size)
+        check_limits(PAPER_7B.on_mesh(RoleMeshes(actor=sizes, reflector=sizes)))
+        check_limits(TINY.on_mesh(RoleMeshes(actor=sizes, reflector=sizes)))  # one head, and small
+
+
 def test_a_plan_of_the_pipeline_check(planner):
     plan = planner.plan(TINY, Assumptions())
     assert plan.fits and plan.num_programs == num_programs(TINY) == 7
@@ -221,7 +249,7 @@ def test_what_is_kept_alone_may_be_too_much():
     assert not plan.fits and not plan.phases  # nothing was compiled
     changes = list(single_changes(PAPER_7B, 8))
     fields = {change.field for change in changes}
-    assert fields == {"mesh", "moments", "slots", "prefill", "int8", "LoRA", "context"}
+    assert fields == {"mesh", "moments", "slots", "pages", "prefill", "int8", "LoRA", "context"}
     rounded = [change for change in changes if change.field == "int8"]
     assert [change.flags for change in rounded] == [
         "--actor-sampler.cache int8",
@@ -234,6 +262,24 @@ def test_what_is_kept_alone_may_be_too_much():
     assert cache < now < weights  # which are a copy beside those that both roles share
     pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1)}
     assert {"--remat full", "--learner.num-microbatches 8"} <= pocket
+
+
+def test_fewer_pages_are_one_change_of_both_samplers():
+    def caches(config):
+        return sum(use.device_bytes for use in uses(config) if use.kind == "cache")
+
+    def pages(config):
+        return [change for change in single_changes(config, 8) if change.field == "pages"]
+
+    half, quarter = pages(PAPER_7B)
+    assert half.flags == "--actor-sampler.num-pages 1024 --reflector-sampler.num-pages 512"
+    assert 4 * caches(quarter.config) == 2 * caches(half.config) == caches(PAPER_7B)
+    # the longest conversation of each of two copies has 256 pages, and there are no fewer
+    (spread,) = pages(on_named_mesh(half.config, "v5e-8"))
+    assert spread.flags == "--actor-sampler.num-pages 512 --reflector-sampler.num-pages 512"
+    check_limits(spread.config)
+    assert not pages(spread.config)
+    assert not pages(TINY)  # whose cache is of slots
 
 
 def test_moments_in_the_memory_of_the_host_have_to_fit_there(monkeypatch):
@@ -267,7 +313,7 @@ def test_check_says_no_with_exit_code_1(capsys, monkeypatch):
 def test_a_run_is_not_begun_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(plan_run, "place_of", lambda machine: place(1000))
     plan_run.check_plan(TINY)  # small models are left to check_memory
-    monkeypatch.setattr(plan_run, "_SMALL", 0)
+    monkeypatch.setattr(plan_run, "SMALL", 0)
     with pytest.raises(ValueError, match="does not fit the devices here: .* --even-so"):
         plan_run.check_plan(TINY)
 

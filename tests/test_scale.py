@@ -1,6 +1,14 @@
-"""docs/scale.md says what is planned today: its rows, their meshes and what is kept."""
+"""docs/scale.md says what is planned today: its rows, their meshes and what is kept; with the compiler
+for TPUs also what the smallest of them need.
+"""
 
+import importlib.util
+import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +19,8 @@ from experiments.memory import uses
 from experiments.scale_table import PAGE, ROWS, line_of
 from ictjax.config import MESHES
 
+ROOT = pathlib.Path(__file__).parent.parent
+SMALLEST = [row for row in ROWS if row.name in ("0.5b-v5e-1", "0.5b-v5e-4")]
 LINES = {
     cells[0]: cells
     for line in PAGE.read_text(encoding="utf-8").splitlines()
@@ -40,6 +50,33 @@ def test_rows_use_every_device_and_are_what_the_page_says(row):
         assert float(needed.split(" / ")[1]) == pytest.approx(
             topology.chip.memory_bytes / 2**30, abs=0.06
         )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the compiler for TPUs is not installed (the extra `plan`)",
+)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("row", SMALLEST, ids=[row.name for row in SMALLEST])
+def test_the_smallest_rows_compile_to_what_the_page_says(row):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "plan", *row.argv, "--json"],
+        # compiled as users' are, see conftest.py
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plan = json.loads(done.stdout)
+    _, _, _, needed, worst, _, temporaries, *_, verdict = LINES[row.name]
+    phase = max(plan["phases"], key=lambda phase: phase["total_bytes"])
+    assert (phase["phase"], "fits" if plan["fits"] else "no") == (worst, verdict)
+    for found, said in (
+        (plan["needed_bytes"], needed.split(" / ")[0]),
+        (phase["temporaries_bytes"], temporaries),
+    ):
+        assert float(said) == pytest.approx(found / 2**30, abs=0.06)
 
 
 def test_the_page_has_no_other_rows():

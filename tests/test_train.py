@@ -109,6 +109,14 @@ def timeless(run_dir):
     ]
 
 
+def assert_same_run(run_dir, other):
+    """Metrics, episodes, contexts and prompts."""
+    assert timeless(run_dir) == timeless(other)
+    for folder in ("episodes", "contexts", "prompts"):
+        for path in sorted((other / folder).iterdir()):
+            assert (run_dir / folder / path.name).read_text() == path.read_text()
+
+
 def kill_after(process, run_dir, iteration):
     while len(read_metrics(run_dir)) < iteration:
         assert process.poll() is None, process.communicate()
@@ -126,11 +134,21 @@ def test_a_run_killed_twice_and_resumed_equals_an_uninterrupted_one(start, unint
     (run_dir / "episodes" / "iteration_00007.jsonl").write_text("from a life that is gone\n")
     kill_after(start(run_dir), run_dir, 5)
     finish(start(run_dir))
-    assert timeless(run_dir) == timeless(uninterrupted)
     assert len(timeless(run_dir)) == ITERATIONS
-    for folder in ("episodes", "contexts", "prompts"):
-        for path in sorted((uninterrupted / folder).iterdir()):
-            assert (run_dir / folder / path.name).read_text() == path.read_text()
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_a_run_that_refills_goes_on_as_if_it_had_not_been_killed(start, tmp_path):
+    """Without the penalty of malformed replies most groups win nothing at all."""
+    words = ["--algorithm=dapo", "--meta.malformed-reward=0", "--meta.replay-weight=1"]
+    words += ["--iterations=4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole, *words))
+    assert any(record["refill_rounds"] for record in timeless(whole)[2:])
+    kill_after(start(killed, *words), killed, 2)
+    assert len(read_metrics(killed)) < 4
+    finish(start(killed, *words))
+    assert_same_run(killed, whole)
 
 
 def worker_of(process) -> int:
