@@ -4,9 +4,11 @@ where games were won.
 
 from collections.abc import Sequence
 
+from experiments import report_figures
 from experiments.analyses import analyse
 from experiments.html import Html, html, joined
 from experiments.report_data import Evaluation, Json
+from experiments.report_figures import Line, arm_lines
 from experiments.report_loops import Loop
 from experiments.report_parts import (
     Section,
@@ -43,6 +45,7 @@ def analyses(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Sect
             " something of a single game they were written from, such as <i>drawer 3</i>."
         ),
         _arms(found["arms"]),
+        _by_turn(found["arms"]),
         _success(evaluation, found.get("success", {})),
         _deletions(evaluation, found.get("deletions", {})),
     )
@@ -84,6 +87,43 @@ def _arms(arms: Json) -> Html:
         for numbers in [arms[arm]]
     ]
     return table("By arm", columns, rows)
+
+
+def _by_turn(arms: Json) -> Html:
+    """How prompts grew and changed; nothing where no arm has written twice."""
+    if all(len(numbers["words_by_turn"]) < 3 for numbers in arms.values()):
+        return Html("")
+    lines = [line for line in arm_lines(list(arms)) if len(arms[line[0]]["words_by_turn"]) > 1]
+    charts = (
+        report_figures.line_chart(
+            title,
+            [
+                Line(
+                    name=arm,
+                    colour=colour,
+                    style=style,
+                    points=[
+                        (turn, count)
+                        for turn, count in enumerate(arms[arm][name], start=first)
+                        if count is not None
+                    ],
+                )
+                for arm, colour, style in lines
+            ],
+            x_label="meta-turn",
+        )
+        for name, title, first in (
+            ("words_by_turn", "words of the prompt", 0),
+            ("changed_by_turn", "words changed by a meta-turn", 1),
+        )
+    )
+    return html(
+        '<h3>Prompts from one meta-turn to the next</h3><p class="lead">Means over the loops of an'
+        " arm, all families together; 0 is the first prompt. Changed: words that are new, and words"
+        ' that are gone.</p>{}<div class="charts">{}</div>',
+        report_figures.legend(lines),
+        joined(charts),
+    )
 
 
 def _success(evaluation: Evaluation, success: Json) -> Html:

@@ -18,6 +18,7 @@ from experiments.report_data import (
     SplitSummary,
     games_played,
     split_summaries,
+    trainings,
 )
 from experiments.report_episodes import Episodes, viewer
 from experiments.report_lineage import lineage, same_games
@@ -99,9 +100,10 @@ def _sections(run: RunData) -> Iterator[Section | None]:
         yield same_games(evaluation, episodes, f"same-games{ending}")
         yield analyses(evaluation, found, f"analyses{ending}")
     yield viewer(run, episodes)
-    yield rewards(run)
-    yield signal(run)
-    yield cost(run)
+    trained, absent = trainings(run)
+    yield rewards(run, trained, absent)
+    yield signal(run, trained)
+    yield cost(trained)
     yield _manifest(run)
 
 
