@@ -179,9 +179,9 @@ def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
     tables = [
         details(
             html(
-                "{} {}: {} sentences of {} last prompts, {:,} games",
+                "{}{}: {} sentences of {} last prompts, {:,} games",
                 family,
-                split_badge(evaluation, family),
+                html(" {}", held) if (held := split_badge(evaluation, family)) else "",
                 len(found["sentences"]),
                 found["prompts"],
                 found["games"],

@@ -110,8 +110,15 @@ def _sections(run: RunData) -> Iterator[Section | None]:
 def _header(run: RunData) -> Html:
     total = run.config.get("iterations")
     done = run.metrics[-1]["iteration"] if run.metrics else 0
+    several = [
+        len(names)
+        for evaluation in run.evaluations
+        if isinstance(names := evaluation.results["protocol"].get("run_dirs"), list)
+    ]
     if "adopted" in run.manifest:
         trained = html("reflector trained elsewhere")
+    elif several and not run.metrics and not run.config:
+        trained = html("{}", counted(max(several), "trained seed"))
     elif isinstance(total, int) and total:
         trained = html("{} of {}", done, counted(total, "iteration"))
     else:

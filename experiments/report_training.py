@@ -219,7 +219,7 @@ def _worth(signal: Json | None) -> Html:
         signal["first_iteration"],
         signal["last_iteration"],
         enough,
-        table("Correlations", ["of", "r", "95 % interval", "groups", ""], rows),
+        table("Correlations", ["of", "r", "95 % interval", "groups", "note"], rows),
     )
 
 
@@ -284,23 +284,21 @@ def _by_seed(trainings: Sequence[Training]) -> Html:
                 cell(f"{done:,}"),
                 cell(f"{total:,.0f}"),
                 cell(f"{total / done:,.2f}"),
+                *(cell(f"{seconds.get(name, 0.0) / done:,.2f}") for name in colours),
                 *(
                     cell(number(sum(known) / total if known else None, 1))
                     for name in _SPEEDS
                     for known in [[v for v in series(training.metrics, name) if v is not None]]
                 ),
-                *(cell(f"{seconds.get(name, 0.0) / done:,.2f}") for name in colours),
             )
         )
         bars.append(html("<h4>{}</h4>{}", training.label, _bar(seconds, colours)))
-    heads = [
-        html(
-            '<span class="key" style="--c:var({})"></span>{}, s per iteration', shade, _phase(name)
-        )
+    key = joined(
+        html('<span><span class="key" style="--c:var({})"></span>{}</span>', shade, _phase(name))
         for name, shade in colours.items()
-    ]
+    )
     return html(
-        "{}{}",
+        '{}<p class="legend">{}</p>{}',
         table(
             "Cost and speed by trained seed",
             [
@@ -308,11 +306,12 @@ def _by_seed(trainings: Sequence[Training]) -> Html:
                 "iterations",
                 "seconds",
                 "seconds per iteration",
+                *(f"of these {_phase(name)}" for name in colours),
                 *_SPEEDS.values(),
-                *heads,
             ],
             rows,
         ),
+        key,
         joined(bars),
     )
 

@@ -456,11 +456,12 @@ def test_trainings_of_several_seeds_stand_side_by_side(tmp_path):
     # 34.2 s an iteration, 300 episodes
     assert "2 trained seeds together: 3 min 59 s of training in 7 iterations." in cost
     rows = re.findall('<tr class="">(.*?)</tr>', cost)
-    assert [re.findall("<td>([^<]*)", row)[:5] for row in rows] == [
-        ["3", "103", "34.20", "", "8.8"],
-        ["4", "137", "34.20", "", "8.8"],
+    assert [re.findall("<td>([^<]*)", row) for row in rows] == [
+        ["3", "103", "34.20", "21.00", "6.00", "4.20", "3.00", "", "8.8", ""],
+        ["4", "137", "34.20", "21.00", "6.00", "4.20", "3.00", "", "8.8", ""],
     ]
     assert "seed 2: b" in rows[1] and "The run" not in text
+    assert "2 trained seeds" in text.partition("Results")[0]
 
 
 def test_trainings_that_are_not_here_are_said(tmp_path):
