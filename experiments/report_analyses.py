@@ -151,9 +151,8 @@ def _success(evaluation: Evaluation, success: Json) -> Html:
     ]
     trained = [of["training"] for of in families.values() if of["training"] is not None]
     when = (
-        f"In training: candidates of iterations {min(of['first_iteration'] for of in trained)} to"
-        f" {max(of['last_iteration'] for of in trained)}, the last quarter, on games that they were"
-        " written from (replayed) and on others (fresh). "
+        f"In training: candidates of {_iterations(trained)}, the last quarter, on games that they"
+        " were written from (replayed) and on others (fresh). "
         if trained
         else ""
     )
@@ -174,8 +173,17 @@ def _success(evaluation: Evaluation, success: Json) -> Html:
     )
 
 
+def _iterations(trained: Sequence[Json]) -> str:
+    first, last = (
+        choose(of[f"{name}_iteration"] for of in trained)
+        for choose, name in ((min, "first"), (max, "last"))
+    )
+    return f"iteration {last}" if first == last else f"iterations {first} to {last}"
+
+
 def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
     """What single sentences are worth."""
+    cut = {family: found for family, found in deletions.items() if found["sentences"]}
     tables = [
         details(
             html(
@@ -205,10 +213,19 @@ def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
             ),
             opened=not number,
         )
-        for number, (family, found) in enumerate(deletions.items())
+        for number, (family, found) in enumerate(cut.items())
     ]
-    if not tables:
+    if not deletions:
         return Html("")
+    single = [family for family, found in deletions.items() if not found["sentences"]]
+    if single:
+        tables.append(
+            html(
+                '<p class="lead">Nothing could be left out of the last prompts on {}: they are'
+                " single sentences, or the environment failed.</p>",
+                ", ".join(single),
+            )
+        )
     return html(
         '<h3>What single sentences are worth</h3><p class="lead">Last prompts of the trained'
         " reflector without one sentence, on the same TEST games with the same keys: by how many"

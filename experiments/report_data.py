@@ -140,42 +140,46 @@ def load_run(folder: Path) -> RunData:
     )
 
 
-def trainings(run: RunData) -> tuple[list[Training], list[str]]:
-    """The trainings behind a page, and the directories of those that are not here.
+def training_folders(run: RunData) -> tuple[dict[Path, str], list[str]]:
+    """The run directories behind a page, each with the label of its training, and the names of
+    those that are not here.
 
-    That is a run's own; of an evaluation of several runs those of all, where their directories are
-    as they were named, seen from here, or beside this one. A directory counts only if it has kept
-    its parts of that evaluation: others may have the same name. Raises ValueError, naming the file,
-    for one that is damaged.
+    That is a run's own; of an evaluation of several runs all of them, where they are as they were
+    named, seen from here, or beside this one. A directory counts only if it has kept its parts of
+    that evaluation: others may have the same name.
     """
-    found: dict[Path, Training] = {}
+    found = {run.folder.resolve(): ""} if run.config or run.metrics else {}
     absent: list[str] = []
-    if run.metrics:
-        found[run.folder.resolve()] = Training(
-            label="",
-            config=run.config,
-            metrics=run.metrics,
-            candidates=run.candidates,
-        )
     for evaluation in run.evaluations:
         named = evaluation.results["protocol"].get("run_dirs")
         names = [str(name) for name in named] if isinstance(named, list) else []
-        if len(names) < 2 and run.config:  # its own
+        if len(names) < 2 and found:  # its own
             continue
         for number, name in enumerate(names, start=1):
-            label = "" if len(names) < 2 else f"seed {number}: {Path(name).name}"
             folder = _folder_of(run.folder, Path(name), evaluation.results["folder"])
-            training = None if folder is None else _training(folder, label)
-            if folder is None or training is None or not training.metrics:
+            if folder is None:
                 absent.append(Path(name).name)
-            elif folder not in found or not found[folder].label:
-                found[folder] = training
+            elif not found.get(folder):
+                found[folder] = "" if len(names) < 2 else f"seed {number}: {Path(name).name}"
     if len(found) > 1:  # the run's own beside others
-        found = {
-            folder: dataclasses.replace(one, label=one.label or folder.name)
-            for folder, one in found.items()
-        }
-    return list(found.values()), list(dict.fromkeys(absent))
+        found = {folder: label or folder.name for folder, label in found.items()}
+    return found, list(dict.fromkeys(absent))
+
+
+def trainings(run: RunData) -> tuple[list[Training], list[str]]:
+    """The trainings behind a page, and the names of the directories that are not here or have no
+    finished iteration: see `training_folders`. Raises ValueError, naming the file, for one that is
+    damaged.
+    """
+    folders, absent = training_folders(run)
+    found = []
+    for folder, label in folders.items():
+        training = _training(folder, label)
+        if training.metrics:
+            found.append(training)
+        elif label:
+            absent.append(folder.name)
+    return found, absent
 
 
 def _folder_of(folder: Path, named: Path, place: str) -> Path | None:

@@ -77,8 +77,7 @@ def line_chart(
     lines = [line for line in lines if line.points]
     if not lines:
         return Html("")
-    every = [point for line in lines for point in (*line.points, *line.dots)]
-    every += [(x, y) for line in lines for x, *ends in (*line.band, *line.bars) for y in ends]
+    every = [point for line in lines for point in _reached(line)]
     axes = _Axes.around(every, x_ends, y_ends)
     drawn = joined(_line(axes, line, number) for number, line in enumerate(lines))
     return _figure(title, [axes.drawing(x_label, percent=percent), drawn], _said(lines))
@@ -120,8 +119,16 @@ def common_ends(charts: Iterable[Sequence[Line]]) -> Point | None:
     """The range of y for charts that are to be compared: what holds the lines of all; None where
     there is no point.
     """
-    every = [point for lines in charts for line in lines for point in (*line.points, *line.dots)]
+    every = [point for lines in charts for line in lines for point in _reached(line)]
     return _Axes.around(every, None, None).y_ends if every else None
+
+
+def _reached(line: Line) -> Iterator[Point]:
+    yield from line.points
+    yield from line.dots
+    for x, *ends in (*line.band, *line.bars):
+        for y in ends:
+            yield x, y
 
 
 def smooth(values: Sequence[float], weight: float = 0.75) -> list[float]:

@@ -17,7 +17,7 @@ from experiments.report_data import (
     phase_seconds,
     series,
 )
-from experiments.report_figures import Line, Style, common_ends, smooth
+from experiments.report_figures import Line, Point, Style, common_ends, smooth
 from experiments.report_parts import Section, badges, cell, details, row, section, table
 from experiments.reward_signal import histogram, reward_signal, signal_of_run
 from experiments.wording import correlation, counted, number
@@ -77,7 +77,12 @@ def rewards(run: RunData, trainings: Sequence[Training], absent: Sequence[str]) 
         )
         for training, lines in zip(trainings, overall, strict=True)
     ]
-    of_families = [_families(training, baselines) for training in trainings]
+    lines = [_families(training, baselines) for training in trainings]
+    ends = None if alone else common_ends(one for of in lines for one in of.values())
+    of_families = [
+        [_family(training, *item, ends) for item in of.items()]
+        for training, of in zip(trainings, lines, strict=True)
+    ]
     faults = list(map(_faults, trainings))
     if alone:
         parts = [_charts([*charts, *of_families[0]]), faults[0]]
@@ -434,14 +439,25 @@ def _panel(
     return report_figures.line_chart(title, lines, x_label="iteration")
 
 
-def _families(training: Training, baselines: Mapping[str, float]) -> list[Html]:
-    return [
-        _family(training, family, baselines.get(family))
+def _families(training: Training, baselines: Mapping[str, float]) -> dict[str, list[Line]]:
+    return {
+        family: _of_family(training, family, baselines.get(family))
         for family in sorted({candidate["family"] for candidate in training.candidates})
-    ]
+    }
 
 
-def _family(training: Training, family: str, baseline: float | None) -> Html:
+def _family(training: Training, family: str, lines: list[Line], y_ends: Point | None) -> Html:
+    iterations = _iterations(training)
+    return report_figures.line_chart(
+        family,
+        lines,
+        x_label="iteration",
+        x_ends=(iterations[0], iterations[-1]),
+        y_ends=y_ends,
+    )
+
+
+def _of_family(training: Training, family: str, baseline: float | None) -> list[Line]:
     """Rewards of the candidates of one family."""
     lines = []
     for field, (name, colour, style) in _KINDS.items():
@@ -466,13 +482,11 @@ def _family(training: Training, family: str, baseline: float | None) -> Html:
                 ],
             )
         )
-    iterations = _iterations(training)
     if baseline is not None and any(line.points for line in lines):
+        iterations = _iterations(training)
         ends = [(n, baseline) for n in (iterations[0], iterations[-1])]
         lines.append(Line(name="initial prompt", colour="--initial", points=ends, style="dotted"))
-    return report_figures.line_chart(
-        family, lines, x_label="iteration", x_ends=(iterations[0], iterations[-1])
-    )
+    return lines
 
 
 def _baselines(run: RunData) -> Mapping[str, float]:

@@ -412,6 +412,17 @@ def test_rewards_are_drawn_as_the_results_count_them(whole, tmp_path):
     assert re.findall(r"<title>[\d.]+ to [\d.]+: (\d+)", signal) == ["6", "6", *"00000000"]
 
 
+def test_prompts_of_one_sentence_are_said(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    for family in ("eat", "zap"):
+        results["analyses"]["deletions"][family]["sentences"] = []
+    (run / "evaluation.json").write_text(json.dumps(results))
+    shown = _section(_written(run).read_text(encoding="utf-8"), "analyses")
+    assert "Nothing could be left out of the last prompts on eat, zap:" in shown
+    assert "eat: TEST games lost" not in shown and "wear: TEST games lost" in shown
+
+
 def test_prompts_are_followed_over_meta_turns(whole, tmp_path):
     shown = _section(_written(whole).read_text(encoding="utf-8"), "analyses")
     assert "words of the prompt. trained: from 4 to 21;" in shown
@@ -588,6 +599,8 @@ def test_loops_of_several_seeds_are_told_apart(whole, tmp_path):
         ("trained", 1),
     }
     assert all(len(loop.prompts) == 3 for loop in loops)
+    shown = _section(_written(run).read_text(encoding="utf-8"), "lineage")
+    assert "largest gain: trained seed 1, run 3" in shown
 
 
 def test_initial_states_are_counted(whole, tmp_path):

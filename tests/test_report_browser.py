@@ -11,7 +11,7 @@ from experiments import report, report_data
 from experiments.wording import interval, p_value, percent, points
 from tests.browser import PATH, Browser
 from tests.evaluations import FOLDER, evaluation
-from tests.test_report import FAMILIES, _rewrite, _spoilt, make_run
+from tests.test_report import FAMILIES, _rewrite, _spoilt, make_experiment, make_run
 
 pytestmark = pytest.mark.skipif(PATH is None, reason="chromium is not installed")
 
@@ -159,8 +159,22 @@ def test_paper_shows_what_is_folded(watched, run):
 PAPER_WIDTH = 718  # CSS pixels between the margins of A4
 
 
-def test_paper_keeps_colours_and_leaves_no_heading_alone(watched, run):
-    watched.open(_written(run), width=PAPER_WIDTH, dark=True)
+@pytest.fixture
+def experiment(tmp_path):
+    """Two trained seeds, with as many phases as trainings have."""
+    both = make_experiment(tmp_path)
+    phases = ("refill", "candidates", "precollection", "checkpoint", "rewards", "update")
+    for name in ("a", "b"):
+        _rewrite(
+            tmp_path / name / "metrics.jsonl",
+            lambda row: row | {"time": {f"{phase}_s": 1234.5 for phase in phases}, "turns": 10**7},
+        )
+    return both
+
+
+@pytest.mark.parametrize("which", ["run", "experiment"])
+def test_paper_keeps_colours_and_leaves_no_heading_alone(watched, request, which):
+    watched.open(_written(request.getfixturevalue(which)), width=PAPER_WIDTH, dark=True)
     hidden = "[...document.querySelectorAll('nav, form, .pager, .skip')]"
     shown = f"{hidden}.filter(one => one.checkVisibility()).length"
     folded = (
