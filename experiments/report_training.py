@@ -279,45 +279,43 @@ def _phases(training: Training) -> Html:
 def _by_seed(trainings: Sequence[Training]) -> Html:
     """Of several: cost and speed of each, and its phases."""
     colours = _phase_colours(trainings)
-    rows, bars = [], []
-    for training in trainings:
-        seconds = phase_seconds(training.metrics)
-        total, done = sum(seconds.values()), len(training.metrics)
-        rows.append(
-            row(
-                training.label,
-                cell(f"{done:,}"),
-                cell(f"{total:,.0f}"),
-                cell(f"{total / done:,.2f}"),
-                *(cell(f"{seconds.get(name, 0.0) / done:,.2f}") for name in colours),
-                *(
-                    cell(number(sum(known) / total if known else None, 1))
-                    for name in _SPEEDS
-                    for known in [[v for v in series(training.metrics, name) if v is not None]]
-                ),
-            )
+    seconds = [phase_seconds(training.metrics) for training in trainings]
+    totals = [sum(phases.values()) for phases in seconds]
+    counts = [len(training.metrics) for training in trainings]
+    speeds = [
+        row(
+            training.label,
+            cell(f"{done:,}"),
+            cell(f"{total:,.0f}"),
+            cell(f"{total / done:,.2f}"),
+            *(
+                cell(number(sum(known) / total if known else None, 1))
+                for name in _SPEEDS
+                for known in [[v for v in series(training.metrics, name) if v is not None]]
+            ),
         )
-        bars.append(html("<h4>{}</h4>{}", training.label, _bar(seconds, colours)))
-    key = joined(
-        html('<span><span class="key" style="--c:var({})"></span>{}</span>', shade, _phase(name))
+        for training, total, done in zip(trainings, totals, counts, strict=True)
+    ]
+    phases = [
+        row(
+            html('<span class="key" style="--c:var({})"></span>{}', shade, _phase(name)),
+            *(
+                cell(f"{of.get(name, 0.0) / done:,.2f}")
+                for of, done in zip(seconds, counts, strict=True)
+            ),
+        )
         for name, shade in colours.items()
-    )
+    ]
+    labels = [training.label for training in trainings]
+    head = ["trained seed", "iterations", "seconds", "seconds per iteration", *_SPEEDS.values()]
     return html(
-        '{}<p class="legend">{}</p>{}',
-        table(
-            "Cost and speed by trained seed",
-            [
-                "trained seed",
-                "iterations",
-                "seconds",
-                "seconds per iteration",
-                *(f"of these {_phase(name)}" for name in colours),
-                *_SPEEDS.values(),
-            ],
-            rows,
+        "{}{}{}",
+        table("Cost and speed by trained seed", head, speeds),
+        table("Seconds per iteration by phase", ["phase", *labels], phases),
+        joined(
+            html("<h4>{}</h4>{}", label, _bar(of, colours))
+            for label, of in zip(labels, seconds, strict=True)
         ),
-        key,
-        joined(bars),
     )
 
 

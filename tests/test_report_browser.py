@@ -161,14 +161,14 @@ PAPER_WIDTH = 718  # CSS pixels between the margins of A4
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Two trained seeds, with as many phases as trainings have."""
+    """Two trained seeds, and arms that say all that they take."""
     both = make_experiment(tmp_path)
-    phases = ("refill", "candidates", "precollection", "checkpoint", "rewards", "update")
-    for name in ("a", "b"):
-        _rewrite(
-            tmp_path / name / "metrics.jsonl",
-            lambda row: row | {"time": {f"{phase}_s": 1234.5 for phase in phases}, "turns": 10**7},
-        )
+    names = ("actor_episodes", "actor_tokens", "reflector_calls", "reflector_tokens")
+    names += ("training_steps", "training_tokens", "training_actor_episodes")
+    results = json.loads((both / "evaluation.json").read_text())
+    for family in results["families"].values():
+        family["budget"] = {"trained": dict.fromkeys(names, 12_345_678)}
+    (both / "evaluation.json").write_text(json.dumps(results))
     return both
 
 
