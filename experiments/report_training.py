@@ -333,7 +333,9 @@ def _bar(seconds: Mapping[str, float], colours: Mapping[str, str]) -> Html:
     total = sum(seconds.values())
     parts = joined(
         html('<span style="flex:{:.4f};--c:var({})"></span>', value / total, colours[name])
-        for name, value in seconds.items()
+        for name in colours  # the same order in all bars
+        for value in [seconds.get(name, 0.0)]
+        if value
     )
     return html('<div class="stack" aria-hidden="true">{}</div>', parts)
 
