@@ -2,6 +2,7 @@
 episodes behind it are.
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -182,6 +183,16 @@ def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
+def _with_newer(
+    record_fits: Callable[[Any], bool], **fields: Callable[[Any], bool]
+) -> Callable[[Any], bool]:
+    """The same, and fields that records of before lack fit where they are there."""
+    return lambda record: (
+        record_fits(record)
+        and all(name not in record or fits(record[name]) for name, fits in fields.items())
+    )
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -195,6 +206,24 @@ def _are_sentences(rows: object) -> bool:
         text=_is_text, prompts=_is_count, whole=is_number, drop=is_number, ci95=_is_interval
     )
     return isinstance(rows, list) and all(map(fits, rows))
+
+
+def _is_histogram(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    edges, counts = value.get("edges"), value.get("counts")
+    return (
+        isinstance(edges, list)
+        and isinstance(counts, list)
+        and len(edges) == len(counts) + 1 > 1
+        and all(map(is_number, edges))
+        and all(low < high for low, high in itertools.pairwise(edges))
+        and all(map(_is_count, counts))
+    )
+
+
+def _are_sizes(values: object) -> bool:
+    return isinstance(values, list) and all(map(_or_null(is_number), values))
 
 
 def _is_arm(arm: object) -> bool:
@@ -245,6 +274,8 @@ _CORRELATION = {
 _ANALYSES: Mapping[str, Callable[[Any], bool]] = {
     "arms": _each(
         _fields(
+            words_by_turn=_are_sizes,
+            changed_by_turn=_are_sizes,
             **dict.fromkeys(
                 (
                     *("sequences", "draws", "different_of_draws", "verb_bits", "repeated_turns"),
@@ -252,7 +283,7 @@ _ANALYSES: Mapping[str, Callable[[Any], bool]] = {
                     *("words_changed", "names"),
                 ),
                 _NUMBER,
-            )
+            ),
         )
     ),
     "success": _each(
@@ -269,15 +300,21 @@ _ANALYSES: Mapping[str, Callable[[Any], bool]] = {
         )
     ),
     "reward_signal": _or_null(
-        _fields(
-            first_iteration=_is_count,
-            last_iteration=_is_count,
-            groups=_is_count,
-            candidates=_is_count,
-            reliability=_fields(**_CORRELATION, games=_is_count, games_needed=_or_null(_is_count)),
-            replay_and_fresh=_fields(**_CORRELATION),
-            reward_and_next=_fields(**_CORRELATION),
-            reward_and_words=_fields(**_CORRELATION),
+        _with_newer(
+            _fields(
+                first_iteration=_is_count,
+                last_iteration=_is_count,
+                groups=_is_count,
+                candidates=_is_count,
+                reliability=_fields(
+                    **_CORRELATION, games=_is_count, games_needed=_or_null(_is_count)
+                ),
+                replay_and_fresh=_fields(**_CORRELATION),
+                reward_and_next=_fields(**_CORRELATION),
+                reward_and_words=_fields(**_CORRELATION),
+            ),
+            dead_groups=_is_count,
+            histogram=_is_histogram,
         )
     ),
     "deletions": _each(_fields(prompts=_is_count, games=_is_count, sentences=_are_sentences)),

@@ -4,9 +4,11 @@ where games were won.
 
 from collections.abc import Sequence
 
+from experiments import report_figures
 from experiments.analyses import analyse
 from experiments.html import Html, html, joined
 from experiments.report_data import Evaluation, Json
+from experiments.report_figures import Line, arm_lines
 from experiments.report_loops import Loop
 from experiments.report_parts import (
     Section,
@@ -43,6 +45,7 @@ def analyses(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Sect
             " something of a single game they were written from, such as <i>drawer 3</i>."
         ),
         _arms(found["arms"]),
+        _by_turn(found["arms"]),
         _success(evaluation, found.get("success", {})),
         _deletions(evaluation, found.get("deletions", {})),
     )
@@ -86,6 +89,43 @@ def _arms(arms: Json) -> Html:
     return table("By arm", columns, rows)
 
 
+def _by_turn(arms: Json) -> Html:
+    """How prompts grew and changed; nothing where no arm has written twice."""
+    if all(len(numbers["words_by_turn"]) < 3 for numbers in arms.values()):
+        return Html("")
+    lines = [line for line in arm_lines(list(arms)) if len(arms[line[0]]["words_by_turn"]) > 1]
+    charts = (
+        report_figures.line_chart(
+            title,
+            [
+                Line(
+                    name=arm,
+                    colour=colour,
+                    style=style,
+                    points=[
+                        (turn, count)
+                        for turn, count in enumerate(arms[arm][name], start=first)
+                        if count is not None
+                    ],
+                )
+                for arm, colour, style in lines
+            ],
+            x_label="meta-turn",
+        )
+        for name, title, first in (
+            ("words_by_turn", "words of the prompt", 0),
+            ("changed_by_turn", "words changed by a meta-turn", 1),
+        )
+    )
+    return html(
+        '<h3>Prompts from one meta-turn to the next</h3><p class="lead">Means over the loops of an'
+        " arm, all families together; 0 is the first prompt. Changed: words that are new, and words"
+        ' that are gone.</p>{}<div class="charts">{}</div>',
+        report_figures.legend(lines),
+        joined(charts),
+    )
+
+
 def _success(evaluation: Evaluation, success: Json) -> Html:
     """From the games of training to those of the test."""
     families = {name: numbers for name, numbers in success.items() if name in evaluation.families}
@@ -111,9 +151,8 @@ def _success(evaluation: Evaluation, success: Json) -> Html:
     ]
     trained = [of["training"] for of in families.values() if of["training"] is not None]
     when = (
-        f"In training: candidates of iterations {min(of['first_iteration'] for of in trained)} to"
-        f" {max(of['last_iteration'] for of in trained)}, the last quarter, on games that they were"
-        " written from (replayed) and on others (fresh). "
+        f"In training: candidates of {_iterations(trained)}, the last quarter, on games that they"
+        " were written from (replayed) and on others (fresh). "
         if trained
         else ""
     )
@@ -134,14 +173,23 @@ def _success(evaluation: Evaluation, success: Json) -> Html:
     )
 
 
+def _iterations(trained: Sequence[Json]) -> str:
+    first, last = (
+        choose(of[f"{name}_iteration"] for of in trained)
+        for choose, name in ((min, "first"), (max, "last"))
+    )
+    return f"iteration {last}" if first == last else f"iterations {first} to {last}"
+
+
 def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
     """What single sentences are worth."""
+    cut = {family: found for family, found in deletions.items() if found["sentences"]}
     tables = [
         details(
             html(
-                "{} {}: {} sentences of {} last prompts, {:,} games",
+                "{}{}: {} sentences of {} last prompts, {:,} games",
                 family,
-                split_badge(evaluation, family),
+                html(" {}", held) if (held := split_badge(evaluation, family)) else "",
                 len(found["sentences"]),
                 found["prompts"],
                 found["games"],
@@ -165,10 +213,19 @@ def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
             ),
             opened=not number,
         )
-        for number, (family, found) in enumerate(deletions.items())
+        for number, (family, found) in enumerate(cut.items())
     ]
-    if not tables:
+    if not deletions:
         return Html("")
+    single = [family for family, found in deletions.items() if not found["sentences"]]
+    if single:
+        tables.append(
+            html(
+                '<p class="lead">Nothing could be left out of the last prompts on {}: they are'
+                " single sentences, or the environment failed.</p>",
+                ", ".join(single),
+            )
+        )
     return html(
         '<h3>What single sentences are worth</h3><p class="lead">Last prompts of the trained'
         " reflector without one sentence, on the same TEST games with the same keys: by how many"

@@ -2,6 +2,7 @@
 HTML.
 """
 
+import contextlib
 import dataclasses
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,16 @@ class RunData:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What one training has written."""
+
+    label: str  # which trained seed, and its directory; empty where there is no other
+    config: Json
+    metrics: list[Json]
+    candidates: list[Json]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitSummary:
     """The families of one split, and the numbers over all of them, as in evaluation.json."""
 
@@ -115,20 +126,81 @@ def load_run(folder: Path) -> RunData:
             " another with --run-dir."
         )
     newest = max(folder.glob("contexts/iteration_*.jsonl"), default=None)
+    own = _training(folder, folder.name)
     return RunData(
         folder=folder,
-        config=_about(folder / "config.json", "meta"),
+        config=own.config,
         manifest=_about(folder / "manifest.json", "environment"),
+        metrics=own.metrics,
+        candidates=own.candidates,
+        contexts=[] if newest is None else read_rows(newest, _is_context, _REMOVE),
+        evaluations=tuple(
+            read_evaluation(folder, path.stem, read_results(path)) for path in result_files(folder)
+        ),
+    )
+
+
+def training_folders(run: RunData) -> tuple[dict[Path, str], list[str]]:
+    """The run directories behind a page, each with the label of its training, and the names of
+    those that are not here.
+
+    That is a run's own; of an evaluation of several runs all of them, where they are as they were
+    named, seen from here, or beside this one. A directory counts only if it has kept its parts of
+    that evaluation: others may have the same name.
+    """
+    found = {run.folder.resolve(): ""} if run.config or run.metrics else {}
+    absent: list[str] = []
+    for evaluation in run.evaluations:
+        named = evaluation.results["protocol"].get("run_dirs")
+        names = [str(name) for name in named] if isinstance(named, list) else []
+        if len(names) < 2 and found:  # its own
+            continue
+        for number, name in enumerate(names, start=1):
+            folder = _folder_of(run.folder, Path(name), evaluation.results["folder"])
+            if folder is None:
+                absent.append(Path(name).name)
+            elif not found.get(folder):
+                found[folder] = "" if len(names) < 2 else f"seed {number}: {Path(name).name}"
+    if len(found) > 1:  # the run's own beside others
+        found = {folder: label or folder.name for folder, label in found.items()}
+    return found, list(dict.fromkeys(absent))
+
+
+def trainings(run: RunData) -> tuple[list[Training], list[str]]:
+    """The trainings behind a page, and the names of the directories that are not here or have no
+    finished iteration: see `training_folders`. Raises ValueError, naming the file, for one that is
+    damaged.
+    """
+    folders, absent = training_folders(run)
+    found = []
+    for folder, label in folders.items():
+        training = _training(folder, label)
+        if training.metrics:
+            found.append(training)
+        elif label:
+            absent.append(folder.name)
+    return found, absent
+
+
+def _folder_of(folder: Path, named: Path, place: str) -> Path | None:
+    for path in (named, folder.resolve().parent / named.name):
+        # whatever the file holds may be no path at all
+        with contextlib.suppress(OSError, ValueError):
+            if (path / place).is_dir():
+                return path.resolve()
+    return None
+
+
+def _training(folder: Path, label: str) -> Training:
+    return Training(
+        label=label,
+        config=_about(folder / "config.json", "meta"),
         metrics=_metrics(folder),
         candidates=[
             row
             for path in sorted(folder.glob("prompts/iteration_*.jsonl"))
             for row in read_rows(path, _is_candidate, _REMOVE)
         ],
-        contexts=[] if newest is None else read_rows(newest, _is_context, _REMOVE),
-        evaluations=tuple(
-            read_evaluation(folder, path.stem, read_results(path)) for path in result_files(folder)
-        ),
     )
 
 

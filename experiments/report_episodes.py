@@ -13,7 +13,7 @@ from experiments.visible import visible
 from experiments.wording import counted
 
 MAX_STEPS = 50_000  # turns of all episodes on a page
-MAX_CHARACTERS = 25_000_000  # of their texts
+MAX_CHARACTERS = 100_000_000  # of their texts: 2,000 a turn
 
 FIELDS = ("evaluation", "family", "arm", "run", "turn", "use", "outcome", "failures", "game")
 

@@ -3,8 +3,9 @@ light or dark, and stand side by side as the page has room.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from experiments.html import Html, html, joined
@@ -76,43 +77,58 @@ def line_chart(
     lines = [line for line in lines if line.points]
     if not lines:
         return Html("")
-    every = [point for line in lines for point in (*line.points, *line.dots)]
-    every += [(x, y) for line in lines for x, *ends in (*line.band, *line.bars) for y in ends]
+    every = [point for line in lines for point in _reached(line)]
     axes = _Axes.around(every, x_ends, y_ends)
     drawn = joined(_line(axes, line, number) for number, line in enumerate(lines))
     return _figure(title, [axes.drawing(x_label, percent=percent), drawn], _said(lines))
 
 
-def histogram(title: str, values: Sequence[float], *, x_label: str) -> Html:
-    """How often values between the smallest and the largest occur, in ten bins; empty without any.
+def histogram(title: str, edges: Sequence[float], counts: Sequence[int], *, x_label: str) -> Html:
+    """How often values lie between one edge and the next; empty without any.
 
-    The range is taken as 0..1 where all values lie in it.
+    Args:
+      title: of the chart.
+      edges: ascending, one more than `counts`.
+      counts: of values between two edges.
+      x_label: what the values are.
     """
-    if not values:
+    if not sum(counts):
         return Html("")
-    low, high = min(0.0, *values), max(1.0, *values)
-    counts = [0] * 10
-    for value in values:
-        counts[min(9, int(10 * (value - low) / (high - low)))] += 1
-    axes = _Axes(x_ends=(low, high), y_ends=(0.0, float(max(counts))), whole=False)
-    width = (high - low) / 10
+    axes = _Axes(x_ends=(edges[0], edges[-1]), y_ends=(0.0, float(max(counts))), whole=False)
+    bins = list(zip(itertools.pairwise(edges), counts, strict=True))
     bars = joined(
         html(
             '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="bar">'
             "<title>{:.2f} to {:.2f}: {}</title></rect>",
-            axes.x(low + n * width) + 1,
+            axes.x(low) + 1,
             axes.y(count),
-            axes.x(width) - axes.x(0) - 2,
+            max(axes.x(high) - axes.x(low) - 2, 0.5),
             axes.y(0) - axes.y(count),
-            low + n * width,
-            low + (n + 1) * width,
+            low,
+            high,
             count,
         )
-        for n, count in enumerate(counts)
+        for (low, high), count in bins
     )
-    most = low + (counts.index(max(counts)) + 0.5) * width
-    said = f"{len(values)} values, most often near {most:.2f}"
+    low, high = edges[counts.index(max(counts)) :][:2]
+    said = f"{sum(counts)} values, most often from {low:.2f} to {high:.2f}"
     return _figure(title, [axes.drawing(x_label, percent=False), bars], said)
+
+
+def common_ends(charts: Iterable[Sequence[Line]]) -> Point | None:
+    """The range of y for charts that are to be compared: what holds the lines of all; None where
+    there is no point.
+    """
+    every = [point for lines in charts for line in lines for point in _reached(line)]
+    return _Axes.around(every, None, None).y_ends if every else None
+
+
+def _reached(line: Line) -> Iterator[Point]:
+    yield from line.points
+    yield from line.dots
+    for x, *ends in (*line.band, *line.bars):
+        for y in ends:
+            yield x, y
 
 
 def smooth(values: Sequence[float], weight: float = 0.75) -> list[float]:

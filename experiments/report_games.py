@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation_results import read_object
-from experiments.report_data import Evaluation, RunData
+from experiments.report_data import Evaluation, RunData, training_folders
 
 _STATE = re.compile(rb'"state_hash": ?"(\w+)"')
 _SETS = ("stream", "select", "test")
@@ -35,7 +35,8 @@ def disjointness(run: RunData, evaluation: Evaluation) -> str:
                 )
     every = set().union(*states.values())
     twice = sum(map(len, states.values())) - len(every)
-    trained = _states_of_training(run.folder)
+    folders, absent = training_folders(run)
+    trained = set() if absent else set().union(*map(_states_of_training, folders))
     counts = ", ".join(f"{len(states[name])} {name.upper()}" for name in reversed(_SETS))
     of_training = (
         f"{len(every & trained)} of them among the {len(trained)} that training has played"

@@ -33,12 +33,16 @@ def lineage(
     chosen = shown_loops(loops)
     if not chosen:
         return None
+    of_several = any(loop.seed for loop in loops)
     blocks = [
         html(
             "<h3>{} {}</h3>{}",
             family,
             split_badge(evaluation, family),
-            joined(_shown(shown, episodes, opened=not number) for shown in several),
+            joined(
+                _shown(shown, episodes, of_several=of_several, opened=not number)
+                for shown in several
+            ),
         )
         for number, (family, several) in enumerate(chosen.items())
     ]
@@ -54,9 +58,9 @@ def lineage(
     )
 
 
-def _shown(shown: Shown, episodes: Episodes, *, opened: bool) -> Html:
+def _shown(shown: Shown, episodes: Episodes, *, of_several: bool, opened: bool) -> Html:
     loop = shown.loop
-    seed = f"trained seed {loop.seed + 1}, " if loop.seed else ""
+    seed = f"trained seed {loop.seed + 1}, " if of_several else ""
     summary = html(
         "{}: {}run {}, {} points", shown.why, seed, loop.run + 1, points(loop.gain or 0.0)
     )

@@ -18,6 +18,7 @@ from experiments.report_data import (
     SplitSummary,
     games_played,
     split_summaries,
+    trainings,
 )
 from experiments.report_episodes import Episodes, viewer
 from experiments.report_lineage import lineage, same_games
@@ -99,17 +100,25 @@ def _sections(run: RunData) -> Iterator[Section | None]:
         yield same_games(evaluation, episodes, f"same-games{ending}")
         yield analyses(evaluation, found, f"analyses{ending}")
     yield viewer(run, episodes)
-    yield rewards(run)
-    yield signal(run)
-    yield cost(run)
+    trained, absent = trainings(run)
+    yield rewards(run, trained, absent)
+    yield signal(run, trained)
+    yield cost(trained)
     yield _manifest(run)
 
 
 def _header(run: RunData) -> Html:
     total = run.config.get("iterations")
     done = run.metrics[-1]["iteration"] if run.metrics else 0
+    several = [
+        len(names)
+        for evaluation in run.evaluations
+        if isinstance(names := evaluation.results["protocol"].get("run_dirs"), list)
+    ]
     if "adopted" in run.manifest:
         trained = html("reflector trained elsewhere")
+    elif several and not run.metrics and not run.config:
+        trained = html("{}", counted(max(several), "trained seed"))
     elif isinstance(total, int) and total:
         trained = html("{} of {}", done, counted(total, "iteration"))
     else:

@@ -208,7 +208,8 @@ def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
 
 def _comparisons(split: SplitSummary) -> Html:
     """All comparisons of a split and of its families, each with the reason of its verdict."""
-    head = ["arms", "difference", "verdict", "p", "n", "would be found", "wins more", "reason"]
+    head = ["arms", "difference", "verdict", "p", "n", "would be found", "wins more"]
+    head.append(Html('<span class="start">reason</span>'))
     whole = f"Comparisons on the {split.title}"
     single = f"{whole}, family by family"
     rows = [

@@ -20,6 +20,7 @@ from experiments.training_records import Group, newest_within, read_groups, with
 RESAMPLES = 2000
 WANTED = 0.8  # reliability that `games_needed` is about
 _FEW = 10  # groups: with fewer the interval is a guess
+_BINS = 10  # of a histogram
 _MAX_BYTES = 256_000_000  # of records that are looked at, the newest ones
 _BLOCK = 100  # resamples at a time
 
@@ -40,6 +41,8 @@ def signal_of_run(run_dir: pathlib.Path, meta: Mapping[str, Any], last: int) -> 
 def reward_signal(runs: Sequence[Sequence[Group]]) -> Json | None:
     """Of the groups of one run, or of several that are one experiment; None without any.
 
+    "histogram": see `histogram`. "dead_groups": in how many groups all rewards are equal, or fewer
+    than two are known: nothing is learned from these.
     "reliability": see `reliability`. "replay_and_fresh": whether what is rewarded for games that
     the reflector has read about does better on other ones. "reward_and_next": whether the candidate
     that a loop went on with won more at the next meta-turn, on new games, the more its reward was
@@ -55,11 +58,22 @@ def reward_signal(runs: Sequence[Sequence[Group]]) -> Json | None:
         "last_iteration": max(numbers),
         "groups": len(groups),
         "candidates": sum(len(group.candidates) for group in groups),
+        "dead_groups": sum(len(set(rewards)) < 2 for rewards in map(_rewards, groups)),
+        "histogram": histogram([reward for group in groups for reward in _rewards(group)]),
         "reliability": reliability([outcomes(group) for group in groups]),
         "replay_and_fresh": _within_groups(groups, "replay_reward", "fresh_reward"),
         "reward_and_next": _next_success(runs),
         "reward_and_words": _within_groups(groups, "reward", "words"),
     }
+
+
+def histogram(rewards: Sequence[float]) -> Json:
+    """How often rewards are in each of ten equal bins, from 0 to 1, or as far as there are others:
+    "edges", ascending, one more than "counts". The last bin holds its upper edge.
+    """
+    ends = (min(0.0, *rewards), max(1.0, *rewards)) if rewards else (0.0, 1.0)
+    counts, edges = np.histogram(np.array(rewards, dtype=float), bins=_BINS, range=ends)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def outcomes(group: Group) -> np.ndarray:
@@ -171,6 +185,10 @@ def _within_groups(groups: Sequence[Group], first: str, second: str) -> Json:
     return rank_correlation(ranks for ranks in found if ranks is not None)
 
 
+def _rewards(group: Group) -> list[float]:
+    return [row["reward"] for row in group.candidates if row["reward"] is not None]
+
+
 def _with_words(candidate: Json) -> Json:
     prompt = candidate["system_prompt"]
     return {**candidate, "words": None if prompt is None else len(prompt.split())}
@@ -195,7 +213,7 @@ def _followed(groups: Sequence[Group]) -> Iterator[tuple[str, float, float]]:
     contexts = {(g.context["loop"], g.context["meta_turn"]): g.context for g in groups}
     for group in groups:
         then = contexts.get((group.context["loop"], group.context["meta_turn"] + 1))
-        rewards = [row["reward"] for row in group.candidates if row["reward"] is not None]
+        rewards = _rewards(group)
         if then is None or not rewards:
             continue
         own = [

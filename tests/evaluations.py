@@ -17,6 +17,8 @@ SIGNAL = {
     "last_iteration": 3,
     "groups": 40,
     "candidates": 160,
+    "dead_groups": 7,
+    "histogram": {"edges": [0.0, 0.25, 0.5, 1.0], "counts": [30, 0, 130]},
     "reliability": {**CORRELATION, "games": 5, "games_needed": 30},
     "replay_and_fresh": CORRELATION,
     "reward_and_next": {**CORRELATION, "ci95": None, "note": "3 groups are too few"},
@@ -46,6 +48,7 @@ def part(rates: np.ndarray, generator: np.random.Generator, *, turns: int = 1, g
 def analyses(splits: Mapping[str, str], rates: Mapping[str, float]):
     """What stands beside the results."""
     behaviour = of_actor([{"turns": []}], 1) | of_prompts([])
+    behaviour |= {"words_by_turn": [4, 30.5, 21], "changed_by_turn": [26.5, None]}
     sentence = {"text": "Look first.", "prompts": 2, "whole": 0.8, "drop": 0.3, "ci95": [-0.1, 0.6]}
     trained = {"first_iteration": 3, "last_iteration": 4, "replay": 0.7, "fresh": 0.6}
     return {

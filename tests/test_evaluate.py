@@ -354,9 +354,12 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
         (family, seed, 1) for family in evaluation.families for seed in (0, 1)
     }
     page = report_page.render(shown)
+    assert "seed 1: seed0" in page and "Cost and speed by trained seed" in page
     assert "trained (seed 2)" in page and "the STREAM games that reflectors read about" in page
-    assert "what training has played is not here to be counted" in page
-    assert results["analyses"]["reward_signal"]["groups"] == 2 * 6
+    assert re.search(r"; 0 of them among the \d+ that training has played", page)
+    signal = results["analyses"]["reward_signal"]
+    assert signal["groups"] == 2 * 6 >= signal["dead_groups"]
+    assert 0 < sum(signal["histogram"]["counts"]) <= signal["candidates"]
     # another order, another first: what is there is found and not played again
     evaluate.main(["--run-dir", second, first, *SMALL, "--out", str(seeds[0].parent / "out")])
     assert played(capsys.readouterr().out) == (0, 12)

@@ -484,6 +484,8 @@ def test_loops_of_several_seeds_are_told_apart(whole, tmp_path):
         ("trained", 1),
     }
     assert all(len(loop.prompts) == 3 for loop in loops)
+    shown = _section(_written(run).read_text(encoding="utf-8"), "lineage")
+    assert "largest gain: trained seed 1, run 3" in shown
 
 
 def test_initial_states_are_counted(whole, tmp_path):
@@ -639,6 +641,122 @@ def test_arms_of_every_kind_are_compared(tmp_path):
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "trained - best-of-n" in text and "flipped - initial" in text
     assert "3 trained seeds cannot give p &lt; 0.250" in html.escape(text)
+
+
+def _section(page: str, anchor: str) -> str:
+    return page.partition(f'<section id="{anchor}"')[2].partition("</section>")[0]
+
+
+def test_rewards_are_drawn_as_the_results_count_them(whole, tmp_path):
+    """Whatever candidates are in the files; those of before have no counts."""
+    signal = _section(_written(whole).read_text(encoding="utf-8"), "signal")
+    assert re.findall("<title>([^<]*)", signal) == [
+        "0.00 to 0.25: 30",
+        "0.25 to 0.50: 0",
+        "0.50 to 1.00: 130",
+    ]
+    assert "in 40 groups (in 7 of these all rewards are equal)" in signal
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    for name in ("histogram", "dead_groups"):
+        del results["analyses"]["reward_signal"][name]
+    (run / "evaluation.json").write_text(json.dumps(results))
+    signal = _section(_written(run).read_text(encoding="utf-8"), "signal")
+    assert "in 40 groups, iterations" in signal
+    # of two iterations 1 - exp(-1/10) and 1 - exp(-2/10), of six candidates each
+    assert re.findall(r"<title>[\d.]+ to [\d.]+: (\d+)", signal) == ["6", "6", *"00000000"]
+
+
+def test_prompts_of_one_sentence_are_said(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    for family in ("eat", "zap"):
+        results["analyses"]["deletions"][family]["sentences"] = []
+    (run / "evaluation.json").write_text(json.dumps(results))
+    shown = _section(_written(run).read_text(encoding="utf-8"), "analyses")
+    assert "Nothing could be left out of the last prompts on eat, zap:" in shown
+    assert "eat: TEST games lost" not in shown and "wear: TEST games lost" in shown
+
+
+def test_prompts_are_followed_over_meta_turns(whole, tmp_path):
+    shown = _section(_written(whole).read_text(encoding="utf-8"), "analyses")
+    assert "words of the prompt. trained: from 4 to 21;" in shown
+    assert "words changed by a meta-turn. trained: from 26.5 to 26.5;" in shown
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    for arm in results["analyses"]["arms"].values():
+        arm |= {"words_by_turn": [4, 30], "changed_by_turn": [26]}
+    (run / "evaluation.json").write_text(json.dumps(results))
+    assert "Prompts from one" not in _written(run).read_text(encoding="utf-8")
+
+
+def make_experiment(folder: Path) -> Path:
+    """Two trainings, and the results of both beside them."""
+    names = ("a", "b")
+    for seed, name in enumerate(names):
+        make_run(folder / name, evaluated=False, iterations=3 + seed)
+        (folder / name / FOLDER).mkdir(parents=True)
+    both = make_run(folder / "a+b", iterations=0)
+    for name in ("config.json", "manifest.json", "metrics.jsonl"):
+        (both / name).unlink()
+    _rewrite(both / "evaluation.json", lambda data: _of_runs(data, names))
+    return both
+
+
+def _of_runs(results: dict, names) -> dict:
+    protocol = results["protocol"] | {"run_dirs": [f"elsewhere/{name}" for name in names]}
+    return results | {"protocol": protocol}
+
+
+def test_trainings_of_several_seeds_stand_side_by_side(tmp_path):
+    both = make_experiment(tmp_path)
+    page = _written(both).read_text(encoding="utf-8")
+    text = _check(page)
+    training, signal, cost = (_section(page, name) for name in ("training", "signal", "cost"))
+    assert re.findall("<figcaption>(seed [^<]*)", training) == ["seed 1: a", "seed 2: b"]
+    assert "Families of seed 2: b" in training and "initial prompt, as evaluated" in training
+    assert "Not here" not in training
+    # a line for each in every panel, and the counts of the results
+    assert len(re.findall('<path class="line', signal.partition("KL to the ref")[2])) == 2 * 4
+    assert "0.50 to 1.00: 130" in signal and "in 7 of these all rewards are equal" in signal
+    # 34.2 s an iteration, 300 episodes
+    assert "2 trained seeds together: 3 min 59 s of training in 7 iterations." in cost
+    rows = re.findall('<tr class="">(.*?)</tr>', cost)
+    assert [re.findall("<td>([^<]*)", row) for row in rows] == [
+        ["3", "103", "34.20", "", "8.8", ""],
+        ["4", "137", "34.20", "", "8.8", ""],
+        *([seconds] * 2 for seconds in ("21.00", "6.00", "4.20", "3.00")),
+    ]
+    assert "seed 2: b" in rows[1] and "rewards" in rows[2] and "The run" not in text
+    assert "2 trained seeds" in text.partition("Results")[0]
+
+
+def test_trainings_that_are_not_here_are_said(tmp_path):
+    both = make_experiment(tmp_path)
+    (tmp_path / "b" / "metrics.jsonl").write_text("")
+    page = _written(both).read_text(encoding="utf-8")
+    said = "Not here: what the {} written (or there is no finished iteration)."
+    assert said.format("training of b has") in page
+    assert re.findall("<figcaption>(seed [^<]*)", page) == ["seed 1: a"]
+    assert "seed 1: a" in _section(page, "cost") and "seed 2" not in _section(page, "cost")
+    # another run of that name, which has no part in this evaluation
+    (tmp_path / "a" / FOLDER).rmdir()
+    page = _written(both).read_text(encoding="utf-8")
+    assert said.format("trainings of a, b have") in page
+    assert "0.50 to 1.00: 130" in _section(page, "signal") and 'id="cost"' not in page
+    # what is no path of any machine
+    strange = ["\0", "x" * 5000, 7]
+    _rewrite(both / "evaluation.json", lambda data: data | {
+        "protocol": data["protocol"] | {"run_dirs": strange}
+    })  # fmt: skip
+    assert "Not here" in _check(_written(both).read_text(encoding="utf-8"))
+
+
+def test_a_damaged_training_of_several_is_named(tmp_path):
+    both = make_experiment(tmp_path)
+    (tmp_path / "b" / "metrics.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(ValueError, match=r"b/metrics\.jsonl"):
+        _written(both)
 
 
 def test_report_does_not_depend_on_when_it_is_made(tmp_path):
@@ -888,6 +1006,13 @@ _TEST = (*_EAT, "tests", "trained_vs_untrained")
         _with("x", "analyses", "reward_signal", "groups"),
         _with([0], "analyses", "reward_signal", "reliability", "ci95"),
         _with(1, "analyses", "reward_signal", "reward_and_next", "note"),
+        _with(-1, "analyses", "reward_signal", "dead_groups"),
+        _with([1], "analyses", "reward_signal", "histogram"),
+        _with({"edges": [0, 1], "counts": [1, 2]}, "analyses", "reward_signal", "histogram"),
+        _with({"edges": [1, 0], "counts": [1]}, "analyses", "reward_signal", "histogram"),
+        _with({"edges": [0, 1], "counts": ["1"]}, "analyses", "reward_signal", "histogram"),
+        _with(3, "analyses", "arms", "trained", "words_by_turn"),
+        _with(["x"], "analyses", "arms", "trained", "changed_by_turn"),
         _with([{"text": "x"}], "analyses", "deletions", "eat", "sentences"),
         _with(2, "format"),
         _with("x", "format"),

@@ -1,7 +1,9 @@
 """The page of a run as a browser shows it: filters, links, widths, paper."""
 
 import json
+import random
 import shutil
+import time
 
 import pytest
 
@@ -9,7 +11,7 @@ from experiments import report, report_data
 from experiments.wording import interval, p_value, percent, points
 from tests.browser import PATH, Browser
 from tests.evaluations import FOLDER, evaluation
-from tests.test_report import FAMILIES, _rewrite, _spoilt, make_run
+from tests.test_report import FAMILIES, _rewrite, _spoilt, make_experiment, make_run
 
 pytestmark = pytest.mark.skipif(PATH is None, reason="chromium is not installed")
 
@@ -152,6 +154,184 @@ def test_paper_shows_what_is_folded(watched, run):
     assert watched.run("document.querySelectorAll('details:not([open])').length") > 0
     watched.run("dispatchEvent(new Event('beforeprint'))")
     assert watched.run("document.querySelectorAll('details:not([open])').length") == 0
+
+
+PAPER_WIDTH = 718  # CSS pixels between the margins of A4
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Two trained seeds, and arms that say all that they take."""
+    both = make_experiment(tmp_path)
+    names = ("actor_episodes", "actor_tokens", "reflector_calls", "reflector_tokens")
+    names += ("training_steps", "training_tokens", "training_actor_episodes")
+    results = json.loads((both / "evaluation.json").read_text())
+    for family in results["families"].values():
+        family["budget"] = {"trained": dict.fromkeys(names, 12_345_678)}
+    (both / "evaluation.json").write_text(json.dumps(results))
+    return both
+
+
+@pytest.mark.parametrize("which", ["run", "experiment"])
+def test_paper_keeps_colours_and_leaves_no_heading_alone(watched, request, which):
+    watched.open(_written(request.getfixturevalue(which)), width=PAPER_WIDTH, dark=True)
+    hidden = "[...document.querySelectorAll('nav, form, .pager, .skip')]"
+    shown = f"{hidden}.filter(one => one.checkVisibility()).length"
+    folded = (
+        "[...document.querySelectorAll('details:not([open]) > :not(summary)')]"
+        ".filter(one => one.checkVisibility()).length"
+    )
+    kept_colours = (
+        "[...document.querySelectorAll('body *')].every("
+        "one => getComputedStyle(one).printColorAdjust === 'exact')"
+    )
+    assert watched.run(shown) > 3 and watched.run(folded) == 0
+    assert not watched.run(kept_colours)
+    watched.ask(
+        "Emulation.setEmulatedMedia",
+        media="print",
+        features=[{"name": "prefers-color-scheme", "value": "dark"}],
+    )
+    assert watched.run(shown) == 0
+    assert watched.run(kept_colours)
+    heads = "h1, h2, h3, h4, summary, figcaption, caption"
+    assert watched.run(
+        f"[...document.querySelectorAll('{heads}')].every("
+        "one => getComputedStyle(one).breakAfter === 'avoid')"
+    )
+    assert watched.run(
+        "[...document.querySelectorAll('.chart, .bars, tr, li')].every("
+        "one => getComputedStyle(one).breakInside === 'avoid')"
+    )
+    # what is folded is printed, on white, and nothing runs off the sheet
+    assert watched.run(folded) == watched.run(
+        "document.querySelectorAll('details:not([open]) > :not(summary)').length"
+    )
+    assert watched.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert watched.run(WIDE) == []
+
+
+# what reaches over the right edge of the sheet
+WIDE = f"""[...document.querySelectorAll("body *")].filter((one) => one.checkVisibility()
+    && one.getBoundingClientRect().right > {PAPER_WIDTH} + 1)
+    .map((one) => `${{one.tagName}}.${{one.className}} ${{one.innerText?.slice(0, 40)}}`)"""
+
+
+NEEDLE = "a saltshaker that nobody expected"
+PLACES = (
+    "cabinet",
+    "countertop",
+    "drawer",
+    "fridge",
+    "shelf",
+    "sinkbasin",
+    "stoveburner",
+    "toaster",
+)
+THINGS = (
+    "apple",
+    "bowl",
+    "butterknife",
+    "cup",
+    "egg",
+    "fork",
+    "lettuce",
+    "mug",
+    "pan",
+    "plate",
+    "spatula",
+    "tomato",
+)
+
+
+def _alfworld_turn(draw, number):
+    """As the official texts are, with the admissible commands behind them."""
+    place = f"{draw.choice(PLACES)} {draw.randint(1, 30)}"
+    things = [f"{draw.choice(THINGS)} {draw.randint(1, 9)}" for _ in range(draw.randint(1, 6))]
+    there = [f"{draw.choice(PLACES)} {draw.randint(1, 30)}" for _ in range(30)]
+    actions = [f"go to {name}" for name in there]
+    actions += [f"take {thing} from {place}" for thing in things] + ["inventory", "look"]
+    return {
+        "observation": (
+            f"You arrive at {place}. On the {place}, you see {', '.join(f'a {t}' for t in things)}."
+            f"\nAvailable actions: {', '.join(actions)}"
+        ),
+        "actions": actions,
+        "reply": (
+            f"Thought: Step {number}: the {things[0]} is not what I need, {there[0]} and {there[1]}"
+            f" are still to be looked at, and the {place} is done.\nAction: {actions[0]}"
+        ),
+        "action": actions[0],
+        "failure": None if draw.random() < 0.98 else "no_action",
+    }
+
+
+def _large_run(folder):
+    """Two arms, 2,000 episodes of 25 turns."""
+    draw = random.Random(0)
+    families = dict.fromkeys(("clean", "cool", "heat", "look", "put"), "heldout")
+    results = evaluation(families, {"untrained": 0.3, "trained": 0.6}, runs=2)
+    (folder / FOLDER / "episodes").mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    for arm in ("untrained", "trained"):
+        for family in families:
+            with (folder / FOLDER / "episodes" / f"{arm}_{family}.jsonl").open("w") as file:
+                for key in range(200):
+                    turns = [_alfworld_turn(draw, number) for number in range(25)]
+                    if (arm, family, key) == ("trained", "put", 199):
+                        turns[24]["observation"] += NEEDLE
+                    row = {
+                        "game": {"env": "alfworld", "family": family, "key": f"{arm}-{key}"},
+                        "system_prompt": f"You are in a house. Lesson {key} of {family}.",
+                        "turns": turns,
+                        "outcome": "success" if key % 4 == 0 else "step_limit",
+                        "final_observation": f"Nothing happens. ({key})",
+                    }
+                    file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def _timed(browser, name, value):
+    start = time.monotonic()
+    return _choose(browser, name, value), time.monotonic() - start
+
+
+@pytest.mark.timeout(900)
+def test_fifty_thousand_turns_are_shown_and_searched(watched, tmp_path):
+    page = _written(_large_run(tmp_path / "run"))
+    start = time.monotonic()
+    watched.open(page, width=1440)
+    times = {"load": time.monotonic() - start}
+    data = "JSON.parse(document.getElementById('episodes-data').textContent)"
+    assert watched.run(
+        f"{data}.episodes.reduce((sum, [, texts]) => sum + (texts.length - 3) / 4, 0)"
+    ) == 50_000  # fmt: skip
+    assert watched.run(f"{data}.strings.length") > 100_000  # observations and replies differ
+    assert watched.run("document.getElementById('episodes').innerText.includes("
+                       "'2,000 episodes with 50,000 turns')")  # fmt: skip
+    assert not watched.run("document.body.innerText.includes('did not fit')")
+    assert watched.run("document.getElementById('episode-count').textContent") == (
+        "1 to 25 of 2000 episodes"
+    )
+    for name, value, count in (
+        ("arm", "trained", 1000),
+        ("family", "put", 200),
+        ("outcome", "success", 50),
+        ("text", NEEDLE, 0),
+        ("outcome", "step limit", 1),
+        ("text", "SALTSHAKER", 1),
+        ("family", "", 1),
+    ):
+        said, times[f"{name} {value}"] = _timed(watched, name, value)
+        assert said.endswith(f"{count} episode{'s' * (count != 1)}")
+    watched.run("document.querySelector('#episode-list a').click()")
+    watched.run("new Promise(done => setTimeout(done))")  # behind the event of the link
+    assert watched.run("document.querySelectorAll('#episode-view .turn').length") == 25 + 1
+    assert watched.run(
+        "[...document.querySelectorAll('#episode-view mark')].map(m => m.innerText)"
+    ) == ["saltshaker"]
+    print(f"{page.stat().st_size / 1e6:.1f} MB", times)
+    assert max(times.values()) < 120  # seconds; it hangs then
 
 
 CONTRAST = """(() => {

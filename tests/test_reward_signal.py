@@ -7,6 +7,7 @@ import pytest
 
 from experiments.reward_signal import (
     centred_ranks,
+    histogram,
     rank_correlation,
     reliability,
     reward_signal,
@@ -94,6 +95,23 @@ def test_a_reward_is_compared_with_what_its_prompt_wins_next():
     )
     assert found["replay_and_fresh"]["value"] is None
     assert reward_signal([]) is reward_signal([[]]) is None
+
+
+def test_rewards_are_counted_in_bins_and_groups_that_teach_nothing():
+    run = [
+        group(1, 0, "x", {"A": 0.5, "B": 0.5, "C": None}),  # equal
+        group(2, 0, "x", {"A": 1.0, "B": None}),  # nothing to compare it with
+        group(3, 0, "x", {"A": 0.0, "B": 0.05, "C": 0.1}),
+    ]
+    found = reward_signal([run])
+    assert found["dead_groups"] == 2
+    assert found["histogram"]["counts"] == [2, 1, 0, 0, 0, 2, 0, 0, 0, 1]
+    assert found["histogram"]["edges"] == pytest.approx([n / 10 for n in range(11)])
+    # of another scale: all are in it
+    wide = histogram([-1.0, 3.0, 3.0])
+    assert (wide["edges"][0], wide["edges"][-1]) == (-1, 3)
+    assert (wide["counts"][0], wide["counts"][-1], sum(wide["counts"])) == (1, 2, 3)
+    assert sum(histogram([])["counts"]) == 0
 
 
 def write(run, folder, number, rows):
