@@ -45,6 +45,7 @@ from experiments.report_data import read_evaluation
 from experiments.report_loops import loops
 from experiments.reward_signal import signal_of_run
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
+from experiments.training_cost import training_cost
 from ictjax.hosts import Hosts, these_hosts
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
@@ -94,6 +95,7 @@ def evaluate(
     plan = _planned(config, task)
     hosts, run_dirs = these_hosts(), [run_dir, *others]
     step, newest = _steps(run_dirs, plan.config, name, step)
+    costs = [training_cost(path, config, step) for path in run_dirs]
     with contextlib.ExitStack() as stack:
         pool = functools.cache(lambda: stack.enter_context(open_pool(plan.config.task.environment)))
         folders, drawn = _games(run_dirs, name, step, plan, pool, console)
@@ -148,8 +150,8 @@ def evaluate(
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
-        "protocol": protocol(plan.config, config, step, run_dirs),
-        **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-")),
+        "protocol": protocol(plan.config, config, step, run_dirs, costs),
+        **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-"), costs),
         "environment": plan.games,
         "changes": list(changes),
     }

@@ -152,6 +152,8 @@ def _wrong_numbers(numbers: object) -> str:
     for name in _COUNTS:
         if not all(_is_count(count) for count in numbers.get(name, {}).values()):
             return f".{name}"
+    if not _each(_each(_is_count))(numbers.get("budget", {})):
+        return ".budget"
     return ""
 
 

@@ -12,6 +12,7 @@ from experiments import evaluate, export, report_data, report_loops, report_page
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
+from experiments.training_cost import NAMES as TRAINING
 from ictjax.json_lines import read_records
 from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
@@ -129,6 +130,34 @@ def test_analyses_are_of_what_was_played(evaluated):
     assert door["arms"]["trained"]["test"] == results["families"]["door"]["arms"]["trained"]["mean"]
     assert found["reward_signal"]["groups"] == 6
     assert "Games won, from training to TEST" in report_page.render(report_data.load_run(evaluated))
+
+
+def test_what_training_took_is_in_the_budget_of_those_who_ask_its_reflector(evaluated):
+    results = read(evaluated / "evaluation.json")
+    lines = read_records(evaluated / "metrics.jsonl").values
+    assert len(lines) == 3
+    written = sum(line["reflector_tokens"] for line in lines)
+    for family in results["families"].values():
+        trained = family["budget"]["trained"]
+        assert trained["training_actor_episodes"] == sum(line["episodes"] for line in lines) > 0
+        assert trained["training_reflector_calls"] == sum(line["candidates"] for line in lines)
+        # the same, though processes have counted it
+        assert trained["training_reflector_tokens"] == written > 0
+        assert trained["training_actor_tokens"] > 0
+        assert family["budget"]["untrained"].keys() == family["budget"]["initial"].keys()
+        assert not any(name.startswith("training") for name in family["budget"]["untrained"])
+    assert "training_*" in results["protocol"]["training_budget"]
+    page = report_page.render(report_data.load_run(evaluated))
+    assert f"<td>{trained['training_actor_episodes']:,}</td>" in page
+    # of one iteration less, and of a run that does not know
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--step", "2"])
+    earlier = read(evaluated / "evaluation.json")["families"]["door"]["budget"]["trained"]
+    assert earlier["training_actor_episodes"] == sum(line["episodes"] for line in lines[:2])
+    (evaluated / "metrics.jsonl").unlink()
+    evaluate.main(["--run-dir", str(evaluated), *SMALL])
+    results = read(evaluated / "evaluation.json")
+    assert results["families"]["door"]["budget"]["trained"].keys().isdisjoint(TRAINING)
+    assert "metrics.jsonl does not hold every" in results["protocol"]["training_budget"]
 
 
 def test_sentences_are_left_out_once_and_kept(evaluated, capsys):
@@ -477,8 +506,11 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
     steps = read(taught / "sft.json")["steps"]
     assert record["budget"]["training_steps"] == steps > 0
     assert record["budget"]["training_tokens"] == read(taught / "sft.json")["targets"] > 0
+    budget = read(evaluated / "evaluation.json")["families"]["bell"]["budget"]
     episodes = [row["episodes"] for row in read_records(evaluated / "metrics.jsonl").values]
-    assert record["budget"]["training_actor_episodes"] == sum(episodes)
+    assert budget["sft-best"]["training_actor_episodes"] == sum(episodes)
+    assert budget["sft-best"]["training_steps"] == steps
+    assert budget["trained"].keys() == budget["initial"].keys() | set(TRAINING)
     assert (
         "trained_vs_sft-best" in read(evaluated / "evaluation.json")["overall"]["heldout"]["tests"]
     )
