@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from envs.api import GameId
-from experiments import evaluate, export, report_data, report_loops, report_page
+from experiments import compare, evaluate, export, report_data, report_loops, report_page
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
@@ -361,6 +361,9 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     both = seeds[0].parent / "seed0+seed1"
     results = read(both / "evaluation.json")
     assert results["protocol"]["run_dirs"] == [first, second]
+    shown_again = compare.compare((both,)).table
+    assert list(shown_again.columns[1].cells) == ["of 2"] * len(results["overall"])
+    assert list(shown_again.columns[2].cells) == ["fake"] * len(results["overall"])
     assert results["overall"]["heldout"]["arms"].keys() == {"initial", "untrained", "trained"}
     now = files(kept(seeds[0]))
     assert all(now[path] == before[path] for path in before)
@@ -390,6 +393,34 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     evaluate.main(["--run-dir", second, first, *SMALL, "--out", str(seeds[0].parent / "out")])
     assert played(capsys.readouterr().out) == (0, 12)
     assert (seeds[0].parent / "out" / "evaluation.json").is_file()
+
+
+def test_sentences_of_all_seeds_are_left_out_and_each_run_keeps_its_own(seeds):
+    both = seeds[0].parent / "deleted"
+    flags = [*SMALL, "--evaluation.families", "door", "--deletions", "1"]
+
+    def found(place):
+        return read(place / "evaluation.json")["analyses"]["deletions"]["door"]
+
+    evaluate.main(["--run-dir", *map(str, seeds[:2]), *flags, "--out", str(both)])
+    of_both = found(both)
+    assert (of_both["prompts"], of_both["seeds"]) == (2, 2)
+    # both reflectors are the same, and so are their prompts
+    assert {(row["prompts"], row["seeds"]) for row in of_both["sentences"]} == {(2, 2)}
+    places = [
+        path for run in seeds[:2] for path in run.glob("evaluation/*/deletions/trained_door.json")
+    ]
+    loops = [read(place)["loops"] for place in places]
+    assert [len(of_run) for of_run in loops] == [1, 1]
+    assert of_both["games"] == sum(len(of_run[0]["sentences"]) for of_run in loops)
+    assert not list(both.rglob("deletions"))
+    before = [files(place.parent) for place in places]
+    # a third seed plays its own alone, and one alone shows what it has
+    evaluate.main(["--run-dir", *map(str, seeds), *flags, "--out", str(both)])
+    assert found(both)["seeds"] == 3
+    assert [files(place.parent) for place in places] == before
+    evaluate.main(["--run-dir", str(seeds[1]), *flags[:-2]])
+    assert (found(seeds[1])["seeds"], found(seeds[1])["games"]) == (1, of_both["games"] // 2)
 
 
 def test_arms_are_chosen_and_what_is_there_is_shown_with_them(evaluated, capsys):
