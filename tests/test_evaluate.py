@@ -395,32 +395,47 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     assert (seeds[0].parent / "out" / "evaluation.json").is_file()
 
 
-def test_sentences_of_all_seeds_are_left_out_and_each_run_keeps_its_own(seeds):
-    both = seeds[0].parent / "deleted"
-    flags = [*SMALL, "--evaluation.families", "door", "--deletions", "1"]
+def test_sentences_of_all_seeds_are_left_out_and_each_run_keeps_its_own(seeds, tmp_path):
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in seeds]
+    both = tmp_path / "both"
+    flags = [*SMALL, "--evaluation.families", "door"]
 
     def found(place):
         return read(place / "evaluation.json")["analyses"]["deletions"]["door"]
 
-    evaluate.main(["--run-dir", *map(str, seeds[:2]), *flags, "--out", str(both)])
+    evaluate.main(["--run-dir", *map(str, runs), *flags, "--out", str(both)])
+    # these reflectors are the same and write one word: as if they had written more
+    for run, word in zip(runs, ("WALK", "LOOK", "WALK"), strict=True):
+        (part,) = run.glob("evaluation/*/trained_door.json")
+        record = read(part)
+        last = json.loads(record["prompts"][-1]) | {"system_prompt": f"OPEN\n{word}"}
+        record["prompts"][-1] = json.dumps(last)
+        part.write_text(json.dumps(record))
+    flags += ["--deletions", "1"]
+    evaluate.main(["--run-dir", *map(str, runs[:2]), *flags, "--out", str(both)])
     of_both = found(both)
-    assert (of_both["prompts"], of_both["seeds"]) == (2, 2)
-    # both reflectors are the same, and so are their prompts
-    assert {(row["prompts"], row["seeds"]) for row in of_both["sentences"]} == {(2, 2)}
+    assert (of_both["prompts"], of_both["seeds"], of_both["games"]) == (2, 2, 4)
+    assert {row["text"]: (row["prompts"], row["seeds"]) for row in of_both["sentences"]} == {
+        "OPEN": (2, 2),
+        "WALK": (1, 1),
+        "LOOK": (1, 1),
+    }
     places = [
-        path for run in seeds[:2] for path in run.glob("evaluation/*/deletions/trained_door.json")
+        path for run in runs[:2] for path in run.glob("evaluation/*/deletions/trained_door.json")
     ]
-    loops = [read(place)["loops"] for place in places]
-    assert [len(of_run) for of_run in loops] == [1, 1]
-    assert of_both["games"] == sum(len(of_run[0]["sentences"]) for of_run in loops)
+    texts = [[s["text"] for loop in read(place)["loops"] for s in loop["sentences"]]
+             for place in places]  # fmt: skip
+    assert texts == [["OPEN", "WALK"], ["OPEN", "LOOK"]]
     assert not list(both.rglob("deletions"))
     before = [files(place.parent) for place in places]
     # a third seed plays its own alone, and one alone shows what it has
-    evaluate.main(["--run-dir", *map(str, seeds), *flags, "--out", str(both)])
-    assert found(both)["seeds"] == 3
+    evaluate.main(["--run-dir", *map(str, runs), *flags, "--out", str(both)])
+    assert (found(both)["seeds"], found(both)["games"]) == (3, 6)
     assert [files(place.parent) for place in places] == before
-    evaluate.main(["--run-dir", str(seeds[1]), *flags[:-2]])
-    assert (found(seeds[1])["seeds"], found(seeds[1])["games"]) == (1, of_both["games"] // 2)
+    evaluate.main(["--run-dir", str(runs[1]), *flags[:-2]])
+    alone = found(runs[1])
+    assert (alone["seeds"], alone["games"]) == (1, 2)
+    assert {row["text"] for row in alone["sentences"]} == {"OPEN", "LOOK"}
 
 
 def test_arms_are_chosen_and_what_is_there_is_shown_with_them(evaluated, capsys):
