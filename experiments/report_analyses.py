@@ -139,12 +139,11 @@ def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
     tables = [
         details(
             html(
-                "{} {}: {} sentences of {} last prompts{}, {:,} games",
+                "{} {}: {} sentences of {} last prompts, {:,} games",
                 family,
                 split_badge(evaluation, family),
                 len(found["sentences"]),
                 found["prompts"],
-                f" of {found['seeds']} trained seeds" if found.get("seeds", 1) != 1 else "",
                 found["games"],
             ),
             table(

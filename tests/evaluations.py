@@ -46,8 +46,7 @@ def part(rates: np.ndarray, generator: np.random.Generator, *, turns: int = 1, g
 def analyses(splits: Mapping[str, str], rates: Mapping[str, float]):
     """What stands beside the results."""
     behaviour = of_actor([{"turns": []}], 1) | of_prompts([])
-    sentence = {"text": "Look first.", "prompts": 2, "seeds": 2, "whole": 0.8, "drop": 0.3}
-    sentence |= {"ci95": [-0.1, 0.6]}
+    sentence = {"text": "Look first.", "prompts": 2, "whole": 0.8, "drop": 0.3, "ci95": [-0.1, 0.6]}
     trained = {"first_iteration": 3, "last_iteration": 4, "replay": 0.7, "fresh": 0.6}
     return {
         "arms": dict.fromkeys(rates, behaviour),
@@ -60,7 +59,7 @@ def analyses(splits: Mapping[str, str], rates: Mapping[str, float]):
         },
         "reward_signal": SIGNAL,
         "deletions": {
-            family: {"prompts": 2, "seeds": 2, "games": 20, "sentences": [sentence]}
+            family: {"prompts": 2, "seeds": 2, "games": 20, "sentences": [{**sentence, "seeds": 2}]}
             for family in splits
         },
     }
