@@ -10,11 +10,17 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from experiments.report_data import game_name
 from experiments.report_loops import Loop
 
 Json = dict[str, Any]
 
 _NAME = re.compile(r"\b[a-z]+ \d+\b")  # "drawer 3": of one game, useless in others
+# "an amulet 2 south", "- orange (1 north)": what an observation says to be somewhere
+_THING = re.compile(
+    r"\b(?!north|south|east|west)([a-z]+)(?: up| down)? \(?\d+ (?:north|south|east|west)\b"
+)
+_WORD = re.compile(r"[a-z]+")
 
 
 def of_actor(episodes: Sequence[Json], draws: int) -> Json:
@@ -65,7 +71,9 @@ def of_prompts(loops: Sequence[Loop]) -> Json:
       "stream" and "select", the shares of games won, all meta-turns together; "words" of the last
       prompt, and "words_by_turn"; "words_changed" from one meta-turn to the next, and
       "changed_by_turn"; "names", the share of last prompts that name something of a single game
-      they were written from.
+      they were written from: a word with a number ("drawer 3") that its observations hold; or a
+      thing that they say to be somewhere, of one of the games that the loop read and of no other
+      one, whose name is not in the first prompt.
     """
     stream = [
         episode["outcome"] == "success"
@@ -128,13 +136,19 @@ def _changes(loop: Loop) -> Iterator[int]:
 
 
 def _names_something(loop: Loop) -> bool:
-    prompt = set(_NAME.findall(loop.prompts[-1]["system_prompt"].lower()))
-    return any(
-        not prompt.isdisjoint(_NAME.findall(turn["observation"].lower()))
-        for context in (loop.contexts.values() if prompt else ())
-        for episode in context["trajectories"]
-        for turn in episode["turns"]
-    )
+    first, last = (loop.prompts[at]["system_prompt"].lower() for at in (0, -1))
+    numbered, words = set(_NAME.findall(last)), {*_WORD.findall(last)} - {*_WORD.findall(first)}
+    things: dict[str, set[str]] = {}  # of every game
+    for context in loop.contexts.values():
+        for episode in context["trajectories"]:
+            of_game = things.setdefault(game_name(episode), set())
+            for turn in episode["turns"]:
+                observation = turn["observation"].lower()
+                if not numbered.isdisjoint(_NAME.findall(observation)):
+                    return True
+                of_game.update(_THING.findall(observation))
+    games = collections.Counter(thing for of_game in things.values() for thing in of_game)
+    return len(things) > 1 and any(games[word] == 1 for word in words)
 
 
 def _share(part: float, whole: int) -> float | None:

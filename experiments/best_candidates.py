@@ -19,7 +19,6 @@ from experiments.training_records import Group, iterations, read_groups
 from ictjax.chat import ChatTokenizer
 from ictjax.checkpoint import CheckpointReader
 from ictjax.json_lines import to_json_line
-from ictjax.metrics import read_metrics
 from ictjax.models.hf.json_file import read_json
 from ictjax.models.hf.reader import read_config
 from ictjax.models.transformer import Params
@@ -129,19 +128,13 @@ class BestCandidates:
         return part["params"]
 
     def budget(self) -> dict[str, int]:
-        """What teaching took, once for all families: steps, tokens of replies that were learned,
-        and the games that the actor played for the rewards of the run.
+        """What teaching took, once for all families: steps, and tokens of replies that were
+        learned. What the run took that wrote these is `experiments.training_cost`.
         """
         record = read_json(self.folder / "sft.json")
-        played = [
-            count
-            for line in read_metrics(self._run_dir)
-            if line["iteration"] <= self._step and type(count := line.get("episodes")) is int
-        ]
         return {
             "training_steps": record["steps"],
             "training_tokens": record["targets"] * self._config.evaluation.sft.epochs,
-            "training_actor_episodes": sum(played),
         }
 
     def _chat(self, tokenizer: ChatTokenizer, group: Group, candidate: Json) -> list[Message]:

@@ -116,7 +116,7 @@ def _files(run_dir: pathlib.Path) -> list[str]:
         for path in run_dir.glob(pattern)
         if path.is_file()
     }
-    if not names & {"config.json", METRICS, "evaluation.json"}:
+    if not names & {"config.json", METRICS} and not result_files(run_dir):
         raise ValueError(
             f"{run_dir} holds no run (no config.json, {METRICS} or evaluation.json): name another."
         )

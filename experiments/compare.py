@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -18,7 +18,8 @@ _SHOWN = ("untrained", "trained")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A row per run, evaluation and split, held-out families first: games won per arm, the paired
+    """A row per run (or joint results of several), evaluation and split, held-out families first:
+    games won per arm, the paired
     difference with its interval, p and verdict; and what could not be read, a sentence each.
     """
 
@@ -39,8 +40,8 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
         pad_edge=False,
         show_edge=False,
     )
-    for name in ("run", "seed"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("run", overflow="fold", min_width=len("seed0"))  # of several runs: long
+    table.add_column("seed", no_wrap=True)
     table.add_column("benchmark", overflow="fold", min_width=len("benchmark"))
     table.add_column("families", no_wrap=True)
     for name in (*_SHOWN, "difference", "p"):
@@ -49,15 +50,14 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
     left_out: list[str] = []
     for run_dir in run_dirs:
         try:
-            config = read_config(run_dir)
-            about = _about(run_dir, config)
+            about = _about(run_dir)
             paths = _result_files(run_dir)
         except ValueError as error:
             left_out.append(str(error))
             continue
         for path in paths:
             try:
-                rows = list(_rows(path, *about))
+                rows = list(_rows(path, about))
             except ValueError as error:
                 left_out.append(str(error))
                 continue
@@ -68,13 +68,26 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
     return Comparison(table=table, left_out=tuple(left_out))
 
 
-def _about(run_dir: Path, config: Mapping[str, Any]) -> tuple[str, str, int | None]:
-    """Seed, benchmark and iterations of a run."""
+class _About(NamedTuple):
+    """What the row of a run begins with, and how many iterations it was to have."""
+
+    seed: str
+    benchmark: str
+    iterations: int | None
+
+
+def _about(run_dir: Path) -> _About | None:
+    """None for the results of several runs, which alone know what they are of. Raises ValueError
+    for what is neither.
+    """
+    if not (run_dir / "config.json").is_file() and result_files(run_dir):
+        return None
+    config = read_config(run_dir)
     try:
-        return (
-            str(config["seed"]),
-            str(config["task"]["environment"]["name"]),
-            config.get("iterations"),
+        return _About(
+            seed=str(config["seed"]),
+            benchmark=str(config["task"]["environment"]["name"]),
+            iterations=config.get("iterations"),
         )
     except (KeyError, TypeError):
         raise ValueError(
@@ -82,20 +95,31 @@ def _about(run_dir: Path, config: Mapping[str, Any]) -> tuple[str, str, int | No
         ) from None
 
 
+def _about_results(results: Mapping[str, Any]) -> _About:
+    """Of the results of several runs: "of 4", trained seeds, in the place of a seed."""
+    seeds = next(iter(results["overall"].values())).get("seeds")
+    return _About(
+        seed=f"of {seeds}" if isinstance(seeds, int) else "",
+        benchmark=str(results["environment"].get("name", "")),
+        iterations=results["protocol"].get("iterations"),
+    )
+
+
 def _result_files(run_dir: Path) -> list[Path]:
     found = result_files(run_dir)
-    if run_dir / "evaluation.json" not in found:
+    if not found:
         raise ValueError(
             f"{run_dir} has no evaluation.json: run `ictjax evaluate --run-dir {run_dir}` first."
         )
     return found
 
 
-def _rows(path: Path, seed: str, trained_on: str, iterations: int | None) -> Iterator[list[str]]:
+def _rows(path: Path, of_run: _About | None) -> Iterator[list[str]]:
     results = read_results(path)
-    benchmark = path.stem.removeprefix("evaluation").removeprefix("-") or trained_on
+    about = of_run or _about_results(results)
+    benchmark = path.stem.removeprefix("evaluation").removeprefix("-") or about.benchmark
     step = results["protocol"]["checkpoint"]
-    if step != iterations:
+    if step != about.iterations:
         benchmark += f", iteration {step}"
     for split, numbers in results["overall"].items():
         if "trained_vs_untrained" not in numbers["tests"]:
@@ -103,7 +127,7 @@ def _rows(path: Path, seed: str, trained_on: str, iterations: int | None) -> Ite
                 f"{path} holds not both arms that are compared, untrained and trained: evaluate"
                 " again with these."
             )
-        yield [seed, benchmark, split, *_numbers(numbers)]
+        yield [about.seed, benchmark, split, *_numbers(numbers)]
 
 
 def _numbers(split: Mapping[str, Any]) -> list[str]:

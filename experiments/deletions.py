@@ -1,7 +1,8 @@
 """What the sentences of a prompt are worth: how much less is won without each of them. Pure
 functions; who plays is `experiments.evaluation_parts`.
 
-A record of a loop: "run"; "prompt", its last one; "whole", the outcomes of its TEST games under
+A record of a loop: "run"; "seed", which trained run it is of (0 where there is one); "prompt", its
+last one; "whole", the outcomes of its TEST games under
 that; and "sentences", each with its "text" and the "outcomes" of the same games under the prompt
 without it. Nothing is chosen by them.
 """
@@ -9,7 +10,7 @@ without it. Nothing is chosen by them.
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from experiments.intervals import interval, resampled_means
 from experiments.outcomes import mean
 
 Json = dict[str, Any]
+_Place = tuple[int, int]  # trained seed and run
 
 # behind a full stop, not that of "1.", and at the end of a line
 _END = re.compile(r"(?<=[^\d][.!?])\s+|\s*\n\s*")
@@ -44,44 +46,60 @@ def shortened(prompt: str) -> list[tuple[str, str]]:
 def summarise_deletions(loops: Sequence[Mapping[str, Any]]) -> Json:
     """Of the records of one family what evaluation.json says: every sentence with the share of
     games won under the prompts that hold it ("whole"), and by how much less is won without it
-    ("drop", with its interval, as of other paired differences: not corrected for their number). The
+    ("drop", with its interval, as of other paired differences, over the trained seeds, runs and
+    games of these prompts: not corrected for their number). Every prompt counts the same. The
     largest drop first. Games that the environment failed either way count for neither.
     """
-    found: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    found: dict[str, dict[_Place, list[_Paired]]] = {}
     for loop in loops:
-        whole_g = _array(loop["whole"])
+        whole_g, place = _array(loop["whole"]), (loop.get("seed", 0), loop["run"])
         for sentence in loop["sentences"]:
             drop_g = whole_g - _array(sentence["outcomes"])
             if not np.isnan(drop_g).all():
-                found.setdefault(sentence["text"], []).append((loop["run"], whole_g, drop_g))
-    rows = [_sentence(text, played) for text, played in found.items()]
+                whole = np.where(np.isnan(drop_g), np.nan, whole_g)
+                held = found.setdefault(sentence["text"], {})
+                held.setdefault(place, []).append(_Paired(whole, drop_g))
+    rows = [_sentence(text, held) for text, held in found.items()]
     return {
         "prompts": len(loops),
+        "seeds": len({loop.get("seed", 0) for loop in loops}),
         "games": sum(len(s["outcomes"]) for loop in loops for s in loop["sentences"]),
         "sentences": sorted(rows, key=lambda row: -row["drop"]),  # equals as they were found
     }
 
 
-def _sentence(text: str, played: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Json:
-    whole_rg, drop_rg = (_rows([of[n] for of in played]) for n in (1, 2))
-    drop_srg = drop_rg[None]
+class _Paired(NamedTuple):
+    """The games of a prompt that holds a sentence: 1 where it won and what goes without it, nan
+    where one of the two is not known.
+    """
+
+    whole_g: np.ndarray
+    drop_g: np.ndarray
+
+
+def _sentence(text: str, held: Mapping[_Place, Sequence[_Paired]]) -> Json:
+    """Of a sentence that stands in these prompts; where it stands twice in one, the mean of both
+    deletions.
+    """
+    seeds, runs = (sorted({place[n] for place in held}) for n in (0, 1))
+    num_games = max(len(paired.drop_g) for games in held.values() for paired in games)
+    # nan: a seed's prompt that does not hold it
+    whole_srg, drop_srg = (np.full((len(seeds), len(runs), num_games), np.nan) for _ in range(2))
+    for (seed, run), games in held.items():
+        at = seeds.index(seed), runs.index(run)
+        whole_srg[at][: len(games[0].whole_g)] = mean(np.stack([g.whole_g for g in games]), axis=0)
+        drop_srg[at][: len(games[0].drop_g)] = mean(np.stack([g.drop_g for g in games]), axis=0)
     loops_sr = mean(drop_srg, axis=2)
-    centre = float(loops_sr.mean())
+    centre = float(np.nanmean(loops_sr))
     (resampled,) = resampled_means([{("drop",): drop_srg}])
     return {
         "text": text,
-        "prompts": len({run for run, _, _ in played}),
-        "whole": float(mean(np.where(np.isnan(drop_rg), np.nan, whole_rg), axis=1).mean()),
+        "prompts": len(held),
+        "seeds": len(seeds),
+        "whole": float(np.nanmean(mean(whole_srg, axis=2))),
         "drop": centre,
         "ci95": list(interval([drop_srg], centre, loops_sr, resampled[("drop",)], -1.0)),
     }
-
-
-def _rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    filled = np.full((len(rows), max(map(len, rows))), np.nan)
-    for number, row in enumerate(rows):
-        filled[number, : len(row)] = row
-    return filled
 
 
 def _array(score: Sequence[int | None]) -> np.ndarray:

@@ -45,6 +45,7 @@ from experiments.report_data import read_evaluation
 from experiments.report_loops import loops
 from experiments.reward_signal import signal_of_run
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
+from experiments.training_cost import training_cost
 from ictjax.hosts import Hosts, these_hosts
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
@@ -82,8 +83,8 @@ def evaluate(
       name: of the results, NAME.json, and of the folder NAME/ that keeps all of a setting (see
         `EvaluationFolder`). "evaluation" is that of the task trained on.
       step: which checkpoint; None for the newest.
-      deletions: so many last prompts of the (first) trained reflector are played without each of
-        their sentences, in every family; what is there already is kept.
+      deletions: so many last prompts of every trained reflector are played without each of their
+        sentences, in every family; what is there already is kept, with each run.
       changes: what is accepted to be no longer as it was in training, see `changed_since`; kept
         with the results.
 
@@ -94,6 +95,7 @@ def evaluate(
     plan = _planned(config, task)
     hosts, run_dirs = these_hosts(), [run_dir, *others]
     step, newest = _steps(run_dirs, plan.config, name, step)
+    costs = [training_cost(path, config, step) for path in run_dirs]
     with contextlib.ExitStack() as stack:
         pool = functools.cache(lambda: stack.enter_context(open_pool(plan.config.task.environment)))
         folders, drawn = _games(run_dirs, name, step, plan, pool, console)
@@ -140,7 +142,7 @@ def evaluate(
                 evaluator(progress).play(missing)
         results = parts.results()
         last = {family: _last(results, family) for family in drawn}
-        wanted = _still_whole(last, folders[0], drawn, hosts, deletions)
+        wanted = _still_whole(last, folders, drawn, hosts, deletions)
         if wanted:
             _say_deletions(wanted, config.evaluation.test_games, console)
             with LiveProgress("deletions", done=0, total=len(wanted), console=console) as progress:
@@ -148,8 +150,8 @@ def evaluate(
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
-        "protocol": protocol(plan.config, config, step, run_dirs),
-        **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-")),
+        "protocol": protocol(plan.config, config, step, run_dirs, costs),
+        **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-"), costs),
         "environment": plan.games,
         "changes": list(changes),
     }
@@ -170,7 +172,7 @@ def evaluate(
             "deletions": {
                 family: summarise_deletions(records)
                 for family, games in drawn.items()
-                if (records := _without_sentences(last[family], folders[0], family, games))
+                if (records := _without_sentences(last[family], folders, family, games))
             },
         }
         place.finish(report)
@@ -422,36 +424,51 @@ def _agreed(
 def _last(
     results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], family: str
 ) -> list[Deletion]:
-    """The last prompts of the (first) trained reflector, loop by loop; none where it is no arm."""
-    if ("trained", family) not in results:
-        return []
-    record = results["trained", family][0]
-    prompts = [json.loads(line)["system_prompt"] for line in last_prompts(record)]
-    return [Deletion(run, text, record["test"][run][-1]) for run, text in enumerate(prompts)]
+    """The last prompts of all trained reflectors, seed by seed and loop by loop; none where that is
+    no arm.
+    """
+    return [
+        Deletion(seed, run, json.loads(line)["system_prompt"], record["test"][run][-1])
+        for seed, record in enumerate(results.get(("trained", family), ()))
+        for run, line in enumerate(last_prompts(record))
+    ]
 
 
 def _without_sentences(
-    last: Sequence[Deletion], folder: EvaluationFolder, family: str, games: FamilyGames
+    last: Sequence[Deletion],
+    folders: Sequence[EvaluationFolder],
+    family: str,
+    games: FamilyGames,
 ) -> list[dict[str, Any]]:
-    """What is kept of these prompts without sentences."""
-    prompts = {(deletion.run, deletion.prompt) for deletion in last}
-    kept = folder.deletions(family, games)
-    return [loop for loop in kept if (loop["run"], loop["prompt"]) in prompts]
+    """What is kept of these prompts without sentences, each with its "seed"."""
+    prompts = {(deletion.seed, deletion.run, deletion.prompt) for deletion in last}
+    return [
+        {**loop, "seed": seed}
+        for seed in sorted({deletion.seed for deletion in last})
+        for loop in folders[seed].deletions(family, games)
+        if (seed, loop["run"], loop["prompt"]) in prompts
+    ]
 
 
 def _still_whole(
     last: Mapping[str, Sequence[Deletion]],
-    folder: EvaluationFolder,
+    folders: Sequence[EvaluationFolder],
     games: Mapping[str, FamilyGames],
     hosts: Hosts,
     number: int,
 ) -> dict[str, list[Deletion]]:
-    """By family, those of the first so many prompts that were not played without sentences yet."""
+    """By family, those of the first so many prompts of every seed that were not played without
+    sentences yet.
+    """
     wanted: dict[str, list[Deletion]] = {}
     for family, prompts in last.items():
-        kept = _without_sentences(prompts, folder, family, games[family])
-        there = {loop["run"] for loop in kept}
-        if some := [deletion for deletion in prompts[:number] if deletion.run not in there]:
+        kept = _without_sentences(prompts, folders, family, games[family])
+        there = {(loop["seed"], loop["run"]) for loop in kept}
+        if some := [
+            deletion
+            for deletion in prompts
+            if deletion.run < number and (deletion.seed, deletion.run) not in there
+        ]:
             wanted[family] = some
     return {
         family: [Deletion(*one) for one in some] for family, some in hosts.agree(wanted).items()

@@ -180,7 +180,7 @@ class EvaluationFolder:
         ]
 
     def deletions(self, family: str, games: FamilyGames) -> list[dict[str, Any]]:
-        """The loops of the trained reflector that were played without sentences on these games: see
+        """The loops of this run's reflector that were played without sentences on these games: see
         `experiments.deletions`. Raises ValueError, naming the file, for one that is damaged.
         """
         path = self._file("trained", family, ".json", "deletions")

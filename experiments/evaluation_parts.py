@@ -41,6 +41,7 @@ class PartKey(NamedTuple):
 class Deletion(NamedTuple):
     """A loop whose last prompt is played without each of its sentences."""
 
+    seed: int  # counts the trained runs
     run: int
     prompt: str
     whole: list[int | None]  # the outcomes of its TEST games under the whole prompt
@@ -143,7 +144,7 @@ class Evaluator:
         keeps what came of every family as soon as it is played.
 
         Args:
-          wanted: by family, of the trained reflector of the first run.
+          wanted: by family, of the trained reflectors of all runs.
         """
         played = PlayedGames()
         with open_players(
@@ -159,13 +160,26 @@ class Evaluator:
                 ]
                 episodes = [episode for _, _, batch in batches for episode in batch]
                 found = iter(played.play(arena, episodes, f"{family} without sentences"))
-                sentences: dict[int, list[dict[str, Any]]] = {d.run: [] for d in deletions}
+                sentences: dict[tuple[int, int], list[dict[str, Any]]] = {
+                    (deletion.seed, deletion.run): [] for deletion in deletions
+                }
                 for deletion, text, batch in batches:
                     won = outcomes([next(found) for _ in batch])
-                    sentences[deletion.run].append({"text": text, "outcomes": won})
+                    place = deletion.seed, deletion.run
+                    sentences[place].append({"text": text, "outcomes": won})
                 if self.hosts.first:
-                    loops = [{**d._asdict(), "sentences": sentences[d.run]} for d in deletions]
-                    self.folders[0].keep_deletions(family, self.games[family], loops)
+                    for seed in sorted({deletion.seed for deletion in deletions}):
+                        loops = [
+                            {
+                                "run": deletion.run,
+                                "prompt": deletion.prompt,
+                                "whole": deletion.whole,
+                                "sentences": sentences[seed, deletion.run],
+                            }
+                            for deletion in deletions
+                            if deletion.seed == seed
+                        ]
+                        self.folders[seed].keep_deletions(family, self.games[family], loops)
                 self.hosts.meet()
                 self.progress.one_more(f"{family}: {len(batches)} sentences left out")
 

@@ -4,10 +4,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.arms import is_of_a_run
 from experiments.evaluation_games import games_per_context
 from experiments.pretraining import unrecorded
 from experiments.run_dir import read_manifest
 from experiments.summary import summarise
+from experiments.training_cost import of_all_runs
 from ictjax.run_config import TrainConfig, to_dict
 
 _PROTOCOL = {
@@ -60,7 +62,11 @@ _LABELS = {
 
 
 def protocol(
-    config: TrainConfig, named: TrainConfig, step: int, run_dirs: Sequence[pathlib.Path]
+    config: TrainConfig,
+    named: TrainConfig,
+    step: int,
+    run_dirs: Sequence[pathlib.Path],
+    costs: Sequence[Mapping[str, int]],
 ) -> dict[str, Any]:
     """What results say of how they were made.
 
@@ -69,6 +75,7 @@ def protocol(
       named: the models as people wrote them.
       step: whose checkpoint was evaluated.
       run_dirs: the runs.
+      costs: what the training of each took.
     """
     adopted = [run_dir for run_dir in run_dirs if "adopted" in read_manifest(run_dir)]
     unknown_to_us = [
@@ -80,6 +87,7 @@ def protocol(
         **_LABELS[config.evaluation.protocol],
         **to_dict(config)["evaluation"],
         "checkpoint": step,
+        "iterations": named.iterations,
         "games_per_context": games_per_context(config),
         "run_dirs": [str(run_dir) for run_dir in run_dirs],
         "pretraining": (
@@ -88,21 +96,46 @@ def protocol(
             if unknown_to_us
             else "games that the models were taught with are left out"
         ),
+        "training_budget": _training_budget(run_dirs, adopted, costs),
     }
+
+
+def _training_budget(
+    run_dirs: Sequence[pathlib.Path],
+    adopted: Sequence[pathlib.Path],
+    costs: Sequence[Mapping[str, int]],
+) -> str:
+    unknown = [
+        f"{run_dir} (trained elsewhere, and adopted)"
+        if run_dir in adopted
+        else f"{run_dir} (its metrics.jsonl does not hold every iteration)"
+        for run_dir, cost in zip(run_dirs, costs, strict=True)
+        if not cost
+    ]
+    if unknown:
+        return f"what training took is not known of {', '.join(unknown)}, so it is counted nowhere"
+    return (
+        "what training took stands in the budget of arms that ask a reflector of a run (training_*:"
+        " all trained seeds together, the same number in every family)"
+    )
 
 
 def summary(
     results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
     families: Mapping[str, str],
     task: str,
+    costs: Sequence[Mapping[str, int]],
 ) -> dict[str, Any]:
-    """The computed part of evaluation.json, with the counts of every part.
+    """The computed part of evaluation.json, with the counts of every part, and with the cost of
+    training in the budgets of arms that ask a reflector of a run.
 
     Args:
       results: of every (arm, family), a record for each trained seed or a single one.
       families: the split of each.
       task: where another one is played than was trained on.
+      costs: what the training of every run took.
     """
+    trained = of_all_runs(costs)
     numbers_of = summarise(results, families, f" of {task}" if task else "")
     for family, numbers in numbers_of["families"].items():
         for name, field in _COUNTS.items():
@@ -111,6 +144,9 @@ def summary(
                 for (arm, of_family), of_arm in results.items()
                 if of_family == family
             }
+        for arm, budget in numbers["budget"].items():
+            if is_of_a_run(arm):
+                numbers["budget"][arm] = {**budget, **trained}
     return numbers_of
 
 

@@ -153,6 +153,9 @@ def _wrong_numbers(numbers: object) -> str:
     for name in _COUNTS:
         if not all(_is_count(count) for count in numbers.get(name, {}).values()):
             return f".{name}"
+    for name in ("budget", "actor_failures"):
+        if not _each(_each(_is_count))(numbers.get(name, {})):
+            return f".{name}"
     return ""
 
 
@@ -249,6 +252,8 @@ def _is_test(test: object) -> bool:
         and all(isinstance(test.get(name), int) for name in ("num_tests", "num_units"))
         and all(isinstance(test.get(name), str) for name in ("units", "reason"))
         and test.get("verdict") in VERDICTS
+        and ("chosen" not in test or _is_estimate(test["chosen"], "difference"))
+        and isinstance(test.get("over_families", {}), Mapping)
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from experiments.outcomes import mean
 from experiments.stats import ALPHA, SEED, standard_error
 
 RESAMPLES = 4000
@@ -19,8 +20,9 @@ def resampled_means(families: Sequence[Samples]) -> list[dict[tuple[str, ...], n
 
     A resample draws trained seeds (the same for all families: a reflector plays them all), then
     runs, then games of each run. All samples of a family get the same runs and games, for they
-    were measured on these: differences stay paired. The samples of a family agree in R and G, and
-    every run of theirs has an outcome.
+    were measured on these: differences stay paired. The samples of a family agree in R and G. A
+    seed may lack a run (nan): the mean is over the loops there are, each with the same weight;
+    every seed and every run has one with an outcome.
     """
     generator = np.random.default_rng(SEED)
     num_seeds = max(len(values) for samples in families for values in samples.values())
@@ -46,7 +48,8 @@ def interval(
     Args:
       values: [S, R, G] of each family; won games (lowest is 0) or paired differences (-1).
       centre: the mean.
-      loops_sr: of the loops, averaged over the families; what the spread is read off.
+      loops_sr: of the loops, averaged over the families; what the spread is read off. nan where a
+        seed lacks a run.
       resampled: the mean, by resample.
       lowest: 0 or -1.
     """
@@ -98,7 +101,7 @@ def _family_means(
 ) -> dict[tuple[str, ...], np.ndarray]:
     _, num_runs, num_games = next(iter(samples.values())).shape
     runs_br = _draw(generator, num_runs, ())
-    means = {name: np.zeros(RESAMPLES) for name in samples}
+    sums, counts = ({name: np.zeros(RESAMPLES) for name in samples} for _ in range(2))
     for run in range(num_runs):  # a run at a time bounds the memory
         games_bg = _draw(generator, num_games, ())
         for name, values_srg in samples.items():
@@ -109,9 +112,19 @@ def _family_means(
             rates_bs = np.where(
                 drawn_bs > 0,
                 won_bs / np.maximum(drawn_bs, 1),
-                np.nanmean(values_srg[:, run], axis=1),
+                mean(values_srg[:, run], axis=1),
             )
-            weights_bs = seeds_bs if len(values_srg) > 1 else np.ones((RESAMPLES, 1))
-            rate_b = (rates_bs * weights_bs).sum(axis=1) / weights_bs.sum(axis=1)
-            means[name] += rate_b * runs_br[:, run] / num_runs
-    return means
+            played_s = known_gs.any(axis=0)
+            drawn_seeds_bs = seeds_bs if len(values_srg) > 1 else np.ones((RESAMPLES, 1))
+            weights_bs = drawn_seeds_bs * played_s * runs_br[:, run, None]
+            sums[name] += (np.where(played_s, rates_bs, 0.0) * weights_bs).sum(axis=1)
+            counts[name] += weights_bs.sum(axis=1)
+    return {
+        # of no loop drawn: the mean of all
+        name: np.where(
+            counts[name] > 0,
+            sums[name] / np.maximum(counts[name], 1),
+            np.nanmean(mean(values_srg, axis=2)),
+        )
+        for name, values_srg in samples.items()
+    }

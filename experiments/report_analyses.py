@@ -196,7 +196,13 @@ def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
             ),
             table(
                 f"{family}: TEST games lost without a sentence",
-                ["sentence", "points lost", "games won with it", "prompts that hold it"],
+                [
+                    "sentence",
+                    "points lost",
+                    "games won with it",
+                    "prompts that hold it",
+                    "trained seeds",
+                ],
                 [
                     row(
                         clipped(sentence["text"]),
@@ -207,6 +213,7 @@ def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
                         ),
                         cell(share(sentence["whole"])),
                         cell(sentence["prompts"]),
+                        cell(sentence.get("seeds", 1)),
                     )
                     for sentence in found["sentences"]
                 ],
@@ -227,9 +234,9 @@ def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
             )
         )
     return html(
-        '<h3>What single sentences are worth</h3><p class="lead">Last prompts of the trained'
-        " reflector without one sentence, on the same TEST games with the same keys: by how many"
-        " points less is won. Intervals are of each sentence alone, of many some miss 0 by chance;"
-        " nothing is chosen by them.</p>{}",
+        '<h3>What single sentences are worth</h3><p class="lead">Last prompts of all trained'
+        " reflectors without one sentence, on the same TEST games with the same keys: by how many"
+        " points less is won. Intervals, over trained seeds, runs and games, are of each sentence"
+        " alone, of many some miss 0 by chance; nothing is chosen by them.</p>{}",
         joined(tables),
     )

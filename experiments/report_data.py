@@ -118,9 +118,8 @@ def load_run(folder: Path) -> RunData:
         raise ValueError(
             f"There is no run directory {str(folder)!r}: train first, or name one with --run-dir."
         )
-    if not any(
-        (folder / name).exists() for name in ("config.json", "metrics.jsonl", "evaluation.json")
-    ):
+    about = ("config.json", "metrics.jsonl")
+    if not any((folder / name).exists() for name in about) and not result_files(folder):
         raise ValueError(
             f"{str(folder)!r} holds no run (no config.json, metrics.jsonl or evaluation.json): name"
             " another with --run-dir."

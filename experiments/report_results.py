@@ -141,6 +141,8 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
     )
     if isinstance(protocol.get("pretraining"), str):
         yield html("Pretraining: {}.", protocol["pretraining"])
+    if isinstance(protocol.get("training_budget"), str):
+        yield html("Budgets: {}.", protocol["training_budget"])
 
 
 def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
@@ -278,7 +280,12 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
             cell(percent(found["area"])),
             cell("" if found.get("sd_runs") is None else percent(found["sd_runs"])),
             cell("not measured" if found.get("sd_seeds") is None else percent(found["sd_seeds"])),
-            *(cell(f"{spent[arm].get(name, 0):,}") for name in counts),
+            *(
+                # empty: what an arm does not take, or nobody knows
+                cell("" if name in _TAUGHT and name not in spent[arm] else f"{took:,}")
+                for name in counts
+                for took in [spent[arm].get(name, 0)]
+            ),
         )
         for arm in arms
         for found in [split.overall["arms"].get(arm)]
@@ -305,9 +312,12 @@ _BUDGET = {
 }
 # of an arm that trains, once for all families
 _TAUGHT = {
-    "training_steps": "steps of training",
-    "training_tokens": "tokens learned",
-    "training_actor_episodes": "games played for the rewards behind them",
+    "training_steps": "steps of supervised training",
+    "training_tokens": "tokens learned in them",
+    "training_actor_episodes": "games played in training",
+    "training_actor_tokens": "tokens of the actor in training",
+    "training_reflector_calls": "replies of the reflector in training",
+    "training_reflector_tokens": "their tokens in training",
 }
 
 

@@ -32,7 +32,33 @@ _COLUMNS = (
     "units",
     "num_units",
     "verdict",
+    "seeds",
+    # of an arm and of a comparison
+    "chosen",  # as "value", of the prompts that were chosen on SELECT
+    "chosen_ci95_low",
+    "chosen_ci95_high",
+    # of a comparison
+    "smallest_p",
+    "detectable",
+    "improvement",
+    "reason",
+    # of a comparison over all of a split
+    "over_families_num_families",
+    "over_families_p",
+    "over_families_smallest_p",
+    # of an arm
+    "area",
+    "sd_runs",
+    "sd_seeds",
 )
+_OF_TEST = (
+    *("p", "p_corrected", "num_tests", "units", "num_units", "verdict"),
+    *("smallest_p", "detectable", "improvement", "reason"),
+)
+# of an arm on a family
+_COUNTS = ("malformed_replies", "failed_episodes")
+_KINDS = ("actor_failures", "budget")  # counts by kind
+_SUCCESS = ("select", "training_replay", "training_fresh")  # of the analyses
 # what spreadsheets take for a formula
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _OF_LATEX = MappingProxyType(
@@ -51,16 +77,22 @@ _OF_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#!|~&]")
 
 
 def csv_text(evaluations: tuple[Evaluation, ...]) -> str:
-    """A line for every arm and every comparison, in every family and split, with numbers as
-    evaluation.json has them. A text that a spreadsheet would take for a formula has an apostrophe
+    """A line for every arm and every comparison, in every family and split, with all that
+    evaluation.json says of it. A text that a spreadsheet would take for a formula has an apostrophe
     before it.
+
+    Counts by kind have a column for each kind that there is ("budget_actor_tokens"), the curve one
+    for each meta-turn ("turn_0"). "select", "training_replay" and "training_fresh" are what the
+    analyses say of success; the last two are of the family alone.
     """
+    found = [line for evaluation in evaluations for line in _lines(evaluation)]
+    names = dict.fromkeys((*_COLUMNS, *_COUNTS, *_SUCCESS))
+    names |= dict.fromkeys(name for line in found for name in line)
     page = io.StringIO()
-    lines = csv.DictWriter(page, _COLUMNS, restval="", lineterminator="\n")
+    lines = csv.DictWriter(page, [*map(_csv_cell, names)], restval="", lineterminator="\n")
     lines.writeheader()
-    for evaluation in evaluations:
-        for line in _lines(evaluation):
-            lines.writerow({name: _csv_cell(value) for name, value in line.items()})
+    for line in found:
+        lines.writerow({_csv_cell(name): _csv_cell(value) for name, value in line.items()})
     return page.getvalue()
 
 
@@ -80,9 +112,20 @@ def _lines(evaluation: Evaluation) -> Iterator[Json]:
                 "family": family,
                 "games": numbers["games"],
                 "runs": numbers["runs"],
+                "seeds": overall.get("seeds"),
             }
             for arm, won in numbers["arms"].items():
-                yield {**of_part, "arm": arm, "value": won["mean"], **_ends(won)}
+                yield {
+                    **of_part,
+                    "arm": arm,
+                    "value": won["mean"],
+                    **_ends(won),
+                    **_chosen(won, "mean"),
+                    **{name: won.get(name) for name in ("area", "sd_runs", "sd_seeds")},
+                    **_counts(numbers, arm),
+                    **_success(results, family, arm),
+                    **{f"turn_{turn}": rate for turn, rate in enumerate(won["curve"])},
+                }
             for pair, test in numbers["tests"].items():
                 arm, _, minus = pair.partition("_vs_")
                 yield {
@@ -91,13 +134,51 @@ def _lines(evaluation: Evaluation) -> Iterator[Json]:
                     "minus": minus,
                     "value": test["difference"],
                     **_ends(test),
-                    **{name: test[name] for name in _COLUMNS[_COLUMNS.index("p") :]},
+                    **_chosen(test, "difference"),
+                    **{name: test.get(name) for name in _OF_TEST},
+                    **{
+                        f"over_families_{name}": value
+                        for name, value in test.get("over_families", {}).items()
+                    },
                 }
 
 
 def _ends(estimate: Json) -> Json:
     low, high = estimate["ci95"]
     return {"ci95_low": low, "ci95_high": high}
+
+
+def _chosen(numbers: Json, name: str) -> Json:
+    chosen = numbers.get("chosen")
+    if not chosen:
+        return {}
+    return {
+        "chosen": chosen[name],
+        **{f"chosen_{end}": value for end, value in _ends(chosen).items()},
+    }
+
+
+def _counts(numbers: Json, arm: str) -> Json:
+    """Of a family; splits have none."""
+    return {
+        **{name: numbers[name][arm] for name in _COUNTS if arm in numbers.get(name, {})},
+        **{
+            f"{name}_{kind}": count
+            for name in _KINDS
+            for kind, count in numbers.get(name, {}).get(arm, {}).items()
+        },
+    }
+
+
+def _success(results: Json, family: str, arm: str) -> Json:
+    found = results.get("analyses", {}).get("success", {}).get(family)
+    if found is None:
+        return {}
+    training = found["training"] or {}
+    return {
+        "select": found["arms"].get(arm, {}).get("select"),
+        **{f"training_{games}": training.get(games) for games in ("replay", "fresh")},
+    }
 
 
 def _csv_cell(value: Any) -> Any:

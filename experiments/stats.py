@@ -118,7 +118,8 @@ def units_needed(factor: float) -> int:
 
 
 def standard_error(values_sr: np.ndarray) -> tuple[float, float] | None:
-    """Of the mean over seeds and runs, with its degrees of freedom.
+    """Of the mean over seeds and runs, with its degrees of freedom. nan where a seed lacks a run;
+    every seed and every run has a number.
 
     One seed: that of the runs. Several: sqrt(V_seeds / S + V_runs / R), the variances of the means
     over the other axis, which errs on the large side (what is neither seed nor run counts twice),
@@ -127,10 +128,10 @@ def standard_error(values_sr: np.ndarray) -> tuple[float, float] | None:
     num_seeds, num_runs = values_sr.shape
     if num_runs < 2:
         return None
-    of_runs = float(values_sr.mean(axis=0).var(ddof=1)) / num_runs
+    of_runs = float(np.nanmean(values_sr, axis=0).var(ddof=1)) / num_runs
     if num_seeds == 1:
         return math.sqrt(of_runs), num_runs - 1
-    of_seeds = float(values_sr.mean(axis=1).var(ddof=1)) / num_seeds
+    of_seeds = float(np.nanmean(values_sr, axis=1).var(ddof=1)) / num_seeds
     total = of_seeds + of_runs
     if total == 0:
         return 0.0, min(num_seeds, num_runs) - 1

@@ -62,7 +62,8 @@ def analyses(splits: Mapping[str, str], rates: Mapping[str, float]):
         },
         "reward_signal": SIGNAL,
         "deletions": {
-            family: {"prompts": 2, "games": 20, "sentences": [sentence]} for family in splits
+            family: {"prompts": 2, "seeds": 2, "games": 20, "sentences": [{**sentence, "seeds": 2}]}
+            for family in splits
         },
     }
 

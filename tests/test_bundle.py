@@ -1,21 +1,24 @@
 """What of a run is given to others, and how it is read again."""
 
 import gzip
+import html
 import io
 import json
 import os
 import pathlib
+import re
+import shutil
 import tarfile
 
 import pytest
 from rich.console import Console
 
-from experiments import bundle, compare, report
+from experiments import bundle, compare, report, report_data, report_page
 from experiments.machine_paths import MachinePaths
 from experiments.packed_folder import pack, unpacked
 from experiments.remote_run import readable
-from tests.evaluations import FOLDER
-from tests.test_report import make_run
+from tests.evaluations import FOLDER, evaluation
+from tests.test_report import FAMILIES, make_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -155,6 +158,53 @@ def test_reports_and_tables_of_a_bundle_are_those_of_the_run(run, tmp_path, caps
         return page.getvalue()
 
     assert rows(packed) == rows(run)
+
+
+def joint(folder):
+    """The results of several runs, as they are evaluated together: without config.json, metrics and
+    what else belongs to one.
+    """
+    make_run(folder, iterations=1)
+    for path in folder.iterdir():
+        if not path.name.startswith("evaluation"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    results = evaluation(FAMILIES, runs=5, seeds=2)
+    results["protocol"]["run_dirs"] = [str(folder.parent / "seed0"), str(folder.parent / "seed1")]
+    results["environment"] = {"name": "minihack"}
+    for place in (folder, folder / FOLDER):
+        (place / "evaluation.json").write_text(json.dumps(results))
+    (folder / FOLDER / "settings.json").write_text(json.dumps({"step": 3}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["evaluation", "evaluation-alfworld"])
+def test_results_of_several_runs_are_bundled_and_read_again(tmp_path, capsys, name):
+    folder = joint(tmp_path / "runs" / "seed0+seed1")
+    if name != "evaluation":
+        (folder / "evaluation.json").rename(folder / f"{name}.json")
+    packed = made(folder, tmp_path / "others" / "both.tar.gz")
+    said = capsys.readouterr().out
+    assert "Not finished" not in said
+    unpacked_to = made(packed, tmp_path / "again")
+    files = contents(unpacked_to)
+    about = json.loads(files["bundle.json"])
+    assert about == {"format": 1, "run": folder.name, "checkpoints": [], "evaluations": [name],
+                     "unfinished": []}  # fmt: skip
+    assert f"{FOLDER}/turns.jsonl" in files
+    assert not [path for path, data in files.items() if str(tmp_path).encode() in data]
+    tables, reports = [], []
+    for path in (folder, packed, unpacked_to):
+        capsys.readouterr()
+        compare.main([str(path)])
+        shown = capsys.readouterr().out
+        assert "of 2" in shown and "Left out" not in shown
+        tables.append([word for word in shown.split() if re.fullmatch(r"[+-]?[\d.\[\],+-]+", word)])
+        with readable(path) as run_dir:
+            reports.append(report_page.render(report_data.load_run(run_dir)))
+    assert str(tmp_path) not in reports[1]
+    headline = json.loads(files[f"{name}.json"])["headline"]["text"]
+    assert all(headline in html.unescape(page) for page in reports)
+    assert tables[0] == tables[1] == tables[2] and len(tables[0]) > 10
 
 
 def test_nothing_is_replaced_unasked_and_only_bundles_are(run, tmp_path, capsys):

@@ -21,6 +21,17 @@ def _run(folder, seed: int, trained: float, step: int = 3) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def _joint(folder, seeds: int = 4, step: int = 3):
+    """Where the results of several runs are: without what belongs to one."""
+    folder.mkdir()
+    rates = {"initial": 0.0, "untrained": 0.31, "trained": 0.81}
+    results = evaluation(SPLITS, rates, seeds=seeds)
+    results["environment"] = {"name": "minihack"}
+    results["protocol"] |= {"iterations": step, "run_dirs": [f"runs/seed{n}" for n in range(seeds)]}
+    (folder / "evaluation.json").write_text(json.dumps(results), encoding="utf-8")
+    return folder
+
+
 def _cells(folder, split: str) -> list[str]:
     """What a row says after its benchmark."""
     overall = json.loads((folder / "evaluation.json").read_text())["overall"][split]
@@ -55,6 +66,39 @@ def test_the_table_fits_a_terminal(tmp_path):
     for row, split in zip(rows, ("heldout", "train"), strict=True):
         assert " ".join(_cells(tmp_path / "seed0", split)) in " ".join(row.split())
         assert "minihack" in row
+
+
+def test_results_of_several_runs_are_rows_beside_those_of_one(tmp_path):
+    _run(tmp_path / "seed0", 0, 0.81)
+    folder = _joint(tmp_path / "seed0+seed1+seed2+seed3")
+    page = io.StringIO()
+    comparison = compare((folder, tmp_path / "seed0"))
+    Console(file=page, width=80).print(comparison.table)
+    assert comparison.left_out == ()
+    columns = [list(column.cells) for column in comparison.table.columns]
+    assert columns[0] == [folder.name] * 2 + ["seed0"] * 2
+    assert columns[1] == ["of 4", "of 4", "0", "0"]
+    assert columns[2] == ["minihack"] * 4  # of their last iteration
+    rows = [list(row) for row in zip(*columns[3:], strict=True)]
+    assert rows[:2] == [_cells(folder, split) for split in ("heldout", "train")]
+    # in 80 columns names are folded, and nothing is cut off
+    lines = page.getvalue().splitlines()
+    assert all(len(line) <= 80 and "…" not in line for line in lines)
+    heads = [column.header for column in comparison.table.columns]
+    for cell in (*heads, *rows[0][:-1], "of 4", "seed0", "not", "shown"):
+        assert cell in page.getvalue()
+
+
+def test_results_of_several_runs_say_when_they_are_not_of_the_last_iteration(tmp_path):
+    folder = _joint(tmp_path / "a+b", seeds=2, step=8)
+    rows = list(compare((folder,)).table.columns[2].cells)
+    assert rows == ["minihack, iteration 3"] * 2
+
+
+def test_results_of_several_runs_may_be_of_another_benchmark_alone(tmp_path):
+    folder = _joint(tmp_path / "a+b", seeds=2)
+    (folder / "evaluation.json").rename(folder / "evaluation-alfworld.json")
+    assert list(compare((folder,)).table.columns[2].cells) == ["alfworld"] * 2
 
 
 def test_other_benchmarks_are_rows_too(tmp_path):

@@ -8,10 +8,11 @@ import shutil
 import pytest
 
 from envs.api import GameId
-from experiments import evaluate, export, report_data, report_loops, report_page
+from experiments import compare, evaluate, export, report_data, report_loops, report_page
 from experiments.evaluation_folder import EvaluationFolder
 from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
+from experiments.training_cost import NAMES as TRAINING
 from ictjax.json_lines import read_records
 from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
@@ -129,6 +130,34 @@ def test_analyses_are_of_what_was_played(evaluated):
     assert door["arms"]["trained"]["test"] == results["families"]["door"]["arms"]["trained"]["mean"]
     assert found["reward_signal"]["groups"] == 6
     assert "Games won, from training to TEST" in report_page.render(report_data.load_run(evaluated))
+
+
+def test_what_training_took_is_in_the_budget_of_those_who_ask_its_reflector(evaluated):
+    results = read(evaluated / "evaluation.json")
+    lines = read_records(evaluated / "metrics.jsonl").values
+    assert len(lines) == 3
+    written = sum(line["reflector_tokens"] for line in lines)
+    for family in results["families"].values():
+        trained = family["budget"]["trained"]
+        assert trained["training_actor_episodes"] == sum(line["episodes"] for line in lines) > 0
+        assert trained["training_reflector_calls"] == sum(line["candidates"] for line in lines)
+        # the same, though processes have counted it
+        assert trained["training_reflector_tokens"] == written > 0
+        assert trained["training_actor_tokens"] > 0
+        assert family["budget"]["untrained"].keys() == family["budget"]["initial"].keys()
+        assert not any(name.startswith("training") for name in family["budget"]["untrained"])
+    assert "training_*" in results["protocol"]["training_budget"]
+    page = report_page.render(report_data.load_run(evaluated))
+    assert f"<td>{trained['training_actor_episodes']:,}</td>" in page
+    # of one iteration less, and of a run that does not know
+    evaluate.main(["--run-dir", str(evaluated), *SMALL, "--step", "2"])
+    earlier = read(evaluated / "evaluation.json")["families"]["door"]["budget"]["trained"]
+    assert earlier["training_actor_episodes"] == sum(line["episodes"] for line in lines[:2])
+    (evaluated / "metrics.jsonl").unlink()
+    evaluate.main(["--run-dir", str(evaluated), *SMALL])
+    results = read(evaluated / "evaluation.json")
+    assert results["families"]["door"]["budget"]["trained"].keys().isdisjoint(TRAINING)
+    assert "metrics.jsonl does not hold every" in results["protocol"]["training_budget"]
 
 
 def test_sentences_are_left_out_once_and_kept(evaluated, capsys):
@@ -332,6 +361,9 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     both = seeds[0].parent / "seed0+seed1"
     results = read(both / "evaluation.json")
     assert results["protocol"]["run_dirs"] == [first, second]
+    shown_again = compare.compare((both,)).table
+    assert list(shown_again.columns[1].cells) == ["of 2"] * len(results["overall"])
+    assert list(shown_again.columns[2].cells) == ["fake"] * len(results["overall"])
     assert results["overall"]["heldout"]["arms"].keys() == {"initial", "untrained", "trained"}
     now = files(kept(seeds[0]))
     assert all(now[path] == before[path] for path in before)
@@ -364,6 +396,49 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     evaluate.main(["--run-dir", second, first, *SMALL, "--out", str(seeds[0].parent / "out")])
     assert played(capsys.readouterr().out) == (0, 12)
     assert (seeds[0].parent / "out" / "evaluation.json").is_file()
+
+
+def test_sentences_of_all_seeds_are_left_out_and_each_run_keeps_its_own(seeds, tmp_path):
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in seeds]
+    both = tmp_path / "both"
+    flags = [*SMALL, "--evaluation.families", "door"]
+
+    def found(place):
+        return read(place / "evaluation.json")["analyses"]["deletions"]["door"]
+
+    evaluate.main(["--run-dir", *map(str, runs), *flags, "--out", str(both)])
+    # these reflectors are the same and write one word: as if they had written more
+    for run, word in zip(runs, ("WALK", "LOOK", "WALK"), strict=True):
+        (part,) = run.glob("evaluation/*/trained_door.json")
+        record = read(part)
+        last = json.loads(record["prompts"][-1]) | {"system_prompt": f"OPEN\n{word}"}
+        record["prompts"][-1] = json.dumps(last)
+        part.write_text(json.dumps(record))
+    flags += ["--deletions", "1"]
+    evaluate.main(["--run-dir", *map(str, runs[:2]), *flags, "--out", str(both)])
+    of_both = found(both)
+    assert (of_both["prompts"], of_both["seeds"], of_both["games"]) == (2, 2, 4)
+    assert {row["text"]: (row["prompts"], row["seeds"]) for row in of_both["sentences"]} == {
+        "OPEN": (2, 2),
+        "WALK": (1, 1),
+        "LOOK": (1, 1),
+    }
+    places = [
+        path for run in runs[:2] for path in run.glob("evaluation/*/deletions/trained_door.json")
+    ]
+    texts = [[s["text"] for loop in read(place)["loops"] for s in loop["sentences"]]
+             for place in places]  # fmt: skip
+    assert texts == [["OPEN", "WALK"], ["OPEN", "LOOK"]]
+    assert not list(both.rglob("deletions"))
+    before = [files(place.parent) for place in places]
+    # a third seed plays its own alone, and one alone shows what it has
+    evaluate.main(["--run-dir", *map(str, runs), *flags, "--out", str(both)])
+    assert (found(both)["seeds"], found(both)["games"]) == (3, 6)
+    assert [files(place.parent) for place in places] == before
+    evaluate.main(["--run-dir", str(runs[1]), *flags[:-2]])
+    alone = found(runs[1])
+    assert (alone["seeds"], alone["games"]) == (1, 2)
+    assert {row["text"] for row in alone["sentences"]} == {"OPEN", "LOOK"}
 
 
 def test_arms_are_chosen_and_what_is_there_is_shown_with_them(evaluated, capsys):
@@ -480,8 +555,11 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
     steps = read(taught / "sft.json")["steps"]
     assert record["budget"]["training_steps"] == steps > 0
     assert record["budget"]["training_tokens"] == read(taught / "sft.json")["targets"] > 0
+    budget = read(evaluated / "evaluation.json")["families"]["bell"]["budget"]
     episodes = [row["episodes"] for row in read_records(evaluated / "metrics.jsonl").values]
-    assert record["budget"]["training_actor_episodes"] == sum(episodes)
+    assert budget["sft-best"]["training_actor_episodes"] == sum(episodes)
+    assert budget["sft-best"]["training_steps"] == steps
+    assert budget["trained"].keys() == budget["initial"].keys() | set(TRAINING)
     assert (
         "trained_vs_sft-best" in read(evaluated / "evaluation.json")["overall"]["heldout"]["tests"]
     )

@@ -15,7 +15,7 @@ def of(values, lowest=0.0):
     """The interval of one sample on one family."""
     (resampled,) = resampled_means([{("x",): values}])
     loops = mean(values, axis=2)
-    return interval([values], float(loops.mean()), loops, resampled["x",], lowest)
+    return interval([values], float(np.nanmean(loops)), loops, resampled["x",], lowest)
 
 
 def test_agreeing_games_have_the_interval_of_clopper_and_pearson():
@@ -78,3 +78,22 @@ def test_arms_are_resampled_by_the_same_games():
     first, second = (generator.integers(2, size=(1, 6, 4)).astype(float) for _ in range(2))
     (means,) = resampled_means([{("a",): first, ("b",): second, ("d",): first - second}])
     np.testing.assert_allclose(means["d",], means["a",] - means["b",], atol=1e-12)
+
+
+def test_a_run_that_a_seed_lacks_changes_nothing_about_the_others():
+    """What is missing has no weight; what is there is the mean of the loops."""
+    generator = np.random.default_rng(2)
+    whole = generator.integers(2, size=(3, 5, 4)).astype(float)
+    ragged = whole.copy()
+    ragged[0, 1:] = np.nan
+    ragged[2, 0] = np.nan
+    (means,) = resampled_means([{("a",): ragged, ("b",): whole}])
+    expected = np.nanmean(mean(ragged, axis=2))
+    assert means["a",].mean() == pytest.approx(expected, abs=0.02)
+    assert np.isfinite(means["a",]).all() and means["a",].std() > means["b",].std()
+    low, high = of(ragged)
+    assert 0 <= low < expected < high <= 1
+    alone = np.full((2, 2, 3), np.nan)  # each seed has another run
+    alone[0, 0], alone[1, 1] = (0, 1, 0), (1, 1, 0)
+    (means,) = resampled_means([{("x",): alone}])
+    assert means["x",].mean() == pytest.approx(0.5, abs=0.03)  # half a time no loop is drawn

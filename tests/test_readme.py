@@ -37,7 +37,11 @@ SHORTENED = (
     (f"{ICTJAX} evaluate --run-dir runs/house", "--help", "needs a run of a 7B model"),
     (f"{ICTJAX} evaluate --run-dir runs/paper", "--help", "needs runs of 7B models"),
     (f"{ICTJAX} evaluate --run-dir runs/qwen", "", "as it is: this has been evaluated"),
-    (f"{ICTJAX} evaluate --run-dir runs/demo", "--help", "test_evaluate.py plays these arms"),
+    (
+        f"{ICTJAX} evaluate --run-dir runs/demo",
+        "--help",
+        "test_evaluate.py and test_protocol.py play arms",
+    ),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
     (f"{ICTJAX} results runs/demo --format inspect", "--help", "needs the extra inspect"),
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),

@@ -987,6 +987,7 @@ _TEST = (*_EAT, "tests", "trained_vs_untrained")
         _with("best", *_TEST, "verdict"),
         _without(*_TEST, "reason"),
         _with({"trained": "x"}, *_EAT, "malformed_replies"),
+        _with({"trained": {"actor_episodes": "x"}}, *_EAT, "budget"),
         _with([1], "overall"),
         _with({}, "overall"),
         _with(None, "overall", "train", "runs"),

@@ -31,25 +31,89 @@ def evaluated(folder, splits=SPLITS, rates=RATES):
     return found, report_data.load_run(folder).evaluations
 
 
+def leaves(record, *path):
+    """Everything in a record, by where it is."""
+    if isinstance(record, dict | list):
+        for name, value in record.items() if isinstance(record, dict) else enumerate(record):
+            yield from leaves(value, *path, name)
+    else:
+        yield path, record
+
+
+def column(path):
+    """Where evaluation.json's number stands in CSV."""
+    path = ["value" if name in ("mean", "difference") else name for name in path]
+    path = ["turn" if name == "curve" else name for name in path]
+    if path[0] == "chosen":
+        path = ["chosen", *path[1:]] if path[1] == "ci95" else ["chosen"]
+    if "ci95" in path:
+        path[-1] = ("low", "high")[path[-1]]
+    return "_".join(map(str, path))
+
+
 def test_csv_holds_every_number_of_the_results(tmp_path):
-    found, evaluations = evaluated(tmp_path, rates={**RATES, "best-of-n": 0.5})
+    """Whatever evaluation.json says of an arm, or of two, in a family or a split."""
+    found, _ = evaluated(tmp_path, rates={**RATES, "best-of-n": 0.5})
+    for family in found["families"].values():
+        arms = family["arms"]
+        family["budget"] = {arm: {"actor_episodes": 3, "training_x": 4} for arm in arms}
+        family["actor_failures"] = {arm: {"no_action": n} for n, arm in enumerate(arms)}
+        family["malformed_replies"] = dict(zip(arms, range(7, 99), strict=False))
+        family["failed_episodes"] = dict.fromkeys(arms, 2)
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    evaluations = report_data.load_run(tmp_path).evaluations
     rows = list(csv.DictReader(io.StringIO(csv_text(evaluations))))
     parts = {("heldout", ""): found["overall"]["heldout"], ("train", ""): found["overall"]["train"]}
     parts |= {(split, family): found["families"][family] for family, split in SPLITS.items()}
+    by_place = {(row["split"], row["family"], row["arm"], row["minus"]): row for row in rows}
+    assert len(by_place) == len(rows)
     assert len(rows) == sum(len(part["arms"]) + len(part["tests"]) for part in parts.values())
-    for row in rows:
-        part = parts[row["split"], row["family"]]
-        ends = [float(row["ci95_low"]), float(row["ci95_high"])]
-        if row["minus"]:
-            test = part["tests"][f"{row['arm']}_vs_{row['minus']}"]
-            assert (float(row["value"]), ends) == (test["difference"], test["ci95"])
-            assert float(row["p_corrected"]) == test["p_corrected"]
-            assert row["verdict"] == test["verdict"]
-        else:
-            arm = part["arms"][row["arm"]]
-            assert (float(row["value"]), ends) == (arm["mean"], arm["ci95"])
-            assert row["verdict"] == row["p"] == ""
-    assert {row["iteration"] for row in rows} == {"3"}
+    for (split, family), part in parts.items():
+        # what is there for every arm stands in its row, under whatever name
+        of_arms = [name for name, value in part.items() if isinstance(value, dict)]
+        of_arms = [name for name in of_arms if name not in ("arms", "tests")]
+        assert len(of_arms) == (4 if family else 0)
+        for arm, numbers in part["arms"].items():
+            row = by_place[split, family, arm, ""]
+            expected = {column(path): value for path, value in leaves(numbers)}
+            for name in of_arms:
+                expected |= {column(path): v for path, v in leaves(part[name][arm], name)}
+            if family:
+                success = found["analyses"]["success"][family]
+                expected["select"] = success["arms"][arm]["select"]
+                for games in ("replay", "fresh") if success["training"] else ():
+                    expected[f"training_{games}"] = success["training"][games]
+            assert {name: row[name] for name in expected} == as_cells(expected)
+            assert row["verdict"] == row["p"] == row["reason"] == ""
+            assert [row[name] for name in ("games", "runs")] == [str(part["games"]), "8"]
+        for pair, test in part["tests"].items():
+            arm, minus = pair.split("_vs_")
+            row = by_place[split, family, arm, minus]
+            expected = {column(path): value for path, value in leaves(test)}
+            assert len(expected) == len(list(leaves(test))) >= 16
+            assert {name: row[name] for name in expected} == as_cells(expected)
+    assert {row["iteration"] for row in rows} == {"3"} and {row["seeds"] for row in rows} == {"1"}
+
+
+def as_cells(record):
+    return {name: "" if value is None else str(value) for name, value in record.items()}
+
+
+def test_what_curves_and_counts_there_are_decides_the_columns(tmp_path):
+    _, short = evaluated(tmp_path / "short")
+    found, _ = evaluated(tmp_path / "long")
+    found["families"]["eat"]["arms"]["trained"]["curve"] = [0.0, None, 0.2, 0.3, 0.4]
+    found["families"]["eat"]["budget"] = {"trained": {"=sum": 1}}
+    (tmp_path / "long" / "evaluation.json").write_text(json.dumps(found))
+    long = report_data.load_run(tmp_path / "long").evaluations
+    both = csv_text((*short, *long))
+    assert {len(row) for row in csv.reader(io.StringIO(both))} == {
+        len(next(csv.reader(io.StringIO(csv_text(long)))))
+    }
+    rows = [row for row in csv.DictReader(io.StringIO(both)) if row["turn_4"]]
+    (row,) = rows
+    assert [row[f"turn_{n}"] for n in range(5)] == ["0.0", "", "0.2", "0.3", "0.4"]
+    assert row["budget_=sum"] == "1"
 
 
 def cells_of_latex(line):

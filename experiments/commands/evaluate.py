@@ -110,7 +110,7 @@ class EvaluateArgs(RunArgs):
     deletions: Annotated[
         int, Range(0, 10_000), tyro.conf.arg(metavar="N", help_behavior_hint="(default: 0)")
     ] = 0
-    """Last prompts of each family that are played without each of their sentences too."""
+    """Last prompts of each family and run that are played without each of their sentences too."""
     accept_changes: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Evaluate with games or models that are no longer those of training, and say so."""
     actor: RoleArgs
