@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import pathlib
 import re
+import shlex
 import tempfile
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,12 @@ _Args = TypeVar("_Args")
 # pathlib has made one slash of two; a drive letter is no scheme
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 RUN_ADDRESS = re.compile(r"(gs|s3|az):/+([^/].*)")  # of stores that run directories may lie in
+
+
+def typed(run_dir: pathlib.Path) -> str:
+    """A run directory as it is typed in a shell: quoted, an address with both of its slashes."""
+    found = RUN_ADDRESS.fullmatch(str(run_dir))
+    return shlex.quote(str(run_dir) if found is None else f"{found[1]}://{found[2]}")
 
 
 def local_path(text: str, flag: str) -> str:

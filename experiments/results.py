@@ -2,6 +2,7 @@
 
 from envs.files import replacing
 from experiments.commands.results import ResultsArgs, main
+from experiments.local_path import typed
 from experiments.report_data import RunData
 from experiments.result_formats import TEXTS
 
@@ -32,7 +33,7 @@ def write_results(run: RunData, args: ResultsArgs) -> str:
     if not run.evaluations:
         raise ValueError(
             f"{args.run_dir} has no evaluation.json: run `ictjax evaluate --run-dir"
-            f" {args.run_dir}` first."
+            f" {typed(args.run_dir)}` first."
         )
     if args.format == "inspect":
         try:

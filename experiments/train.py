@@ -30,6 +30,7 @@ from experiments.run_dir import (
 )
 from experiments.run_lock import RunLock
 from experiments.shapes import model_shape
+from experiments.watch import OwnScreen
 from ictjax.checkpoint import check_space
 from ictjax.hosts import these_hosts
 from ictjax.mesh import open_mesh
@@ -140,6 +141,7 @@ def start(
                 done=newest_checkpoint(run_dir),
                 total=config.iterations,
                 console=console,
+                screen=None if lock is None else OwnScreen(run_dir),
             )
         )
         train(

@@ -1,6 +1,9 @@
-"""How a training goes, in a terminal of 80 columns, from the files of its run alone."""
+"""How a training goes, in a terminal of 80 columns, from the files of its run alone: for whoever
+watches it, and in fewer rows for its own terminal.
+"""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
@@ -11,8 +14,11 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from envs.stopping import check
+from experiments.console import Draw, mishaps, phase_seconds, seconds_left
+from experiments.local_path import typed
 from experiments.run_dir import read_run
 from experiments.run_lock import check_free
 from experiments.visible import visible
@@ -22,12 +28,23 @@ from ictjax.metrics import read_metrics
 from ictjax.run_config import TrainConfig
 
 _BLOCKS, _PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.,:;+*#"
-_WIDEST = 40  # columns of a curve
-_RECENT = 5  # iterations that the time left is told by
+_WIDEST, _SMALLEST = 40, 12  # columns of a curve
+_NAMES, _GAP = 17, 2  # columns of what numbers are called, and behind them
+_FEWEST = 2  # rows of a text with its title
+_STAYS = "Ctrl-C ends watching, not the training."
+_NOTHING_YET = "No iteration has ended yet: programs are compiled and the first games played."
 _MAX_TURNS = 6  # of the game that is shown: its last ones
 _MAX_CHARS = 240  # of a text in it
 _MAX_PROMPT = 800
-_PHASES = ("contexts", "candidates", "rewards", "refill", "update", "checkpoint")
+_SPENT_S, _SPENT_SHARE = 0.5, 0.01  # that a training may spend on looks at its own files
+_SPARE = (  # rows of numbers that go first where there is no room
+    "before reflection",
+    "  fresh games",
+    "  replayed games",
+    "by family",
+    "seconds",
+    "left",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +67,9 @@ class Look:
         return self.done >= self.config.iterations
 
 
-def watch(run_dir: pathlib.Path, console: Console, *, every: float, once: bool) -> None:
+def watch(
+    run_dir: pathlib.Path, console: Console, *, every: float, once: bool, named: pathlib.Path
+) -> None:
     """Shows a run, on a terminal anew every few seconds until nobody trains it any more.
 
     Args:
@@ -58,28 +77,58 @@ def watch(run_dir: pathlib.Path, console: Console, *, every: float, once: bool) 
       console: where.
       every: seconds between two looks.
       once: one look is enough, as it is where the console is no terminal.
+      named: what people call the run, where `run_dir` is a copy of it.
 
     Raises:
       ValueError: there is no run, or its files are damaged.
     """
     seen = look(run_dir)
     if once or not console.is_terminal or not seen.running:
-        console.print(page(seen, console))
-        return
-    with Live(page(seen, console), console=console, auto_refresh=False) as live:
-        while seen.running:
-            until = time.monotonic() + every
-            while time.monotonic() < until:
-                check()
-                time.sleep(min(0.1, every))
-            seen = look(run_dir, seen)
-            live.update(page(seen, console), refresh=True)
+        console.print(page(seen, console, named))
+    else:
+        with Live(_fitted(seen, console, named), console=console, auto_refresh=False) as live:
+            while seen.running:
+                until = time.monotonic() + every
+                while time.monotonic() < until:
+                    check()
+                    time.sleep(min(0.1, every))
+                seen = look(run_dir, seen)
+                live.update(_fitted(seen, console, named), refresh=True)
+    if not seen.running:
+        console.print(_next(seen, named), soft_wrap=True)  # in one piece, to be copied
 
 
-def look(run_dir: pathlib.Path, before: Look | None = None) -> Look:
-    """Reads the files; of prompts and games again only where an iteration has ended since."""
+class OwnScreen:
+    """What a training shows of itself on its own terminal, an `experiments.console.Screen`: the
+    page of `watch`, in the rows that there are. Its looks at the files take a hundredth of the
+    time at most: where each takes long, the page stays as it is for a while.
+
+    Args:
+      run_dir: of the run, with its config.json.
+    """
+
+    def __init__(self, run_dir: pathlib.Path):
+        self._run_dir = run_dir
+        self._seen: Look | None = None
+        self._begun, self._spent_s = time.monotonic(), 0.0
+
+    def __call__(self, number: int, metrics: Mapping[str, Any]) -> Draw:
+        now, seen = time.monotonic(), self._seen
+        in_time = self._spent_s <= _SPENT_S + _SPENT_SHARE * (now - self._begun)
+        if seen is None or in_time or number == seen.config.iterations:
+            seen = self._seen = look(self._run_dir, seen, last=number)
+            self._spent_s += time.monotonic() - now
+        return functools.partial(brief_page, seen, metrics.get("error", ""))
+
+
+def look(run_dir: pathlib.Path, before: Look | None = None, last: int | None = None) -> Look:
+    """Reads the files; of prompts and games again only where an iteration has ended since, and
+    nothing of iterations behind the last one, if that is given.
+    """
     config = read_run(run_dir) if before is None else before.config
     metrics = read_metrics(run_dir)
+    if last is not None:
+        metrics = [record for record in metrics if record["iteration"] <= last]
     running = not _is_free(run_dir)
     done = metrics[-1]["iteration"] if metrics else 0
     if before is not None and before.done == done:
@@ -124,35 +173,66 @@ def _newest(
     return best, played[0] if played else None
 
 
-def page(seen: Look, console: Console) -> RenderableType:
-    """What is shown of it."""
-    parts: list[RenderableType] = [_state(seen)]
+def page(seen: Look, console: Console, named: pathlib.Path) -> RenderableType:
+    """What is shown of it to whoever watches."""
+    parts: list[RenderableType] = [_state(seen, named)]
     if seen.metrics:
-        parts += [_numbers(seen, console), *_texts(seen)]
+        parts += [_table(_numbers(seen, console)), *_texts(seen)]
     else:
-        parts.append(
-            "No iteration has ended yet: programs are compiled and the first games played."
-        )
-    parts.append(_next(seen))
+        parts.append(_NOTHING_YET)
+    if seen.running:
+        parts.append(_STAYS)
     return Group(*parts)
 
 
-def _state(seen: Look) -> str:
+def _fitted(seen: Look, console: Console, named: pathlib.Path) -> RenderableType:
+    """The page, in fewer rows where it is longer than the terminal."""
+    whole = page(seen, console, named)
+    if _lines(whole, console) < console.height:
+        return whole
+    state = _state(seen, named)
+    rows = console.height - 2 - _lines(state, console)
+    return Group(state, brief_page(seen, "", console, rows), _STAYS)
+
+
+def brief_page(seen: Look, error: str, console: Console, rows: int) -> RenderableType:
+    """What is shown of it above the bars of its training.
+
+    Args:
+      seen: the run.
+      error: of most games that failed in the last iteration, if any did.
+      console: where.
+      rows: at most so many; the numbers come before prompt and game.
+    """
+    if not seen.metrics:
+        return _NOTHING_YET
+    numbers: dict[str, RenderableType] = dict(_numbers(seen, console))
+    numbers["by family"] = _clipped(str(numbers["by family"]))
+    if error:
+        numbers["why games failed"] = _cut(visible(error), 2 * (console.width - _NAMES - _GAP) - 8)
+    for name in _SPARE:
+        if _lines(_table(numbers), console) > rows:
+            numbers.pop(name, None)
+    table = _table(numbers)
+    return Group(table, *_brief_texts(seen, console, rows - _lines(table, console)))
+
+
+def _state(seen: Look, named: pathlib.Path) -> str:
     if seen.running:
         how = "training"
     elif seen.finished:
         how = "finished"
     else:
         how = "stopped"
-    return f"Iteration {seen.done} of {seen.config.iterations}, {how}: {seen.run_dir}"
+    return f"Iteration {seen.done} of {seen.config.iterations}, {how}: {named}"
 
 
-def _numbers(seen: Look, console: Console) -> Table:
+def _numbers(seen: Look, console: Console) -> dict[str, str]:
+    """What is said of all iterations and of the last one, by what it is called."""
     last, groups = seen.metrics[-1], seen.config.meta.contexts_per_iteration
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows: dict[str, str] = {}
     blocks = _BLOCKS if "utf" in console.encoding.lower() else _PLAIN_BLOCKS
+    room = console.width - _NAMES - _GAP
     for name, key in (
         ("reward", "reward"),
         ("  replayed games", "reward_replay"),
@@ -161,53 +241,65 @@ def _numbers(seen: Look, console: Console) -> Table:
     ):
         values = [record.get(key) for record in seen.metrics]
         if any(value is not None for value in values):
-            table.add_row(name, _history(values, blocks))
+            rows[name] = _history(values, blocks, room)
     families = last.get("reward_family") or {}
-    table.add_row(
-        "by family",
-        ", ".join(f"{family} {_rate(value)}" for family, value in sorted(families.items())) or "-",
+    rows["by family"] = (
+        ", ".join(f"{family} {_rate(value)}" for family, value in sorted(families.items())) or "-"
     )
     candidates, turns = last.get("candidates"), last.get("turns")
     failures = last.get("reflector_failures") or {}
-    table.add_row(
-        "last iteration",
-        ", ".join(
-            [
-                f"dead groups {last.get('dead_groups', 0)} of {groups}",
-                f"malformed {_share(last.get('malformed_candidates'), candidates)}",
-                f"truncated {_share(failures.get('truncated'), candidates)}",
-                f"replies of the actor without an action"
-                f" {_share(sum((last.get('actor_failures') or {}).values()), turns)}",
-                f"KL {_rate(last.get('kl'))}",
-            ]
-        ),
+    rows["last iteration"] = ", ".join(
+        [
+            f"dead groups {last.get('dead_groups', 0)} of {groups}",
+            f"malformed {_share(last.get('malformed_candidates'), candidates)}",
+            f"truncated {_share(failures.get('truncated'), candidates)}",
+            f"replies of the actor without an action"
+            f" {_share(sum((last.get('actor_failures') or {}).values()), turns)}",
+            f"KL {_rate(last.get('kl'))}",
+            *mishaps(last),
+        ]
     )
-    times = last.get("time") or {}
-    phases = [(name, times[f"{name}_s"]) for name in _PHASES if f"{name}_s" in times]
-    table.add_row("seconds", ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases) or "-")
-    left = _left_s(seen)
+    phases = phase_seconds(last)
+    rows["seconds"] = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases) or "-"
+    left = None
+    if not seen.finished:
+        left = seconds_left(seen.metrics, seen.config.iterations - seen.done)
     if left is not None:
         until = time.strftime("%H:%M", time.localtime(time.time() + left))
-        table.add_row("left", f"about {_duration(left)}, until {until}")
+        rows["left"] = f"about {_duration(left)}, until {until}"
+    return rows
+
+
+def _table(rows: Mapping[str, RenderableType]) -> Table:
+    table = Table.grid(padding=(0, _GAP))
+    table.add_column(no_wrap=True, min_width=_NAMES)
+    table.add_column(overflow="fold")
+    for name, shown in rows.items():
+        table.add_row(name, shown)
     return table
 
 
-def _history(values: Sequence[float | None], blocks: str) -> str:
+def _history(values: Sequence[float | None], blocks: str, room: int) -> str:
+    """A curve and its numbers in so many characters; where they are few, without the best value."""
     known = [value for value in values if value is not None]
     first, last, best = known[0], known[-1], max(known)
     where = next(i for i, value in enumerate(values, start=1) if value == best)
-    text = f"{curve(values, blocks)}  {_rate(first)}"
+    text = _rate(first)
     if len(known) > 1:
-        text += f" to {_rate(last)}, best {_rate(best)} (iteration {where})"
-    return text
+        text += f" to {_rate(last)}"
+        more = f"{text}, best {_rate(best)} (iteration {where})"
+        if room - len(more) - _GAP >= min(_SMALLEST, len(values)):
+            text = more
+    widest = max(min(_WIDEST, room - len(text) - _GAP), 1)
+    return f"{curve(values, blocks, widest)}{' ' * _GAP}{text}"
 
 
-def curve(values: Sequence[float | None], blocks: str = _BLOCKS) -> str:
-    """A curve of one character a value, between the lowest and the highest one; of many values,
-    means of neighbours.
+def curve(values: Sequence[float | None], blocks: str = _BLOCKS, widest: int = _WIDEST) -> str:
+    """A curve of one character a value, between the lowest and the highest one; of more than so
+    many values, means of neighbours.
     """
-    if len(values) > _WIDEST:
-        bounds = [len(values) * part // _WIDEST for part in range(_WIDEST + 1)]
+    if len(values) > widest:
+        bounds = [len(values) * part // widest for part in range(widest + 1)]
         parts = [values[low:high] for low, high in itertools.pairwise(bounds)]
         values = [_mean(part) for part in parts]
     known = [value for value in values if value is not None]
@@ -229,20 +321,69 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _texts(seen: Look) -> list[RenderableType]:
     shown: list[RenderableType] = []
     if seen.prompt is not None:
-        title = f"Best new prompt: {seen.prompt['family']}, reward {_rate(seen.prompt['reward'])}"
-        shown.append(_box(title, _cut(seen.prompt["system_prompt"], _MAX_PROMPT)))
+        text = _cut(seen.prompt["system_prompt"], _MAX_PROMPT)
+        shown.append(_box(_prompt_title(seen.prompt), text))
     if seen.episode is not None:
-        turns: list[Mapping[str, Any]] = seen.episode["turns"]
         lines = []
-        for turn in turns[-_MAX_TURNS:]:
+        for turn in seen.episode["turns"][-_MAX_TURNS:]:
             lines.append(_cut(str(turn.get("observation", "")), _MAX_CHARS))
-            said = turn.get("action") or turn.get("reply", "")
-            lines.append(f"  > {_cut(str(said), _MAX_CHARS)}")
-        title = (
-            f"A game under it: {seen.episode.get('outcome', '?')}, {counted(len(turns), 'turn')}"
-        )
-        shown.append(_box(title, "\n".join(lines)))
+            lines.append(f"  > {_cut(_said(turn), _MAX_CHARS)}")
+        shown.append(_box(_episode_title(seen.episode), "\n".join(lines)))
     return shown
+
+
+def _brief_texts(seen: Look, console: Console, rows: int) -> list[RenderableType]:
+    """The same in so many rows: the beginning of the prompt and the end of the game, each below
+    its title.
+    """
+    shown: list[RenderableType] = []
+    written, played = [], []
+    if seen.prompt is not None and rows >= _FEWEST:
+        text = visible(seen.prompt["system_prompt"][: rows * console.width]).strip()
+        written = [line.plain for line in Text(text).wrap(console, console.width)]
+    if seen.episode is not None and rows >= 2 * _FEWEST:
+        for turn in seen.episode["turns"]:
+            played += [_first_line(str(turn.get("observation", "")))]
+            played += [f"  > {_first_line(_said(turn))}"]
+    room = rows - bool(written) - bool(played)
+    of_game = min(len(played), max(room // 2, room - len(written)))
+    if written:
+        first = written[: room - of_game]
+        if len(written) > len(first):
+            first[-1] = f"{first[-1][: console.width - 4]} ..."
+        shown += [_brief_title(_prompt_title(seen.prompt)), *map(_clipped, first)]
+    if played:
+        shown += [_brief_title(_episode_title(seen.episode)), *map(_clipped, played[-of_game:])]
+    return shown
+
+
+def _prompt_title(prompt: Mapping[str, Any]) -> str:
+    return f"Best new prompt: {prompt['family']}, reward {_rate(prompt['reward'])}"
+
+
+def _episode_title(episode: Mapping[str, Any]) -> str:
+    turns = counted(len(episode["turns"]), "turn")
+    return f"A game under it: {episode.get('outcome', '?')}, {turns}"
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    return str(turn.get("action") or turn.get("reply", ""))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _clipped(line: str, style: str = "") -> Text:
+    return Text(visible(line), style, no_wrap=True, overflow="ellipsis")
+
+
+def _brief_title(title: str) -> Text:
+    return _clipped(title, "bold")
+
+
+def _lines(shown: RenderableType, console: Console) -> int:
+    return len(console.render_lines(shown, pad=False))
 
 
 def _box(title: str, text: str) -> Panel:
@@ -253,22 +394,13 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
-def _next(seen: Look) -> str:
-    if seen.running:
-        return "Ctrl-C ends watching, not the training."
+def _next(seen: Look, named: pathlib.Path) -> str:
+    run_dir = typed(named)
     if seen.finished:
-        return f"Next: ictjax evaluate --run-dir {seen.run_dir}"
-    return f"To go on: ictjax train --run-dir {seen.run_dir}"
-
-
-def _left_s(seen: Look) -> float | None:
-    if seen.finished:
-        return None
-    recent = [
-        sum(seconds for name, seconds in (record.get("time") or {}).items() if name.endswith("_s"))
-        for record in seen.metrics[-_RECENT:]
-    ]
-    return sum(recent) / len(recent) * (seen.config.iterations - seen.done)
+        return f"Next: ictjax evaluate --run-dir {run_dir}"
+    if named != seen.run_dir:  # its config.json is no file of this machine
+        return f"To go on: ictjax train --run-dir {run_dir}, with its other flags as they were"
+    return f"To go on: ictjax train --config {typed(named / 'config.json')} --run-dir {run_dir}"
 
 
 def _duration(seconds: float) -> str:

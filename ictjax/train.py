@@ -240,9 +240,10 @@ def train(
                 record = {"iteration": iteration, "meta": loops.state_to_json(meta)}
                 keeper.finish(iteration, state, record, metrics["reward"])
             if progress is not None:
-                # not in the file: it may name processes and times
-                error = {"error": most_frequent_error(scored.trajectories)}
-                progress.iteration(iteration, config.iterations, metrics | error)
+                # the error is not in the file: it may name processes and times
+                error = most_frequent_error(scored.trajectories)
+                more = {"time": timing, "error": error}
+                progress.iteration(iteration, config.iterations, metrics | more)
             health.check_iteration(
                 iteration,
                 scored.groups,

@@ -41,9 +41,11 @@ def _flags(adapter: pathlib.Path, run_dir: pathlib.Path) -> list[str]:
 
 
 def test_an_adapter_becomes_a_run_that_is_evaluated(tmp_path, adapter, capsys):
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "a run"
     adopt.main([*_flags(adapter, run_dir), *_LORA_FLAGS])
-    assert "is a run whose reflector is" in " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr().out
+    assert "is a run whose reflector is" in said
+    assert f"try `ictjax evaluate --run-dir '{run_dir}'`" in said
     config = read_run(run_dir)
     model = read_config(pathlib.Path(model_folder(config.reflector.model)))
     step, trained = restore_trained(run_dir, config)

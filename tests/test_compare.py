@@ -115,10 +115,12 @@ def test_other_benchmarks_are_rows_too(tmp_path):
 def test_a_run_without_evaluation_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere is no run directory"):
         compare((tmp_path / "nowhere",))
-    _run(tmp_path / "a", 0, 0.81)
-    (tmp_path / "a" / "evaluation.json").unlink()
-    with pytest.raises(ValueError, match="a has no evaluation.json: run `ictjax evaluate"):
-        compare((tmp_path / "a",))
+    run = tmp_path / "a run"
+    _run(run, 0, 0.81)
+    (run / "evaluation.json").unlink()
+    command = f"ictjax evaluate --run-dir '{run}'"
+    with pytest.raises(ValueError, match=f"run has no evaluation.json: run `{command}` first"):
+        compare((run,))
 
 
 def test_without_arguments_it_says_what_to_give(capsys):

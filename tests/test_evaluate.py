@@ -1,5 +1,7 @@
 """What an evaluation keeps, goes on with and refuses, on a run of fake games."""
 
+import contextlib
+import io
 import json
 import pathlib
 import re
@@ -14,6 +16,7 @@ from experiments.evaluation_games import FamilyGames, hashes_of_training
 from experiments.run_dir import run_prompt
 from experiments.training_cost import NAMES as TRAINING
 from ictjax.json_lines import read_records
+from ictjax.loops import Arena
 from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
 from tests.test_cli import refused, train
@@ -26,13 +29,33 @@ SMALL = ("--evaluation.runs", "1", "--evaluation.test-games", "1")
 def trained(tmp_path_factory):
     """A run of three iterations, of which the last two have checkpoints."""
     run_dir = tmp_path_factory.mktemp("runs") / "trained"
-    train.main(["--preset", "fake-tiny", "--run-dir", str(run_dir)])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        train.main(["--preset", "fake-tiny", "--run-dir", str(run_dir)])
+    run_dir.with_name("said").write_text(said.getvalue())
     return run_dir
 
 
 @pytest.fixture
 def run_dir(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run [1]")
+
+
+def test_a_training_says_how_it_goes_and_what_is_next(trained, run_dir, capsys):
+    *_, first, second, third, end, hint = trained.with_name("said").read_text().splitlines()
+    for number, line in enumerate((first, second, third), start=1):
+        assert line.startswith(f"iterations {number}/3  reward ")
+        assert re.search(r"  dead groups [012]  ", line)
+        assert re.search(
+            r"  seconds: contexts \d+\.\d, candidates \d+\.\d, rewards \d+\.\d, update \d+\.\d,"
+            r" checkpoint \d+\.\d  about ",
+            line,
+        )
+    assert end == f"Trained 3 iterations. Results: {trained / 'metrics.jsonl'}"
+    assert hint == f"Next: ictjax evaluate --run-dir {trained}"
+    train.main(["--preset", "fake-tiny", "--run-dir", str(run_dir)])
+    *_, end, hint = capsys.readouterr().out.splitlines()
+    assert f"{run_dir} is finished" in end
+    assert hint == f"Next: ictjax evaluate --run-dir '{run_dir}'"
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +354,45 @@ def test_a_run_from_elsewhere_is_evaluated_on_the_devices_that_are_here(run_dir,
     assert read(run_dir / "evaluation.json")["changes"] == []
 
 
+def test_a_run_that_is_not_finished_is_evaluated_and_called_that(run_dir, capsys):
+    config = read(run_dir / "config.json")
+    (run_dir / "config.json").write_text(json.dumps({**config, "iterations": 5}))
+    argv = ["--run-dir", str(run_dir), *SMALL, "--evaluation.families", "door"]
+    evaluate.main(argv)
+    said = capsys.readouterr().out
+    assert "Evaluating iteration 3 of 5: 3 of 3 parts to play, kept in " in said
+    assert said.endswith(f"\nNext: ictjax report --run-dir '{run_dir}'\n")
+    assert read(run_dir / "evaluation.json")["protocol"]["checkpoint"] == 3
+    (run_dir / "config.json").write_text(json.dumps(config))
+    evaluate.main(argv)
+    assert "Evaluating iteration 3: 0 of 3 parts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_greedy_reflector_always_replies_the_same(run_dir, monkeypatch, temperature):
+    """Here and at an endpoint; one that samples does not."""
+    replies, real = [], Arena.ask
+
+    def ask(self, asked, keys, phase):
+        found = real(self, asked, keys, phase)
+        replies.extend([candidate.reply for candidate in group] for group in found)
+        return found
+
+    monkeypatch.setattr(Arena, "ask", ask)
+    script = [says("ANALYSIS: it is closed.\nIMPROVED PROMPT: OPEN")]
+    with ChatServer(lambda number, request: script[0]) as server:
+        evaluate.main(
+            ["--run-dir", str(run_dir), *SMALL, "--trust", "--evaluation.families", "door", "lamp",
+             "--evaluation.arms", "best-of-n", "untrained@endpoint",
+             "--evaluation.candidates", "8", "--evaluation.endpoint.url", server.url,
+             "--evaluation.temperature", str(temperature)]
+        )  # fmt: skip
+    assert {request["temperature"] for request in server.requests} == {temperature}
+    groups = [group for group in replies if len(group) == 8]
+    assert len(groups) == 2
+    assert all(len(set(group)) == 1 for group in groups) == (temperature == 0)
+
+
 # Several trained seeds.
 
 
@@ -357,8 +419,10 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     assert played(capsys.readouterr().out) == (9, 9)
     before = files(kept(seeds[0]))
     evaluate.main(["--run-dir", first, second, *SMALL])
-    assert played(capsys.readouterr().out) == (3, 12)  # the trained arm of the second
+    said = capsys.readouterr().out
+    assert played(said) == (3, 12)  # the trained arm of the second
     both = seeds[0].parent / "seed0+seed1"
+    assert said.endswith(f"\nNext: ictjax report --run-dir {both}\n")
     results = read(both / "evaluation.json")
     assert results["protocol"]["run_dirs"] == [first, second]
     shown_again = compare.compare((both,)).table

@@ -25,12 +25,14 @@ from experiments import (
     report_page,
     wording,
 )
+from experiments import results as result_command
 from experiments.report_games import disjointness
 from experiments.result_table import result_tables
 from experiments.visible import visible
 from experiments.word_diff import word_diff
 from ictjax.records import Context, ParseFailure, Trajectory, Turn, to_json
 from tests.evaluations import FOLDER, RATES, evaluation
+from tests.test_cli import refused
 
 FAMILIES = {
     "eat": "train",
@@ -386,6 +388,31 @@ def test_results_of_before_have_analyses_of_what_is_there(whole, tmp_path):
     page = report_page.render(report_data.load_run(run))
     assert "What rewards were worth" not in page and "single sentences" not in page
     assert "different sequences" in page and "Games won, from training to TEST" in page
+
+
+def test_what_evaluates_a_run_can_be_pasted(tmp_path, capsys):
+    run = make_run(tmp_path / "a run", evaluated=False, iterations=1)
+    command = f"ictjax evaluate --run-dir '{run}'"
+    report.main(["--run-dir", str(run)])
+    assert f"No evaluation yet: run `{command}` for the table." in capsys.readouterr().out
+    refused(capsys, result_command.main, [str(run)], f"run `{command}` first")
+
+
+@pytest.mark.parametrize("said", ["x" * 2**20, "Open <b>doors</b>. " * 2**16, "go\n" * 2**18])
+def test_a_megabyte_of_prompt_is_cut_wherever_it_stands(whole, tmp_path, said):
+    run = shutil.copytree(whole, tmp_path / "run")
+    for name in ("prompts.jsonl", "turns.jsonl", "episodes/trained_eat.jsonl"):
+        path = run / FOLDER / name
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            if row.get("turn") != 0:
+                row["system_prompt"] = f"{said}{row.get('turn')}"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = _written(run).read_text()
+    text = _check(page)
+    assert len(page) < 6_000_000 and said[:20_000] in html.unescape(page)
+    assert f"\u2026 ({len(said) + 1 - 20_000:,} more characters)" in text
+    assert "<b>doors" not in page
 
 
 def test_actions_that_were_not_listed_are_counted():

@@ -45,7 +45,7 @@ def line(path, *records):
 @pytest.fixture
 def run(tmp_path):
     """A run of which one iteration has ended."""
-    folder = tmp_path / "run"
+    folder = tmp_path / "a run"
     config = dataclasses.asdict(preset("fake-tiny")) | {"iterations": ITERATIONS}
     line(folder / "config.json", config)
     add(folder, 1)
@@ -89,7 +89,7 @@ def test_what_is_shown(run, capsys, monkeypatch):
         "Best new prompt: key, reward 0.750",
         "A game under it: success, 9 turns",
         "> go 8",
-        "To go on: ictjax train --run-dir",
+        f"To go on: ictjax train --config '{run}/config.json' --run-dir '{run}'\n",
     ):
         assert part in text, part
     assert "fresh games" not in text and "go 2" not in text and "worse" not in text
@@ -101,6 +101,7 @@ def test_a_curve(run, capsys):
     add(run, 2)
     add(run, 3)
     assert "0.100 to 0.300, best 0.300 (iteration 3)" in shown(capsys, run)
+    assert watching.curve([0.0, 0.0, 0.5, 0.5, 1.0], "01234", 2) == "04"
     assert watching.curve([0.0, None, 0.5, 1.0], "01234") == "0 24"
     assert watching.curve([0.5, 0.5], "01234") == "22"
     assert watching.curve(list(range(400)), "0123456789") == "".join(
@@ -116,7 +117,8 @@ def test_a_run_that_is_trained_or_finished(run, capsys):
     for number in range(2, ITERATIONS + 1):
         add(run, number)
     text = shown(capsys, run)
-    assert "finished" in text and "Next: ictjax evaluate --run-dir" in text and "left" not in text
+    assert "finished" in text and "left" not in text
+    assert text.endswith(f"Next: ictjax evaluate --run-dir '{run}'\n")
 
 
 def test_a_run_that_has_just_begun(run, capsys):
@@ -130,22 +132,145 @@ def test_on_a_terminal_it_goes_on_until_nobody_trains(run, monkeypatch):
     lock.__enter__()
     looks = []
 
-    def later(folder, before=None):
+    def later(folder, before=None, last=None):
         if before is not None:
             if len(looks) == 1:
                 add(folder, 2, said="a better prompt")
             if len(looks) == 2:
                 lock.release()
-        looks.append(real(folder, before))
+        looks.append(real(folder, before, last))
         return looks[-1]
 
     real = watching.look
     monkeypatch.setattr(watching, "look", later)
-    watching.watch(run, console, every=0.01, once=False)
+    watching.watch(run, console, every=0.01, once=False, named=run)
     assert [seen.done for seen in looks] == [1, 2, 2]
     assert looks[2].prompt is looks[1].prompt  # read once
     assert "a better prompt" in console.file.getvalue()
     assert "Iteration 2 of 4, stopped" in console.file.getvalue()
+    assert console.file.getvalue().endswith(f"--run-dir '{run}'\n")
+
+
+def test_a_long_page_is_shown_in_the_rows_of_the_terminal(run):
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with RunLock(run):
+        seen = watching.look(run)
+    rows = console.render_lines(watching._fitted(seen, console, pathlib.Path("runs/a")), pad=False)
+    text = ["".join(segment.text for segment in row).rstrip() for row in rows]
+    assert len(text) < 24
+    assert text[0] == "Iteration 1 of 4, training: runs/a"
+    assert text[-2:] == ["  > go 8", "Ctrl-C ends watching, not the training."]
+    console.size = (80, 60)
+    rows = console.render_lines(watching._fitted(seen, console, run), pad=False)
+    assert 24 < len(rows) < 60 and "╭" in "".join(segment.text for row in rows for segment in row)
+
+
+def test_a_copy_is_named_by_its_address(run):
+    """It is what can be typed elsewhere; the config.json of the copy is not."""
+    console = Terminal(file=io.StringIO(), width=80)
+    address = pathlib.Path("gs://bucket/a run")
+    watching.watch(run, console, every=1, once=True, named=address)
+    text = console.file.getvalue()
+    assert "ictjax train --run-dir 'gs://bucket/a run', with its other flags" in text
+    assert str(run) not in text
+
+
+# On the trainer's own terminal.
+
+
+def own(run, *, width=80, rows=18, number=None, error="", screen=None):
+    """The rows that a training shows above its bars."""
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=width, height=50)
+    done = watching.look(run).done if number is None else number
+    draw = (screen or watching.OwnScreen(run))(done, {"error": error})
+    drawn = console.render_lines(draw(console, rows), pad=False)
+    return ["".join(segment.text for segment in row).rstrip() for row in drawn]
+
+
+PROMPT = "Look before you act.\nOpen what is closed with its key. " + "Think twice. " * 60
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_training_shows_the_page_in_few_rows(run, width):
+    for number in range(2, 31):
+        add(run, number, said=PROMPT)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"iterations": 40}))
+    rows = own(run, width=width)
+    assert len(rows) <= 18 and max(map(len, rows)) <= width
+    text = " ".join(" ".join(rows).split())
+    for part in (
+        "0.100 to 3.000",
+        "by family door 0.500, key -",
+        "dead groups 1 of 2",
+        "malformed 25.0 %, truncated 12.5 %",
+        "contexts 60.0, rewards 30.0, update 10.0",
+        "left about 17 min, until",  # ten times 100 seconds
+        "Best new prompt: key, reward 0.750 Look before you act.",
+        "A game under it: success, 9 turns",
+    ):
+        assert part in text, part
+    assert rows[-1] == "  > go 8"
+    (curve,) = (row.split()[1] for row in rows if row.startswith("reward "))
+    assert (curve[0], curve[-1]) == ("▁", "█") and len(curve) >= 12
+    assert any(row.endswith(" ...") for row in rows)  # of the prompt there is more
+
+
+@pytest.mark.parametrize("rows", range(6, 19))
+def test_what_matters_less_goes_first_where_there_are_few_rows(run, rows):
+    shown = own(run, rows=rows, error="the worker died")
+    assert len(shown) <= rows
+    text = "\n".join(shown)
+    for part in ("reward  ", "dead groups 1 of 2", "the worker died"):
+        assert part in text
+    assert ("before reflection" in text) == (rows >= 9)
+    assert ("Best new prompt" in text) == (rows >= 11)
+    assert ("A game under it" in text) == (rows >= 13)
+
+
+def test_a_training_that_goes_on_shows_no_iteration_that_is_played_again(run):
+    add(run, 2, said="of an iteration without checkpoint")
+    text = "\n".join(own(run, number=1))
+    assert "0.200" not in text and "without checkpoint" not in text and "0.100" in text
+    assert own(run, number=0) == [
+        "No iteration has ended yet: programs are compiled and the first games played."
+    ]
+
+
+def test_looks_take_a_hundredth_of_a_trainings_time(run, monkeypatch):
+    """Half a second at once, else the page waits; the last one does not."""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    looks, real = [], watching.look
+
+    def slow(*args, **settings):
+        nonlocal now
+        now += 2.0
+        looks.append(settings["last"])
+        return real(*args, **settings)
+
+    monkeypatch.setattr(watching, "look", slow)
+    screen = watching.OwnScreen(run)
+    for number in range(1, 31):
+        now = 10.0 * number
+        screen(number % ITERATIONS, {})
+    assert looks == [1, 15 % ITERATIONS]  # 2 s of 150
+    screen(ITERATIONS, {})
+    assert looks[2:] == [ITERATIONS]
+
+
+@pytest.mark.parametrize(
+    "said", ["x" * 2**20, "word " * 2**18, "line\n" * 2**18, "\x1b[2J" * 2**18]
+)
+def test_a_megabyte_of_prompt_is_cut(run, capsys, monkeypatch, said):
+    monkeypatch.setenv("COLUMNS", "80")
+    add(run, 2, said=said)
+    text = shown(capsys, run)
+    assert len(text) < 20_000 and "\x1b" not in text
+    assert "Best new prompt: key, reward 0.750" in text and "A game under it" in text
+    rows = own(run)
+    assert len(rows) <= 18 and max(map(len, rows)) <= 80
+    assert "\x1b" not in "".join(rows)
 
 
 def test_what_is_no_run(tmp_path, capsys):

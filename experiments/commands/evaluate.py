@@ -13,7 +13,7 @@ import tyro
 from experiments.arms import check_arms
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal, counting_bar
-from experiments.local_path import check_place
+from experiments.local_path import check_place, typed
 from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.remote_run import is_remote, readable
 from experiments.resume import MAY_CHANGE
@@ -307,6 +307,8 @@ def _evaluate(
         console.print(report["headline"]["text"], highlight=False)
     results = (out or run_dir) / name
     console.print(f"Evaluated. Results: {results}.json", highlight=False, soft_wrap=True)
+    reported = typed(out or args.run_dir[0])
+    console.print(f"Next: ictjax report --run-dir {reported}", soft_wrap=True)
 
 
 def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:

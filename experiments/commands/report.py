@@ -10,6 +10,7 @@ import tyro
 
 from experiments.command import parse, run_main
 from experiments.console import Terminal
+from experiments.local_path import typed
 from experiments.packed_folder import stem
 from experiments.remote_run import readable
 
@@ -55,7 +56,7 @@ def _report(run_dir: pathlib.Path, *, named: pathlib.Path) -> None:
     results = tables(run)
     if not results:
         console.print(
-            f"No evaluation yet: run `ictjax evaluate --run-dir {named}` for the table.",
+            f"No evaluation yet: run `ictjax evaluate --run-dir {typed(named)}` for the table.",
             soft_wrap=True,
         )
     for table in results:

@@ -11,7 +11,7 @@ import tyro
 
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal
-from experiments.local_path import local_path
+from experiments.local_path import local_path, typed
 from experiments.presets import (
     PRESETS,
     by_algorithm,
@@ -258,7 +258,7 @@ def _main(argv: list[str]) -> None:
         return
     if args.run_dir is None and args.preset is None:
         raise ValueError("--run-dir is missing: a run from --config needs a directory of its own.")
-    run_dir = args.run_dir or pathlib.Path("runs") / str(args.preset)
+    run_dir = named = args.run_dir or pathlib.Path("runs") / str(args.preset)
     settings = args.settings.task.environment
     environment = open_environment(settings.name, settings.options)
     check_families(environment, (*settings.train_families, *settings.heldout_families))
@@ -281,6 +281,8 @@ def _main(argv: list[str]) -> None:
     from experiments.train import start
 
     hosts = connect(args.hosts)
+    if not hosts.first:
+        console = Terminal(quiet=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ended_together(hosts))
         sender = None
@@ -292,8 +294,9 @@ def _main(argv: list[str]) -> None:
             args.settings,
             run_dir,
             environment,
-            console if hosts.first else Terminal(quiet=True),
+            console,
             how=decide(hosts, judge) if how is None else how,
             even_so=args.even_so,
             sender=sender,
         )
+    console.print(f"Next: ictjax evaluate --run-dir {typed(named)}", soft_wrap=True)

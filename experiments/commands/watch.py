@@ -47,4 +47,4 @@ def _main(argv: list[str]) -> None:
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(readable(args.run_dir))
-        watch(folder, Terminal(), every=args.every, once=args.once)
+        watch(folder, Terminal(), every=args.every, once=args.once, named=args.run_dir)
