@@ -73,7 +73,7 @@ def histogram(rewards: Sequence[float]) -> Json:
     """
     ends = (min(0.0, *rewards), max(1.0, *rewards)) if rewards else (0.0, 1.0)
     counts, edges = np.histogram(np.array(rewards, dtype=float), bins=_BINS, range=ends)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
+    return {"edges": edges.round(12).tolist(), "counts": counts.tolist()}
 
 
 def outcomes(group: Group) -> np.ndarray:
