@@ -42,6 +42,11 @@ SHORTENED = (
         "--help",
         "test_evaluate.py and test_protocol.py play arms",
     ),
+    (
+        f"{ICTJAX} evaluate --run-dir runs/seed0",
+        "--help",
+        "needs four demos; test_evaluate.py plays several seeds",
+    ),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
     (f"{ICTJAX} results runs/demo --format inspect", "--help", "needs the extra inspect"),
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),
