@@ -354,13 +354,17 @@ def series(metrics: Sequence[Json], name: str) -> list[float | None]:
     return [value if is_number(value := record.get(name)) else None for record in metrics]
 
 
-def counter_total(values: Sequence[float | None]) -> float:
-    """What a counter reached in all, when every process of a resumed run counts from zero again."""
-    total, last = 0.0, 0.0
-    for value in values:
+def counter_total(metrics: Sequence[Json], name: str) -> float:
+    """What a counter among the times reached in all, when every process of a resumed run counts
+    from zero again: by the iteration that its process began with ("process_began"), and, in files
+    of earlier versions, where it falls.
+    """
+    times = [record.get("time", {}) for record in metrics]
+    total, last, began = 0.0, 0.0, None
+    for value, process in zip(series(times, name), series(times, "process_began"), strict=True):
         if value is not None:
-            total += value - last if value >= last else value
-            last = value
+            total += value if value < last or process != began else value - last
+            last, began = value, process
     return total
 
 

@@ -525,7 +525,7 @@ def _faults(training: Training) -> Html:
         ("replays", "episodes replayed"),
     ):
         if any(f"worker_{name}" in time for time in times):
-            counts[text] = counter_total(series(times, f"worker_{name}"))
+            counts[text] = counter_total(training.metrics, f"worker_{name}")
     return badges(counts)
 
 

@@ -76,6 +76,6 @@ def _tokens(lines: Sequence[Json], role: str) -> int | None:
     """What a role wrote; None where an iteration does not say."""
     for name in _DECODED:
         counted = nested(lines, "time", f"{role}_{name}")
-        if None not in counted:
-            return round(counter_total(counted))
+        if all(count is not None and count >= 0 for count in counted):
+            return round(counter_total(lines, f"{role}_{name}"))
     return None

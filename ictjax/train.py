@@ -225,6 +225,7 @@ def train(
             health.check_update(iteration, state.params, bad_leaves, learned["loss"])
             clock.lap("update_s")
             clock.times["compilations"] = compilations.count
+            clock.times["process_began"] = first + 1  # counters are those of one process
             metrics, timing = loops.summarise(arena, contexts, scored) | refills, clock.times
             for name, value in learned.items():
                 # What the sampler reported depends on how requests happened to be batched.

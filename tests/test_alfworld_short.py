@@ -106,7 +106,9 @@ def test_a_turn_shows_what_was_seen_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "action", ["", " ", "go", "clean", "\x00", "é" * 10_000, "go " * 5000, "put\ncloth", "go go"]
+    "action",
+    ["", " ", "go", "clean", "\x00", "é" * 10_000, "go " * 5000, "put\ncloth", "go go"]
+    + [f"go b{gap * 400_000}x" for gap in (" ", " to", " 1", "\t.")],
 )
 def test_junk_is_answered_and_costs_a_turn(action: str) -> None:
     environment = ALFWorld(**OPTIONS)

@@ -861,8 +861,18 @@ def test_smoothing_keeps_a_constant_and_follows_a_step():
 
 
 def test_counters_that_start_again_are_added_up():
+    def total(*counts, began=()):
+        lines = [{"time": {} if count is None else {"worker_crashes": count}} for count in counts]
+        for one, process in zip(lines, began, strict=bool(began)):
+            one["time"]["process_began"] = process
+        return report_data.counter_total(lines, "worker_crashes")
+
     # 0, 2, 2 in one process, then 1, 3 in the next: 2 + 3.
-    assert report_data.counter_total([0, 2, None, 2, 1, 3]) == 5
+    assert total(0, 2, None, 2, 1, 3) == 5
+    # the next process has counted more by the time that it says so
+    assert total(1, 2, 2, 5, began=(1, 1, 3, 3)) == 2 + 5
+    assert total(2, 2, 2, began=(1, 2, 3)) == 6
+    assert total() == 0
 
 
 def test_unknown_flag_is_one_sentence(capsys):

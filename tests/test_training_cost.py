@@ -12,13 +12,17 @@ from experiments.training_cost import NAMES, of_all_runs, training_cost
 from tests.evaluations import part
 
 
-def line(number, episodes=10, decoded=100, **more):
+def line(number, episodes=10, decoded=100, began=1, **more):
     return {
         "iteration": number,
         "episodes": episodes,
         "candidates": 4,
         **more,
-        "time": {"actor_decoded_tokens": decoded, "reflector_decoded_tokens": 10 * decoded},
+        "time": {
+            "actor_decoded_tokens": decoded,
+            "reflector_decoded_tokens": 10 * decoded,
+            "process_began": began,
+        },
     }
 
 
@@ -36,8 +40,9 @@ def values(found):
 
 def test_sums_go_to_the_step_that_is_evaluated_over_all_processes(tmp_path):
     # the third iteration was made by a process that went on with the run
-    lines = [line(1), line(2, decoded=250), line(3, decoded=70), line(4, decoded=200)]
-    assert values(cost(tmp_path, lines, 3)) == [30, 320, 12, 3200]
+    later = [line(3, decoded=270, began=3), line(4, decoded=400, began=3)]
+    lines = [line(1), line(2, decoded=250), *later]
+    assert values(cost(tmp_path, lines, 3)) == [30, 520, 12, 5200]
     assert values(cost(tmp_path, lines, 0)) == [0, 0, 0, 0]
 
 

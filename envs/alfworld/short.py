@@ -33,7 +33,7 @@ _OPENINGS: Mapping[str, str] = MappingProxyType(
     | {"look": "{thing} by the {place}", "two": "two {kind}s for the {place}"}
 )
 _MOST_SEEN = 6
-_ACTION = re.compile(r"\s*([a-z]+)\s+(?:to\s+|the\s+)*([a-z]+)(?:\s+\d+)?\s*[.]?\s*")
+_ACTION = re.compile(r"([a-z]+) (?:to |the )*([a-z]+)(?: \d+)? ?[.]?")  # of single spaces
 
 Run = Callable[[str], Answer]
 
@@ -94,6 +94,7 @@ class ShortText:
         return self._last
 
     def _play(self, action: str) -> str:
+        action = " ".join(action.split())
         found = _ACTION.fullmatch(action.lower())
         verb, kind = found.groups() if found else ("", "")
         if verb == "go":
@@ -102,7 +103,7 @@ class ShortText:
             return self._pick_up(kind)
         if verb not in self._verbs:
             self._do("look")
-            return f"Unknown action: {' '.join(action.split())[:40]!r}. {self._seen()}"
+            return f"Unknown action: {action[:40]!r}. {self._seen()}"
         return self._try(self._verbs[verb], verb, kind)
 
     def _do(self, command: str) -> bool:
