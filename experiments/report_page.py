@@ -17,6 +17,7 @@ from experiments.report_data import (
     RunData,
     SplitSummary,
     games_played,
+    plays_pocket,
     split_summaries,
     trainings,
 )
@@ -37,7 +38,7 @@ from experiments.report_training import cost, rewards, signal
 from experiments.wording import counted, percent
 
 POCKET_NOTE = (
-    "The actor and the reflector of this run are pocket models: small networks that ship with the"
+    "The actor and the reflector here are pocket models: small networks that ship with the"
     " package to show the whole system on two CPU cores. Their numbers say that the machinery"
     " works; they are never evidence about language models."
 )
@@ -148,7 +149,7 @@ def _header(run: RunData) -> Html:
         first,
         joined(html('<p class="lead">{}</p>', other) for other in others),
         html('<div class="tiles">{}</div>', tiles) if tiles else tiles,
-        html('<p class="note">{}</p>', POCKET_NOTE) if run.pocket else Html(""),
+        html('<p class="note">{}</p>', POCKET_NOTE) if plays_pocket(run) else Html(""),
     )
 
 
