@@ -15,7 +15,7 @@ from experiments.report_data import (
     games_played,
     split_summaries,
 )
-from experiments.report_figures import Line, arm_colours, arm_lines
+from experiments.report_figures import Line, arm_colour, arm_lines
 from experiments.report_games import disjointness
 from experiments.report_loops import Loop, middle_half
 from experiments.report_parts import (
@@ -152,7 +152,7 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
         "verdict",
         "p",
         "n",
-        *(arm_mark(arm, arm_colours(arms)) for arm in reversed(arms) if arm in ARMS),
+        *(arm_mark(arm) for arm in reversed(arms) if arm in ARMS),
         "games",
         "runs",
     ]
@@ -185,7 +185,6 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
 
 def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
     """One family: every arm's mean as a dot on its interval, from 0 to 100 %."""
-    colours = arm_colours(arms)
     return html(
         '<div class="bars"><h4>{}</h4>{}</div>',
         name,
@@ -194,7 +193,7 @@ def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
                 '<div class="lane" style="--c:var({})"><span>{}</span>'
                 '<span class="track"><i style="left:{:.1f}%;width:{:.1f}%"></i>'
                 '<b style="left:{:.1f}%"></b></span><span class="number">{}</span></div>',
-                colours[arm],
+                arm_colour(arm),
                 arm,
                 100 * found["ci95"][0],
                 100 * (found["ci95"][1] - found["ci95"][0]),

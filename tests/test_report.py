@@ -28,6 +28,7 @@ from experiments import (
     wording,
 )
 from experiments import results as result_command
+from experiments.arms import ARMS, check_arms
 from experiments.report_games import disjointness
 from experiments.result_table import result_tables
 from experiments.visible import visible
@@ -672,6 +673,28 @@ def test_arms_of_every_kind_are_compared(tmp_path):
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "trained - best-of-n" in text and "flipped - initial" in text
     assert "3 trained seeds cannot give p &lt; 0.250" in html.escape(text)
+
+
+def test_every_arm_has_its_own_look(whole, tmp_path):
+    arms = [*ARMS, *(f"{arm}@endpoint" for arm in ARMS if ARMS[arm].asks == "untrained")]
+    check_arms(arms, "http://localhost")
+    looks = [report_figures.arm_look(arm) for arm in arms]
+    assert len(set(looks)) == len(arms) == 25
+    css = Path(report_page.__file__).with_name("report.css").read_text(encoding="utf-8")
+    for colour, style in set(looks):
+        assert css.count(f"{colour}: #") == 2 and css.count(f"svg .{style}") == (style != "solid")
+        assert f".key.{style}" in css
+    # nine of them, in another order in each part of the page
+    run = make_run(tmp_path / "run", iterations=3)
+    names = ["initial", "untrained", "trained", *list(ARMS)[-6:]]
+    results = evaluation(FAMILIES, dict.fromkeys(names, 0.5), runs=2)
+    results["analyses"]["arms"] = dict(reversed(results["analyses"]["arms"].items()))
+    (run / "evaluation.json").write_text(json.dumps(results))
+    page = _written(run).read_text(encoding="utf-8")
+    keys = re.compile(r'<span class="key (\w+)" style="--c:var\(([\w-]+)\)"></span>([\w-]+)</span>')
+    for part in ("results", "meta-turns", "analyses"):
+        found = {arm: (colour, style) for style, colour, arm in keys.findall(_section(page, part))}
+        assert found == {arm: report_figures.arm_look(arm) for arm in names}
 
 
 def _section(page: str, anchor: str) -> str:
