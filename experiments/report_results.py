@@ -142,7 +142,8 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
     if isinstance(protocol.get("pretraining"), str):
         yield html("Pretraining: {}.", protocol["pretraining"])
     if isinstance(protocol.get("training_budget"), str):
-        yield html("Budgets: {}.", protocol["training_budget"])
+        budgets = protocol["training_budget"].replace(_NAMED, 'its rows end with "in training": ')
+        yield html("Budgets: {}.", budgets)
 
 
 def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
@@ -179,7 +180,7 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
         joined(_bars(name, numbers["arms"], arms) for name, numbers in families.items()),
         table(f"Games won on the {split.title}, %", head, rows),
         _comparisons(split),
-        _arm_table(split, arms),
+        _arm_tables(split, arms),
     )
 
 
@@ -263,14 +264,16 @@ def _comparison(name: str, test: Json) -> Html:
     )
 
 
-def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
-    """Every arm of a split: what stands beside the headline's number, and what writing took."""
-    spent = {arm: _budget(split, arm) for arm in arms}
-    counts = {
-        name: text
-        for name, text in (_BUDGET | _TAUGHT).items()
-        if name in _BUDGET or any(name in of_arm for of_arm in spent.values())
-    }
+def _arm_tables(split: SplitSummary, arms: Sequence[str]) -> Html:
+    """Every arm of a split: what stands beside the headline's number, and what it took."""
+    there = [arm for arm in arms if split.overall["arms"].get(arm)]
+    return details(
+        f"Arms on the {split.title}",
+        html("{}{}", _won(split, there), _took(split, there)),
+    )
+
+
+def _won(split: SplitSummary, arms: Sequence[str]) -> Html:
     rows = [
         row(
             arm,
@@ -279,16 +282,9 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
             cell(percent(found["area"])),
             cell("" if found.get("sd_runs") is None else percent(found["sd_runs"])),
             cell("not measured" if found.get("sd_seeds") is None else percent(found["sd_seeds"])),
-            *(
-                # empty: what an arm does not take, or nobody knows
-                cell("" if name in _TAUGHT and name not in spent[arm] else f"{took:,}")
-                for name in counts
-                for took in [spent[arm].get(name, 0)]
-            ),
         )
         for arm in arms
-        for found in [split.overall["arms"].get(arm)]
-        if found
+        for found in [split.overall["arms"][arm]]
     ]
     head = [
         "arm",
@@ -297,27 +293,45 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
         "mean over meta-turns",
         "spread of runs",
         "spread of trained seeds",
-        *counts.values(),
     ]
-    name = f"Arms on the {split.title}"
-    return details(name, table(name, head, rows))
+    return table(f"Games won by every arm on the {split.title}, %", head, rows)
+
+
+def _took(split: SplitSummary, arms: Sequence[str]) -> Html:
+    """A column per arm: there are fewer of them than of numbers."""
+    spent = {arm: _budget(split, arm) for arm in arms}
+    rows = [
+        row(
+            text,
+            *(
+                # empty: what an arm does not take, or nobody knows
+                cell("" if name in _TAUGHT and name not in spent[arm] else f"{took:,}")
+                for arm in arms
+                for took in [spent[arm].get(name, 0)]
+            ),
+        )
+        for name, text in (_BUDGET | _TAUGHT).items()
+        if name in _BUDGET or any(name in of_arm for of_arm in spent.values())
+    ]
+    return table(f"What every arm took on the {split.title}", ["", *arms], rows)
 
 
 _BUDGET = {
     "actor_episodes": "games played to write",
-    "actor_tokens": "tokens of the actor",
-    "reflector_calls": "replies of the reflector",
-    "reflector_tokens": "their tokens",
+    "actor_tokens": "tokens of the actor to write",
+    "reflector_calls": "replies of the reflector to write",
+    "reflector_tokens": "tokens of these replies",
 }
 # of an arm that trains, once for all families
 _TAUGHT = {
     "training_steps": "steps of supervised training",
-    "training_tokens": "tokens learned in them",
+    "training_tokens": "tokens learned in supervised training",
     "training_actor_episodes": "games played in training",
     "training_actor_tokens": "tokens of the actor in training",
     "training_reflector_calls": "replies of the reflector in training",
-    "training_reflector_tokens": "their tokens in training",
+    "training_reflector_tokens": "tokens of the reflector in training",
 }
+_NAMED = "training_*: "  # what training took, by its names in evaluation.json
 
 
 def _budget(split: SplitSummary, arm: str) -> dict[str, int]:
