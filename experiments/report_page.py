@@ -204,7 +204,7 @@ def _manifest(run: RunData) -> Section | None:
         return None
     argv = _argv(run)
     rows = [
-        row(str(name), html('<td class="text">{}</td>', _value(value)))
+        row(_breakable(str(name)), html('<td class="text">{}</td>', _value(value)))
         for name, value in run.manifest.items()
         if name != "argv" or not argv
     ]
@@ -223,6 +223,11 @@ def _manifest(run: RunData) -> Section | None:
         if run.config
         else Html(""),
     )
+
+
+def _breakable(name: str) -> Html:
+    """A name with places where a line may end."""
+    return Html("_<wbr>".join(html("{}", part).markup for part in name.split("_")))
 
 
 def _value(value: Any) -> str:

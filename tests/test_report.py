@@ -212,7 +212,7 @@ def _written(folder: Path) -> Path:
 class _Checker(HTMLParser):
     """Collects tags that stay open and every address a browser would fetch."""
 
-    VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
+    VOID = frozenset({"meta", "br", "img", "link", "hr", "input", "wbr"})
 
     def __init__(self):
         super().__init__()
@@ -730,6 +730,20 @@ def test_prompts_of_one_sentence_are_said(whole, tmp_path):
     shown = _section(_written(run).read_text(encoding="utf-8"), "analyses")
     assert "Nothing could be left out of the last prompts on eat, zap:" in shown
     assert "eat: TEST games lost" not in shown and "wear: TEST games lost" in shown
+
+
+def test_sentences_of_held_out_families_stand_first(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    found = results["analyses"]["deletions"]
+    results["analyses"]["deletions"] = {name: found[name] for name in FAMILIES}  # trained first
+    (run / "evaluation.json").write_text(json.dumps(results))
+    shown = _section(_written(run).read_text(encoding="utf-8"), "analyses")
+    families = re.findall(r"<caption>(\w+): TEST games lost", shown)
+    assert families == sorted(FAMILIES, key=lambda name: FAMILIES[name] == "train")[:2] + [
+        name for name in families[2:] if FAMILIES[name] == "train"
+    ]
+    assert set(families) == set(FAMILIES)
 
 
 def test_prompts_are_followed_over_meta_turns(whole, tmp_path):

@@ -217,6 +217,20 @@ WIDE = f"""[...document.querySelectorAll("body *")].filter((one) => one.checkVis
     .map((one) => `${{one.tagName}}.${{one.className}} ${{one.innerText?.slice(0, 40)}}`)"""
 
 
+def test_names_of_a_run_end_lines_at_their_underscores(watched, tmp_path):
+    folder = make_run(tmp_path / "run", iterations=3)
+    names = ["environment", "games_sha256", "sampling_attention", "_<b>_"]
+    _rewrite(folder / "manifest.json", lambda data: data | {key: {"a": 1} for key in names})
+    watched.open(_written(folder), width=WIDTH)
+    heads = "[...document.querySelectorAll('#run tbody th')]"
+    assert watched.run(f"{heads}.map(one => one.textContent)")[-len(names) :] == names
+    # rows of text: a word each
+    rows = (
+        f"{heads}.map(one => one.clientHeight / parseFloat(getComputedStyle(one).lineHeight) | 0)"
+    )
+    assert watched.run(rows)[-len(names) : -1] == [1, 2, 2]
+
+
 def test_tables_of_arms_fit_the_page(watched, tmp_path):
     """Of nine arms, one of them taught, with all that they can take."""
     folder = make_run(tmp_path / "run", iterations=3)
