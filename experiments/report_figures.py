@@ -15,6 +15,8 @@ from experiments.html import Html, html, joined
 _WIDTH, _HEIGHT = 330.0, 190.0  # of a chart, with its labels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 24.0, 10.0, 36.0
 _LONGEST_NAME = 48  # characters of a title
+BOX_WIDTH = 4.0
+PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT  # between the ends of x
 
 Point = tuple[float, float]
 Style = Literal["solid", "dashed", "dashdot", "dotted"]
@@ -49,6 +51,7 @@ class Line:
     dots: Sequence[Point] = ()  # single measurements
     band: Sequence[tuple[float, float, float]] = ()  # x, low, high
     bars: Sequence[tuple[float, float, float]] = ()  # the same, as intervals
+    boxes: Sequence[tuple[float, float, float]] = ()  # the same, as broad faint bars on the left
     style: Style = "solid"
 
 
@@ -142,7 +145,7 @@ def common_ends(charts: Iterable[Sequence[Line]]) -> Point | None:
 def _reached(line: Line) -> Iterator[Point]:
     yield from line.points
     yield from line.dots
-    for x, *ends in (*line.band, *line.bars):
+    for x, *ends in (*line.band, *line.bars, *line.boxes):
         for y in ends:
             yield x, y
 
@@ -240,11 +243,12 @@ class _Axes:
 
 def _line(axes: _Axes, line: Line, number: int) -> Html:
     beside = 4.0 + 3.0 * number  # intervals stand beside each other
+    before = BOX_WIDTH * (number + 1)
     place = [(axes.x(x), axes.y(y)) for x, y in line.points]
     over = [(axes.x(x), axes.y(high)) for x, _, high in line.band]
     under = [(axes.x(x), axes.y(low)) for x, low, _ in reversed(line.band)]
     return html(
-        '<g style="--c:var({})">{}{}{}<path class="line {}" d="{}"/>{}</g>',
+        '<g style="--c:var({})">{}{}{}{}<path class="line {}" d="{}"/>{}</g>',
         line.colour,
         html('<path class="band" d="{}Z"/>', _path([*over, *under])) if over else Html(""),
         joined(
@@ -259,6 +263,15 @@ def _line(axes: _Axes, line: Line, number: int) -> Html:
                 axes.y(high),
             )
             for x, low, high in line.bars
+        ),
+        joined(
+            html(
+                '<path class="box" d="M{:.1f} {:.1f}V{:.1f}"/>',
+                axes.x(x) - before,
+                axes.y(low) + 1,  # those without a height are seen as well
+                axes.y(high) - 1,
+            )
+            for x, low, high in line.boxes
         ),
         line.style,
         _path(place),

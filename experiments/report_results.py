@@ -79,8 +79,9 @@ def curves(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Sectio
         anchor,
         f"Success by meta-turn{on(evaluation)}",
         html(
-            "TEST games won, %, under the prompt of each meta-turn; 0 is the first prompt. Bands:"
-            " where the middle half of the loops lies{}; bars at the end: 95 % intervals.",
+            "TEST games won, %, under the prompt of each meta-turn; 0 is the first prompt. Faint"
+            " bars, or bands of many turns: where the middle half of the loops lies{}; thin bars at"
+            " the end: 95 % intervals.",
             "" if evaluation.turns else " (not drawn: the prompts of single loops are not here)",
         ),
         report_figures.legend(arm_lines(arms)),
@@ -367,21 +368,33 @@ def _faults(evaluation: Evaluation) -> Html:
 
 def _curve(title: str, numbers: Json, loops: Sequence[Loop], families: list[str]) -> Html:
     lines = []
-    for arm, colour, style in arm_lines(_ordered(numbers["arms"])):
+    arms = _ordered(numbers["arms"])
+    last = max(len(of["curve"]) for of in numbers["arms"].values()) - 1
+    # bars of all arms side by side on the left of a turn, if they do not reach the one before
+    taken = (len(arms) + 1) * report_figures.BOX_WIDTH / report_figures.PLOT_WIDTH
+    apart = (last + 1) * taken < 1
+    for arm, colour, style in arm_lines(arms):
         found = numbers["arms"][arm]
         points = [(turn, won) for turn, won in enumerate(found["curve"]) if won is not None]
+        middle = [(b["turn"], b["low"], b["high"]) for b in middle_half(loops, families, arm)]
         lines.append(
             Line(
                 name=arm,
                 colour=colour,
                 points=points,
-                band=[(b["turn"], b["low"], b["high"]) for b in middle_half(loops, families, arm)],
+                boxes=middle if apart else (),
+                band=() if apart else middle,
                 bars=[(points[-1][0], *found["ci95"])] if points else [],
                 style=style,
             )
         )
     return report_figures.line_chart(
-        title, lines, x_label="meta-turn", y_ends=(0.0, 1.0), percent=True
+        title,
+        lines,
+        x_label="meta-turn",
+        x_ends=(-last * taken / (1 - taken), last) if apart else None,
+        y_ends=(0.0, 1.0),
+        percent=True,
     )
 
 

@@ -697,6 +697,30 @@ def test_every_arm_has_its_own_look(whole, tmp_path):
         assert found == {arm: report_figures.arm_look(arm) for arm in names}
 
 
+def test_the_middle_half_of_loops_stands_beside_its_meta_turn(whole, tmp_path):
+    """As bars that touch no other turn; as a band where there are too many turns for them."""
+    shown = _section(_written(whole).read_text(encoding="utf-8"), "meta-turns")
+    assert 'class="band"' not in shown
+    for chart in re.findall("<svg.*?</svg>", shown):
+        turns = sorted(
+            float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*class="mid">\d', chart)
+        )
+        assert len(turns) == 3 and turns[0] > report_figures.BOX_WIDTH * 3
+        boxes = re.findall(r'class="box" d="M([\d.]+) ([\d.]+)V([\d.]+)"', chart)
+        assert len(boxes) == 2 * 3  # of two arms at all turns
+        for x, low, high in ([float(one) for one in box] for box in boxes):
+            right = min(turn for turn in turns if turn > x)
+            assert right - 13 < x < right and low > high  # downwards
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    for numbers in (*results["overall"].values(), *results["families"].values()):
+        for arm in numbers["arms"].values():
+            arm["curve"] = arm["curve"] * 20
+    (run / "evaluation.json").write_text(json.dumps(results))
+    shown = _section(_written(run).read_text(encoding="utf-8"), "meta-turns")
+    assert 'class="band"' in shown and 'class="box"' not in shown
+
+
 def _section(page: str, anchor: str) -> str:
     return page.partition(f'<section id="{anchor}"')[2].partition("</section>")[0]
 
