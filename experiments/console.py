@@ -146,7 +146,7 @@ class LiveProgress:
                 self._bars.update(self._phase, total=total, completed=finished, ends=_end(left_s))
         elif now - self._last_line > _PLAIN_EVERY_S:
             self._last_line = now
-            about = "" if left_s is None else f"  about {left_s / 60:.1f} min left"
+            about = "" if left_s is None else f"  {time_left(left_s)}"
             self.console.print(f"  {name} {finished}/{total}{about}")
 
     def reading(self, finished: int, total: int) -> None:
@@ -187,7 +187,7 @@ class LiveProgress:
             self._bars.update(self._whole, completed=number, ends=_end(left_s), refresh=True)
         else:
             self._last_line = time.monotonic()
-            line = f"{self._what} {number}/{self._total}  {note}  about {left_s / 60:.1f} min left"
+            line = f"{self._what} {number}/{self._total}  {note}  {time_left(left_s)}"
             self.console.print(line, soft_wrap=True)
 
     def _above(self, number: int, note: str, metrics: Mapping[str, Any] | None) -> "_Above":
@@ -348,6 +348,12 @@ def seconds_left(iterations: Sequence[Mapping[str, Any]], missing: int) -> float
     return sum(recent) / len(recent) * missing if recent else None
 
 
+def time_left(seconds: float) -> str:
+    """90.0 -> about 1.5 min left; below a minute in seconds: about 45 s left."""
+    rounded = round(seconds)
+    return f"about {rounded} s left" if rounded < 60 else f"about {seconds / 60:.1f} min left"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -399,7 +405,7 @@ def counting_bar(what: str, console: Console | None = None) -> Iterator[Callable
             if not console.is_terminal and now - last_line > _PLAIN_EVERY_S and 0 < done < total:
                 last_line = now
                 left_s = (now - started) / done * (total - done)
-                line = f"{what} {done:,}/{total:,}  about {left_s / 60:.1f} min left"
+                line = f"{what} {done:,}/{total:,}  {time_left(left_s)}"
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
 
         yield advance

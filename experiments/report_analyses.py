@@ -183,6 +183,9 @@ def _iterations(trained: Sequence[Json]) -> str:
 
 def _deletions(evaluation: Evaluation, deletions: Json) -> Html:
     """What single sentences are worth."""
+    # held-out families first
+    ordered = {family: deletions[family] for family in evaluation.families if family in deletions}
+    deletions = ordered | deletions
     cut = {family: found for family, found in deletions.items() if found["sentences"]}
     tables = [
         details(

@@ -5,7 +5,7 @@ HTML.
 import contextlib
 import dataclasses
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from experiments.evaluation_results import (
     read_rows,
     result_files,
 )
+from experiments.pocket_models import CONTENT_HASHES
 from ictjax.metrics import read_metrics
 
 _REMOVE = "write it again by the command that made it, or remove it"
@@ -25,6 +26,15 @@ _EVALUATE = "run the evaluation again, or remove the file"
 _LARGEST_PLACE = 10**9  # of an iteration, a loop or a meta-turn
 
 Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run that was evaluated."""
+
+    folder: Path | None  # None where it is not here
+    name: str  # of its directory
+    label: str  # what it is called among the others
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,13 @@ class Evaluation:
     turns: list[Json]  # the same of all meta-turns, with "turn", "select_success", "analysis"
     episodes: Mapping[tuple[str, str], list[Json]]  # of the last prompts on TEST
     contexts: Mapping[tuple[str, str], list[Json]]  # what the reflector read
+    runs: tuple[TrainedRun, ...]  # in the order in which they were given
+    models: Json  # hashes of what they hold, by role; empty in older evaluations
+
+    def run_label(self, number: int, count: int) -> str:
+        """What the trained run of this number, from 0, of so many is called."""
+        # another count: who is who is not known
+        return self.runs[number].label if len(self.runs) == count else _nth(number, count)
 
     @property
     def families(self) -> dict[str, Json]:
@@ -82,19 +99,12 @@ class RunData:
     contexts: list[Json]  # what the reflector read in the newest iteration
     evaluations: tuple[Evaluation, ...]  # of the task trained on first, then others by name
 
-    @property
-    def pocket(self) -> bool:
-        """Whether a player is one of the pocket models that ship with the package."""
-        return any(
-            "pocket" in str(self.config.get(role, "")) for role in ("actor", "reflector", "preset")
-        )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """What one training has written."""
 
-    label: str  # which trained seed, and its directory; empty where there is no other
+    label: str  # which of several trained runs; empty where there is no other
     config: Json
     metrics: list[Json]
     candidates: list[Json]
@@ -150,19 +160,35 @@ def training_folders(run: RunData) -> tuple[dict[Path, str], list[str]]:
     found = {run.folder.resolve(): ""} if run.config or run.metrics else {}
     absent: list[str] = []
     for evaluation in run.evaluations:
-        named = evaluation.results["protocol"].get("run_dirs")
-        names = [str(name) for name in named] if isinstance(named, list) else []
-        if len(names) < 2 and found:  # its own
+        several = len(evaluation.runs) > 1
+        if not several and found:  # its own
             continue
-        for number, name in enumerate(names, start=1):
-            folder = _folder_of(run.folder, Path(name), evaluation.results["folder"])
-            if folder is None:
-                absent.append(Path(name).name)
-            elif not found.get(folder):
-                found[folder] = "" if len(names) < 2 else f"seed {number}: {Path(name).name}"
+        for one in evaluation.runs:
+            if one.folder is None:
+                absent.append(one.name)
+            elif not found.get(one.folder):
+                found[one.folder] = one.label if several else ""
     if len(found) > 1:  # the run's own beside others
-        found = {folder: label or folder.name for folder, label in found.items()}
+        found = {folder: label or _label(folder.name, folder) for folder, label in found.items()}
     return found, list(dict.fromkeys(absent))
+
+
+def plays_pocket(run: RunData) -> bool:
+    """Whether a player, of this run or of any that was evaluated, is one of the pocket models that
+    ship with the package: by what it is called, or by what it holds. Raises ValueError, naming the
+    file, for a config.json that is damaged.
+    """
+    configs = [run.config]
+    configs += [_config(folder) for folder in training_folders(run)[0]]
+    return any(
+        "pocket" in str(config.get(role, ""))
+        for config in configs
+        for role in ("actor", "reflector", "preset")
+    ) or any(
+        str(held) in CONTENT_HASHES
+        for evaluation in run.evaluations
+        for held in evaluation.models.values()
+    )
 
 
 def trainings(run: RunData) -> tuple[list[Training], list[str]]:
@@ -181,6 +207,30 @@ def trainings(run: RunData) -> tuple[list[Training], list[str]]:
     return found, absent
 
 
+def _trained_runs(folder: Path, results: Json) -> Iterator[TrainedRun]:
+    named = results["protocol"].get("run_dirs")
+    paths = [Path(str(name)) for name in named] if isinstance(named, list) else []
+    names = [path.name for path in paths]
+    for number, path in enumerate(paths):
+        found = _folder_of(folder, path, results["folder"])
+        which = _nth(number, len(paths))
+        label = _label(path.name, found) if path.name else which
+        if path.name and names.count(path.name) > 1:
+            label = f"{label} ({which})"
+        yield TrainedRun(folder=found, name=path.name or which, label=label)
+
+
+def _label(name: str, folder: Path | None) -> str:
+    """A run by its own name, with the seed that it was trained with where that is known."""
+    seed = None if folder is None else _config(folder).get("seed")
+    return f"run {name}, seed {seed}" if type(seed) is int else f"run {name}"
+
+
+def _nth(number: int, count: int) -> str:
+    """Not called a seed: it would look like one of --seed, and is none."""
+    return f"run {number + 1} of {count}"
+
+
 def _folder_of(folder: Path, named: Path, place: str) -> Path | None:
     for path in (named, folder.resolve().parent / named.name):
         # whatever the file holds may be no path at all
@@ -190,10 +240,14 @@ def _folder_of(folder: Path, named: Path, place: str) -> Path | None:
     return None
 
 
+def _config(folder: Path) -> Json:
+    return _about(folder / "config.json", "meta")
+
+
 def _training(folder: Path, label: str) -> Training:
     return Training(
         label=label,
-        config=_about(folder / "config.json", "meta"),
+        config=_config(folder),
         metrics=_metrics(folder),
         candidates=[
             row
@@ -215,6 +269,8 @@ def read_evaluation(folder: Path, name: str, results: Json) -> Evaluation:
         turns=read_rows(turns, _is_turn_prompt, _EVALUATE),
         episodes=_by_part(folder, results, "episodes", _is_episode),
         contexts=_by_part(folder, results, "contexts", _is_context),
+        runs=tuple(_trained_runs(folder, results)),
+        models=_about(folder / results["folder"] / "settings.json", "models").get("models", {}),
     )
 
 

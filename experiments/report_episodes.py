@@ -145,7 +145,7 @@ def _test(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
                     {
                         "evaluation": evaluation.name,
                         "family": family,
-                        "arm": _arm(arm, seed, seeds),
+                        "arm": _arm(evaluation, arm, seed, seeds),
                         "run": run,
                         "turn": protocol.get("meta_turns", "?"),
                         "use": "TEST",
@@ -162,14 +162,14 @@ def _stream(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
                 continue
             of_seeds = context_seeds(contexts)
             for context, seed in zip(contexts, of_seeds, strict=True):
-                by = _arm(arm, seed, max(of_seeds) + 1)
+                by = _arm(evaluation, arm, seed, max(of_seeds) + 1)
                 for episode in context["trajectories"]:
                     yield {**where, **_read_by(by, context)}, episode
 
 
-def _arm(name: str, seed: int, seeds: int) -> str:
-    """With the trained seed, where there are several."""
-    return f"{name} (seed {seed + 1})" if seeds > 1 else name
+def _arm(evaluation: Evaluation, name: str, seed: int, seeds: int) -> str:
+    """With the trained run, where there are several."""
+    return f"{name} ({evaluation.run_label(seed, seeds)})" if seeds > 1 else name
 
 
 def _read_by(arm: str, context: Json) -> dict[str, Any]:

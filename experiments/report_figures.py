@@ -5,22 +5,40 @@ light or dark, and stand side by side as the page has room.
 import dataclasses
 import itertools
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+from experiments.arms import ARMS, ENDPOINT
 from experiments.html import Html, html, joined
-
-# CSS variables of the page; other arms take the further ones in turn, with dashes
-ARM_COLOURS = {"initial": "--initial", "untrained": "--untrained", "trained": "--trained"}
-_OTHER_COLOURS = ("--fresh", "--other-1", "--other-2", "--other-3")
 
 _WIDTH, _HEIGHT = 330.0, 190.0  # of a chart, with its labels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 24.0, 10.0, 36.0
 _LONGEST_NAME = 48  # characters of a title
+BOX_WIDTH = 4.0
+PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT  # between the ends of x
 
 Point = tuple[float, float]
-Style = Literal["solid", "dashed", "dotted"]
-_STYLES: dict[str, Style] = {"trained": "solid", "initial": "dotted"}
+Style = Literal["solid", "dashed", "dashdot", "dotted"]
+Look = tuple[str, Style]  # a CSS variable of the page, and how a line is drawn
+
+_STYLES: tuple[Style, ...] = ("dashed", "dashdot", "dotted", "solid")
+_MAIN: dict[str, Look] = {
+    "trained": ("--trained", "solid"),
+    "untrained": ("--untrained", "dashed"),
+    "initial": ("--initial", "dotted"),
+}
+_COLOURS = ("--fresh", "--other-1", "--other-2", "--other-3", "--other-4")
+# what other arms take in turn: colours of their own first
+_FREE: tuple[Look, ...] = (
+    *((colour, style) for style in _STYLES for colour in _COLOURS),
+    *(
+        look
+        for look in itertools.product([colour for colour, _ in _MAIN.values()], _STYLES)
+        if look not in _MAIN.values()
+    ),
+)
+_OTHERS = [arm for ending in ("", ENDPOINT) for name in ARMS if (arm := name + ending) not in _MAIN]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,26 +51,27 @@ class Line:
     dots: Sequence[Point] = ()  # single measurements
     band: Sequence[tuple[float, float, float]] = ()  # x, low, high
     bars: Sequence[tuple[float, float, float]] = ()  # the same, as intervals
+    boxes: Sequence[tuple[float, float, float]] = ()  # the same, as broad faint bars on the left
     style: Style = "solid"
 
 
 def arm_lines(arms: Sequence[str]) -> list[tuple[str, str, Style]]:
     """How the lines of arms are drawn, in this order: those that lie on others have gaps."""
-    colours = arm_colours(arms)
-    first = [arm for arm in ("trained", "untrained", "initial") if arm in colours]
-    return [
-        (arm, colours[arm], _STYLES.get(arm, "dashed"))
-        for arm in (*first, *(arm for arm in arms if arm not in first))
-    ]
+    first = [arm for arm in _MAIN if arm in arms]
+    return [(arm, *arm_look(arm)) for arm in (*first, *(arm for arm in arms if arm not in first))]
 
 
-def arm_colours(arms: Sequence[str]) -> dict[str, str]:
-    """A CSS variable for every arm."""
-    others = [arm for arm in arms if arm not in ARM_COLOURS]
-    return {
-        arm: ARM_COLOURS.get(arm) or _OTHER_COLOURS[others.index(arm) % len(_OTHER_COLOURS)]
-        for arm in arms
-    }
+def arm_look(arm: str) -> Look:
+    """How an arm is drawn, the same wherever it stands; no two arms that can be played alike."""
+    if arm in _MAIN:
+        return _MAIN[arm]
+    number = _OTHERS.index(arm) if arm in _OTHERS else zlib.crc32(arm.encode(errors="replace"))
+    return _FREE[number % len(_FREE)]
+
+
+def arm_colour(arm: str) -> str:
+    """The CSS variable of an arm."""
+    return arm_look(arm)[0]
 
 
 def line_chart(
@@ -126,7 +145,7 @@ def common_ends(charts: Iterable[Sequence[Line]]) -> Point | None:
 def _reached(line: Line) -> Iterator[Point]:
     yield from line.points
     yield from line.dots
-    for x, *ends in (*line.band, *line.bars):
+    for x, *ends in (*line.band, *line.bars, *line.boxes):
         for y in ends:
             yield x, y
 
@@ -224,11 +243,12 @@ class _Axes:
 
 def _line(axes: _Axes, line: Line, number: int) -> Html:
     beside = 4.0 + 3.0 * number  # intervals stand beside each other
+    before = BOX_WIDTH * (number + 1)
     place = [(axes.x(x), axes.y(y)) for x, y in line.points]
     over = [(axes.x(x), axes.y(high)) for x, _, high in line.band]
     under = [(axes.x(x), axes.y(low)) for x, low, _ in reversed(line.band)]
     return html(
-        '<g style="--c:var({})">{}{}{}<path class="line {}" d="{}"/>{}</g>',
+        '<g style="--c:var({})">{}{}{}{}<path class="line {}" d="{}"/>{}</g>',
         line.colour,
         html('<path class="band" d="{}Z"/>', _path([*over, *under])) if over else Html(""),
         joined(
@@ -243,6 +263,15 @@ def _line(axes: _Axes, line: Line, number: int) -> Html:
                 axes.y(high),
             )
             for x, low, high in line.bars
+        ),
+        joined(
+            html(
+                '<path class="box" d="M{:.1f} {:.1f}V{:.1f}"/>',
+                axes.x(x) - before,
+                axes.y(low) + 1,  # those without a height are seen as well
+                axes.y(high) - 1,
+            )
+            for x, low, high in line.boxes
         ),
         line.style,
         _path(place),

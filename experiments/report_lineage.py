@@ -33,14 +33,14 @@ def lineage(
     chosen = shown_loops(loops)
     if not chosen:
         return None
-    of_several = any(loop.seed for loop in loops)
+    seeds = max(loop.seed for loop in loops) + 1
     blocks = [
         html(
             "<h3>{} {}</h3>{}",
             family,
             split_badge(evaluation, family),
             joined(
-                _shown(shown, episodes, of_several=of_several, opened=not number)
+                _shown(shown, episodes, _whose(evaluation, shown.loop, seeds), opened=not number)
                 for shown in several
             ),
         )
@@ -58,11 +58,15 @@ def lineage(
     )
 
 
-def _shown(shown: Shown, episodes: Episodes, *, of_several: bool, opened: bool) -> Html:
+def _whose(evaluation: Evaluation, loop: Loop, seeds: int) -> str:
+    """Of which trained run a loop is, where there are several."""
+    return f"{evaluation.run_label(loop.seed, seeds)}, " if seeds > 1 else ""
+
+
+def _shown(shown: Shown, episodes: Episodes, whose: str, *, opened: bool) -> Html:
     loop = shown.loop
-    seed = f"trained seed {loop.seed + 1}, " if of_several else ""
     summary = html(
-        "{}: {}run {}, {} points", shown.why, seed, loop.run + 1, points(loop.gain or 0.0)
+        "{}: {}loop {}, {} points", shown.why, whose, loop.run + 1, points(loop.gain or 0.0)
     )
     beside = Html("") if shown.beside is None else _loop(shown.beside, episodes)
     return details(

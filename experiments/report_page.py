@@ -17,6 +17,7 @@ from experiments.report_data import (
     RunData,
     SplitSummary,
     games_played,
+    plays_pocket,
     split_summaries,
     trainings,
 )
@@ -37,7 +38,7 @@ from experiments.report_training import cost, rewards, signal
 from experiments.wording import counted, percent
 
 POCKET_NOTE = (
-    "The actor and the reflector of this run are pocket models: small networks that ship with the"
+    "The actor and the reflector here are pocket models: small networks that ship with the"
     " package to show the whole system on two CPU cores. Their numbers say that the machinery"
     " works; they are never evidence about language models."
 )
@@ -148,7 +149,7 @@ def _header(run: RunData) -> Html:
         first,
         joined(html('<p class="lead">{}</p>', other) for other in others),
         html('<div class="tiles">{}</div>', tiles) if tiles else tiles,
-        html('<p class="note">{}</p>', POCKET_NOTE) if run.pocket else Html(""),
+        html('<p class="note">{}</p>', POCKET_NOTE) if plays_pocket(run) else Html(""),
     )
 
 
@@ -203,7 +204,7 @@ def _manifest(run: RunData) -> Section | None:
         return None
     argv = _argv(run)
     rows = [
-        row(str(name), html('<td class="text">{}</td>', _value(value)))
+        row(_breakable(str(name)), html('<td class="text">{}</td>', _value(value)))
         for name, value in run.manifest.items()
         if name != "argv" or not argv
     ]
@@ -222,6 +223,11 @@ def _manifest(run: RunData) -> Section | None:
         if run.config
         else Html(""),
     )
+
+
+def _breakable(name: str) -> Html:
+    """A name with places where a line may end."""
+    return Html("_<wbr>".join(html("{}", part).markup for part in name.split("_")))
 
 
 def _value(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import LiteralString
 
 from experiments.html import Html, html, joined
 from experiments.report_data import Evaluation, Json
+from experiments.report_figures import arm_colour
 from experiments.wording import counted, interval, p_value, percent, points
 
 ARM_TEXTS = {
@@ -74,9 +75,9 @@ def details(summary: Html | str, body: Html, *, opened: bool = False) -> Html:
     )
 
 
-def arm_mark(arm: str, colours: Mapping[str, str]) -> Html:
+def arm_mark(arm: str) -> Html:
     """The coloured dot of an arm and its name."""
-    return html('<span class="key" style="--c:var({})"></span>{}', colours[arm], arm)
+    return html('<span class="key" style="--c:var({})"></span>{}', arm_colour(arm), arm)
 
 
 def badge(text: str, tone: LiteralString = "") -> Html:

@@ -15,7 +15,7 @@ from experiments.report_data import (
     games_played,
     split_summaries,
 )
-from experiments.report_figures import Line, arm_colours, arm_lines
+from experiments.report_figures import Line, arm_colour, arm_lines
 from experiments.report_games import disjointness
 from experiments.report_loops import Loop, middle_half
 from experiments.report_parts import (
@@ -79,8 +79,9 @@ def curves(evaluation: Evaluation, loops: Sequence[Loop], anchor: str) -> Sectio
         anchor,
         f"Success by meta-turn{on(evaluation)}",
         html(
-            "TEST games won, %, under the prompt of each meta-turn; 0 is the first prompt. Bands:"
-            " where the middle half of the loops lies{}; bars at the end: 95 % intervals.",
+            "TEST games won, %, under the prompt of each meta-turn; 0 is the first prompt. Faint"
+            " bars, or bands of many turns: where the middle half of the loops lies{}; thin bars at"
+            " the end: 95 % intervals.",
             "" if evaluation.turns else " (not drawn: the prompts of single loops are not here)",
         ),
         report_figures.legend(arm_lines(arms)),
@@ -142,7 +143,8 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
     if isinstance(protocol.get("pretraining"), str):
         yield html("Pretraining: {}.", protocol["pretraining"])
     if isinstance(protocol.get("training_budget"), str):
-        yield html("Budgets: {}.", protocol["training_budget"])
+        budgets = protocol["training_budget"].replace(_NAMED, 'its rows end with "in training": ')
+        yield html("Budgets: {}.", budgets)
 
 
 def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
@@ -152,7 +154,7 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
         "verdict",
         "p",
         "n",
-        *(arm_mark(arm, arm_colours(arms)) for arm in reversed(arms) if arm in ARMS),
+        *(arm_mark(arm) for arm in reversed(arms) if arm in ARMS),
         "games",
         "runs",
     ]
@@ -179,13 +181,12 @@ def _split(split: SplitSummary, arms: Sequence[str]) -> Html:
         joined(_bars(name, numbers["arms"], arms) for name, numbers in families.items()),
         table(f"Games won on the {split.title}, %", head, rows),
         _comparisons(split),
-        _arm_table(split, arms),
+        _arm_tables(split, arms),
     )
 
 
 def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
     """One family: every arm's mean as a dot on its interval, from 0 to 100 %."""
-    colours = arm_colours(arms)
     return html(
         '<div class="bars"><h4>{}</h4>{}</div>',
         name,
@@ -194,7 +195,7 @@ def _bars(name: str, measured: Json, arms: Sequence[str]) -> Html:
                 '<div class="lane" style="--c:var({})"><span>{}</span>'
                 '<span class="track"><i style="left:{:.1f}%;width:{:.1f}%"></i>'
                 '<b style="left:{:.1f}%"></b></span><span class="number">{}</span></div>',
-                colours[arm],
+                arm_colour(arm),
                 arm,
                 100 * found["ci95"][0],
                 100 * (found["ci95"][1] - found["ci95"][0]),
@@ -264,14 +265,16 @@ def _comparison(name: str, test: Json) -> Html:
     )
 
 
-def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
-    """Every arm of a split: what stands beside the headline's number, and what writing took."""
-    spent = {arm: _budget(split, arm) for arm in arms}
-    counts = {
-        name: text
-        for name, text in (_BUDGET | _TAUGHT).items()
-        if name in _BUDGET or any(name in of_arm for of_arm in spent.values())
-    }
+def _arm_tables(split: SplitSummary, arms: Sequence[str]) -> Html:
+    """Every arm of a split: what stands beside the headline's number, and what it took."""
+    there = [arm for arm in arms if split.overall["arms"].get(arm)]
+    return details(
+        f"Arms on the {split.title}",
+        html("{}{}", _won(split, there), _took(split, there)),
+    )
+
+
+def _won(split: SplitSummary, arms: Sequence[str]) -> Html:
     rows = [
         row(
             arm,
@@ -280,16 +283,9 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
             cell(percent(found["area"])),
             cell("" if found.get("sd_runs") is None else percent(found["sd_runs"])),
             cell("not measured" if found.get("sd_seeds") is None else percent(found["sd_seeds"])),
-            *(
-                # empty: what an arm does not take, or nobody knows
-                cell("" if name in _TAUGHT and name not in spent[arm] else f"{took:,}")
-                for name in counts
-                for took in [spent[arm].get(name, 0)]
-            ),
         )
         for arm in arms
-        for found in [split.overall["arms"].get(arm)]
-        if found
+        for found in [split.overall["arms"][arm]]
     ]
     head = [
         "arm",
@@ -298,27 +294,45 @@ def _arm_table(split: SplitSummary, arms: Sequence[str]) -> Html:
         "mean over meta-turns",
         "spread of runs",
         "spread of trained seeds",
-        *counts.values(),
     ]
-    name = f"Arms on the {split.title}"
-    return details(name, table(name, head, rows))
+    return table(f"Games won by every arm on the {split.title}, %", head, rows)
+
+
+def _took(split: SplitSummary, arms: Sequence[str]) -> Html:
+    """A column per arm: there are fewer of them than of numbers."""
+    spent = {arm: _budget(split, arm) for arm in arms}
+    rows = [
+        row(
+            text,
+            *(
+                # empty: what an arm does not take, or nobody knows
+                cell("" if name in _TAUGHT and name not in spent[arm] else f"{took:,}")
+                for arm in arms
+                for took in [spent[arm].get(name, 0)]
+            ),
+        )
+        for name, text in (_BUDGET | _TAUGHT).items()
+        if name in _BUDGET or any(name in of_arm for of_arm in spent.values())
+    ]
+    return table(f"What every arm took on the {split.title}", ["", *arms], rows)
 
 
 _BUDGET = {
     "actor_episodes": "games played to write",
-    "actor_tokens": "tokens of the actor",
-    "reflector_calls": "replies of the reflector",
-    "reflector_tokens": "their tokens",
+    "actor_tokens": "tokens of the actor to write",
+    "reflector_calls": "replies of the reflector to write",
+    "reflector_tokens": "tokens of these replies",
 }
 # of an arm that trains, once for all families
 _TAUGHT = {
     "training_steps": "steps of supervised training",
-    "training_tokens": "tokens learned in them",
+    "training_tokens": "tokens learned in supervised training",
     "training_actor_episodes": "games played in training",
     "training_actor_tokens": "tokens of the actor in training",
     "training_reflector_calls": "replies of the reflector in training",
-    "training_reflector_tokens": "their tokens in training",
+    "training_reflector_tokens": "tokens of the reflector in training",
 }
+_NAMED = "training_*: "  # what training took, by its names in evaluation.json
 
 
 def _budget(split: SplitSummary, arm: str) -> dict[str, int]:
@@ -354,21 +368,33 @@ def _faults(evaluation: Evaluation) -> Html:
 
 def _curve(title: str, numbers: Json, loops: Sequence[Loop], families: list[str]) -> Html:
     lines = []
-    for arm, colour, style in arm_lines(_ordered(numbers["arms"])):
+    arms = _ordered(numbers["arms"])
+    last = max(len(of["curve"]) for of in numbers["arms"].values()) - 1
+    # bars of all arms side by side on the left of a turn, if they do not reach the one before
+    taken = (len(arms) + 1) * report_figures.BOX_WIDTH / report_figures.PLOT_WIDTH
+    apart = (last + 1) * taken < 1
+    for arm, colour, style in arm_lines(arms):
         found = numbers["arms"][arm]
         points = [(turn, won) for turn, won in enumerate(found["curve"]) if won is not None]
+        middle = [(b["turn"], b["low"], b["high"]) for b in middle_half(loops, families, arm)]
         lines.append(
             Line(
                 name=arm,
                 colour=colour,
                 points=points,
-                band=[(b["turn"], b["low"], b["high"]) for b in middle_half(loops, families, arm)],
+                boxes=middle if apart else (),
+                band=() if apart else middle,
                 bars=[(points[-1][0], *found["ci95"])] if points else [],
                 style=style,
             )
         )
     return report_figures.line_chart(
-        title, lines, x_label="meta-turn", y_ends=(0.0, 1.0), percent=True
+        title,
+        lines,
+        x_label="meta-turn",
+        x_ends=(-last * taken / (1 - taken), last) if apart else None,
+        y_ends=(0.0, 1.0),
+        percent=True,
     )
 
 

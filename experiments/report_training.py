@@ -307,10 +307,10 @@ def _by_seed(trainings: Sequence[Training]) -> Html:
         for name, shade in colours.items()
     ]
     labels = [training.label for training in trainings]
-    head = ["trained seed", "iterations", "seconds", "seconds per iteration", *_SPEEDS.values()]
+    head = ["trained run", "iterations", "seconds", "seconds per iteration", *_SPEEDS.values()]
     return html(
         "{}{}{}",
-        table("Cost and speed by trained seed", head, speeds),
+        table("Cost and speed by trained run", head, speeds),
         table("Seconds per iteration by phase", ["phase", *labels], phases),
         joined(
             html("<h4>{}</h4>{}", label, _bar(of, colours))

@@ -192,7 +192,8 @@ def _fitted(seen: Look, console: Console, named: pathlib.Path) -> RenderableType
         return whole
     state = _state(seen, named)
     rows = console.height - 2 - _lines(state, console)
-    return Group(state, brief_page(seen, "", console, rows), _STAYS)
+    stays = [_STAYS] if seen.running else []
+    return Group(state, brief_page(seen, "", console, rows), *stays)
 
 
 def brief_page(seen: Look, error: str, console: Console, rows: int) -> RenderableType:
@@ -324,10 +325,13 @@ def _texts(seen: Look) -> list[RenderableType]:
         text = _cut(seen.prompt["system_prompt"], _MAX_PROMPT)
         shown.append(_box(_prompt_title(seen.prompt), text))
     if seen.episode is not None:
-        lines = []
-        for turn in seen.episode["turns"][-_MAX_TURNS:]:
+        turns = seen.episode["turns"]
+        lines = ["..."] if len(turns) > _MAX_TURNS else []
+        for turn in turns[-_MAX_TURNS:]:
             lines.append(_cut(str(turn.get("observation", "")), _MAX_CHARS))
             lines.append(f"  > {_cut(_said(turn), _MAX_CHARS)}")
+        if result := _result(seen.episode):
+            lines.append(_cut(result, _MAX_CHARS))
         shown.append(_box(_episode_title(seen.episode), "\n".join(lines)))
     return shown
 
@@ -345,6 +349,8 @@ def _brief_texts(seen: Look, console: Console, rows: int) -> list[RenderableType
         for turn in seen.episode["turns"]:
             played += [_first_line(str(turn.get("observation", "")))]
             played += [f"  > {_first_line(_said(turn))}"]
+        if result := _result(seen.episode):
+            played += [_first_line(result)]
     room = rows - bool(written) - bool(played)
     of_game = min(len(played), max(room // 2, room - len(written)))
     if written:
@@ -353,7 +359,10 @@ def _brief_texts(seen: Look, console: Console, rows: int) -> list[RenderableType
             first[-1] = f"{first[-1][: console.width - 4]} ..."
         shown += [_brief_title(_prompt_title(seen.prompt)), *map(_clipped, first)]
     if played:
-        shown += [_brief_title(_episode_title(seen.episode)), *map(_clipped, played[-of_game:])]
+        shown += [
+            _brief_title(_episode_title(seen.episode)),
+            *map(_clipped, _last(played, of_game)),
+        ]
     return shown
 
 
@@ -363,7 +372,20 @@ def _prompt_title(prompt: Mapping[str, Any]) -> str:
 
 def _episode_title(episode: Mapping[str, Any]) -> str:
     turns = counted(len(episode["turns"]), "turn")
-    return f"A game under it: {episode.get('outcome', '?')}, {turns}"
+    outcome = str(episode.get("outcome", "?")).replace("_", " ")
+    return f"A game under it: {outcome}, {turns}"
+
+
+def _result(episode: Mapping[str, Any]) -> str:
+    """What was seen behind the last action."""
+    return str(episode.get("final_observation", "")).strip()
+
+
+def _last(lines: Sequence[str], rows: int) -> list[str]:
+    """The last lines; where some are left out, the first row says so."""
+    if len(lines) > rows > 1:
+        return ["...", *lines[len(lines) - rows + 1 :]]
+    return list(lines[max(len(lines) - rows, 0) :])
 
 
 def _said(turn: Mapping[str, Any]) -> str:

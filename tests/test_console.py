@@ -12,7 +12,7 @@ from envs.alfworld import FAMILIES
 from envs.fake import FakeEnvironment
 from experiments import manifest
 from experiments.arms import ARMS
-from experiments.console import LiveProgress, Terminal, counting_bar, iteration_line
+from experiments.console import LiveProgress, Terminal, counting_bar, iteration_line, time_left
 from experiments.presets import PRESETS
 from tests.test_watch import record
 
@@ -145,7 +145,7 @@ def test_a_count_elsewhere_is_a_line_every_half_minute(clock):
         "counting 2/10  about 2.7 min left",
         "counting 4/10  about 2.0 min left",
         "counting 6/10  about 1.3 min left",
-        "counting 8/10  about 0.7 min left",
+        "counting 8/10  about 40 s left",
     ]
 
 
@@ -168,6 +168,21 @@ def test_the_listing_of_families_has_a_bar(monkeypatch):
     manifest.games_sha256(settings, FakeEnvironment())
     parts = 2 * len((*settings.train_families, *settings.heldout_families))
     assert seen == [("finding games", done, parts) for done in range(parts)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "0 s"),
+        (1.4, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1.0 min"),
+        (61.0, "1.0 min"),
+        (5400.0, "90.0 min"),
+    ],
+)
+def test_less_than_a_minute_is_said_in_seconds(seconds, said):
+    assert time_left(seconds) == f"about {said} left"
 
 
 def test_a_long_phase_elsewhere_says_the_time_that_is_left_from_where_it_began(clock):

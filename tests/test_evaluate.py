@@ -450,8 +450,11 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
         (family, seed, 1) for family in evaluation.families for seed in (0, 1)
     }
     page = report_page.render(shown)
-    assert "seed 1: seed0" in page and "Cost and speed by trained seed" in page
-    assert "trained (seed 2)" in page and "the STREAM games that reflectors read about" in page
+    assert "run seed0, seed 0" in page and "Cost and speed by trained run" in page
+    assert (
+        "trained (run seed1, seed 1)" in page
+        and "the STREAM games that reflectors read about" in page
+    )
     assert re.search(r"; 0 of them among the \d+ that training has played", page)
     signal = results["analyses"]["reward_signal"]
     assert signal["groups"] == 2 * 6 >= signal["dead_groups"]

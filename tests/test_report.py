@@ -17,6 +17,8 @@ from rich.console import Console
 from envs.api import GameId, Outcome
 from experiments import (
     behaviour,
+    bundle,
+    pocket_models,
     report,
     report_data,
     report_episodes,
@@ -26,10 +28,12 @@ from experiments import (
     wording,
 )
 from experiments import results as result_command
+from experiments.arms import ARMS, check_arms
 from experiments.report_games import disjointness
 from experiments.result_table import result_tables
 from experiments.visible import visible
 from experiments.word_diff import word_diff
+from ictjax.models.hf import content_hash
 from ictjax.records import Context, ParseFailure, Trajectory, Turn, to_json
 from tests.evaluations import FOLDER, RATES, evaluation
 from tests.test_cli import refused
@@ -208,7 +212,7 @@ def _written(folder: Path) -> Path:
 class _Checker(HTMLParser):
     """Collects tags that stay open and every address a browser would fetch."""
 
-    VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
+    VOID = frozenset({"meta", "br", "img", "link", "hr", "input", "wbr"})
 
     def __init__(self):
         super().__init__()
@@ -512,7 +516,8 @@ def test_loops_of_several_seeds_are_told_apart(whole, tmp_path):
     }
     assert all(len(loop.prompts) == 3 for loop in loops)
     shown = _section(_written(run).read_text(encoding="utf-8"), "lineage")
-    assert "largest gain: trained seed 1, run 3" in shown
+    # whose they are is not in the results
+    assert "largest gain: run 1 of 2, loop 3" in shown and "seed" not in shown
 
 
 def test_initial_states_are_counted(whole, tmp_path):
@@ -670,6 +675,52 @@ def test_arms_of_every_kind_are_compared(tmp_path):
     assert "3 trained seeds cannot give p &lt; 0.250" in html.escape(text)
 
 
+def test_every_arm_has_its_own_look(whole, tmp_path):
+    arms = [*ARMS, *(f"{arm}@endpoint" for arm in ARMS if ARMS[arm].asks == "untrained")]
+    check_arms(arms, "http://localhost")
+    looks = [report_figures.arm_look(arm) for arm in arms]
+    assert len(set(looks)) == len(arms) == 25
+    css = Path(report_page.__file__).with_name("report.css").read_text(encoding="utf-8")
+    for colour, style in set(looks):
+        assert css.count(f"{colour}: #") == 2 and css.count(f"svg .{style}") == (style != "solid")
+        assert f".key.{style}" in css
+    # nine of them, in another order in each part of the page
+    run = make_run(tmp_path / "run", iterations=3)
+    names = ["initial", "untrained", "trained", *list(ARMS)[-6:]]
+    results = evaluation(FAMILIES, dict.fromkeys(names, 0.5), runs=2)
+    results["analyses"]["arms"] = dict(reversed(results["analyses"]["arms"].items()))
+    (run / "evaluation.json").write_text(json.dumps(results))
+    page = _written(run).read_text(encoding="utf-8")
+    keys = re.compile(r'<span class="key (\w+)" style="--c:var\(([\w-]+)\)"></span>([\w-]+)</span>')
+    for part in ("results", "meta-turns", "analyses"):
+        found = {arm: (colour, style) for style, colour, arm in keys.findall(_section(page, part))}
+        assert found == {arm: report_figures.arm_look(arm) for arm in names}
+
+
+def test_the_middle_half_of_loops_stands_beside_its_meta_turn(whole, tmp_path):
+    """As bars that touch no other turn; as a band where there are too many turns for them."""
+    shown = _section(_written(whole).read_text(encoding="utf-8"), "meta-turns")
+    assert 'class="band"' not in shown
+    for chart in re.findall("<svg.*?</svg>", shown):
+        turns = sorted(
+            float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*class="mid">\d', chart)
+        )
+        assert len(turns) == 3 and turns[0] > report_figures.BOX_WIDTH * 3
+        boxes = re.findall(r'class="box" d="M([\d.]+) ([\d.]+)V([\d.]+)"', chart)
+        assert len(boxes) == 2 * 3  # of two arms at all turns
+        for x, low, high in ([float(one) for one in box] for box in boxes):
+            right = min(turn for turn in turns if turn > x)
+            assert right - 13 < x < right and low > high  # downwards
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    for numbers in (*results["overall"].values(), *results["families"].values()):
+        for arm in numbers["arms"].values():
+            arm["curve"] = arm["curve"] * 20
+    (run / "evaluation.json").write_text(json.dumps(results))
+    shown = _section(_written(run).read_text(encoding="utf-8"), "meta-turns")
+    assert 'class="band"' in shown and 'class="box"' not in shown
+
+
 def _section(page: str, anchor: str) -> str:
     return page.partition(f'<section id="{anchor}"')[2].partition("</section>")[0]
 
@@ -705,6 +756,20 @@ def test_prompts_of_one_sentence_are_said(whole, tmp_path):
     assert "eat: TEST games lost" not in shown and "wear: TEST games lost" in shown
 
 
+def test_sentences_of_held_out_families_stand_first(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    results = json.loads((run / "evaluation.json").read_text())
+    found = results["analyses"]["deletions"]
+    results["analyses"]["deletions"] = {name: found[name] for name in FAMILIES}  # trained first
+    (run / "evaluation.json").write_text(json.dumps(results))
+    shown = _section(_written(run).read_text(encoding="utf-8"), "analyses")
+    families = re.findall(r"<caption>(\w+): TEST games lost", shown)
+    assert families == sorted(FAMILIES, key=lambda name: FAMILIES[name] == "train")[:2] + [
+        name for name in families[2:] if FAMILIES[name] == "train"
+    ]
+    assert set(families) == set(FAMILIES)
+
+
 def test_prompts_are_followed_over_meta_turns(whole, tmp_path):
     shown = _section(_written(whole).read_text(encoding="utf-8"), "analyses")
     assert "words of the prompt. trained: from 4 to 21;" in shown
@@ -722,6 +787,7 @@ def make_experiment(folder: Path) -> Path:
     names = ("a", "b")
     for seed, name in enumerate(names):
         make_run(folder / name, evaluated=False, iterations=3 + seed)
+        _rewrite(folder / name / "config.json", lambda data, seed=seed: data | {"seed": seed})
         (folder / name / FOLDER).mkdir(parents=True)
     both = make_run(folder / "a+b", iterations=0)
     for name in ("config.json", "manifest.json", "metrics.jsonl"):
@@ -740,8 +806,8 @@ def test_trainings_of_several_seeds_stand_side_by_side(tmp_path):
     page = _written(both).read_text(encoding="utf-8")
     text = _check(page)
     training, signal, cost = (_section(page, name) for name in ("training", "signal", "cost"))
-    assert re.findall("<figcaption>(seed [^<]*)", training) == ["seed 1: a", "seed 2: b"]
-    assert "Families of seed 2: b" in training and "initial prompt, as evaluated" in training
+    assert re.findall("<figcaption>(run [^<]*)", training) == ["run a, seed 0", "run b, seed 1"]
+    assert "Families of run b, seed 1" in training and "initial prompt, as evaluated" in training
     assert "Not here" not in training
     # a line for each in every panel, and the counts of the results
     assert len(re.findall('<path class="line', signal.partition("KL to the ref")[2])) == 2 * 4
@@ -754,7 +820,7 @@ def test_trainings_of_several_seeds_stand_side_by_side(tmp_path):
         ["4", "137", "34.20", "", "8.8", ""],
         *([seconds] * 2 for seconds in ("21.00", "6.00", "4.20", "3.00")),
     ]
-    assert "seed 2: b" in rows[1] and "rewards" in rows[2] and "The run" not in text
+    assert "run b, seed 1" in rows[1] and "rewards" in rows[2] and "The run" not in text
     assert "2 trained seeds" in text.partition("Results")[0]
 
 
@@ -764,8 +830,8 @@ def test_trainings_that_are_not_here_are_said(tmp_path):
     page = _written(both).read_text(encoding="utf-8")
     said = "Not here: what the {} written (or there is no finished iteration)."
     assert said.format("training of b has") in page
-    assert re.findall("<figcaption>(seed [^<]*)", page) == ["seed 1: a"]
-    assert "seed 1: a" in _section(page, "cost") and "seed 2" not in _section(page, "cost")
+    assert re.findall("<figcaption>(run [^<]*)", page) == ["run a, seed 0"]
+    assert "run a, seed 0" in _section(page, "cost") and "run b" not in _section(page, "cost")
     # another run of that name, which has no part in this evaluation
     (tmp_path / "a" / FOLDER).rmdir()
     page = _written(both).read_text(encoding="utf-8")
@@ -777,6 +843,69 @@ def test_trainings_that_are_not_here_are_said(tmp_path):
         "protocol": data["protocol"] | {"run_dirs": strange}
     })  # fmt: skip
     assert "Not here" in _check(_written(both).read_text(encoding="utf-8"))
+
+
+def _twice(both: Path) -> None:
+    """What the trained reflectors wrote, of two runs."""
+    for path in (both / FOLDER / "turns.jsonl", *(both / FOLDER).glob("*/trained_*.jsonl")):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines + [line for line in lines if _is_trained(path, line)]))
+
+
+def _is_trained(path: Path, line: str) -> bool:
+    return path.name != "turns.jsonl" or '"trained"' in line
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("a", "b"), ["run a, seed 0", "run b, seed 1"]),
+        (("b", "a"), ["run b, seed 1", "run a, seed 0"]),
+        (("b", "gone"), ["run b, seed 1", "run gone"]),
+        (("a", "a"), ["run a, seed 0 (run 1 of 2)", "run a, seed 0 (run 2 of 2)"]),
+        (("a", "b", "c"), ["run 1 of 2", "run 2 of 2"]),  # there are parts of two
+    ],
+)
+def test_runs_are_called_by_their_names_and_seeds(tmp_path, names, labels):
+    both = make_experiment(tmp_path)
+    _twice(both)
+    _rewrite(both / "evaluation.json", lambda data: _of_runs(data, names))
+    _rewrite(both / "evaluation.json", lambda data: data | {
+        "protocol": data["protocol"] | {"runs": 3, "test_games": 1}
+    })  # fmt: skip
+    page = _written(both).read_text(encoding="utf-8")
+    arms = {about["arm"] for about, _ in _episodes(page) if about["arm"].startswith("trained")}
+    assert arms == {f"trained ({label})" for label in labels}
+    assert f"largest gain: {labels[0]}, loop 3" in _section(page, "lineage")
+    if names == ("b", "a"):
+        for part in ("training", "signal", "cost"):
+            shown = _section(page, part)
+            assert 0 < shown.find(labels[0]) < shown.find(labels[1])
+    assert not re.search(r"(?<!, )seed \d", page)
+
+
+def test_pocket_models_are_said_wherever_the_runs_are(tmp_path):
+    """Beside the runs, by their configurations; in a bundle, by what the models held."""
+    both = make_experiment(tmp_path / "all")
+    note = "never evidence about language models"
+    assert note in _written(both).read_text(encoding="utf-8")
+    settings = both / FOLDER / "settings.json"
+    settings.write_text(json.dumps({"models": {"actor": "0" * 64, "reflector": "Qwen/Qwen3"}}))
+    for name in ("a", "b"):
+        assert note in _written(both).read_text(encoding="utf-8")
+        _rewrite(both.parent / name / "config.json", lambda data: data | {"actor": "Qwen/Qwen3"})
+    assert note not in _written(both).read_text(encoding="utf-8")
+    shipped = Path(pocket_models.__file__).parent / "pocket" / "checkpoints"
+    folders = [path.parent for path in shipped.rglob("model.safetensors")]
+    assert len(folders) >= 6
+    for folder in folders:
+        settings.write_text(json.dumps({"models": {"actor": "Qwen/Qwen3"}}))
+        bundled = tmp_path / "bundles" / folder.relative_to(shipped)
+        _rewrite(settings, lambda data, one=folder: {
+            "models": data["models"] | {"reflector": content_hash(one)}
+        })  # fmt: skip
+        bundle.write_bundle(both, "both", [], bundled)
+        assert note in _written(bundled).read_text(encoding="utf-8"), folder
 
 
 def test_a_damaged_training_of_several_is_named(tmp_path):

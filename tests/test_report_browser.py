@@ -217,6 +217,51 @@ WIDE = f"""[...document.querySelectorAll("body *")].filter((one) => one.checkVis
     .map((one) => `${{one.tagName}}.${{one.className}} ${{one.innerText?.slice(0, 40)}}`)"""
 
 
+def test_names_of_a_run_end_lines_at_their_underscores(watched, tmp_path):
+    folder = make_run(tmp_path / "run", iterations=3)
+    names = ["environment", "games_sha256", "sampling_attention", "_<b>_"]
+    _rewrite(folder / "manifest.json", lambda data: data | {key: {"a": 1} for key in names})
+    watched.open(_written(folder), width=WIDTH)
+    heads = "[...document.querySelectorAll('#run tbody th')]"
+    assert watched.run(f"{heads}.map(one => one.textContent)")[-len(names) :] == names
+    # rows of text: a word each
+    rows = (
+        f"{heads}.map(one => one.clientHeight / parseFloat(getComputedStyle(one).lineHeight) | 0)"
+    )
+    assert watched.run(rows)[-len(names) : -1] == [1, 2, 2]
+
+
+def test_tables_of_arms_fit_the_page(watched, tmp_path):
+    """Of nine arms, one of them taught, with all that they can take."""
+    folder = make_run(tmp_path / "run", iterations=3)
+    arms = ["initial", "untrained", "trained", "expert", "best-of-n", "sft-best", "gepa", "opro"]
+    arms.append("trained-other-family")
+    results = evaluation(FAMILIES, dict.fromkeys(arms, 0.5), runs=2)
+    results["protocol"]["training_budget"] = "counted (training_*: all runs together)"
+    for family in results["families"].values():
+        family["budget"] = dict.fromkeys(arms, dict.fromkeys(BUDGET, 12_345_678))
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    watched.open(_written(folder), width=1440)
+    watched.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    for name in ("Games won by every arm on the", "What every arm took on the"):
+        of_arms = f"[...document.querySelectorAll(`.scroll[aria-label^='{name}']`)]"
+        assert watched.run(f"{of_arms}.length") == 2
+        assert watched.run(f"{of_arms}.every(one => one.scrollWidth <= one.clientWidth)")
+    took = watched.run(f"[...{of_arms}[0].querySelectorAll('tbody tr')].map(one => one.innerText)")
+    assert len(took) == len(BUDGET) and all(one.count("12,345,678") == 0 for one in took[:4])
+    assert all(one.count("12,345,678") == len(arms) for one in took[4:])
+    results_text = watched.run("document.getElementById('results').innerText")
+    assert 'its rows end with "in training": all runs together' in results_text
+    assert "training_" not in results_text
+    assert sum("in training" in one for one in took) == 4
+
+
+BUDGET = (
+    *("actor_episodes", "actor_tokens", "reflector_calls", "reflector_tokens"),
+    *("training_steps", "training_tokens", "training_actor_episodes", "training_actor_tokens"),
+    *("training_reflector_calls", "training_reflector_tokens"),
+)
+
 NEEDLE = "a saltshaker that nobody expected"
 PLACES = (
     "cabinet",

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -62,7 +63,8 @@ def add(folder, number, said="take the [bold]key[/bold]\x1b[31m"):
         {"family": "key", "reward": 1.0, "system_prompt": None},
     ]
     turns = [{"observation": f"room {n} " + "x" * 6000, "action": f"go {n}"} for n in range(9)]
-    game = {"system_prompt": said, "outcome": "success", "turns": turns}
+    game = {"system_prompt": said, "outcome": "step_limit", "turns": turns}
+    game["final_observation"] = "Too late.\nIt is dark."
     line(folder / "prompts" / name, *prompts)
     line(folder / "episodes" / name, game | {"system_prompt": "worse"}, game)
 
@@ -87,12 +89,14 @@ def test_what_is_shown(run, capsys, monkeypatch):
         "contexts 60.0, rewards 30.0, update 10.0",
         "about 5 min, until",  # three times 100 seconds
         "Best new prompt: key, reward 0.750",
-        "A game under it: success, 9 turns",
+        "A game under it: step limit, 9 turns",
         "> go 8",
+        "It is dark.",
         f"To go on: ictjax train --config '{run}/config.json' --run-dir '{run}'\n",
     ):
         assert part in text, part
     assert "fresh games" not in text and "go 2" not in text and "worse" not in text
+    assert re.search(r"│ \.\.\. +│\n│ room 3 ", text)  # six turns of nine
     # what a prompt spells is text
     assert "[bold]key[/bold]" in text and "\x1b" not in text
 
@@ -159,7 +163,12 @@ def test_a_long_page_is_shown_in_the_rows_of_the_terminal(run):
     text = ["".join(segment.text for segment in row).rstrip() for row in rows]
     assert len(text) < 24
     assert text[0] == "Iteration 1 of 4, training: runs/a"
-    assert text[-2:] == ["  > go 8", "Ctrl-C ends watching, not the training."]
+    assert text[-3:] == ["  > go 8", "Too late.", "Ctrl-C ends watching, not the training."]
+    over = console.render_lines(
+        watching._fitted(watching.look(run), console, pathlib.Path("runs/a")), pad=False
+    )
+    text = ["".join(segment.text for segment in row).rstrip() for row in over]
+    assert text[0] == "Iteration 1 of 4, stopped: runs/a" and text[-1] == "Too late."
     console.size = (80, 60)
     rows = console.render_lines(watching._fitted(seen, console, run), pad=False)
     assert 24 < len(rows) < 60 and "╭" in "".join(segment.text for row in rows for segment in row)
@@ -207,10 +216,10 @@ def test_a_training_shows_the_page_in_few_rows(run, width):
         "contexts 60.0, rewards 30.0, update 10.0",
         "left about 17 min, until",  # ten times 100 seconds
         "Best new prompt: key, reward 0.750 Look before you act.",
-        "A game under it: success, 9 turns",
+        "A game under it: step limit, 9 turns ... ",
     ):
         assert part in text, part
-    assert rows[-1] == "  > go 8"
+    assert rows[-2:] == ["  > go 8", "Too late."]
     (curve,) = (row.split()[1] for row in rows if row.startswith("reward "))
     assert (curve[0], curve[-1]) == ("▁", "█") and len(curve) >= 12
     assert any(row.endswith(" ...") for row in rows)  # of the prompt there is more
