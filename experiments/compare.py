@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.commands.compare import main
 from experiments.evaluation_results import read_results, result_files
-from experiments.local_path import typed
+from experiments.local_path import command_line, typed
 from experiments.run_dir import read_config
 from experiments.wording import interval, p_value, percent, points
 
@@ -189,8 +189,8 @@ def _result_files(run_dir: Path) -> list[Path]:
     found = result_files(run_dir)
     if not found:
         raise ValueError(
-            f"{run_dir} has no evaluation.json: run `ictjax evaluate --run-dir {typed(run_dir)}`"
-            " first."
+            f"{run_dir} has no evaluation.json: run"
+            f" `{command_line(f'evaluate --run-dir {typed(run_dir)}')}` first."
         )
     return found
 

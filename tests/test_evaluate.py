@@ -19,6 +19,7 @@ from ictjax.json_lines import read_records
 from ictjax.loops import Arena
 from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
+from tests.evaluations import evaluation
 from tests.test_cli import refused, train
 
 SCHEMA = "evaluation.schema.json"
@@ -56,6 +57,11 @@ def test_a_training_says_how_it_goes_and_what_is_next(trained, run_dir, capsys):
     *_, end, hint = capsys.readouterr().out.splitlines()
     assert f"{run_dir} is finished" in end
     assert hint == f"Next: ictjax evaluate --run-dir '{run_dir}'"
+    for step, word in ((2, "evaluate"), (3, "report")):  # of that iteration, or not
+        results = evaluation({"door": "heldout"}) | {"protocol": {"checkpoint": step}}
+        (run_dir / "evaluation.json").write_text(json.dumps(results))
+        train.main(["--preset", "fake-tiny", "--run-dir", str(run_dir)])
+        assert capsys.readouterr().out.endswith(f"Next: ictjax {word} --run-dir '{run_dir}'\n")
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +419,7 @@ def seeds(trained, tmp_path_factory):
     return runs
 
 
-def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, capsys):
+def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, capsys, monkeypatch):
     first, second, _ = map(str, seeds)
     evaluate.main(["--run-dir", first, *SMALL])
     assert played(capsys.readouterr().out) == (9, 9)
@@ -423,8 +429,11 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     assert played(said) == (3, 12)  # the trained arm of the second
     both = seeds[0].parent / "seed0+seed1"
     assert said.endswith(f"\nNext: ictjax report --run-dir {both}\n")
+    monkeypatch.chdir(both.parent)
+    evaluate.main(["--run-dir", "seed0", "seed1", *SMALL])
+    assert capsys.readouterr().out.endswith("\nNext: ictjax report --run-dir seed0+seed1\n")
     results = read(both / "evaluation.json")
-    assert results["protocol"]["run_dirs"] == [first, second]
+    assert results["protocol"]["run_dirs"] == ["seed0", "seed1"]
     shown_again = compare.compare((both,)).table
     assert list(shown_again.columns[1].cells) == ["of 2"] * len(results["overall"])
     assert list(shown_again.columns[2].cells) == ["fake"] * len(results["overall"])

@@ -13,7 +13,7 @@ import tyro
 from experiments.arms import check_arms
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal, counting_bar
-from experiments.local_path import check_place, typed
+from experiments.local_path import check_place, command_line, typed
 from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.remote_run import is_remote, readable
 from experiments.resume import MAY_CHANGE
@@ -193,6 +193,12 @@ def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
     return run_dirs[0].resolve().parent / name
 
 
+def _beside(out: pathlib.Path, first: pathlib.Path, given: pathlib.Path | None) -> pathlib.Path:
+    """The folder of the results of several runs, as short as the first run was typed."""
+    beside = first.parent / out.name
+    return beside if given is None and beside.resolve() == out.resolve() else out
+
+
 def _check_others(run_dirs: Sequence[pathlib.Path]) -> None:
     """Raises ValueError for a run that is named twice, or that is of another configuration than the
     first one in more than its seed.
@@ -307,8 +313,8 @@ def _evaluate(
         console.print(report["headline"]["text"], highlight=False)
     results = (out or run_dir) / name
     console.print(f"Evaluated. Results: {results}.json", highlight=False, soft_wrap=True)
-    reported = typed(out or args.run_dir[0])
-    console.print(f"Next: ictjax report --run-dir {reported}", soft_wrap=True)
+    reported = typed(args.run_dir[0] if out is None else _beside(out, args.run_dir[0], args.out))
+    console.print(f"Next: {command_line(f'report --run-dir {reported}')}", soft_wrap=True)
 
 
 def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
