@@ -399,6 +399,24 @@ def test_a_greedy_reflector_always_replies_the_same(run_dir, monkeypatch, temper
     assert all(len(set(group)) == 1 for group in groups) == (temperature == 0)
 
 
+def test_an_evaluation_says_which_one_it_takes_the_place_of(run_dir, capsys):
+    argv = ["--run-dir", str(run_dir), *SMALL, "--evaluation.families", "door"]
+    evaluate.main(argv)
+    evaluate.main(argv)
+    assert "take the place" not in capsys.readouterr().out
+    first = read(run_dir / "evaluation.json")
+    evaluate.main([*argv, "--step", "2", "--evaluation.arms", "untrained", "trained", "best-of-n"])
+    said = capsys.readouterr().out
+    arms = "untrained trained best-of-n"
+    before = "--step 3, --evaluation.arms initial untrained trained"
+    assert f"They take the place of an evaluation with {before}. What it played is kept" in said
+    evaluate.main(argv)
+    said = capsys.readouterr().out
+    assert "0 of 3 parts to play" in said
+    assert f"evaluation with --step 2, --evaluation.arms {arms}." in said
+    assert read(run_dir / "evaluation.json") == first
+
+
 # Several trained seeds.
 
 
