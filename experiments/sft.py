@@ -17,7 +17,6 @@ from envs.api import CannotGoOn
 from envs.stopping import check, held
 from experiments.commands.sft import SftArgs
 from experiments.console import LiveProgress, counting_bar, reading_bar
-from experiments.local_path import command_line
 from experiments.manifest import package_versions
 from experiments.presets import adapter_folder, model_folder
 from experiments.run_lock import RunLock
@@ -172,11 +171,6 @@ def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None
             "dtype": _save_dtype(args),
         }
         write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
-    what = "The adapter" if args.rank else "The model"
-    flag = f"--model {args.model} --adapter {args.out}" if args.rank else f"--model {args.out}"
-    console.print(
-        f"{what} is in {args.out}: try `{command_line(f'generate {flag}')}`.", soft_wrap=True
-    )
 
 
 def read_data(args: SftArgs, tokenizer: ChatTokenizer, console: Console) -> Data:

@@ -199,7 +199,9 @@ def test_sentences_are_left_out_once_and_kept(evaluated, capsys):
     found = without("--deletions", "3")
     # one loop a family; its only prompt has one sentence or more
     assert found.keys() == {"door", "bell", "lamp"}
-    said = re.search(r"(\d+) sentences of 3 last prompts, (\d+) games", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"left out, the one worth most: |Nothing could be left out", printed)
+    said = re.search(r"(\d+) sentences of 3 last prompts, (\d+) games", printed)
     assert said[1] == said[2] == str(sum(of["games"] for of in found.values()))
     place = kept(evaluated) / "deletions"
     before = files(place)
@@ -628,7 +630,8 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
         rows[0]["family"] = "bell"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluate.main(["--run-dir", str(evaluated), *flags])
-    assert "steps of 4 x " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "steps of 4 x " in said and "ictjax generate" not in said
     taught = kept(evaluated) / "sft-best"
     chats = [row["messages"] for row in read_records(taught / "chats.jsonl").values]
     rows = [

@@ -268,6 +268,7 @@ def _evaluate(
             advance(done, len(families))
             environment.games(family, "test")
     # what plays is JAX; flags are right when it is loaded
+    from experiments.deletions import largest_drop
     from experiments.evaluate import changed_since, evaluate
     from experiments.hosts import connect, ended_together
     from experiments.result_table import result_tables
@@ -315,6 +316,8 @@ def _evaluate(
         console.print(table, "")
     if report["headline"] is not None:
         console.print(report["headline"]["text"], highlight=False)
+    if args.deletions:
+        console.print(largest_drop(report["analyses"]["deletions"]), highlight=False, markup=False)
     results = (out or run_dir) / name
     console.print(f"Evaluated. Results: {results}.json", highlight=False, soft_wrap=True)
     if before and (other := _other_choice(before, report["protocol"])):
