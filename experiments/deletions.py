@@ -16,8 +16,11 @@ import numpy as np
 
 from experiments.intervals import interval, resampled_means
 from experiments.outcomes import mean
+from experiments.visible import visible
+from experiments.wording import counted, points
 
 Json = dict[str, Any]
+_LONGEST = 100  # of a sentence that is named in a line
 _Place = tuple[int, int]  # trained seed and run
 
 # behind a full stop, not that of "1.", and at the end of a line
@@ -66,6 +69,32 @@ def summarise_deletions(loops: Sequence[Mapping[str, Any]]) -> Json:
         "games": sum(len(s["outcomes"]) for loop in loops for s in loop["sentences"]),
         "sentences": sorted(rows, key=lambda row: -row["drop"]),  # equals as they were found
     }
+
+
+def largest_drop(deletions: Mapping[str, Json]) -> str:
+    """The sentence that is worth most in any family, in one sentence; of equals the one whose
+    interval begins highest, then the one that most prompts hold.
+
+    Args:
+      deletions: what `summarise_deletions` says, by family.
+    """
+    found = [
+        (sentence, family)
+        for family, of_family in deletions.items()
+        for sentence in of_family["sentences"]
+    ]
+    if not found:
+        return "Nothing could be left out of the last prompts: no sentence stands beside others."
+    sentence, family = max(
+        found, key=lambda one: (one[0]["drop"], one[0]["ci95"][0], one[0]["prompts"])
+    )
+    text = visible(" ".join(sentence["text"].split()))
+    return (
+        f"Of {counted(len(found), 'sentence')} left out, the one worth most: {family}:"
+        f" {text[:_LONGEST]!r}, {points(-sentence['drop'])} points without it (95 % interval"
+        f" {points(-sentence['ci95'][1])} to {points(-sentence['ci95'][0])};"
+        f" {counted(sentence['prompts'], 'prompt')}). The report has all."
+    )
 
 
 class _Paired(NamedTuple):

@@ -1,5 +1,5 @@
 """Paths that people type: of this machine, in names that every library can open. Run directories
-may be addresses, see `experiments.remote_run`.
+may be addresses, see `experiments.remote_run`. And how this program is typed itself.
 """
 
 import dataclasses
@@ -7,6 +7,8 @@ import itertools
 import pathlib
 import re
 import shlex
+import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -21,6 +23,25 @@ def typed(run_dir: pathlib.Path) -> str:
     """A run directory as it is typed in a shell: quoted, an address with both of its slashes."""
     found = RUN_ADDRESS.fullmatch(str(run_dir))
     return shlex.quote(str(run_dir) if found is None else f"{found[1]}://{found[2]}")
+
+
+def command_line(command: str) -> str:
+    """A command as it can be pasted into the shell that this program was started from: `ictjax`
+    where that is found, else as people typed it (.venv/bin/ictjax, python -m experiments).
+
+    Args:
+      command: its words behind `ictjax`, each quoted where it must be.
+    """
+    started = pathlib.Path(sys.argv[0])
+    if shutil.which("ictjax") is not None:
+        program = "ictjax"
+    elif started.name == "ictjax":
+        program = shlex.quote(sys.argv[0])
+    elif started.parts[-2:] == ("experiments", "__main__.py"):
+        program = f"{shlex.quote(sys.orig_argv[0])} -m experiments"
+    else:  # from another program
+        program = "ictjax"
+    return f"{program} {command}"
 
 
 def local_path(text: str, flag: str) -> str:

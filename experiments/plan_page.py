@@ -16,6 +16,7 @@ from experiments.estimate import (
 )
 from experiments.plan import Phase, Plan, phases_by_name, refusal, whole_run
 from experiments.plan_changes import Change
+from experiments.wording import counted
 from ictjax.compilation import MOST_PROGRAMS
 from ictjax.run_config import TrainConfig, to_dict
 
@@ -40,8 +41,8 @@ def show(plan: Plan, config: TrainConfig, assumed: Assumptions, console: Console
 def verdict(plan: Plan) -> str:
     """One sentence."""
     if plan.fits:
-        there = "" if plan.device_bytes is None else f" of the {_gib(plan.device_bytes)} there"
-        return f"It fits: {_gib(plan.needed)} GiB per device{there} are needed at most."
+        there = "" if plan.device_bytes is None else f" of the {_gib(plan.device_bytes)}"
+        return f"It fits: it needs at most {_gib(plan.needed)}{there} GiB of a device."
     return f"It does not fit: {refusal(plan)}."
 
 
@@ -168,7 +169,7 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
     )
     played = episode(config, assumed)
     yield (
-        f"Assumed: episodes of {played.turns} turns and {played.whole:,} tokens,"
+        f"Assumed: episodes of {counted(played.turns, 'turn')} and {played.whole:,} tokens,"
         f" {played.sampled:,} of them sampled; a context of"
         f" {context_tokens(config, assumed):,} tokens; replies of"
         f" {reply_tokens(config, assumed):,}. Environments cost no time. (--assume.*)"

@@ -63,9 +63,17 @@ def sheets(results: Json, about: str, arm_cell: Callable[[Json], str]) -> Iterat
     if tests := {name: test for name, test in overall["tests"].items() if name != _MAIN}:
         yield Sheet(
             title=f"Other comparisons, {SPLITS[split]}{about}",
-            columns=("arms", *NUMBERS, "verdict"),
+            columns=("arms", "won", *NUMBERS, "verdict"),
             rows=tuple(
-                Row(cells=(name.replace("_vs_", " - "), *_test_cells(test)))
+                Row(
+                    cells=(
+                        name.replace("_vs_", " - "),
+                        " - ".join(
+                            percent(overall["arms"][arm]["mean"]) for arm in name.split("_vs_")
+                        ),
+                        *_test_cells(test),
+                    )
+                )
                 for name, test in tests.items()
             ),
         )

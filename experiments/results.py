@@ -2,9 +2,10 @@
 
 from envs.files import replacing
 from experiments.commands.results import ResultsArgs, main
-from experiments.local_path import typed
+from experiments.local_path import command_line, typed
 from experiments.report_data import RunData
 from experiments.result_formats import TEXTS
+from ictjax.extras import install
 
 
 def check_out(args: ResultsArgs) -> None:
@@ -32,8 +33,8 @@ def write_results(run: RunData, args: ResultsArgs) -> str:
     """
     if not run.evaluations:
         raise ValueError(
-            f"{args.run_dir} has no evaluation.json: run `ictjax evaluate --run-dir"
-            f" {typed(args.run_dir)}` first."
+            f"{args.run_dir} has no evaluation.json: run"
+            f" `{command_line(f'evaluate --run-dir {typed(args.run_dir)}')}` first."
         )
     if args.format == "inspect":
         try:
@@ -42,8 +43,8 @@ def write_results(run: RunData, args: ResultsArgs) -> str:
             if not str(error.name).startswith("inspect_ai"):
                 raise
             raise ValueError(
-                "Logs for Inspect are written by the package inspect-ai: in the clone, run `pip"
-                " install -c constraints.txt -e '.[inspect]'`."
+                "Logs for Inspect are written by the package inspect-ai: in the clone, run"
+                f" `{install('inspect')}`."
             ) from None
         assert args.out is not None, "checked"
         paths = write_logs(run, args.out)

@@ -171,9 +171,6 @@ def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None
             "dtype": _save_dtype(args),
         }
         write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
-    what = "The adapter" if args.rank else "The model"
-    flag = f"--model {args.model} --adapter {args.out}" if args.rank else f"--model {args.out}"
-    console.print(f"{what} is in {args.out}: try `ictjax generate {flag}`.", soft_wrap=True)
 
 
 def read_data(args: SftArgs, tokenizer: ChatTokenizer, console: Console) -> Data:

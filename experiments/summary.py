@@ -176,17 +176,24 @@ def claims(families: Mapping[str, Family], pair: tuple[str, str]) -> Claims:
 
 
 def judge(
-    families: Mapping[str, Family], pair: tuple[str, str], test: PairedTest, corrected: Corrected
+    families: Mapping[str, Family],
+    pair: tuple[str, str],
+    test: PairedTest,
+    corrected: Corrected,
+    ends: tuple[float, float] | None = None,
 ) -> Verdict:
     """The verdict on a test of some families, which says no more than what its units are a sample
     of.
+
+    Args:
+      ends: of the interval of the difference, for the reason alone.
     """
     whose = ""
     if test.units == "runs":
         one = " of this one trained reflector" if pair[0].startswith(_OF_A_RUN) else ""
         shared = any(family.runs_share_games for family in families.values())
         whose = f"{one} on the same games" if shared else one
-    return verdict(test, corrected, whose)
+    return verdict(test, corrected, whose, ends)
 
 
 def _scores(outcomes: Outcomes, score: str) -> np.ndarray:
@@ -309,7 +316,7 @@ def _test(
     corrected: Corrected,
 ) -> Json:
     last = estimates.of(*pair, "last", *families)
-    found = judge(families, pair, test, corrected)
+    found = judge(families, pair, test, corrected, last.ci)
     return {
         **last.to_json("difference"),
         "p": test.p,

@@ -17,7 +17,12 @@ class Verdict:
     reason: str
 
 
-def verdict(test: PairedTest, corrected: Corrected, whose: str = "") -> Verdict:
+def verdict(
+    test: PairedTest,
+    corrected: Corrected,
+    whose: str = "",
+    ends: tuple[float, float] | None = None,
+) -> Verdict:
     """The first arm is better or worse than the second where the corrected p is at most 0.05 and
     the design has the power to say so; else nothing is shown.
 
@@ -25,12 +30,14 @@ def verdict(test: PairedTest, corrected: Corrected, whose: str = "") -> Verdict:
     correction: 6 units for one test, 7 for two or three, 8 for four to six. Fewer have no power at
     all, however large the difference, and the reason says so and how many are needed. A design that
     could have found a difference and did not says which one it would have found in four of five
-    evaluations; "not shown" is never "equal".
+    evaluations; "not shown" is never "equal". Where the interval is without 0 all the same, the
+    reason says that p decides, and what p so many units can reach.
 
     Args:
       test: of the paired differences.
       corrected: the same test among those of its family of claims.
       whose: what the units belong to, for example " of this one trained reflector".
+      ends: of the interval of the difference, which decides nothing.
     """
     units = f"{test.num_units} {_noun(test)}{whose}"
     if corrected.smallest_p > ALPHA:
@@ -39,6 +46,13 @@ def verdict(test: PairedTest, corrected: Corrected, whose: str = "") -> Verdict:
     found = f"{p_is(corrected.p)}{correction}, {units}"
     if corrected.p <= ALPHA:
         return Verdict(word="better" if test.difference > 0 else "worse", reason=found)
+    if ends is not None and (ends[0] > 0 or ends[1] < 0):
+        return Verdict(
+            word="not shown",
+            reason=f"{found}: p decides, and it is above {ALPHA}, though the interval is without 0;"
+            f" the smallest p that {test.num_units} {_noun(test)} can reach is"
+            f" {p_value(corrected.smallest_p)}",
+        )
     detectable = detectable_difference(test, corrected)
     if detectable is None:
         return Verdict(word="not shown", reason=found)

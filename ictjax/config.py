@@ -541,7 +541,7 @@ class OptimizerConfig(Ranged):
     learning_rate: Annotated[float, Range(0, 1000)]  # after the warm-up
     # updates until the learning rate is reached
     warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
-    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
+    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, after the warm-up
     # where "cosine" reaches 0, the warm-up included; 0: at the end of the run; unread by "constant"
     total_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
     b1: Annotated[float, Range(0, 1 - 1e-9)] = 0.9  # decay of the first moments

@@ -12,6 +12,7 @@ from typing import Any
 
 from ictjax.call_speaker import Answer, CallFailed, CallSpeaker, Question
 from ictjax.config import EndpointConfig
+from ictjax.extras import install
 from ictjax.speaker import Finish
 
 _MAX_WAIT_S = 60.0  # between two tries, also where the server asks for more
@@ -48,8 +49,8 @@ class EndpointSpeaker(CallSpeaker):
             import openai  # optional, and slow to import
         except ImportError:
             raise ValueError(
-                f"To talk to {config.url} the package openai is needed: in the clone, run `pip"
-                " install -e '.[api]'`."
+                f"To talk to {config.url} the package openai is needed: in the clone, run"
+                f" `{install('api')}`."
             ) from None
         self._openai, self._config = openai, config
         self._key = _key(config.key_variable)

@@ -102,12 +102,13 @@ class MetaEnv:
         deadline_s: float = 20.0,
         sampler: SamplerConfig | None = None,
     ):
-        manners = _manners(actor, environment)
+        folder, model_name = _folder(actor), _model_name(actor)
+        manners = _manners(folder, environment) if folder else None
         if options is None:
             named = isinstance(environment, str)
             options = manners.options if manners is not None and named else {}
         if manners is not None and isinstance(environment, str):
-            check_style(str(actor), manners, options)
+            check_style(model_name, manners, options)
         self._environment = _environment(environment, options)
         if isinstance(families, str):
             raise ValueError(
@@ -168,7 +169,7 @@ class MetaEnv:
             )
             if isinstance(self._actor, ModelSpeaker):
                 unknown = self._actor.chat.unknown(self.initial_prompt)
-                check_words(str(actor), self.initial_prompt, unknown)
+                check_words(model_name, self.initial_prompt, unknown)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "MetaEnv":
@@ -310,14 +311,26 @@ class MetaEnv:
         return tuple(rollout(self._actor, self._pool, episodes, self._rollout))
 
 
-def _manners(
-    actor: str | os.PathLike[str] | Function | Speaker, environment: str | Environment
-) -> Manners | None:
-    """What the actor's model expects of the environment, where the actor is a model."""
+def _folder(actor: str | os.PathLike[str] | Function | Speaker) -> str:
+    """The folder of the actor's model, which may say what it expects of an environment; empty where
+    the actor is none that was read from a folder.
+    """
+    if isinstance(actor, ModelSpeaker):
+        return actor.folder
     if not isinstance(actor, str | os.PathLike) or is_url(actor):
-        return None
-    name = environment if isinstance(environment, str) else environment.name
-    return manners_for(local_folder(actor, weights=False), name)
+        return ""
+    return os.fspath(local_folder(actor, weights=False))
+
+
+def _manners(folder: str, environment: str | Environment) -> Manners | None:
+    return manners_for(folder, environment if isinstance(environment, str) else environment.name)
+
+
+def _model_name(actor: str | os.PathLike[str] | Function | Speaker) -> str:
+    """What the actor's model is called in a message."""
+    if isinstance(actor, ModelSpeaker):
+        return actor.folder or "the speaker that was given"
+    return os.fspath(actor) if isinstance(actor, str | os.PathLike) else ""
 
 
 def _environment(environment: str | Environment, options: Mapping[str, str]) -> Environment:

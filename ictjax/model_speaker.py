@@ -77,12 +77,20 @@ class ModelSpeaker:
       share_min_tokens: from this length on (of the messages before the first reply) conversations
         wait for the first one with their system prompt; None: none waits. It pays where replies are
         short and many conversations share a long prompt.
+      folder: where the model, or the adapter on it, says how it is spoken to (`ictjax.manners`);
+        empty where nothing does.
     """
 
     def __init__(
-        self, sampler: TokenSampler, chat: ChatTokenizer, *, share_min_tokens: int | None = None
+        self,
+        sampler: TokenSampler,
+        chat: ChatTokenizer,
+        *,
+        share_min_tokens: int | None = None,
+        folder: str = "",
     ):
         self._sampler, self.chat, self._share_min_tokens = sampler, chat, share_min_tokens
+        self.folder = folder
         self._next = 0
         self._conversations: dict[int, _Conversation] = {}
         self._by_number: dict[int, int] = {}  # the sampler's number -> ours

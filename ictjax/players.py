@@ -373,7 +373,12 @@ def open_model(
             max_top_k=1,
         )
     sampler = _sampler(model, params, sizes, chat)
-    return ModelSpeaker(sampler, chat, share_min_tokens=_SHARE_MIN_TOKENS)
+    return ModelSpeaker(
+        sampler,
+        chat,
+        share_min_tokens=_SHARE_MIN_TOKENS,
+        folder=os.fspath(manners_folder(folder, adapter)),
+    )
 
 
 def actor_speaker(

@@ -127,6 +127,7 @@ class EvaluationConfig(Ranged):
     families: tuple[str, ...] = ()  # to play; none: all of the task
     # prompts of a meta-turn among which the arm best-of-n takes the best
     candidates: Annotated[int, Range(2, 65_536)] = 8
+    # how the arm sft-best learns from the best candidates of the training
     sft: ImitationConfig = dataclasses.field(default_factory=ImitationConfig)
     # the prompt of the arm expert; empty: the environment's
     expert_prompt: str = ""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from envs.files import replacing
+from ictjax.extras import install
 from ictjax.json_lines import to_json_text
 from ictjax.run_config import TrainConfig, to_dict
 
@@ -47,7 +48,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if not found:
             raise ValueError(
                 f"--track {name} needs the package {name}, which is not installed: in the clone,"
-                f" run `pip install -c constraints.txt -e '.[{name}]'`."
+                f" run `{install(name)}`."
             )
 
 

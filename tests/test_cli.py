@@ -2,6 +2,7 @@
 input is one sentence on stderr and exit code 2, and nothing is overwritten or left behind.
 """
 
+import collections
 import dataclasses
 import importlib.metadata
 import itertools
@@ -148,21 +149,34 @@ def test_help_is_what_people_type_and_loads_nothing_heavy(words):
             assert whole or not text or not re.match(r"│ {4,}\S|\w", text), (line, following)
 
 
-def test_every_flag_of_a_run_has_words_of_its_own(capsys, monkeypatch):
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_every_flag_of_a_run_has_words_of_its_own(capsys, monkeypatch, command):
+    """A comment also lands on the fields below it that have none."""
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
-        train.main(["--help"])
-    names, about = [], {}
+        command.main(["--help"])
+    names, about, groups = [], {}, {}
     for line in capsys.readouterr().out.splitlines():
-        if flag := re.match("│ (--[^ ,]*)", line):
+        if group := re.match("╭─ (.*?) options ─", line):
+            names.append(f"--{group[1]}")
+            groups[names[-1]] = ""
+        elif flag := re.match("│ (--[^ ,]*)", line):
             names.append(flag[1])
             about[flag[1]] = ""
+        elif names and names[-1] not in about and names[-1] in groups and line.startswith("│ "):
+            groups[names[-1]] += line.strip("│ ─") + " "
         elif names and line.startswith("│    "):
             about[names[-1]] += line.strip("│ ") + " "
     words = {flag: text.partition("(default:")[0].strip() for flag, text in about.items()}
     options = "--task.environment.options"  # have names that no comment knows
     assert all(about for name, about in words.items() if not name.startswith(options))
-    assert [pair for pair in itertools.pairwise(names) if words[pair[0]] == words[pair[1]]] == []
+    texts = {**words, **{group: text.strip() for group, text in groups.items()}}
+    records = collections.defaultdict(list)  # what stands beside each other, flags and groups
+    for name, text in texts.items():
+        records[name.rpartition(".")[0]].append(text)
+    for place, beside in records.items():
+        if place:  # of the whole command the two roles have groups of the same kind
+            assert len(set(beside)) == len(beside), (place, beside)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

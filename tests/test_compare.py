@@ -172,3 +172,56 @@ def test_a_row_says_when_it_is_not_of_the_last_iteration(tmp_path):
     _run(tmp_path / "a", 0, 0.81, step=8)
     rows = list(compare((tmp_path / "a",)).table.columns[2].cells)
     assert rows == ["minihack, iteration 3"] * 2
+
+
+def _with_settings(folder, families=None, **protocol) -> None:
+    path = folder / "evaluation.json"
+    data = json.loads(path.read_text())
+    data["protocol"] |= protocol
+    for split, names in (families or {}).items():
+        (numbers,) = [data["families"][name] for name in data["overall"][split]["families"]]
+        data["families"] |= dict.fromkeys(names, numbers)
+        data["overall"][split]["families"] = names
+    path.write_text(json.dumps(data))
+
+
+def test_other_settings_have_a_star_and_are_said(tmp_path, capsys):
+    for number, name in enumerate("abc"):
+        _run(tmp_path / name, number, 0.81)
+        families = {"heldout": ["zap"] if name == "b" else ["zap", "read"]}
+        _with_settings(tmp_path / name, families, meta_turns=1, runs=12)
+    _with_settings(tmp_path / "b", meta_turns=3, runs=6)
+    main([str(tmp_path / name) for name in "abc"])
+    words = " ".join(capsys.readouterr().out.split())
+    said = (
+        "* Other settings: b: 1 of 2 heldout families, 3 meta-turns (others 1), 6 loops (others"
+        " 12)."
+    )
+    assert said in words
+    table = compare(tuple(tmp_path / name for name in "abc")).table
+    split = "heldout train heldout* train* heldout train".split()
+    assert list(table.columns[3].cells) == split
+
+
+def test_equal_settings_and_other_benchmarks_have_no_star(tmp_path):
+    for name in "ab":
+        _run(tmp_path / name, 0, 0.81)
+    assert compare((tmp_path / "a", tmp_path / "b")).other_settings == ()
+    (tmp_path / "b" / "evaluation.json").rename(tmp_path / "b" / "evaluation-alfworld.json")
+    path = tmp_path / "b" / "evaluation-alfworld.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "protocol": {**data["protocol"], "meta_turns": 9}}))
+    assert compare((tmp_path / "a", tmp_path / "b")).other_settings == ()
+
+
+def test_of_two_the_first_is_what_the_other_differs_from(tmp_path):
+    for number, name in enumerate("ab"):
+        _run(tmp_path / name, number, 0.81)
+        _with_settings(
+            tmp_path / name, {"train": ["eat", "dig"][number:]}, meta_turns=3 - 2 * number
+        )
+    _with_settings(tmp_path / "b", {"heldout": ["sit"]})
+    comparison = compare((tmp_path / "a", tmp_path / "b"))
+    assert comparison.other_settings == (
+        "b: 1 other heldout families, 1 meta-turn (others 3), 1 of 2 train families",
+    )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.deletions import sentences, shortened, summarise_deletions
+from experiments.deletions import largest_drop, sentences, shortened, summarise_deletions
+from experiments.wording import points
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,15 @@ def test_intervals_know_that_seeds_differ():
 
     of_seeds = width([(seed, run) for run in range(8) for seed in range(4)])
     assert of_seeds > 1.2 * width([(0, run) for run in range(32)])
+
+
+def test_the_sentence_that_is_worth_most_is_named():
+    door = summarise_deletions([loop(0, [1, 1, 1, 0], A=[1, 1, 1, 0], B=[0, 0, 1, 0])])
+    lamp = summarise_deletions([loop(0, [1, 0, 0, 0], C=[0, 0, 0, 0])])
+    (most,) = [row for row in door["sentences"] if row["text"] == "B"]
+    low, high = (points(-end) for end in reversed(most["ci95"]))
+    assert largest_drop({"lamp": lamp, "door": door}) == (
+        "Of 3 sentences left out, the one worth most: door: 'B', -50 points without it (95 %"
+        f" interval {low} to {high}; 1 prompt). The report has all."
+    )
+    assert largest_drop({"door": {**door, "sentences": []}}).startswith("Nothing could be left out")

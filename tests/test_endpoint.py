@@ -16,6 +16,7 @@ from envs.local import LocalPool
 from ictjax import MetaEnv
 from ictjax.config import EndpointConfig, RolloutConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
+from ictjax.extras import install
 from ictjax.records import Message, ParseFailure, to_json
 from ictjax.rollout import Episode, rollout
 from ictjax.speaker import Finish, Limits, is_speaker
@@ -504,7 +505,7 @@ def test_the_package_is_asked_for_in_one_sentence(monkeypatch):
         EndpointSpeaker(EndpointConfig(url="http://127.0.0.1:1/v1"), "m")
     assert str(caught.value) == (
         "To talk to http://127.0.0.1:1/v1 the package openai is needed: in the clone, run"
-        " `pip install -e '.[api]'`."
+        f" `{install('api')}`."
     )
 
 

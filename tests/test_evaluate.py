@@ -19,6 +19,7 @@ from ictjax.json_lines import read_records
 from ictjax.loops import Arena
 from ictjax.records import trajectory_from_json
 from tests.chat_server import ChatServer, says
+from tests.evaluations import evaluation
 from tests.test_cli import refused, train
 
 SCHEMA = "evaluation.schema.json"
@@ -56,6 +57,11 @@ def test_a_training_says_how_it_goes_and_what_is_next(trained, run_dir, capsys):
     *_, end, hint = capsys.readouterr().out.splitlines()
     assert f"{run_dir} is finished" in end
     assert hint == f"Next: ictjax evaluate --run-dir '{run_dir}'"
+    for step, word in ((2, "evaluate"), (3, "report")):  # of that iteration, or not
+        results = evaluation({"door": "heldout"}) | {"protocol": {"checkpoint": step}}
+        (run_dir / "evaluation.json").write_text(json.dumps(results))
+        train.main(["--preset", "fake-tiny", "--run-dir", str(run_dir)])
+        assert capsys.readouterr().out.endswith(f"Next: ictjax {word} --run-dir '{run_dir}'\n")
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +199,9 @@ def test_sentences_are_left_out_once_and_kept(evaluated, capsys):
     found = without("--deletions", "3")
     # one loop a family; its only prompt has one sentence or more
     assert found.keys() == {"door", "bell", "lamp"}
-    said = re.search(r"(\d+) sentences of 3 last prompts, (\d+) games", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"left out, the one worth most: |Nothing could be left out", printed)
+    said = re.search(r"(\d+) sentences of 3 last prompts, (\d+) games", printed)
     assert said[1] == said[2] == str(sum(of["games"] for of in found.values()))
     place = kept(evaluated) / "deletions"
     before = files(place)
@@ -393,6 +401,24 @@ def test_a_greedy_reflector_always_replies_the_same(run_dir, monkeypatch, temper
     assert all(len(set(group)) == 1 for group in groups) == (temperature == 0)
 
 
+def test_an_evaluation_says_which_one_it_takes_the_place_of(run_dir, capsys):
+    argv = ["--run-dir", str(run_dir), *SMALL, "--evaluation.families", "door"]
+    evaluate.main(argv)
+    evaluate.main(argv)
+    assert "take the place" not in capsys.readouterr().out
+    first = read(run_dir / "evaluation.json")
+    evaluate.main([*argv, "--step", "2", "--evaluation.arms", "untrained", "trained", "best-of-n"])
+    said = capsys.readouterr().out
+    arms = "untrained trained best-of-n"
+    before = "--step 3, --evaluation.arms initial untrained trained"
+    assert f"They take the place of an evaluation with {before}. What it played is kept" in said
+    evaluate.main(argv)
+    said = capsys.readouterr().out
+    assert "0 of 3 parts to play" in said
+    assert f"evaluation with --step 2, --evaluation.arms {arms}." in said
+    assert read(run_dir / "evaluation.json") == first
+
+
 # Several trained seeds.
 
 
@@ -413,7 +439,7 @@ def seeds(trained, tmp_path_factory):
     return runs
 
 
-def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, capsys):
+def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, capsys, monkeypatch):
     first, second, _ = map(str, seeds)
     evaluate.main(["--run-dir", first, *SMALL])
     assert played(capsys.readouterr().out) == (9, 9)
@@ -423,8 +449,11 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     assert played(said) == (3, 12)  # the trained arm of the second
     both = seeds[0].parent / "seed0+seed1"
     assert said.endswith(f"\nNext: ictjax report --run-dir {both}\n")
+    monkeypatch.chdir(both.parent)
+    evaluate.main(["--run-dir", "seed0", "seed1", *SMALL])
+    assert capsys.readouterr().out.endswith("\nNext: ictjax report --run-dir seed0+seed1\n")
     results = read(both / "evaluation.json")
-    assert results["protocol"]["run_dirs"] == [first, second]
+    assert results["protocol"]["run_dirs"] == ["seed0", "seed1"]
     shown_again = compare.compare((both,)).table
     assert list(shown_again.columns[1].cells) == ["of 2"] * len(results["overall"])
     assert list(shown_again.columns[2].cells) == ["fake"] * len(results["overall"])
@@ -604,7 +633,8 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
         rows[0]["family"] = "bell"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluate.main(["--run-dir", str(evaluated), *flags])
-    assert "steps of 4 x " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "steps of 4 x " in said and "ictjax generate" not in said
     taught = kept(evaluated) / "sft-best"
     chats = [row["messages"] for row in read_records(taught / "chats.jsonl").values]
     rows = [

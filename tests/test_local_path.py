@@ -1,10 +1,12 @@
 import dataclasses
 import os
 import pathlib
+import shutil
+import sys
 
 import pytest
 
-from experiments.local_path import local_path, with_local_paths
+from experiments.local_path import command_line, local_path, with_local_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,3 +61,25 @@ def test_a_name_that_is_not_utf8(tmp_path, monkeypatch):
     monkeypatch.chdir(above)
     with pytest.raises(ValueError, match=r"^--out runs/a is not UTF-8"):
         local_path("runs/a", "--out")
+
+
+@pytest.mark.parametrize(
+    ("started", "original", "found", "typed_again"),
+    [
+        ("/env/bin/ictjax", "/env/bin/python", "/env/bin/ictjax", "ictjax"),
+        (".venv/bin/ictjax", "/env/bin/python", None, ".venv/bin/ictjax"),
+        ("my env/bin/ictjax", "/env/bin/python", None, "'my env/bin/ictjax'"),
+        (
+            "/clone/experiments/__main__.py",
+            ".venv/bin/python",
+            None,
+            ".venv/bin/python -m experiments",
+        ),
+        ("/env/pytest/__main__.py", "python", None, "ictjax"),
+    ],
+)
+def test_a_command_is_shown_as_it_can_be_pasted(monkeypatch, started, original, found, typed_again):
+    monkeypatch.setattr(sys, "argv", [started, "evaluate"])
+    monkeypatch.setattr(sys, "orig_argv", [original, "-m", "experiments", "evaluate"])
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    assert command_line("report --run-dir runs/a") == f"{typed_again} report --run-dir runs/a"

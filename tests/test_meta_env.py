@@ -18,9 +18,10 @@ import pytest
 from envs.api import GameId, Observation, Outcome, Step
 from envs.fake import FakeEnvironment
 from envs.prompts import ANY_GAME
-from ictjax import MetaEnv, Reflector
+from ictjax import MetaEnv, Reflector, open_speaker
 from ictjax.config import ReflectorConfig
 from ictjax.function_speaker import FunctionSpeaker
+from ictjax.manners import manners_for
 from ictjax.records import Context, Message, ParseFailure
 from ictjax.reflector import FULL, parse_reply, reflector_messages
 from ictjax.rollout import success_rate
@@ -613,6 +614,22 @@ def test_a_model_that_has_no_words_for_a_task_is_refused(settings, message):
     chosen = {"environment": "minihack", "families": ["eat"], **settings}
     with pytest.raises(ValueError, match=message):
         MetaEnv(chosen.pop("environment"), actor, num_workers=1, **chosen)
+
+
+def test_a_model_that_was_opened_is_spoken_to_as_its_folder_says():
+    actor = ROOT / "experiments" / "pocket" / "checkpoints" / "actor"
+    settings = {"families": ["eat"], "num_games": 1, "num_workers": 1}
+    with open_speaker(actor, num_conversations=1) as speaker:
+        with MetaEnv("minihack", speaker, **settings) as env:
+            assert env.initial_prompt == manners_for(actor, "minihack").initial_prompt
+            context, info = env.reset()
+        assert not info["failures"]
+        assert context.trajectories
+        with pytest.raises(ValueError, match="checkpoints/actor reads compact text only"):
+            MetaEnv("minihack", speaker, options={"text": "full"}, **settings)
+        speaker.folder = ""
+        with pytest.raises(ValueError, match="in the speaker that was given has no words for"):
+            MetaEnv("minihack", speaker, initial_prompt="Traverse the labyrinth", **settings)
 
 
 def test_a_closed_environment_says_so_and_a_reflector_wants_a_speaker():

@@ -131,6 +131,12 @@ def test_tables_say_what_the_terminal_says_and_arms_with_intervals(tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[3] == won and cells[-1] == test["verdict"]
     assert "**held-out families**" in markdown
+    # what both arms of a comparison won stands beside their difference
+    won_by = {
+        name: f"{100 * a['mean']:.0f}" for name, a in found["overall"]["heldout"]["arms"].items()
+    }
+    pair = f"| trained - best-of-n | {won_by['trained']} - {won_by['best-of-n']} | "
+    assert pair in markdown and "| arms | won | difference |" in markdown
     # other arms have a table of their own
     assert re.search(r"^\| family \| best-of-n \|$", markdown, re.MULTILINE)
     latex = latex_text(evaluations)

@@ -54,3 +54,20 @@ def test_trained_seeds_are_named_as_the_units():
     assert of(many[:, :1]).word == "not shown"
     assert of(many[:, :1]).reason == "one run does not show how much runs differ: play two or more"
     assert of(many[:1, :1]).reason == "1 run cannot give p < 1.000: 6 runs are needed"
+
+
+@pytest.mark.parametrize(("ends", "sign"), [((0.23, 0.94), 1), ((-0.94, -0.23), -1)])
+def test_an_interval_without_0_that_shows_nothing_is_explained(ends, sign):
+    test = paired_test(sign * np.array([[1.0, 1.0, 0.9, 0.6, 0.5, -0.5]]))
+    corrected = correct({0: test})[0]
+    found = verdict(test, corrected, ends=ends)
+    assert found.word == "not shown"
+    assert found.reason == (
+        "p = 0.094, 6 runs: p decides, and it is above 0.05, though the interval is without 0; the"
+        " smallest p that 6 runs can reach is 0.031"
+    )
+    # with 0 in it, or no verdict to explain: as ever
+    around = verdict(test, corrected, ends=(-0.1, 0.9)).reason
+    assert around == verdict(test, corrected).reason and "would be found" in around
+    all_agree = paired_test(np.full((1, 6), 0.5))
+    assert verdict(all_agree, correct({0: all_agree})[0], ends=ends).reason == "p = 0.031, 6 runs"

@@ -11,6 +11,7 @@ from experiments.arms.arm import Asks, History, Place, Reads, written
 from experiments.turns import in_turns
 from experiments.wishes import Steps, Wish
 from ictjax import keys
+from ictjax.extras import install
 from ictjax.records import Candidate, Context, Trajectory
 from ictjax.rollout import Episode
 
@@ -22,8 +23,8 @@ def check_gepa() -> None:
     """Raises ValueError where the package is not installed."""
     if importlib.util.find_spec("gepa") is None:
         raise ValueError(
-            "The arm gepa runs the package gepa, which is not installed: in the clone, run `pip"
-            " install -c constraints.txt -e '.[gepa]'`."
+            "The arm gepa runs the package gepa, which is not installed: in the clone, run"
+            f" `{install('gepa')}`."
         )
 
 

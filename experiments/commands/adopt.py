@@ -11,7 +11,7 @@ import tyro
 from experiments.command import run_main
 from experiments.commands.train import RunArgs, read_flags, with_local_models
 from experiments.console import Terminal
-from experiments.local_path import check_place, local_path, typed
+from experiments.local_path import check_place, command_line, local_path, typed
 from experiments.presets import adapter_folder
 from experiments.run_dir import check_families, check_run, open_environment
 
@@ -59,8 +59,8 @@ def _main(argv: list[str]) -> None:
 
     adopt(name, config, pathlib.Path(adapter), args.run_dir, environment)
     Terminal().print(
-        f"{args.run_dir} is a run whose reflector is {args.adapter}: try `ictjax evaluate --run-dir"
-        f" {typed(args.run_dir)}`.",
+        f"{args.run_dir} is a run whose reflector is {args.adapter}: try"
+        f" `{command_line(f'evaluate --run-dir {typed(args.run_dir)}')}`.",
         highlight=False,
         soft_wrap=True,
     )

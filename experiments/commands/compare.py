@@ -53,5 +53,8 @@ def _main(argv: list[str]) -> None:
         run_dirs = tuple(stack.enter_context(readable(run_dir)) for run_dir in args.run_dirs)
         console, comparison = Terminal(), compare(run_dirs)
     console.print(comparison.table)
+    if comparison.other_settings:
+        differing = "; ".join(comparison.other_settings)
+        console.print(f"* Other settings: {differing}.", highlight=False, markup=False)
     for reason in comparison.left_out:
         console.print(f"Left out: {reason}", highlight=False, markup=False, soft_wrap=True)

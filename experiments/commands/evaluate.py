@@ -4,16 +4,18 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+import shlex
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import tyro
 
 from experiments.arms import check_arms
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal, counting_bar
-from experiments.local_path import check_place, typed
+from experiments.evaluation_results import read_results
+from experiments.local_path import check_place, command_line, typed
 from experiments.presets import PRESETS, on_named_mesh, task
 from experiments.remote_run import is_remote, readable
 from experiments.resume import MAY_CHANGE
@@ -193,6 +195,12 @@ def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
     return run_dirs[0].resolve().parent / name
 
 
+def _beside(out: pathlib.Path, first: pathlib.Path, given: pathlib.Path | None) -> pathlib.Path:
+    """The folder of the results of several runs, as short as the first run was typed."""
+    beside = first.parent / out.name
+    return beside if given is None and beside.resolve() == out.resolve() else out
+
+
 def _check_others(run_dirs: Sequence[pathlib.Path]) -> None:
     """Raises ValueError for a run that is named twice, or that is of another configuration than the
     first one in more than its seed.
@@ -260,6 +268,7 @@ def _evaluate(
             advance(done, len(families))
             environment.games(family, "test")
     # what plays is JAX; flags are right when it is loaded
+    from experiments.deletions import largest_drop
     from experiments.evaluate import changed_since, evaluate
     from experiments.hosts import connect, ended_together
     from experiments.result_table import result_tables
@@ -288,6 +297,8 @@ def _evaluate(
                 max_live_games=max(settings.max_live_games, args.num_workers),
             ),
         )
+    shown_before = (out or run_dir) / f"{name}.json"
+    before = _protocol(shown_before)
     with ended_together(hosts):
         report = evaluate(
             run_dir,
@@ -305,10 +316,47 @@ def _evaluate(
         console.print(table, "")
     if report["headline"] is not None:
         console.print(report["headline"]["text"], highlight=False)
+    if args.deletions:
+        console.print(largest_drop(report["analyses"]["deletions"]), highlight=False, markup=False)
     results = (out or run_dir) / name
     console.print(f"Evaluated. Results: {results}.json", highlight=False, soft_wrap=True)
-    reported = typed(out or args.run_dir[0])
-    console.print(f"Next: ictjax report --run-dir {reported}", soft_wrap=True)
+    if before and (other := _other_choice(before, report["protocol"])):
+        console.print(
+            f"They take the place of an evaluation with {other}. What it played is kept in"
+            f" {results}/: its flags again show it again, without playing.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    reported = typed(args.run_dir[0] if out is None else _beside(out, args.run_dir[0], args.out))
+    console.print(f"Next: {command_line(f'report --run-dir {reported}')}", soft_wrap=True)
+
+
+def _protocol(path: pathlib.Path) -> Mapping[str, Any]:
+    """How results were made that may be there; empty where there are none that can be read."""
+    try:
+        return read_results(path)["protocol"]
+    except (OSError, ValueError):
+        return {}
+
+
+def _other_choice(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The flags of earlier results, as they are typed, in which they are not as those of now; empty
+    where they are alike.
+    """
+    flags = []
+    if before["checkpoint"] != now["checkpoint"]:
+        flags.append(f"--step {before['checkpoint']}")
+    fields = [field.name for field in dataclasses.fields(EvaluationConfig)]
+    settings = [{name: of[name] for name in fields if name in of} for of in (before, now)]
+    for found in differences(*settings):
+        flag = f"--evaluation.{found.field.replace('_', '-')}"
+        values = found.before if isinstance(found.before, list) else [found.before]
+        if found.before is None:  # not known to that version
+            continue
+        words = [shlex.quote(str(value)) for value in values]
+        flags.append(" ".join([flag, *words]) if words else f"no {flag}")
+    return ", ".join(flags)
 
 
 def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:

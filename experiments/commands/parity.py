@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.command import parse, run_main
+from ictjax.extras import install
 
 _DESCRIPTION = (
     "How far the decoder is from Hugging Face's PyTorch models, on tiny random checkpoints of every"
@@ -28,8 +29,8 @@ def _main(argv: list[str]) -> None:
     parse(ParityArgs, "parity", _DESCRIPTION, argv)
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
-            "PyTorch is not installed, and the comparison needs it: in the clone, run `pip install"
-            " -c constraints.txt -e '.[parity]'`, which takes the version pinned there."
+            "PyTorch is not installed, and the comparison needs it: in the clone, run"
+            f" `{install('parity')}`, which takes the version pinned there."
         )
     # PyTorch, JAX and transformers at once
     from experiments.parity import compare_all

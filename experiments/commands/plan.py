@@ -17,6 +17,7 @@ from experiments.gpu_targets import compiler_is_here
 from experiments.machines import Machine, machine
 from experiments.presets import PRESETS
 from ictjax.config import MESHES
+from ictjax.extras import install
 
 _DESCRIPTION = (
     "Compiles what a training run would compile (restore, update, prefill, decode) for other"
@@ -86,8 +87,8 @@ def prepare(wanted: Machine) -> None:
         return
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "The compiler for TPUs (libtpu) is not installed: install the extra `plan` (pip install"
-            " -c constraints.txt -e '.[plan]')."
+            "The compiler for TPUs (libtpu) is not installed: in the clone, run"
+            f" `{install('plan')}`."
         )
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata could be asked for

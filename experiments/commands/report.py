@@ -10,7 +10,7 @@ import tyro
 
 from experiments.command import parse, run_main
 from experiments.console import Terminal
-from experiments.local_path import typed
+from experiments.local_path import command_line, typed
 from experiments.packed_folder import stem
 from experiments.remote_run import readable
 
@@ -56,7 +56,8 @@ def _report(run_dir: pathlib.Path, *, named: pathlib.Path) -> None:
     results = tables(run)
     if not results:
         console.print(
-            f"No evaluation yet: run `ictjax evaluate --run-dir {typed(named)}` for the table.",
+            "No evaluation yet: run"
+            f" `{command_line(f'evaluate --run-dir {typed(named)}')}` for the table.",
             soft_wrap=True,
         )
     for table in results:

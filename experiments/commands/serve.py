@@ -12,6 +12,7 @@ from experiments.command import Flags, parse, run_main
 from experiments.local_path import local_path
 from experiments.model_flags import ModelFlags
 from experiments.presets import check_model, shipped_folder
+from ictjax.extras import install
 from ictjax.ranges import Range
 
 KEY_VARIABLE = "ICTJAX_API_KEY"
@@ -104,8 +105,8 @@ def _main(argv: list[str]) -> None:
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"To serve, the package {package} is needed: in the clone, run `pip install -e"
-                " '.[serve]'`."
+                f"To serve, the package {package} is needed: in the clone, run"
+                f" `{install('serve')}`."
             )
     args = dataclasses.replace(args, model=local_path(args.model, "--model"))
     check_model(args.model, "--model")

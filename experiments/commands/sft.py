@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.command import Flags, parse, run_main
-from experiments.local_path import check_place
+from experiments.local_path import check_place, command_line
 from ictjax.config import PROJECTIONS, Remat
 from ictjax.ranges import Range
 
@@ -117,4 +118,15 @@ def _main(argv: list[str]) -> None:
     from experiments.console import Terminal
     from experiments.sft import train_on_chats
 
-    train_on_chats(args, Terminal())
+    console = Terminal()
+    train_on_chats(args, console)
+    what = "The adapter" if args.rank else "The model"
+    folder = shlex.quote(str(args.out))
+    flags = (
+        f"--model {shlex.quote(str(args.model))} --adapter {folder}"
+        if args.rank
+        else f"--model {folder}"
+    )
+    console.print(
+        f"{what} is in {args.out}: try `{command_line(f'generate {flags}')}`.", soft_wrap=True
+    )

@@ -11,7 +11,8 @@ import tyro
 
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal
-from experiments.local_path import local_path, typed
+from experiments.evaluation_results import read_results
+from experiments.local_path import command_line, local_path, typed
 from experiments.presets import (
     PRESETS,
     by_algorithm,
@@ -299,4 +300,14 @@ def _main(argv: list[str]) -> None:
             even_so=args.even_so,
             sender=sender,
         )
-    console.print(f"Next: ictjax evaluate --run-dir {typed(named)}", soft_wrap=True)
+    word = "report" if _is_evaluated(run_dir, args.settings.iterations) else "evaluate"
+    console.print(f"Next: {command_line(f'{word} --run-dir {typed(named)}')}", soft_wrap=True)
+
+
+def _is_evaluated(run_dir: pathlib.Path, iterations: int) -> bool:
+    """Whether the results of a run's last iteration are there."""
+    try:
+        results = read_results(run_dir / "evaluation.json")
+    except (OSError, ValueError):  # none, or none that can be read
+        return False
+    return results["protocol"]["checkpoint"] == iterations

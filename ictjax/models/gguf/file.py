@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ictjax.extras import install
 from ictjax.ranges import shown
 
 _AGAIN = "download it again"
@@ -39,7 +40,7 @@ class GGUF:
         except ImportError:
             raise ValueError(
                 f"{path} is read by the package gguf, which is not installed: install ictjax with"
-                " its extra gguf, as in `pip install -e '.[gguf]'`"
+                f" its extra gguf: in the clone, run `{install('gguf')}`"
             ) from None
         self.path = path
         self._gguf = gguf
