@@ -51,11 +51,18 @@ first that is followed); gives what draws how the run goes. It may raise OSError
 
 class Terminal(Console):
     """A console that shows text as it is, brackets and colons included, and marks what a terminal
-    would obey. It leaves a closed pipe to `experiments.command.run_main`.
+    would obey. It leaves a closed pipe to `experiments.command.run_main`. A terminal that cannot
+    draw anything anew (TERM=dumb) is none to it.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether bars can be drawn."""
+        dumb = self._environ.get("TERM", "").lower() in ("dumb", "unknown")
+        return super().is_terminal and not dumb
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """A text as it is printed, alone or in a table."""
@@ -195,9 +202,14 @@ class LiveProgress:
         if self._screen is not None and metrics is not None:
             try:
                 draw = self._screen(number, metrics)
-            except (OSError, ValueError) as error:  # what is shown does not end what is trained
-                note = f"{note}  (no more can be shown: {error})"
+            except Exception as error:  # whatever is wrong with what is shown, training goes on
+                note = f"{note}  {_no_more(error)}"
         return _Above(note, draw)
+
+
+def _no_more(error: Exception) -> str:
+    said = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+    return f"(no more can be shown: {said})"
 
 
 def _end(left_s: float | None) -> float | None:
@@ -231,8 +243,15 @@ class _Above:
         if self._size != size:
             rows = max(min(_MOST_ROWS, console.height - 1) - 2, 0)
             draw = self._draw if rows >= _FEWEST_ROWS else None
-            drawn = self._note if draw is None else draw(console, rows)
-            lines = console.render_lines(drawn, options.update(height=None), pad=False)
+            whole = options.update(height=None)
+            try:
+                drawn = self._note if draw is None else draw(console, rows)
+                lines = console.render_lines(drawn, whole, pad=False)
+            except Exception as error:  # as in `LiveProgress._above`
+                note = self._note.plain
+                lines = console.render_lines(
+                    Text(visible(f"{note}  {_no_more(error)}")), whole, pad=False
+                )
             self._size, self._lines = size, lines[:rows]
         for line in self._lines:
             yield from line

@@ -143,13 +143,15 @@ def detectable_difference(test: PairedTest, corrected: Corrected) -> float | Non
     """The smallest true difference that this design finds with a power of 80 %, at the observed
     spread: error x (t(1 - alpha / 2) + t(0.8)), alpha being 0.05 over the number of tests.
 
-    None where no p-value that the design can reach is small enough, or no spread was observed.
+    None where no p-value that the design can reach is small enough, no spread was observed, or no
+    difference that there can be is large enough.
     """
     if test.error is None or corrected.smallest_p > ALPHA or test.error[0] == 0:
         return None
     error, freedom = test.error
     quantiles = stats.t.ppf([1 - ALPHA / (2 * corrected.num_tests), POWER], freedom)
-    return float(error * quantiles.sum())
+    difference = float(error * quantiles.sum())
+    return difference if difference <= 1 else None
 
 
 def improvement(differences_sr: np.ndarray) -> float:

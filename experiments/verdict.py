@@ -54,6 +54,9 @@ def verdict(
             f" {p_value(corrected.smallest_p)}",
         )
     detectable = detectable_difference(test, corrected)
+    if detectable is None and test.error is not None and test.error[0] > 0:
+        found += "; not even a difference of 100 points would be found in four of five such"
+        found += " evaluations"
     if detectable is None:
         return Verdict(word="not shown", reason=found)
     return Verdict(

@@ -409,7 +409,7 @@ def _lines(shown: RenderableType, console: Console) -> int:
 
 
 def _box(title: str, text: str) -> Panel:
-    return Panel(visible(text), title=visible(title), title_align="left")
+    return Panel(Text(visible(text)), title=Text(visible(title)), title_align="left")
 
 
 def _cut(text: str, most: int) -> str:

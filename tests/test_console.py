@@ -261,10 +261,17 @@ def test_a_screen_stands_above_the_bars_and_is_drawn_once_for_an_iteration(clock
     assert [row.split()[0] for row in shown(progress)] == ["iterations", "rewards"]
 
 
-@pytest.mark.parametrize("error", [ValueError("Line 3 is torn"), PermissionError(13, "Not yours")])
-def test_a_screen_that_cannot_be_made_does_not_end_the_training(clock, error):
-    def screen(number, metrics):
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("Line 3 is torn"), PermissionError(13, "Not yours"), KeyError("x"), TypeError("y")],
+)
+def test_a_screen_that_cannot_be_made_does_not_end_the_training(clock, error, drawn):
+    def fail(*_):
         raise error
+
+    def screen(number, metrics):
+        return fail if drawn else fail()
 
     progress = LiveProgress(
         "iterations", total=4, console=terminal(clock, is_one=True), screen=screen
@@ -272,5 +279,16 @@ def test_a_screen_that_cannot_be_made_does_not_end_the_training(clock, error):
     with progress:
         progress.iteration(1, 4, metrics())
         text = " ".join(shown(progress))
-    assert "reward 0.100" in text and f"no more can be shown: {error}" in text
+    known = isinstance(error, (OSError, ValueError))
+    assert "reward 0.100" in text
+    assert f"no more can be shown: {error if known else repr(error)}" in text
     assert "1/4" in text
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", "xterm"])
+def test_a_terminal_that_draws_nothing_anew_gets_lines(term):
+    console = Terminal(file=io.StringIO(), force_terminal=True, _environ={"TERM": term})
+    with LiveProgress("iterations", total=2, console=console) as progress:
+        progress.iteration(1, 2, metrics())
+    lines = [row for row in console.file.getvalue().splitlines() if "iterations 1/2" in row]
+    assert bool(lines) == (term != "xterm")

@@ -1,5 +1,6 @@
 """Tests of paired differences against hand-computed values and scipy."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -140,6 +141,9 @@ def test_a_detectable_difference_is_detected_four_times_in_five():
 def test_nothing_is_detectable_where_the_design_cannot_find_it():
     few = of_runs(0.1, 0.2, 0.3)
     assert stats.detectable_difference(few, correct({"few": few})["few"]) is None
+    # nor where it would have to be larger than there can be
+    wide = dataclasses.replace(of_runs(*[0.9, -0.9] * 4), error=(0.8, 2))
+    assert stats.detectable_difference(wide, correct({"wide": wide})["wide"]) is None
 
 
 def test_improvement_counts_ties_half():
