@@ -29,9 +29,10 @@ _MAIN: dict[str, Look] = {
     "initial": ("--initial", "dotted"),
 }
 _COLOURS = ("--fresh", "--other-1", "--other-2", "--other-3", "--other-4")
-# what other arms take in turn: colours of their own first
+# what other arms take in turn: colours of their own first, and neighbours differ in both
 _FREE: tuple[Look, ...] = (
-    *((colour, style) for style in _STYLES for colour in _COLOURS),
+    *((_COLOURS[n % 5], _STYLES[n % 3]) for n in range(15)),
+    *((colour, "solid") for colour in _COLOURS),
     *(
         look
         for look in itertools.product([colour for colour, _ in _MAIN.values()], _STYLES)
