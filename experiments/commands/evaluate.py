@@ -323,7 +323,7 @@ def _evaluate(
     if before and (other := _other_choice(before, report["protocol"])):
         console.print(
             f"They take the place of an evaluation with {other}. What it played is kept in"
-            f" {results}/: its flags again show it again, without playing.",
+            f" {results}/: evaluate with its flags to show it again; nothing is played again.",
             highlight=False,
             markup=False,
             soft_wrap=True,

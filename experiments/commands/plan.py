@@ -87,7 +87,7 @@ def prepare(wanted: Machine) -> None:
         return
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "The compiler for TPUs (libtpu) is not installed: in the clone, run"
+            "The compiler for TPUs (libtpu) is not installed: for the extra `plan`, run in the clone"
             f" `{install('plan')}`."
         )
     os.environ |= {
