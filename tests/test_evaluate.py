@@ -669,3 +669,12 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
     shutil.rmtree(taught)
     evaluate.main(["--run-dir", str(evaluated), *flags])
     assert not taught.exists()
+
+
+def test_a_run_dir_that_would_be_dropped_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--run-dir", "a", "--run-dir=b", "--out", "c"])
+    assert stopped.value.code == 2
+    assert (
+        "--run-dir is given 2 times, of which only the last would count" in capsys.readouterr().err
+    )

@@ -28,9 +28,7 @@ class CompareArgs:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="DIR ...", help_behavior_hint=""),
     ] = ()
-    """Evaluated run directories, for example runs/seed0 runs/seed1; bundles of runs, packed or
-    not; folders with the results of several runs, as `ictjax evaluate --run-dir A B` writes them.
-    """
+    """Evaluated runs, for example runs/seed0 runs/seed1, bundles, or results of several runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -148,6 +148,11 @@ def evaluation_name(
 
 
 def _main(argv: list[str]) -> None:
+    if (times := sum(word.partition("=")[0] == "--run-dir" for word in argv)) > 1:
+        raise ValueError(
+            f"--run-dir is given {times} times, of which only the last would count: name all runs"
+            " behind one, as in --run-dir runs/seed0 runs/seed1."
+        )
     first, _ = parse_known(RunArgs, "evaluate", argv)
     if not first.run_dir:
         # --help ends here; what is misspelt is named before what is missing

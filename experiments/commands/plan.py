@@ -87,8 +87,8 @@ def prepare(wanted: Machine) -> None:
         return
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "The compiler for TPUs (libtpu) is not installed: for the extra `plan`, run in the clone"
-            f" `{install('plan')}`."
+            "The compiler for TPUs (libtpu) is not installed: for the extra `plan`, run in the"
+            f" clone `{install('plan')}`."
         )
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata could be asked for
