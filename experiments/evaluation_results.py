@@ -325,3 +325,14 @@ _ANALYSES: Mapping[str, Callable[[Any], bool]] = {
     "deletions": _each(_fields(prompts=_is_count, games=_is_count, sentences=_are_sentences)),
 }
 """What readers show of each analysis."""
+
+
+def next_command(run_dir: pathlib.Path, iterations: int) -> str:
+    """What to do with a run that is trained: "report" where its last iteration is evaluated, else
+    "evaluate".
+    """
+    try:
+        results = read_results(run_dir / "evaluation.json")
+    except (OSError, ValueError):  # none, or none that can be read
+        return "evaluate"
+    return "report" if results["protocol"]["checkpoint"] == iterations else "evaluate"

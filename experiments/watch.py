@@ -18,7 +18,8 @@ from rich.text import Text
 
 from envs.stopping import check
 from experiments.console import Draw, mishaps, phase_seconds, seconds_left
-from experiments.local_path import typed
+from experiments.evaluation_results import next_command
+from experiments.local_path import command_line, typed
 from experiments.run_dir import read_run
 from experiments.run_lock import check_free
 from experiments.visible import visible
@@ -419,10 +420,13 @@ def _cut(text: str, most: int) -> str:
 def _next(seen: Look, named: pathlib.Path) -> str:
     run_dir = typed(named)
     if seen.finished:
-        return f"Next: ictjax evaluate --run-dir {run_dir}"
+        word = next_command(seen.run_dir, seen.config.iterations)
+        return f"Next: {command_line(f'{word} --run-dir {run_dir}')}"
     if named != seen.run_dir:  # its config.json is no file of this machine
-        return f"To go on: ictjax train --run-dir {run_dir}, with its other flags as they were"
-    return f"To go on: ictjax train --config {typed(named / 'config.json')} --run-dir {run_dir}"
+        command = command_line(f"train --run-dir {run_dir}")
+        return f"To go on: {command}, with its other flags as they were"
+    config = typed(named / "config.json")
+    return f"To go on: {command_line(f'train --config {config} --run-dir {run_dir}')}"
 
 
 def _duration(seconds: float) -> str:

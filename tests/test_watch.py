@@ -13,6 +13,7 @@ from experiments.commands import watch
 from experiments.console import Terminal
 from experiments.presets import preset
 from experiments.run_lock import RunLock
+from tests.evaluations import evaluation
 from tests.test_cli import refused
 
 ITERATIONS = 4
@@ -123,6 +124,11 @@ def test_a_run_that_is_trained_or_finished(run, capsys):
     text = shown(capsys, run)
     assert "finished" in text and "left" not in text
     assert text.endswith(f"Next: ictjax evaluate --run-dir '{run}'\n")
+    results = evaluation({"door": "heldout"})
+    for step, word in ((ITERATIONS - 1, "evaluate"), (ITERATIONS, "report")):
+        results["protocol"]["checkpoint"] = step
+        (run / "evaluation.json").write_text(json.dumps(results))
+        assert shown(capsys, run).endswith(f"Next: ictjax {word} --run-dir '{run}'\n")
 
 
 def test_a_run_that_has_just_begun(run, capsys):

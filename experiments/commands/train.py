@@ -11,7 +11,7 @@ import tyro
 
 from experiments.command import Flags, parse, parse_known, run_main
 from experiments.console import Terminal
-from experiments.evaluation_results import read_results
+from experiments.evaluation_results import next_command
 from experiments.local_path import command_line, local_path, typed
 from experiments.presets import (
     PRESETS,
@@ -300,14 +300,5 @@ def _main(argv: list[str]) -> None:
             even_so=args.even_so,
             sender=sender,
         )
-    word = "report" if _is_evaluated(run_dir, args.settings.iterations) else "evaluate"
+    word = next_command(run_dir, args.settings.iterations)
     console.print(f"Next: {command_line(f'{word} --run-dir {typed(named)}')}", soft_wrap=True)
-
-
-def _is_evaluated(run_dir: pathlib.Path, iterations: int) -> bool:
-    """Whether the results of a run's last iteration are there."""
-    try:
-        results = read_results(run_dir / "evaluation.json")
-    except (OSError, ValueError):  # none, or none that can be read
-        return False
-    return results["protocol"]["checkpoint"] == iterations
