@@ -773,7 +773,7 @@ def test_official_splits_hold_out_whole_task_folders(tree):
         ({"data": "official"}, "No official ALFWorld games.*alfworld-download"),
         ({"data": "/nowhere"}, "no ALFWorld games at '/nowhere'"),
         ({"rooms": "huge"}, "Unknown rooms 'huge'.*full, small"),
-        ({"text": "short"}, "Unknown text 'short'"),
+        ({"text": "long"}, "Unknown text 'long'"),
         ({"engine": "c"}, "Unknown engine 'c'"),
         ({"test": "train"}, "Unknown test 'train'"),
         ({"data": "official", "rooms": "small"}, "no small rooms"),

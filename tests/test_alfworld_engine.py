@@ -492,8 +492,8 @@ def test_foreign_ids_and_options_are_refused():
             game.reset(other)
     with pytest.raises(ValueError, match="cannot be played: The PDDL problem must have"):
         AlfworldGame("cool", lambda key: kitchen(pddl_problem="")).reset(game_id())
-    with pytest.raises(ValueError, match="Unknown text style 'short'"):
-        AlfworldGame("cool", lambda key: {}, style="short")
+    with pytest.raises(ValueError, match="Unknown text style 'long'"):
+        AlfworldGame("cool", lambda key: {}, style="long")
     with pytest.raises(ValueError, match="Unknown ALFWorld engine 'java'"):
         AlfworldGame("cool", lambda key: {}, engine="java")
 

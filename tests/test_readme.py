@@ -90,7 +90,7 @@ NOT_RUN = {
 # Runs that pages go on with; here all are the run of the first block of docs/use.md.
 FIRST = "runs/tiny"
 PAPER = tuple(f"paper-{name}-k{k}" for name in ("alfworld", "minihack") for k in (3, 5))
-RUNS = ("qwen", "demo", "second", "other", "house", *PAPER)
+RUNS = ("qwen", "demo", "second", "other", "house", *(f"seed{n}" for n in range(4)), *PAPER)
 
 
 class Block(NamedTuple):
