@@ -479,10 +479,10 @@ def test_the_time_the_caller_is_away_does_not_count(open_pool, probe):
     ]
     wait_for(pool, 2)
     pool.step(tickets[0], "'z' * 3_000_000")  # one worker waits for us to read its answer
-    assert pool.poll(0.0) == []
+    early = pool.poll(0.0)  # nothing, unless this process was kept waiting itself
     pool.step(tickets[1], "'z'")  # the other for us to send its request
     time.sleep(DEADLINE_S + 0.2)
-    wait_for(pool, 2)
+    wait_for(pool, 2 - len(early))
     assert (pool.stats.timeouts, pool.stats.crashes) == (0, 0)
 
 
@@ -772,7 +772,9 @@ def test_an_exception_closes_the_pool(tmp_path):
 
 def test_a_forgotten_pool_ends_its_workers(tmp_path):
     pool = WorkerPool("fake", temp_root=str(tmp_path))
-    workers = pids(pool)
+    until = time.monotonic() + GIVE_UP_S
+    while len(workers := pids(pool)) < 2:  # a process has its own name a moment after it is there
+        assert time.monotonic() < until
     del pool
     gc.collect()
     assert len(workers) == 2
