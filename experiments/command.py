@@ -151,6 +151,13 @@ def unknown(complaint: str, given: str, known: Sequence[str], listed_by: str = "
     return ValueError(f"{complaint}{meant}: use one of {', '.join(known)}.")
 
 
+def run_by_position(argv: Sequence[str]) -> list[str]:
+    """The words of a command that takes runs without a flag, where people wrote `--run-dir` before
+    them, as other commands have it.
+    """
+    return [word.removeprefix("--run-dir=") for word in argv if word != "--run-dir"]
+
+
 def parse(
     kind: Any, command: str, description: str, argv: Sequence[str], default: _Args | None = None
 ) -> Any:

@@ -766,3 +766,13 @@ def test_whatever_is_said_is_a_sentence(capsys, kind, said):
     with pytest.raises(SystemExit):
         run_main(body, "")
     assert capsys.readouterr().err == "ictjax: it is no file.\n"
+
+
+@pytest.mark.parametrize("command", ["watch", "results", "compare", "bundle"])
+@pytest.mark.parametrize("words", [("--run-dir", "gone"), ("--run-dir=gone",), ("gone",)], ids=str)
+def test_a_run_may_stand_behind_its_flag_or_by_itself(
+    command, words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    main = importlib.import_module(f"experiments.commands.{command}").main
+    assert "gone" in refused(capsys, main, list(words))

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.filesize import decimal
 
-from experiments.command import parse, run_main
+from experiments.command import parse, run_by_position, run_main
 from experiments.console import Terminal
 from experiments.local_path import check_place
 from experiments.packed_folder import ENDINGS, stem
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    args = parse(BundleArgs, "bundle", _DESCRIPTION, argv)
+    args = parse(BundleArgs, "bundle", _DESCRIPTION, run_by_position(argv))
     # what reads runs takes a moment to load
     from experiments.bundle import check_out, write_bundle
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command import parse, run_main
+from experiments.command import parse, run_by_position, run_main
 from experiments.console import Terminal
 from experiments.remote_run import readable
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    args = parse(CompareArgs, "compare", _DESCRIPTION, argv)
+    args = parse(CompareArgs, "compare", _DESCRIPTION, run_by_position(argv))
     if not args.run_dirs:
         raise ValueError(
             "No run is named: give evaluated run directories, for example `ictjax compare"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.command import parse, run_main
+from experiments.command import parse, run_by_position, run_main
 from experiments.remote_run import readable
 
 _DESCRIPTION = (
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    args = parse(ResultsArgs, "results", _DESCRIPTION, argv)
+    args = parse(ResultsArgs, "results", _DESCRIPTION, run_by_position(argv))
     # what reads runs takes a moment to load
     from experiments.report_data import load_run
     from experiments.results import check_out, write_results

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command import Flags, parse, run_main
+from experiments.command import Flags, parse, run_by_position, run_main
 from experiments.console import Terminal
 from experiments.remote_run import readable
 from ictjax.ranges import Range
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    args = parse(WatchArgs, "watch", _DESCRIPTION, argv)
+    args = parse(WatchArgs, "watch", _DESCRIPTION, run_by_position(argv))
     from experiments.watch import watch  # flags are right when configurations are loaded
 
     with contextlib.ExitStack() as stack:
