@@ -45,7 +45,8 @@ Draw = Callable[[Console, int], RenderableType]
 
 Screen = Callable[[int, Mapping[str, Any]], Draw]
 """Called with the last iteration, when its files are written, and its metrics (none before the
-first that is followed); gives what draws how the run goes. It may raise OSError or ValueError.
+first that is followed); gives what draws how the run goes. What either raises is shown, and ends
+nothing.
 """
 
 
