@@ -2,8 +2,8 @@
 that the adapters are taught with.
 
 The chats are made as those of MiniHack (`experiments.smollm.chats`): the actor's teach obedience on
-all families, half of the games with other names for verbs and tasks; the reflector's teach form on
-training families, whose verbs and tasks always have other names.
+all families, under their own names for verbs and tasks and under others (`play_families`); the
+reflector's teach form on training families, whose verbs and tasks always have other names.
 """
 
 import dataclasses
