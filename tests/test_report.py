@@ -720,6 +720,17 @@ def test_arms_of_every_kind_are_compared(tmp_path):
     (run / "evaluation.json").write_text(json.dumps(evaluation(FAMILIES, rates, seeds=3)))
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "trained - best-of-n" in text and "flipped - initial" in text
+    results = json.loads((run / "evaluation.json").read_text())
+    for split in results["overall"].values():
+        won = wording.percent(split["arms"]["best-of-n"]["mean"])
+        test = split["tests"]["trained_vs_best-of-n"]
+        difference = (
+            f"{wording.points(test['difference'])} {wording.interval(test['ci95'], signed=True)}"
+        )
+        assert (
+            f"Of 2 other arms best-of-n won most: {won} %; trained - best-of-n: {difference},"
+            f" {test['verdict']}." in text
+        )
     assert "3 trained seeds cannot give p &lt; 0.250" in html.escape(text)
 
 
