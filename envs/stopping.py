@@ -28,6 +28,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from envs.terminals import draws_anew
+
 GRACE_S = 4.0  # until an end that waits for a `check` is forced
 _CLEANING_S = 2.0  # for killing children and removing unfinished files
 _POLL_S = 0.05
@@ -202,7 +204,7 @@ class Program:
                 termios.tcsetattr(0, termios.TCSANOW, self._terminal)
         for fd in (1, 2):
             with contextlib.suppress(OSError):
-                if os.isatty(fd):
+                if os.isatty(fd) and draws_anew():
                     os.write(fd, b"\x1b[?25h")  # bars hide the cursor
         os._exit(128 + number)
 

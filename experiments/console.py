@@ -28,6 +28,7 @@ from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 
+from envs.terminals import draws_anew
 from experiments.visible import visible
 
 _PLAIN_EVERY_S = 30.0
@@ -62,8 +63,7 @@ class Terminal(Console):
     @property
     def is_terminal(self) -> bool:
         """Whether bars can be drawn."""
-        dumb = self._environ.get("TERM", "").lower() in ("dumb", "unknown")
-        return super().is_terminal and not dumb
+        return super().is_terminal and draws_anew(self._environ)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """A text as it is printed, alone or in a table."""
@@ -390,7 +390,7 @@ def reading_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bars:
@@ -403,10 +403,11 @@ def reading_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 @contextlib.contextmanager
 def counting_bar(what: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
     """Gives a function of (done, total) for work that takes long before there is anything to show:
-    a bar with the time left while it runs; without a terminal, a line at most every half minute.
+    a bar with the time left while it runs; without a terminal that can draw one, a line at most
+    every half minute.
     On stderr, unless a console is given.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     columns = _columns(console, TimeRemainingColumn(table_column=Column(no_wrap=True)))
     started = last_line = console.get_time()
     with Progress(

@@ -8,27 +8,21 @@ weights. On two CPU cores the actor takes about 40 minutes for each of the two p
 """
 
 import collections
+import contextlib
 import itertools
 import json
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from experiments import tasks
 from experiments.commands.pretrain import PretrainArgs, main
-from experiments.console import Terminal
+from experiments.console import Terminal, counting_bar
 from experiments.pocket import lessons, measure, play
 from experiments.pocket.data import ActorRows, PlayedGame, ReflectorRows, WordTable, target_texts
 from experiments.pocket.fit import FitConfig, fit
@@ -47,68 +41,55 @@ _MAX_LEVEL = 6
 _LEVEL_WINDOW = 25  # steps over which accuracy decides whether the drills get harder
 _LEVEL_ACCURACY = 0.94
 _KEEP_EVERY = 500  # steps after which the weights are written, so that a crash loses little
+_SAY_EVERY = 100  # steps after which a line says how they went
 
 
 def pretrain(config: PretrainArgs) -> None:
     """Plays, trains, measures; prints where things are."""
     console = Terminal()
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    # a whole run's speed: rich measures half a minute, in which no step may end
-    with Progress(*columns, console=console, speed_estimate_period=24 * 3600.0) as progress:
-        if config.stage != "measure":
-            games = collect(config, progress)
-            tokenizer = build_tokenizer(*vocabulary(games))
-            words = WordTable(tokenizer)
-            shape = ModelConfig(
-                vocab_size=len(tokenizer),
-                num_layers=4,
-                d_model=128,
-                d_ff=256,
-                num_heads=4,
-                num_kv_heads=2,
-                head_dim=32,
-                rope_theta=10_000.0,
-                tie_embeddings=True,
-                max_positions=2048,
-            )
-            for name, train in (("actor", train_actor), ("reflector", train_reflector)):
-                if config.stage in ("all", name):
-                    folder = config.out / name
-                    tokenizer.save_pretrained(folder)
-                    save_checkpoint(
-                        folder, shape, train(config, shape, games, words, tokenizer, progress)
-                    )
-                    write_manners(
-                        folder, tasks.manners(tasks.POCKET_MINIHACK, tasks.POCKET_ALFWORLD)
-                    )
-            write_record(config.out, taught_with(config))
-        report = measure.measure(
-            config.out,
-            test_games=config.test_games,
-            progress=progress,
-            actor_only=config.stage == "actor",
+    if config.stage != "measure":
+        games = collect(config, console)
+        tokenizer = build_tokenizer(*vocabulary(games))
+        words = WordTable(tokenizer)
+        shape = ModelConfig(
+            vocab_size=len(tokenizer),
+            num_layers=4,
+            d_model=128,
+            d_ff=256,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            rope_theta=10_000.0,
+            tie_embeddings=True,
+            max_positions=2048,
         )
+        for name, train in (("actor", train_actor), ("reflector", train_reflector)):
+            if config.stage in ("all", name):
+                folder = config.out / name
+                tokenizer.save_pretrained(folder)
+                save_checkpoint(
+                    folder, shape, train(config, shape, games, words, tokenizer, console)
+                )
+                write_manners(folder, tasks.manners(tasks.POCKET_MINIHACK, tasks.POCKET_ALFWORLD))
+        write_record(config.out, taught_with(config))
+    report = measure.measure(
+        config.out,
+        test_games=config.test_games,
+        console=console,
+        actor_only=config.stage == "actor",
+    )
     path = config.out / "measurements.json"
     write_lines(path, [json.dumps(report, indent=1)])
     show(report, console)
-    console.print(f"The models and {path.name} are in {config.out}.", highlight=False)
+    console.print(f"The models and {path.name} are in {config.out}.", soft_wrap=True)
 
 
-def collect(config: PretrainArgs, progress: Progress) -> list[PlayedGame]:
+def collect(config: PretrainArgs, console: Console) -> list[PlayedGame]:
     """The scripted episodes of all families of both benchmarks."""
     counts = (
         len(lessons.MINIHACK_LESSONS) * config.minihack_games,
         len(lessons.ALFWORLD_LESSONS) * config.alfworld_games,
     )
-    task = progress.add_task("scripted play", total=4 * sum(counts), note="")
     played = itertools.chain(
         play.play_minihack(
             games_per_family=config.minihack_games,
@@ -122,9 +103,10 @@ def collect(config: PretrainArgs, progress: Progress) -> list[PlayedGame]:
         ),
     )
     games = []
-    for game in played:
-        games.append(game)
-        progress.update(task, advance=1, note=game.family)
+    with counting_bar("scripted play", console) as advance:
+        for game in played:
+            games.append(game)
+            advance(len(games), 4 * sum(counts))
     return games
 
 
@@ -165,14 +147,14 @@ def train_actor(
     games: list[PlayedGame],
     words: WordTable,
     tokenizer,
-    progress: Progress,
+    console: Console,
 ):
     """First MiniHack alone (or weights that know it), then both benchmarks."""
     params = init_params(shape, jax.random.key(config.seed))
 
     def part(name: str, params, chosen: list[PlayedGame], steps: int, *, fresh: bool):
         rows = ActorRows(chosen, words, max_tokens=512, seed=config.seed)
-        return teach_routing(config, shape, params, rows, name, steps, fresh, tokenizer, progress)
+        return teach_routing(config, shape, params, rows, name, steps, fresh, tokenizer, console)
 
     if config.start is not None:
         params = with_known_words(params, config.start, tokenizer)
@@ -202,7 +184,7 @@ def teach_routing(
     steps: int,
     fresh: bool,
     tokenizer,
-    progress: Progress,
+    console: Console,
 ):
     """Drills with more and more lessons, then whole episodes among them; a `fresh` model copies
     random words first. Consumes `params`.
@@ -216,25 +198,14 @@ def teach_routing(
         episodes = 0.0 if state["level"] < 3 else 0.25 if step < 0.6 * steps else 0.5
         return rows.draw(level=state["level"], copy_share=copy, episode_share=episodes)
 
-    task = progress.add_task(name, total=steps, note="")
-
-    def report(step: int, loss: float, accuracy: float) -> None:
+    def note(loss: float, accuracy: float) -> str:
         recent.append(accuracy)
         full = len(recent) == _LEVEL_WINDOW
         if full and sum(recent) / len(recent) > _LEVEL_ACCURACY and state["level"] < _MAX_LEVEL:
             state["level"] += 1
             recent.clear()
-        note = (
-            f"level {state['level']}  loss {loss:.3f}  accuracy"
-            f" {sum(recent) / max(len(recent), 1):.3f}"
-        )
-        progress.update(task, advance=1, note=note)
-        if step % 100 == 99:
-            (
-                progress.console.log(f"{name}, step {step + 1}: {note}")
-                if not progress.console.is_terminal
-                else None
-            )
+        mean = sum(recent) / max(len(recent), 1)
+        return f"level {state['level']}  loss {loss:.3f}  accuracy {mean:.3f}"
 
     def keep(params) -> None:
         save_checkpoint(config.out / "actor", shape, params)
@@ -245,9 +216,28 @@ def teach_routing(
         learning_rate=config.learning_rate,
         keep_every=_KEEP_EVERY,
     )
-    return fit(
-        shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report, keep=keep
-    )
+    with _steps(name, steps, note, console) as report:
+        return fit(
+            shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report, keep=keep
+        )
+
+
+@contextlib.contextmanager
+def _steps(
+    name: str, total: int, note: Callable[[float, float], str], console: Console
+) -> Iterator[Callable[[int, float, float], None]]:
+    """The `report` of `fit`: a bar, and a line every hundred steps with what `note` says of the
+    loss and accuracy of each.
+    """
+    with counting_bar(name, console) as advance:
+
+        def report(step: int, loss: float, accuracy: float) -> None:
+            said = note(loss, accuracy)
+            advance(step + 1, total)
+            if (step + 1) % _SAY_EVERY == 0:
+                console.print(f"{name}, step {step + 1:,}: {said}", soft_wrap=True)
+
+        yield report
 
 
 def train_reflector(
@@ -256,20 +246,16 @@ def train_reflector(
     games: list[PlayedGame],
     words: WordTable,
     tokenizer,
-    progress: Progress,
+    console: Console,
 ):
     """From the actor's weights: contexts of scripted play and the replies of a mediocre coach,
     until what is named decides the lesson.
     """
     shares = {"right_share": config.right_share, "vague_share": config.vague_share}
     rows = ReflectorRows(games, words, POCKET_MINIHACK.reflection, **shares, seed=config.seed)
-    task = progress.add_task("reflector", total=config.reflector_steps, note="")
 
-    def report(step: int, loss: float, accuracy: float) -> None:
-        note = f"loss {loss:.3f}  accuracy {accuracy:.3f}"
-        progress.update(task, advance=1, note=note)
-        if step % 100 == 99 and not progress.console.is_terminal:
-            progress.console.log(f"reflector step {step + 1}: {note}")
+    def note(loss: float, accuracy: float) -> str:
+        return f"loss {loss:.3f}  accuracy {accuracy:.3f}"
 
     fitting = FitConfig(steps=config.reflector_steps, tokens_per_step=4096, learning_rate=1.5e-3)
     # The actor's look-up of the prompt is what naming a thing and repeating it takes: from random
@@ -281,7 +267,8 @@ def train_reflector(
             1 if step < config.reflector_steps // 4 else POCKET_MINIHACK.meta.games_per_context
         )
 
-    return fit(shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report)
+    with _steps("reflector", config.reflector_steps, note, console) as report:
+        return fit(shape, params, draw, fitting, pad_id=tokenizer.pad_token_id, report=report)
 
 
 def show(report: dict, console: Console) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.html import Html, data, html
 from experiments.report_data import Evaluation, Json, RunData, game_name
-from experiments.report_loops import context_seeds
+from experiments.report_figures import arm_lines
+from experiments.report_loops import context_seeds, loops, shown_loops
 from experiments.report_parts import Section, clipped, section
 from experiments.visible import visible
 from experiments.wording import counted
@@ -15,13 +16,16 @@ from experiments.wording import counted
 MAX_STEPS = 50_000  # turns of all episodes on a page
 MAX_CHARACTERS = 100_000_000  # of their texts: 2,000 a turn
 
+Parts = Mapping[tuple[str, str], list[Json]]  # by arm and family
+
 FIELDS = ("evaluation", "family", "arm", "run", "turn", "use", "outcome", "failures", "game")
 
 
 class Episodes:
     """What of a run's episodes goes into its page, as many as there is room for: of evaluations the
-    TEST games under the last prompts of all arms, then what reflectors read, held-out families
-    first; what the reflector read last in training.
+    TEST games under the last prompts of all arms, then what reflectors read: first for the prompts
+    that the page shows, then for others, held-out families first; what the reflector read last in
+    training.
     """
 
     def __init__(self, run: RunData):
@@ -99,7 +103,10 @@ def viewer(run: RunData, episodes: Episodes) -> Section | None:
     if run.contexts:
         what.append("what was read in the newest iteration of training")
     left_out = (
-        f" {episodes.left_out:,} more did not fit into this page." if episodes.left_out else ""
+        f" {episodes.left_out:,} more did not fit into this page: TEST games come first, then what"
+        " was read for the prompts above."
+        if episodes.left_out
+        else ""
     )
     folders = ["the run directory", *(str(one.results["folder"]) for one in run.evaluations)]
     return section(
@@ -131,9 +138,7 @@ def _test(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
     protocol = evaluation.results["protocol"]
     runs, games = (protocol.get(name) for name in ("runs", "test_games"))
     for family in evaluation.families:
-        for (arm, of_family), played in evaluation.episodes.items():
-            if of_family != family:
-                continue
+        for arm, played in _by_arm(evaluation.episodes, family):
             # run after run, seed after seed, as many games each
             whole = type(runs) is int and type(games) is int and runs * games > 0
             whole = whole and len(played) % (runs * games) == 0
@@ -155,16 +160,38 @@ def _test(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
 
 
 def _stream(evaluation: Evaluation) -> Iterator[tuple[Mapping[str, Any], Json]]:
-    for family in evaluation.families:
-        where = {"evaluation": evaluation.name, "family": family, "use": "STREAM"}
-        for (arm, of_family), contexts in evaluation.contexts.items():
-            if of_family != family:
-                continue
-            of_seeds = context_seeds(contexts)
-            for context, seed in zip(contexts, of_seeds, strict=True):
-                by = _arm(evaluation, arm, seed, max(of_seeds) + 1)
-                for episode in context["trajectories"]:
-                    yield {**where, **_read_by(by, context)}, episode
+    read = [
+        (
+            {
+                "evaluation": evaluation.name,
+                "family": family,
+                "use": "STREAM",
+                **_read_by(_arm(evaluation, arm, seed, max(of_seeds) + 1), context),
+            },
+            context,
+        )
+        for family in evaluation.families
+        for arm, contexts in _by_arm(evaluation.contexts, family)
+        for of_seeds in [context_seeds(contexts)]
+        for context, seed in zip(contexts, of_seeds, strict=True)
+    ]
+    linked = {
+        id(context)
+        for several in shown_loops(loops(evaluation)).values()
+        for shown in several
+        for loop in (shown.loop, shown.beside)
+        if loop is not None
+        for context in loop.contexts.values()
+    }
+    for about, context in sorted(read, key=lambda item: id(item[1]) not in linked):
+        for episode in context["trajectories"]:
+            yield about, episode
+
+
+def _by_arm(parts: Parts, family: str) -> list[tuple[str, list[Json]]]:
+    """Of a family, in the order of legends."""
+    of_arms = {arm: rows for (arm, of_family), rows in parts.items() if of_family == family}
+    return [(arm, of_arms[arm]) for arm, *_ in arm_lines(list(of_arms))]
 
 
 def _arm(evaluation: Evaluation, name: str, seed: int, seeds: int) -> str:

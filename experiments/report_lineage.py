@@ -170,8 +170,11 @@ def same_games(evaluation: Evaluation, episodes: Episodes, anchor: str) -> Secti
         anchor,
         f"The same games, untrained and trained{on(evaluation)}",
         html(
-            "Every TEST game under the last prompts of both, as they were played. The first {} of"
+            "Every TEST game under the last prompts of both, as they were played{}. The first {} of"
             " each kind open side by side.",
+            "; each counts once for every trained seed, and the untrained reflector's is the same"
+            if len(evaluation.runs) > 1
+            else "",
             _MOST_LINKS,
         ),
         table("Games by who won them", head, rows),

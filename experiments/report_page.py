@@ -35,7 +35,7 @@ from experiments.report_parts import (
 )
 from experiments.report_results import curves, results
 from experiments.report_training import cost, rewards, signal
-from experiments.wording import counted, percent
+from experiments.wording import counted, interval, percent, points
 
 POCKET_NOTE = (
     "The actor and the reflector here are pocket models: small networks that ship with the"
@@ -169,9 +169,38 @@ def _tile(split: SplitSummary) -> Html:
         if found
     )
     return html(
-        '<div class="tile"><p class="title">{}: games won</p><div class="values">{}</div></div>',
+        '<div class="tile"><p class="title">{}: games won</p><div class="values">{}</div>{}</div>',
         split.title.capitalize(),
         joined(cells),
+        _best_other(split),
+    )
+
+
+def _best_other(split: SplitSummary) -> Html:
+    """Which of the arms without a number in the tile won most, and what trained is against it."""
+    others = {arm: of for arm, of in split.overall["arms"].items() if arm not in ARM_TEXTS}
+    if not others:
+        return Html("")
+    best = max(others, key=lambda arm: others[arm]["mean"])
+    test = split.overall["tests"].get(f"trained_vs_{best}")
+    against = (
+        html(
+            "; trained - {}: {} {}, {}",
+            best,
+            points(test["difference"]),
+            interval(test["ci95"], signed=True),
+            test["verdict"],
+        )
+        if test
+        else Html("")
+    )
+    return html(
+        '<p class="detail">{}{} %{}.</p>',
+        f"Of {len(others)} other arms {best} won most: "
+        if len(others) > 1
+        else f"The other arm, {best}: ",
+        percent(others[best]["mean"]),
+        against,
     )
 
 

@@ -91,11 +91,18 @@ def verdict_badge(verdict: str) -> Html:
     return badge(sign + verdict, "good" if verdict == "better" else "bad" if sign else "")
 
 
-def badges(counts: Mapping[str, float]) -> Html:
-    """Counts of what went wrong, zeros included, so that silence is a statement."""
+def badges(counts: Mapping[str, float], of: Mapping[str, float] | None = None) -> Html:
+    """Counts of what went wrong, zeros included, so that silence is a statement; of how many, where
+    `of` knows that.
+    """
     shown = joined(
         (
-            html('<span class="badge">{}: <b>{:,.0f}</b></span>', text, value)
+            html(
+                '<span class="badge">{}: <b>{:,.0f}</b>{}</span>',
+                text,
+                value,
+                f" of {of[text]:,.0f}" if of and of.get(text) else "",
+            )
             for text, value in counts.items()
         ),
         " ",

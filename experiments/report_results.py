@@ -355,14 +355,22 @@ def _faults(evaluation: Evaluation) -> Html:
         "failed_episodes": "episodes failed by the environment",
     }
     families = evaluation.families.values()
+    splits = split_summaries(evaluation)
+    asked = {
+        f"{texts['malformed_replies']}, {arm}": sum(
+            _budget(split, arm).get("reflector_calls", 0) for split in splits
+        )
+        for arm in _arms(splits)
+    }
     return badges(
         {
             f"{text}, {arm}": sum(family.get(key, {}).get(arm, 0) for family in families)
             for key, text in texts.items()
-            for arm in _arms(split_summaries(evaluation))
+            for arm in _arms(splits)
             if any(arm in family.get(key, {}) for family in families)
             and (key, arm) != ("malformed_replies", "initial")
-        }
+        },
+        of=asked,
     )
 
 

@@ -2,6 +2,7 @@
 trained seeds each has its own line or panel.
 """
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from experiments.reward_signal import histogram, reward_signal, signal_of_run
 from experiments.wording import correlation, counted, number
 
 Series = Sequence[float | None]
+Values = list[tuple[int, list[float]]]  # by iteration
 
 _SIGNAL = {
     "reliability": "reward, and the same from other games (split halves)",
@@ -68,7 +70,7 @@ def rewards(run: RunData, trainings: Sequence[Training], absent: Sequence[str]) 
     key = list(_KINDS.values())
     if baselines:
         key.append(("initial prompt, as evaluated", "--initial", "dotted"))
-    overall = list(map(_overall, trainings))
+    overall = [_overall(training, baselines) for training in trainings]
     alone = _alone(trainings)
     ends = None if alone else common_ends(overall)
     charts = [
@@ -391,12 +393,22 @@ def _smoothed(
     )
 
 
-def _overall(training: Training) -> list[Line]:
-    """Rewards of the candidates of all families."""
-    return [
-        _smoothed(training, *_KINDS[kind], series(training.metrics, name))
+def _overall(training: Training, baselines: Mapping[str, float]) -> list[Line]:
+    """Rewards of the candidates of all families; the first prompt's mean over these, where it is
+    known of all.
+    """
+    lines = [
+        dataclasses.replace(
+            _smoothed(training, *_KINDS[kind], series(training.metrics, name)),
+            band=_band(_by_iteration(training.candidates, kind)),
+        )
         for kind, name in (("replay_reward", "reward_replay"), ("fresh_reward", "reward_fresh"))
     ]
+    families = {candidate["family"] for candidate in training.candidates}
+    known = [baselines[family] for family in families if family in baselines]
+    if known and len(known) == len(families):
+        lines += _first_prompt(training, statistics.fmean(known))
+    return lines
 
 
 def _alone(trainings: Sequence[Training]) -> bool:
@@ -461,11 +473,9 @@ def _of_family(training: Training, family: str, baseline: float | None) -> list[
     """Rewards of the candidates of one family."""
     lines = []
     for field, (name, colour, style) in _KINDS.items():
-        by_iteration: dict[int, list[float]] = {}
-        for candidate in training.candidates:
-            if candidate["family"] == family and candidate.get(field) is not None:
-                by_iteration.setdefault(candidate["iteration"], []).append(candidate[field])
-        found = sorted(by_iteration.items())
+        found = _by_iteration(
+            [one for one in training.candidates if one["family"] == family], field
+        )
         means = [statistics.fmean(values) for _, values in found]
         lines.append(
             Line(
@@ -474,19 +484,36 @@ def _of_family(training: Training, family: str, baseline: float | None) -> list[
                 style=style,
                 points=list(zip([n for n, _ in found], smooth(means), strict=True)),
                 dots=[(n, mean) for (n, _), mean in zip(found, means, strict=True)],
-                band=[
-                    (n, quartiles[0], quartiles[2])
-                    for n, values in found
-                    if len(values) > 1
-                    for quartiles in [statistics.quantiles(values, n=4, method="inclusive")]
-                ],
+                band=_band(found),
             )
         )
     if baseline is not None and any(line.points for line in lines):
-        iterations = _iterations(training)
-        ends = [(n, baseline) for n in (iterations[0], iterations[-1])]
-        lines.append(Line(name="initial prompt", colour="--initial", points=ends, style="dotted"))
+        lines += _first_prompt(training, baseline)
     return lines
+
+
+def _by_iteration(candidates: Sequence[Json], field: str) -> Values:
+    found: dict[int, list[float]] = {}
+    for candidate in candidates:
+        if candidate.get(field) is not None:
+            found.setdefault(candidate["iteration"], []).append(candidate[field])
+    return sorted(found.items())
+
+
+def _band(found: Values) -> list[tuple[float, float, float]]:
+    """The middle half of the candidates."""
+    return [
+        (n, quartiles[0], quartiles[2])
+        for n, values in found
+        if len(values) > 1
+        for quartiles in [statistics.quantiles(values, n=4, method="inclusive")]
+    ]
+
+
+def _first_prompt(training: Training, won: float) -> list[Line]:
+    iterations = _iterations(training)
+    ends = [(n, won) for n in (iterations[0], iterations[-1])]
+    return [Line(name="initial prompt", colour="--initial", points=ends, style="dotted")]
 
 
 def _baselines(run: RunData) -> Mapping[str, float]:

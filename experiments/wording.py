@@ -35,8 +35,13 @@ def number(value: float | None, digits: int) -> str:
 
 
 def correlation(value: float | None) -> str:
-    """0.417 -> +0.42"""
-    return "" if value is None else f"{value:+.2f}"
+    """0.417 -> +0.42; 0.9984 -> +0.998, as it is not 1"""
+    if value is None:
+        return ""
+    shown = (f"{value:+.{digits}f}" for digits in (2, 3, 4))
+    return next(
+        (text for text in shown if abs(value) == 1 or abs(float(text)) < 1), f"{value:+.2f}"
+    )
 
 
 def p_value(p: float) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,14 @@ from envs.alfworld import FAMILIES
 from envs.fake import FakeEnvironment
 from experiments import manifest
 from experiments.arms import ARMS
-from experiments.console import LiveProgress, Terminal, counting_bar, iteration_line, time_left
+from experiments.console import (
+    LiveProgress,
+    Terminal,
+    counting_bar,
+    iteration_line,
+    reading_bar,
+    time_left,
+)
 from experiments.presets import PRESETS
 from tests.test_watch import record
 
@@ -292,3 +300,34 @@ def test_a_terminal_that_draws_nothing_anew_gets_lines(term):
         progress.iteration(1, 2, metrics())
     lines = [row for row in console.file.getvalue().splitlines() if "iterations 1/2" in row]
     assert bool(lines) == (term != "xterm")
+
+
+class FakeTty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", "xterm"])
+def test_a_count_on_a_terminal_that_draws_nothing_anew_is_lines(monkeypatch, clock, term):
+    """On stderr, as commands count that have no console at hand."""
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("rich.console.monotonic", clock)
+    monkeypatch.setattr("sys.stderr", FakeTty())
+    with counting_bar("counting") as advance:
+        for done in range(1, 5):
+            clock.now += 20.0
+            advance(done, 10)
+    shown = sys.stderr.getvalue()
+    lines = "counting 2/10  about 2.7 min left\ncounting 4/10  about 2.0 min left\n"
+    assert (shown == lines) == (term != "xterm")
+    assert ("\x1b" in shown) == (term == "xterm")
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_a_checkpoint_that_is_read_has_a_bar_where_one_can_be_drawn(monkeypatch, term):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("sys.stderr", FakeTty())
+    with reading_bar("reading weights") as progress:
+        progress(2**30, 2**31)
+    assert ("reading weights" in sys.stderr.getvalue()) == (term == "xterm")
+    assert ("\x1b" in sys.stderr.getvalue()) == (term == "xterm")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import re
+import sys
 import zipfile
 
 import gguf
@@ -216,6 +218,20 @@ def test_every_family(architecture, tmp_path):
     jax.tree.map(
         lambda mine, theirs: np.testing.assert_allclose(mine, theirs, atol=1e-6), read, params
     )
+
+
+class FakeTty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_unpacking_has_a_bar_where_one_can_be_drawn(monkeypatch, tmp_path, term):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("sys.stderr", FakeTty())
+    config = MODELS["qwen2"]
+    load_checkpoint(make(tmp_path / "m.gguf", "qwen2", config, weights(config)))
+    assert ("Unpacking m.gguf" in sys.stderr.getvalue()) == (term == "xterm")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib.util
+import json
 
 import pytest
 
@@ -429,6 +430,30 @@ def test_demonstrations_findings_and_placebos_say_what_they_should(pool):
     )
     shown = play(pool, ["demonstration"], win, games)["demonstration"]["prompts"][1]
     assert "This is how you won" in shown and "Action: open" in shown
+
+
+def test_the_placebo_for_length_is_as_long_as_what_was_written_and_says_nothing(pool, drawn):
+    written = "Say open" + " and open" * 30
+    coach = Coach(lambda text: f"ANALYSIS: a.\nIMPROVED PROMPT: {written}")
+    record = play(pool, ["generic"], config(), drawn, coach=coach)["generic"]
+    first, *later = (json.loads(line)["system_prompt"] for line in record["prompts"][:3])
+    for prompt in later:
+        assert prompt.startswith(f"{first} Take your time") and "open" not in prompt
+        assert len(written) - 60 < len(prompt) <= len(written)  # no phrase is longer
+    assert rates(record) == [0, 0, 0] and record["budget"]["reflector_calls"] == len(coach.asked)
+
+
+def test_episodes_that_were_won_are_told_as_lost_to_the_flipped_placebo(pool, drawn):
+    settings = dataclasses.replace(
+        config(), task=dataclasses.replace(config().task, initial_prompt="Always say open")
+    )
+    asked = {}
+    for arm in ("untrained", "flipped"):
+        coach = Coach(lambda text: "ANALYSIS: a.\nIMPROVED PROMPT: Say open")
+        play(pool, [arm], settings, drawn, coach=coach)
+        asked[arm] = coach.asked
+    assert all("Success: Yes" in one and "Success: No" not in one for one in asked["untrained"])
+    assert all("Success: No" in one and "Success: Yes" not in one for one in asked["flipped"])
 
 
 @pytest.mark.parametrize(

@@ -338,6 +338,54 @@ def test_what_does_not_fit_is_counted_and_not_linked(whole, tmp_path, monkeypatc
     assert f"contexts/ of the run directory and of {FOLDER}." in _check(page)
 
 
+def test_what_was_read_for_the_prompts_shown_comes_before_what_others_read(whole, tmp_path):
+    """A fourth loop in the first lines, of a gain that the rule chooses in no family."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    path = run / FOLDER / "contexts" / "trained_wear.jsonl"
+    fourth = [to_json(_context("wear", 3, turn, "You play NetHack.")) + "\n" for turn in range(2)]
+    path.write_text("".join(fourth) + path.read_text())
+    with (run / FOLDER / "turns.jsonl").open("a") as file:
+        for row in _turns("wear", "trained", "You play NetHack. Wear it."):
+            if row["run"] == 0:
+                file.write(json.dumps(row | {"run": 3, "success": 0.1 * row["turn"]}) + "\n")
+    found = [about for about, _ in _episodes(_written(run).read_text(encoding="utf-8"))]
+    test = [about["arm"] for about in found if about["use"] == "TEST"]
+    assert test == ["trained"] * 3 + ["untrained"] * 3 + ["initial"] * 3 + test[9:]
+    stream = [about["run"] for about in found if about["use"] == "STREAM"]
+    assert stream.count("4") == 4 and stream[-4:] == ["4"] * 4
+
+
+def test_replies_without_a_prompt_are_counted_among_all(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    said = f"malformed replies of the reflector, trained: <b>{len(FAMILIES)}</b>"
+    assert f"{said}</span>" in _written(run).read_text(encoding="utf-8")
+    budget = {"trained": {"reflector_calls": 200}}
+    _rewrite(
+        run / "evaluation.json",
+        lambda data: (
+            data | {"families": {k: v | {"budget": budget} for k, v in data["families"].items()}}
+        ),
+    )
+    page = _written(run).read_text(encoding="utf-8")
+    assert f"{said} of {200 * len(FAMILIES):,}</span>" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, ""),
+        (0.417, "+0.42"),
+        (-0.25, "-0.25"),
+        (0.9984, "+0.998"),
+        (-0.99961, "-0.9996"),
+        (1.0, "+1.00"),
+        (0.99999, "+1.00"),
+    ],
+)
+def test_what_is_not_quite_one_is_not_said_to_be(value, said):
+    assert wording.correlation(value) == said
+
+
 def test_the_protocol_is_read_from_the_results(whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
     protocol = {"protocol": "paper", "runs": 10, "meta_turns": 2, "select_games": 0}
@@ -672,6 +720,17 @@ def test_arms_of_every_kind_are_compared(tmp_path):
     (run / "evaluation.json").write_text(json.dumps(evaluation(FAMILIES, rates, seeds=3)))
     text = _check(_written(run).read_text(encoding="utf-8"))
     assert "trained - best-of-n" in text and "flipped - initial" in text
+    results = json.loads((run / "evaluation.json").read_text())
+    for split in results["overall"].values():
+        won = wording.percent(split["arms"]["best-of-n"]["mean"])
+        test = split["tests"]["trained_vs_best-of-n"]
+        difference = (
+            f"{wording.points(test['difference'])} {wording.interval(test['ci95'], signed=True)}"
+        )
+        assert (
+            f"Of 2 other arms best-of-n won most: {won} %; trained - best-of-n: {difference},"
+            f" {test['verdict']}." in text
+        )
     assert "3 trained seeds cannot give p &lt; 0.250" in html.escape(text)
 
 
@@ -809,6 +868,10 @@ def test_trainings_of_several_seeds_stand_side_by_side(tmp_path):
     assert re.findall("<figcaption>(run [^<]*)", training) == ["run a, seed 0", "run b, seed 1"]
     assert "Families of run b, seed 1" in training and "initial prompt, as evaluated" in training
     assert "Not here" not in training
+    # replayed and fresh games with their bands, and the first prompt
+    first, *_ = re.findall("<figure.*?</figure>", training)
+    assert first.count('<path class="band"') == 2 and first.count('<path class="line') == 3
+    assert "each counts once for every trained seed" in text
     # a line for each in every panel, and the counts of the results
     assert len(re.findall('<path class="line', signal.partition("KL to the ref")[2])) == 2 * 4
     assert "0.50 to 1.00: 130" in signal and "in 7 of these all rewards are equal" in signal

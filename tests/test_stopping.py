@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -241,3 +242,38 @@ def test_signals_are_given_back():
     run_main(lambda: inside.extend(map(signal.getsignal, SIGNALS)), "")
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert not set(inside) & set(before)
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_the_cursor_comes_back_on_a_terminal_that_obeys(tmp_path, term):
+    body = "    print('ready', flush=True); time.sleep(60)\n"
+    seen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START + body + _END],
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": term},
+        start_new_session=True,
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while part := _read(seen):
+            shown += part
+            if shown == b"ready\r\n":
+                process.send_signal(signal.SIGTERM)
+    finally:
+        process.kill()
+        os.close(seen)
+    assert process.wait() == 128 + signal.SIGTERM
+    assert b"stopped by SIGTERM" in shown
+    assert (b"\x1b[?25h" in shown) == (term == "xterm")
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # nobody has it open any more
+        return b""

@@ -71,11 +71,12 @@ def fit(
     that greedy decoding hits. `keep(params)` gets the weights every `config.keep_every` steps; it
     must not hold on to them.
     """
+    steps = max(config.steps, 1)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         config.learning_rate,
-        config.warmup_steps,
-        config.steps,
+        min(config.warmup_steps, steps - 1),  # of a few steps all but the last
+        steps,
         end_value=config.learning_rate * 0.05,
     )
     optimizer = optax.chain(

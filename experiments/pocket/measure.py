@@ -9,9 +9,10 @@ import pathlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from rich.progress import Progress
+from rich.console import Console
 
 from envs.registry import load_environment
+from experiments.console import counting_bar
 from experiments.pocket import lessons
 from experiments.presets import POCKET_ALFWORLD, POCKET_MINIHACK
 from experiments.run_dir import open_pool
@@ -70,7 +71,7 @@ ACTOR_PROMPTS: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def measure(
-    folder: pathlib.Path, *, test_games: int, progress: Progress, actor_only: bool = False
+    folder: pathlib.Path, *, test_games: int, console: Console, actor_only: bool = False
 ) -> dict:
     """Success rates of the actor per family and arm, and the reflector's right-lesson rate, all as
     fractions, by benchmark.
@@ -78,15 +79,15 @@ def measure(
     Args:
       folder: holds `actor` and `reflector`.
       test_games: per family and arm, and for the contexts that the reflector reads.
-      progress: gets a bar per model and benchmark.
+      console: gets a bar per model and benchmark.
       actor_only: leave the reflector out.
     """
     report = {}
     for name, (preset, group) in _BENCHMARKS.items():
         rows: dict[str, dict[str, float]] = {family: {} for family in group}
-        novices = _measure_actor(folder / "actor", preset, rows, test_games, progress, name)
+        novices = _measure_actor(folder / "actor", preset, rows, test_games, console, name)
         if not actor_only:
-            _measure_reflector(folder / "reflector", preset, rows, novices, progress, name)
+            _measure_reflector(folder / "reflector", preset, rows, novices, console, name)
         columns = next(iter(rows.values()))
         report[name] = {
             "families": rows,
@@ -102,7 +103,7 @@ def _measure_actor(
     preset: TrainConfig,
     rows: dict[str, dict[str, float]],
     test_games: int,
-    progress: Progress,
+    console: Console,
     name: str,
 ) -> dict[str, Sequence[Trajectory]]:
     """Adds the success under every arm to `rows`; returns the episodes without a lesson."""
@@ -112,8 +113,9 @@ def _measure_actor(
     with (
         open_pool(preset.task.environment) as pool,
         open_model(folder, num_conversations=1, sizes=preset.actor_sampler) as speaker,
+        counting_bar(f"actor, {name}", console) as advance,
     ):
-        task = progress.add_task(f"actor, {name}", total=len(ACTOR_PROMPTS) * len(rows), note="")
+        done = 0
         for arm, make_prompt in ACTOR_PROMPTS.items():
             for family in rows:
                 episodes = [
@@ -126,7 +128,8 @@ def _measure_actor(
                 rows[family][arm] = success_rate(played) or 0.0
                 if arm == "none":
                     novices[family] = played
-                progress.update(task, advance=1, note=f"{arm} {family}")
+                done += 1
+                advance(done, len(ACTOR_PROMPTS) * len(rows))
     return novices
 
 
@@ -135,17 +138,19 @@ def _measure_reflector(
     preset: TrainConfig,
     rows: dict[str, dict[str, float]],
     novices: Mapping[str, Sequence[Trajectory]],
-    progress: Progress,
+    console: Console,
     name: str,
 ) -> None:
     """Adds to `rows` how often the reflector, after failed episodes, writes the right lesson, does
     so where it names the thing, and is malformed.
     """
     size = preset.meta.games_per_context
-    with open_model(folder, num_conversations=1, sizes=preset.reflector_sampler) as speaker:
+    with (
+        open_model(folder, num_conversations=1, sizes=preset.reflector_sampler) as speaker,
+        counting_bar(f"reflector, {name}", console) as advance,
+    ):
         reflector = Reflector(speaker, preset.reflection, temperature=1.0)
-        task = progress.add_task(f"reflector, {name}", total=len(rows), note="")
-        for family, episodes in novices.items():
+        for done, (family, episodes) in enumerate(novices.items()):
             contexts = [
                 Context(
                     loop=0,
@@ -174,4 +179,4 @@ def _measure_reflector(
             rows[family]["malformed"] = sum(
                 candidate.system_prompt is None for candidate in replies
             ) / len(replies)
-            progress.update(task, advance=1, note=family)
+            advance(done + 1, len(rows))

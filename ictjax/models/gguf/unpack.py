@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.cache_files import cache_file
+from envs.terminals import draws_anew
 from ictjax.models.gguf.config import hf_config
 from ictjax.models.gguf.file import GGUF
 from ictjax.models.gguf.tensors import hf_values, stored_names
@@ -73,7 +74,11 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
             " room"
         )
     with tqdm(
-        total=len(tensors), desc=f"Unpacking {path.name}", unit="tensor", disable=None, leave=False
+        total=len(tensors),
+        desc=f"Unpacking {path.name}",
+        unit="tensor",
+        disable=None if draws_anew() else True,
+        leave=False,
     ) as bar:
 
         def values(name: str, _: Tensor) -> np.ndarray:
