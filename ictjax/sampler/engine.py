@@ -35,6 +35,7 @@ _PAUSE_S = 0.0002  # between two looks at it
 _CACHED_PARAMS = 4_000_000  # of a model that stays in the caches of a CPU
 _MIN_FILL = 0.5  # share of a dispatch's rows, from which on it is launched before the last is read
 _MIN_GOING_ON = 0.5  # share of replies that went on lately, from which on one goes on unread
+_LATE = 4  # dispatches of others, after which nobody's number counts any more: who waits is next
 _FORGOTTEN = 0.1  # of that share, with every reply
 
 
@@ -635,7 +636,8 @@ class Sampler:
 
     def _groups(self, slots: Iterable[int]) -> list[tuple[list[_Seated], int]]:
         """What the next dispatch can be: rows, and their token bucket (1: only continue
-        generations); first the group with most rows and longest waits.
+        generations); first one in which somebody waits for too long, then the group with most rows
+        and longest waits. So the pieces of one long prompt and the replies of many take turns.
         """
         now = self._counts["dispatches"]
         buckets = self._sampler_config.extend_buckets
@@ -650,15 +652,16 @@ class Sampler:
             else:
                 continues = unfed == 1 and seat.conversation.reply is not None
                 groups[1 if continues else _bucket(buckets, unfed)].append(seat)
+
+        def precedence(item: tuple[int, list[_Seated]]) -> tuple[int, int, int]:
+            length, group = item
+            waits = [now - seat.conversation.ready_since for seat in group]
+            late = max(waits) if max(waits) >= _LATE else 0
+            return -late, -sum(waits) - len(waits), -length  # others may ride with a longer one
+
         return [
             (self._chosen(group), length)
-            for length, group in sorted(
-                groups.items(),
-                key=lambda item: (
-                    -sum(1 + now - seat.conversation.ready_since for seat in item[1]),
-                    -item[0],  # the others may ride with it
-                ),
-            )
+            for length, group in sorted(groups.items(), key=precedence)
         ]
 
     def _riders(
