@@ -114,7 +114,8 @@ def test_kernels_give_the_plain_values_and_leave_the_plain_pool(
     assert_equal(found, expected, arrays[-1], tolerance)
 
 
-def test_rows_and_heads_are_split_over_a_mesh():
+@pytest.mark.parametrize("extended", [extended, extended_in_8_bits])
+def test_rows_and_heads_are_split_over_a_mesh(extended):
     """Rows by the caller, as the sampler does, each part with a pool of its own."""
     mesh = make_mesh(2, 2, 2)
     arrays = inputs(1, 4, 2, 8)
