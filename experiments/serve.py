@@ -26,7 +26,7 @@ from experiments.held_model import held_model, read_weights, with_flags
 from experiments.memory import check_fits, sampler_uses
 from experiments.presets import adapter_folder, model_folder
 from experiments.serve_app import Api, Limits
-from experiments.serve_protocol import MAX_BIAS_IDS
+from experiments.serve_protocol import MAX_BIAS_IDS, MAX_TOP_LOGPROBS
 from experiments.serve_thread import SamplerThread, Served
 from ictjax.chat import ChatTokenizer
 from ictjax.config import SamplerConfig
@@ -202,7 +202,11 @@ def _open_models(
                     compile_one()
         yield {
             name: Served(
-                sampler=sampler, chat=chat, max_len=sizes.max_len, max_top_k=sizes.max_top_k
+                sampler=sampler,
+                chat=chat,
+                max_len=sizes.max_len,
+                max_top_k=sizes.max_top_k,
+                max_top_logprobs=sizes.max_top_logprobs,
             )
             for name, sampler in samplers.items()
         }
@@ -222,6 +226,7 @@ def _sizes(args: ServeArgs, model: ModelConfig, chat: ChatTokenizer) -> SamplerC
         max_top_k=min(_MAX_TOP_K, model.vocab_size),
         max_stop_ids=max(4, len(chat.stop_ids)),
         max_bias_ids=MAX_BIAS_IDS,
+        max_top_logprobs=min(MAX_TOP_LOGPROBS, model.vocab_size),
         page_size=page_size,
     )
 

@@ -250,6 +250,7 @@ class Api:
                 bias=asked.bias,
                 key=keys.as_array(keys.fold(root, "choice", index)),
                 logprobs_of="model" if asked.logprobs else "sampling",
+                top_logprobs=min(asked.top_logprobs, served.max_top_logprobs),
             )
             for index in range(asked.num_choices)
         )

@@ -15,10 +15,12 @@ from ictjax.records import Message, writable
 
 MAX_BIAS_IDS = 300
 MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
 _BIAS = Range(-100, 100)
 _SEED = Range(-(2**63), 2**64)
 _TOKENS = Range(1, 2**31)
 _TOP_K = Range(0, 2**31)
+_TOP_LOGPROBS = Range(0, MAX_TOP_LOGPROBS)
 _ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system"}
 
 # Fields that say nothing of the reply.
@@ -42,7 +44,6 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -105,6 +106,7 @@ class ChatRequest(NamedTuple):
     bias: dict[int, float]
     seed: int | None
     logprobs: bool
+    top_logprobs: int
     stream: bool
     include_usage: bool
 
@@ -114,6 +116,8 @@ class Token(NamedTuple):
 
     text: str
     logprob: float  # under the model itself: at temperature 1, before bias and truncation
+    # the likeliest ones in its place, the likeliest first, with theirs; none unless asked for
+    likeliest: tuple[tuple[str, float], ...] = ()
 
 
 class Choice(NamedTuple):
@@ -147,6 +151,10 @@ def _read(body: bytes) -> ChatRequest:
     if len(limits) > 1:
         _refuse("max_tokens", "differs from max_completion_tokens: give one of them")
     stream = fields.take("stream", False, _flag)
+    logprobs = fields.take("logprobs", False, _flag)
+    top_logprobs = fields.number("top_logprobs", 0, _TOP_LOGPROBS, int)
+    if top_logprobs and not logprobs:
+        _refuse("top_logprobs", "is for logprobs = true: give both, or leave it out")
     if options.given and not stream:
         _refuse("stream_options", "is for stream = true: leave it out")
     return ChatRequest(
@@ -161,7 +169,8 @@ def _read(body: bytes) -> ChatRequest:
         stop=fields.take("stop", (), _stop),
         bias=fields.take("logit_bias", {}, _bias),
         seed=fields.number("seed", None, _SEED, int),
-        logprobs=fields.take("logprobs", False, _flag),
+        logprobs=logprobs,
+        top_logprobs=top_logprobs,
         stream=stream,
         include_usage=options.take("include_usage", False, _flag),
     )
@@ -394,11 +403,8 @@ class Answers:
             return None
         content = [
             {
-                "token": token.text,
-                "logprob": token.logprob,
-                # of a part of a character there is no text to take them from
-                "bytes": None if "\ufffd" in token.text else list(token.text.encode()),
-                "top_logprobs": [],
+                **_weighed(token.text, token.logprob),
+                "top_logprobs": [_weighed(*likely) for likely in token.likeliest],
             }
             for token in tokens
         ]
@@ -411,6 +417,12 @@ class Answers:
             "completion_tokens": completion,
             "total_tokens": self._prompt_tokens + completion,
         }
+
+
+def _weighed(text: str, logprob: float) -> dict[str, Any]:
+    # of a part of a character there is no text to take bytes from
+    in_bytes = None if "\ufffd" in text else list(text.encode())
+    return {"token": text, "logprob": logprob, "bytes": in_bytes}
 
 
 def event(data: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 from experiments.serve_protocol import Token
 from ictjax.chat import ChatTokenizer
 from ictjax.reply_text import ReplyText
-from ictjax.sampler import Generation, Request, Sampler
+from ictjax.sampler import Generation, Request, Sampler, Tops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Served:
     chat: ChatTokenizer
     max_len: int  # tokens of a conversation
     max_top_k: int  # likeliest ids that top_k and top_p can see
+    max_top_logprobs: int  # of these, how many it can report
 
 
 class Piece(NamedTuple):
@@ -181,7 +182,9 @@ class SamplerThread:
     def _finish(self, choice: _Choice, generation: Generation, chat: ChatTokenizer) -> None:
         ids = list(generation.ids)
         said = ids[:-1] if ids and ids[-1] in chat.stop_ids else ids
-        tokens = self._tokens(choice, said, generation.logprobs, len(said), chat)
+        tokens = self._tokens(
+            choice, said, generation.logprobs, generation.top_logprobs, len(said), chat
+        )
         choice.job.tell(
             Piece(
                 choice.index,
@@ -201,7 +204,8 @@ class SamplerThread:
             ids = served.sampler.sampled(number)
             logprobs = served.sampler.sampled_logprobs(number)
             fit = choice.text.num_kept(ids, len(shown))
-            tokens = self._tokens(choice, ids, logprobs, fit, served.chat)
+            tops = served.sampler.sampled_top_logprobs(number)
+            tokens = self._tokens(choice, ids, logprobs, tops, fit, served.chat)
         choice.job.tell(Piece(choice.index, self._more(choice, shown, served.chat), tokens))
 
     def _more(self, choice: _Choice, text: str, chat: ChatTokenizer) -> str:
@@ -215,6 +219,7 @@ class SamplerThread:
         choice: _Choice,
         ids: Sequence[int],
         logprobs: Sequence[float],
+        tops: Sequence[Tops],
         end: int,
         chat: ChatTokenizer,
     ) -> tuple[Token, ...]:
@@ -222,9 +227,28 @@ class SamplerThread:
         if not choice.job.with_tokens:
             return ()
         start, choice.num_ids = choice.num_ids, max(end, choice.num_ids)
-        # each behind the one before it, for the blanks between words
-        before = [chat.decode(ids[max(index - 1, 0) : index]) for index in range(start, end)]
         return tuple(
-            Token(chat.decode(ids[max(index - 1, 0) : index + 1])[len(text) :], logprobs[index])
-            for index, text in zip(range(start, end), before, strict=True)
+            _token(
+                chat,
+                ids[max(index - 1, 0) : index],
+                ids[index],
+                logprobs[index],
+                tops[index] if tops else (),
+            )
+            for index in range(start, end)
         )
+
+
+def _token(
+    chat: ChatTokenizer, before: Sequence[int], number: int, logprob: float, tops: Tops
+) -> Token:
+    """Each text is what the token adds to that of the one before it, for the blanks between words;
+    of a likely token that adds nothing, as the end of the reply, it is its name.
+    """
+    start = len(chat.decode(before))
+
+    def text(other: int) -> str:
+        return chat.decode([*before, other])[start:]
+
+    likeliest = ((text(other) or chat.spelled(other), likely) for other, likely in tops)
+    return Token(text(number), logprob, tuple(likeliest))

@@ -216,6 +216,10 @@ class ChatTokenizer:
             clean_up_tokenization_spaces=False,
         )
 
+    def spelled(self, number: int) -> str:
+        """One token on its own, a special one by its name."""
+        return self._tokenizer.decode([number], clean_up_tokenization_spaces=False)
+
     @functools.cached_property
     def opened(self) -> str:
         """The beginning of a thought that the template writes before every reply, `<think>` and the

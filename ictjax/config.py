@@ -235,6 +235,8 @@ class SamplerConfig(Ranged):
     attended_buckets: Annotated[tuple[int, ...], Range(1, 16_777_216)] = ()
     max_stop_ids: Annotated[int, Range(1, 1024)] = 4  # per request
     max_bias_ids: Annotated[int, Range(0, 4096)] = 0  # per request, banned ids included
+    # likeliest ids that can be reported beside each sampled one; 0: none
+    max_top_logprobs: Annotated[int, Range(0, 1024)] = 0
     # positions of a page of the cache, of which conversations take more as they grow; 0: every slot
     # holds max_len positions, used or not
     page_size: Annotated[int, Range(1, 16_777_216, also=0)] = 0

@@ -3,6 +3,7 @@ and orders.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -16,7 +17,7 @@ from ictjax import keys
 from ictjax.config import SamplerConfig
 from ictjax.models import transformer
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Generation, Request, Sampler
+from ictjax.sampler import Blueprint, Generation, Request, Sampler, TurnShape
 from ictjax.sampler.state import NO_ID, Extras
 from ictjax.sampler.step import sample
 
@@ -41,6 +42,7 @@ SIZES = SamplerConfig(
     attended_buckets=(40,),
     max_stop_ids=2,
     max_bias_ids=3,
+    max_top_logprobs=4,
 )
 
 
@@ -251,6 +253,42 @@ def test_logprobs_at_temperature_one_are_the_models(sampler, full_logits):
     np.testing.assert_allclose(reply.logprobs, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "at"),
+    [
+        ({"temperature": 0.0}, 1.0),
+        ({"temperature": 0.5, "top_k": 3, "bias": {3: 2.0, 9: -math.inf}}, 0.5),
+        ({"temperature": 0.5, "logprobs_of": "model"}, 1.0),
+    ],
+)
+def test_the_likeliest_ids_and_their_logprobs(sampler, full_logits, changes, at):
+    """Before bias and truncation, as those of the sampled ids; and beside a row that asks for
+    none, whose reply they do not change.
+    """
+    prompt = prompts(1)[0]
+    usual = ask(sampler, prompt, request(4, **changes))
+    both = [sampler.open(prompt), sampler.open(prompt)]
+    sampler.generate(both[0], request(4, **changes, top_logprobs=3))
+    sampler.generate(both[1], request(4, **changes))
+    replies = {generation.conversation: generation for generation in sampler.run()}
+    for conversation in both:
+        sampler.close(conversation)
+    asked, other = (replies[conversation] for conversation in both)
+    for reply in (asked, other):
+        assert (reply.ids, reply.logprobs) == (usual.ids, usual.logprobs)
+    assert usual.top_logprobs == other.top_logprobs == ()
+    logits = full_logits(prompt + list(asked.ids))[len(prompt) - 1 : -1]
+    expected = np.asarray(jax.nn.log_softmax(logits / at))
+    order = np.argsort(-expected, axis=-1, kind="stable")[:, :3]
+    assert [[number for number, _ in one] for one in asked.top_logprobs] == order.tolist()
+    found = [[logprob for _, logprob in one] for one in asked.top_logprobs]
+    np.testing.assert_allclose(found, np.take_along_axis(expected, order, axis=1), atol=1e-4)
+    for number, logprob, likeliest in zip(
+        asked.ids, asked.logprobs, asked.top_logprobs, strict=True
+    ):
+        assert dict(likeliest).get(number, logprob) == logprob
+
+
 def test_what_was_sampled_behind_an_end_never_was(sampler):
     """The reply, its conversation and its cache row are those of the tokens that are kept."""
     prompt = [4, 4, 19, 2, 2, 5]
@@ -258,9 +296,10 @@ def test_what_was_sampled_behind_an_end_never_was(sampler):
     for kept in (0, 1, 3, 5):
         conversation = sampler.open(prompt)
         ends = {"max_new_tokens": 12, "ends": lambda ids, k=kept: k if len(ids) > k else None}
-        sampler.generate(conversation, request(8, **ends))
+        sampler.generate(conversation, request(8, **ends, top_logprobs=1))
         (cut,) = sampler.run()
         assert (cut.ids, cut.finish, len(cut.logprobs)) == (whole[:kept], "stop", kept)
+        assert len(cut.top_logprobs) == kept
         sampler.generate(conversation, request(9))  # with nothing behind it
         (next_reply,) = sampler.run()
         sampler.extend(conversation, [1, 2])
@@ -399,6 +438,42 @@ def test_nothing_recompiles_after_warmup(params):
         fresh.run()
         assert fresh.stats.compile_count == 5
         assert len(compilations) == 1
+
+
+# where all is one page, the compiler's count holds its whole attention: of a loop it counts a turn
+@pytest.mark.parametrize("page_size", [0, 2048])
+def test_a_prefill_multiplies_what_the_model_does(page_size):
+    """By the compiler's count, of two layers and the vocabulary of Qwen2.5-7B and 2,048 tokens: at
+    most 1.1 times the products with weights and over the pairs of tokens that see each other.
+    """
+    model = ModelConfig(
+        vocab_size=152_064,
+        num_layers=2,
+        d_model=3584,
+        d_ff=18_944,
+        num_heads=28,
+        num_kv_heads=4,
+        head_dim=128,
+        tie_embeddings=False,
+    )
+    length = 2048
+    sizes = dataclasses.replace(
+        SIZES,
+        max_len=length,
+        extend_buckets=(length,),
+        row_buckets=(1,),
+        attended_buckets=(length,),
+        page_size=page_size,
+    )
+    made = Blueprint(config=model, sizes=sizes, pad_id=0, mesh=None)
+    params = jax.eval_shape(
+        functools.partial(transformer.unstack_layers, model), transformer.abstract_params(model)
+    )
+    program = made.turn(params, made.cache_shapes(), TurnShape(1, length, length))
+    projections = 2 * 28 * 128 * 3584 + 2 * 4 * 128 * 3584 + 3 * 3584 * 18_944
+    pairs = length * (length + 1) // 2
+    needed = 2 * (2 * projections * length + 4 * 28 * 128 * pairs) + 2 * 3584 * 152_064
+    assert 1 <= program.cost_analysis()["flops"] / needed <= 1.1
 
 
 def test_stats_account_for_every_position(sampler):
@@ -589,6 +664,11 @@ def test_a_sampler_without_some_ids(params):
         assert set(ask(sampler, [1, 2, 3], request(max_new_tokens=20)).ids) == {0, 22}
         banned = {0: -math.inf}
         assert set(ask(sampler, [1, 2, 3], request(bias=banned)).ids) == {22}
+        # of two that are left, however many are asked for
+        (reported,) = ask(
+            sampler, [1, 2, 3], request(max_new_tokens=1, top_logprobs=4)
+        ).top_logprobs
+        assert {number for number, _ in reported} == {0, 22}
         with pytest.raises(ValueError, match="bias bans all ids"):
             ask(sampler, [1, 2, 3], request(bias={**banned, 22: -math.inf}))
     with pytest.raises(ValueError, match="unused holds all 23 ids"):
@@ -645,6 +725,11 @@ def test_what_one_row_asks_for_leaves_the_others_alone():
         ),
         (lambda s: s.generate(s.open([1]), request(bias={23: 1.0})), "bias names the id 23"),
         (lambda s: request(bias={2: math.nan}), "bias of id 2 is nan"),
+        (lambda s: request(top_logprobs=-1), "top_logprobs is -1"),
+        (
+            lambda s: s.generate(s.open([1]), request(top_logprobs=5)),
+            "top_logprobs 5 exceeds the sampler's max_top_logprobs 4",
+        ),
         (lambda s: request(bias={2: math.inf}), "bias of id 2 is inf"),
         (lambda s: request(min_p=1.1), "min_p is 1.1"),
         (
@@ -688,5 +773,7 @@ def test_closed_sampler_refuses(params):
         pass
     with pytest.raises(ValueError, match="the sampler is closed"):
         closed.open([1])
+    with pytest.raises(ValueError, match="max_top_logprobs is 24: give at most .* 23 ids"):
+        Sampler(MODEL, params, dataclasses.replace(SIZES, max_top_logprobs=24), 0)
     with pytest.raises(ValueError, match="max_len 128 exceeds"):
         Sampler(MODEL, params, dataclasses.replace(SIZES, max_len=128), 0)

@@ -50,6 +50,7 @@ from experiments.serve_protocol import (  # noqa: E402
     _READ,
     _REFUSED,
     MAX_BIAS_IDS,
+    MAX_TOP_LOGPROBS,
     ApiError,
     read_chat,
 )
@@ -77,6 +78,7 @@ SIZES = SamplerConfig(
     max_top_k=8,
     attended_buckets=(192,),
     max_bias_ids=MAX_BIAS_IDS,
+    max_top_logprobs=MAX_TOP_LOGPROBS,
 )
 # what it says is readable: letters, spaces, line breaks, and the end
 SAID = {*TOKENIZER("abcdefgh \n")["input_ids"], TOKENIZER.eos_token_id}
@@ -183,6 +185,7 @@ def models():
                 chat=CHAT,
                 max_len=SIZES.max_len,
                 max_top_k=SIZES.max_top_k,
+                max_top_logprobs=SIZES.max_top_logprobs,
             )
             for name, weights, sizes in (("tiny", base, SIZES), ("tuned", tuned, quick))
         }
@@ -347,6 +350,57 @@ def test_bias_and_further_fields(served):
         )
 
 
+def logprobs_of(answer):
+    return [
+        (
+            token.token,
+            token.logprob,
+            [(other.token, other.logprob, bytes(other.bytes)) for other in token.top_logprobs],
+        )
+        for token in answer.choices[0].logprobs.content
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_the_likeliest_tokens_are_those_of_the_model(served, temperature):
+    """Against tokens that are forced one by one: whatever is sampled, each has the log-probability
+    that it is listed with.
+    """
+    fields = {"temperature": temperature, "seed": 4, "max_tokens": 6, "logprobs": True}
+    with served.client() as client:
+        plain = ask(client, "Hello", **fields)
+        answer = ask(client, "Hello", top_logprobs=20, **fields)
+        chunks = ask(client, "Hello", top_logprobs=3, stream=True, **fields)
+        streamed = [c for c in chunks if c.choices[0].logprobs]
+        forced = {}
+        for name, number in (*TOKENIZER.get_vocab().items(), ("", None)):
+            if number in SAID:
+                bias = {str(number): 100.0}
+                one = ask(client, "Hello", logprobs=True, logit_bias=bias, max_tokens=1)
+                text = one.choices[0].message.content
+                forced[text or name] = one.choices[0].logprobs.content
+    content, usual = logprobs_of(answer), logprobs_of(plain)
+    assert [token[0] for token in content] == [token[0] for token in usual]
+    np.testing.assert_allclose(*([one[1] for one in all_of] for all_of in (content, usual)), 1e-4)
+    assert all(token[2] == [] for token in usual)
+    for text, logprob, likeliest in content:
+        # all that it can say, the likeliest first; and what it said is one of them
+        assert len(likeliest) == len({name for name, _, _ in likeliest}) == len(SAID)
+        weights = [weight for _, weight, _ in likeliest]
+        assert weights == sorted(weights, reverse=True)
+        assert all(spelling == name.encode() for name, _, spelling in likeliest)
+        assert (text, logprob) in [(name, weight) for name, weight, _ in likeliest]
+        assert temperature or (text, logprob) == likeliest[0][:2]
+    first = {name: weight for name, weight, _ in content[0][2]}
+    assert first.keys() == forced.keys()
+    for name, (token,) in ((name, tokens) for name, tokens in forced.items() if tokens):
+        np.testing.assert_allclose(token.logprob, first[name], atol=1e-4)
+    pieces = [token for chunk in streamed for token in logprobs_of(chunk)]
+    for (_, _, few), (_, _, all_of) in zip(pieces, content, strict=True):
+        assert [name for name, _, _ in few] == [name for name, _, _ in all_of[:3]]
+        np.testing.assert_allclose([one[1] for one in few], [one[1] for one in all_of[:3]], 1e-4)
+
+
 def test_a_conversation_with_another_turn_starts_from_what_is_cached(served):
     sampler = served.models["tiny"].sampler
     said = [{"role": "system", "content": "Play."}, {"role": "user", "content": "A new game!"}]
@@ -422,7 +476,10 @@ GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_to
         ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
-        ({"logprobs": True, "top_logprobs": 5}, 400, "top_logprobs", "not supported"),
+        ({"top_logprobs": 5}, 400, "top_logprobs", "logprobs = true"),
+        ({"logprobs": False, "top_logprobs": 1}, 400, "top_logprobs", "logprobs = true"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "from 0 to 20"),
+        ({"logprobs": True, "top_logprobs": -1}, 400, "top_logprobs", "from 0 to 20"),
         ({"tempratur": 1}, 400, "tempratur", "not known"),
         (b" " * 200_000, 413, None, "more than 100000 bytes"),
     ],
@@ -584,7 +641,7 @@ class Stuck:
 
 @contextlib.contextmanager
 def stuck(error=None, **settings):
-    served = Served(sampler=Stuck(error), chat=CHAT, max_len=99, max_top_k=1)
+    served = Served(sampler=Stuck(error), chat=CHAT, max_len=99, max_top_k=1, max_top_logprobs=1)
     with running({"tiny": served}, **{"max_replies": 2} | settings) as server:
         yield server, served.sampler
 

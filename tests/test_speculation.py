@@ -110,7 +110,7 @@ def repetitive():
     """Without guesses and with them, of weights whose replies soon repeat themselves."""
     params = transformer.init_params(MODEL, jax.random.key(1))
     params = jax.tree.map(lambda leaf: leaf * (4 if leaf.ndim > 1 else 1), params)
-    sizes = dataclasses.replace(ROWS, max_bias_ids=2)
+    sizes = dataclasses.replace(ROWS, max_bias_ids=2, max_top_logprobs=2)
     with (
         Sampler(MODEL, params, sizes, 0) as plain,
         Sampler(MODEL, params, guessing(sizes), 0) as guesser,
@@ -137,14 +137,22 @@ def replies(sampler, **options):
     [
         {"stop_ids": ()},
         {"stop_ids": (2,), "min_p": 0.1, "top_k": 1},
-        {"stop_ids": (), "bias": {6: 2.0, 7: -math.inf}},
+        {"stop_ids": (), "bias": {6: 2.0, 7: -math.inf}, "top_logprobs": 2},
         {"stop_ids": (), "ends": before_five},
     ],
 )
 def test_what_repeats_itself_takes_fewer_dispatches(repetitive, options):
     plain, guesser = repetitive
     before = plain.stats, guesser.stats
-    same(replies(guesser, **options), replies(plain, **options))
+    found, expected = replies(guesser, **options), replies(plain, **options)
+    same(found, expected)
+    for number, (reply,) in expected.items():
+        reported = [
+            np.array(one.top_logprobs).reshape(-1, 2, 2) for one in (found[number][0], reply)
+        ]
+        assert len(reported[1]) == (len(reply.ids) if "top_logprobs" in options else 0)
+        np.testing.assert_array_equal(*(one[..., 0] for one in reported))
+        np.testing.assert_allclose(*(one[..., 1] for one in reported), atol=1e-4)
     dispatches, fewer = (
         sampler.stats.dispatches - earlier.dispatches
         for sampler, earlier in zip(repetitive, before, strict=True)

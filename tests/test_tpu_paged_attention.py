@@ -14,6 +14,7 @@ from ictjax.config import SamplerConfig
 from ictjax.mesh import make_mesh
 from ictjax.models.attention_choice import resolve_paged
 from ictjax.models.config import ModelConfig
+from ictjax.models.int8 import Scales, to_int8
 from ictjax.models.paged_attention import PAGES
 from ictjax.models.tpu_paged_attention import tpu_paged_attention
 
@@ -63,6 +64,22 @@ def extended(attention, window):
     return run
 
 
+def extended_in_8_bits(attention, window):
+    """The same of keys and values that are held in 8 bits, with their scales."""
+
+    def run(q, new_k, new_v, k, v, table, starts, lengths):
+        rows = table, starts, lengths
+        (new_k, new_k_scale), (new_v, new_v_scale) = (to_int8(x, (3,)) for x in (new_k, new_v))
+        (k, k_scale), (v, v_scale) = to_int8(k, (2,)), to_int8(v, (3,))
+        k, v = attention.write(k, v, new_k, new_v, *rows)
+        held, new = Scales(k_scale, v_scale), Scales(new_k_scale, new_v_scale)
+        scales = attention.write_scales(held, new, *rows)
+        mixed = attention.attend(q, k, v, *rows, window=window, scale=0.3, scales=scales)
+        return mixed, k, v, *scales
+
+    return run
+
+
 def assert_equal(found, expected, lengths, tolerance):
     mixed, *pool = found
     plain, *plain_pool = expected
@@ -76,15 +93,17 @@ def assert_equal(found, expected, lengths, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("length", "heads", "window", "dtype", "tolerance"),
+    ("length", "heads", "window", "dtype", "tolerance", "extended"),
     [
-        (1, (14, 2, 16), SIZE + 3, jnp.bfloat16, 1e-2),
-        (2 * SIZE + 9, (4, 2, 16), SIZE + 3, jnp.float32, 1e-6),
+        (1, (14, 2, 16), SIZE + 3, jnp.bfloat16, 1e-2, extended),
+        (2 * SIZE + 9, (4, 2, 16), SIZE + 3, jnp.float32, 1e-6, extended),
+        (1, (14, 2, 16), SIZE + 3, jnp.bfloat16, 1e-2, extended_in_8_bits),
+        (2 * SIZE + 9, (4, 2, 16), SIZE + 3, jnp.float32, 1e-6, extended_in_8_bits),
     ],
-    ids=["decode", "blocks of a prefill"],
+    ids=["decode", "blocks of a prefill", "decode in 8 bits", "blocks of a prefill in 8 bits"],
 )
 def test_kernels_give_the_plain_values_and_leave_the_plain_pool(
-    length, heads, window, dtype, tolerance
+    length, heads, window, dtype, tolerance, extended
 ):
     arrays = inputs(length, *heads, dtype)
     kernels = tpu_paged_attention(at_once=2 * SIZE, queries=64, interpret=True)
@@ -95,7 +114,8 @@ def test_kernels_give_the_plain_values_and_leave_the_plain_pool(
     assert_equal(found, expected, arrays[-1], tolerance)
 
 
-def test_rows_and_heads_are_split_over_a_mesh():
+@pytest.mark.parametrize("extended", [extended, extended_in_8_bits])
+def test_rows_and_heads_are_split_over_a_mesh(extended):
     """Rows by the caller, as the sampler does, each part with a pool of its own."""
     mesh = make_mesh(2, 2, 2)
     arrays = inputs(1, 4, 2, 8)
@@ -119,7 +139,8 @@ def test_rows_and_heads_are_split_over_a_mesh():
 
 # a decode step, one with guessed tokens, and a prefill
 @pytest.mark.parametrize(("length", "width"), [(1, 128), (5, 128), (256, 64)])
-def test_kernels_are_lowered_for_tpu(length, width):
+@pytest.mark.parametrize(("extended", "kernels"), [(extended, 2), (extended_in_8_bits, 3)])
+def test_kernels_are_lowered_for_tpu(length, width, extended, kernels):
     rows, pages = (4, length), 64
     shapes = [
         *(jax.ShapeDtypeStruct((*rows, n, width), jnp.bfloat16) for n in (14, 2, 2)),
@@ -129,7 +150,7 @@ def test_kernels_are_lowered_for_tpu(length, width):
     ]
     traced = jax.jit(extended(tpu_paged_attention(), None)).trace(*shapes)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
-    assert text.count("@tpu_custom_call(") == 2
+    assert text.count("@tpu_custom_call(") == kernels
 
 
 def test_the_platform_and_the_pages_decide_unless_told():
@@ -141,6 +162,7 @@ def test_the_platform_and_the_pages_decide_unless_told():
     assert chosen("tpu", page_size=0) == "slots"
     assert chosen("tpu", page_size=64) == chosen("tpu", dtype="float64") == "pages"
     assert chosen("tpu", "pages") == "pages"
+    assert chosen("tpu", cache="int8") == "pallas_tpu"
     with pytest.raises(ValueError, match="pallas_tpu', and it runs on cpu: take auto or pages"):
         chosen("cpu", "pallas_tpu")
     with pytest.raises(ValueError, match="multiple of 128 .* page_size 64: take auto or pages"):

@@ -87,7 +87,7 @@ def resolve_paged(sizes: SamplerConfig, model: ModelConfig, platform: str) -> Pa
     if not sizes.page_size:
         return "slots"
     dtype = jnp.dtype(model.dtype).name
-    suits = dtype in _KERNEL_DTYPES and sizes.page_size % _LANES == 0 and sizes.cache == "float"
+    suits = dtype in _KERNEL_DTYPES and sizes.page_size % _LANES == 0
     if sizes.attention == "auto":
         return "pallas_tpu" if platform == "tpu" and suits else "pages"
     if sizes.attention == "pallas_tpu" and platform != "tpu":
@@ -99,8 +99,7 @@ def resolve_paged(sizes: SamplerConfig, model: ModelConfig, platform: str) -> Pa
         raise ValueError(
             f"attention of a sampler is {sizes.attention!r}, which computes"
             f" {' and '.join(_KERNEL_DTYPES)} over pages of a multiple of {_LANES} positions, and"
-            f" the model is {dtype}, cache {sizes.cache} and page_size {sizes.page_size}: take auto"
-            " or pages."
+            f" the model is {dtype} and page_size {sizes.page_size}: take auto or pages."
         )
     return sizes.attention
 

@@ -26,14 +26,27 @@ class PagedWriting(Protocol):
 
     def __call__(
         self,
-        k_wkhc: Float[Array, "W K H C"],
-        v_wkch: Float[Array, "W K C H"],
-        k_btkh: Float[Array, "B T K H"],
-        v_btkh: Float[Array, "B T K H"],
+        k_wkhc: Float[Array, "W K H C"] | Int8[Array, "W K H C"],
+        v_wkch: Float[Array, "W K C H"] | Int8[Array, "W K C H"],
+        k_btkh: Float[Array, "B T K H"] | Int8[Array, "B T K H"],
+        v_btkh: Float[Array, "B T K H"] | Int8[Array, "B T K H"],
         table_bp: Int[Array, "B P"],
         starts_b: Int[Array, " B"],
         lengths_b: Int[Array, " B"],
-    ) -> tuple[Float[Array, "W K H C"], Float[Array, "W K C H"]]: ...
+    ) -> tuple[Array, Array]: ...
+
+
+class ScaleWriting(Protocol):
+    """A way to write scales; all ways leave what `write_scales` leaves."""
+
+    def __call__(
+        self,
+        held: Scales,
+        new: Scales,
+        table_bp: Int[Array, "B P"],
+        starts_b: Int[Array, " B"],
+        lengths_b: Int[Array, " B"],
+    ) -> Scales: ...
 
 
 class PagedAttending(Protocol):
@@ -42,14 +55,15 @@ class PagedAttending(Protocol):
     def __call__(
         self,
         q_btnh: Float[Array, "B T N H"],
-        k_wkhc: Float[Array, "W K H C"],
-        v_wkch: Float[Array, "W K C H"],
+        k_wkhc: Float[Array, "W K H C"] | Int8[Array, "W K H C"],
+        v_wkch: Float[Array, "W K C H"] | Int8[Array, "W K C H"],
         table_bp: Int[Array, "B P"],
         starts_b: Int[Array, " B"],
         lengths_b: Int[Array, " B"],
         *,
         window: int | None,
         scale: float | None,
+        scales: Scales | None = None,
     ) -> Float[Array, "B T N H"]: ...
 
 
@@ -58,6 +72,7 @@ class PagedAttention(NamedTuple):
 
     write: PagedWriting
     attend: PagedAttending
+    write_scales: ScaleWriting
 
 
 def write_pages(
@@ -93,19 +108,30 @@ def write_pages(
 
 
 def write_scales(
-    scale_wkc: Float[Array, "W K C"],
-    scale_btk: Float[Array, "B T K"],
+    held: Scales,
+    new: Scales,
     table_bp: Int[Array, "B P"],
     starts_b: Int[Array, " B"],
     lengths_b: Int[Array, " B"],
-) -> Float[Array, "W K C"]:
-    """`write_pages` of the scales of keys or values that are held in 8 bits."""
-    num_pages, _, size = scale_wkc.shape
+) -> Scales:
+    """`write_pages` of the scales of keys and values that are held in 8 bits.
+
+    Args:
+      held: of the pool, [W, K, C].
+      new: of the new positions, [B, T, K].
+      table_bp: see `write_pages`, as the others.
+    """
+    num_pages, _, size = held.k.shape
     pages_bt, places_bt = _places(
-        table_bp, starts_b, lengths_b, scale_btk.shape[1], num_pages=num_pages, size=size
+        table_bp, starts_b, lengths_b, new.k.shape[1], num_pages=num_pages, size=size
     )
-    spare = ((0, 0), (0, pages_bt.shape[1] - scale_btk.shape[1]), (0, 0))
-    return scale_wkc.at[pages_bt, :, places_bt].set(jnp.pad(scale_btk, spare), mode="drop")
+    spare = ((0, 0), (0, pages_bt.shape[1] - new.k.shape[1]), (0, 0))
+    return Scales(
+        *(
+            scale_wkc.at[pages_bt, :, places_bt].set(jnp.pad(scale_btk, spare), mode="drop")
+            for scale_wkc, scale_btk in zip(held, new, strict=True)
+        )
+    )
 
 
 def _places(
@@ -232,4 +258,4 @@ def attend_pages(
     )
 
 
-PAGES = PagedAttention(write_pages, attend_pages)
+PAGES = PagedAttention(write_pages, attend_pages, write_scales)

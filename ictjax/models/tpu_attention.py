@@ -63,13 +63,14 @@ class Sums(NamedTuple):
         self.weight[...] = jnp.zeros_like(self.weight)
         self.top[...] = jnp.full_like(self.top, MASKED)
 
-    def add(self, logits_cs: Array, values_sh: Array) -> None:
-        """Masked logits of a block of keys, and its values."""
+    def add(self, logits_cs: Array, values_sh: Array, scale_1s: Array | None = None) -> None:
+        """Masked logits of a block of keys, and its values; in 8 bits, with their scales."""
         top_cl = self.top[...]
         new_top_cl = jnp.maximum(top_cl, logits_cs.max(axis=1, keepdims=True))
         weights_cs = jnp.exp(logits_cs - _across(new_top_cl, logits_cs.shape[1]))
         kept_cl = jnp.exp(top_cl - new_top_cl)
-        mixed_ch = product(weights_cs.astype(values_sh.dtype), values_sh, (1, 0))
+        valued_cs = weights_cs if scale_1s is None else weights_cs * scale_1s
+        mixed_ch = product(valued_cs.astype(values_sh.dtype), values_sh, (1, 0))
         self.total[...] = self.total[...] * _across(kept_cl, mixed_ch.shape[1]) + mixed_ch
         self.weight[...] = self.weight[...] * kept_cl + weights_cs.sum(axis=1, keepdims=True)
         self.top[...] = new_top_cl

@@ -11,10 +11,13 @@ Shapes beside the package key: W counts the pages of the pool, P those of a row'
 positions of a page, Y the pages of a visit, X the blocks of queries of a row, Z = B * X those of
 all rows, I the visits that there could be, and M = (N / K) * the queries of a block are the rows
 of a kv head's matrix product, in the order (query head of the group, token).
+
+Keys and values in 8 bits are widened in a page at a time, after they were read; their scales lie in
+pages of their own, [W, K, C].
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +25,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
 from ictjax.models.attention import EVERYTHING, MASKED
+from ictjax.models.int8 import Scales
 from ictjax.models.kernel_attention import product
 from ictjax.models.paged_attention import PagedAttention
 from ictjax.models.tpu_attention import LANES, Sums
@@ -64,14 +68,14 @@ def tpu_paged_attention(
     """
 
     def write(
-        k_wkhc: Float[Array, "W K H C"],
-        v_wkch: Float[Array, "W K C H"],
-        k_btkh: Float[Array, "B T K H"],
-        v_btkh: Float[Array, "B T K H"],
+        k_wkhc: Float[Array, "W K H C"] | Int8[Array, "W K H C"],
+        v_wkch: Float[Array, "W K C H"] | Int8[Array, "W K C H"],
+        k_btkh: Float[Array, "B T K H"] | Int8[Array, "B T K H"],
+        v_btkh: Float[Array, "B T K H"] | Int8[Array, "B T K H"],
         table_bp: Int[Array, "B P"],
         starts_b: Int[Array, " B"],
         lengths_b: Int[Array, " B"],
-    ) -> tuple[Float[Array, "W K H C"], Float[Array, "W K C H"]]:
+    ) -> tuple[Array, Array]:
         parts = _Parts(mesh, k_wkhc.shape[1])
         pool, new = parts.pool, parts.tokens
         return parts.split(
@@ -82,25 +86,44 @@ def tpu_paged_attention(
 
     def attend(
         q_btnh: Float[Array, "B T N H"],
-        k_wkhc: Float[Array, "W K H C"],
-        v_wkch: Float[Array, "W K C H"],
+        k_wkhc: Float[Array, "W K H C"] | Int8[Array, "W K H C"],
+        v_wkch: Float[Array, "W K C H"] | Int8[Array, "W K C H"],
         table_bp: Int[Array, "B P"],
         starts_b: Int[Array, " B"],
         lengths_b: Int[Array, " B"],
         *,
         window: int | None,
         scale: float | None,
+        scales: Scales | None = None,
     ) -> Float[Array, "B T N H"]:
         scale = q_btnh.shape[-1] ** -0.5 if scale is None else scale
         window = EVERYTHING if window is None else window
         parts = _Parts(mesh, k_wkhc.shape[1])
+        pool = (k_wkhc, v_wkch, *(scales or ()))
         return parts.split(
             functools.partial(_attend, scale, window, at_once, queries, interpret),
-            (parts.tokens, parts.pool, parts.pool, *parts.rows),
+            (parts.tokens, *parts.rows, *(parts.pool,) * len(pool)),
             parts.tokens,
-        )(q_btnh, k_wkhc, v_wkch, table_bp, starts_b, lengths_b)
+        )(q_btnh, table_bp, starts_b, lengths_b, *pool)
 
-    return PagedAttention(write, attend)
+    def write_scales(
+        held: Scales,
+        new: Scales,
+        table_bp: Int[Array, "B P"],
+        starts_b: Int[Array, " B"],
+        lengths_b: Int[Array, " B"],
+    ) -> Scales:
+        parts = _Parts(mesh, held.k.shape[1])
+        pool, tokens = parts.pool, parts.tokens
+        return Scales(
+            *parts.split(
+                functools.partial(_write_scales, interpret),
+                (pool, pool, tokens, tokens, *parts.rows),
+                (pool, pool),
+            )(*held, *new, table_bp, starts_b, lengths_b)
+        )
+
+    return PagedAttention(write, attend, write_scales)
 
 
 class _Parts:
@@ -148,6 +171,112 @@ def _shape_of(interpret: bool, pool: Array) -> Any:
     return made(pool.shape, pool.dtype)
 
 
+class _Writes(NamedTuple):
+    """Pages that get positions: read ahead of the data, in this order."""
+
+    order_i: Int[Array, " I"]  # row and page of it, as an index of all pages that rows may write to
+    pages_i: Int[Array, " I"]
+    low_i: Int[Array, " I"]  # where the new positions begin in the page
+    high_i: Int[Array, " I"]  # and end
+
+
+def _writes(
+    table_bp: Array, starts_b: Array, lengths_b: Array, count: int, pages: tuple[int, int]
+) -> tuple[_Writes, Array]:
+    """All of them, and how many there are; one at least, which may write nothing.
+
+    Args:
+      count: of the pages that a row may write to.
+      pages: of the pool, and positions of each.
+    """
+    num_pages, size = pages
+    page_bx = (starts_b // size)[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
+    begin_bx = page_bx * size
+    end_b1 = (starts_b + lengths_b)[:, None]
+    live_z = ((lengths_b[:, None] > 0) & (begin_bx < end_b1)).reshape(-1)
+    order_i = jnp.argsort(~live_z, stable=True).astype(jnp.int32)
+    pages_bx = jnp.take_along_axis(table_bp, jnp.minimum(page_bx, table_bp.shape[1] - 1), axis=1)
+    low_bx = jnp.maximum(starts_b[:, None] - begin_bx, 0)
+    high_bx = jnp.where(live_z.reshape(page_bx.shape), end_b1 - begin_bx, 0)
+    writes = _Writes(
+        order_i,
+        jnp.clip(pages_bx.reshape(-1)[order_i], 0, num_pages - 1),
+        low_bx.reshape(-1)[order_i],
+        high_bx.reshape(-1)[order_i],
+    )
+    return writes, jnp.maximum(live_z.sum(dtype=jnp.int32), 1)
+
+
+def _by_pages(x_btkx: Array, starts_b: Array, count: int, size: int) -> Array:
+    """[B, T, K, ...] -> [B * count, K, C, ...]: of every page that a row may write to the tokens in
+    their places; a single one is spread over it by the kernel.
+    """
+    batch, length = x_btkx.shape[:2]
+    if length > 1:
+        place_1s = jnp.arange(count * size, dtype=jnp.int32)[None]
+        token_bs = jnp.clip(place_1s - (starts_b % size)[:, None], 0, length - 1)
+        axes = tuple(range(2, x_btkx.ndim))
+        x_btkx = jnp.take_along_axis(x_btkx, jnp.expand_dims(token_bs, axes), axis=1)
+    return x_btkx.reshape(batch * count, -1, *x_btkx.shape[2:]).swapaxes(1, 2)
+
+
+def _written(
+    kernel: Callable[..., None],
+    name: str,
+    interpret: bool,
+    pools: tuple[Array, Array],
+    news: tuple[Array, Array],
+    rows: tuple[Array, Array, Array],
+) -> tuple[Array, Array]:
+    """Reads, fills and writes every page that gets a position. XLA's scatter changes the layout of
+    the pool, which copies all of it twice in every layer.
+
+    Args:
+      kernel: fills a page.
+      name: of it.
+      pools: of pages.
+      news: what is to be written, by rows.
+      rows: table, starts and lengths.
+    """
+    _, starts_b, _ = rows
+    batch, length = news[0].shape[:2]
+    size = pools[1].shape[2]
+    count = (length + size - 2) // size + 1
+    writes, num_writes = _writes(*rows, count, (len(pools[0]), size))
+    placed = [_by_pages(new, starts_b, count, size) for new in news]
+
+    def blocks(arrays: Sequence[Array], of: Callable[..., Array]) -> list[pl.BlockSpec]:
+        return [
+            pl.BlockSpec(
+                (None, *x.shape[1:]),
+                lambda i, *ahead, zeros=(0,) * (x.ndim - 1): (of(*ahead)[i], *zeros),
+            )
+            for x in arrays
+        ]
+
+    of_rows = blocks(placed, lambda order_i, *_: order_i)
+    of_pools = blocks(pools, lambda _, pages_i, *__: pages_i)
+    page_bytes = sum(pool[0].size * pool.dtype.itemsize for pool in pools)
+    first = len(writes) + len(placed)
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(writes),
+            grid=(num_writes,),
+            in_specs=[*of_rows, *of_pools],
+            out_specs=of_pools,
+        ),
+        out_shape=[_shape_of(interpret, pool) for pool in pools],
+        input_output_aliases={first: 0, first + 1: 1},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
+        cost_estimate=pl.CostEstimate(
+            flops=0, transcendentals=0, bytes_accessed=2 * batch * count * page_bytes
+        ),
+        interpret=interpret,
+        name=name,
+    )(*writes, *placed, *(_in_place(interpret, pool) for pool in pools))
+
+
 def _write(
     interpret: bool,
     k_wkhc: Array,
@@ -158,83 +287,41 @@ def _write(
     starts_b: Array,
     lengths_b: Array,
 ) -> tuple[Array, Array]:
-    """Reads, fills and writes every page that gets a position. XLA's scatter changes the layout of
-    the pool, which copies all of it twice in every layer.
-    """
-    batch, length, heads, head_dim = k_btkh.shape
-    num_pages, _, size, _ = v_wkch.shape
-    count = (length + size - 2) // size + 1  # of the pages that a row may write to
-    page_bx = (starts_b // size)[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
-    begin_bx = page_bx * size
-    end_b1 = (starts_b + lengths_b)[:, None]
-    live_z = ((lengths_b[:, None] > 0) & (begin_bx < end_b1)).reshape(-1)
-    order_i = jnp.argsort(~live_z, stable=True).astype(jnp.int32)
-    pages_bx = jnp.take_along_axis(table_bp, jnp.minimum(page_bx, table_bp.shape[1] - 1), axis=1)
-    # Where the new positions begin and end in the page; no visit of none is made but the first.
-    low_bx = jnp.maximum(starts_b[:, None] - begin_bx, 0)
-    high_bx = jnp.where(live_z.reshape(batch, count), end_b1 - begin_bx, 0)
-    visits = (
-        order_i,
-        jnp.clip(pages_bx.reshape(-1)[order_i], 0, num_pages - 1),
-        low_bx.reshape(-1)[order_i],
-        high_bx.reshape(-1)[order_i],
+    rows = table_bp, starts_b, lengths_b
+    return _written(
+        _write_kernel, "paged_writing", interpret, (k_wkhc, v_wkch), (k_btkh, v_btkh), rows
     )
-    # Of every page the tokens in their places; a single one is spread over it by the kernel.
-    if length > 1:
-        place_1s = jnp.arange(count * size, dtype=jnp.int32)[None]
-        token_bs = jnp.clip(place_1s - (starts_b % size)[:, None], 0, length - 1)
-        k_btkh, v_btkh = (
-            jnp.take_along_axis(x, token_bs[..., None, None], axis=1) for x in (k_btkh, v_btkh)
-        )
-    k_zkch, v_zkch = (
-        x.reshape(batch * count, -1, heads, head_dim).swapaxes(1, 2) for x in (k_btkh, v_btkh)
-    )
-    new = pl.BlockSpec((None, *k_zkch.shape[1:]), lambda i, order_i, *_: (order_i[i], 0, 0, 0))
-    k_page, v_page = (
-        pl.BlockSpec((None, *x.shape[1:]), lambda i, _, pages_i, *__: (pages_i[i], 0, 0, 0))
-        for x in (k_wkhc, v_wkch)
-    )
-    page_bytes = 2 * k_wkhc[0].size * k_wkhc.dtype.itemsize
-    return pl.pallas_call(
-        _write_kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(visits),
-            grid=(jnp.maximum(live_z.sum(dtype=jnp.int32), 1),),
-            in_specs=[new, new, k_page, v_page],
-            out_specs=[k_page, v_page],
-        ),
-        out_shape=[_shape_of(interpret, x) for x in (k_wkhc, v_wkch)],
-        input_output_aliases={len(visits) + 2: 0, len(visits) + 3: 1},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
-        cost_estimate=pl.CostEstimate(
-            flops=0, transcendentals=0, bytes_accessed=2 * batch * count * page_bytes
-        ),
-        interpret=interpret,
-        name="paged_writing",
-    )(*visits, k_zkch, v_zkch, *(_in_place(interpret, x) for x in (k_wkhc, v_wkch)))
 
 
-def _write_kernel(
-    order_i: Any,
-    pages_i: Any,
-    low_i: Any,
-    high_i: Any,
-    new_k_ref: Any,
-    new_v_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    k_out_ref: Any,
-    v_out_ref: Any,
-) -> None:
-    del order_i, pages_i
+def _write_scales(
+    interpret: bool,
+    k_wkc: Array,
+    v_wkc: Array,
+    k_btk: Array,
+    v_btk: Array,
+    table_bp: Array,
+    starts_b: Array,
+    lengths_b: Array,
+) -> tuple[Array, Array]:
+    rows = table_bp, starts_b, lengths_b
+    return _written(
+        _write_scales_kernel, "paged_scales", interpret, (k_wkc, v_wkc), (k_btk, v_btk), rows
+    )
+
+
+def _is_new(writes: _Writes, shape: tuple[int, ...], axis: int) -> Array:
+    """Which numbers of a page are new, whose positions are along `axis`."""
     visit = pl.program_id(0)
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+    return (place >= writes.low_i[visit]) & (place < writes.high_i[visit])
 
-    def is_new(shape: tuple[int, int], axis: int) -> Array:
-        place = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-        return (place >= low_i[visit]) & (place < high_i[visit])
 
+def _write_kernel(*refs: Any) -> None:
+    writes = _Writes(*refs[:4])
+    new_k_ref, new_v_ref, k_ref, v_ref, k_out_ref, v_out_ref = refs[4:]
     heads, size, head_dim = v_ref.shape
-    new_k_hc, new_v_ch = is_new((head_dim, size), 1), is_new((size, head_dim), 0)
+    new_k_hc = _is_new(writes, (head_dim, size), 1)
+    new_v_ch = _is_new(writes, (size, head_dim), 0)
     for head in range(heads):
         k_ch, v_ch = (
             jnp.broadcast_to(ref[head].astype(jnp.float32), (size, head_dim))
@@ -244,6 +331,14 @@ def _write_kernel(
         v_out_ref[head] = jnp.where(new_v_ch, v_ch.astype(v_ref.dtype), v_ref[head])
 
 
+def _write_scales_kernel(*refs: Any) -> None:
+    writes = _Writes(*refs[:4])
+    *new_refs, k_ref, v_ref, k_out_ref, v_out_ref = refs[4:]
+    new_kc = _is_new(writes, k_ref.shape, 1)
+    for new_ref, ref, out_ref in zip(new_refs, (k_ref, v_ref), (k_out_ref, v_out_ref), strict=True):
+        out_ref[...] = jnp.where(new_kc, jnp.broadcast_to(new_ref[...], ref.shape), ref[...])
+
+
 def _attend(
     scale: float,
     window: int,
@@ -251,16 +346,18 @@ def _attend(
     queries: int,
     interpret: bool,
     q_btnh: Array,
-    k_wkhc: Array,
-    v_wkch: Array,
     table_bp: Array,
     starts_b: Array,
     lengths_b: Array,
+    k_wkhc: Array,
+    v_wkch: Array,
+    *scales_wkc: Array,
 ) -> Array:
     batch, length, num_heads, head_dim = q_btnh.shape
     num_kv_heads, size = v_wkch.shape[1:3]
     groups = num_heads // num_kv_heads
-    page_bytes = 2 * k_wkhc[0].size * k_wkhc.dtype.itemsize
+    pools = (k_wkhc, v_wkch, *scales_wkc)
+    page_bytes = sum(pool[0].size * pool.dtype.itemsize for pool in pools)
     at_once = max(1, min(at_once // size, _PAGES_BYTES // page_bytes))
     # a power of two, so that the kernel tells a row's token by its last bits
     most = 1 << max(queries // num_heads, 1).bit_length() - 1
@@ -280,20 +377,19 @@ def _attend(
     def page(y: int, array: Array) -> pl.BlockSpec:
         return pl.BlockSpec(
             (None, *array.shape[1:]),
-            lambda i, _, pages_iy, *__: (pages_iy[i * at_once + y], 0, 0, 0),
+            lambda i, _, pages_iy, *__: (pages_iy[i * at_once + y], *(0,) * (array.ndim - 1)),
         )
 
     num_rows = groups * block
     scores = len(visits.block_i) * num_heads * block * at_once * size
     mixed_zkmh = pl.pallas_call(
-        functools.partial(_kernel, scale, window, block, at_once),
+        functools.partial(_kernel, scale, window, block, at_once, len(pools)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits),
             grid=(num_visits,),
             in_specs=[
                 in_block,
-                *(page(y, k_wkhc) for y in range(at_once)),
-                *(page(y, v_wkch) for y in range(at_once)),
+                *(page(y, pool) for pool in pools for y in range(at_once)),
             ],
             out_specs=in_block,
             scratch_shapes=[
@@ -315,8 +411,7 @@ def _attend(
     )(
         *visits,
         q_zkmh,
-        *(_in_place(interpret, k_wkhc),) * at_once,
-        *(_in_place(interpret, v_wkch),) * at_once,
+        *(placed for pool in pools for placed in (_in_place(interpret, pool),) * at_once),
     )
     return (
         mixed_zkmh.reshape(batch, count, num_kv_heads, groups, block, head_dim)
@@ -377,6 +472,7 @@ def _kernel(
     window: int,
     block: int,
     at_once: int,
+    num_pools: int,
     block_i: Any,
     pages_iy: Any,
     first_z: Any,
@@ -386,10 +482,9 @@ def _kernel(
     *refs: Any,
 ) -> None:
     del pages_iy
-    k_refs, v_refs, (mixed_ref, *sum_refs) = (
-        refs[:at_once],
-        refs[at_once : 2 * at_once],
-        refs[2 * at_once :],
+    (k_refs, v_refs, *scale_refs), (mixed_ref, *sum_refs) = (
+        [refs[pool * at_once : (pool + 1) * at_once] for pool in range(num_pools)],
+        refs[num_pools * at_once :],
     )
     visit = pl.program_id(0)
     z = block_i[visit]
@@ -407,11 +502,18 @@ def _kernel(
     distance_ms = query_ms - first - jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     mask_ms = (distance_ms >= 0) & (distance_ms < window)
     for head in range(heads):
-        k_hs = jnp.concatenate([k_ref[head] for k_ref in k_refs], axis=1)
-        v_sh = jnp.concatenate([v_ref[head] for v_ref in v_refs], axis=0)
+        k_hs = jnp.concatenate([k_ref[head].astype(q_ref.dtype) for k_ref in k_refs], axis=1)
+        v_sh = jnp.concatenate([v_ref[head].astype(q_ref.dtype) for v_ref in v_refs], axis=0)
+        # of keys and values in 8 bits
+        scales_1s = [
+            jnp.concatenate([ref[head : head + 1] for ref in refs_y], axis=1)
+            for refs_y in scale_refs
+        ]
         logits_ms = product(q_ref[head], k_hs, (1, 0)) * scale
+        if scales_1s:
+            logits_ms *= scales_1s[0]
         sums = Sums(*(ref.at[head] for ref in sum_refs))
-        sums.add(jnp.where(mask_ms, logits_ms, MASKED), v_sh)
+        sums.add(jnp.where(mask_ms, logits_ms, MASKED), v_sh, *scales_1s[1:])
 
     is_last = (visit == pl.num_programs(0) - 1) | (
         block_i[jnp.minimum(visit + 1, pl.num_programs(0) - 1)] != z

@@ -35,7 +35,7 @@ from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, 
 from ictjax.models.cache import CachedLayer, KVCache, of_layers
 from ictjax.models.config import ModelConfig
 from ictjax.models.int8 import Scales, to_int8
-from ictjax.models.paged_attention import PAGES, PagedAttention, attend_pages, write_scales
+from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.precision import wide
 from ictjax.models.rotary import rotary, rotate
 
@@ -328,24 +328,15 @@ def extend_pages(
         sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
     ) -> tuple[Array, CachedLayer]:
         k_pages, v_pages = attention.write(held.k, held.v, new.k, new.v, *rows)
-        window = config.sliding_window if sliding else None
-        if held.scales is None or new.scales is None:
-            mixed_btnh = attention.attend(
-                q_btnh, k_pages, v_pages, *rows, window=window, scale=config.attention_scale
-            )
-            return mixed_btnh, CachedLayer(k_pages, v_pages)
-        scales = Scales(
-            *(
-                write_scales(scale_wkc, new_btk, *rows)
-                for scale_wkc, new_btk in zip(held.scales, new.scales, strict=True)
-            )
-        )
-        mixed_btnh = attend_pages(  # the one way over pages in 8 bits
+        scales = None
+        if held.scales is not None and new.scales is not None:
+            scales = attention.write_scales(held.scales, new.scales, *rows)
+        mixed_btnh = attention.attend(
             q_btnh,
             k_pages,
             v_pages,
             *rows,
-            window=window,
+            window=config.sliding_window if sliding else None,
             scale=config.attention_scale,
             scales=scales,
         )

@@ -3,7 +3,7 @@ jitted batches.
 """
 
 from ictjax.sampler.blueprint import Blueprint, TurnShape, row_programs, turn_shapes
-from ictjax.sampler.engine import Generation, Request, Sampler, SamplerStats
+from ictjax.sampler.engine import Generation, Request, Sampler, SamplerStats, Tops
 from ictjax.sampler.weights import sampling_shapes, sampling_weights, unstacked
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Request",
     "Sampler",
     "SamplerStats",
+    "Tops",
     "TurnShape",
     "row_programs",
     "sampling_shapes",

@@ -146,6 +146,7 @@ class Blueprint:
             attention=paged_attention_of(attention, self.mesh),
             unused=self.unused,
             guessed=sizes.guessed_tokens if sizes.guesses(shape.length) else 0,
+            num_likeliest=sizes.max_top_logprobs,
         )
         packed = self.blank(*shape)
         return self._lower(

@@ -26,6 +26,7 @@ from ictjax.sampler.state import (
     pack_request,
     pack_row,
     unpack_guesses,
+    unpack_likeliest,
     unpack_samples,
 )
 
@@ -35,6 +36,7 @@ _PAUSE_S = 0.0002  # between two looks at it
 _CACHED_PARAMS = 4_000_000  # of a model that stays in the caches of a CPU
 _MIN_FILL = 0.5  # share of a dispatch's rows, from which on it is launched before the last is read
 _MIN_GOING_ON = 0.5  # share of replies that went on lately, from which on one goes on unread
+_LATE = 4  # dispatches of others, after which nobody's number counts any more: who waits is next
 _FORGOTTEN = 0.1  # of that share, with every reply
 
 
@@ -52,6 +54,7 @@ class Request:
     # added to the logits of ids, before the temperature; -inf bans an id
     bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     logprobs_of: Literal["sampling", "model"] = "sampling"  # temperature: this one, or 1
+    top_logprobs: int = 0  # likeliest ids to report beside every sampled one
     # Shown all ids sampled so far after every dispatch; where it returns a number, the reply ends
     # with so many of them, and what was sampled behind them is dropped. For ends that are found in
     # text: `ictjax.reply_text`. Must not raise.
@@ -66,6 +69,10 @@ class Request:
             )
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}: give 0 (off) or a positive number")
+        if self.top_logprobs < 0:
+            raise ValueError(
+                f"top_logprobs is {self.top_logprobs}: give 0 (none) or a positive number"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a mass in (0, 1]; 1 is off")
         if not 0 <= self.min_p <= 1:
@@ -83,6 +90,11 @@ class Request:
             )
 
 
+Tops = tuple[tuple[int, float], ...]
+"""The likeliest ids in the place of a sampled one, the likeliest first, and their
+log-probabilities."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
     """A finished reply."""
@@ -95,6 +107,8 @@ class Generation:
     # "stop" (an id of stop_ids, which is then the last one, or `ends`), "length" (the request's
     # limit) or "context" (the conversation is full)
     finish: str
+    # as logprobs; empty unless the request asks. Ids that are never sampled are left out
+    top_logprobs: tuple[Tops, ...] = ()
     weights_step: int | None = None  # of the weights it was sampled with, see `Sampler.set_params`
 
 
@@ -126,6 +140,7 @@ class _Reply:
     columns: np.ndarray  # the request, packed
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
+    tops: list[Tops] = dataclasses.field(default_factory=list)
     dispatches: int = 0  # launched for it
     ahead: int = 0  # tokens that those of them that were not read yet may add, at most
 
@@ -234,6 +249,11 @@ class Sampler:
         if sum(len(part) for part in unused) >= config.vocab_size:
             raise ValueError(
                 f"unused holds all {config.vocab_size} ids of the vocabulary: leave some to sample"
+            )
+        if sampler_config.max_top_logprobs > config.vocab_size:
+            raise ValueError(
+                f"max_top_logprobs is {sampler_config.max_top_logprobs}: give at most the"
+                f" vocabulary's {config.vocab_size} ids"
             )
         if sampler_config.max_len > config.max_positions:
             raise ValueError(
@@ -387,6 +407,11 @@ class Sampler:
                 f"top_k {request.top_k} exceeds the sampler's max_top_k {sizes.max_top_k}: raise"
                 " max_top_k"
             )
+        if request.top_logprobs > sizes.max_top_logprobs:
+            raise ValueError(
+                f"top_logprobs {request.top_logprobs} exceeds the sampler's max_top_logprobs"
+                f" {sizes.max_top_logprobs}: raise max_top_logprobs"
+            )
         if len(request.stop_ids) > sizes.max_stop_ids:
             raise ValueError(
                 f"{len(request.stop_ids)} stop ids exceed the sampler's max_stop_ids"
@@ -415,6 +440,7 @@ class Sampler:
             key=request.key,
             num_stop_ids=sizes.max_stop_ids,
             num_bias=sizes.max_bias_ids,
+            reported=request.top_logprobs,
         )
         found.reply = _Reply(request=request, columns=columns)
         found.ready_since = self._counts["dispatches"]
@@ -430,6 +456,11 @@ class Sampler:
         """The log-probabilities of `sampled`."""
         reply = self._find(conversation).reply
         return () if reply is None else tuple(reply.logprobs)
+
+    def sampled_top_logprobs(self, conversation: int) -> tuple[Tops, ...]:
+        """What is reported beside `sampled`; empty unless the request asks for it."""
+        reply = self._find(conversation).reply
+        return () if reply is None else tuple(reply.tops)
 
     @property
     def num_open(self) -> int:
@@ -635,7 +666,8 @@ class Sampler:
 
     def _groups(self, slots: Iterable[int]) -> list[tuple[list[_Seated], int]]:
         """What the next dispatch can be: rows, and their token bucket (1: only continue
-        generations); first the group with most rows and longest waits.
+        generations); first one in which somebody waits for too long, then the group with most rows
+        and longest waits. So the pieces of one long prompt and the replies of many take turns.
         """
         now = self._counts["dispatches"]
         buckets = self._sampler_config.extend_buckets
@@ -650,15 +682,16 @@ class Sampler:
             else:
                 continues = unfed == 1 and seat.conversation.reply is not None
                 groups[1 if continues else _bucket(buckets, unfed)].append(seat)
+
+        def precedence(item: tuple[int, list[_Seated]]) -> tuple[int, int, int]:
+            length, group = item
+            waits = [now - seat.conversation.ready_since for seat in group]
+            late = max(waits) if max(waits) >= _LATE else 0
+            return -late, -sum(waits) - len(waits), -length  # others may ride with a longer one
+
         return [
             (self._chosen(group), length)
-            for length, group in sorted(
-                groups.items(),
-                key=lambda item: (
-                    -sum(1 + now - seat.conversation.ready_since for seat in item[1]),
-                    -item[0],  # the others may ride with it
-                ),
-            )
+            for length, group in sorted(groups.items(), key=precedence)
         ]
 
     def _riders(
@@ -805,6 +838,9 @@ class Sampler:
         length, extended = flight.length, flight.length > 1
         if self._sampler_config.guesses(length):
             guessed, samples = unpack_guesses(samples)
+        likeliest = None
+        if number := self._sampler_config.max_top_logprobs:
+            *likeliest, samples = unpack_likeliest(samples, number)
         ids, logprobs, sampled = unpack_samples(samples)
         shard_rows = len(sampled) // self._shards
         steps_per_shard = sampled.reshape(self._shards, shard_rows).max(axis=1)
@@ -828,6 +864,8 @@ class Sampler:
             row.reply.ahead -= row.steps
             conversation = row.seat.conversation
             if conversation.reply is row.reply and self._is_open(row.seat):
+                if likeliest and (most := row.reply.request.top_logprobs):
+                    row.reply.tops += _tops(*(x[place, :count, :most] for x in likeliest))
                 self._advance(row, ids[place, :count].tolist(), logprobs[place, :count].tolist())
                 if row.allowed > row.steps:
                     share = self._going_on[row.part + 1]
@@ -847,7 +885,7 @@ class Sampler:
         kept = None if reply.request.ends is None else reply.request.ends(reply.ids)
         if kept is not None:
             conversation.length -= len(reply.ids) - kept
-            del reply.ids[kept:], reply.logprobs[kept:]
+            del reply.ids[kept:], reply.logprobs[kept:], reply.tops[kept:]
         # the last token of a conversation waits: the next reply starts from its hidden state
         cached = conversation.length - 1
         if cached < self._store.cached(slot):
@@ -868,10 +906,21 @@ class Sampler:
                 ids=tuple(reply.ids),
                 logprobs=tuple(reply.logprobs),
                 finish=finish,
+                top_logprobs=tuple(reply.tops),
                 weights_step=self._weights_step,
             )
         )
         conversation.reply = None
+
+
+def _tops(ids: np.ndarray, logprobs: np.ndarray) -> list[Tops]:
+    """Of the tokens of a row, [N, X] each."""
+    return [
+        tuple((number, logprob) for number, logprob in pairs if logprob > -math.inf)
+        for pairs in (
+            zip(*one, strict=True) for one in zip(ids.tolist(), logprobs.tolist(), strict=True)
+        )
+    ]
 
 
 def _fixed_rows(config: ModelConfig, platform: str) -> int:

@@ -38,6 +38,7 @@ class Rows(NamedTuple):
     temperature_b: Float[Array, " B"]  # 0: greedy
     top_p_b: Float[Array, " B"]  # 1: off
     keys_b2: UInt32[Array, "B 2"]  # the request's PRNG key
+    reported_b: Int[Array, " B"]  # likeliest ids to report beside every sampled one; 0: none
     extras: Extras
     stop_bx: Int[Array, "B X"]  # ids that end the generation; -1 for none
     tokens_bt: Int[Array, "B T"]
@@ -63,7 +64,7 @@ GOES_ON = -1
 NO_ID = 2**31 - 1
 """In the place of a biased id: beyond every vocabulary, so that it is dropped."""
 
-_COLUMNS = 12  # in front of the stop ids; behind those the biased ids, their biases, the tokens
+_COLUMNS = 13  # in front of the stop ids; behind those the biased ids, their biases, the tokens
 
 
 def blank_rows(
@@ -102,6 +103,7 @@ def pack_request(
     key: np.ndarray,
     num_stop_ids: int,
     num_bias: int,
+    reported: int = 0,
 ) -> np.ndarray:
     """The columns of one row that a request fixes, top_k to the last bias."""
     columns = np.zeros(_COLUMNS - 5 + num_stop_ids + 2 * num_bias, np.int32)
@@ -109,7 +111,8 @@ def pack_request(
     columns[1:4] = np.asarray([temperature, top_p, min_p], np.float32).view(np.int32)
     columns[4] = unit
     columns[5:7] = key.view(np.int32)
-    stops, ids, biases = np.split(columns[7:], [num_stop_ids, num_stop_ids + num_bias])
+    columns[7] = reported
+    stops, ids, biases = np.split(columns[8:], [num_stop_ids, num_stop_ids + num_bias])
     stops[:] = -1
     stops[: len(stop_ids)] = stop_ids
     ids[:] = NO_ID
@@ -164,7 +167,8 @@ def unpack_rows(
         *(packed[:, column] for column in range(6)),
         temperature_b=floats(packed[:, 6]),
         top_p_b=floats(packed[:, 7]),
-        keys_b2=jax.lax.bitcast_convert_type(packed[:, 10:_COLUMNS], jnp.uint32),
+        keys_b2=jax.lax.bitcast_convert_type(packed[:, 10:12], jnp.uint32),
+        reported_b=packed[:, 12],
         extras=Extras(
             min_p_b=floats(packed[:, 8]),
             unit_b=packed[:, 9],
@@ -199,18 +203,35 @@ def resumed(rows: Rows, left: Left) -> Rows:
     )
 
 
+class Likeliest(NamedTuple):
+    """The likeliest ids (X of them) in the place of every sampled one, the likeliest first, and
+    their log-probabilities; -inf for those that are never sampled.
+    """
+
+    ids_btx: Int[Array, "B T X"]
+    logprobs_btx: Float[Array, "B T X"]
+
+
 def pack_samples(
     ids_bt: Int[Array, "B T"],
     logprobs_bt: Float[Array, "B T"],
     sampled_b: Int[Array, " B"],
     guesses: Sequence[Int[Array, " B"]] = (),
+    likeliest: Likeliest | None = None,
 ) -> Int[Array, "B X"]:
     """Sampled ids, bits of their log-probabilities, and their number per row, as one matrix; in
-    front of them the columns of `Guessed`, where a dispatch guesses.
+    front of them the columns of `Guessed`, where a dispatch guesses, and then of `Likeliest`, where
+    these are reported.
     """
-    logprobs_bt = jax.lax.bitcast_convert_type(logprobs_bt, jnp.int32)
-    counts = [counts_b[:, None] for counts_b in guesses]
-    return jnp.concatenate([*counts, ids_bt, logprobs_bt, sampled_b[:, None]], axis=1)
+
+    def bits(array: Float[Array, "*B"]) -> Int[Array, "*B"]:
+        return jax.lax.bitcast_convert_type(array, jnp.int32)
+
+    columns = [counts_b[:, None] for counts_b in guesses]
+    if likeliest is not None:
+        parts = (likeliest.ids_btx, bits(likeliest.logprobs_btx))
+        columns += [part.reshape(len(part), -1) for part in parts]
+    return jnp.concatenate([*columns, ids_bt, bits(logprobs_bt), sampled_b[:, None]], axis=1)
 
 
 class Guessed(NamedTuple):
@@ -225,6 +246,17 @@ def unpack_guesses(packed: np.ndarray) -> tuple[Guessed, np.ndarray]:
     """The counts in front of what a dispatch that guesses has packed, and the rest."""
     first = len(Guessed._fields)
     return Guessed(*packed[:, :first].T), packed[:, first:]
+
+
+def unpack_likeliest(packed: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ids [B, N, X] and float32 log-probabilities [B, N, X] in front of what a dispatch that
+    reports `number` likeliest ids has packed, and the rest.
+    """
+    rows = len(packed)
+    size = (packed.shape[1] - 1) // (2 * number + 2) * number
+    ids, bits, rest = np.split(packed, [size, 2 * size], axis=1)
+    logprobs = np.ascontiguousarray(bits).view(np.float32)
+    return ids.reshape(rows, -1, number), logprobs.reshape(rows, -1, number), rest
 
 
 def unpack_samples(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

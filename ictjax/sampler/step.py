@@ -17,7 +17,15 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.transformer import Params
 from ictjax.sampler.speculation import Guesses, propose, verify
-from ictjax.sampler.state import NO_ID, Extras, Left, pack_samples, resumed, unpack_rows
+from ictjax.sampler.state import (
+    NO_ID,
+    Extras,
+    Left,
+    Likeliest,
+    pack_samples,
+    resumed,
+    unpack_rows,
+)
 
 _DROPPED = -jnp.inf
 
@@ -34,6 +42,7 @@ class _Loop(NamedTuple):
     sampled_b: Int[Array, " B"]  # of ids_bt
     part: KVCache  # the rows' positions, on which the steps work
     guesses: Guesses | None = None
+    likeliest: Likeliest | None = None  # beside ids_bt
 
 
 def sample(
@@ -105,6 +114,36 @@ def sample(
     return jax.lax.cond(jnp.any(restricted_b | unit_b), specially, lambda: (ids_b, logprobs(ids_b)))
 
 
+def likeliest_ids(
+    logits_bv: Float[Array, "B V"],
+    temperature_b: Float[Array, " B"],
+    unit_b: Int[Array, " B"],
+    wanted_b: Int[Array, " B"],
+    number: int,
+    unused: Sequence[range] = (),
+) -> tuple[Int[Array, "B X"], Float[Array, "B X"]]:
+    """The `number` (static) likeliest ids of each row, the likeliest first and the lower one of
+    equals, with the log-probabilities that `sample` gives them: before bias and truncation.
+
+    Ids of `unused` come last, with -inf. All is 0 where no row wants any (`wanted_b` above 0).
+    """
+
+    def found() -> tuple[Array, Array]:
+        at_one_b = (temperature_b <= 0) | (unit_b > 0)
+        scaled_bv = logits_bv / jnp.where(at_one_b, 1.0, temperature_b)[:, None]
+        normaliser_b1 = jax.nn.logsumexp(scaled_bv, axis=-1, keepdims=True)
+        if unused:
+            scaled_bv = jnp.where(_is_in(unused, scaled_bv.shape[1]), _DROPPED, scaled_bv)
+        top_bx, ids_bx = jax.lax.top_k(scaled_bv, number)
+        return ids_bx.astype(jnp.int32), top_bx - normaliser_b1
+
+    def nothing() -> tuple[Array, Array]:
+        shape = (len(logits_bv), number)
+        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, logits_bv.dtype)
+
+    return jax.lax.cond(jnp.any(wanted_b > 0), found, nothing)
+
+
 def _draw(
     allowed_bv: Float[Array, "B V"],
     noise_bv: Float[Array, "B V"],
@@ -167,6 +206,7 @@ def turn(
     attention: PagedAttention = PAGES,
     unused: Sequence[range] = (),
     guessed: int = 0,
+    num_likeliest: int = 0,
 ) -> tuple[Int[Array, "B X"], KVCache, Left]:
     """Appends the tokens of `packed` (see state.Rows) to their rows, then samples up to `max_steps`
     tokens for each row that may.
@@ -187,10 +227,11 @@ def turn(
       guessed: static; tokens of greedy rows that a step guesses (`speculation`). The cache then has
         positions behind those that are counted, as if they were never written: nobody sees them
         before they are.
+      num_likeliest: static; ids that are reported beside every sampled one of rows that ask.
 
-    Returns: Packed samples (state.unpack_samples; before that, where it guesses, unpack_guesses),
-      the new cache, and what is left of all slots. The last sampled id of a row has no cache
-      position yet.
+    Returns: Packed samples (state.unpack_samples; before that, where it guesses, unpack_guesses,
+      and, where likeliest ids are reported, unpack_likeliest), the new cache, and what is left of
+      all slots. The last sampled id of a row has no cache position yet.
     """
     num_history = attended if guessed else 0
     rows = resumed(unpack_rows(packed, num_stop_ids, num_bias, num_pages, num_history), left)
@@ -212,8 +253,9 @@ def turn(
         return transformer.extend(config, params, part, *appended)
 
     def record(loop: _Loop, hidden_bd: Float[Array, "B D"]) -> _Loop:
+        logits_bv = transformer.unembed(config, params, hidden_bd)
         ids_b, logprobs_b = sample(
-            transformer.unembed(config, params, hidden_bd),
+            logits_bv,
             rows.temperature_b,
             rows.top_k_b,
             rows.top_p_b,
@@ -223,6 +265,22 @@ def turn(
             unused,
             rows.extras,
         )
+        likeliest = loop.likeliest
+        if likeliest is not None:
+            beside = likeliest_ids(
+                logits_bv,
+                rows.temperature_b,
+                rows.extras.unit_b,
+                rows.reported_b,
+                num_likeliest,
+                unused,
+            )
+            likeliest = Likeliest(
+                *(
+                    all_btx.at[:, loop.step].set(new_bx)
+                    for all_btx, new_bx in zip(likeliest, beside, strict=True)
+                )
+            )
         active_b = loop.active_b
         sampled_b = loop.sampled_b + active_b
         stopped_b = jnp.any(ids_b[:, None] == rows.stop_bx, axis=-1)
@@ -233,6 +291,7 @@ def turn(
             ids_bt=loop.ids_bt.at[:, loop.step].set(jnp.where(active_b, ids_b, pad_id)),
             logprobs_bt=loop.logprobs_bt.at[:, loop.step].set(jnp.where(active_b, logprobs_b, 0.0)),
             sampled_b=sampled_b,
+            likeliest=likeliest,
         )
 
     def unfinished(loop: _Loop) -> Bool[Array, ""]:
@@ -265,8 +324,9 @@ def turn(
         # only greedy rows look at what is sampled behind a proposal
         temperature_bx = jnp.where(steps_1x == 0, rows.temperature_b[:, None], 0.0)
         flat = functools.partial(jnp.repeat, repeats=width, axis=0)
+        logits_bv = transformer.unembed(config, params, hidden_bxd.reshape(batch * width, -1))
         ids, logprobs = sample(
-            transformer.unembed(config, params, hidden_bxd.reshape(batch * width, -1)),
+            logits_bv,
             temperature_bx.reshape(-1),
             flat(rows.top_k_b),
             flat(rows.top_p_b),
@@ -290,6 +350,22 @@ def turn(
             rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
             return array_bt.at[rows_b1, places_bx].set(new_bx, mode="drop")
 
+        likeliest = loop.likeliest
+        if likeliest is not None:
+            beside = likeliest_ids(
+                logits_bv,
+                temperature_bx.reshape(-1),
+                flat(rows.extras.unit_b),
+                flat(rows.reported_b),
+                num_likeliest,
+                unused,
+            )
+            likeliest = Likeliest(
+                *(
+                    put(all_btx, loop.sampled_b, new.reshape(batch, width, -1))
+                    for all_btx, new in zip(likeliest, beside, strict=True)
+                )
+            )
         sampled_b = loop.sampled_b + count_b
         loop = loop._replace(
             step=loop.step + 1,
@@ -300,6 +376,7 @@ def turn(
             logprobs_bt=put(loop.logprobs_bt, loop.sampled_b, logprobs_bx),
             sampled_b=sampled_b,
             part=part,
+            likeliest=likeliest,
         )
         guesses = guesses._replace(
             history_bs=put(guesses.history_bs, loop.ends_b - count_b + 1, ids_bx),
@@ -337,6 +414,12 @@ def turn(
         logprobs_bt=jnp.zeros((batch, most), jnp.float32),
         sampled_b=jnp.zeros((batch,), jnp.int32),
         part=cache if in_place else take_rows(cache, None if in_order else rows.slots_b, attended),
+        likeliest=Likeliest(
+            jnp.zeros((batch, most, num_likeliest), jnp.int32),
+            jnp.zeros((batch, most, num_likeliest), jnp.float32),
+        )
+        if num_likeliest
+        else None,
     )
     if length > 1:
         hidden_btd, part = extend(loop.part, rows.tokens_bt, rows.starts_b, rows.lengths_b)
@@ -383,4 +466,5 @@ def turn(
     if loop.guesses is not None:
         computed_b = jnp.full((batch,), loop.guesses.computed)
         counted = [loop.guesses.proposed_b, loop.guesses.accepted_b, computed_b]
-    return pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b, counted), cache, left
+    samples = pack_samples(loop.ids_bt, loop.logprobs_bt, loop.sampled_b, counted, loop.likeliest)
+    return samples, cache, left
