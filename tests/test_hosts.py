@@ -88,9 +88,9 @@ def tree(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.jsonl"))}
 
 
-def same_metrics(one, other):
+def same_metrics(one, other, iterations=3):
     lines = [read_metrics(run) for run in (one, other)]
-    assert len(lines[0]) == len(lines[1]) == 3
+    assert len(lines[0]) == len(lines[1]) == iterations
     for before, now in zip(*lines, strict=True):
         assert before.keys() == now.keys()
         for name in before.keys() - {"time"}:
@@ -106,6 +106,26 @@ def test_two_hosts_train_what_one_trains(runs):
     for name in ("episodes", "contexts", "prompts"):
         assert tree(one / name) == tree(two / name)
     assert len(json.loads((two / "manifest.json").read_text())["devices"]) == 2
+
+
+def test_two_hosts_train_the_pocket_preset_as_one_does(start, tmp_path):
+    """Its own models on games of MiniHack: fewer of them, and one size of each program."""
+    sizes = (
+        "--iterations=2 --meta.contexts-per-iteration=2 --meta.games-per-context=2"
+        " --meta.fresh-games=2 --grpo.group-size=4 --task.rollout.max-steps=6"
+        " --task.environment.num-workers=1 --actor-sampler.num-slots=8"
+        " --actor-sampler.row-buckets=8 --actor-sampler.extend-buckets=64"
+        " --actor-sampler.attended-buckets=512 --reflector-sampler.num-slots=8"
+        " --reflector-sampler.row-buckets=8 --reflector-sampler.attended-buckets=448"
+        " --batch.num-rows=2 --batch.replies-per-row=4 --batch.token-buckets=896"
+        " --learner.num-microbatches=1 --optimizer.eps=1e-5"
+    ).split()
+    for count in (1, 2):
+        run = tmp_path / str(count)
+        finish(start(count, "train", "--preset=pocket-minihack", *sizes, f"--run-dir={run}"))
+    same_metrics(tmp_path / "1", tmp_path / "2", iterations=2)
+    for name in ("episodes", "contexts", "prompts"):
+        assert tree(tmp_path / "1" / name) == tree(tmp_path / "2" / name)
 
 
 def test_every_device_holds_what_is_planned_for_it(runs):
