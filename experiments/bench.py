@@ -19,10 +19,11 @@ from experiments.bench_actor import bench_int8, bench_speculation
 from experiments.bench_cache import bench_cache
 from experiments.bench_envs import bench_envs
 from experiments.bench_models import bench_update
+from experiments.bench_products import bench_products
 from experiments.bench_rollout import bench_rollout
 from experiments.bench_run import Note, Result
 from experiments.bench_sampler import bench_sampler
-from experiments.commands.bench import CacheBench, Common, FalseAlarmsBench, main
+from experiments.commands.bench import CacheBench, Common, FalseAlarmsBench, ProductsBench, main
 from experiments.false_alarms import bench_false_alarms
 from experiments.manifest import package_versions
 from ictjax.run_files import write_lines
@@ -51,6 +52,7 @@ _MEASURES: Mapping[str, Callable[[Any, Note], Result]] = MappingProxyType(
         "envs": bench_envs,
         "rollout": bench_rollout,
         "cache": bench_cache,
+        "products": bench_products,
         "false-alarms": bench_false_alarms,
         "speculation": bench_speculation,
         "int8": bench_int8,
@@ -111,7 +113,7 @@ def _cell(value: Any) -> str:
 
 
 def run(
-    chosen: Mapping[str, Common | CacheBench | FalseAlarmsBench],
+    chosen: Mapping[str, Common | CacheBench | FalseAlarmsBench | ProductsBench],
     target: pathlib.Path | None,
     argv: Sequence[str],
     console: Console,

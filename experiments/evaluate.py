@@ -46,7 +46,7 @@ from experiments.report_loops import loops
 from experiments.reward_signal import signal_of_run
 from experiments.run_dir import check_families, open_pool, read_manifest, read_run
 from experiments.training_cost import training_cost
-from ictjax.hosts import Hosts, these_hosts
+from ictjax.hosts import ALONE, Hosts
 from ictjax.models.transformer import Params
 from ictjax.players import check_language, check_saved, restore_trained, saved_steps
 from ictjax.run_config import EnvironmentConfig, TaskConfig, TrainConfig, to_dict
@@ -64,6 +64,7 @@ def evaluate(
     step: int | None = None,
     deletions: int = 0,
     changes: Sequence[str] = (),
+    hosts: Hosts = ALONE,
 ) -> dict[str, Any]:
     """Plays what is missing of every part, then writes and returns the results.
 
@@ -87,18 +88,20 @@ def evaluate(
         sentences, in every family; what is there already is kept, with each run.
       changes: what is accepted to be no longer as it was in training, see `changed_since`; kept
         with the results.
+      hosts: that evaluate together.
 
     Raises:
       ValueError: no such checkpoint, a missing model, limits or meshes that do not fit, a family
         with too few games, an arm that cannot be played, or damaged files of the run.
     """
     plan = _planned(config, task)
-    hosts, run_dirs = these_hosts(), [run_dir, *others]
-    step, newest = _steps(run_dirs, plan.config, name, step)
+    run_dirs = [run_dir, *others]
+    hosts.meet()  # what is there, all of them see
+    step, newest = _steps(run_dirs, plan.config, name, step, hosts)
     costs = [training_cost(path, config, step) for path in run_dirs]
     with contextlib.ExitStack() as stack:
         pool = functools.cache(lambda: stack.enter_context(open_pool(plan.config.task.environment)))
-        folders, drawn = _games(run_dirs, name, step, plan, pool, console)
+        folders, drawn = _games(run_dirs, name, step, plan, pool, console, hosts)
         parts = _Parts(
             keys=part_keys(plan.arms, tuple(plan.families), len(run_dirs)),
             folders=folders,
@@ -328,12 +331,15 @@ def _check_playable(
 
 
 def _steps(
-    run_dirs: Sequence[pathlib.Path], config: TrainConfig, name: str, step: int | None
+    run_dirs: Sequence[pathlib.Path],
+    config: TrainConfig,
+    name: str,
+    step: int | None,
+    hosts: Hosts,
 ) -> tuple[int, dict[int, Params]]:
     """The step that is evaluated, and weights that were restored to find it, by the number of their
     run: the newest one of the first run at once, as training that goes on removes old ones.
     """
-    hosts = these_hosts()
     if step is not None:
         for run_dir in run_dirs:
             if not any((run_dir / name).glob(f"step{step}-*")):  # what is there may be shown
@@ -358,11 +364,12 @@ def _games(
     plan: _Plan,
     pool: Callable[[], Pool],
     console: Console,
+    hosts: Hosts,
 ) -> tuple[list[EvaluationFolder], dict[str, FamilyGames]]:
     """Where every run keeps its parts, and the games of all of them: those that were drawn before,
     where they are the same for all runs and new to all of them, else drawn now.
     """
-    hosts, evaluation, families = these_hosts(), plan.config.evaluation, tuple(plan.families)
+    evaluation, families = plan.config.evaluation, tuple(plan.families)
     seen = functools.cache(lambda number: hashes_of_training(run_dirs[number], step))
     settings = {"step": step, **plan.about}
     seeds = sorted(read_run(run_dir).seed for run_dir in run_dirs) if len(run_dirs) > 1 else []

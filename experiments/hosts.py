@@ -1,13 +1,19 @@
-"""Brings the hosts of a run together, before anything is computed."""
+"""Brings the hosts of a run together, before anything is computed, and gives each of them the run
+that is kept at an address.
+"""
 
 import contextlib
+import dataclasses
 import os
+import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 
+from envs.stopping import held
+from experiments.remote_run import RemoteRun, Sender, copy_of_host, is_remote, sending, steps_of
 from ictjax.config import HostsConfig
 from ictjax.hosts import ALONE, HostLost, Hosts, these_hosts
 
@@ -82,3 +88,68 @@ def decide(hosts: Hosts, judge: Callable[[], _Answer]) -> _Answer:
     if said[1]:
         raise ValueError(said[1])
     return said[0]
+
+
+@contextlib.contextmanager
+def working_copies(
+    run_dir: pathlib.Path, hosts: Hosts, say: Callable[[str], None]
+) -> Iterator[tuple[pathlib.Path, Hosts, Sender | None]]:
+    """Where each host trains: in the run directory that all of them see, or in a copy of its own of
+    one at an address, to which the first host sends what all of them do.
+
+    Yields the folder, the hosts, which exchange what is written where that is needed, and on the
+    first host who sends it.
+
+    Raises:
+      ValueError: on all hosts, where somebody else trains there or the store cannot be reached.
+    """
+    if not is_remote(run_dir):
+        yield run_dir, hosts, None
+        return
+    with contextlib.ExitStack() as stack:
+        senders: list[Sender] = []
+        decide(hosts, lambda: senders.append(stack.enter_context(sending(run_dir, say))))
+        if hosts.count == 1:
+            yield senders[0].path, hosts, senders[0]
+            return
+        if hosts.first:
+            sender, path, exchange = senders[0], senders[0].path, senders[0].send
+        else:
+            remote = RemoteRun(run_dir, copy_of_host("training", hosts.index))
+            sender, path, exchange = None, remote.path, remote.fetch_newest
+        together = dataclasses.replace(hosts, exchange=exchange)
+        together.meet()  # a copy that is ahead of what was sent from it is sent, for the others
+        yield path, together, sender
+        with held():  # no host ends before all is sent: the first one would end with it
+            decide(hosts, lambda: senders[0].send())
+
+
+def evaluated_step(run_dirs: Sequence[pathlib.Path], hosts: Hosts) -> int | None:
+    """The newest iteration that the first of these runs has at its address, the same on every host;
+    None where that is no address, or has none.
+    """
+    if not is_remote(run_dirs[0]):
+        return None
+    return decide(hosts, lambda: max(steps_of(run_dirs[0]), default=None))
+
+
+def reading_copies(run_dirs: Sequence[pathlib.Path], hosts: Hosts) -> Hosts:
+    """The hosts that evaluate runs, of which those at addresses lie in a copy of each host (see
+    `remote_run.readable`): what the first one writes into its own is sent for the others.
+    """
+    remotes = [
+        RemoteRun(run_dir, copy_of_host("reading", hosts.index))
+        for run_dir in run_dirs
+        if is_remote(run_dir)
+    ]
+    if hosts.count == 1 or not remotes:
+        return hosts
+
+    def exchange() -> None:
+        for remote in remotes:
+            if hosts.first:
+                remote.push_measured()
+            else:
+                remote.fetch_measured()
+
+    return dataclasses.replace(hosts, exchange=exchange)

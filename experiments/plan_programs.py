@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jax.stages import Lowered
+from jax.stages import Lowered, Traced
 
 from experiments.limits import local_roles
 from experiments.memory import trained_shapes
 from experiments.shapes import adapter_shape, model_shape
-from ictjax.batch import blank
+from ictjax.batch import Batch, blank
 from ictjax.config import MeshConfig, SamplerConfig
 from ictjax.learner import (
     LearnerState,
@@ -164,8 +165,7 @@ def learner_state(config: TrainConfig, mesh: Mesh) -> LearnerState:
 def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[Program]:
     role = config.reflector
     model, mesh = model_shape(role), mesh_on(devices, role.mesh)
-    referenced = role.lora.rank > 0 or config.grpo.kl != "none"
-    if referenced:
+    if _referenced(config):
         yield Program(
             phase="restore",
             what="the frozen weights, layer by layer",
@@ -185,28 +185,7 @@ def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Ite
             beside=PARTS - {"trained", "reflector weights"},
         )
     num_tokens, num_responses = config.batch.token_buckets[-1], config.batch.response_buckets[-1]
-
-    def update() -> Lowered:
-        optimizer = make_optimizer(config.whole_optimizer)
-        state = learner_state(config, mesh)
-        attention = resolve(config.learner.attention, model, platform_of(mesh))
-        functions = transformer_functions(
-            model,
-            remat=config.remat,
-            lora=role.lora,
-            mesh=mesh,
-            attention=attention_of(attention, model, mesh),
-        )
-        step = make_update(
-            functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
-        )
-        base = sampling_shapes(model, mesh, adapter_shape(role)) if referenced else None
-        rows = NamedSharding(mesh, BATCH)
-        batch = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
-            blank(config.batch, num_tokens, num_responses, _PAD_ID),
-        )
-        return step.lower(state, base, batch)
+    batch = blank(config.batch, num_tokens, num_responses, _PAD_ID)
 
     yield Program(
         phase="update",
@@ -224,10 +203,48 @@ def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Ite
             config.batch,
             config.remat,
         ),
-        lower=update,
+        lower=lambda: trace_update(config, mesh, batch).lower(),
         holds=(learned := frozenset({"trained", "optimizer", "base"})),
         beside=PARTS - learned,
     )
+
+
+def trace_update(config: TrainConfig, mesh: Mesh, batch: Batch[np.ndarray]) -> Traced:
+    """The update of a run as it would be compiled for a mesh.
+
+    Args:
+      config: of the run.
+      mesh: instead of the reflector's own.
+      batch: of the shapes that it is traced for.
+    """
+    role = config.reflector
+    model, state = model_shape(role), learner_state(config, mesh)
+    attention = resolve(config.learner.attention, model, platform_of(mesh))
+    functions = transformer_functions(
+        model,
+        remat=config.remat,
+        lora=role.lora,
+        mesh=mesh,
+        attention=attention_of(attention, model, mesh),
+    )
+    step = make_update(
+        functions,
+        config.grpo,
+        make_optimizer(config.whole_optimizer),
+        config.learner,
+        shardings=state_shardings(state),
+    )
+    base = sampling_shapes(model, mesh, adapter_shape(role)) if _referenced(config) else None
+    rows = NamedSharding(mesh, BATCH)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), batch
+    )
+    return step.trace(state, base, shapes)
+
+
+def _referenced(config: TrainConfig) -> bool:
+    """Whether an update reads weights that are not trained."""
+    return config.reflector.lora.rank > 0 or config.grpo.kl != "none"
 
 
 def _restore(model: ModelConfig, mesh: Mesh, rules: Any, into: ModelConfig) -> Lowered:

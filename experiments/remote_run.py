@@ -4,7 +4,8 @@ Object stores know no rename, no append and no lock, so a run is written in a fo
 as every other, with all that this guarantees, and its files are sent after each iteration: the
 records, then complete checkpoints, then an index that names all of them with their checksums. The
 index is one object, which appears whole: what it does not name does not count, so an upload that
-was cut off leaves the run as it was. Whoever goes on elsewhere fetches what the index names.
+was cut off leaves the run as it was. Whoever goes on elsewhere fetches what the index names. Of
+several hosts each has a working copy, and the first alone sends.
 
 Two indices: one of what training writes, for whoever holds the lock of the address; one of
 evaluations and reports, which may come from other machines meanwhile.
@@ -125,6 +126,21 @@ class RemoteRun:
                     )
                 self._download(path, about)
         self._drop_empty_steps()
+
+    def fetch_newest(self) -> None:
+        """`fetch` of what training has sent, its newest checkpoint alone: a copy for a host that
+        trains with the one that sends.
+        """
+        newest = max(_steps(self.index()["files"]), default=None)
+        self.fetch(_TRAINED, lambda path: _step_of(path) in (None, newest))
+
+    def fetch_measured(self) -> None:
+        """`fetch` of evaluations and reports."""
+        self.fetch(_MEASURED)
+
+    def push_measured(self) -> None:
+        """`push` of evaluations and reports."""
+        self.push(_MEASURED)
 
     def fetch_for_training(self) -> None:
         """Brings the working copy up to date, unless it is ahead of what was sent from it."""
@@ -271,13 +287,14 @@ def _copied(source: IO[bytes], target: IO[bytes] | None) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def readable(
-    run_dir: pathlib.Path, *, checkpoint: int | Literal["newest"] | None = None
+    run_dir: pathlib.Path, *, checkpoint: int | Literal["newest"] | None = None, host: int = 0
 ) -> Iterator[pathlib.Path]:
     """A run directory on this machine: itself, what a packed bundle holds, or what was fetched of
     an address; evaluations and reports that are made there are sent back.
 
     Args:
       checkpoint: the step of the checkpoint that is needed; "newest", or None for none.
+      host: of several that read together, each a copy of its own; the first alone sends.
 
     Raises:
       ValueError: the store cannot be reached, or has no such checkpoint; a bundle has none.
@@ -293,7 +310,7 @@ def readable(
     if not is_remote(run_dir):
         yield run_dir
         return
-    remote = RemoteRun(run_dir, "reading")
+    remote = RemoteRun(run_dir, copy_of_host("reading", host))
     files = remote.index()["files"]
     if not files:
         raise ValueError(f"{remote.address} holds no run: train first, or name another.")
@@ -306,15 +323,17 @@ def readable(
     newest = steps[-1] if steps and checkpoint == "newest" else None
     step = checkpoint if isinstance(checkpoint, int) else newest
 
-    def wanted(path: str) -> bool:
-        found = _CHECKPOINT.match(path)
-        return found is None or int(found[1]) == step
-
-    remote.fetch(_TRAINED, wanted)
-    remote.fetch(_MEASURED)
+    remote.fetch(_TRAINED, lambda path: _step_of(path) in (None, step))
+    remote.fetch_measured()
     yield remote.path
-    with held():
-        remote.push(_MEASURED)
+    if host == 0:
+        with held():
+            remote.push_measured()
+
+
+def copy_of_host(purpose: Literal["training", "reading"], host: int) -> str:
+    """The folder of the working copy of one of several hosts, which may share a disk even so."""
+    return purpose if host == 0 else f"{purpose}-{host}"
 
 
 def steps_of(run_dir: pathlib.Path) -> list[int]:
@@ -326,7 +345,13 @@ def steps_of(run_dir: pathlib.Path) -> list[int]:
 
 
 def _steps(paths: Iterable[str]) -> list[int]:
-    return sorted({int(found[1]) for path in paths if (found := _CHECKPOINT.match(path))})
+    return sorted({step for path in paths if (step := _step_of(path)) is not None})
+
+
+def _step_of(path: str) -> int | None:
+    """The step of the checkpoint that a file is part of; None for a record."""
+    found = _CHECKPOINT.match(path)
+    return int(found[1]) if found else None
 
 
 class RemoteLock:
@@ -426,6 +451,7 @@ class Sender:
     def __init__(self, remote: RemoteRun, lock: RemoteLock, say: Callable[[str], None]) -> None:
         self._remote, self._lock, self._say = remote, lock, say
         self._new, self._ended = threading.Event(), False
+        self._pushing = threading.Lock()
         self._lost: CannotGoOn | None = None
         self._thread = threading.Thread(target=self._send, name="sender", daemon=True)
 
@@ -451,6 +477,13 @@ class Sender:
         self.check()
         self._new.set()
 
+    def send(self) -> None:
+        """Sends what is new, and returns when it is there. Raises CannotGoOn as `poke`, ValueError
+        where the store cannot be reached.
+        """
+        self.check()
+        self._push()
+
     def check(self) -> None:
         """Raises CannotGoOn where the address belongs to another now."""
         if self._lost is not None:
@@ -471,8 +504,9 @@ class Sender:
                 self._say(f"{error} It is tried again.")
 
     def _push(self) -> None:
-        self._lock.check()
-        self._remote.push()
+        with self._pushing:
+            self._lock.check()
+            self._remote.push()
 
 
 @contextlib.contextmanager

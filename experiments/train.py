@@ -32,7 +32,7 @@ from experiments.run_lock import RunLock
 from experiments.shapes import model_shape
 from experiments.watch import OwnScreen
 from ictjax.checkpoint import check_space
-from ictjax.hosts import these_hosts
+from ictjax.hosts import ALONE, Hosts
 from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
 from ictjax.models.attention_choice import platform_of, resolve, resolve_paged
@@ -51,6 +51,7 @@ def start(
     *,
     how: Start,
     sender: Sender | None = None,
+    hosts: Hosts = ALONE,
     even_so: bool = False,
 ) -> None:
     """Trains, or continues, one run.
@@ -59,6 +60,7 @@ def start(
       preset: what the configuration started from, where known.
       how: what is in the directory (see `run_dir.check_run`), or to be done with it.
       sender: sends the run directory to the address that it belongs to.
+      hosts: that train together, each calls this.
       even_so: begin although devices are left idle, or the plan says that memory does not suffice.
 
     Raises:
@@ -96,7 +98,6 @@ def start(
     check_language(folders)
     check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
     models = content_hashes(folders)
-    hosts = these_hosts()
     with contextlib.ExitStack() as resources:
         named = [str(device) for device in devices]
         manifest = make_manifest(preset, config, environment, named, models, attention, sampling)
@@ -154,6 +155,7 @@ def start(
                 if lock is None
                 else _Locked(run_dir=run_dir, lock=lock, sender=sender, progress=progress)
             ),
+            hosts=hosts,
         )
         if hosts.first:
             write_manifest(run_dir, read_manifest(run_dir) | {"finished": now()})

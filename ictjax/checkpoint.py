@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from envs.stopping import held
 from ictjax.digests import changed, digests
+from ictjax.mesh import whole_on_host
 
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
 _LAST_READS_S = 2.0  # that a failed restore waits for its other reads
@@ -214,6 +215,8 @@ class Checkpointer(CheckpointReader):
       keep_last: how many of the newest checkpoints stay.
       keep_every: the multiples of this step stay as well; 0 for none.
       keep_best: so many with the highest scores stay as well.
+      own_copies: of several hosts each has a folder of its own. The first alone writes, all of
+        every array, which all hosts send it within `save`; the others only read.
 
     Raises:
       ValueError: for a count that is too low, or a folder that cannot be made.
@@ -226,6 +229,7 @@ class Checkpointer(CheckpointReader):
         keep_last: int = 2,
         keep_every: int = 0,
         keep_best: int = 0,
+        own_copies: bool = False,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"Keep at least 1 checkpoint: got keep_last={keep_last}.")
@@ -235,15 +239,11 @@ class Checkpointer(CheckpointReader):
             raise ValueError(f"Keep a positive number of the best: got keep_best={keep_best}.")
         super().__init__(folder)
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
-        self._writer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler("state", "host"),
-            async_options=ocp.options.AsyncOptions(
-                timeout_secs=_LONGEST_WRITE_S, create_directories_asynchronously=False
-            ),
-        )
+        self._own_copies = own_copies
         self._scores: dict[int, float] = {}  # of checkpoints that are there
         self._checked = False  # whether a checkpoint of this place has been read back
         self._first = jax.process_index() == 0  # of several hosts, who alone removes and checks
+        self._writer = _writer(alone=own_copies) if self._first or not own_copies else None
         self._finishing: threading.Thread | None = None
         self._failed: Exception | None = None
         try:
@@ -263,7 +263,8 @@ class Checkpointer(CheckpointReader):
         try:
             self.wait()
         finally:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
             super().close()
 
     def save(
@@ -285,15 +286,19 @@ class Checkpointer(CheckpointReader):
             raise ValueError(
                 f"Step {step} is already in {self._folder}: remove it to save it again."
             )
-        arrays = {name: _apart(array) for name, array in _by_name(state).items()}
+        arrays = _by_name(state)
         record = _sealed(
             {
                 "host": _jsonable(host),
                 "leaves": _describe(state),
-                "digests": digests(arrays),
+                "digests": digests(arrays),  # as they lie: any number of hosts can compare them
                 **({} if score is None else {"score": score}),
             }
         )
+        copied = whole_on_host if self._own_copies else _apart
+        arrays = {name: copied(array) for name, array in arrays.items()}
+        if self._writer is None:
+            return
         needed = checkpoint_bytes(state)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
@@ -358,6 +363,7 @@ class Checkpointer(CheckpointReader):
 
     def _commit(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct], needed: int) -> None:
         try:
+            assert self._writer is not None
             self._writer.wait_until_finished()
         except Exception as error:
             raise self._not_written(step, error, needed) from error
@@ -450,6 +456,30 @@ def check_space(folder: str | os.PathLike[str], state: Any, num_checkpoints: int
             f" {_mebibytes(free)} are free. Free some space, keep fewer checkpoints (--keep-last,"
             " --keep-every, --keep-best), or choose another --run-dir."
         )
+
+
+def _writer(*, alone: bool) -> ocp.AsyncCheckpointer:
+    """What writes a checkpoint: of several hosts all together, or the first one alone, which does
+    not wait for the others then.
+    """
+    hosts = (
+        ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        )
+        if alone
+        else ocp.options.MultiprocessingOptions()
+    )
+    return ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(
+            "state",
+            "host",
+            composite_options=ocp.CompositeOptions(multiprocessing_options=hosts),
+        ),
+        async_options=ocp.options.AsyncOptions(
+            timeout_secs=_LONGEST_WRITE_S, create_directories_asynchronously=False
+        ),
+        multiprocessing_options=hosts,
+    )
 
 
 @contextlib.contextmanager

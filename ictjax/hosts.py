@@ -4,6 +4,9 @@ all of the results.
 Every host runs the same program on the same configuration, and decides the same from the same
 data; what differs is which episodes it plays, which replies it samples, and that the first alone
 writes. An update runs on the devices of all hosts at once.
+
+What the first one writes lies in a folder that all see; or, where a run is kept at an address, each
+host has a copy of its own, which `exchange` brings up to date whenever they meet.
 """
 
 import contextlib
@@ -37,10 +40,19 @@ class HostLost(CannotGoOn):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """Which host this is, and how many there are."""
+    """Which host this is, and how many there are.
+
+    Args:
+      index: of this host, from 0.
+      count: of all hosts.
+      exchange: where each has a copy of the run of its own: on the first host it sends what is new,
+        on the others it fetches that, and it raises ValueError where it cannot; None where all see
+        one folder.
+    """
 
     index: int = 0
     count: int = 1
+    exchange: Callable[[], None] | None = None
 
     @property
     def first(self) -> bool:
@@ -89,9 +101,29 @@ class Hosts:
         """What the first host says; `value` is JSON. All wait for it."""
         return value if self.count == 1 else self._everyone({"value": value})[0]["value"]
 
+    @property
+    def own_copies(self) -> bool:
+        """Whether what the first host writes is not seen by the others before they meet."""
+        return self.exchange is not None
+
     def meet(self) -> None:
-        """Waits for all hosts."""
-        self.agree(None)
+        """Waits for all hosts; each sees then what the first one has written.
+
+        Raises:
+          ValueError: what is to be seen could not be sent, or fetched.
+        """
+        complaint = ""
+        if self.first and self.exchange is not None:
+            try:
+                self.exchange()
+            except ValueError as error:
+                complaint = str(error) or type(error).__name__
+        if complaint := self.agree(complaint):
+            raise ValueError(complaint)
+        if self.exchange is not None:
+            if not self.first:
+                self.exchange()
+            self.agree(None)  # the first one changes nothing while the others fetch
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:

@@ -107,6 +107,32 @@ def on_own_part(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(part, tree)
 
 
+def whole_on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """The whole of an array, in this host's memory, of which each host may hold a part. All hosts
+    call it; for a moment the devices of each hold all of it together, split by fsdp and tensor as
+    it was.
+    """
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.array(array)
+    if not isinstance(array.sharding, NamedSharding):
+        raise TypeError(f"{array.sharding} is on no mesh")
+    mesh = array.sharding.mesh
+    assert isinstance(mesh, Mesh), mesh
+    spec = PartitionSpec(*map(_without_data, array.sharding.spec))
+    whole = jax.jit(_on_device, out_shardings=NamedSharding(mesh, spec))(array)
+    return np.array(on_own_part(whole, mesh))
+
+
+def _on_device(array: jax.Array) -> jax.Array:
+    """Moments may lie in the host's memory, where programs compute nothing."""
+    return jax.device_put(array, jax.memory.Space.Device)
+
+
+def _without_data(target: Any) -> Any:
+    """What splits a dimension within a host."""
+    return tuple(axis for axis in _axes(target) if axis != "data") or None
+
+
 def open_mesh(config: MeshConfig) -> Mesh | None:
     """The mesh of all devices that a configuration asks for; None for one device of one host.
     Raises ValueError as `make_mesh` does.
@@ -240,9 +266,13 @@ def cache_sharding(num_cached_heads: int, mesh: Mesh) -> NamedSharding:
 
 def _size(mesh: Mesh, target: str | tuple[str, ...]) -> int:
     size = 1
-    for axis in (target,) if isinstance(target, str) else target:
+    for axis in _axes(target):
         size *= mesh.shape[axis]
     return size
+
+
+def _axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (target,) if isinstance(target, str) else target or ()
 
 
 def _is_axes(node: Any) -> bool:

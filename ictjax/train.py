@@ -43,7 +43,7 @@ from ictjax.batch import compile_advantages, pack_groups, shaped
 from ictjax.checkpoint import Checkpointer
 from ictjax.compilation import Updates, compile_all, counted_compilations
 from ictjax.health import Health, most_frequent_error
-from ictjax.hosts import these_hosts
+from ictjax.hosts import ALONE, Hosts
 from ictjax.keeper import Keeper
 from ictjax.learner import (
     init_state,
@@ -79,6 +79,7 @@ def train(
     environment: Environment,
     pool: Pool,
     progress: TrainProgress | None = None,
+    hosts: Hosts = ALONE,
 ) -> int:
     """Trains the reflector, continuing from the newest checkpoint in `run_dir`, and returns the
     iteration it continued from.
@@ -89,8 +90,8 @@ def train(
     killed and resumed writes the same lines, the key "time" apart: with grpo.correction up to the
     rounding of the sampler's log-probabilities only.
 
-    With several hosts (`ictjax.hosts`) all of them call this, and the run directory is one that all
-    of them see; the first writes to it.
+    With several hosts (`ictjax.hosts`) all of them call this. The first writes to the run
+    directory; the others see the same one, or each its own copy.
 
     Raises:
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been
@@ -98,7 +99,7 @@ def train(
       CannotGoOn: nothing can be learned (see `ictjax.health`).
       Stopped: the program was asked to end; the last finished iteration is saved then.
     """
-    optimizer, hosts = make_optimizer(config.whole_optimizer), these_hosts()
+    optimizer = make_optimizer(config.whole_optimizer)
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(
             Checkpointer(
@@ -106,6 +107,7 @@ def train(
                 keep_last=config.keep_last,
                 keep_every=config.keep_every,
                 keep_best=config.keep_best,
+                own_copies=hosts.own_copies,
             )
         )
         host: dict[str, Any] | None = None

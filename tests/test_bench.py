@@ -7,6 +7,7 @@ import importlib.util
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from envs.api import GameId
@@ -18,6 +19,7 @@ from experiments import (
     bench_envs,
     bench_models,
     bench_peers,
+    bench_products,
     bench_rollout,
     bench_run,
     bench_sampler,
@@ -25,7 +27,8 @@ from experiments import (
     estimate,
     roofline,
 )
-from experiments.commands.bench import CacheBench
+from experiments.commands.bench import CacheBench, ProductsBench
+from ictjax.models.attention import Seen, attend_rows, plan
 from tests.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -278,6 +281,60 @@ def test_flops_of_an_update():
     assert found == expected(2 * 7 + 6 * 4, shared)
 
 
+def test_products_of_a_program_are_counted_as_often_as_they_are_made():
+    x, w = jnp.ones((3, 4)), jnp.ones((4, 4))
+    once = 2 * 3 * 4 * 4
+
+    def counted(function, *arguments):
+        return tuple(bench_products.products(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+    def chained(x):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
+
+    assert counted(lambda x: x @ w, x) == (once, 0)
+    assert counted(jax.jit(chained), x) == (7 * once, 0)
+    assert counted(lambda x: [x @ w, x @ w][0], x) == (once, 0)  # what nobody reads is not made
+    branches = [lambda x: x, lambda x: x @ w]
+    assert counted(lambda x: jax.lax.switch(1, branches, x), x) == (once, 0)
+    heads = jnp.ones((5, 3, 4))
+    assert counted(lambda h: jnp.einsum("hqd,hkd->hqk", h, h), heads) == (0, 2 * 5 * 3 * 3 * 4)
+
+
+def test_blocks_of_keys_are_counted_up_to_the_diagonal():
+    rows, length, heads, size, block = 1, 64, 2, 4, 16
+    seen = Seen(
+        jnp.arange(length)[None], jnp.zeros((rows, length), int), jnp.zeros((rows, length), int)
+    )
+    q, k = jnp.ones((rows, length, heads, size)), jnp.ones((rows, length, 1, size))
+
+    def attended(q, k):
+        return attend_rows(q, k, k, plan(seen, block=block), 1.0)
+
+    found = bench_products.products(jax.make_jaxpr(attended)(q, k).jaxpr)
+    blocks = length // block
+    pairs = block * block * blocks * (blocks + 1) / 2  # whole blocks, the diagonal included
+    assert found == (0, 4 * heads * size * pairs)
+
+
+def test_what_an_update_multiplies_beside_what_it_needs():
+    model = dataclasses.replace(
+        bench_models.SHAPES["pocket"], num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2
+    )
+    # a prompt of 3 sees 1 + 2 + 3, each of two replies of 1 the prompt and itself
+    least = bench_products.needed(model, rows=1, tokens=5, replies=2, reply=1)
+    assert least.attention == 3 * 4 * 2 * (6 + 2 * 4)
+    assert least.weights == 6 * estimate.matrix_weights(model) * 5
+    settings = ProductsBench(preset=("fake-tiny",), tokens=(600, 1200), rows=2, replies=2, reply=8)
+    short, long = bench_products.bench_products(settings, quiet).rows
+    assert short["tokens_of_a_row"] == 600 and short["trained"] == "all weights"
+    for row in (short, long):
+        assert row["ratio"] > row["without_reference"] >= 0.9
+    # the head is needed for replies only, which are as many
+    assert 1.9 < long["weights_tflop"] / short["weights_tflop"] < 2
+    with pytest.raises(ValueError, match="--tokens 16 has no room .* give more than 16"):
+        ProductsBench(tokens=(16,), replies=2, reply=8)
+
+
 def test_update_beside_trl(tiny):
     pytest.importorskip("trl", reason="TRL is compared in an environment of its own")
     result = bench_models.bench_update(
@@ -436,7 +493,7 @@ def test_bad_input(capsys, tmp_path):
         bench.main,
         ["reflector"],
         "'reflector'",
-        "update, envs, rollout, cache, speculation, int8, false-alarms, all",
+        "update, envs, rollout, cache, products, speculation, int8, false-alarms, all",
     )
     refused(capsys, bench.main, ["sampler", "--rowz", "3"], "--rowz")
     refused(capsys, bench.main, ["update", "--groups", "0"], "--groups", "0")

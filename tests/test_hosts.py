@@ -17,6 +17,7 @@ import pytest
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
 from experiments.memory import uses
+from experiments.remote_run import CACHE_VARIABLE
 from ictjax.config import HostsConfig
 from ictjax.digests import changed, digests, sums
 from ictjax.hosts import ALONE, HostLost, Hosts
@@ -41,7 +42,8 @@ def start():
     environ = os.environ | {"XLA_FLAGS": ""}
     started = []
 
-    def begin(count, command, *words):
+    def begin(count, command, *words, program=("-m", "experiments"), caches=None):
+        """With `caches`, each host has a folder of that name and its number for working copies."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -53,8 +55,8 @@ def start():
             own = [f"--hosts.index={index}"] if count > 1 else []
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "experiments", command, *words, *together, *own],
-                    env=environ,
+                    [sys.executable, *program, command, *words, *together, *own],
+                    env=environ | ({} if caches is None else {CACHE_VARIABLE: f"{caches}-{index}"}),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -88,9 +90,9 @@ def tree(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.jsonl"))}
 
 
-def same_metrics(one, other):
+def same_metrics(one, other, iterations=3):
     lines = [read_metrics(run) for run in (one, other)]
-    assert len(lines[0]) == len(lines[1]) == 3
+    assert len(lines[0]) == len(lines[1]) == iterations
     for before, now in zip(*lines, strict=True):
         assert before.keys() == now.keys()
         for name in before.keys() - {"time"}:
@@ -106,6 +108,26 @@ def test_two_hosts_train_what_one_trains(runs):
     for name in ("episodes", "contexts", "prompts"):
         assert tree(one / name) == tree(two / name)
     assert len(json.loads((two / "manifest.json").read_text())["devices"]) == 2
+
+
+def test_two_hosts_train_the_pocket_preset_as_one_does(start, tmp_path):
+    """Its own models on games of MiniHack: fewer of them, and one size of each program."""
+    sizes = (
+        "--iterations=2 --meta.contexts-per-iteration=2 --meta.games-per-context=2"
+        " --meta.fresh-games=2 --grpo.group-size=4 --task.rollout.max-steps=6"
+        " --task.environment.num-workers=1 --actor-sampler.num-slots=8"
+        " --actor-sampler.row-buckets=8 --actor-sampler.extend-buckets=64"
+        " --actor-sampler.attended-buckets=512 --reflector-sampler.num-slots=8"
+        " --reflector-sampler.row-buckets=8 --reflector-sampler.attended-buckets=448"
+        " --batch.num-rows=2 --batch.replies-per-row=4 --batch.token-buckets=896"
+        " --learner.num-microbatches=1 --optimizer.eps=1e-5"
+    ).split()
+    for count in (1, 2):
+        run = tmp_path / str(count)
+        finish(start(count, "train", "--preset=pocket-minihack", *sizes, f"--run-dir={run}"))
+    same_metrics(tmp_path / "1", tmp_path / "2", iterations=2)
+    for name in ("episodes", "contexts", "prompts"):
+        assert tree(tmp_path / "1" / name) == tree(tmp_path / "2" / name)
 
 
 def test_every_device_holds_what_is_planned_for_it(runs):
@@ -145,6 +167,33 @@ def test_two_hosts_evaluate_what_one_evaluates(runs, start):
         results.append((json.loads((run / "evaluation.json").read_text())["overall"], tree(folder)))
     assert results[0][0] == results[1][0]
     assert results[0][1].keys() == results[1][1].keys()
+
+
+def test_hosts_with_disks_of_their_own_share_a_run_in_a_bucket(runs, flags, start, tmp_path):
+    """What two hosts in one folder do: each has a working copy that the other does not see. They
+    begin, go on on two other machines, and two more evaluate.
+    """
+
+    def go(machines, command, *words):
+        bucket = ("-m", "tests.bucket", str(tmp_path / "stores"))
+        words = [*words, "--run-dir=gs://bucket/runs/a"]
+        finish(start(2, command, *words, program=bucket, caches=tmp_path / machines))
+
+    go("first", "train", *flags, "--iterations=2")
+    go("others", "train", *flags, "--iterations=3")
+    place = tmp_path / "stores" / "bucket" / "runs" / "a"
+    same_metrics(runs[0], place)
+    for name in ("episodes", "contexts", "prompts"):
+        assert tree(place / name) == tree(runs[0] / name)
+    (copy,) = (tmp_path / "others-1").glob("runs/*/training-1/a")
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"2"}  # it wrote none
+    assert not (copy / "episodes" / "iteration_00003.jsonl").exists()
+
+    go("third", "evaluate", "--evaluation.runs=3", "--evaluation.test-games=2")
+    results = json.loads((place / "evaluation.json").read_text())
+    assert results["protocol"]["checkpoint"] == 3
+    (read,) = (tmp_path / "third-1").glob("runs/*/reading-1/a")
+    assert tree(read / results["folder"]).keys() < tree(place / results["folder"]).keys()
 
 
 def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
@@ -192,6 +241,19 @@ def test_one_host_asks_nobody():
     ALONE.meet()
     with pytest.raises(ValueError, match="mine"), ALONE.connected():
         raise ValueError("mine: connection lost")
+
+
+def test_hosts_exchange_what_is_written_when_they_meet():
+    calls = []
+    hosts = Hosts(exchange=lambda: calls.append("sent"))
+    hosts.meet()
+    assert calls == ["sent"] and hosts.own_copies and not ALONE.own_copies
+
+    def away():
+        raise ValueError("the store is away")
+
+    with pytest.raises(ValueError, match="^the store is away$"):
+        Hosts(exchange=away).meet()
 
 
 def test_a_lost_host_is_told_from_other_faults():

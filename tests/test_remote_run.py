@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from etils.epath import backend, gpath
+from etils.epath import gpath
 
 from envs.api import CannotGoOn
 from experiments.remote_run import (
@@ -16,48 +16,14 @@ from experiments.remote_run import (
     RemoteLock,
     RemoteRun,
     Sender,
+    copy_of_host,
     is_remote,
     readable,
 )
 from experiments.run_lock import FILE_NAME, SILENT_S
+from tests.bucket import Store
 
 ADDRESS = Path("gs://bucket/runs/a")  # one slash of two is lost, as on the command line
-
-
-class Store(backend._OsPathBackend):
-    """A bucket in a folder. Objects appear when they are closed; `left` more can be written."""
-
-    def __init__(self, folder):
-        self.folder, self.left, self.written = folder, 10**9, []
-
-    def _here(self, path):
-        return str(self.folder / os.fspath(path).removeprefix("gs://"))
-
-    def open(self, path, mode):
-        if "w" in mode:
-            if self.left == 0:
-                raise OSError("503 Service Unavailable")
-            self.left -= 1
-            self.written.append(os.fspath(path).removeprefix("gs://bucket/runs/a/"))
-        return super().open(self._here(path), mode)
-
-    def exists(self, path):
-        return super().exists(self._here(path))
-
-    def isdir(self, path):
-        return super().isdir(self._here(path))
-
-    def mkdir(self, path, **more):
-        super().mkdir(self._here(path), **more)
-
-    def makedirs(self, path, **more):
-        super().makedirs(self._here(path), **more)
-
-    def remove(self, path):
-        super().remove(self._here(path))
-
-    def stat(self, path):
-        return super().stat(self._here(path))
 
 
 @pytest.fixture
@@ -268,6 +234,43 @@ def test_a_reader_fetches_one_checkpoint_and_sends_its_evaluation_beside_the_tra
         assert (run / "report.html").is_file() and not (run / "checkpoints" / "4").exists()
     with readable(Path("runs/here")) as run:
         assert run == Path("runs/here")
+
+
+def test_of_several_hosts_the_first_alone_sends_and_each_has_a_copy(store, machine):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+    second = RemoteRun(ADDRESS, copy_of_host("training", 1))
+    second.fetch_newest()
+    assert second.path != one.path
+    assert os.listdir(second.path / "checkpoints") == ["3"]
+    expected = {
+        path: data for path, data in tree(one.path).items() if not path.startswith("checkpoints/2")
+    }
+    assert tree(second.path) == expected
+    store.written.clear()
+    copies = []
+    for host in (1, 0):
+        with readable(ADDRESS, host=host) as run:
+            copies.append(run)
+            (run / "evaluation").mkdir()
+            (run / "evaluation" / "part.json").write_text(f"{host}")
+        assert store.written == ([] if host else ["evaluation/part.json", "index-evaluation.json"])
+    assert len({*copies, one.path, second.path}) == 4
+
+
+def test_what_is_sent_at_once_is_there_when_that_returns(store, machine):
+    one = machine("one")
+    with RemoteLock(one, about={}) as lock, Sender(one, lock, print) as sender:
+        iterate(one.path, 3)
+        sender.send()
+        assert store.written[-1] == "index.json"
+        iterate(one.path, 4)
+        store.left = 0
+        with pytest.raises(ValueError, match="cannot be reached .*503"):
+            sender.send()
+        store.left = 10**9
+    assert tree(machine("two").path) == tree(one.path)
 
 
 def test_an_address_without_a_run_is_named(store, machine):

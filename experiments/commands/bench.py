@@ -17,9 +17,9 @@ from ictjax.ranges import Range
 
 _DESCRIPTION = (
     "Measures the sampler, the update and the environments on this machine, each against a peer in"
-    " the same run; where a rollout's time goes, what conversations hold of a cache, what guessed"
-    " tokens and 8 bits bring, or how often an evaluation claims too much. Without a word: the"
-    " first three."
+    " the same run; where a rollout's time goes, what conversations hold of a cache, what an update"
+    " multiplies, what guessed tokens and 8 bits bring, or how often an evaluation claims too much."
+    " Without a word: the first three."
 )
 _PLAIN_WIDTH = 140  # of tables that go to a file
 
@@ -211,6 +211,39 @@ class FalseAlarmsBench(Flags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProductsBench(Flags):
+    """Matrix products of an update beside those that it needs, by its traced program: nothing is
+    compiled and nothing runs, in a minute for a model of any size.
+    """
+
+    preset: tuple[str, ...] = ("qwen2.5-7b-lora", "qwen2.5-7b-minihack")
+    """Whose reflectors are trained."""
+    tokens: Annotated[tuple[int, ...], Range(2, 16_777_216)] = (16_384, 32_768)
+    """Of a row, a prompt and its replies."""
+    rows: Annotated[int, Range(1, 65_536)] = 2
+    """Rows of the batch."""
+    replies: Annotated[int, Range(1, 65_536)] = 8
+    """Replies in a row."""
+    reply: Annotated[int, Range(1, 16_777_216)] = 256
+    """Tokens of each."""
+    json: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = (
+        None
+    )
+    """Also write the results, with machine and versions, to this file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("preset", "tokens"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} holds nothing: give one or more.")
+        if short := [tokens for tokens in self.tokens if tokens <= self.replies * self.reply]:
+            raise ValueError(
+                f"--tokens {short[0]} has no room for a prompt beside {self.replies} replies of"
+                f" {self.reply}: give more than {self.replies * self.reply}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ActorBench(Common):
     """What benchmarks on recorded games take."""
 
@@ -263,16 +296,19 @@ class AllBenches(Common):
 _BENCHES: Mapping[str, type[Common]] = MappingProxyType(
     {"sampler": SamplerBench, "update": UpdateBench, "envs": EnvsBench}
 )
-_WORDS: Mapping[str, type[Common | CacheBench | FalseAlarmsBench]] = MappingProxyType(
-    {
-        **_BENCHES,
-        "rollout": RolloutBench,
-        "cache": CacheBench,
-        "speculation": SpeculationBench,
-        "int8": Int8Bench,
-        "false-alarms": FalseAlarmsBench,
-        "all": AllBenches,
-    }
+_WORDS: Mapping[str, type[Common | CacheBench | FalseAlarmsBench | ProductsBench]] = (
+    MappingProxyType(
+        {
+            **_BENCHES,
+            "rollout": RolloutBench,
+            "cache": CacheBench,
+            "products": ProductsBench,
+            "speculation": SpeculationBench,
+            "int8": Int8Bench,
+            "false-alarms": FalseAlarmsBench,
+            "all": AllBenches,
+        }
+    )
 )
 
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -39,6 +39,9 @@ from ictjax.run_config import (
     to_dict,
 )
 
+if TYPE_CHECKING:  # it brings JAX
+    from ictjax.hosts import Hosts
+
 _DESCRIPTION = (
     "Does the trained reflector write better prompts than the untrained one, on games never seen?"
     " Every arm plays the same games in the same order with the same keys, so differences are"
@@ -68,6 +71,8 @@ class RunArgs(Flags):
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: as trained on)")
     ] = None
     """Devices by name, for example v5e-8; h200 is one device of any kind."""
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
+    """Several hosts that evaluate together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +124,6 @@ class EvaluateArgs(RunArgs):
     """The model that plays."""
     reflector: RoleArgs
     """The model that was trained."""
-    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
-    """Several hosts that evaluate together."""
     evaluation: EvaluationConfig
     """How much to play; the run's config.json has the defaults."""
 
@@ -161,7 +164,21 @@ def _main(argv: list[str]) -> None:
         raise ValueError(
             "--run-dir is missing: name the directory of a run, for example runs/demo."
         )
-    with readable(first.run_dir[0]) as run_dir:
+    with contextlib.ExitStack() as stack:
+        hosts = None
+        if not first.hosts.alone and any(map(is_remote, first.run_dir)):
+            # JAX; each host reads a copy of its own, so that it has to know which it is
+            from experiments.hosts import connect, ended_together
+
+            hosts = connect(first.hosts)
+            stack.enter_context(ended_together(hosts))
+        _evaluate_runs(first, argv, hosts)
+
+
+def _evaluate_runs(first: RunArgs, argv: list[str], hosts: "Hosts | None") -> None:
+    """Evaluates what the first flags name, with hosts that have come together for that, or None."""
+    index = 0 if hosts is None else hosts.index
+    with readable(first.run_dir[0], host=index) as run_dir:
         config = from_dict(read_config(run_dir))
     if first.mesh is not None:
         config = on_named_mesh(config, first.mesh)
@@ -171,7 +188,11 @@ def _main(argv: list[str]) -> None:
             "--run-dir or --mesh stands where the value of another flag is missing: write each as"
             " --FLAG=VALUE."
         )
-    newest_or_step = "newest" if args.step is None else args.step
+    step: int | Literal["newest"] = "newest" if args.step is None else args.step
+    if hosts is not None and args.step is None:
+        from experiments.hosts import evaluated_step
+
+        step = evaluated_step(first.run_dir, hosts) or step
     out = args.out
     if out is None and len(first.run_dir) > 1:
         out = results_place(first.run_dir)
@@ -179,10 +200,10 @@ def _main(argv: list[str]) -> None:
         check_place(out, "--out")
     with contextlib.ExitStack() as stack:
         run_dirs = [
-            stack.enter_context(readable(run_dir, checkpoint=newest_or_step))
+            stack.enter_context(readable(run_dir, checkpoint=step, host=index))
             for run_dir in first.run_dir
         ]
-        _evaluate(args, config, run_dirs, out)
+        _evaluate(args, config, run_dirs, out, hosts)
 
 
 def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
@@ -236,6 +257,7 @@ def _evaluate(
     config: TrainConfig,
     run_dirs: Sequence[pathlib.Path],
     out: pathlib.Path | None,
+    hosts: "Hosts | None",
 ) -> None:
     run_dir = run_dirs[0]
     _check_others(run_dirs)
@@ -275,10 +297,10 @@ def _evaluate(
     # what plays is JAX; flags are right when it is loaded
     from experiments.deletions import largest_drop
     from experiments.evaluate import changed_since, evaluate
-    from experiments.hosts import connect, ended_together
+    from experiments.hosts import connect, ended_together, reading_copies
     from experiments.result_table import result_tables
 
-    hosts = connect(args.hosts)
+    hosts = reading_copies(args.run_dir, connect(args.hosts) if hosts is None else hosts)
     if not hosts.first:
         console = Terminal(quiet=True)
     changes = list(
@@ -316,6 +338,7 @@ def _evaluate(
             step=args.step,
             deletions=args.deletions,
             changes=changes,
+            hosts=hosts,
         )
     for table in result_tables(report):
         console.print(table, "")
@@ -369,6 +392,7 @@ def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
         run_dir=first.run_dir,
         trust=first.trust,
         mesh=first.mesh,
+        hosts=first.hosts,
         actor=_role(config.actor),
         reflector=_role(config.reflector),
         evaluation=config.evaluation,

@@ -22,7 +22,7 @@ from experiments.presets import (
     task,
     with_adapters_in_folders,
 )
-from experiments.remote_run import is_remote, sending
+from experiments.remote_run import is_remote
 from experiments.run_dir import (
     Start,
     check_families,
@@ -265,11 +265,6 @@ def _main(argv: list[str]) -> None:
     check_families(environment, (*settings.train_families, *settings.heldout_families))
     if args.restart and is_remote(run_dir):
         raise ValueError("--restart moves folders of this machine only: choose another --run-dir.")
-    if is_remote(run_dir) and not args.hosts.alone:
-        raise ValueError(
-            f"--run-dir {run_dir} is kept in a working copy of one host: mount the bucket on all"
-            " hosts (gcsfuse) and name the folder."
-        )
 
     def judge() -> Start:
         if args.restart:
@@ -278,7 +273,7 @@ def _main(argv: list[str]) -> None:
 
     how = judge() if args.hosts.alone and not is_remote(run_dir) else None
     # JAX; flags are right when it is loaded
-    from experiments.hosts import connect, decide, ended_together
+    from experiments.hosts import connect, decide, ended_together, working_copies
     from experiments.train import start
 
     hosts = connect(args.hosts)
@@ -286,10 +281,7 @@ def _main(argv: list[str]) -> None:
         console = Terminal(quiet=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ended_together(hosts))
-        sender = None
-        if is_remote(run_dir):
-            sender = stack.enter_context(sending(run_dir, console.print))
-            run_dir = sender.path
+        run_dir, hosts, sender = stack.enter_context(working_copies(run_dir, hosts, console.print))
         start(
             name,
             args.settings,
@@ -299,6 +291,7 @@ def _main(argv: list[str]) -> None:
             how=decide(hosts, judge) if how is None else how,
             even_so=args.even_so,
             sender=sender,
+            hosts=hosts,
         )
     word = next_command(run_dir, args.settings.iterations)
     console.print(f"Next: {command_line(f'{word} --run-dir {typed(named)}')}", soft_wrap=True)
