@@ -116,8 +116,9 @@ class Token(NamedTuple):
 
     text: str
     logprob: float  # under the model itself: at temperature 1, before bias and truncation
-    # the likeliest ones in its place, the likeliest first, with theirs; none unless asked for
-    likeliest: tuple[tuple[str, float], ...] = ()
+    in_bytes: bytes | None  # also of a part of a character, where they are known
+    # the likeliest ones in its place, the likeliest first; none unless asked for
+    likeliest: tuple["Token", ...] = ()
 
 
 class Choice(NamedTuple):
@@ -403,8 +404,8 @@ class Answers:
             return None
         content = [
             {
-                **_weighed(token.text, token.logprob),
-                "top_logprobs": [_weighed(*likely) for likely in token.likeliest],
+                **_weighed(token),
+                "top_logprobs": [_weighed(likely) for likely in token.likeliest],
             }
             for token in tokens
         ]
@@ -419,10 +420,9 @@ class Answers:
         }
 
 
-def _weighed(text: str, logprob: float) -> dict[str, Any]:
-    # of a part of a character there is no text to take bytes from
-    in_bytes = None if "\ufffd" in text else list(text.encode())
-    return {"token": text, "logprob": logprob, "bytes": in_bytes}
+def _weighed(token: Token) -> dict[str, Any]:
+    in_bytes = None if token.in_bytes is None else list(token.in_bytes)
+    return {"token": token.text, "logprob": token.logprob, "bytes": in_bytes}
 
 
 def event(data: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from experiments.serve_protocol import Token
 from ictjax.chat import ChatTokenizer
-from ictjax.reply_text import ReplyText
+from ictjax.reply_text import PART, ReplyText
 from ictjax.sampler import Generation, Request, Sampler, Tops
 
 
@@ -243,12 +243,17 @@ def _token(
     chat: ChatTokenizer, before: Sequence[int], number: int, logprob: float, tops: Tops
 ) -> Token:
     """Each text is what the token adds to that of the one before it, for the blanks between words;
-    of a likely token that adds nothing, as the end of the reply, it is its name.
+    of a likely token that adds nothing, as the end of the reply, it is its name. A token that ends
+    or begins within a character has marks for that in its text, and its bytes.
     """
     start = len(chat.decode(before))
 
-    def text(other: int) -> str:
-        return chat.decode([*before, other])[start:]
+    def token(other: int, weight: float, *, named: bool = True) -> Token:
+        alone, text = chat.spelled(other), chat.decode([*before, other])[start:]
+        if PART in alone + text:
+            return Token(alone, weight, chat.part_bytes(other))
+        text = text or (alone if named else "")
+        return Token(text, weight, text.encode())
 
-    likeliest = ((text(other) or chat.spelled(other), likely) for other, likely in tops)
-    return Token(text(number), logprob, tuple(likeliest))
+    likeliest = tuple(token(*likely) for likely in tops)
+    return token(number, logprob, named=False)._replace(likeliest=likeliest)

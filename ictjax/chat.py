@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, overload
 
@@ -36,6 +37,8 @@ _SAMPLED_WORDS = 200  # of the vocabulary
 _PROBE = (Message(role="system", content="s"), Message(role="user", content="u"))
 _REPLY = "probe reply"
 _BREAK = "\ufdd0"  # stands in no text: Unicode keeps it for uses like this one
+# What tokenizers call a token that is a byte, where it is none of the byte-level kind.
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 _Write = Callable[[Sequence[Message]], str]
 _LONG = (
     Message(role="assistant", content=100 * _SAMPLE),
@@ -220,6 +223,17 @@ class ChatTokenizer:
         """One token on its own, a special one by its name."""
         return self._tokenizer.decode([number], clean_up_tokenization_spaces=False)
 
+    def part_bytes(self, number: int) -> bytes | None:
+        """The bytes of a token that ends or begins within a character, and so has no text; None
+        where the tokenizer's name of it does not tell them.
+        """
+        name = self._names[number]
+        if byte := _BYTE.fullmatch(name):
+            return bytes.fromhex(byte[1])
+        alphabet = _byte_alphabet()
+        known = all(character in alphabet for character in name)
+        return bytes(alphabet[character] for character in name) if known else None
+
     @functools.cached_property
     def opened(self) -> str:
         """The beginning of a thought that the template writes before every reply, `<think>` and the
@@ -228,6 +242,10 @@ class ChatTokenizer:
         before = self._render(_PROBE)
         begun = before[before.rfind(THINK) :] if THINK in before else ""
         return "" if begun.removeprefix(THINK).strip() else begun
+
+    @functools.cached_property
+    def _names(self) -> Mapping[int, str]:
+        return {number: name for name, number in self._tokenizer.get_vocab().items()}
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -415,6 +433,18 @@ def unused_ids(known: Iterable[int], num_ids: int) -> tuple[range, ...]:
     bounds = [-1, *sorted(number for number in set(known) if number < num_ids), num_ids]
     gaps = (range(before + 1, after) for before, after in itertools.pairwise(bounds))
     return tuple(gap for gap in gaps if gap)
+
+
+@functools.cache
+def _byte_alphabet() -> Mapping[str, int]:
+    """The bytes by what byte-level tokenizers (GPT-2's and its heirs) write for them: themselves
+    where they are visible in Latin-1, the others in order from U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }
 
 
 def generation_stop_ids(folder: pathlib.Path) -> list[int]:

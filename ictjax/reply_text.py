@@ -4,7 +4,8 @@ texts that end it begins.
 
 from collections.abc import Callable, Sequence
 
-_HALF = "\ufffd"  # decoders write it for a character whose other bytes are still to come
+PART = "\ufffd"
+"""Decoders write it for a part of a character."""
 
 
 class ReplyText:
@@ -47,7 +48,7 @@ class ReplyText:
             for stop in self._stop
             if (place := text.find(stop, max(0, len(self._settled) - longest))) >= 0
         ]
-        if not text.endswith(_HALF):
+        if not text.endswith(PART):
             self._start, self._end, self._settled = self._end, len(ids), text
             self._places.append((self._start, self._end, len(text)))
         self.text = text
@@ -61,7 +62,7 @@ class ReplyText:
         """The beginning of the text that is certain while the reply goes on."""
         if self.stopped:
             return self.text
-        text = self.text.rstrip(_HALF)
+        text = self.text.rstrip(PART)
         held = (
             length
             for stop in self._stop

@@ -5,6 +5,7 @@ and that nothing is left of conversations that ended.
 import collections
 import dataclasses
 import gc
+import itertools
 import sys
 
 import numpy as np
@@ -165,6 +166,36 @@ def test_nobody_waits_for_long_where_a_dispatch_has_room_for_few():
         assert len(replies) == 32
         # 8 dispatches of four rows before everybody has had one, in all three kinds
         assert max(longest_waits(sampler, 0).values()) <= 8 + engine._LATE + 3
+
+
+@pytest.mark.parametrize("row_buckets", [(8, 32), (1, 32), (4,)])
+def test_turns_that_fit_in_a_dispatch_wait_for_full_ones(row_buckets, monkeypatch):
+    """Games that answer when they like: a few late ones get no dispatch of their own."""
+    sizes = dataclasses.replace(ROWS, row_buckets=row_buckets, extend_buckets=(32, 64))
+
+    def played():
+        rng = np.random.default_rng(1)
+        with Sampler(MODEL, {}, sizes, 0) as sampler:
+            sampler._fixed_rows = engine._fixed_rows(MODEL, "cpu")
+            games = {sampler.open([game]): 6 for game in range(23)}
+            answers = [(int(rng.integers(0, 8)), game) for game in games]
+            for step in itertools.count():
+                for game in [game for due, game in answers if due <= step]:
+                    sampler.extend(game, rng.integers(0, 23, rng.integers(10, 60)).tolist())
+                    sampler.generate(game, request(int(rng.integers(10, 26))))
+                answers = [answer for answer in answers if answer[0] > step]
+                for generation in sampler.step():
+                    games[generation.conversation] -= 1
+                    if games[generation.conversation]:
+                        due = step + int(rng.integers(1, 6))
+                        answers.append((due, generation.conversation))
+                if not any(games.values()):
+                    return sampler._programs.dispatches
+
+    usual = played()
+    assert len({length for length, _ in usual}) == 3
+    monkeypatch.setattr(engine, "_LATE", 10**9)
+    assert played() == usual
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.fake_pair import TEMPLATE, chat_tokenizer
 from ictjax.chat import ChatTokenizer
 from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
@@ -51,10 +53,12 @@ from experiments.serve_protocol import (  # noqa: E402
     _REFUSED,
     MAX_BIAS_IDS,
     MAX_TOP_LOGPROBS,
+    Answers,
     ApiError,
+    Choice,
     read_chat,
 )
-from experiments.serve_thread import SamplerThread, Served  # noqa: E402
+from experiments.serve_thread import SamplerThread, Served, _token  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOKENIZER = byte_tokenizer()
@@ -399,6 +403,51 @@ def test_the_likeliest_tokens_are_those_of_the_model(served, temperature):
     for (_, _, few), (_, _, all_of) in zip(pieces, content, strict=True):
         assert [name for name, _, _ in few] == [name for name, _, _ in all_of[:3]]
         np.testing.assert_allclose([one[1] for one in few], [one[1] for one in all_of[:3]], 1e-4)
+
+
+def byte_fallback():
+    """Words, and a token for every byte of what is no word, as SentencePiece has them."""
+    words = {"<unk>": 0, "\u2581a": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(words, [], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+        ]
+    )
+    return ChatTokenizer(chat_tokenizer(backend, TEMPLATE))
+
+
+@pytest.mark.parametrize("chat", [CHAT, byte_fallback()], ids=["byte-level", "byte fallback"])
+def test_the_bytes_of_tokens_are_those_of_the_text(chat):
+    """Also of characters that are several tokens, whose texts are all the same mark."""
+    text = "\u00e9\U0001f642\ufffd\n\u6771"
+    ids = [chat.encode_reply(character)[:-1] for character in text]
+    assert [len(some) for some in ids] == [len(character.encode()) for character in text]
+    ids = [number for some in ids for number in some]
+    tokens = tuple(
+        _token(
+            chat,
+            ids[max(index - 1, 0) : index],
+            number,
+            -1.0,
+            ((number, -1.0), (ids[index - 1], -2.0), (chat.stop_ids[0], -3.0)),
+        )
+        for index, number in enumerate(ids)
+    )
+    asked = read_chat(json.dumps(GOOD | {"logprobs": True, "top_logprobs": 3}).encode())
+    answer = Answers("1", "tiny", 1, asked).whole([Choice(text, "stop", len(ids) + 1, tokens)])
+    content = answer["choices"][0]["logprobs"]["content"]
+    spelled = [bytes(token["bytes"]) for token in content]
+    assert b"".join(spelled) == text.encode()
+    for index, token in enumerate(content):
+        same, other, end = token.pop("top_logprobs")
+        assert same == token
+        assert bytes(other["bytes"]) == spelled[index - 1]
+        assert end["token"] and bytes(end["bytes"]) == end["token"].encode()
 
 
 def test_a_conversation_with_another_turn_starts_from_what_is_cached(served):

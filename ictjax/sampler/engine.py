@@ -36,7 +36,9 @@ _PAUSE_S = 0.0002  # between two looks at it
 _CACHED_PARAMS = 4_000_000  # of a model that stays in the caches of a CPU
 _MIN_FILL = 0.5  # share of a dispatch's rows, from which on it is launched before the last is read
 _MIN_GOING_ON = 0.5  # share of replies that went on lately, from which on one goes on unread
-_LATE = 4  # dispatches of others, after which nobody's number counts any more: who waits is next
+# Dispatches of others, after which numbers count no more while a prompt is read in pieces: who
+# waits is next.
+_LATE = 4
 _FORGOTTEN = 0.1  # of that share, with every reply
 
 
@@ -154,6 +156,7 @@ class _Conversation:
     full: bool = False
     reply: _Reply | None = None
     ready_since: int = 0  # dispatch count when it last got something to do
+    in_pieces: bool = False  # the last dispatch had no room for all of its tokens
 
 
 class _Waiting(NamedTuple):
@@ -666,16 +669,20 @@ class Sampler:
 
     def _groups(self, slots: Iterable[int]) -> list[tuple[list[_Seated], int]]:
         """What the next dispatch can be: rows, and their token bucket (1: only continue
-        generations); first one in which somebody waits for too long, then the group with most rows
-        and longest waits. So the pieces of one long prompt and the replies of many take turns.
+        generations); first the group with most rows and longest waits. While a prompt is read in
+        pieces, one in which somebody waits for too long is before that: so the pieces of one and
+        the replies of many take turns. Turns of games, which fit in a dispatch, come in full ones:
+        a late game or two would cost as much as all.
         """
         now = self._counts["dispatches"]
         buckets = self._sampler_config.extend_buckets
         groups: dict[int, list[_Seated]] = collections.defaultdict(list)
+        in_pieces = False
         for slot in slots:
             seat = self._seats[slot]
             assert seat is not None
             unfed = self._unfed(seat)
+            in_pieces |= seat.conversation.in_pieces or unfed > buckets[-1]
             if _ahead(seat):
                 if self._goes_on(seat.conversation):
                     groups[1].append(seat)
@@ -686,7 +693,7 @@ class Sampler:
         def precedence(item: tuple[int, list[_Seated]]) -> tuple[int, int, int]:
             length, group = item
             waits = [now - seat.conversation.ready_since for seat in group]
-            late = max(waits) if max(waits) >= _LATE else 0
+            late = max(waits) if in_pieces and max(waits) >= _LATE else 0
             return -late, -sum(waits) - len(waits), -length  # others may ride with a longer one
 
         return [
@@ -823,6 +830,7 @@ class Sampler:
         self._counts["dispatches"] += 1
         for row in group:
             row.seat.conversation.ready_since = self._counts["dispatches"]
+            row.seat.conversation.in_pieces = row.count < self._unfed(row.seat)
             if row.reply is not None:
                 row.reply.dispatches += 1
                 row.reply.ahead += row.steps
