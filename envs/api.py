@@ -40,6 +40,12 @@ class CannotGoOn(RuntimeError):
     """A run has come to where nothing further can be gained; the text says why and what to do."""
 
 
+class Refusal(ValueError):
+    """Bad input, or a store that is away, in this program's own words: where several hosts compute
+    together no sign that one of them is gone, though the words may be those of a connection.
+    """
+
+
 class Outcome(enum.StrEnum):
     """How an episode ended. `FAILED` is a fault of the environment, never of the agent."""
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from envs.api import Refusal
 from envs.stopping import held
 from experiments.remote_run import RemoteRun, Sender, copy_of_host, is_remote, sending, steps_of
 from ictjax.config import HostsConfig
@@ -72,8 +73,8 @@ def ended_together(hosts: Hosts) -> Iterator[None]:
 
 
 def decide(hosts: Hosts, judge: Callable[[], _Answer]) -> _Answer:
-    """What the first host finds, on all of them; a ValueError of it is theirs too. The answer is
-    JSON.
+    """What the first host finds, on all of them; a ValueError of it is theirs too, and what else
+    ends it ends them. The answer is JSON.
     """
     if hosts.count == 1:
         return judge()
@@ -84,9 +85,12 @@ def decide(hosts: Hosts, judge: Callable[[], _Answer]) -> _Answer:
             answer = judge()
         except ValueError as error:
             complaint = str(error) or type(error).__name__
+        except Exception as error:
+            hosts.agree([None, str(error) or type(error).__name__])
+            raise
     said: Any = hosts.agree([answer, complaint])
     if said[1]:
-        raise ValueError(said[1])
+        raise Refusal(said[1])
     return said[0]
 
 

@@ -12,6 +12,7 @@ evaluations and reports, which may come from other machines meanwhile.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from typing import IO, Any, Literal
 
 from etils import epath
 
-from envs.api import CannotGoOn
+from envs.api import CannotGoOn, Refusal
 from envs.files import replacing
 from envs.stopping import held
 from experiments.local_path import RUN_ADDRESS
@@ -76,14 +77,19 @@ class RemoteRun:
             str, tuple[tuple[int, int], tuple[int, str]]
         ] = {}  # by stat: what was read
 
-    def refuse(self, error: Exception) -> ValueError:
-        """The sentence for what the store, or its library, answers."""
+    def refuse(self, error: Exception) -> Refusal:
+        """The sentence for what the store, its library or the disk of the working copy answers."""
         if isinstance(error, ImportError):
-            return ValueError(
+            return Refusal(
                 f"{self.address} needs a library that is not installed ({error.name or error}):"
                 " install gcsfs (gs://) or s3fs (s3://)."
             )
-        return ValueError(
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Refusal(
+                f"Too little disk for a working copy of {self.address} in {self._folder}: free some"
+                f" space, or name another folder with {CACHE_VARIABLE}."
+            )
+        return Refusal(
             f"{self.address} cannot be reached ({' '.join(str(error).split())[:200]}): check the"
             f" address and who may use it; what was done here is kept in {self.path}."
         )
@@ -120,7 +126,9 @@ class RemoteRun:
                     (self.path / path).unlink()
         for path, about in files.items():
             if wanted(path) and self._about(path) != about:
-                if not self._store.joinpath(path).exists():
+                with self._reaching():
+                    there = self._store.joinpath(path).exists()
+                if not there:
                     raise ValueError(
                         f"{self.address} changed while it was fetched: start it again."
                     )
@@ -180,7 +188,7 @@ class RemoteRun:
         if name == _TRAINED:
             self._remember(token)
         for path in before.keys() - after.keys():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # all is sent, and it counts for nothing
                 self._store.joinpath(path).unlink()
 
     @contextlib.contextmanager
@@ -410,8 +418,14 @@ class RemoteLock:
         return self._holder() == self._about
 
     def check(self) -> None:
-        """Raises CannotGoOn when somebody else has taken the address over."""
-        if not self.is_held:
+        """Raises CannotGoOn when somebody else has taken the address over, ValueError where the
+        store cannot be reached.
+        """
+        try:
+            held = self.is_held
+        except Exception as error:  # libraries of stores have their own kinds
+            raise self._remote.refuse(error) from error
+        if not held:
             raise CannotGoOn(
                 f"{self._remote.address} was taken over by another machine: this training stops,"
                 f" and sends nothing more; what it has done is in {self._remote.path}."

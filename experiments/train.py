@@ -96,7 +96,8 @@ def start(
         check_plan(config)
     folders = in_folders(config)
     check_language(folders)
-    check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
+    if hosts.first or not hosts.own_copies:  # others keep the one that they have fetched
+        check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
     models = content_hashes(folders)
     with contextlib.ExitStack() as resources:
         named = [str(device) for device in devices]

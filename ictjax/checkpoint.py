@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from envs.stopping import held
 from ictjax.digests import changed, digests
-from ictjax.mesh import whole_on_host
+from ictjax.mesh import gathered, whole_on_host
 
 _SLACK_BYTES = 16 * 2**20  # metadata, and what the file system rounds up
 _LAST_READS_S = 2.0  # that a failed restore waits for its other reads
@@ -295,10 +295,12 @@ class Checkpointer(CheckpointReader):
                 **({} if score is None else {"score": score}),
             }
         )
+        if self._writer is None:
+            for array in arrays.values():  # for the first host; nothing of it stays here
+                gathered(array)
+            return
         copied = whole_on_host if self._own_copies else _apart
         arrays = {name: copied(array) for name, array in arrays.items()}
-        if self._writer is None:
-            return
         needed = checkpoint_bytes(state)
         free = shutil.disk_usage(self._folder).free
         if free < needed:

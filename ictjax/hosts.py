@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from envs.api import CannotGoOn
+from envs.api import CannotGoOn, Refusal
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -84,16 +84,11 @@ class Hosts:
         """
         if self.count == 1:
             return list(work(items))
-        try:
+        with self._told():
             mine = list(work(self.share(items)))
-        except Exception as error:
-            self._everyone({"error": " ".join(str(error).split()) or type(error).__name__})
-            raise
-        answers = self._everyone({"results": [write(result) for result in mine]})
+        answers = self._answers({"results": [write(result) for result in mine]})
         results: list[_Result] = []
         for index, answer in enumerate(answers):
-            if "error" in answer:
-                raise CannotGoOn(f"Host {index} of {self.count} cannot go on: {answer['error']}")
             results += mine if index == self.index else map(read, answer["results"])
         return results
 
@@ -111,19 +106,17 @@ class Hosts:
 
         Raises:
           ValueError: what is to be seen could not be sent, or fetched.
+          CannotGoOn: by another host, with what it said.
         """
-        complaint = ""
-        if self.first and self.exchange is not None:
-            try:
-                self.exchange()
-            except ValueError as error:
-                complaint = str(error) or type(error).__name__
-        if complaint := self.agree(complaint):
-            raise ValueError(complaint)
-        if self.exchange is not None:
-            if not self.first:
-                self.exchange()
-            self.agree(None)  # the first one changes nothing while the others fetch
+        if self.exchange is None:
+            self.agree(None)
+            return
+        for mine in (self.first, not self.first):  # the first one changes nothing while others read
+            if mine:
+                with self._told():
+                    self.exchange()
+            if self.count > 1:
+                self._answers({})
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
@@ -132,13 +125,32 @@ class Hosts:
             yield
         except (ValueError, RuntimeError) as error:
             said = [str(error), str(error.__cause__)]
-            if self.count == 1 or not any(map(_LOST.search, said)):
+            own_words = isinstance(error, CannotGoOn | Refusal)
+            if self.count == 1 or own_words or not any(map(_LOST.search, said)):
                 raise
             raise HostLost(
                 f"Another of the {self.count} hosts ended or is not reached any more"
                 f" ({' '.join(said[0].split())[:_MAX_SHOWN]}): see what it said, and start all"
                 " again with the same flags; they go on from the last checkpoint."
             ) from error
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells the others, who wait for an answer, what this host could not do."""
+        try:
+            yield
+        except Exception as error:
+            if self.count > 1:
+                self._everyone({"error": " ".join(str(error).split()) or type(error).__name__})
+            raise
+
+    def _answers(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """What every host says. Raises CannotGoOn where one could not do its part."""
+        answers = self._everyone(message)
+        for index, answer in enumerate(answers):
+            if "error" in answer:
+                raise CannotGoOn(f"Host {index} of {self.count} cannot go on: {answer['error']}")
+        return answers
 
     def _everyone(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         data = np.frombuffer(json.dumps(message).encode(), np.uint8)

@@ -107,20 +107,26 @@ def on_own_part(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(part, tree)
 
 
-def whole_on_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole of an array, in this host's memory, of which each host may hold a part. All hosts
-    call it; for a moment the devices of each hold all of it together, split by fsdp and tensor as
-    it was.
+def gathered(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """An array of which each host may hold a part, ready on this host's own devices: all of it,
+    split by fsdp and tensor as it was. All hosts call it.
     """
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
-        return np.array(array)
+        return array
     if not isinstance(array.sharding, NamedSharding):
         raise TypeError(f"{array.sharding} is on no mesh")
     mesh = array.sharding.mesh
     assert isinstance(mesh, Mesh), mesh
     spec = PartitionSpec(*map(_without_data, array.sharding.spec))
     whole = jax.jit(_on_device, out_shardings=NamedSharding(mesh, spec))(array)
-    return np.array(on_own_part(whole, mesh))
+    return jax.block_until_ready(on_own_part(whole, mesh))
+
+
+def whole_on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """`gathered`, copied to this host's memory. All hosts call it, or `gathered`; for a moment the
+    devices of each hold all of the array together.
+    """
+    return np.array(gathered(array))
 
 
 def _on_device(array: jax.Array) -> jax.Array:

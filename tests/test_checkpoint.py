@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import chex
@@ -456,6 +457,20 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
             save(checkpointer, 1, _state(), {})
         assert checkpointer.steps == (0,)
     assert not (tmp_path / "1").exists()
+
+
+def test_a_host_that_only_gives_its_part_keeps_no_copy_of_it(tmp_path, monkeypatch):
+    state = {name: jnp.ones((2**20,)) for name in "abcd"}
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with Checkpointer(tmp_path, own_copies=True) as checkpointer:
+        tracemalloc.start()
+        try:
+            checkpointer.save(1, state, {})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert checkpointer.steps == ()
+    assert peak < state["a"].nbytes
 
 
 def test_the_space_for_all_checkpoints_is_known_before_the_first(tmp_path, monkeypatch):

@@ -7,13 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs.api import CannotGoOn, Refusal
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
 from experiments.memory import uses
@@ -256,6 +259,54 @@ def test_hosts_exchange_what_is_written_when_they_meet():
         Hosts(exchange=away).meet()
 
 
+def side_by_side(body, exchange=None):
+    """What two hosts, which are threads here, raise in `body`; None where they raise nothing."""
+    meeting, said = threading.Barrier(2, timeout=5), [None, None]
+
+    class Thread(Hosts):
+        def _everyone(self, message):
+            said[self.index] = json.loads(json.dumps(message))
+            meeting.wait()
+            answers = list(said)
+            meeting.wait()
+            return answers
+
+    with ThreadPoolExecutor(2) as threads:
+        hosts = [
+            Thread(index=i, count=2, exchange=exchange and (lambda i=i: exchange(i)))
+            for i in (0, 1)
+        ]
+        return [future.exception() for future in [threads.submit(body, one) for one in hosts]]
+
+
+@pytest.mark.parametrize("kind", [Refusal, CannotGoOn, OSError])
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_one_host_cannot_exchange_ends_the_other_one_too(kind, index):
+    calls = []
+
+    def exchange(host):
+        calls.append(host)
+        if host == index:
+            raise kind("the store is away")
+
+    errors = side_by_side(Hosts.meet, exchange)
+    assert type(errors[index]) is kind and str(errors[index]) == "the store is away"
+    assert type(errors[1 - index]) is CannotGoOn
+    assert str(errors[1 - index]) == f"Host {index} of 2 cannot go on: the store is away"
+    assert calls == [0, 1][: index + 1]  # nobody fetches what was not sent
+    assert side_by_side(Hosts.meet, calls.append) == [None, None] and calls[-2:] == [0, 1]
+
+
+@pytest.mark.parametrize(("kind", "first"), [(ValueError, Refusal), (CannotGoOn, CannotGoOn)])
+def test_what_the_first_host_cannot_decide_ends_the_other_one_too(kind, first):
+    def judge():
+        raise kind("it is taken")
+
+    errors = side_by_side(lambda hosts: decide(hosts, judge))
+    assert list(map(type, errors)) == [first, Refusal]
+    assert set(map(str, errors)) == {"it is taken"}
+
+
 def test_a_lost_host_is_told_from_other_faults():
     two = Hosts(index=0, count=2)
     lost = "of the 2 hosts ended .*Connection closed"
@@ -263,6 +314,10 @@ def test_a_lost_host_is_told_from_other_faults():
         raise ValueError("Gloo AllGather failed: Connection closed by peer")
     with pytest.raises(ValueError, match="too large"), two.connected():
         raise ValueError("too large")
+    for kind in (Refusal, CannotGoOn):  # a store's words are like those of a host that is gone
+        said = r"^gs://b/a cannot be reached \(503 Service Unavailable\): check it\.$"
+        with pytest.raises(kind, match=said), two.connected():
+            raise kind("gs://b/a cannot be reached (503 Service Unavailable): check it.")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])

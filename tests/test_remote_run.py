@@ -1,6 +1,7 @@
 """Run directories at an address: gs:// stands for a folder here, whose uploads can be cut off."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from etils.epath import gpath
 
-from envs.api import CannotGoOn
+from envs.api import CannotGoOn, Refusal
+from experiments import remote_run
 from experiments.remote_run import (
     CACHE_VARIABLE,
     RemoteLock,
@@ -180,6 +182,50 @@ def test_a_checkpoint_that_is_damaged_there_is_named(store, machine):
     place.write_bytes(bytes(1000))
     with pytest.raises(ValueError, match=r"checkpoints/3/state/array is not what was sent"):
         machine("two")
+
+
+def test_a_store_that_is_away_is_told_whatever_is_asked_of_it(store, machine, monkeypatch):
+    one, two = machine("one"), machine("two")
+
+    def away(*words, **more):
+        raise KeyError("of a library's own kind")
+
+    with RemoteLock(one, about={}) as lock:
+        iterate(one.path, 3)
+        one.push()
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "open", away)
+            with pytest.raises(Refusal, match=r"^gs://bucket/runs/a cannot be reached .*own kind"):
+                lock.check()
+        exists = store.exists
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                store, "exists", lambda path: exists(path) if "index" in str(path) else away()
+            )
+            with pytest.raises(Refusal, match=r"^gs://bucket/runs/a cannot be reached .*own kind"):
+                two.fetch_newest()
+        iterate(one.path, 4)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "remove", away)
+            one.push()  # what it need not hold any more stays
+        assert [path for path in one.index()["files"] if "checkpoints/2/" in path] == []
+
+
+def test_a_disk_that_fills_up_while_a_run_is_fetched_is_no_fault_of_the_store(
+    store, machine, monkeypatch
+):
+    one = machine("one")
+    iterate(one.path, 3)
+    one.push()
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_run, "_copied", full)
+        with pytest.raises(ValueError, match=f"^Too little disk .*gs://.* with {CACHE_VARIABLE}"):
+            machine("two")
+    assert tree(machine("two").path) == tree(one.path)
 
 
 def test_what_is_removed_while_it_is_fetched_is_told(store, machine):

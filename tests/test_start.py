@@ -3,13 +3,18 @@
 import importlib.util
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import experiments.train
 from experiments import evaluate, pretrain_pocket, train
 from experiments.fake_pair import save_pair
+from experiments.presets import preset
+from experiments.run_dir import open_environment
 from experiments.run_lock import RunLock
+from ictjax.hosts import Hosts
 from tests.test_cli import flags, refused, tree
 
 
@@ -182,3 +187,31 @@ def test_a_current_folder_that_was_removed_is_named(capsys, tmp_path, monkeypatc
 def test_a_folder_that_cannot_be_made_is_refused_at_the_start(capsys):
     argv = ["--out", "/proc/x"]
     refused(capsys, pretrain_pocket.main, argv, "--out /proc/x cannot be made or written to")
+
+
+def test_a_host_that_writes_no_checkpoint_needs_no_disk_for_any(tmp_path, monkeypatch):
+    class Begins(Exception):
+        pass
+
+    def begin(config):
+        raise Begins
+
+    config = preset("fake-tiny").with_models(*map(str, save_pair(tmp_path / "models")))
+    environment = open_environment(config.task.environment.name, {})
+    monkeypatch.setattr(experiments.train, "content_hashes", begin)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+
+    def start(hosts):
+        where, console = tmp_path / "run", Console(quiet=True)
+        experiments.train.start(
+            None, config, where, environment, console, how="new", hosts=hosts, even_so=True
+        )
+
+    def exchange():
+        pass
+
+    with pytest.raises(Begins):  # a copy of its own, which the first host's checkpoints never fill
+        start(Hosts(index=1, count=2, exchange=exchange))
+    for hosts in (Hosts(index=0, count=2, exchange=exchange), Hosts(index=1, count=2)):
+        with pytest.raises(ValueError, match="Too little disk for the checkpoints"):
+            start(hosts)
