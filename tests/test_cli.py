@@ -316,8 +316,9 @@ def test_transformers_does_not_advise_to_install_pytorch():
 
 def test_parity_without_pytorch_says_how_to_get_it(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    refused(capsys, parity.main, [], "PyTorch is not installed", "constraints.txt", "[parity]")
-    assert "torch==" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = "constraints-py312.txt" if sys.version_info >= (3, 12) else "constraints.txt"
+    refused(capsys, parity.main, [], "PyTorch is not installed", f"-c {pins}", "[parity]")
+    assert "torch==" in (ROOT / pins).read_text(encoding="utf-8")
 
 
 # Flags.

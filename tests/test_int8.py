@@ -163,7 +163,8 @@ def test_where_8_bits_cannot_be_is_said():
     sizes = dataclasses.replace(
         ROWS, page_size=128, max_len=128, num_pages=4, cache="int8", attended_buckets=()
     )
-    assert resolve_paged(sizes, MODEL, "tpu") == "pages"
-    kernels = dataclasses.replace(sizes, attention="pallas_tpu")
-    with pytest.raises(ValueError, match="cache int8 and page_size 128: take auto"):
+    assert resolve_paged(sizes, MODEL, "tpu") == "pallas_tpu"
+    assert resolve_paged(sizes, MODEL, "cpu") == "pages"
+    kernels = dataclasses.replace(sizes, attention="pallas_tpu", page_size=64)
+    with pytest.raises(ValueError, match="page_size 64: take auto"):
         resolve_paged(kernels, MODEL, "tpu")
