@@ -349,6 +349,17 @@ SMOLLM2_MINIHACK = dataclasses.replace(
         families=smollm.MINIHACK.environment.heldout_families,
     ),
 )
+SMOLLM2_ALFWORLD = dataclasses.replace(
+    SMOLLM2_MINIHACK,
+    actor=dataclasses.replace(SMOLLM2_MINIHACK.actor, adapter=f"{_ADAPTERS}/alfworld/actor"),
+    reflector=dataclasses.replace(
+        SMOLLM2_MINIHACK.reflector, adapter=f"{_ADAPTERS}/alfworld/reflector"
+    ),
+    task=smollm.ALFWORLD,
+    evaluation=dataclasses.replace(
+        SMOLLM2_MINIHACK.evaluation, families=smollm.ALFWORLD.environment.heldout_families
+    ),
+)
 
 
 def _paper(config: TrainConfig, games: int) -> TrainConfig:
@@ -372,6 +383,7 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(
         "pocket-minihack": POCKET_MINIHACK,
         "pocket-alfworld": POCKET_ALFWORLD,
         "smollm2-minihack": SMOLLM2_MINIHACK,
+        "smollm2-alfworld": SMOLLM2_ALFWORLD,
         "qwen2.5-7b-minihack": QWEN_7B_MINIHACK,
         "qwen2.5-7b-alfworld": QWEN_7B_ALFWORLD,
         "paper-alfworld-k3": PAPER_ALFWORLD_K3,
@@ -393,6 +405,7 @@ PRESET_TASKS: Mapping[str, Mapping[str, TaskConfig]] = MappingProxyType(
         "pocket-minihack": tasks.POCKET_TASKS,
         "pocket-alfworld": tasks.POCKET_TASKS,
         "smollm2-minihack": tasks.SMOLLM_TASKS,
+        "smollm2-alfworld": tasks.SMOLLM_TASKS,
         "qwen2.5-7b-minihack": tasks.QWEN_TASKS,
         "qwen2.5-7b-alfworld": tasks.QWEN_TASKS,
         "paper-alfworld-k3": tasks.QWEN_TASKS,

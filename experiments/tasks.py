@@ -133,7 +133,9 @@ def manners(*taught: TaskConfig) -> dict[str, Manners]:
 FAKE_TASKS: Mapping[str, TaskConfig] = MappingProxyType({"fake": FAKE, "alfworld": FAKE_ALFWORLD})
 POCKET_TASKS = _tasks(POCKET_MINIHACK, POCKET_ALFWORLD)
 QWEN_TASKS = _tasks(QWEN_MINIHACK, QWEN_ALFWORLD)
-SMOLLM_TASKS: Mapping[str, TaskConfig] = MappingProxyType({"minihack": smollm.MINIHACK})
+SMOLLM_TASKS: Mapping[str, TaskConfig] = MappingProxyType(
+    {"minihack": smollm.MINIHACK, "alfworld": smollm.ALFWORLD}
+)
 
 
 def parse_options(text: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from envs.alfworld import ALFWorld
 from envs.api import GameId, Outcome
 from envs.minihack import MiniHack
 from envs.minihack.renamed import renaming
@@ -14,7 +15,7 @@ from envs.renamings import MARK
 from experiments import train
 from experiments.pocket.data import PlayedGame
 from experiments.pocket.lessons import EQUIVALENT_VERBS, Lesson
-from experiments.presets import SMOLLM2, SMOLLM2_MINIHACK, adapter_folder
+from experiments.presets import SMOLLM2, SMOLLM2_ALFWORLD, SMOLLM2_MINIHACK, adapter_folder
 from experiments.pretraining import taught_games
 from experiments.shapes import PUBLISHED
 from experiments.smollm import chats, lessons, named, play
@@ -205,9 +206,10 @@ SUMS = {  # SHA-256 of the weights of each adapter that ships
 
 def test_all_that_ship_are_named() -> None:
     assert set(SUMS) == {str(p.relative_to(ADAPTERS)) for p in ADAPTERS.rglob("*.safetensors")}
-    used = {SMOLLM2_MINIHACK.actor.adapter, SMOLLM2_MINIHACK.reflector.adapter}
-    folders = {pathlib.Path(adapter_folder(name, "")).resolve() for name in used}
-    assert folders == {ADAPTERS / "actor", ADAPTERS / "reflector"}
+    for config, pair in ((SMOLLM2_MINIHACK, ADAPTERS), (SMOLLM2_ALFWORLD, ADAPTERS / "alfworld")):
+        used = {config.actor.adapter, config.reflector.adapter}
+        folders = {pathlib.Path(adapter_folder(name, "")).resolve() for name in used}
+        assert folders == {pair / "actor", pair / "reflector"}
     # those of `make demo-lm`
     assert {f"trained{seed}/adapter_model.safetensors" for seed in range(3)} <= set(SUMS)
 
@@ -224,11 +226,27 @@ def test_the_adapters_that_ship_are_of_the_preset_s_shape(weights: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
 
 
-def test_games_that_taught_are_left_out_of_evaluations() -> None:
-    task = SMOLLM2_MINIHACK.task.environment
-    environment = MiniHack(**task.options)
-    for family in (*lessons.LESSONS, *task.train_families):
-        assert len(taught_games(SMOLLM2_MINIHACK, environment, family)) == 60
+@pytest.mark.parametrize(
+    ("config", "environment", "first", "games"),
+    [
+        (SMOLLM2_MINIHACK, MiniHack, lessons.LESSONS, 60),
+        (SMOLLM2_ALFWORLD, ALFWorld, lessons.HOUSE_LESSONS, 100),
+    ],
+)
+def test_games_that_taught_are_left_out_of_evaluations(config, environment, first, games) -> None:
+    settings = config.task.environment
+    played = environment(**settings.options)
+    for family in (*first, *settings.train_families):
+        assert len(taught_games(config, played, family)) == games
+
+
+def test_adapters_of_alfworld_were_made_of_those_of_minihack() -> None:
+    """Whatever these saw, those saw as well."""
+    settings = SMOLLM2_MINIHACK.task.environment
+    environment = MiniHack(**settings.options)
+    for family in (*lessons.LESSONS, *settings.train_families):
+        before = taught_games(SMOLLM2_MINIHACK, environment, family)
+        assert taught_games(SMOLLM2_ALFWORLD, environment, family) == before
 
 
 def _context(*endings: tuple[str, bool]) -> Context:

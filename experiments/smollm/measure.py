@@ -1,7 +1,8 @@
 """How far SmolLM2's adapters are what they should be: an actor that acts on its prompt, a reflector
 that has the form and no more: python -m experiments.smollm.measure --model FILE --actor DIR.
 
-Plays SELECT games, which share no initial state with those that taught, nor with TEST games.
+Plays SELECT games, which share no initial state with those that taught, nor with TEST games: of all
+families under the verbs' own names, and of training families under other names as well.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import pathlib
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -22,12 +23,20 @@ if TYPE_CHECKING:
 
     from experiments.pocket.lessons import Lesson
     from ictjax.records import Trajectory
+    from ictjax.run_config import TrainConfig
 
 _DESCRIPTION = (
-    "Plays MiniHack with an actor under prompts that are right, worded anew, wrong or misleading,"
-    " and asks a reflector about episodes without a lesson. Writes a JSON file."
+    "Plays MiniHack or ALFWorld with an actor under prompts that are right, worded anew, wrong or"
+    " misleading, and asks a reflector about episodes without a lesson. Writes a JSON file."
 )
 _REPLIES = 8
+_CAPTION = (
+    "Games won under prompts with the right lesson among others, the same worded anew, the right one"
+    " alone as the reflector words it, a wrong verb among others, other lessons, and none."
+)
+_REFLECTOR_CAPTION = (
+    " Replies that name the thing or task, that name its verb as well, and malformed ones."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,9 @@ class MeasureArgs(Flags):
     """Folder in Hugging Face layout, GGUF file, or id on the hub."""
     out: Annotated[pathlib.Path, tyro.conf.arg(metavar="FILE")]
     """The JSON file to write."""
-    actor: Annotated[str, tyro.conf.arg(metavar="DIR")] = "experiments/smollm/adapters/actor"
+    benchmark: Literal["minihack", "alfworld"] = "minihack"
+    """What is played."""
+    actor: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: ships)")] = ""
     """Folder of the actor's adapter."""
     reflector: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = ""
     """Folder of the reflector's adapter; it is left out where none is given."""
@@ -49,29 +60,116 @@ class MeasureArgs(Flags):
 Rows = dict[str, dict[str, float]]  # by family and column, in [0, 1]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Benchmark:
+    """What is played, and what can be said about it."""
+
+    config: "TrainConfig"
+    lessons: Mapping[str, "Lesson"]  # by family, in its own words
+    misleading: Callable[[str, random.Random], "Lesson"]  # for a family
+    others: Sequence["Lesson"]  # under the verbs' own names
+    headers: Sequence[str]
+    heldout: Sequence[str]
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Families whose mean is told."""
+        from envs.renamings import MARK
+
+        renamed = [family for family in self.lessons if MARK in family]
+        known = [family for family in self.lessons if family not in (*renamed, *self.heldout)]
+        return {"own verbs": known, "renamed": renamed, "held out": self.heldout}
+
+
+def _minihack() -> _Benchmark:
+    from envs.minihack.renamed import renaming
+    from envs.renamings import MARK
+    from experiments.presets import SMOLLM2_MINIHACK
+    from experiments.smollm import lessons
+
+    def named(family: str, lesson: "Lesson") -> "Lesson":
+        names = renaming(family) if MARK in family else {}
+        return dataclasses.replace(lesson, verb=names.get(lesson.verb, lesson.verb))
+
+    def base(family: str) -> "Lesson":
+        return lessons.LESSONS[family.partition(MARK)[0]]
+
+    return _Benchmark(
+        config=SMOLLM2_MINIHACK,
+        lessons={
+            family: named(family, base(family))
+            for family in (*lessons.LESSONS, *_first_names(SMOLLM2_MINIHACK))
+        },
+        misleading=lambda family, rng: named(family, lessons.misleading_lesson(base(family), rng)),
+        others=list(lessons.LESSONS.values()),
+        headers=lessons.HEADERS,
+        heldout=list(lessons.HELDOUT_LESSONS),
+    )
+
+
+def _alfworld() -> _Benchmark:
+    from envs.alfworld.short import renaming
+    from envs.renamings import MARK
+    from experiments.presets import SMOLLM2_ALFWORLD
+    from experiments.smollm import house, lessons
+
+    def named(family: str, lesson: "Lesson") -> "Lesson":
+        return house.renamed(lesson, renaming(family) if MARK in family else {})
+
+    def base(family: str) -> "Lesson":
+        return lessons.HOUSE_LESSONS[family.partition(MARK)[0]]
+
+    return _Benchmark(
+        config=SMOLLM2_ALFWORLD,
+        lessons={
+            family: named(family, base(family))
+            for family in (*lessons.HOUSE_LESSONS, *_first_names(SMOLLM2_ALFWORLD))
+        },
+        misleading=lambda family, rng: named(family, house.misleading_lesson(base(family), rng)),
+        others=list(lessons.HOUSE_LESSONS.values()),
+        headers=house.HEADERS,
+        heldout=list(lessons.HOUSE_HELDOUT_LESSONS),
+    )
+
+
+_BENCHMARKS: Mapping[str, Callable[[], _Benchmark]] = {
+    "minihack": _minihack,
+    "alfworld": _alfworld,
+}
+
+
+def _first_names(config: "TrainConfig") -> list[str]:
+    """The first renaming of each training family."""
+    from envs.renamings import MARK
+
+    families = config.task.environment.train_families
+    return [family for family in families if family.endswith(f"{MARK}0")]
+
+
 def measure(args: MeasureArgs) -> None:
     """Plays, asks, prints a table and writes the file."""
     from rich.table import Table
 
     from experiments.console import Terminal
     from experiments.presets import model_folder
-    from experiments.smollm import lessons
     from ictjax.run_files import write_lines
 
     console = Terminal()
     model = model_folder(args.model, "--model")
-    rows: Rows = {family: {} for family in lessons.LESSONS}
-    novices = _measure_actor(args, model, rows, console)
+    played = _BENCHMARKS[args.benchmark]()
+    rows: Rows = {family: {} for family in played.lessons}
+    novices = _measure_actor(args, played, model, rows, console)
     if args.reflector:
-        _measure_reflector(args, model, rows, novices, console)
-    groups_of = {"trained": lessons.TRAIN_LESSONS, "held out": lessons.HELDOUT_LESSONS}
+        _measure_reflector(args, played, model, rows, novices, console)
     columns = list(next(iter(rows.values())))
-    for name, group in groups_of.items():
+    for name, group in played.groups().items():
         rows[f"mean, {name}"] = {
             column: sum(rows[family][column] for family in group) / len(group) for column in columns
         }
-    table = Table(title="SmolLM2 on SELECT games of MiniHack (%)")
-    table.add_column("family")
+    table = Table(
+        title=f"SmolLM2 on SELECT games of {args.benchmark} (%)",
+        caption=_CAPTION + (_REFLECTOR_CAPTION if args.reflector else ""),
+    )
+    table.add_column("family", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     for family, row in rows.items():
@@ -80,60 +178,58 @@ def measure(args: MeasureArgs) -> None:
     write_lines(args.out, [json.dumps({"games": args.games, "rows": rows}, indent=1)])
 
 
-def _prompts() -> Mapping[str, Callable[[str, random.Random], str]]:
+def _prompts(played: _Benchmark) -> Mapping[str, Callable[[str, random.Random], str]]:
     """The system prompt of each column, for a family."""
     from experiments.smollm import lessons
 
     def prompt(
         family: str, lesson: "Lesson | None", rng: random.Random, *, held_out: bool = False
     ) -> str:
-        names = [name for name in lessons.LESSONS if name != family]
-        others = [lessons.LESSONS[name] for name in rng.sample(names, 2 + (lesson is None))]
+        about = played.lessons[family].thing
+        strangers = [other for other in played.others if other.thing != about]
+        others = rng.sample(strangers, 2 + (lesson is None))
         sentences = [lessons.word_lesson(other, rng) for other in others]
         if lesson is not None:
             sentences.append(lessons.word_lesson(lesson, rng, held_out=held_out))
-        return lessons.build_prompt(sentences, rng)
+        return lessons.build_prompt(sentences, rng, played.headers)
 
     return {
-        "right": lambda family, rng: prompt(family, lessons.LESSONS[family], rng),
-        "worded anew": lambda family, rng: prompt(
-            family, lessons.LESSONS[family], rng, held_out=True
+        "right": lambda family, rng: prompt(family, played.lessons[family], rng),
+        "anew": lambda family, rng: prompt(family, played.lessons[family], rng, held_out=True),
+        "reflected": lambda family, rng: (
+            f"{played.headers[1]} {lessons.plain_wording(played.lessons[family])}"
         ),
-        "as reflected": lambda family, rng: (
-            f"{lessons.HEADERS[1]} {lessons.plain_wording(lessons.LESSONS[family])}"
-        ),
-        "misleading": lambda family, rng: prompt(
-            family, lessons.misleading_lesson(lessons.LESSONS[family], rng), rng
-        ),
-        "others only": lambda family, rng: prompt(family, None, rng),
-        "none": lambda family, rng: lessons.HEADERS[0],
+        "wrong": lambda family, rng: prompt(family, played.misleading(family, rng), rng),
+        "others": lambda family, rng: prompt(family, None, rng),
+        "none": lambda family, rng: played.headers[0],
     }
 
 
 def _measure_actor(
-    args: MeasureArgs, model: pathlib.Path, rows: Rows, console: "Console"
+    args: MeasureArgs, played: _Benchmark, model: str, rows: Rows, console: "Console"
 ) -> Mapping[str, Sequence["Trajectory"]]:
     """Fills in how often the actor wins under each kind of prompt; returns its games without a
     lesson, by family.
     """
     from envs.registry import load_environment
     from experiments.console import counting_bar
-    from experiments.presets import SMOLLM2_MINIHACK, adapter_folder
+    from experiments.presets import adapter_folder
     from experiments.run_dir import open_pool
     from ictjax.players import open_model
     from ictjax.rollout import Episode, rollout, success_rate
 
-    task = SMOLLM2_MINIHACK.task
-    environment = load_environment("minihack", task.environment.options)
-    prompts = _prompts()
+    config = played.config
+    settings = config.task.environment
+    environment = load_environment(settings.name, settings.options)
+    prompts = _prompts(played)
     by_family: dict[str, list[Trajectory]] = {}
     with (
-        open_pool(task.environment) as pool,
+        open_pool(settings) as pool,
         open_model(
             model,
-            adapter=adapter_folder(args.actor, "--actor"),
+            adapter=adapter_folder(args.actor or config.actor.adapter, "--actor"),
             num_conversations=1,
-            sizes=SMOLLM2_MINIHACK.actor_sampler,
+            sizes=config.actor_sampler,
         ) as speaker,
         counting_bar("actor", console) as advance,
     ):
@@ -144,8 +240,8 @@ def _measure_actor(
                 for game in environment.games(family, "select")[: args.games]
             ]
             by_family = {family: [] for family in rows}
-            for played in rollout(speaker, pool, episodes, task.rollout):
-                by_family[played.game.family].append(played)
+            for trajectory in rollout(speaker, pool, episodes, config.task.rollout):
+                by_family[trajectory.game.family].append(trajectory)
             for family, games in by_family.items():
                 rows[family][kind] = success_rate(games) or 0.0
             advance(number + 1, len(prompts))
@@ -154,15 +250,15 @@ def _measure_actor(
 
 def _measure_reflector(
     args: MeasureArgs,
-    model: pathlib.Path,
+    played: _Benchmark,
+    model: str,
     rows: Rows,
     novices: Mapping[str, Sequence["Trajectory"]],
     console: "Console",
 ) -> None:
     """Fills in what the reflector says about episodes without a lesson."""
     from experiments.console import counting_bar
-    from experiments.presets import SMOLLM2_MINIHACK, adapter_folder
-    from experiments.smollm import lessons
+    from experiments.presets import adapter_folder
     from ictjax import keys
     from ictjax.players import open_model
     from ictjax.records import Context
@@ -173,19 +269,19 @@ def _measure_reflector(
             model,
             adapter=adapter_folder(args.reflector, "--reflector"),
             num_conversations=1,
-            sizes=SMOLLM2_MINIHACK.reflector_sampler,
+            sizes=played.config.reflector_sampler,
         ) as speaker,
         counting_bar("reflector", console) as advance,
     ):
-        reflector = Reflector(speaker, SMOLLM2_MINIHACK.reflection, temperature=1.0)
-        size = SMOLLM2_MINIHACK.meta.games_per_context
+        reflector = Reflector(speaker, played.config.reflection, temperature=1.0)
+        size = played.config.meta.games_per_context
         for number, (family, games) in enumerate(novices.items()):
             contexts = [
                 Context(
                     loop=0,
                     meta_turn=0,
                     family=family,
-                    system_prompt=lessons.HEADERS[0],
+                    system_prompt=played.headers[0],
                     trajectories=tuple(games[(at + i) % len(games)] for i in range(size)),
                 )
                 for at in range(len(games))
@@ -199,15 +295,15 @@ def _measure_reflector(
             )
             replies = [candidate for group in groups for candidate in group]
             texts = [(candidate.system_prompt or "").lower() for candidate in replies]
-            right = lessons.LESSONS[family]
+            right = played.lessons[family]
             verb = "put it on" if right.verb == "puton" else right.verb
             named = [right.thing in text for text in texts]
             hits = [
                 name and f" {verb}" in f" {text}" for name, text in zip(named, texts, strict=True)
             ]
             rows[family] |= {
-                "names it": sum(named) / len(named),
-                "right verb": sum(hits) / len(hits),
+                "thing": sum(named) / len(named),
+                "verb": sum(hits) / len(hits),
                 "malformed": texts.count("") / len(texts),
             }
             advance(number + 1, len(novices))
