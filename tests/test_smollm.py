@@ -18,7 +18,7 @@ from experiments.pocket.lessons import EQUIVALENT_VERBS, Lesson
 from experiments.presets import SMOLLM2, SMOLLM2_ALFWORLD, SMOLLM2_MINIHACK, adapter_folder
 from experiments.pretraining import taught_games
 from experiments.shapes import PUBLISHED
-from experiments.smollm import chats, lessons, named, play
+from experiments.smollm import chats, lessons, measure, named, play
 from ictjax.actions import parse_react
 from ictjax.models.hf.content import file_sha256
 from ictjax.models.peft import load_adapter
@@ -247,6 +247,31 @@ def test_adapters_of_alfworld_were_made_of_those_of_minihack() -> None:
     for family in (*lessons.LESSONS, *settings.train_families):
         before = taught_games(SMOLLM2_MINIHACK, environment, family)
         assert taught_games(SMOLLM2_ALFWORLD, environment, family) == before
+
+
+@pytest.mark.parametrize("benchmark", ["minihack", "alfworld"])
+def test_an_actor_is_measured_in_the_words_of_each_family(benchmark: str) -> None:
+    played = measure._BENCHMARKS[benchmark]()
+    prompts = measure._prompts(played)
+    families = played.config.task.environment
+    assert set(families.heldout_families) == set(played.groups()["held out"])
+    assert {family.partition(MARK)[0] for family in families.train_families} == {
+        family.partition(MARK)[0] for family in played.groups()["renamed"]
+    }
+    assert sum(map(len, played.groups().values())) == len(played.lessons)
+    headers = _words(" ".join(played.headers))  # "You play a text game"
+    for family, lesson in played.lessons.items():
+        rng = random.Random(family)
+        verb = {"puton": "put"}.get(lesson.verb, lesson.verb)
+        for kind in ("right", "anew", "reflected"):
+            assert {verb, lesson.thing} <= _words(prompts[kind](family, rng)), family
+        wrong = played.misleading(family, rng)
+        assert wrong.thing == lesson.thing and wrong.verb != lesson.verb
+        assert lesson.thing in _words(prompts["wrong"](family, rng))
+        if MARK in family:  # under other names no other lesson holds the verb
+            for kind in ("wrong", "others"):
+                assert verb not in _words(prompts[kind](family, rng)) - headers
+        assert prompts["none"](family, rng) == played.config.task.initial_prompt
 
 
 def _context(*endings: tuple[str, bool]) -> Context:

@@ -30,13 +30,11 @@ _DESCRIPTION = (
     " misleading, and asks a reflector about episodes without a lesson. Writes a JSON file."
 )
 _REPLIES = 8
-_CAPTION = (
-    "Games won under prompts with the right lesson among others, the same worded anew, the right one"
-    " alone as the reflector words it, a wrong verb among others, other lessons, and none."
+_ACTOR = (
+    "Games won under the right lesson among others, the same worded anew, the right one alone as"
+    " the reflector words it, a wrong verb among others, other lessons, and none."
 )
-_REFLECTOR_CAPTION = (
-    " Replies that name the thing or task, that name its verb as well, and malformed ones."
-)
+_REFLECTOR = "Replies that name the thing or task, its verb as well, and malformed ones."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,16 +163,19 @@ def measure(args: MeasureArgs) -> None:
         rows[f"mean, {name}"] = {
             column: sum(rows[family][column] for family in group) / len(group) for column in columns
         }
-    table = Table(
-        title=f"SmolLM2 on SELECT games of {args.benchmark} (%)",
-        caption=_CAPTION + (_REFLECTOR_CAPTION if args.reflector else ""),
-    )
-    table.add_column("family", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for family, row in rows.items():
-        table.add_row(family, *(f"{100 * row[column]:.0f}" for column in columns))
-    console.print(table)
+    for caption, shown in (
+        (_ACTOR, [column for column in columns if column in _prompts(played)]),
+        (_REFLECTOR, [column for column in columns if column not in _prompts(played)]),
+    ):
+        if not shown:
+            continue
+        table = Table(title=f"SmolLM2 on SELECT games of {args.benchmark} (%)", caption=caption)
+        table.add_column("family", no_wrap=True)
+        for column in shown:
+            table.add_column(column, justify="right")
+        for family, row in rows.items():
+            table.add_row(family, *(f"{100 * row[column]:.0f}" for column in shown))
+        console.print(table)
     write_lines(args.out, [json.dumps({"games": args.games, "rows": rows}, indent=1)])
 
 
