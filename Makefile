@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: demo demo-alfworld demo-seeds demo-lm demo-lm-train test lint format bench clean help
+.PHONY: demo demo-alfworld demo-seeds demo-lm demo-lm-alfworld demo-lm-train test lint format bench clean help
 
 RUN ?= demo
 SEED ?=
+SEEDS ?= 0 1 2
 ITERATIONS ?=
 ARGS ?=
 PYTHON ?=
@@ -20,13 +21,20 @@ TRAIN_FLAGS := $(if $(SEED),--seed $(SEED)) $(if $(ITERATIONS),--iterations $(IT
 FREE_GIB := 3
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 	@printf '\n  RUN=name SEED=n ITERATIONS=n  of demo;  ARGS="..."  to pytest and the benchmark;  PYTHON=python3.12  for a new .venv\n'
 
 # $(call run,PRESET): a run from training to report, in runs/$(RUN).
 define run
 	@$(VENV)/bin/ictjax train --preset $(1) --run-dir "runs/$(RUN)" $(TRAIN_FLAGS)
 	@$(VENV)/bin/ictjax evaluate --run-dir "runs/$(RUN)"
+	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
+endef
+
+# $(call shipped,PRESET,FOLDER/): evaluates the adapters of seeds $(SEEDS) that ship.
+define shipped
+	@for seed in $(SEEDS); do [ -e "runs/$(RUN)$$seed/config.json" ] || $(VENV)/bin/ictjax adopt --preset $(1) --seed $$seed --adapter experiments/smollm/adapters/$(2)trained$$seed --run-dir "runs/$(RUN)$$seed"; done
+	@$(VENV)/bin/ictjax evaluate --run-dir $(foreach seed,$(SEEDS),"runs/$(RUN)$(seed)") --out "runs/$(RUN)"
 	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
 endef
 
@@ -43,11 +51,12 @@ demo-seeds: $(INSTALLED)  ## The demo for seeds 0 to 5, one table of all six, an
 	@$(VENV)/bin/ictjax evaluate --run-dir $(addprefix runs/seed,0 1 2 3 4 5)
 
 demo-lm: RUN = demo-lm
-demo-lm: SEEDS = 0 1 2
 demo-lm: $(INSTALLED_GGUF) $(SMOLLM2)  ## Evaluate the SmolLM2 reflectors that ship, untrained and of three trained seeds
-	@for seed in $(SEEDS); do [ -e "runs/$(RUN)$$seed/config.json" ] || $(VENV)/bin/ictjax adopt --preset smollm2-minihack --seed $$seed --adapter experiments/smollm/adapters/trained$$seed --run-dir "runs/$(RUN)$$seed"; done
-	@$(VENV)/bin/ictjax evaluate --run-dir $(foreach seed,$(SEEDS),"runs/$(RUN)$(seed)") --out "runs/$(RUN)"
-	@$(VENV)/bin/ictjax report --run-dir "runs/$(RUN)"
+	$(call shipped,smollm2-minihack,)
+
+demo-lm-alfworld: RUN = demo-lm-alfworld
+demo-lm-alfworld: $(INSTALLED_GGUF) $(SMOLLM2)  ## The same on ALFWorld
+	$(call shipped,smollm2-alfworld,alfworld/)
 
 demo-lm-train: RUN = demo-lm-train
 demo-lm-train: $(INSTALLED_GGUF) $(SMOLLM2)  ## Train, evaluate and report SmolLM2 on MiniHack (45 minutes; resumable)

@@ -57,8 +57,7 @@ def check_limits(config: TrainConfig) -> None:
                 f"reflector.lora.rank = {rank} exceeds the width of {role.model}, {model.d_model}:"
                 " lower it, or give 0 to train all weights."
             )
-        if model.num_params >= SMALL:
-            _check_split(name, role.model, model, role.mesh)
+        check_split(role.model, model, role.mesh, f"{name}.mesh.")
         copies = role.mesh.data  # a multiple of the hosts (`mesh.make_mesh`)
         for field, sizes in (
             ("num_slots", (sampler.num_slots,)),
@@ -76,10 +75,17 @@ def check_limits(config: TrainConfig) -> None:
             raise ValueError(f"{name}_sampler.{error}") from error
 
 
-def _check_split(name: str, called: str, model: ModelConfig, mesh: MeshConfig) -> None:
+def check_split(called: str, model: ModelConfig, mesh: MeshConfig, flags: str = "") -> None:
     """Raises ValueError for a mesh that does not divide a model: what it does not divide would lie
-    whole on every device, and be computed by each of them (`ictjax.mesh.param_specs`).
+    whole on every device, and be computed by each of them (`ictjax.mesh.param_specs`). Small models
+    may.
+
+    Args:
+      called: the model, as people know it.
+      flags: what flags of the mesh begin with, "actor.mesh.".
     """
+    if model.num_params < SMALL:
+        return
     for axis, size, sizes in (
         ("tensor", mesh.tensor, {"num_heads": model.num_heads, "d_ff": model.d_ff}),
         ("fsdp", mesh.fsdp, {"d_model": model.d_model}),
@@ -93,8 +99,8 @@ def _check_split(name: str, called: str, model: ModelConfig, mesh: MeshConfig) -
                 *[number for number in fitting if number > size][:1],
             ]
             raise ValueError(
-                f"{name}.mesh.{axis} = {size} does not divide {' and '.join(wrong)} of {called},"
-                f" and every device would hold and compute all of it: give --{name}.mesh.{axis}"
+                f"{flags}{axis} = {size} does not divide {' and '.join(wrong)} of {called},"
+                f" and every device would hold and compute all of it: give --{flags}{axis}"
                 f" {' or '.join(map(str, nearest))}."
             )
 

@@ -17,6 +17,7 @@ from envs.api import CannotGoOn
 from envs.stopping import check, held
 from experiments.commands.sft import SftArgs
 from experiments.console import LiveProgress, counting_bar, reading_bar
+from experiments.limits import check_split
 from experiments.manifest import package_versions
 from experiments.presets import adapter_folder, model_folder
 from experiments.run_lock import RunLock
@@ -93,11 +94,7 @@ def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None
         mesh=MeshConfig(data=args.data_parallel, fsdp=args.fsdp, tensor=args.tensor),
         lora=LoraConfig(rank=args.rank, alpha=args.alpha, targets=args.targets),
     )
-    if args.row_tokens > model.max_positions:
-        raise ValueError(
-            f"--row-tokens {args.row_tokens} exceeds the model's {model.max_positions} positions:"
-            " lower it."
-        )
+    _check_fit(args, model, role.mesh)
     data = read_data(args, tokenizer, console)
     plan = _batches(args, data.train)
     record = _record(args, role, data, len(plan))
@@ -171,6 +168,27 @@ def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None
             "dtype": _save_dtype(args),
         }
         write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
+
+
+def _check_fit(args: SftArgs, model: ModelConfig, mesh: MeshConfig) -> None:
+    """Raises ValueError for what a model or this machine has no room for, before anything is
+    written.
+    """
+    if args.row_tokens > model.max_positions:
+        raise ValueError(
+            f"--row-tokens {args.row_tokens} exceeds the model's {model.max_positions} positions:"
+            " lower it."
+        )
+    if args.rank > model.d_model:
+        raise ValueError(
+            f"--rank {args.rank} exceeds the width of {args.model}, {model.d_model}: lower it, or"
+            " give 0 to train all weights."
+        )
+    check_split(args.model, model, mesh)
+    try:
+        open_mesh(mesh)
+    except ValueError as error:
+        raise ValueError(f"{error} (--data-parallel, --fsdp, --tensor).") from error
 
 
 def read_data(args: SftArgs, tokenizer: ChatTokenizer, console: Console) -> Data:

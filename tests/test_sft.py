@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from experiments import limits
 from experiments import sft as training
 from experiments.commands import sft as command
 from ictjax.chat import ChatTokenizer
@@ -273,6 +274,8 @@ def test_what_cannot_be_learned_from(model, data, tmp_path, capsys):
     refuse("12 of 12 chats", "longer than --row-tokens 8", more=("--row-tokens", "8"))
     refuse("exceeds the model's", more=("--row-tokens", "100000"))
     refuse("--rows 2 do not divide", more=("--microbatches", "3"))
+    refuse("--rank 1000 exceeds the width", more=("--rank", "1000"))
+    refuse("does not use all 8 devices", "--fsdp", more=("--fsdp", "2"))
     refuse("--data", "is no file", of=tmp_path / "none.jsonl")
     refuse("No model", of=data, more=("--model", str(tmp_path)))
     for line, complaint in (
@@ -285,6 +288,13 @@ def test_what_cannot_be_learned_from(model, data, tmp_path, capsys):
         refuse(complaint, of=bad)
     bad.write_text("")
     refuse("holds no chats", of=bad)
+
+
+def test_a_mesh_that_does_not_divide_the_model(model, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(limits, "SMALL", 0)
+    words = flags(model, data, tmp_path / "out", "--tensor", "8")
+    refused(capsys, command.main, words, "tensor = 8 does not divide num_heads = 2", "--tensor 2")
+    assert not (tmp_path / "out").exists()
 
 
 def test_long_chats_are_dropped_or_cut(model, data, tmp_path):
