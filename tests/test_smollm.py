@@ -304,6 +304,9 @@ def _context(*endings: tuple[str, bool]) -> Context:
     [
         ("When you see the robe, pick it up and wear it.", "won"),
         ("When you see the robe, pick it up and Zap it.", "lost"),
+        ("You do household tasks. When the task is wear, pick it up and zap it.", "lost"),
+        ("You do household tasks. When the task is wear, pick it up and wear it.", "won"),
+        ("When the task is wear, pick it up and cool it.", "other"),
         ("You play short NetHack games. Try the verbs in turn.", "go on"),
         ("When you see the robe, pick it up and wearing it.", "other"),
         ("", "other"),

@@ -52,9 +52,9 @@ class Reflection:
 
 def named(context: Context, system_prompt: str) -> str:
     """What a prompt names: one of `KINDS`. A verb that won one game and lost another counts as
-    one that won.
+    one that won. The name of a task ("When the task is cool, ...") is none of a verb.
     """
-    text = system_prompt.lower()
+    text = re.sub(r"\btask (?:is )?\w+", "task", system_prompt.lower())
     if EXPLORE.lower().rstrip(".") in text:
         return "go on"
     words = set(re.findall("[a-z]+", re.sub(r"\bput (it )?on\b", "puton", text)))
