@@ -153,12 +153,13 @@ def test_the_same_seed_gives_the_same_chats(games) -> None:
     assert {lesson.verb for lesson in wrong} == {"use", "examine", "open", "slice"}
 
 
-def test_chats_are_written_with_their_games(tmp_path, capsys) -> None:
-    flags = ["--games-per-family", "10", "--actor-chats", "5", "--reflector-chats", "4"]
+@pytest.mark.parametrize(("asked", "played"), [(1, 2), (12, 10)])
+def test_chats_are_written_with_their_games(asked, played, tmp_path, capsys) -> None:
+    flags = ["--games-per-family", f"{asked}", "--actor-chats", "5", "--reflector-chats", "4"]
     write_chats.main(["--benchmark", "alfworld", "--out", str(tmp_path), *flags])
     for name, count in (("actor", 5), ("reflector", 4)):
         lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
         assert len(lines) == count and all(json.loads(line)["messages"] for line in lines)
     record = json.loads((tmp_path / "pretraining.json").read_text())["alfworld"]
-    assert record["first"] == 10 and {"cool", "put~3"} <= set(record["families"])
+    assert record["first"] == played and {"cool", "put~3"} <= set(record["families"])
     assert "5 chats" in capsys.readouterr().out

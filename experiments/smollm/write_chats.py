@@ -41,8 +41,8 @@ class ChatsArgs(Flags):
     reflector_chats: Annotated[int, Range(1, 1_000_000)] = 900
     """Chats for the reflector, of about 330 tokens."""
     games_per_family: Annotated[int, Range(1, 400)] = 60
-    """Games of a family that are played by script, four times each. Of those of ALFWorld a tenth
-    has the verbs' own names."""
+    """Games of a family that are played by script, four times each. Of those of ALFWorld, two at
+    least, a tenth has the verbs' own names."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Of everything that is drawn."""
 
@@ -106,8 +106,9 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
     from experiments.smollm.lessons import HOUSE_LESSONS, HOUSE_TRAIN_LESSONS
     from experiments.smollm.task import ALFWORLD, REFLECTION
 
-    renamings = min(_RENAMINGS, args.games_per_family - 1)
-    games_each = args.games_per_family // (renamings + 1)
+    renamings = max(1, min(_RENAMINGS, args.games_per_family - 1))
+    games_each = max(1, args.games_per_family // (renamings + 1))
+    games_per_family = games_each * (renamings + 1)
     games = []
     with counting_bar("scripted play", console) as advance:
         for game in play_families(
@@ -118,7 +119,7 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
             seed=args.seed,
         ):
             games.append(game)
-            advance(len(games), 4 * games_each * (renamings + 1) * len(HOUSE_LESSONS))
+            advance(len(games), 4 * games_per_family * len(HOUSE_LESSONS))
     trained = [(number, game) for number, game in games if game.family in HOUSE_TRAIN_LESSONS]
     environment = ALFWORLD.environment
     return (
@@ -128,7 +129,7 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
             environment.options,
             [*HOUSE_LESSONS, *environment.train_families],
             "train",
-            args.games_per_family,
+            games_per_family,
         ),
     )
 
