@@ -356,6 +356,7 @@ SMOLLM2_ALFWORLD = dataclasses.replace(
         SMOLLM2_MINIHACK.reflector, adapter=f"{_ADAPTERS}/alfworld/reflector"
     ),
     task=smollm.ALFWORLD,
+    iterations=12,
     evaluation=dataclasses.replace(
         SMOLLM2_MINIHACK.evaluation, families=smollm.ALFWORLD.environment.heldout_families
     ),
