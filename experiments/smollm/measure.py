@@ -67,65 +67,69 @@ class _Benchmark:
     misleading: Callable[[str, random.Random], "Lesson"]  # for a family
     others: Sequence["Lesson"]  # under the verbs' own names
     headers: Sequence[str]
-    heldout: Sequence[str]
 
     def groups(self) -> Mapping[str, Sequence[str]]:
         """Families whose mean is told."""
         from envs.renamings import MARK
 
+        heldout = self.config.task.environment.heldout_families
         renamed = [family for family in self.lessons if MARK in family]
-        known = [family for family in self.lessons if family not in (*renamed, *self.heldout)]
-        return {"own verbs": known, "renamed": renamed, "held out": self.heldout}
+        known = [family for family in self.lessons if family not in (*renamed, *heldout)]
+        return {"own verbs": known, "renamed": renamed, "held out": heldout}
 
 
 def _minihack() -> _Benchmark:
     from envs.minihack.renamed import renaming
-    from envs.renamings import MARK
     from experiments.presets import SMOLLM2_MINIHACK
     from experiments.smollm import lessons
 
-    def named(family: str, lesson: "Lesson") -> "Lesson":
-        names = renaming(family) if MARK in family else {}
-        return dataclasses.replace(lesson, verb=names.get(lesson.verb, lesson.verb))
-
-    def base(family: str) -> "Lesson":
-        return lessons.LESSONS[family.partition(MARK)[0]]
-
-    return _Benchmark(
-        config=SMOLLM2_MINIHACK,
-        lessons={
-            family: named(family, base(family))
-            for family in (*lessons.LESSONS, *_first_names(SMOLLM2_MINIHACK))
-        },
-        misleading=lambda family, rng: named(family, lessons.misleading_lesson(base(family), rng)),
-        others=list(lessons.LESSONS.values()),
-        headers=lessons.HEADERS,
-        heldout=list(lessons.HELDOUT_LESSONS),
+    return _benchmark(
+        SMOLLM2_MINIHACK,
+        lessons.LESSONS,
+        lambda lesson, family: dataclasses.replace(lesson, verb=renaming(family)[lesson.verb]),
+        lessons.misleading_lesson,
+        lessons.HEADERS,
     )
 
 
 def _alfworld() -> _Benchmark:
     from envs.alfworld.short import renaming
-    from envs.renamings import MARK
     from experiments.presets import SMOLLM2_ALFWORLD
     from experiments.smollm import house, lessons
 
+    return _benchmark(
+        SMOLLM2_ALFWORLD,
+        lessons.HOUSE_LESSONS,
+        lambda lesson, family: house.renamed(lesson, renaming(family)),
+        house.misleading_lesson,
+        house.HEADERS,
+    )
+
+
+def _benchmark(
+    config: "TrainConfig",
+    lessons: Mapping[str, "Lesson"],
+    rename: Callable[["Lesson", str], "Lesson"],
+    misleading: Callable[["Lesson", random.Random], "Lesson"],
+    headers: Sequence[str],
+) -> _Benchmark:
+    """All families by their own names, and training families by their first other names."""
+    from envs.renamings import MARK
+
     def named(family: str, lesson: "Lesson") -> "Lesson":
-        return house.renamed(lesson, renaming(family) if MARK in family else {})
+        return rename(lesson, family) if MARK in family else lesson
 
-    def base(family: str) -> "Lesson":
-        return lessons.HOUSE_LESSONS[family.partition(MARK)[0]]
+    def right(family: str) -> "Lesson":
+        return lessons[family.partition(MARK)[0]]
 
+    settings = config.task.environment
+    renamed = [family for family in settings.train_families if family.endswith(f"{MARK}0")]
     return _Benchmark(
-        config=SMOLLM2_ALFWORLD,
-        lessons={
-            family: named(family, base(family))
-            for family in (*lessons.HOUSE_LESSONS, *_first_names(SMOLLM2_ALFWORLD))
-        },
-        misleading=lambda family, rng: named(family, house.misleading_lesson(base(family), rng)),
-        others=list(lessons.HOUSE_LESSONS.values()),
-        headers=house.HEADERS,
-        heldout=list(lessons.HOUSE_HELDOUT_LESSONS),
+        config=config,
+        lessons={family: named(family, right(family)) for family in (*lessons, *renamed)},
+        misleading=lambda family, rng: named(family, misleading(right(family), rng)),
+        others=list(lessons.values()),
+        headers=headers,
     )
 
 
@@ -133,14 +137,6 @@ _BENCHMARKS: Mapping[str, Callable[[], _Benchmark]] = {
     "minihack": _minihack,
     "alfworld": _alfworld,
 }
-
-
-def _first_names(config: "TrainConfig") -> list[str]:
-    """The first renaming of each training family."""
-    from envs.renamings import MARK
-
-    families = config.task.environment.train_families
-    return [family for family in families if family.endswith(f"{MARK}0")]
 
 
 def measure(args: MeasureArgs) -> None:
