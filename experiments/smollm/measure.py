@@ -72,7 +72,11 @@ class _Benchmark:
         """Families whose mean is told."""
         from envs.renamings import MARK
 
-        heldout = self.config.task.environment.heldout_families
+        heldout = [
+            family
+            for family in self.config.task.environment.heldout_families
+            if family in self.lessons
+        ]
         renamed = [family for family in self.lessons if MARK in family]
         known = [family for family in self.lessons if family not in (*renamed, *heldout)]
         return {"own verbs": known, "renamed": renamed, "held out": heldout}

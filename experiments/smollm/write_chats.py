@@ -127,7 +127,7 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
         ReflectorChats(trained, REFLECTION, seed=args.seed).draw,
         entry(
             environment.options,
-            [*HOUSE_LESSONS, *environment.train_families],
+            sorted({*HOUSE_LESSONS, *environment.train_families, *environment.heldout_families}),
             "train",
             games_per_family,
         ),
