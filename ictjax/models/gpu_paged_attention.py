@@ -34,9 +34,10 @@ from ictjax.models.kernel_paged_attention import PagedKernels, kernel_paged_atte
 from ictjax.models.paged_attention import PagedAttention, attend_pages, write_pages, write_scales
 
 _LEAST = 16  # of a side of a matrix that tensor cores multiply, and so of a page
-_LARGEST = 64  # positions of a tile
-_TILE_BYTES = 16_384  # of the keys of a tile
-_QUERIES = 64  # query heads of a kv head x tokens of a block
+_LARGEST = 64  # positions of a tile, and rows of a product
+_BYTES = (
+    16_384  # of the keys of a tile, and of the queries of a block: they fit the 99 KiB of an L4
+)
 _PROGRAMS = 512  # a few for each of the 58 to 132 multiprocessors
 _SHARE = 2  # tiles that are worth a program of their own
 
@@ -45,7 +46,7 @@ def gpu_paged_attention(
     mesh: Mesh | None = None,
     *,
     tile: int | None = None,
-    queries: int = _QUERIES,
+    queries: int | None = None,
     programs: int = _PROGRAMS,
     share: int = _SHARE,
     interpret: bool = False,
@@ -57,7 +58,7 @@ def gpu_paged_attention(
       tile: positions of a tile, a power of 2 of at least 16; at most a page is taken; by default
         the largest that fits.
       queries: query heads of a kv head x tokens of a block at most, a power of 2 of at least 16; a
-        token's query heads are never in two blocks.
+        token's query heads are never in two blocks; by default as many as positions of a tile.
       programs: the tiles of rows are shared where there would be fewer.
       share: tiles that a program has at least, where they are shared.
       interpret: run the kernel on any platform, slowly.
@@ -79,7 +80,7 @@ def _write_scales(
 
 def _attend(
     tile: int | None,
-    queries: int,
+    queries: int | None,
     programs: int,
     share: int,
     interpret: bool,
@@ -92,7 +93,7 @@ def _attend(
     *pool: Array,
 ) -> Array:
     if 2**31 < pool[0].nbytes <= 2**32 and pool[0].dtype.itemsize == 1:
-        # Pallas counts bytes where it should count numbers, and takes offsets of 32 bits here.
+        # Pallas takes offsets of 32 bits, with a sign, where an array has at most 2^32 bytes.
         k_wkhc, v_wkch, *held = pool
         return attend_pages(
             q_btnh,
@@ -109,12 +110,10 @@ def _attend(
     num_kv_heads, size = pool[1].shape[1:3]
     groups = num_heads // num_kv_heads
     width = max(pl.next_power_of_2(head_dim), _LEAST)
-    if tile is None:
-        tile = max(min(_TILE_BYTES // (width * q_btnh.dtype.itemsize), _LARGEST), _LEAST)
-    tile = min(tile, size)
-    rows = max(
-        min(pl.next_power_of_2(length * groups), queries), pl.next_power_of_2(groups), _LEAST
-    )
+    fitting = max(min(_BYTES // (width * q_btnh.dtype.itemsize), _LARGEST), _LEAST)
+    tile = min(tile or fitting, size)
+    rows = min(pl.next_power_of_2(length * groups), queries or fitting)
+    rows = max(rows, pl.next_power_of_2(groups), _LEAST)
     block = rows // groups
     count = pl.cdiv(length, block)
     most = pl.cdiv(table_bp.shape[1] * size, tile * share)
@@ -175,11 +174,12 @@ def _kernel(
 ) -> None:
     table_ref, start_ref, length_ref, q_ref, k_ref, v_ref, *scale_refs, mixed_ref, norm_ref = refs
     num_pages, head_dim, size = k_ref.shape
+    of_page = size // tile
     rows, width = q_ref.shape
     q_mh = q_ref[...]
-    begin = pl.program_id(1) * block
-    start = start_ref[0] + begin
-    tokens = jnp.clip(length_ref[0] - begin, 0, block)
+    skipped = pl.program_id(1) * block
+    start = start_ref[0] + skipped
+    tokens = jnp.clip(length_ref[0] - skipped, 0, block)
     first = jnp.maximum(start - window + 1, 0) // tile
     tiles = jnp.where(tokens > 0, pl.cdiv(start + tokens, tile) - first, 0)
     own = jnp.maximum(pl.cdiv(tiles, pl.num_programs(0)), share)
@@ -191,9 +191,10 @@ def _kernel(
 
     def add(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         total_mh, sum_m, top_m = carry
-        at = index * tile
-        page = jnp.clip(table_ref[at // size], 0, num_pages - 1)
-        of_page_s = at % size + place_s
+        page = jnp.clip(table_ref[index // of_page], 0, num_pages - 1)
+        # a product with `tile`, so that Triton knows that the positions begin at a multiple of it
+        begin = index % of_page * tile
+        of_page_s = begin + place_s
         k_hs = pltriton.load(
             k_ref.at[page, part_h[:, None], of_page_s[None]],
             mask=None if whole else jnp.broadcast_to(part_h[:, None] < head_dim, (width, tile)),
@@ -205,11 +206,11 @@ def _kernel(
             other=None if whole else 0,
         )
         # of keys and values in 8 bits
-        scales_s = [ref[page, pl.ds(at % size, tile)] for ref in scale_refs]
+        scales_s = [ref[page, pl.ds(begin, tile)] for ref in scale_refs]
         logits_ms = product(q_mh, k_hs.astype(q_mh.dtype), (1, 0)) * scale
         if scales_s:
             logits_ms *= scales_s[0][None]
-        distance_ms = query_m[:, None] - (at + place_s)[None]
+        distance_ms = query_m[:, None] - (index * tile + place_s)[None]
         seen_ms = (distance_ms >= 0) & (distance_ms < window)
         logits_ms = jnp.where(seen_ms, logits_ms, MASKED)
         new_top_m = jnp.maximum(top_m, logits_ms.max(axis=1))
