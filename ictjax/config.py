@@ -196,9 +196,10 @@ class EndpointConfig(Ranged):
             )
 
 
-PagedAttentionName = Literal["auto", "pages", "pallas_tpu"]
+PagedAttentionName = Literal["auto", "pages", "pallas_tpu", "pallas_gpu"]
 """How a sampler attends over the pages of its cache: as suits the platform; a few
-pages of all rows at a time, on any platform; by a kernel for TPU.
+pages of all rows at a time, on any platform; by a kernel for TPU, or for NVIDIA GPUs of compute
+capability 8.0 and newer.
 """
 
 CacheKind = Literal["float", "int8"]

@@ -17,12 +17,15 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.paged_attention import PAGES, PagedAttention
 
 Implementation = Literal["blocks", "plain", "pallas_tpu", "pallas_gpu"]
-PagedImplementation = Literal["slots", "pages", "pallas_tpu"]
+PagedImplementation = Literal["slots", "pages", "pallas_tpu", "pallas_gpu"]
 _KERNELS: Mapping[Implementation, str] = MappingProxyType(
     {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 )
 _KERNEL_DTYPES = ("bfloat16", "float32")
-_LANES = 128
+# positions of a page that they take
+_PAGE_SIZES: Mapping[PagedImplementation, str] = MappingProxyType(
+    {"pallas_tpu": "a multiple of 128", "pallas_gpu": "a power of 2 of at least 16"}
+)
 _TRITON = "jax.experimental.pallas.triton"
 
 
@@ -46,10 +49,8 @@ def resolve(name: AttentionName, model: ModelConfig, platform: str) -> Implement
     """
     dtype = jnp.dtype(model.dtype).name
     if name == "auto":
-        here = [kernels for kernels, where in _KERNELS.items() if where == platform]
-        # JAX 0.12 announces that a later version has no Triton
-        there = platform != "gpu" or importlib.util.find_spec(_TRITON) is not None
-        return here[0] if here and there and dtype in _KERNEL_DTYPES else "blocks"
+        here = _kernels_of(platform)
+        return here if here and dtype in _KERNEL_DTYPES else "blocks"
     if name in _KERNELS and platform != _KERNELS[name]:
         raise ValueError(
             f"learner.attention is {name!r}, and the update runs on {platform}: take auto or"
@@ -61,6 +62,15 @@ def resolve(name: AttentionName, model: ModelConfig, platform: str) -> Implement
             f" the model is {dtype}: take auto or blocks."
         )
     return name
+
+
+def _kernels_of(platform: str) -> Literal["pallas_tpu", "pallas_gpu"] | None:
+    """The kernels of a platform, if this JAX can compile them."""
+    if platform == "tpu":
+        return "pallas_tpu"
+    # JAX 0.12 announces that a later version has no Triton
+    there = platform == "gpu" and importlib.util.find_spec(_TRITON) is not None
+    return "pallas_gpu" if there else None
 
 
 def attention_of(name: Implementation, model: ModelConfig, mesh: Mesh | None) -> Attention:
@@ -86,22 +96,29 @@ def resolve_paged(sizes: SamplerConfig, model: ModelConfig, platform: str) -> Pa
     """
     if not sizes.page_size:
         return "slots"
-    dtype = jnp.dtype(model.dtype).name
-    suits = dtype in _KERNEL_DTYPES and sizes.page_size % _LANES == 0
-    if sizes.attention == "auto":
-        return "pallas_tpu" if platform == "tpu" and suits else "pages"
-    if sizes.attention == "pallas_tpu" and platform != "tpu":
+    dtype, name = jnp.dtype(model.dtype).name, sizes.attention
+    if name == "auto":
+        here = _kernels_of(platform)
+        suits = here and dtype in _KERNEL_DTYPES and _takes(here, sizes.page_size)
+        return here if here and suits else "pages"
+    if name in _KERNELS and platform != _KERNELS[name]:
         raise ValueError(
-            f"attention of a sampler is {sizes.attention!r}, and it runs on {platform}: take auto"
-            " or pages."
+            f"attention of a sampler is {name!r}, and it runs on {platform}: take auto or pages."
         )
-    if sizes.attention == "pallas_tpu" and not suits:
+    if name in _KERNELS and not (dtype in _KERNEL_DTYPES and _takes(name, sizes.page_size)):
         raise ValueError(
-            f"attention of a sampler is {sizes.attention!r}, which computes"
-            f" {' and '.join(_KERNEL_DTYPES)} over pages of a multiple of {_LANES} positions, and"
-            f" the model is {dtype} and page_size {sizes.page_size}: take auto or pages."
+            f"attention of a sampler is {name!r}, which computes {' and '.join(_KERNEL_DTYPES)}"
+            f" over pages of {_PAGE_SIZES[name]} positions, and the model is {dtype} and page_size"
+            f" {sizes.page_size}: take auto or pages."
         )
-    return sizes.attention
+    return name
+
+
+def _takes(name: PagedImplementation, page_size: int) -> bool:
+    """Whether kernels work on pages of this size, as `_PAGE_SIZES` says it."""
+    if name == "pallas_tpu":
+        return page_size % 128 == 0
+    return page_size >= 16 and page_size.bit_count() == 1
 
 
 def paged_attention_of(name: PagedImplementation, mesh: Mesh | None) -> PagedAttention:
@@ -110,4 +127,8 @@ def paged_attention_of(name: PagedImplementation, mesh: Mesh | None) -> PagedAtt
         from ictjax.models.tpu_paged_attention import tpu_paged_attention
 
         return tpu_paged_attention(mesh)
+    if name == "pallas_gpu":
+        from ictjax.models.gpu_paged_attention import gpu_paged_attention
+
+        return gpu_paged_attention(mesh)
     return PAGES

@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, Int8
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
-from ictjax.models.attention import EVERYTHING, MASKED
-from ictjax.models.int8 import Scales
+from ictjax.models.attention import MASKED
 from ictjax.models.kernel_attention import product
+from ictjax.models.kernel_paged_attention import PagedKernels, kernel_paged_attention
 from ictjax.models.paged_attention import PagedAttention
 from ictjax.models.tpu_attention import LANES, Sums
 
@@ -60,102 +60,18 @@ def tpu_paged_attention(
     """Paged attention by these kernels, over pages of a multiple of 128 positions.
 
     Args:
-      mesh: on which they run, once for each copy of the weights (axis data) where the caller has
-        split the rows by them; kv heads are split over tensor where it divides them.
+      mesh: on which they run, see `kernel_paged_attention`.
       at_once: positions of a visit.
       queries: query heads x tokens of a block, at most.
       interpret: run the kernels on any platform, slowly.
     """
 
-    def write(
-        k_wkhc: Float[Array, "W K H C"] | Int8[Array, "W K H C"],
-        v_wkch: Float[Array, "W K C H"] | Int8[Array, "W K C H"],
-        k_btkh: Float[Array, "B T K H"] | Int8[Array, "B T K H"],
-        v_btkh: Float[Array, "B T K H"] | Int8[Array, "B T K H"],
-        table_bp: Int[Array, "B P"],
-        starts_b: Int[Array, " B"],
-        lengths_b: Int[Array, " B"],
-    ) -> tuple[Array, Array]:
-        parts = _Parts(mesh, k_wkhc.shape[1])
-        pool, new = parts.pool, parts.tokens
-        return parts.split(
-            functools.partial(_write, interpret),
-            (pool, pool, new, new, *parts.rows),
-            (pool, pool),
-        )(k_wkhc, v_wkch, k_btkh, v_btkh, table_bp, starts_b, lengths_b)
-
-    def attend(
-        q_btnh: Float[Array, "B T N H"],
-        k_wkhc: Float[Array, "W K H C"] | Int8[Array, "W K H C"],
-        v_wkch: Float[Array, "W K C H"] | Int8[Array, "W K C H"],
-        table_bp: Int[Array, "B P"],
-        starts_b: Int[Array, " B"],
-        lengths_b: Int[Array, " B"],
-        *,
-        window: int | None,
-        scale: float | None,
-        scales: Scales | None = None,
-    ) -> Float[Array, "B T N H"]:
-        scale = q_btnh.shape[-1] ** -0.5 if scale is None else scale
-        window = EVERYTHING if window is None else window
-        parts = _Parts(mesh, k_wkhc.shape[1])
-        pool = (k_wkhc, v_wkch, *(scales or ()))
-        return parts.split(
-            functools.partial(_attend, scale, window, at_once, queries, interpret),
-            (parts.tokens, *parts.rows, *(parts.pool,) * len(pool)),
-            parts.tokens,
-        )(q_btnh, table_bp, starts_b, lengths_b, *pool)
-
-    def write_scales(
-        held: Scales,
-        new: Scales,
-        table_bp: Int[Array, "B P"],
-        starts_b: Int[Array, " B"],
-        lengths_b: Int[Array, " B"],
-    ) -> Scales:
-        parts = _Parts(mesh, held.k.shape[1])
-        pool, tokens = parts.pool, parts.tokens
-        return Scales(
-            *parts.split(
-                functools.partial(_write_scales, interpret),
-                (pool, pool, tokens, tokens, *parts.rows),
-                (pool, pool),
-            )(*held, *new, table_bp, starts_b, lengths_b)
-        )
-
-    return PagedAttention(write, attend, write_scales)
-
-
-class _Parts:
-    """Who works on what: a kernel cannot be split by the compiler, so it is split here.
-
-    Args:
-      mesh: the devices; None for one.
-      num_kv_heads: of the pool.
-    """
-
-    rows = (PartitionSpec(),) * 3  # a table, starts and lengths
-
-    def __init__(self, mesh: Mesh | None, num_kv_heads: int) -> None:
-        self._mesh = mesh
-        divided = mesh is not None and num_kv_heads % mesh.shape["tensor"] == 0
-        heads = "tensor" if divided else None
-        self.tokens = PartitionSpec(None, None, heads)
-        self.pool = PartitionSpec(None, heads)
-
-    def split(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
-        """The function on every device of the mesh, over those axes that are not yet split."""
-        if self._mesh is None:
-            return function
-        around = jax.sharding.get_abstract_mesh()
-        return jax.shard_map(
-            function,
-            mesh=self._mesh if around.empty else around,
-            in_specs=inputs,
-            out_specs=outputs,
-            axis_names=set(self._mesh.axis_names) - set(around.manual_axes),
-            check_vma=False,
-        )
+    kernels = PagedKernels(
+        functools.partial(_write, interpret),
+        functools.partial(_attend, at_once, queries, interpret),
+        functools.partial(_write_scales, interpret),
+    )
+    return kernel_paged_attention(kernels, mesh)
 
 
 def _in_place(interpret: bool, pool: Array) -> Array:
@@ -340,11 +256,11 @@ def _write_scales_kernel(*refs: Any) -> None:
 
 
 def _attend(
-    scale: float,
-    window: int,
     at_once: int,
     queries: int,
     interpret: bool,
+    scale: float,
+    window: int,
     q_btnh: Array,
     table_bp: Array,
     starts_b: Array,
