@@ -358,7 +358,9 @@ SMOLLM2_ALFWORLD = dataclasses.replace(
     task=smollm.ALFWORLD,
     iterations=12,
     evaluation=dataclasses.replace(
-        SMOLLM2_MINIHACK.evaluation, families=smollm.ALFWORLD.environment.heldout_families
+        SMOLLM2_MINIHACK.evaluation,
+        runs=16,
+        families=smollm.ALFWORLD.environment.heldout_families,
     ),
 )
 

@@ -214,6 +214,12 @@ def test_all_that_ship_are_named() -> None:
     assert {f"trained{seed}/adapter_model.safetensors" for seed in range(3)} <= set(SUMS)
 
 
+def test_only_actors_know_one_benchmark() -> None:
+    """A reflector reads games of either: what it learned on one is measured on the other."""
+    said = {path.parent for path in ADAPTERS.rglob("ictjax.json")}
+    assert said == {ADAPTERS / "actor", ADAPTERS / "alfworld" / "actor"}
+
+
 @pytest.mark.parametrize("weights", SUMS)
 def test_the_adapters_that_ship_are_of_the_preset_s_shape(weights: str) -> None:
     folder = (ADAPTERS / weights).parent
