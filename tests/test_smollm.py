@@ -13,6 +13,7 @@ from envs.minihack.renamed import renaming
 from envs.minihack.text import OFFERED
 from envs.renamings import MARK
 from experiments import train
+from experiments.fake_pair import save_pair
 from experiments.pocket.data import PlayedGame
 from experiments.pocket.lessons import EQUIVALENT_VERBS, Lesson
 from experiments.presets import SMOLLM2, SMOLLM2_ALFWORLD, SMOLLM2_MINIHACK, adapter_folder
@@ -273,6 +274,23 @@ def test_an_actor_is_measured_in_the_words_of_each_family(benchmark: str) -> Non
             for kind in ("wrong", "others"):
                 assert verb not in _words(prompts[kind](family, rng)) - headers
         assert prompts["none"](family, rng) == played.config.task.initial_prompt
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--actor", "name a folder with a LoRA adapter in PEFT's format with --actor."),
+        ("--reflector", "name a folder with a LoRA adapter in PEFT's format with --reflector."),
+        ("--out", "is a folder: name a file."),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_a_game(tmp_path, capsys, flag, message) -> None:
+    actor, _ = save_pair(tmp_path)
+    flags = {"--model": str(actor), "--out": str(tmp_path / "found.json"), flag: str(tmp_path)}
+    with pytest.raises(SystemExit) as ended:
+        measure.main([word for pair in flags.items() for word in pair])
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def _context(*endings: tuple[str, bool]) -> Context:
