@@ -236,9 +236,11 @@ def test_the_adapters_that_ship_are_of_the_preset_s_shape(weights: str) -> None:
 )
 def test_games_that_taught_are_left_out_of_evaluations(config, environment, first, games) -> None:
     settings = config.task.environment
-    played = environment(**settings.options)
-    for family in (*first, *settings.train_families):
+    played = environment(**settings.options | {"renamings": "9"})
+    own, heldout = next(iter(first)), settings.heldout_families
+    for family in (*first, *settings.train_families, *heldout, f"{heldout[0]}{MARK}8"):
         assert len(taught_games(config, played, family)) == games
+    assert taught_games(config, played, f"{own}{MARK}8") == taught_games(config, played, own)
 
 
 def test_adapters_of_alfworld_were_made_of_those_of_minihack() -> None:

@@ -83,6 +83,15 @@ def test_nothing_of_a_heldout_lesson_is_in_a_training_family() -> None:
     assert set(lessons.HOUSE_HELDOUT_LESSONS) < set(heldout)
     names = {n for family in environment.train_families for n in renaming(family).values()}
     assert not names & {*VERBS, *TASKS}
+    winning = {
+        group: {
+            renaming(family)[lessons.HOUSE_LESSONS[family.partition(MARK)[0]].verb]
+            for family in families
+            if MARK in family
+        }
+        for group, families in (("train", environment.train_families), ("held out", heldout))
+    }
+    assert len(winning["held out"]) == 4 and not winning["held out"] & winning["train"]
     taught = {f"{f}{MARK}{1000 + n}" for f in lessons.HOUSE_LESSONS for n in range(20)}
     assert not taught & {*environment.train_families, *heldout}
 
