@@ -174,3 +174,15 @@ def test_chats_are_written_with_their_games(asked, played, tmp_path, capsys) -> 
     record = json.loads((tmp_path / "pretraining.json").read_text())["alfworld"]
     assert record["first"] == played and {"cool", "put~3"} <= set(record["families"])
     assert "5 chats" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("benchmark", ["minihack", "alfworld"])
+def test_a_folder_that_cannot_be_is_refused_before_a_game(
+    benchmark, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(write_chats, f"_{benchmark}", lambda *_: pytest.fail("it plays"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        write_chats.main(["--benchmark", benchmark, "--out", str(tmp_path / "file")])
+    assert ended.value.code == 2
+    assert "cannot be made or written to" in " ".join(capsys.readouterr().err.split())

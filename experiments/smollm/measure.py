@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from experiments.command import Flags, parse, run_main
+from experiments.local_path import check_place
 from ictjax.ranges import Range
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ _BENCHMARKS: Mapping[str, Callable[[], _Benchmark]] = {
 
 def measure(args: MeasureArgs) -> None:
     """Plays, asks, prints a table and writes the file. Raises ValueError for a model, an adapter or
-    a file that is none, before the first game.
+    a place to write to that is none, before the first game.
     """
     from rich.table import Table
 
@@ -160,6 +161,7 @@ def measure(args: MeasureArgs) -> None:
     console = Terminal()
     if args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder: name a file.")
+    check_place(args.out.parent, "--out")
     played = _BENCHMARKS[args.benchmark]()
     model = model_folder(args.model, "--model")
     actor = adapter_folder(args.actor or played.config.actor.adapter, "--actor")
