@@ -6,7 +6,7 @@ import jax
 
 from envs.api import Environment
 from experiments.contents import content_hashes
-from experiments.limits import check_limits, local_roles
+from experiments.limits import check_limits, check_meshes, local_roles
 from experiments.manifest import make_manifest
 from experiments.presets import in_folders
 from experiments.run_dir import new_run
@@ -43,6 +43,7 @@ def adopt(
         `config.reflector.lora`; what does not fit together. Nothing is made then.
     """
     check_limits(config)
+    check_meshes(config)
     folders = in_folders(config)
     check_language(folders)
     role = config.reflector

@@ -98,6 +98,19 @@ class Place:
     estimated_on: str = ""
 
 
+def _without_kernels(config: TrainConfig) -> TrainConfig:
+    """The same run where the compiler of another platform estimates for GPUs, whose kernels it does
+    not have.
+    """
+    learner, actor, reflector = (
+        dataclasses.replace(part, attention="auto") if part.attention == "pallas_gpu" else part
+        for part in (config.learner, config.actor_sampler, config.reflector_sampler)
+    )
+    return dataclasses.replace(
+        config, learner=learner, actor_sampler=actor, reflector_sampler=reflector
+    )
+
+
 class Planner:
     """Makes plans for one place; programs that several configurations share are compiled once.
 
@@ -175,6 +188,8 @@ class Planner:
         return kept
 
     def _programs(self, config: TrainConfig) -> list[Program]:
+        if self.place.estimated_on:
+            config = _without_kernels(config)
         programs = sorted(
             run_programs(config, self.place.devices),
             key=lambda program: self._sizes.get(program.phase, 0),

@@ -72,6 +72,10 @@ def run_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator
     Args:
       config: of the run.
       devices: all that its meshes may use, real ones or those of a topology.
+
+    Raises:
+      ValueError: attention or sizes that the devices or the models do not allow; nothing has to be
+        compiled for that.
     """
     yield from _learner_programs(config, devices)
     for name, role, sizes in local_roles(config):
@@ -80,13 +84,14 @@ def run_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator
         lora = config.reflector.lora if name == "reflector" else adapter_shape(role)
         full = name == "reflector" and not config.reflector.lora.rank
         held = frozenset({f"{name} weights", f"{name} cache"})
+        blueprint = Blueprint(config=model, sizes=sizes, pad_id=_PAD_ID, mesh=mesh)
         for phase, shape in _largest(sizes):
             appended = f" x {shape.length} tokens" if shape.length > 1 else ""
             yield Program(
                 phase=f"{name} {phase}",
                 what=f"{shape.num_rows} rows{appended}, {shape.attended} attended",
                 key=("turn", shape, model, sizes, role.mesh, lora, full),
-                lower=functools.partial(_turn, model, sizes, mesh, shape, lora, full),
+                lower=functools.partial(_turn, blueprint, mesh, shape, lora, full),
                 holds=held,
                 beside=PARTS - held,
             )
@@ -137,15 +142,8 @@ def _largest(sizes: SamplerConfig) -> Iterator[tuple[str, TurnShape]]:
         )
 
 
-def _turn(
-    model: ModelConfig,
-    sizes: SamplerConfig,
-    mesh: Mesh,
-    shape: TurnShape,
-    lora: Any,
-    full: bool,
-) -> Lowered:
-    blueprint = Blueprint(config=model, sizes=sizes, pad_id=_PAD_ID, mesh=mesh)
+def _turn(blueprint: Blueprint, mesh: Mesh, shape: TurnShape, lora: Any, full: bool) -> Lowered:
+    model = blueprint.config
     stored = model.with_param_dtype("float32") if full else model
     params = sampling_shapes(stored, mesh, lora)
     return blueprint.turn(params, blueprint.cache_shapes(), shape)
@@ -165,6 +163,7 @@ def learner_state(config: TrainConfig, mesh: Mesh) -> LearnerState:
 def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[Program]:
     role = config.reflector
     model, mesh = model_shape(role), mesh_on(devices, role.mesh)
+    resolve(config.learner.attention, model, platform_of(mesh))
     if _referenced(config):
         yield Program(
             phase="restore",

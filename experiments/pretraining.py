@@ -13,6 +13,7 @@ from typing import Any
 
 from envs.api import Environment, GameId
 from envs.registry import load_environment
+from envs.renamings import MARK
 from ictjax.ranges import shown
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import write_lines
@@ -22,7 +23,8 @@ FILE_NAME = "pretraining.json"
 
 def taught_games(config: TrainConfig, environment: Environment, family: str) -> list[GameId]:
     """The games of a family that one of a run's models or adapters was taught with, as far as that
-    is recorded.
+    is recorded. A renaming (`envs.renamings`) plays the games of its family, and was taught with
+    them under whatever name.
 
     Raises:
       ValueError: a record is damaged; names it.
@@ -30,9 +32,12 @@ def taught_games(config: TrainConfig, environment: Environment, family: str) -> 
     games: dict[GameId, None] = {}
     for path in filter(pathlib.Path.is_file, {_record(model) for model in _models(config)}):
         about = _read(path).get(environment.name)
-        if about is not None and family in about["families"]:
+        if about is None:
+            continue
+        names = (family, family.partition(MARK)[0])
+        if known := next((name for name in names if name in about["families"]), None):
             taught = load_environment(environment.name, about["options"])
-            games |= dict.fromkeys(taught.games(family, about["split"])[: about["first"]])
+            games |= dict.fromkeys(taught.games(known, about["split"])[: about["first"]])
     return list(games)
 
 

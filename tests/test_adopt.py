@@ -79,6 +79,15 @@ def test_an_adapter_of_another_rank_is_refused_with_the_flags_to_give(tmp_path, 
     assert not run_dir.exists()
 
 
+def test_a_mesh_of_other_devices_is_refused_with_the_flags_to_give(tmp_path, adapter, capsys):
+    run_dir = tmp_path / "run"
+    with pytest.raises(SystemExit, match="2"):
+        adopt.main([*_flags(adapter, run_dir), *_LORA_FLAGS, "--reflector.mesh.data=2"])
+    error = " ".join(capsys.readouterr().err.split())
+    assert "does not use all 8 devices" in error and "--reflector.mesh.*" in error
+    assert not run_dir.exists()
+
+
 @pytest.mark.parametrize(
     ("missing", "message"), [("--adapter", "--adapter is missing"), ("--run-dir", "--run-dir is")]
 )

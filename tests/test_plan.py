@@ -328,6 +328,31 @@ def test_a_gpu_is_an_estimate_and_says_so(capsys, monkeypatch):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def _by_kernels(name):
+    """The tiny run, its update and its actor's pages by kernels of this name."""
+    pages = dataclasses.replace(TINY.actor_sampler, page_size=128, attention=name)
+    learner = dataclasses.replace(TINY.learner, attention=name)
+    return dataclasses.replace(TINY, learner=learner), dataclasses.replace(
+        TINY, actor_sampler=pages
+    )
+
+
+def test_kernels_are_refused_before_a_program_is_compiled_and_left_out_of_estimates(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        experiments.plan, "compile_program", lambda program: compiled.append(program) or FIGURES
+    )
+    for name in ("pallas_tpu", "pallas_gpu"):
+        for config in _by_kernels(name):
+            with pytest.raises(ValueError, match=f"attention .*{name}', and .* runs on cpu"):
+                Planner(place(2**40)).plan(config, Assumptions())
+    assert not compiled
+    estimate = dataclasses.replace(place(2**40), estimated_on="CPU")
+    for config in _by_kernels("pallas_gpu"):
+        assert Planner(estimate).plan(config, Assumptions()).fits
+    assert compiled
+
+
 NO_TPU_COMPILER = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the compiler for TPUs is not installed (the extra `plan`)",

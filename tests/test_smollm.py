@@ -13,6 +13,7 @@ from envs.minihack.renamed import renaming
 from envs.minihack.text import OFFERED
 from envs.renamings import MARK
 from experiments import train
+from experiments.fake_pair import save_pair
 from experiments.pocket.data import PlayedGame
 from experiments.pocket.lessons import EQUIVALENT_VERBS, Lesson
 from experiments.presets import SMOLLM2, SMOLLM2_ALFWORLD, SMOLLM2_MINIHACK, adapter_folder
@@ -241,9 +242,11 @@ def test_the_adapters_that_ship_are_of_the_preset_s_shape(weights: str) -> None:
 )
 def test_games_that_taught_are_left_out_of_evaluations(config, environment, first, games) -> None:
     settings = config.task.environment
-    played = environment(**settings.options)
-    for family in (*first, *settings.train_families):
+    played = environment(**settings.options | {"renamings": "9"})
+    own, heldout = next(iter(first)), settings.heldout_families
+    for family in (*first, *settings.train_families, *heldout, f"{heldout[0]}{MARK}8"):
         assert len(taught_games(config, played, family)) == games
+    assert taught_games(config, played, f"{own}{MARK}8") == taught_games(config, played, own)
 
 
 def test_adapters_of_alfworld_were_made_of_those_of_minihack() -> None:
@@ -279,6 +282,23 @@ def test_an_actor_is_measured_in_the_words_of_each_family(benchmark: str) -> Non
             for kind in ("wrong", "others"):
                 assert verb not in _words(prompts[kind](family, rng)) - headers
         assert prompts["none"](family, rng) == played.config.task.initial_prompt
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--actor", "name a folder with a LoRA adapter in PEFT's format with --actor."),
+        ("--reflector", "name a folder with a LoRA adapter in PEFT's format with --reflector."),
+        ("--out", "is a folder: name a file."),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_a_game(tmp_path, capsys, flag, message) -> None:
+    actor, _ = save_pair(tmp_path)
+    flags = {"--model": str(actor), "--out": str(tmp_path / "found.json"), flag: str(tmp_path)}
+    with pytest.raises(SystemExit) as ended:
+        measure.main([word for pair in flags.items() for word in pair])
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def _context(*endings: tuple[str, bool]) -> Context:

@@ -83,6 +83,15 @@ def test_nothing_of_a_heldout_lesson_is_in_a_training_family() -> None:
     assert set(lessons.HOUSE_HELDOUT_LESSONS) < set(heldout)
     names = {n for family in environment.train_families for n in renaming(family).values()}
     assert not names & {*VERBS, *TASKS}
+    winning = {
+        group: {
+            renaming(family)[lessons.HOUSE_LESSONS[family.partition(MARK)[0]].verb]
+            for family in families
+            if MARK in family
+        }
+        for group, families in (("train", environment.train_families), ("held out", heldout))
+    }
+    assert len(winning["held out"]) == 4 and not winning["held out"] & winning["train"]
     taught = {f"{f}{MARK}{1000 + n}" for f in lessons.HOUSE_LESSONS for n in range(20)}
     assert not taught & {*environment.train_families, *heldout}
 
@@ -165,3 +174,15 @@ def test_chats_are_written_with_their_games(asked, played, tmp_path, capsys) -> 
     record = json.loads((tmp_path / "pretraining.json").read_text())["alfworld"]
     assert record["first"] == played and {"cool", "put~3"} <= set(record["families"])
     assert "5 chats" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("benchmark", ["minihack", "alfworld"])
+def test_a_folder_that_cannot_be_is_refused_before_a_game(
+    benchmark, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(write_chats, f"_{benchmark}", lambda *_: pytest.fail("it plays"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        write_chats.main(["--benchmark", benchmark, "--out", str(tmp_path / "file")])
+    assert ended.value.code == 2
+    assert "cannot be made or written to" in " ".join(capsys.readouterr().err.split())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from experiments.command import Flags, parse, run_main
+from experiments.local_path import check_place
 from ictjax.ranges import Range
 
 if TYPE_CHECKING:
@@ -148,20 +149,27 @@ _BENCHMARKS: Mapping[str, Callable[[], _Benchmark]] = {
 
 
 def measure(args: MeasureArgs) -> None:
-    """Plays, asks, prints a table and writes the file."""
+    """Plays, asks, prints a table and writes the file. Raises ValueError for a model, an adapter or
+    a place to write to that is none, before the first game.
+    """
     from rich.table import Table
 
     from experiments.console import Terminal
-    from experiments.presets import model_folder
+    from experiments.presets import adapter_folder, model_folder
     from ictjax.run_files import write_lines
 
     console = Terminal()
-    model = model_folder(args.model, "--model")
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder: name a file.")
+    check_place(args.out.parent, "--out")
     played = _BENCHMARKS[args.benchmark]()
+    model = model_folder(args.model, "--model")
+    actor = adapter_folder(args.actor or played.config.actor.adapter, "--actor")
+    reflector = adapter_folder(args.reflector, "--reflector")
     rows: Rows = {family: {} for family in played.lessons}
-    novices = _measure_actor(args, played, model, rows, console)
-    if args.reflector:
-        _measure_reflector(args, played, model, rows, novices, console)
+    novices = _measure_actor(args, played, model, actor, rows, console)
+    if reflector:
+        _measure_reflector(played, model, reflector, rows, novices, console)
     columns = list(next(iter(rows.values())))
     for name, group in played.groups().items():
         rows[f"mean, {name}"] = {
@@ -211,14 +219,18 @@ def _prompts(played: _Benchmark) -> Mapping[str, Callable[[str, random.Random], 
 
 
 def _measure_actor(
-    args: MeasureArgs, played: _Benchmark, model: str, rows: Rows, console: "Console"
+    args: MeasureArgs,
+    played: _Benchmark,
+    model: str,
+    adapter: str,
+    rows: Rows,
+    console: "Console",
 ) -> Mapping[str, Sequence["Trajectory"]]:
     """Fills in how often the actor wins under each kind of prompt; returns its games without a
     lesson, by family.
     """
     from envs.registry import load_environment
     from experiments.console import counting_bar
-    from experiments.presets import adapter_folder
     from experiments.run_dir import open_pool
     from ictjax.players import open_model
     from ictjax.rollout import Episode, rollout, success_rate
@@ -232,7 +244,7 @@ def _measure_actor(
         open_pool(settings) as pool,
         open_model(
             model,
-            adapter=adapter_folder(args.actor or config.actor.adapter, "--actor"),
+            adapter=adapter,
             num_conversations=1,
             sizes=config.actor_sampler,
         ) as speaker,
@@ -254,16 +266,15 @@ def _measure_actor(
 
 
 def _measure_reflector(
-    args: MeasureArgs,
     played: _Benchmark,
     model: str,
+    adapter: str,
     rows: Rows,
     novices: Mapping[str, Sequence["Trajectory"]],
     console: "Console",
 ) -> None:
     """Fills in what the reflector says about episodes without a lesson."""
     from experiments.console import counting_bar
-    from experiments.presets import adapter_folder
     from ictjax import keys
     from ictjax.players import open_model
     from ictjax.records import Context
@@ -272,7 +283,7 @@ def _measure_reflector(
     with (
         open_model(
             model,
-            adapter=adapter_folder(args.reflector, "--reflector"),
+            adapter=adapter,
             num_conversations=1,
             sizes=played.config.reflector_sampler,
         ) as speaker,

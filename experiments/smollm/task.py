@@ -50,8 +50,9 @@ ALFWORLD = TaskConfig(
             for number in range(RENAMINGS)
             for family in HOUSE_TRAIN_LESSONS
         ),
-        # A task's own name tells its verb, and two things are put as one is: by other names, that
-        # no training has, neither is known.
+        # A task's own name tells its verb, and two things are put as one is: by other names neither
+        # is known. The words are those of all renamings, but the verb that wins one of these wins
+        # no training family.
         heldout_families=(
             *HOUSE_HELDOUT_LESSONS,
             *(f"{family}{MARK}{number}" for number in range(2) for family in HOUSE_HELDOUT_LESSONS),

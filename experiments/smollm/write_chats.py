@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from experiments.command import Flags, parse, run_main
+from experiments.local_path import check_place
 from ictjax.ranges import Range
 
 if TYPE_CHECKING:
@@ -48,12 +49,15 @@ class ChatsArgs(Flags):
 
 
 def write_chats(args: ChatsArgs) -> None:
-    """Plays and writes both files."""
+    """Plays and writes both files. Raises ValueError for a folder that cannot be written to, before
+    the first game.
+    """
     from experiments.console import Terminal
     from experiments.pretraining import write_record
     from ictjax.run_files import write_lines
 
     console = Terminal()
+    check_place(args.out, "--out")
     made = _minihack(args, console) if args.benchmark == "minihack" else _alfworld(args, console)
     draw_actor, draw_reflector, taught = made
     args.out.mkdir(parents=True, exist_ok=True)
