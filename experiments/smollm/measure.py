@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = (
     "Plays MiniHack or ALFWorld with an actor under prompts that are right, worded anew, wrong or"
-    " misleading, and asks a reflector about episodes without a lesson. Writes a JSON file."
+    " about other things, and asks a reflector about episodes without a lesson. Writes a JSON file."
 )
 _REPLIES = 8
 _ACTOR = (

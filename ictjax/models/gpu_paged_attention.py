@@ -35,9 +35,8 @@ from ictjax.models.paged_attention import PagedAttention, attend_pages, write_pa
 
 _LEAST = 16  # of a side of a matrix that tensor cores multiply, and so of a page
 _LARGEST = 64  # positions of a tile, and rows of a product
-_BYTES = (
-    16_384  # of the keys of a tile, and of the queries of a block: they fit the 99 KiB of an L4
-)
+# Of the keys of a tile, and of the queries of a block: they fit the 99 KiB of an L4.
+_BYTES = 16_384
 _PROGRAMS = 512  # a few for each of the 58 to 132 multiprocessors
 _SHARE = 2  # tiles that are worth a program of their own
 
