@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "evaluate": "Measure a trained reflector on games never seen",
         "report": "Make the page of a run, and its table of results",
         "compare": "One table of several runs' evaluations",
+        "sweep": "Train variants of a preset, and compare what they win",
         "results": "Give results to other programs: CSV, LaTeX, Markdown, Inspect",
         "bundle": "Pack a run's results for others, without weights",
         "export": "Write the trained reflector for other programs",

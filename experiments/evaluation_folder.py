@@ -311,6 +311,30 @@ def _games(drawn: Mapping[str, Any], runs: int) -> FamilyGames:
     return games
 
 
+def read_part(run_dir: pathlib.Path, folder: str, arm: str, family: str) -> dict[str, Any]:
+    """The record of one arm on one family that a run keeps for results.
+
+    Args:
+      run_dir: of the run.
+      folder: of the results, as they name it.
+      arm: who wrote the prompts.
+      family: that was played.
+
+    Raises:
+      ValueError: it is not there, or damaged; names the file.
+    """
+    path = run_dir / folder / f"{_file_name(arm, family)}.json"
+    remedy = f"remove {path.parent} and evaluate again"
+    try:
+        record = read_object(path, remedy)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {remedy}.") from None
+    test = record.get("test")
+    if not (isinstance(test, list) and is_part(record, len(test))):
+        raise ValueError(f"{path} does not hold the record of a part: {remedy}.")
+    return record
+
+
 def is_part(record: Mapping[str, Any], runs: int) -> bool:
     """Whether this is the record of a part of so many runs."""
     games, budget, prompts = (record.get(name) for name in ("games", "budget", "prompts"))

@@ -48,6 +48,7 @@ SHORTENED = (
         "needs four demos; test_evaluate.py plays several seeds",
     ),
     (f"{ICTJAX} evaluate", "--evaluation.runs 1 --evaluation.test-games 1", "a minute"),
+    (f"{ICTJAX} sweep", "--check", "an hour; test_sweep.py runs one"),
     (f"{ICTJAX} results runs/demo --format inspect", "--help", "needs the extra inspect"),
     (f"{ICTJAX} generate --model Qwen", "--help", "a download"),
     (f"{ICTJAX} generate --model {POCKET} --system", "--help", "a terminal to talk in"),

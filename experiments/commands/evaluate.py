@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from experiments.arms import check_arms
-from experiments.command import Flags, parse, parse_known, run_main
+from experiments.command import Flags, parse, parse_known, run_main, unknown
 from experiments.console import Terminal, counting_bar
 from experiments.evaluation_results import read_results
 from experiments.local_path import check_place, command_line, typed
@@ -136,6 +136,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "start it again with the same flags to go on with the arms that are missing (beside a"
         " running training also with --step and the iteration it said).",
     )
+
+
+def check_flags(config: TrainConfig, argv: Sequence[str]) -> None:
+    """Raises ValueError for flags that the evaluation of such a run would refuse, or that leave out
+    the trained reflector.
+    """
+    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(RunArgs(), config))
+    check_arms(args.evaluation.arms, args.evaluation.endpoint.url)
+    if "trained" not in args.evaluation.arms:
+        raise ValueError("--evaluation.arms must have trained among them.")
+    settings = config.task.environment
+    there = (*settings.train_families, *settings.heldout_families)
+    for family in args.evaluation.families:
+        if family not in there:
+            raise unknown(f"The task has no family {family!r}", family, there)
 
 
 def evaluation_name(
