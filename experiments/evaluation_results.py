@@ -238,6 +238,13 @@ def _is_arm(arm: object) -> bool:
         and all(arm.get(name) is None or is_number(arm[name]) for name in ("sd_runs", "sd_seeds"))
         and isinstance(arm.get("curve"), list)
         and all(value is None or is_number(value) for value in arm["curve"])
+        and (arm.get("rise") is None or _is_rise(arm["rise"]))
+    )
+
+
+def _is_rise(rise: object) -> bool:
+    return (
+        _is_estimate(rise, "difference") and isinstance(rise, Mapping) and is_number(rise.get("p"))
     )
 
 

@@ -41,6 +41,16 @@ class Outcomes:
         return np.take_along_axis(self.test_srtg, turn_sr[:, :, None, None], axis=2)[:, :, 0]
 
     @property
+    def rise_srg(self) -> np.ndarray | None:
+        """Under the last prompt less under that of the first meta-turn, by game; None where these
+        are one, or a loop was not scored under both.
+        """
+        if self.test_srtg.shape[2] < 3:
+            return None
+        rise_srg = self.test_srtg[:, :, -1] - self.test_srtg[:, :, 1]
+        return None if np.isnan(rise_srg).all(axis=2).any() else rise_srg
+
+    @property
     def curve_t(self) -> np.ndarray:
         """Games won after every meta-turn, the mean over seeds and runs; nan where not every loop
         was scored: those that chose a prompt are no sample of all.

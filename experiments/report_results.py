@@ -31,7 +31,7 @@ from experiments.report_parts import (
     section,
     table,
 )
-from experiments.wording import counted, interval, p_is, p_value, percent
+from experiments.wording import counted, interval, p_is, p_value, percent, points
 
 _MAIN = "trained_vs_untrained"
 
@@ -412,9 +412,20 @@ def _ordered(arms: Iterable[str]) -> list[str]:
     return [arm for arm in ARMS if arm in there] + [arm for arm in there if arm not in ARMS]
 
 
+def _rise(rise: Json | None) -> Html | str:
+    """What came with the meta-turns behind the first."""
+    if rise is None:
+        return ""
+    ends = interval(rise["ci95"], signed=True)
+    return html(
+        '{} <span class="ci">{}</span>, {}', points(rise["difference"]), ends, p_is(rise["p"])
+    )
+
+
 def _curve_table(split: SplitSummary) -> Html:
     arms = split.overall["arms"]
     turns = max(len(found["curve"]) for found in arms.values())
+    risen = any(found.get("rise") for found in arms.values())
     rows = [
         row(
             arm,
@@ -423,8 +434,10 @@ def _curve_table(split: SplitSummary) -> Html:
                 for won in [*found["curve"], *[None] * (turns - len(found["curve"]))]
             ),
             cell(interval(found["ci95"])),
+            *([cell(_rise(found.get("rise")))] if risen else []),
         )
         for arm, found in arms.items()
     ]
     head = ["arm", *map(str, range(turns)), "interval of the last"]
+    head += ["last less 1 [95 %], p"] * risen
     return table(f"Games won by meta-turn on all {split.title}, %", head, rows)

@@ -50,6 +50,10 @@ _COLUMNS = (
     "area",
     "sd_runs",
     "sd_seeds",
+    "rise",
+    "rise_ci95_low",
+    "rise_ci95_high",
+    "rise_p",
 )
 _OF_TEST = (
     *("p", "p_corrected", "num_tests", "units", "num_units", "verdict"),
@@ -122,6 +126,7 @@ def _lines(evaluation: Evaluation) -> Iterator[Json]:
                     **_ends(won),
                     **_chosen(won, "mean"),
                     **{name: won.get(name) for name in ("area", "sd_runs", "sd_seeds")},
+                    **_rise(won.get("rise")),
                     **_counts(numbers, arm),
                     **_success(results, family, arm),
                     **{f"turn_{turn}": rate for turn, rate in enumerate(won["curve"])},
@@ -141,6 +146,13 @@ def _lines(evaluation: Evaluation) -> Iterator[Json]:
                         for name, value in test.get("over_families", {}).items()
                     },
                 }
+
+
+def _rise(rise: Json | None) -> Json:
+    if rise is None:
+        return {}
+    of_rise = {"rise": rise["difference"], "rise_p": rise["p"]}
+    return of_rise | {f"rise_{name}": end for name, end in _ends(rise).items()}
 
 
 def _ends(estimate: Json) -> Json:

@@ -77,6 +77,25 @@ def sheets(results: Json, about: str, arm_cell: Callable[[Json], str]) -> Iterat
                 for name, test in tests.items()
             ),
         )
+    if rises := {arm: of["rise"] for arm, of in overall["arms"].items() if of.get("rise")}:
+        yield Sheet(
+            title=f"After the last meta-turn and after the first, {SPLITS[split]}{about}",
+            columns=("arm", "won", "difference", "p"),
+            rows=tuple(
+                Row(
+                    cells=(
+                        arm,
+                        " - ".join(
+                            percent(overall["arms"][arm]["curve"][turn]) for turn in (-1, 1)
+                        ),
+                        f"{points(rise['difference'])} {interval(rise['ci95'], signed=True)}",
+                        p_value(rise["p"]),
+                    )
+                )
+                for arm, rise in rises.items()
+            ),
+            note="p: of each alone, over trained seeds, else runs.",
+        )
 
 
 def sheet_of_other_arms(

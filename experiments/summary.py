@@ -227,6 +227,11 @@ class _Estimates:
                     for score in ("last", "chosen")
                 },
                 **{
+                    (arm, "", "rise"): outcomes.rise_srg
+                    for arm, outcomes in family.arms.items()
+                    if outcomes.rise_srg is not None
+                },
+                **{
                     (*pair, score): differences(family, *pair, score)
                     for pair in pairs
                     for score in ("last", "chosen")
@@ -250,7 +255,8 @@ class _Estimates:
         loops_sr = over_families([self._families[name] for name in names], loops)
         centre = float(np.mean([values.mean() for values in loops]))
         resampled = np.mean([self._resampled[name][what] for name in names], axis=0)
-        ends = interval(samples, centre, loops_sr, resampled, -1.0 if second else 0.0)
+        signed = bool(second) or score == "rise"
+        ends = interval(samples, centre, loops_sr, resampled, -1.0 if signed else 0.0)
         return _Estimate(mean=centre, ci=ends, loops_sr=loops_sr)
 
 
@@ -352,7 +358,16 @@ def _arm(estimates: _Estimates, families: Mapping[str, Family], arm: str) -> Jso
         "chosen": estimates.of(arm, "", "chosen", *families).to_json("mean"),
         "curve": [None if math.isnan(value) else float(value) for value in curve_t],
         "area": area(curve_t),
+        "rise": _rise(estimates, families, arm),
     }
+
+
+def _rise(estimates: _Estimates, families: Mapping[str, Family], arm: str) -> Json | None:
+    """From the first meta-turn to the last, paired by loop; None where there are no two."""
+    if any(family.arms[arm].rise_srg is None for family in families.values()):
+        return None
+    found = estimates.of(arm, "", "rise", *families)
+    return {**found.to_json("difference"), "p": paired_test(found.loops_sr).p}
 
 
 def _headline(split: str, overall: Json, about: str) -> Json | None:

@@ -1208,6 +1208,8 @@ _TEST = (*_EAT, "tests", "trained_vs_untrained")
         _with([0], *_TRAINED, "ci95"),
         _with("x", *_TRAINED, "sd_seeds"),
         _with(["x"], *_TRAINED, "curve"),
+        _with({"difference": 0.1, "p": 0.2}, *_TRAINED, "rise"),
+        _with({"difference": 0.1, "ci95": [0, 0.2], "p": "x"}, *_TRAINED, "rise"),
         _without(*_TRAINED, "ci95"),
         _without(*_TRAINED, "chosen"),
         _without(*_EAT, "arms", "untrained"),

@@ -12,6 +12,7 @@ import pytest
 from experiments import report_data, results
 from experiments.commands.results import ResultsArgs
 from experiments.result_formats import csv_text, latex_text, markdown_text
+from experiments.wording import points
 from tests.evaluations import FOLDER, RATES, evaluation
 from tests.test_report import make_run
 
@@ -46,6 +47,8 @@ def column(path):
     path = ["turn" if name == "curve" else name for name in path]
     if path[0] == "chosen":
         path = ["chosen", *path[1:]] if path[1] == "ci95" else ["chosen"]
+    if path[:2] == ["rise", "value"]:
+        path = ["rise"]
     if "ci95" in path:
         path[-1] = ("low", "high")[path[-1]]
     return "_".join(map(str, path))
@@ -140,7 +143,10 @@ def test_tables_say_what_the_terminal_says_and_arms_with_intervals(tmp_path):
     # other arms have a table of their own
     assert re.search(r"^\| family \| best-of-n \|$", markdown, re.MULTILINE)
     latex = latex_text(evaluations)
-    assert latex.count("\\begin{table}") == latex.count("\\bottomrule") == 3
+    assert latex.count("\\begin{table}") == latex.count("\\bottomrule") == 4
+    # and what meta-turns behind the first added
+    rise = points(found["overall"]["heldout"]["arms"]["trained"]["rise"]["difference"])
+    assert re.search(rf"^\| trained \| \d+ - \d+ \| {re.escape(rise)} \[", markdown, re.MULTILINE)
     assert won in latex and "\\textbf{held-out families}" in latex
     difference = f"{100 * test['difference']:+.0f}"
     assert f"${difference[0]}${difference[1:]} [" in latex

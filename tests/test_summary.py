@@ -67,6 +67,42 @@ def test_means_are_those_of_the_outcomes():
     assert (family["games"], family["runs"]) == (2, 1)
 
 
+def test_what_meta_turns_behind_the_first_add_is_paired_by_loop():
+    played = {
+        ("initial", "eat"): [record([1, 0]), record([1, 0])][:1],
+        ("untrained", "eat"): [record([0, 0], [1, 0], [1, 1])],
+        ("trained", "eat"): [
+            record([0, 0], [0, 0], [1, 1]),
+            record([0, 0], [0, 1], [1, None]),
+        ],
+    }
+    arms = summarise(played, {"eat": "heldout"})["overall"]["heldout"]["arms"]
+    assert arms["initial"]["rise"] is None
+    assert arms["untrained"]["rise"]["difference"] == 0.5
+    # of two games two more; of the one known under both one more
+    assert arms["trained"]["rise"]["difference"] == 1.0
+    low, high = arms["trained"]["rise"]["ci95"]
+    assert -1.0 <= low < 1.0 == high
+    assert 0 < arms["trained"]["rise"]["p"] <= 1
+
+
+def test_meta_turns_that_were_not_scored_have_no_rise():
+    played = {
+        ("trained", "eat"): [record([0, 0], [None, None], [1, 1])],
+        ("initial", "eat"): [record([1, 0])],
+    }
+    arms = summarise(played, {"eat": "heldout"})["overall"]["heldout"]["arms"]
+    assert arms["trained"]["rise"] is None
+
+
+def test_a_rise_is_the_difference_of_the_curve():
+    arms = evaluation({"zap": "heldout", "eat": "heldout"}, seeds=3)["overall"]["heldout"]["arms"]
+    for arm in ("untrained", "trained"):
+        found = arms[arm]
+        assert found["rise"]["difference"] == pytest.approx(found["curve"][-1] - found["curve"][1])
+        assert found["rise"]["ci95"][0] <= found["rise"]["difference"] <= found["rise"]["ci95"][1]
+
+
 def test_several_seeds_are_what_is_spoken_of():
     results = evaluation({"zap": "heldout"}, seeds=8)
     assert results["overall"]["heldout"]["seeds"] == 8
