@@ -1,6 +1,7 @@
 """The page of a sweep: what every variant won, beside the first, and how its rewards went."""
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def _lanes(results: Sequence[Result]) -> Html:
         return 50 + 50 * value / limit
 
     return html(
-        '<div class="bars">{}</div><p class="note">From {} to {} points.</p>',
+        '<div class="bars">{}</div><p class="muted">From {} to {} points, 0 in the middle.</p>',
         joined(
             html(
                 '<div class="lane" style="--c:var(--trained)"><span>{}</span>'
@@ -126,8 +127,24 @@ def _row(result: Result) -> Html:
         *map(cell, values),
         cell(verdict_badge(verdict) if verdict else ""),
         cell(by_seed),
-        html('<td class="text">{}</td>', " ".join(result.flags)),
+        html('<td class="flags">{}</td>', joined(map(_flag, _by_flag(result.flags)), "<br>")),
     )
+
+
+def _by_flag(words: Sequence[str]) -> Iterator[str]:
+    """Each flag with its values."""
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--") and values:
+            yield shlex.join(values)
+            values = []
+        values.append(word)
+    if values:
+        yield shlex.join(values)
+
+
+def _flag(text: str) -> Html:
+    return html("<code>{}</code>", text)
 
 
 def _lines(result: Result, first: Result) -> list[Line]:
