@@ -362,6 +362,28 @@ def test_a_run_from_elsewhere_is_evaluated_on_the_devices_that_are_here(run_dir,
     assert read(run_dir / "evaluation.json")["changes"] == []
 
 
+def test_a_run_of_kernels_that_are_not_here_is_evaluated_without_them(run_dir, capsys):
+    path = run_dir / "config.json"
+    config = read(path)
+    for name in ("actor_sampler", "reflector_sampler"):
+        config[name] |= {"page_size": 40, "attention": "pallas_tpu"}
+    path.write_text(json.dumps(config))
+    argv = ["--run-dir", str(run_dir), *SMALL]
+    refused(capsys, evaluate.main, argv, "'pallas_tpu', and it runs on cpu", "(--actor-sampler.att")
+    argv += ["--actor-sampler.attention", "auto"]
+    refused(capsys, evaluate.main, argv, "take auto or pages (--reflector-sampler.attention)")
+    assert not (run_dir / "evaluation").exists()  # no games were drawn for it
+    evaluate.main([*argv, "--reflector-sampler.attention", "auto"])
+    assert ": 9 of 9 parts to play" in capsys.readouterr().out
+    evaluate.main([*argv, "--reflector-sampler.attention", "pages"])
+    assert ": 0 of 9 parts to play" in capsys.readouterr().out  # the same evaluation
+
+
+def test_a_cache_of_slots_has_one_attention(run_dir, capsys):
+    argv = ["--run-dir", str(run_dir), "--reflector-sampler.attention", "pages"]
+    refused(capsys, evaluate.main, argv, "--reflector-sampler.attention pages", "leave it out")
+
+
 def test_a_run_that_is_not_finished_is_evaluated_and_called_that(run_dir, capsys):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "iterations": 5}))

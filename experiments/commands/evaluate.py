@@ -27,7 +27,7 @@ from experiments.run_dir import (
 )
 from experiments.tasks import with_options
 from experiments.trust import check_names
-from ictjax.config import HostsConfig, MeshConfig, RoleMeshes
+from ictjax.config import HostsConfig, MeshConfig, PagedAttentionName, RoleMeshes, SamplerConfig
 from ictjax.ranges import Range, shown
 from ictjax.run_config import (
     EvaluationConfig,
@@ -88,6 +88,14 @@ class RoleArgs:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerArgs:
+    """How a model samples; the run's config.json has the defaults."""
+
+    attention: PagedAttentionName
+    """Over pages of its cache; auto on machines that lack the kernels it was trained with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArgs(RunArgs):
     """All flags."""
 
@@ -124,6 +132,10 @@ class EvaluateArgs(RunArgs):
     """The model that plays."""
     reflector: RoleArgs
     """The model that was trained."""
+    actor_sampler: SamplerArgs
+    """The sampler of the model that plays."""
+    reflector_sampler: SamplerArgs
+    """The sampler of the model that was trained."""
     evaluation: EvaluationConfig
     """How much to play; the run's config.json has the defaults."""
 
@@ -271,6 +283,8 @@ def _evaluate(
         config.on_mesh(meshes)
         .with_models(args.actor.model, args.reflector.model)
         .with_adapters(args.actor.adapter, args.reflector.adapter),
+        actor_sampler=_sampler("actor", config.actor_sampler, args.actor_sampler),
+        reflector_sampler=_sampler("reflector", config.reflector_sampler, args.reflector_sampler),
         evaluation=evaluation,
     )
     if not args.trust:
@@ -395,12 +409,23 @@ def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
         hosts=first.hosts,
         actor=_role(config.actor),
         reflector=_role(config.reflector),
+        actor_sampler=SamplerArgs(attention=config.actor_sampler.attention),
+        reflector_sampler=SamplerArgs(attention=config.reflector_sampler.attention),
         evaluation=config.evaluation,
     )
 
 
 def _role(role: RoleConfig) -> RoleArgs:
     return RoleArgs(model=role.model, adapter=role.adapter, mesh=role.mesh)
+
+
+def _sampler(name: str, sizes: SamplerConfig, args: SamplerArgs) -> SamplerConfig:
+    if args.attention != "auto" and not sizes.page_size:
+        raise ValueError(
+            f"--{name}-sampler.attention {args.attention} is of a cache of pages, and the {name} of"
+            " this run has one of slots: leave it out."
+        )
+    return dataclasses.replace(sizes, attention=args.attention)
 
 
 def _task(config: TrainConfig, name: str | None, run_dir: pathlib.Path) -> TaskConfig:
