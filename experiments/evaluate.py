@@ -153,7 +153,7 @@ def evaluate(
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
-        "protocol": protocol(plan.config, config, step, run_dirs, costs),
+        "protocol": protocol(plan.config, config, step, run_dirs, costs, drawn),
         **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-"), costs),
         "environment": plan.games,
         "changes": list(changes),

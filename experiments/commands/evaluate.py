@@ -47,9 +47,9 @@ _DESCRIPTION = (
     " Every arm plays the same games in the same order with the same keys, so differences are"
     " paired. A loop reflects on STREAM games; the prompts of all its meta-turns are scored on TEST"
     " games, and the last one counts; SELECT games choose one beside it. No initial state occurs"
-    " twice, in training, or in pretraining where that is recorded. Several runs, of one"
-    " configuration with other seeds, are one experiment. --eval-env plays another task than the"
-    " one trained on: transfer between benchmarks."
+    " twice within a family, in training, or in pretraining where that is recorded. Several runs,"
+    " of one configuration with other seeds, are one experiment. --eval-env plays another task than"
+    " the one trained on: transfer between benchmarks."
 )
 _LONGEST_NAME = 100  # of a folder for several runs
 # What trained seeds of one experiment may differ in; a name ending in a dot holds all below it.
