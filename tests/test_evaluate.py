@@ -646,10 +646,10 @@ def test_an_endpoint_writes_the_prompts_of_an_arm(run_dir, capsys):
     assert {request["model"] for request in server.requests} == {"only"}
 
 
-def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys):
+def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys, monkeypatch):
     """Once, and of families that were to be trained on alone."""
-    flags = (*SMALL, "--evaluation.arms", "trained", "sft-best", "--evaluation.families", "bell")
-    flags += ("--evaluation.sft.epochs", "1")
+    flags = (*SMALL, "--evaluation.arms", "trained", "sft-best", "--evaluation.sft.epochs", "1")
+    flags += ("--evaluation.families", "bell")
     for path in (evaluated / "contexts").glob("iteration_*.jsonl"):  # as if one were held out
         rows = read_records(path).values
         rows[0]["family"] = "bell"
@@ -691,6 +691,22 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
     shutil.rmtree(taught)
     evaluate.main(["--run-dir", str(evaluated), *flags])
     assert not taught.exists()
+    # on other devices it is taught by as many steps of as many rows
+    flags = [*flags, "door"]
+    evaluate.main(["--run-dir", str(evaluated), *flags, "--reflector.mesh.fsdp", "8"])
+    assert f"{steps} steps of 4 x " in capsys.readouterr().out
+    # and read on these, the path being written otherwise
+    part = kept(evaluated) / "sft-best_door.json"
+    part.unlink()
+    monkeypatch.chdir(evaluated.parent)
+    evaluate.main(["--run-dir", evaluated.name, *flags])
+    said = capsys.readouterr().out
+    assert played(said) == (1, 6) and f"sft-best is finished: {steps} steps" in said
+    part.unlink()
+    record = read(taught / "sft.json")
+    (taught / "sft.json").write_text(json.dumps(record | {"sha256": {}}))
+    words = "another value of the model", "to play this evaluation again"
+    refused(capsys, evaluate.main, ["--run-dir", str(evaluated), *flags], *words)
 
 
 def test_a_run_dir_that_would_be_dropped_is_refused(capsys):
