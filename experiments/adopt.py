@@ -6,7 +6,7 @@ import jax
 
 from envs.api import Environment
 from experiments.contents import content_hashes
-from experiments.limits import check_limits, check_meshes, local_roles
+from experiments.limits import check_limits, check_meshes, sampling_attention
 from experiments.manifest import make_manifest
 from experiments.presets import in_folders
 from experiments.run_dir import new_run
@@ -14,7 +14,7 @@ from experiments.shapes import model_shape
 from ictjax.checkpoint import Checkpointer
 from ictjax.learner import init_state, make_optimizer
 from ictjax.mesh import open_mesh
-from ictjax.models.attention_choice import platform_of, resolve, resolve_paged
+from ictjax.models.attention_choice import platform_of, resolve
 from ictjax.models.hf import content_hash
 from ictjax.models.peft import load_adapter
 from ictjax.players import check_language
@@ -63,10 +63,7 @@ def adopt(
         [str(device) for device in jax.devices()],
         content_hashes(folders),
         resolve(config.learner.attention, model, platform_of(open_mesh(role.mesh))),
-        {
-            name: resolve_paged(sizes, model_shape(local), platform_of(open_mesh(local.mesh)))
-            for name, local, sizes in local_roles(config)
-        },
+        sampling_attention(config),
     )
     with (
         new_run(run_dir, config, manifest | {"adopted": content_hash(adapter)}),

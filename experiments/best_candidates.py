@@ -3,7 +3,7 @@ that of the arm sft-best.
 
 Kept in the folder of the evaluation's setting, SETTING/sft-best/ of the run: chats.jsonl, the
 weights, and what they were made from and with (sft.json). A stopped training goes on, a finished
-one is read.
+one is read, on the same devices or others.
 """
 
 import math
@@ -97,7 +97,6 @@ class BestCandidates:
         data = self.folder / "chats.jsonl"
         write_lines(data, map(_line, chats))
         mesh, lora = config.reflector.mesh, config.reflector.lora
-        devices = mesh.data * mesh.fsdp
         args = SftArgs(
             model=config.reflector.model,
             adapter=config.reflector.adapter,
@@ -105,7 +104,7 @@ class BestCandidates:
             out=self.folder,
             held_out_share=0.0,
             epochs=sft.epochs,
-            rows=math.ceil(sft.rows / devices) * devices,
+            rows=sft.rows,
             row_tokens=min(math.ceil(longest / _ROUND) * _ROUND, most),
             learning_rate=sft.learning_rate,
             rank=lora.rank,
@@ -118,7 +117,12 @@ class BestCandidates:
             tensor=mesh.tensor,
             seed=config.seed % 2**31,
         )
-        train_on_chats(args, console, thinking=config.reflector.thinking)
+        train_on_chats(
+            args,
+            console,
+            thinking=config.reflector.thinking,
+            remedy=f"remove {self.folder.parent} to play this evaluation again",
+        )
 
     def weights(self) -> Params:
         """What was trained, as `ictjax.players.restore_trained` has it of a run."""

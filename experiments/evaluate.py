@@ -36,7 +36,7 @@ from experiments.evaluation_games import (
 from experiments.evaluation_parts import Deletion, Evaluator, PartKey, evaluation_key, part_keys
 from experiments.evaluation_report import protocol, summary
 from experiments.evaluation_results import FORMAT
-from experiments.limits import check_limits, check_meshes
+from experiments.limits import check_limits, check_meshes, sampling_attention
 from experiments.manifest import describe_games, games_sha256
 from experiments.memory import check_evaluation_memory
 from experiments.presets import in_folders
@@ -153,7 +153,7 @@ def evaluate(
     report = {
         "format": FORMAT,
         "folder": folders[0].name,
-        "protocol": protocol(plan.config, config, step, run_dirs, costs),
+        "protocol": protocol(plan.config, config, step, run_dirs, costs, drawn),
         **summary(results, plan.families, name.removeprefix("evaluation").removeprefix("-"), costs),
         "environment": plan.games,
         "changes": list(changes),
@@ -208,6 +208,7 @@ def _planned(config: TrainConfig, task: TaskConfig | None) -> _Plan:
     _check_playable(arms, tuple(families), expert or evaluation.expert_prompt, settings.name)
     check_limits(played)
     check_meshes(played)
+    sampling_attention(played)
     check_evaluation_memory(played)
     played = in_folders(played)
     check_language(played)

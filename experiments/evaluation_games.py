@@ -2,6 +2,7 @@
 score it on; and which games were played before.
 """
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,8 +80,9 @@ def choose_games(
     seen: frozenset[str],
     key: keys.Key,
 ) -> FamilyGames:
-    """Draws the games of every run. All have initial states that are pairwise different, and that
-    occur neither among those seen nor among those taught in pretraining, where that is recorded.
+    """Draws the games of every run, of one family. All have initial states that are pairwise
+    different, and that occur neither among those seen nor among those taught in pretraining, where
+    that is recorded.
 
     STREAM games of families that were trained on are made anew where the environment can
     (`envs.api.Extensible`): they do not depend on what this or that run was trained with. Other
@@ -138,6 +140,18 @@ def choose_games(
         test=tuple(own(test, run) for run in range(runs)),
         states=states,
     )
+
+
+def in_several_families(games: Mapping[str, FamilyGames]) -> tuple[int, int]:
+    """Initial states that TEST games of more than one family have, and those that any have. Each
+    family's games are drawn by themselves, and a renaming (`envs.renamings`) plays its family's.
+    """
+    states = collections.Counter(
+        digest
+        for of_family in games.values()
+        for digest in {state for run in of_family.hashes(of_family.test) for state in run}
+    )
+    return sum(count > 1 for count in states.values()), len(states)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.arms import is_of_a_run
-from experiments.evaluation_games import games_per_context
+from experiments.evaluation_games import FamilyGames, games_per_context, in_several_families
 from experiments.pretraining import unrecorded
 from experiments.run_dir import read_manifest
 from experiments.summary import summarise
@@ -44,8 +44,9 @@ _LABELS = {
             "the last prompt of each loop; that chosen on SELECT games stands beside it"
         ),
         "states": (
-            "no initial state (by hash) occurs twice among STREAM, SELECT and TEST games, or in the"
-            " training of a run that is evaluated; the same games for all arms"
+            "within a family no initial state (by hash) occurs twice among STREAM, SELECT and TEST"
+            " games, and none occurs in the training of a run that is evaluated; the same games for"
+            " all arms"
         ),
     },
     "paper": {
@@ -54,8 +55,9 @@ _LABELS = {
             " the same games, which flatters it (protocol of arXiv 2605.20477)"
         ),
         "states": (
-            "no initial state (by hash) occurs among the STREAM games and among those that score,"
-            " or in the training of a run that is evaluated; the same games for all arms and runs"
+            "within a family no initial state (by hash) occurs among the STREAM games and among"
+            " those that score, and none occurs in the training of a run that is evaluated; the"
+            " same games for all arms and runs"
         ),
     },
 }
@@ -67,6 +69,7 @@ def protocol(
     step: int,
     run_dirs: Sequence[pathlib.Path],
     costs: Sequence[Mapping[str, int]],
+    games: Mapping[str, FamilyGames],
 ) -> dict[str, Any]:
     """What results say of how they were made.
 
@@ -76,7 +79,9 @@ def protocol(
       step: whose checkpoint was evaluated.
       run_dirs: the runs.
       costs: what the training of each took.
+      games: of every family.
     """
+    labels = _LABELS[config.evaluation.protocol]
     adopted = [run_dir for run_dir in run_dirs if "adopted" in read_manifest(run_dir)]
     unknown_to_us = [
         *unrecorded(config, named),
@@ -84,7 +89,8 @@ def protocol(
     ]
     return {
         **_PROTOCOL,
-        **_LABELS[config.evaluation.protocol],
+        **labels,
+        "states": f"{labels['states']}; {_of_families(games)}",
         **to_dict(config)["evaluation"],
         "checkpoint": step,
         "iterations": named.iterations,
@@ -98,6 +104,16 @@ def protocol(
         ),
         "training_budget": _training_budget(run_dirs, adopted, costs),
     }
+
+
+def _of_families(games: Mapping[str, FamilyGames]) -> str:
+    shared, every = in_several_families(games)
+    if not shared:
+        return "no two families have a TEST game in common"
+    return (
+        f"{shared} of the {every} initial states of TEST games are those of several families (a"
+        " renaming plays its family's games), and intervals take families' games as independent"
+    )
 
 
 def _training_budget(

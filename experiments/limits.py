@@ -9,6 +9,7 @@ import jax
 from experiments.shapes import config_folder, model_shape
 from ictjax.config import MeshConfig, SamplerConfig
 from ictjax.mesh import open_mesh
+from ictjax.models.attention_choice import PagedImplementation, platform_of, resolve_paged
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.reader import check_vocabulary
 from ictjax.players import in_role
@@ -112,6 +113,21 @@ def check_meshes(config: TrainConfig) -> None:
             open_mesh(role.mesh)
         except ValueError as error:
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
+
+
+def sampling_attention(config: TrainConfig) -> dict[str, PagedImplementation]:
+    """The way that the sampler of each role attends, on the devices of its mesh, which are here.
+    Raises ValueError, by its flag, for one that cannot work there.
+    """
+    ways: dict[str, PagedImplementation] = {}
+    for name, role, sampler in local_roles(config):
+        try:
+            platform = platform_of(open_mesh(role.mesh))
+            ways[name] = resolve_paged(sampler, model_shape(role), platform)
+        except ValueError as error:
+            complaint = str(error).removesuffix(".")
+            raise ValueError(f"{complaint} (--{name}-sampler.attention).") from error
+    return ways
 
 
 def check_idle(config: TrainConfig, devices: Sequence[jax.Device], *, even_so: bool) -> None:

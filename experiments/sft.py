@@ -62,8 +62,11 @@ from ictjax.sft import LIKELIHOOD, LOSS, Chat, cut, encode_chat, in_rows, pack_c
 
 _RECORD = "sft.json"
 _MAX_EXAMPLES = 3  # that a refusal names
-# flags that change nothing of what is learned
-_FREE = ("out", "every", "save_dtype")
+# Flags that change nothing of what is learned. Another mesh or another split of the work sums in
+# another order: equal up to rounding.
+_FREE = ("out", "every", "save_dtype", "microbatches", "remat", "data_parallel", "fsdp", "tensor")
+# flags whose files are known by their content, wherever they lie
+_BY_CONTENT = ("model", "data", "adapter", "held_out")
 
 
 class Data(NamedTuple):
@@ -74,11 +77,21 @@ class Data(NamedTuple):
     counts: dict[str, int]
 
 
-def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None) -> None:
+def train_on_chats(
+    args: SftArgs,
+    console: Console,
+    *,
+    thinking: bool | None = None,
+    remedy: str = "give the same, or name another folder with --out",
+) -> None:
     """Trains, or goes on, and writes the adapter or the model.
+
+    Where the rows of a step do not divide over microbatches and devices, rows of padding are added:
+    what is learned in a step is the same on every mesh.
 
     Args:
       thinking: the chat template's switch; None leaves it as it is.
+      remedy: what to do where the folder is of another training.
 
     Raises:
       ValueError: a model, chats or a folder that do not fit; nothing is overwritten then.
@@ -101,7 +114,7 @@ def train_on_chats(args: SftArgs, console: Console, thinking: bool | None = None
     with contextlib.ExitStack() as stack:
         args.out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(RunLock(args.out))
-        written = _check_same(args, record)
+        written = _check_same(args, record, remedy)
         checkpointer = stack.enter_context(Checkpointer(args.out / "checkpoints"))
         done = checkpointer.latest_step or 0
         if done == len(plan) and written:
@@ -280,6 +293,7 @@ class _Run(NamedTuple):
     shapes: LearnerState
     base: Params | None
     mesh: Mesh | None
+    rows: int  # of a step; `sizes` has more of them where padding is added
 
     def held_out(self, chats: Sequence[Chat], pad_id: int) -> Callable[[Params], float | None]:
         """A function of what is trained: the mean loss per token of the held-out replies; None
@@ -299,7 +313,7 @@ class _Run(NamedTuple):
 
         lengths = [len(chat.ids) for chat in chats]
         (row_tokens,) = self.sizes.token_buckets
-        rows = in_rows(lengths, range(len(chats)), self.sizes.num_rows, row_tokens)
+        rows = in_rows(lengths, range(len(chats)), self.rows, row_tokens)
         batches = [
             pack_chats(self.sizes, [[chats[n] for n in row] for row in part], pad_id)
             for part in rows
@@ -368,13 +382,14 @@ def _open(
         functions=functions,
         optimizer=made,
         sizes=BatchConfig(
-            num_rows=args.rows,
+            num_rows=-(-args.rows // args.shares) * args.shares,
             token_buckets=(args.row_tokens,),
             response_buckets=(most_targets,),
         ),
         shapes=shapes,
         base=base,
         mesh=mesh,
+        rows=args.rows,
     )
 
 
@@ -420,7 +435,7 @@ def _save_dtype(args: SftArgs) -> Literal["float32", "bfloat16"]:
     return args.save_dtype or ("float32" if args.rank else args.dtype)
 
 
-def _check_same(args: SftArgs, record: dict[str, Any]) -> bool:
+def _check_same(args: SftArgs, record: dict[str, Any], remedy: str) -> bool:
     """Whether the folder holds the result already, in the dtype asked for. Raises ValueError
     where it is of another training, naming the first difference.
     """
@@ -431,15 +446,18 @@ def _check_same(args: SftArgs, record: dict[str, Any]) -> bool:
         return False
     before = read_json(path)
     for part in ("settings", "sha256"):
-        there = before.get(part)
-        # a folder of before there was this flag
-        there = {"adapter": ""} | there if isinstance(there, dict) else {}
-        for name, value in record[part].items():
-            if there.get(name) != value:
+        there, now = before.get(part), record[part]
+        there = there if isinstance(there, dict) else {}
+        # older folders hold settings that are free by now
+        names = now if part == "settings" else {**now, **there}
+        for name in names:
+            if part == "settings" and name in _BY_CONTENT:
+                continue
+            if there.get(name) != now.get(name):
                 what = f"--{name.replace('_', '-')}" if part == "settings" else f"the {name}"
                 raise ValueError(
                     f"{out} was begun with another value of {what} ({shown(there.get(name))}, now"
-                    f" {shown(value)}): give the same, or name another folder with --out."
+                    f" {shown(now.get(name))}): {remedy}."
                 )
     result = before.get("result")
     return isinstance(result, dict) and result.get("dtype") == _save_dtype(args)

@@ -12,7 +12,7 @@ from envs.api import CannotGoOn, Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.contents import content_hashes
-from experiments.limits import check_idle, check_limits, check_meshes, local_roles
+from experiments.limits import check_idle, check_limits, check_meshes, sampling_attention
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
 from experiments.plan_run import check_plan
@@ -35,7 +35,7 @@ from ictjax.checkpoint import check_space
 from ictjax.hosts import ALONE, Hosts
 from ictjax.mesh import open_mesh
 from ictjax.metrics import read_metrics
-from ictjax.models.attention_choice import platform_of, resolve, resolve_paged
+from ictjax.models.attention_choice import platform_of, resolve
 from ictjax.players import check_language, trained_shapes
 from ictjax.run_config import TrainConfig
 from ictjax.run_files import gaps
@@ -87,10 +87,7 @@ def start(
     attention = resolve(
         config.learner.attention, model_shape(reflector), platform_of(open_mesh(reflector.mesh))
     )
-    sampling = {
-        name: resolve_paged(sizes, model_shape(role), platform_of(open_mesh(role.mesh)))
-        for name, role, sizes in local_roles(config)
-    }
+    sampling = sampling_attention(config)
     check_memory(config)
     if not even_so:
         check_plan(config)

@@ -109,9 +109,9 @@ class EvaluationConfig(Ranged):
     meta_turns: Annotated[int, Range(1, 1000)]  # reflections per loop
     # games that score a prompt of a loop; with "paper" those that it is chosen by as well
     test_games: Annotated[int, Range(1, 1_000_000)]
-    # "strict": STREAM, SELECT and TEST games share no initial state with each other, with training,
-    # and with pretraining where that is known. "paper" (arXiv 2605.20477): a prompt is chosen and
-    # reported on the same games, which flatters it
+    # "strict": STREAM, SELECT and TEST games of a family share no initial state with each other,
+    # with training, and with pretraining where that is known. "paper" (arXiv 2605.20477): a prompt
+    # is chosen and reported on the same games, which flatters it
     protocol: Literal["strict", "paper"] = "strict"
     # games that choose among the prompts of a loop; read by "strict" only
     select_games: Annotated[int, Range(1, 1_000_000)] = 3

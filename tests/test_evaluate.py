@@ -362,6 +362,28 @@ def test_a_run_from_elsewhere_is_evaluated_on_the_devices_that_are_here(run_dir,
     assert read(run_dir / "evaluation.json")["changes"] == []
 
 
+def test_a_run_of_kernels_that_are_not_here_is_evaluated_without_them(run_dir, capsys):
+    path = run_dir / "config.json"
+    config = read(path)
+    for name in ("actor_sampler", "reflector_sampler"):
+        config[name] |= {"page_size": 40, "attention": "pallas_tpu"}
+    path.write_text(json.dumps(config))
+    argv = ["--run-dir", str(run_dir), *SMALL]
+    refused(capsys, evaluate.main, argv, "'pallas_tpu', and it runs on cpu", "(--actor-sampler.att")
+    argv += ["--actor-sampler.attention", "auto"]
+    refused(capsys, evaluate.main, argv, "take auto or pages (--reflector-sampler.attention)")
+    assert not (run_dir / "evaluation").exists()  # no games were drawn for it
+    evaluate.main([*argv, "--reflector-sampler.attention", "auto"])
+    assert ": 9 of 9 parts to play" in capsys.readouterr().out
+    evaluate.main([*argv, "--reflector-sampler.attention", "pages"])
+    assert ": 0 of 9 parts to play" in capsys.readouterr().out  # the same evaluation
+
+
+def test_a_cache_of_slots_has_one_attention(run_dir, capsys):
+    argv = ["--run-dir", str(run_dir), "--reflector-sampler.attention", "pages"]
+    refused(capsys, evaluate.main, argv, "--reflector-sampler.attention pages", "leave it out")
+
+
 def test_a_run_that_is_not_finished_is_evaluated_and_called_that(run_dir, capsys):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "iterations": 5}))
@@ -624,10 +646,10 @@ def test_an_endpoint_writes_the_prompts_of_an_arm(run_dir, capsys):
     assert {request["model"] for request in server.requests} == {"only"}
 
 
-def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys):
+def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys, monkeypatch):
     """Once, and of families that were to be trained on alone."""
-    flags = (*SMALL, "--evaluation.arms", "trained", "sft-best", "--evaluation.families", "bell")
-    flags += ("--evaluation.sft.epochs", "1")
+    flags = (*SMALL, "--evaluation.arms", "trained", "sft-best", "--evaluation.sft.epochs", "1")
+    flags += ("--evaluation.families", "bell")
     for path in (evaluated / "contexts").glob("iteration_*.jsonl"):  # as if one were held out
         rows = read_records(path).values
         rows[0]["family"] = "bell"
@@ -669,6 +691,22 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys)
     shutil.rmtree(taught)
     evaluate.main(["--run-dir", str(evaluated), *flags])
     assert not taught.exists()
+    # on other devices it is taught by as many steps of as many rows
+    flags = [*flags, "door"]
+    evaluate.main(["--run-dir", str(evaluated), *flags, "--reflector.mesh.fsdp", "8"])
+    assert f"{steps} steps of 4 x " in capsys.readouterr().out
+    # and read on these, the path being written otherwise
+    part = kept(evaluated) / "sft-best_door.json"
+    part.unlink()
+    monkeypatch.chdir(evaluated.parent)
+    evaluate.main(["--run-dir", evaluated.name, *flags])
+    said = capsys.readouterr().out
+    assert played(said) == (1, 6) and f"sft-best is finished: {steps} steps" in said
+    part.unlink()
+    record = read(taught / "sft.json")
+    (taught / "sft.json").write_text(json.dumps(record | {"sha256": {}}))
+    words = "another value of the model", "to play this evaluation again"
+    refused(capsys, evaluate.main, ["--run-dir", str(evaluated), *flags], *words)
 
 
 def test_a_run_dir_that_would_be_dropped_is_refused(capsys):

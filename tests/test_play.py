@@ -19,6 +19,7 @@ from envs import prompts
 from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from experiments import play
+from experiments.commands.play import PlayArgs, settle
 from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS
 from ictjax import players
@@ -191,6 +192,25 @@ def test_a_model_is_spoken_to_as_it_expects(monkeypatch, capsys, tmp_path):
     refused(capsys, play.main, foreign, "knows minihack only, not alfworld")
     unread = [*argv, "--prompt", "Traverse the labyrinth swiftly"]
     refused(capsys, play.main, unread, "has no words for", "Traverse")
+
+
+@pytest.mark.parametrize("model", ["base.gguf", "hub/base"])
+def test_an_adapter_says_how_it_plays_on_a_base_that_says_nothing(model, tmp_path, monkeypatch):
+    adapters = pathlib.Path("experiments/smollm/adapters").resolve()
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("base.gguf").touch()
+
+    def settled(adapter, env="minihack"):
+        return settle(PlayArgs(model=model, adapter=str(adapters / adapter), env=env))
+
+    actor = settled("actor")
+    assert (actor.options["text"], actor.prompt) == ("short", prompts.MINIHACK["short"])
+    assert (actor.rollout.max_steps, actor.rollout.max_turn_tokens) == (8, 40)
+    with pytest.raises(ValueError, match="actor knows minihack only, not alfworld"):
+        settled("actor", "alfworld")
+    for env in ("minihack", "alfworld"):  # a reflector is of no benchmark, and no actor
+        reflector = settled("reflector", env)
+        assert (reflector.options, reflector.prompt) == ({}, None)
 
 
 def test_a_run_shows_its_actor_under_its_own_prompts(monkeypatch, capsys, tmp_path):

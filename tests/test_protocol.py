@@ -15,8 +15,9 @@ from envs.pool import WorkerPool
 from experiments.arms import ARMS, arm_named, check_arms
 from experiments.arms.placebos import generic_prompt
 from experiments.evaluation_folder import EvaluationFolder, is_part
-from experiments.evaluation_games import choose_games
+from experiments.evaluation_games import choose_games, in_several_families
 from experiments.evaluation_parts import PartKey, part_keys
+from experiments.evaluation_report import protocol
 from experiments.fake_pair import FOLDER as FAKE_PAIR
 from experiments.played_games import PlayedGames
 from experiments.presets import PRESETS
@@ -191,6 +192,26 @@ def test_no_initial_state_is_used_twice_nor_seen_in_training(pool):
     train = FakeEnvironment().games("door", "train")
     assert {*train}.isdisjoint(everything)
     assert games.stream == before.stream or seen & {*before.states.values()}
+
+
+def test_results_say_how_many_test_games_families_have_in_common(pool):
+    """A renaming plays its family's games, and is drawn by itself."""
+    settings = config(runs=3)
+    games = draw(pool, settings)
+
+    def said(games):
+        return protocol(settings, settings, 1, [], [], games)["states"]
+
+    assert said(games).startswith("within a family no initial state (by hash) occurs twice")
+    assert said(games).endswith("; no two families have a TEST game in common")
+    door = games["door"]
+    renamed = dataclasses.replace(
+        door,
+        test=(door.test[0], *games["lamp"].test[1:]),
+        states=door.states | games["lamp"].states,
+    )
+    assert in_several_families({"door": door, "door~0": renamed}) == (2, 10)
+    assert "; 2 of the 10 initial states of TEST" in said({"door": door, "door~0": renamed})
 
 
 class Few(FakeEnvironment):

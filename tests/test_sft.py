@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 
 from experiments import limits
 from experiments import sft as training
+from experiments.command import parse
 from experiments.commands import sft as command
+from experiments.commands.sft import SftArgs
 from ictjax.chat import ChatTokenizer
 from ictjax.config import BatchConfig, LearnerConfig, OptimizerConfig
 from ictjax.json_lines import read_records
@@ -197,6 +200,39 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
     jax.tree.map(np.testing.assert_array_equal, adapter(model, whole), adapter(model, stopped))
     command.main(flags(model, data, stopped))
     assert "is finished" in capsys.readouterr().out
+
+
+def test_training_goes_on_on_another_mesh_and_with_files_that_moved(
+    model, data, tmp_path, monkeypatch, capsys
+):
+    """Two rows a step on eight devices: six of padding, and the same is learned."""
+    whole, out, few = tmp_path / "whole", tmp_path / "out", ("--epochs", "2")
+    command.main(flags(model, data, whole, *few))
+    steps = iter(range(5))
+
+    def stop():
+        if next(steps, None) is None:
+            raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(training, "check", stop)
+    with pytest.raises(RuntimeError, match="went away"):
+        command.main(flags(model, data, out, *few))
+    monkeypatch.undo()
+    moved = data.rename(tmp_path / "moved.jsonl")
+    elsewhere = flags(model, moved, out, *few, "--fsdp", "8", "--remat", "full")
+    training.train_on_chats(parse(SftArgs, "sft", "", elsewhere), Console())
+    assert "Going on after step 3" in capsys.readouterr().out
+    losses, again = (
+        [line["loss"] for line in read_records(folder / "metrics.jsonl").values]
+        for folder in (whole, out)
+    )
+    np.testing.assert_allclose(again, losses, rtol=1e-3)
+    results = [json.loads((folder / "sft.json").read_text())["result"] for folder in (whole, out)]
+    assert results[0]["held_out_loss"] == pytest.approx(results[1]["held_out_loss"], rel=1e-3)
+    command.main(flags(model, moved, out, *few, "--microbatches", "2"))
+    assert "is finished" in capsys.readouterr().out
+    apart = flags(model, moved, out, *few, "--held-out", str(moved))
+    refused(capsys, command.main, apart, "another value of the held_out (None, now")
 
 
 def test_training_starts_from_an_adapter(model, data, tmp_path, capsys):

@@ -27,7 +27,7 @@ from experiments.run_dir import (
 )
 from experiments.tasks import with_options
 from experiments.trust import check_names
-from ictjax.config import HostsConfig, MeshConfig, RoleMeshes
+from ictjax.config import HostsConfig, MeshConfig, PagedAttentionName, RoleMeshes, SamplerConfig
 from ictjax.ranges import Range, shown
 from ictjax.run_config import (
     EvaluationConfig,
@@ -47,9 +47,9 @@ _DESCRIPTION = (
     " Every arm plays the same games in the same order with the same keys, so differences are"
     " paired. A loop reflects on STREAM games; the prompts of all its meta-turns are scored on TEST"
     " games, and the last one counts; SELECT games choose one beside it. No initial state occurs"
-    " twice, in training, or in pretraining where that is recorded. Several runs, of one"
-    " configuration with other seeds, are one experiment. --eval-env plays another task than the"
-    " one trained on: transfer between benchmarks."
+    " twice within a family, in training, or in pretraining where that is recorded. Several runs,"
+    " of one configuration with other seeds, are one experiment. --eval-env plays another task than"
+    " the one trained on: transfer between benchmarks."
 )
 _LONGEST_NAME = 100  # of a folder for several runs
 # What trained seeds of one experiment may differ in; a name ending in a dot holds all below it.
@@ -85,6 +85,14 @@ class RoleArgs:
     """Folder of its adapter, where that has moved."""
     mesh: MeshConfig
     """Devices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerArgs:
+    """How a model samples; the run's config.json has the defaults."""
+
+    attention: PagedAttentionName
+    """Over pages of its cache; auto on machines that lack the kernels it was trained with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +132,10 @@ class EvaluateArgs(RunArgs):
     """The model that plays."""
     reflector: RoleArgs
     """The model that was trained."""
+    actor_sampler: SamplerArgs
+    """The sampler of the model that plays."""
+    reflector_sampler: SamplerArgs
+    """The sampler of the model that was trained."""
     evaluation: EvaluationConfig
     """How much to play; the run's config.json has the defaults."""
 
@@ -286,6 +298,8 @@ def _evaluate(
         config.on_mesh(meshes)
         .with_models(args.actor.model, args.reflector.model)
         .with_adapters(args.actor.adapter, args.reflector.adapter),
+        actor_sampler=_sampler("actor", config.actor_sampler, args.actor_sampler),
+        reflector_sampler=_sampler("reflector", config.reflector_sampler, args.reflector_sampler),
         evaluation=evaluation,
     )
     if not args.trust:
@@ -410,12 +424,23 @@ def _defaults(first: RunArgs, config: TrainConfig) -> EvaluateArgs:
         hosts=first.hosts,
         actor=_role(config.actor),
         reflector=_role(config.reflector),
+        actor_sampler=SamplerArgs(attention=config.actor_sampler.attention),
+        reflector_sampler=SamplerArgs(attention=config.reflector_sampler.attention),
         evaluation=config.evaluation,
     )
 
 
 def _role(role: RoleConfig) -> RoleArgs:
     return RoleArgs(model=role.model, adapter=role.adapter, mesh=role.mesh)
+
+
+def _sampler(name: str, sizes: SamplerConfig, args: SamplerArgs) -> SamplerConfig:
+    if args.attention != "auto" and not sizes.page_size:
+        raise ValueError(
+            f"--{name}-sampler.attention {args.attention} is of a cache of pages, and the {name} of"
+            " this run has one of slots: leave it out."
+        )
+    return dataclasses.replace(sizes, attention=args.attention)
 
 
 def _task(config: TrainConfig, name: str | None, run_dir: pathlib.Path) -> TaskConfig:

@@ -186,11 +186,11 @@ def settle(args: PlayArgs) -> PlaySetting:
     if task is not None:
         limits = task.rollout
     elif actor is not None and actor.model:
-        # a model of the hub is a language model, or says nothing before it is downloaded
-        folder = shipped_folder(actor.model)
-        taught = None if folder is None else manners_folder(folder, actor.adapter)
-        manners = None if taught is None else manners_for(taught, name)
-        if taught is not None and manners is not None:
+        # a model of the hub is a language model, or says nothing before it is downloaded; a GGUF
+        # file says nothing
+        taught = manners_folder(shipped_folder(actor.model) or "", actor.adapter)
+        manners = manners_for(taught, name) if taught else None
+        if manners is not None:
             prompt, options = manners.initial_prompt, {**manners.options, **options}
             check_style(taught, manners, options)
             limits = RolloutConfig(

@@ -17,8 +17,8 @@ from ictjax.ranges import Range
 _DESCRIPTION = (
     "Trains a model on chats, the loss being that of its replies: a start for models that cannot"
     " play or reflect yet. Writes a LoRA adapter in PEFT's format, which train, play, generate and"
-    " serve take, or with --rank 0 the whole model. Started again with the same flags it"
-    " goes on where it was stopped."
+    " serve take, or with --rank 0 the whole model. Started again with the same flags,"
+    " on the same devices or others, it goes on where it was stopped."
 )
 
 
@@ -91,12 +91,11 @@ class SftArgs(Flags):
                 f"--adapter {self.adapter} is where an adapter starts, and --rank 0 trains all"
                 " weights: leave one out."
             )
-        if self.rows % (self.microbatches * self.data_parallel * self.fsdp):
-            raise ValueError(
-                f"--rows {self.rows} do not divide into --microbatches {self.microbatches} over"
-                f" --data-parallel x --fsdp = {self.data_parallel * self.fsdp} devices: choose"
-                " divisors."
-            )
+
+    @property
+    def shares(self) -> int:
+        """Parts that the rows of a step are computed in: microbatches times devices."""
+        return self.microbatches * self.data_parallel * self.fsdp
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,6 +110,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _main(argv: list[str]) -> None:
     args = parse(SftArgs, "sft", _DESCRIPTION, argv)
     check_place(args.out, "--out")
+    if args.rows % args.shares:
+        raise ValueError(
+            f"--rows {args.rows} do not divide into --microbatches {args.microbatches} over"
+            f" --data-parallel x --fsdp = {args.data_parallel * args.fsdp} devices: choose"
+            " divisors."
+        )
     for path, flag in ((args.data, "--data"), (args.held_out, "--held-out")):
         if path is not None and not path.is_file():
             raise ValueError(f"{flag} {path} is no file: name one with a chat a line.")
