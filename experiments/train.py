@@ -163,6 +163,7 @@ def start(
                 if lock is None
                 else _Locked(run_dir=run_dir, lock=lock, sender=sender, progress=progress)
             ),
+            kept=None if sender is None else sender.poke,
             hosts=hosts,
         )
         if hosts.first:
