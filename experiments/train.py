@@ -94,7 +94,7 @@ def start(
         }
         check_memory(config)
         if not even_so:
-            check_plan(config)
+            check_plan(config, own_copies=hosts.own_copies)
         folders = in_folders(config)
         check_language(folders)
         if hosts.first or not hosts.own_copies:  # others keep the one that they have fetched
