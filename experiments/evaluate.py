@@ -94,8 +94,9 @@ def evaluate(
       ValueError: no such checkpoint, a missing model, limits or meshes that do not fit, a family
         with too few games, an arm that cannot be played, or damaged files of the run.
     """
-    plan = _planned(config, task)
     run_dirs = [run_dir, *others]
+    with hosts.told():
+        plan = _planned(config, task)
     hosts.meet()  # what is there, all of them see
     step, newest = _steps(run_dirs, plan.config, name, step, hosts)
     costs = [training_cost(path, config, step) for path in run_dirs]

@@ -56,7 +56,10 @@ def connect(config: HostsConfig) -> Hosts:
             " or with the same --hosts.coordinator HOST:PORT and --hosts.count, and with another"
             " --hosts.index on each."
         ) from error
-    return these_hosts()
+    hosts = these_hosts()
+    with ended_together(hosts):
+        hosts.meet()  # at once: of CPUs, the first time none may come 30 s after the others
+    return hosts
 
 
 @contextlib.contextmanager

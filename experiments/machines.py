@@ -42,6 +42,14 @@ class Machine:
     host_bounds: tuple[int, ...] = ()  # chips of one host, where they are not the compiler's own
     target: str = ""  # a GPU, as its compiler reads it
 
+    @property
+    def hosts(self) -> int:
+        """Machines that it is: of TPUs four chips each, but up to eight v5e or v6e are one; GPUs
+        are one.
+        """
+        one = 8 if self.topology.startswith(("v5e:", "v6e:")) else 4
+        return 1 if not self.topology or self.count <= one else self.count // 4
+
 
 def _tpu(
     name: str, gib: float, teraflops: float, gigabytes: float, gigabits: float, host_gib: float

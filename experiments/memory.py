@@ -12,13 +12,13 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from experiments.limits import local_roles
 from experiments.shapes import adapter_shape, model_shape
 from ictjax.config import AXES, LoraConfig, MeshConfig, SamplerConfig
-from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_specs
+from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_specs, without_data
 from ictjax.models import lora, transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.run_config import RoleConfig, TrainConfig
 
-Kind = Literal["weights", "optimizer", "cache"]
+Kind = Literal["weights", "optimizer", "cache", "checkpoint"]
 
 
 class Use(NamedTuple):
@@ -91,6 +91,37 @@ def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
         yield _weights(what, "weights", {"reflector weights"}, frozen, axes, mesh, RULES)
     for name, role, sizes in local_roles(config):
         yield _cache(name, model_shape(role), sizes, role.mesh)
+
+
+def gathered_checkpoint(config: TrainConfig, num_hosts: int) -> Use:
+    """What saving takes where each of several hosts has a copy of the run: the first one holds all
+    of a checkpoint until it is written, and the devices of each hold one array at a time as
+    `mesh.gathered` makes it, split by fsdp and tensor alone.
+
+    Args:
+      num_hosts: that train together; the mesh has devices of all of them.
+    """
+    state = [use for use in uses(config) if use.parts & {"trained", "optimizer"}]
+    trained, axes = trained_shapes(config, model_shape(config.reflector))
+    mesh = config.reflector.mesh
+    devices = _abstract(mesh)
+    wide = max(np.dtype(config.optimizer.moments).itemsize, 4)  # weights are float32
+    specs = param_specs(axes, trained, devices, TRAINED_RULES)
+    places = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    whole = sum(use.whole_bytes for use in state)
+    return Use(
+        "a checkpoint on the first host, an array on each device",
+        "checkpoint",
+        frozenset({"checkpoint"}),
+        None,
+        whole,
+        max(
+            _bytes(leaf, NamedSharding(devices, without_data(spec))) // leaf.dtype.itemsize * wide
+            for leaf, spec in zip(jax.tree.leaves(trained), places, strict=True)
+        ),
+        mesh.num_devices,
+        host_bytes=whole * num_hosts // mesh.num_devices,
+    )
 
 
 def trained_shapes(config: TrainConfig, reflector: ModelConfig) -> tuple[Any, Any]:

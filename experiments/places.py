@@ -11,11 +11,12 @@ from experiments.memory import device_bytes, host_bytes
 from experiments.plan import Place
 
 
-def place_of(machine: Machine | None) -> Place:
+def place_of(machine: Machine | None, *, own_copies: bool = False) -> Place:
     """Opens the devices. `commands.plan` has set the environment that this needs.
 
     Args:
       machine: None for the devices of this machine.
+      own_copies: whether each of several hosts has a copy of the run, as at an address.
     """
     if machine is None:
         devices = jax.devices()
@@ -28,6 +29,8 @@ def place_of(machine: Machine | None) -> Place:
             devices=devices,
             device_bytes=there,
             host_bytes=None if free is None else free // jax.local_device_count(),
+            hosts=jax.process_count(),
+            own_copies=own_copies,
         )
     if machine.topology:
         bounds = {"chips_per_host_bounds": machine.host_bounds} if machine.host_bounds else {}
@@ -53,4 +56,6 @@ def place_of(machine: Machine | None) -> Place:
         host_bytes=machine.chip.host_bytes,
         chip=machine.chip,
         estimated_on=estimated_on,
+        hosts=machine.hosts,
+        own_copies=own_copies,
     )

@@ -16,7 +16,7 @@ from experiments.hlo import traffic
 from experiments.kept_figures import Compiled, kept_figures
 from experiments.limits import check_limits
 from experiments.machines import Chip
-from experiments.memory import Use, uses
+from experiments.memory import Use, gathered_checkpoint, uses
 from experiments.plan_changes import Change
 from experiments.plan_programs import Program, num_programs, run_programs
 from experiments.presets import with_adapters_in_folders
@@ -53,6 +53,7 @@ class Plan:
     device_bytes: int | None  # that a device has; None: unknown
     host_bytes: int | None  # that its host has for it; None: unknown
     devices: int
+    hosts: int  # that these devices are of
     estimated_on: str  # the platform that compiled, where it is not the machine's own
     uses: tuple[Use, ...]
     phases: tuple[Phase, ...]
@@ -96,6 +97,9 @@ class Place:
     host_bytes: int | None = None  # for each device
     chip: Chip | None = None
     estimated_on: str = ""
+    hosts: int = 1  # that these devices are of
+    # of several hosts each has a copy of the run, as at an address: the first one saves all
+    own_copies: bool = False
 
 
 def _without_kernels(config: TrainConfig) -> TrainConfig:
@@ -132,7 +136,7 @@ class Planner:
         folders = [config_folder(role.model) for role in (config.actor, config.reflector)]
         if None not in folders and not config.actor.endpoint.url:  # their small files are here
             check_language(with_adapters_in_folders(config.with_models(*map(str, folders))))
-        kept = tuple(uses(config))
+        kept = self._kept(config)
         works = {one.phase: one for one in work(config, assumed)}
         phases = []
         if self._kept_fits(kept):  # else no program needs to be made
@@ -147,6 +151,7 @@ class Planner:
             device_bytes=self.place.device_bytes,
             host_bytes=self.place.host_bytes,
             devices=len(self.place.devices),
+            hosts=self.place.hosts,
             estimated_on=self.place.estimated_on,
             uses=kept,
             phases=tuple(phases),
@@ -156,7 +161,7 @@ class Planner:
     def fits(self, config: TrainConfig) -> bool:
         """Whether a run has room; stops at the first program that has none."""
         check_limits(config)
-        kept = tuple(uses(config))
+        kept = self._kept(config)
         if not self._kept_fits(kept):
             return False
         for program in self._programs(config):
@@ -197,6 +202,11 @@ class Planner:
         )
         self._wanted = len({program.key for program in programs} | self._compiled.keys())
         return programs
+
+    def _kept(self, config: TrainConfig) -> tuple[Use, ...]:
+        hosts = self.place.hosts
+        saved = [gathered_checkpoint(config, hosts)] if self.place.own_copies and hosts > 1 else []
+        return (*uses(config), *saved)
 
     def _kept_fits(self, kept: Sequence[Use]) -> bool:
         there = self.place.host_bytes
@@ -324,7 +334,8 @@ class Whole(NamedTuple):
     tokens: int  # sampled and appended by both models, of all iterations
     checkpoint_bytes: int  # of one
     # that a save keeps the next iteration waiting: what the devices hold of it is copied to their
-    # hosts, all devices at once, and written from there while the run goes on
+    # hosts, all devices at once, or one copy of all of it to the first host, and written from there
+    # while the run goes on
     checkpoint_seconds: float
     checkpoint_share: float  # of the iterations' time
 
@@ -348,7 +359,11 @@ def whole_run(config: TrainConfig, plan: Plan, assumed: Assumptions) -> Whole | 
         before = played * early / games + written * replies / group
     hours = (before + one * config.iterations) / 3600
     state = [use for use in plan.uses if use.parts & {"trained", "optimizer"}]
-    saving = sum(use.device_bytes for use in state) / (assumed.host_gb_per_second * 1e9)
+    copied = sum(use.device_bytes for use in state)
+    if any(use.kind == "checkpoint" for use in plan.uses):
+        mesh = config.reflector.mesh
+        copied = sum(use.whole_bytes for use in state) // (mesh.fsdp * mesh.tensor)
+    saving = copied / (assumed.host_gb_per_second * 1e9)
     return Whole(
         seconds_per_iteration=one,
         seconds_before=before,
@@ -369,9 +384,17 @@ def refusal(plan: Plan) -> str:
     worst = max(plan.phases, key=lambda phase: phase.total, default=None)
     there = (plan.device_bytes or 0) / gib
     if not plan.host_fits:
+        needed, has = plan.host_needed / gib, (plan.host_bytes or 0) / gib
+        first = [use for use in plan.uses if use.kind == "checkpoint"]
+        if not first:
+            return (
+                f"the optimizer takes {needed:.1f} GiB of the host's memory for each device, and it"
+                f" has {has:.1f}"
+            )
         return (
-            f"the optimizer takes {plan.host_needed / gib:.1f} GiB of the host's memory for each"
-            f" device, and it has {(plan.host_bytes or 0) / gib:.1f}"
+            f"the first host holds whole checkpoints of {first[0].whole_bytes / gib:.1f} GiB, for"
+            f" which it needs {needed:.1f} GiB for each device and has {has:.1f}: write the run to"
+            " a folder that all hosts see, where each holds its own part, or train an adapter"
         )
     if worst is None:
         held = sum(use.device_bytes for use in plan.uses)

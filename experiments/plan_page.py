@@ -59,6 +59,7 @@ def to_json(
     return {
         "machine": plan.machine,
         "devices": plan.devices,
+        "hosts": plan.hosts,
         "device_bytes": plan.device_bytes,
         "host_bytes_per_device": plan.host_bytes,
         "estimated_on": plan.estimated_on,
@@ -153,6 +154,17 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
                 f"Of these, {whole.seconds_before / 3600:,.1f} hours collect contexts before the"
                 " first update."
             )
+    if plan.hosts > 1:
+        state = [use for use in plan.uses if use.parts & {"trained", "optimizer"}]
+        size = _gib(sum(use.whole_bytes for use in state))
+        yield (
+            f"The first of the {plan.hosts} hosts is sent all of each checkpoint and holds its"
+            f" {size} GiB until it is written."
+            if any(use.kind == "checkpoint" for use in plan.uses)
+            else f"In a folder that all {plan.hosts} hosts see, each saves its own part of a"
+            f" checkpoint; at an address the first one holds all {size} GiB of it, which"
+            " --run-dir gs://... counts."
+        )
     if plan.host_needed:
         there = (
             "how much it has is not known"

@@ -24,6 +24,7 @@ def check(
     machine: Machine | None = None,
     assumed: Assumptions | None = None,
     as_json: bool = False,
+    own_copies: bool = False,
 ) -> None:
     """Prints a plan; where it says no, what would fit, and ends the program with exit code 1.
 
@@ -33,9 +34,10 @@ def check(
       machine: None for the devices of this machine.
       assumed: of games and machine.
       as_json: one object on standard output, and nothing else there.
+      own_copies: whether each of several hosts has a copy of the run, as at an address.
     """
     assumed = assumed or Assumptions()
-    place = place_of(machine)
+    place = place_of(machine, own_copies=own_copies)
     # of this machine's CPU, one device is as good as all
     here = machine is None and place.devices[0].platform == "cpu"
     check_idle(config, place.devices, even_so=here)
@@ -66,15 +68,19 @@ def check(
         sys.exit(1)
 
 
-def check_plan(config: TrainConfig) -> None:
+def check_plan(config: TrainConfig, *, own_copies: bool = False) -> None:
     """Raises ValueError where a run would not fit this machine's devices. Small models are left to
     `memory.check_memory`: compiling twice would take longer than their run does.
+
+    Args:
+      own_copies: whether each of several hosts has a copy of the run, as at an address.
     """
     roles = [config.reflector, *([] if config.actor.endpoint.url else [config.actor])]
     if max(model_shape(role).num_params for role in roles) < SMALL:
         return
     with counting_bar("compiling") as advance:
-        plan = Planner(place_of(None), advance).plan(config, Assumptions())
+        place = place_of(None, own_copies=own_copies)
+        plan = Planner(place, advance).plan(config, Assumptions())
     if not plan.fits:
         raise ValueError(
             f"This run does not fit the devices here: {refusal(plan)}. --check lists single changes"

@@ -1,11 +1,12 @@
 """Run directories at an address (gs://, s3://): a working copy on this machine, and what is sent.
 
 Object stores know no rename, no append and no lock, so a run is written in a folder of this machine
-as every other, with all that this guarantees, and its files are sent after each iteration: the
-records, then complete checkpoints, then an index that names all of them with their checksums. The
-index is one object, which appears whole: what it does not name does not count, so an upload that
-was cut off leaves the run as it was. Whoever goes on elsewhere fetches what the index names. Of
-several hosts each has a working copy, and the first alone sends.
+as every other, with all that this guarantees, and its files are sent after each iteration, and
+whenever a piece of the contexts before the first is there: the records, then complete checkpoints,
+then an index that names all of them with their checksums. The index is one object, which appears
+whole: what it does not name does not count, so an upload that was cut off leaves the run as it was.
+Whoever goes on elsewhere fetches what the index names. Of several hosts each has a working copy,
+and the first alone sends.
 
 Two indices: one of what training writes, for whoever holds the lock of the address; one of
 evaluations and reports, which may come from other machines meanwhile.

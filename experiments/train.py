@@ -79,51 +79,57 @@ def start(
             if lost := gaps(run_dir, done):
                 _say(console, incomplete(run_dir, lost))
             return
-    check_limits(config)
-    check_meshes(config)
-    devices = jax.devices()  # of a CPU, one is as good as all
-    check_idle(config, devices, even_so=even_so or devices[0].platform == "cpu")
-    reflector = config.reflector
-    attention = resolve(
-        config.learner.attention, model_shape(reflector), platform_of(open_mesh(reflector.mesh))
-    )
-    sampling = sampling_attention(config)
-    check_memory(config)
-    if not even_so:
-        check_plan(config)
-    folders = in_folders(config)
-    check_language(folders)
-    if hosts.first or not hosts.own_copies:  # others keep the one that they have fetched
-        check_space(run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints)
-    models = content_hashes(folders)
-    with contextlib.ExitStack() as resources:
-        named = [str(device) for device in devices]
-        manifest = make_manifest(preset, config, environment, named, models, attention, sampling)
-        lock = None
-        if not hosts.first:
-            pass  # the first host makes the directory, and holds it
-        elif how == "go on":
-            lock = resources.enter_context(RunLock(run_dir))
-            manifest = read_manifest(run_dir) or manifest
-            check_models(run_dir, manifest.get("models", {}), folders, models)
-            resumed = resources.enter_context(
-                going_on(
-                    run_dir,
-                    lock,
-                    config,
-                    read_run(run_dir),
-                    manifest,
-                    models,
-                    attention,
-                    sampling,
-                )
+    with hosts.told():
+        check_limits(config)
+        check_meshes(config)
+        devices = jax.devices()  # of a CPU, one is as good as all
+        check_idle(config, devices, even_so=even_so or devices[0].platform == "cpu")
+        reflector = config.reflector
+        attention = resolve(
+            config.learner.attention, model_shape(reflector), platform_of(open_mesh(reflector.mesh))
+        )
+        sampling = sampling_attention(config)
+        check_memory(config)
+        if not even_so:
+            check_plan(config, own_copies=hosts.own_copies)
+        folders = in_folders(config)
+        check_language(folders)
+        if hosts.first or not hosts.own_copies:  # others keep the one that they have fetched
+            check_space(
+                run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints
             )
-            for line in resumed.lines(run_dir):
-                _say(console, line)
-        else:
-            if how == "restart":
-                _say(console, f"The run that was in {run_dir} is now {set_aside(run_dir)}.")
-            lock = resources.enter_context(new_run(run_dir, config, manifest))
+        models = content_hashes(folders)
+    with contextlib.ExitStack() as resources:
+        with hosts.told():
+            named = [str(device) for device in devices]
+            manifest = make_manifest(
+                preset, config, environment, named, models, attention, sampling
+            )
+            lock = None
+            if not hosts.first:
+                pass  # the first host makes the directory, and holds it
+            elif how == "go on":
+                lock = resources.enter_context(RunLock(run_dir))
+                manifest = read_manifest(run_dir) or manifest
+                check_models(run_dir, manifest.get("models", {}), folders, models)
+                resumed = resources.enter_context(
+                    going_on(
+                        run_dir,
+                        lock,
+                        config,
+                        read_run(run_dir),
+                        manifest,
+                        models,
+                        attention,
+                        sampling,
+                    )
+                )
+                for line in resumed.lines(run_dir):
+                    _say(console, line)
+            else:
+                if how == "restart":
+                    _say(console, f"The run that was in {run_dir} is now {set_aside(run_dir)}.")
+                lock = resources.enter_context(new_run(run_dir, config, manifest))
         hosts.meet()
         kind = jax.devices()[0].device_kind
         _say(
@@ -133,7 +139,8 @@ def start(
         )
         ways = ", ".join(f"{name} {way}" for name, way in sampling.items())
         _say(console, f"Attention of the samplers: {ways}.")
-        pool = resources.enter_context(open_pool(config.task.environment))
+        with hosts.told():
+            pool = resources.enter_context(open_pool(config.task.environment))
         progress = resources.enter_context(
             LiveProgress(
                 "iterations",
@@ -153,6 +160,7 @@ def start(
                 if lock is None
                 else _Locked(run_dir=run_dir, lock=lock, sender=sender, progress=progress)
             ),
+            kept=None if sender is None else sender.poke,
             hosts=hosts,
         )
         if hosts.first:

@@ -464,19 +464,25 @@ def _writer(*, alone: bool) -> ocp.AsyncCheckpointer:
     """What writes a checkpoint: of several hosts all together, or the first one alone, which does
     not wait for the others then.
     """
-    hosts = (
-        ocp.options.MultiprocessingOptions(
+    hosts = ocp.options.MultiprocessingOptions()
+    if alone:
+        hosts = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
         )
-        if alone
-        else ocp.options.MultiprocessingOptions()
-    )
+    options = ocp.CompositeOptions(multiprocessing_options=hosts)
+    items = ocp.CompositeCheckpointHandler("state", "host", composite_options=options)
+    if alone:
+        # what it is given is copied already, and nobody else's: one copy of all weights, not two
+        as_it_is = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+        state = ocp.PyTreeCheckpointHandler(
+            multiprocessing_options=hosts,
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+                (np.ndarray, as_it_is), (jax.Array, ocp.type_handlers.ArrayHandler())
+            ),
+        )
+        items = ocp.CompositeCheckpointHandler("host", state=state, composite_options=options)
     return ocp.AsyncCheckpointer(
-        ocp.CompositeCheckpointHandler(
-            "state",
-            "host",
-            composite_options=ocp.CompositeOptions(multiprocessing_options=hosts),
-        ),
+        items,
         async_options=ocp.options.AsyncOptions(
             timeout_secs=_LONGEST_WRITE_S, create_directories_asynchronously=False
         ),

@@ -84,7 +84,7 @@ class Hosts:
         """
         if self.count == 1:
             return list(work(items))
-        with self._told():
+        with self.told():
             mine = list(work(self.share(items)))
         answers = self._answers({"results": [write(result) for result in mine]})
         results: list[_Result] = []
@@ -93,8 +93,10 @@ class Hosts:
         return results
 
     def agree(self, value: _Item) -> _Item:
-        """What the first host says; `value` is JSON. All wait for it."""
-        return value if self.count == 1 else self._everyone({"value": value})[0]["value"]
+        """What the first host says; `value` is JSON. All wait for it. Raises CannotGoOn where one
+        could not do what came before (see `told`).
+        """
+        return value if self.count == 1 else self._answers({"value": value})[0]["value"]
 
     @property
     def own_copies(self) -> bool:
@@ -113,7 +115,7 @@ class Hosts:
             return
         for mine in (self.first, not self.first):  # the first one changes nothing while others read
             if mine:
-                with self._told():
+                with self.told():
                     self.exchange()
             if self.count > 1:
                 self._answers({})
@@ -135,8 +137,11 @@ class Hosts:
             ) from error
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tells the others, who wait for an answer, what this host could not do."""
+    def told(self) -> Iterator[None]:
+        """Around what each host does for itself and may fail at alone: the others, who come to the
+        next meeting (`meet`, `agree` or `together`), end there with what this one could not do.
+        Within, nobody meets: the others would take this host's answer for one to something else.
+        """
         try:
             yield
         except Exception as error:

@@ -117,8 +117,8 @@ def gathered(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         raise TypeError(f"{array.sharding} is on no mesh")
     mesh = array.sharding.mesh
     assert isinstance(mesh, Mesh), mesh
-    spec = PartitionSpec(*map(_without_data, array.sharding.spec))
-    whole = jax.jit(_on_device, out_shardings=NamedSharding(mesh, spec))(array)
+    sharding = NamedSharding(mesh, without_data(array.sharding.spec))
+    whole = jax.jit(_on_device, out_shardings=sharding)(array)
     return jax.block_until_ready(on_own_part(whole, mesh))
 
 
@@ -134,9 +134,11 @@ def _on_device(array: jax.Array) -> jax.Array:
     return jax.device_put(array, jax.memory.Space.Device)
 
 
-def _without_data(target: Any) -> Any:
-    """What splits a dimension within a host."""
-    return tuple(axis for axis in _axes(target) if axis != "data") or None
+def without_data(spec: PartitionSpec) -> PartitionSpec:
+    """What splits an array within a host, of what splits it over all."""
+    return PartitionSpec(
+        *(tuple(axis for axis in _axes(target) if axis != "data") or None for target in spec)
+    )
 
 
 def open_mesh(config: MeshConfig) -> Mesh | None:

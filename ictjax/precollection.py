@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from envs.api import CannotGoOn, GameId, Outcome
@@ -29,7 +29,13 @@ FILE_NAME = "precollected.jsonl"
 _ROUNDS = 4
 
 
-def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[Context]:
+def precollected(
+    arena: Arena,
+    run_dir: pathlib.Path,
+    *,
+    resumed: bool,
+    kept: Callable[[], None] | None = None,
+) -> list[Context]:
     """The contexts of the base reflector: collected once, before the first update, and read from
     the run directory ever after.
 
@@ -39,6 +45,7 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
       arena: where they are played, with the reflector before training.
       run_dir: of the run.
       resumed: whether the run has been trained already.
+      kept: is called on the first host when a piece is on disk, and when all contexts are.
 
     Raises:
       ValueError: a resumed run has lost them, or they are others now: training would go on with
@@ -51,11 +58,15 @@ def precollected(arena: Arena, run_dir: pathlib.Path, *, resumed: bool) -> list[
     if not arena.hosts.agree(path.exists()):
         if resumed:
             raise ValueError(f"{path} is missing: restore it, or start another run.")
-        lines = precollect(arena, partial)
+        lines = precollect(arena, partial, kept)
         if arena.hosts.first:
-            # first: whoever finds contexts finds their checksum, but for runs of older versions
-            write_lines(seal, [_seal("".join(f"{line}\n" for line in lines).encode(), path.name)])
-            write_lines(path, lines)
+            with arena.hosts.told():
+                data = "".join(f"{line}\n" for line in lines).encode()
+                # first: whoever finds contexts finds their checksum, but for older runs
+                write_lines(seal, [_seal(data, path.name)])
+                write_lines(path, lines)
+                if kept is not None:
+                    kept()
         arena.hosts.meet()
     if arena.hosts.first:
         partial.unlink(missing_ok=True)
@@ -94,12 +105,15 @@ class _Piece(NamedTuple):
     prompts: list[str]  # that the loops go on with
 
 
-def precollect(arena: Arena, partial: pathlib.Path) -> list[str]:
+def precollect(
+    arena: Arena, partial: pathlib.Path, kept: Callable[[], None] | None = None
+) -> list[str]:
     """`precollected_loops` loops x `meta_turns` meta-turns of the reflector as it is now.
 
     Args:
       arena: where they are played.
       partial: the file of finished pieces; goes on behind those that are there.
+      kept: is called on the first host when a piece is in that file.
 
     Returns:
       The contexts as JSON lines, by meta-turn, then by loop.
@@ -130,9 +144,12 @@ def precollect(arena: Arena, partial: pathlib.Path) -> list[str]:
         if len(group) >= whole or len(lines) == len(batches):
             _check_played(contexts, lines.values(), partial)
         if arena.hosts.first:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("ab", buffering=0) as file:
-                append(file, f"{_sealed(piece)}\n".encode())
+            with arena.hosts.told():
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                with partial.open("ab", buffering=0) as file:
+                    append(file, f"{_sealed(piece)}\n".encode())
+                if kept is not None:
+                    kept()
     return [lines[place] for place in sorted(lines)]
 
 

@@ -32,6 +32,7 @@ Where it deviates from In-context Training as published (arXiv 2605.20477), and 
 import contextlib
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -79,6 +80,7 @@ def train(
     environment: Environment,
     pool: Pool,
     progress: TrainProgress | None = None,
+    kept: Callable[[], None] | None = None,
     hosts: Hosts = ALONE,
 ) -> int:
     """Trains the reflector, continuing from the newest checkpoint in `run_dir`, and returns the
@@ -89,6 +91,9 @@ def train(
     loss is computed from the learner's own log-probabilities at fixed shapes, so a run that was
     killed and resumed writes the same lines, the key "time" apart: with grpo.correction up to the
     rounding of the sampler's log-probabilities only.
+
+    Contexts that are collected before training are written piece by piece, and `kept` is called
+    whenever another one is there.
 
     With several hosts (`ictjax.hosts`) all of them call this. The first writes to the run
     directory; the others see the same one, or each its own copy.
@@ -166,7 +171,7 @@ def train(
         hosts.meet()
         collected = None
         if config.meta.collection == "precollected":
-            collected = precollected(arena, run_dir, resumed=host is not None)
+            collected = precollected(arena, run_dir, resumed=host is not None, kept=kept)
         writer = None
         if hosts.first:
             trackers = open_trackers(config, run_dir)

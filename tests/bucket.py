@@ -1,5 +1,6 @@
 """A bucket in a folder, behind gs://, for tests in this process; and, as a program, for commands in
-another one: python -m tests.bucket FOLDER COMMAND ...
+another one: python -m tests.bucket FOLDER COMMAND ... Objects of the names in the environment
+variable AWAY cannot be read there.
 """
 
 import os
@@ -10,10 +11,12 @@ from etils.epath import backend, gpath
 
 
 class Store(backend._OsPathBackend):
-    """Objects appear when they are closed; `left` more can be written."""
+    """Objects appear when they are closed; `left` more can be written, and those with a name of
+    `away` in theirs cannot be read.
+    """
 
-    def __init__(self, folder):
-        self.folder, self.left, self.written = folder, 10**9, []
+    def __init__(self, folder, away=()):
+        self.folder, self.left, self.written, self.away = folder, 10**9, [], away
 
     def _here(self, path):
         return str(self.folder / os.fspath(path).removeprefix("gs://"))
@@ -24,6 +27,8 @@ class Store(backend._OsPathBackend):
                 raise OSError("503 Service Unavailable")
             self.left -= 1
             self.written.append(os.fspath(path).removeprefix("gs://bucket/runs/a/"))
+        elif any(name in os.fspath(path) for name in self.away):
+            raise OSError("503 Service Unavailable")
         return super().open(self._here(path), mode)
 
     def exists(self, path):
@@ -48,7 +53,7 @@ class Store(backend._OsPathBackend):
 def main():
     """Runs a command of the program on this machine, whose gs:// is a folder."""
     _, folder, *argv = sys.argv
-    gpath._PREFIX_TO_BACKEND["gs"] = Store(pathlib.Path(folder))
+    gpath._PREFIX_TO_BACKEND["gs"] = Store(pathlib.Path(folder), os.environ.get("AWAY", "").split())
     gpath._is_tf_installed = lambda: False
     sys.argv = ["ictjax", *argv]
     from experiments.__main__ import main  # its signals, as users start it

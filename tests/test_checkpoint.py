@@ -473,6 +473,22 @@ def test_a_host_that_only_gives_its_part_keeps_no_copy_of_it(tmp_path, monkeypat
     assert peak < state["a"].nbytes
 
 
+def test_the_host_that_saves_for_all_copies_each_array_once(tmp_path):
+    state = {name: jnp.full((2**20,), ord(name), jnp.float32) for name in "abcd"}
+    whole = sum(array.nbytes for array in state.values())
+    with Checkpointer(tmp_path, own_copies=True) as checkpointer:
+        tracemalloc.start()
+        try:
+            checkpointer.save(1, state, {})
+            checkpointer.wait()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        restored, _ = checkpointer.restore(1, state)
+    assert whole <= peak < whole + state["a"].nbytes
+    assert all((restored[name] == state[name]).all() for name in state)
+
+
 def test_the_space_for_all_checkpoints_is_known_before_the_first(tmp_path, monkeypatch):
     shapes = _abstract(_like_trained())
     folder = tmp_path / "new" / "checkpoints"

@@ -705,7 +705,7 @@ def test_every_preset_is_of_a_model_that_ships_or_is_published():
 def planned(argv, monkeypatch, capsys):
     """What --check prints of a run that a device of 16 GiB has no room for."""
     here = places.Place(name="here", devices=jax.devices()[:1], device_bytes=2**34)
-    monkeypatch.setattr(plan_run, "place_of", lambda machine: here)
+    monkeypatch.setattr(plan_run, "place_of", lambda machine, **_: here)
     with pytest.raises(SystemExit) as ended:
         train.main(argv)
     assert ended.value.code == 1

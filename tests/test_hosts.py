@@ -10,22 +10,25 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils.epath import gpath
 
 from envs.api import CannotGoOn, Refusal
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
 from experiments.memory import uses
-from experiments.remote_run import CACHE_VARIABLE
+from experiments.remote_run import CACHE_VARIABLE, RemoteRun
 from ictjax.config import HostsConfig
 from ictjax.digests import changed, digests, sums
 from ictjax.hosts import ALONE, HostLost, Hosts
 from ictjax.metrics import read_metrics
 from ictjax.run_config import from_dict
+from tests.bucket import Store
 
 # What one process and two sum in another order; games, replies and prompts are the same.
 ROUNDED = ("grad_norm", "loss", "policy_loss", "update_norm", "entropy", "kl", "ratio", "clip")
@@ -45,8 +48,19 @@ def start():
     environ = os.environ | {"XLA_FLAGS": ""}
     started = []
 
-    def begin(count, command, *words, program=("-m", "experiments"), caches=None):
-        """With `caches`, each host has a folder of that name and its number for working copies."""
+    def begin(
+        count,
+        command,
+        *words,
+        program=("-m", "experiments"),
+        caches=None,
+        odd=None,
+        flag=(),
+        away="",
+    ):
+        """With `caches`, each host has a folder of that name and its number for working copies. The
+        host `odd` has one more flag, or cannot read these objects of a bucket.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -56,10 +70,14 @@ def start():
         processes = []
         for index in range(count):
             own = [f"--hosts.index={index}"] if count > 1 else []
+            variables = {} if caches is None else {CACHE_VARIABLE: f"{caches}-{index}"}
+            if index == odd:
+                own += flag
+                variables["AWAY"] = away
             processes.append(
                 subprocess.Popen(
                     [sys.executable, *program, command, *words, *together, *own],
-                    env=environ | ({} if caches is None else {CACHE_VARIABLE: f"{caches}-{index}"}),
+                    env=environ | variables,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -199,6 +217,46 @@ def test_hosts_with_disks_of_their_own_share_a_run_in_a_bucket(runs, flags, star
     assert tree(read / results["folder"]).keys() < tree(place / results["folder"]).keys()
 
 
+@pytest.fixture
+def bucket(runs, tmp_path, monkeypatch):
+    """How `start` begins commands beside a bucket that holds a run of one host."""
+    stores = tmp_path / "stores"
+    with monkeypatch.context() as here:
+        here.setitem(gpath._PREFIX_TO_BACKEND, "gs", Store(stores))
+        here.setattr(gpath, "_is_tf_installed", lambda: False)
+        here.setenv(CACHE_VARIABLE, str(tmp_path / "sent"))
+        remote = RemoteRun(Path("gs://bucket/runs/a"), "training")
+        shutil.copytree(runs[0], remote.path)
+        remote.push()
+    return {
+        "program": ("-m", "tests.bucket", str(stores)),
+        "caches": tmp_path / "host",
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "odd", "fault", "reason"),
+    [
+        ("evaluate", 1, {"away": "config.json"}, "503 Service Unavailable"),
+        ("evaluate", 0, {"away": "checkpoints/3/"}, "503 Service Unavailable"),
+        ("evaluate", 1, {"flag": ["--actor.mesh.tensor=3"]}, "tensor=3"),
+        ("train", 1, {"away": "checkpoints/3/"}, "503 Service Unavailable"),
+        ("train", 1, {"flag": ["--actor.mesh.tensor=3"]}, "tensor=3"),
+    ],
+)
+def test_a_host_that_fails_alone_before_all_compute_tells_the_others_why(
+    bucket, flags, start, command, odd, fault, reason
+):
+    words = [*flags, "--iterations=4"] if command == "train" else []
+    words.append("--run-dir=gs://bucket/runs/a")
+    processes = start(2, command, *words, **bucket, odd=odd, **fault)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == ([2, 1] if odd == 0 else [1, 2])
+    assert f"ictjax: Host {odd} of 2 cannot go on: " in errors[1 - odd]
+    assert all(reason in said and "Traceback" not in said for said in errors)
+    assert "cannot go on" not in errors[odd]
+
+
 def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
     runs, flags, start, tmp_path
 ):
@@ -295,6 +353,25 @@ def test_what_one_host_cannot_exchange_ends_the_other_one_too(kind, index):
     assert str(errors[1 - index]) == f"Host {index} of 2 cannot go on: the store is away"
     assert calls == [0, 1][: index + 1]  # nobody fetches what was not sent
     assert side_by_side(Hosts.meet, calls.append) == [None, None] and calls[-2:] == [0, 1]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_one_host_cannot_do_alone_ends_the_other_one_at_the_next_meeting(index):
+    def alone(hosts):
+        with hosts.told():
+            if hosts.index == index:
+                raise ValueError("no\nmodel")
+
+    for meeting in (
+        Hosts.meet,
+        lambda hosts: hosts.agree(1),
+        lambda hosts: decide(hosts, lambda: 1),
+        lambda hosts: hosts.together([1, 2], list, str, int),
+    ):
+        errors = side_by_side(lambda hosts, meeting=meeting: (alone(hosts), meeting(hosts)))
+        assert (type(errors[index]), str(errors[index])) == (ValueError, "no\nmodel")
+        assert type(errors[1 - index]) is CannotGoOn
+        assert str(errors[1 - index]) == f"Host {index} of 2 cannot go on: no model"
 
 
 @pytest.mark.parametrize(("kind", "first"), [(ValueError, Refusal), (CannotGoOn, CannotGoOn)])

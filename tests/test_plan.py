@@ -25,12 +25,13 @@ from experiments.hlo import Traffic, traffic
 from experiments.kept_figures import Compiled, kept_figures
 from experiments.limits import check_idle, check_limits, local_roles
 from experiments.machines import GPU_SHARE, GPUS, TPUS, machine
-from experiments.memory import uses
+from experiments.memory import trained_shapes, uses
 from experiments.plan import Place, Planner, compile_program, whole_run
 from experiments.plan_changes import Change, single_changes
-from experiments.plan_page import to_json, verdict
+from experiments.plan_page import show, to_json, verdict
 from experiments.plan_programs import num_programs
 from experiments.presets import PRESETS, on_named_mesh
+from experiments.shapes import model_shape
 from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
 from ictjax.sampler import row_programs, turn_shapes
 from tests.test_cli import refused
@@ -72,6 +73,14 @@ def test_machines_have_the_devices_of_their_names(name, topology, count, mesh):
     found = machine(name)
     assert (found.topology, found.count, found.mesh) == (topology, count, mesh)
     assert MESHES[mesh].reflector.num_devices == count
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts"),
+    [("v5e-8", 1), ("v5e-16", 4), ("v6e-8", 1), ("v5p-8", 1), ("v5p-16", 2), ("8xh100-80gb", 1)],
+)
+def test_machines_are_of_so_many_hosts(name, hosts):
+    assert machine(name).hosts == hosts
 
 
 def test_every_gpu_is_described_to_its_compiler():
@@ -301,8 +310,56 @@ def test_moments_in_the_memory_of_the_host_have_to_fit_there(monkeypatch):
     assert Planner(unknown).plan(away, Assumptions()).fits
 
 
+def test_the_first_host_of_a_run_at_an_address_holds_whole_checkpoints(monkeypatch):
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    eight = on_named_mesh(TINY, "v5e-8").with_slots(8, 8)
+    mesh = eight.reflector.mesh
+    folder = dataclasses.replace(place(2**40, count=8), hosts=2, host_bytes=2**40)
+    address = dataclasses.replace(folder, own_copies=True)
+    assert not Planner(folder).plan(eight, Assumptions()).host_needed
+    plan = Planner(address).plan(eight, Assumptions())
+    *others, saved = plan.uses
+    assert tuple(others) == Planner(folder).plan(eight, Assumptions()).uses
+    parts = {use.what: use for use in others}
+    whole = sum(
+        parts[name].whole_bytes for name in ("trained weights", "first moments", "second moments")
+    )
+    assert saved.whole_bytes == whole == 3 * 4 * parts["trained weights"].parameters
+    # of which each of its four devices counts a quarter
+    assert saved.host_bytes == plan.host_needed == whole // 4
+    shapes, _ = trained_shapes(eight, model_shape(eight.reflector))
+    largest = 4 * max(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert largest // (mesh.fsdp * mesh.tensor) <= saved.device_bytes <= largest
+    tight = dataclasses.replace(address, host_bytes=whole // 4 - 1)
+    assert Planner(dataclasses.replace(folder, host_bytes=1)).fits(eight)
+    assert not Planner(tight).fits(eight)
+    said = verdict(Planner(tight).plan(eight, Assumptions()))
+    assert (
+        "the first host holds whole checkpoints" in said and "a folder that all hosts see" in said
+    )
+    for where, words in (
+        (address, "first of the 2 hosts is sent all of each checkpoint"),
+        (folder, "at an address the first one holds all"),
+    ):
+        console = Terminal(quiet=False)
+        with console.capture() as captured:
+            show(Planner(where).plan(eight, Assumptions()), eight, Assumptions(), console)
+        assert words in " ".join(captured.get().split())
+    # one host has nothing to gather
+    alone = dataclasses.replace(place(2**40), own_copies=True)
+    assert all(use.kind != "checkpoint" for use in Planner(alone).plan(TINY, Assumptions()).uses)
+
+
+def test_a_plan_knows_an_address(monkeypatch):
+    asked = []
+    monkeypatch.setattr(plan_run, "check", lambda *_, own_copies, **__: asked.append(own_copies))
+    for more in ([], ["--run-dir=runs/a"], ["--run-dir=gs://bucket/runs/a"]):
+        command.main(["--preset", "fake-tiny", *more])
+    assert asked == [False, False, True]
+
+
 def test_check_says_no_with_exit_code_1(capsys, monkeypatch):
-    monkeypatch.setattr(plan_run, "place_of", lambda machine: place(1000))
+    monkeypatch.setattr(plan_run, "place_of", lambda machine, **_: place(1000))
     with pytest.raises(SystemExit) as ended:
         train.main(["--preset", "fake-tiny", "--check"])
     text = capsys.readouterr().out
@@ -311,7 +368,7 @@ def test_check_says_no_with_exit_code_1(capsys, monkeypatch):
 
 
 def test_a_run_is_not_begun_that_does_not_fit(monkeypatch):
-    monkeypatch.setattr(plan_run, "place_of", lambda machine: place(1000))
+    monkeypatch.setattr(plan_run, "place_of", lambda machine, **_: place(1000))
     plan_run.check_plan(TINY)  # small models are left to check_memory
     monkeypatch.setattr(plan_run, "SMALL", 0)
     with pytest.raises(ValueError, match="does not fit the devices here: .* --even-so"):

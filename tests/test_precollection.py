@@ -150,6 +150,20 @@ def test_a_piece_that_was_whole_but_for_its_newline_counts(pool, tmp_path):
     assert said[0][1] >= 20 and files(tmp_path)["precollected.jsonl"] == all_at_once(pool)
 
 
+def test_whoever_sends_pieces_is_told_when_each_is_there_and_when_all_are(pool, tmp_path):
+    arena, _ = arena_in_pieces(pool)
+    folder, seen = tmp_path / "contexts", []
+
+    def kept():
+        names = {path.name: path.read_text().count("\n") for path in folder.iterdir()}
+        seen.append((names.get("precollected.partial.jsonl"), names.get("precollected.jsonl")))
+
+    precollected(arena, tmp_path, resumed=False, kept=kept)
+    assert seen == [*((number, None) for number in range(1, 7)), (6, 30)]
+    precollected(arena, tmp_path, resumed=True, kept=kept)
+    assert len(seen) == 7  # nothing is new
+
+
 def _other_text(lines):
     return [lines[0].replace("say nothing", "say anything", 1), *lines[1:]]
 

@@ -5,6 +5,9 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,8 @@ import pytest
 from etils.epath import gpath
 
 from envs.api import CannotGoOn, Refusal
-from experiments import remote_run
+from experiments import remote_run, train
+from experiments.fake_pair import save_pair
 from experiments.remote_run import (
     CACHE_VARIABLE,
     RemoteLock,
@@ -23,6 +27,8 @@ from experiments.remote_run import (
     readable,
 )
 from experiments.run_lock import FILE_NAME, SILENT_S
+from ictjax import precollection
+from ictjax.metrics import read_metrics
 from tests.bucket import Store
 
 ADDRESS = Path("gs://bucket/runs/a")  # one slash of two is lost, as on the command line
@@ -380,3 +386,68 @@ def test_a_store_that_is_away_at_the_end_is_told_and_nothing_is_lost(store, mach
     again = machine("one")
     again.push()
     assert tree(machine("two").path) == tree(one.path)
+
+
+KILLED = """
+import os, signal, sys, time
+from ictjax import loops, precollection
+from tests import bucket
+
+sent, piece, sys.argv = sys.argv[1], sys.argv[2], ["bucket", *sys.argv[3:]]
+
+def killed():
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if os.path.exists(sent) and piece in open(sent).read():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+    sys.exit("it was not sent")
+
+play, played = precollection._play, []
+
+def play_one(*all):
+    if played and "partial" in piece:
+        killed()
+    played.append(play(*all))
+    return played[-1]
+
+precollection._play = play_one
+loops.draw_contexts = lambda *_: killed()
+bucket.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("piece", "played_later"), [("precollected.partial.jsonl", 1), ("precollected.jsonl", 0)]
+)
+def test_a_machine_that_goes_before_the_first_iteration_loses_no_contexts(
+    store, tmp_path, monkeypatch, piece, played_later
+):
+    """Two meta-turns of two loops, each of which is a piece; killed after the first one, or at the
+    begin of the first iteration.
+    """
+    actor, reflector = map(str, save_pair(tmp_path / "models"))
+    argv = [
+        *("--preset=fake-tiny", f"--actor.model={actor}", f"--reflector.model={reflector}"),
+        *("--iterations=1", "--meta.collection=precollected", "--meta.precollected-loops=2"),
+        *("--task.environment.max-live-games=1", f"--run-dir={ADDRESS}"),
+    ]
+    sent = store.folder / "bucket" / "runs" / "a"
+    one = subprocess.run(
+        [sys.executable, "-c", KILLED, sent / "index.json", piece, store.folder, "train", *argv],
+        env=os.environ | {CACHE_VARIABLE: str(tmp_path / "one")},
+        capture_output=True,
+        text=True,
+    )
+    assert one.returncode == -signal.SIGKILL, one.stdout + one.stderr
+    (sent / FILE_NAME).unlink()  # or five minutes later
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "two"))
+    play, played = precollection._play, []
+    monkeypatch.setattr(precollection, "_play", lambda *all: played.append(all[1]) or play(*all))
+    train.main(argv)
+    assert len(played) == played_later
+    contexts = sent / "contexts"
+    assert len((contexts / "precollected.jsonl").read_text().splitlines()) == 4
+    named = json.loads((sent / "index.json").read_text())["files"]
+    assert "contexts/precollected.partial.jsonl" not in named
+    assert [line["iteration"] for line in read_metrics(sent)] == [1]

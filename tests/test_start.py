@@ -210,6 +210,7 @@ def test_a_host_that_writes_no_checkpoint_needs_no_disk_for_any(tmp_path, monkey
     def exchange():
         pass
 
+    monkeypatch.setattr(Hosts, "_everyone", lambda self, message: [message] * self.count)
     with pytest.raises(Begins):  # a copy of its own, which the first host's checkpoints never fill
         start(Hosts(index=1, count=2, exchange=exchange))
     for hosts in (Hosts(index=0, count=2, exchange=exchange), Hosts(index=1, count=2)):

@@ -7,10 +7,11 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from envs.api import Environment
 from experiments.arms import check_arms
 from experiments.command import Flags, parse, parse_known, run_main, unknown
 from experiments.console import Terminal, counting_bar
@@ -205,32 +206,36 @@ def _main(argv: list[str]) -> None:
 def _evaluate_runs(first: RunArgs, argv: list[str], hosts: "Hosts | None") -> None:
     """Evaluates what the first flags name, with hosts that have come together for that, or None."""
     index = 0 if hosts is None else hosts.index
-    with readable(first.run_dir[0], host=index) as run_dir:
-        config = from_dict(read_config(run_dir))
-    if first.mesh is not None:
-        config = on_named_mesh(config, first.mesh)
-    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(first, config))
-    if (args.run_dir, args.mesh) != (first.run_dir, first.mesh):
-        raise ValueError(
-            "--run-dir or --mesh stands where the value of another flag is missing: write each as"
-            " --FLAG=VALUE."
-        )
+    told = contextlib.nullcontext if hosts is None else hosts.told
+    with told():
+        with readable(first.run_dir[0], host=index) as run_dir:
+            config = from_dict(read_config(run_dir))
+        if first.mesh is not None:
+            config = on_named_mesh(config, first.mesh)
+        args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(first, config))
+        if (args.run_dir, args.mesh) != (first.run_dir, first.mesh):
+            raise ValueError(
+                "--run-dir or --mesh stands where the value of another flag is missing: write each"
+                " as --FLAG=VALUE."
+            )
     step: int | Literal["newest"] = "newest" if args.step is None else args.step
     if hosts is not None and args.step is None:
         from experiments.hosts import evaluated_step
 
         step = evaluated_step(first.run_dir, hosts) or step
-    out = args.out
-    if out is None and len(first.run_dir) > 1:
-        out = results_place(first.run_dir)
-    if out is not None:
-        check_place(out, "--out")
     with contextlib.ExitStack() as stack:
-        run_dirs = [
-            stack.enter_context(readable(run_dir, checkpoint=step, host=index))
-            for run_dir in first.run_dir
-        ]
-        _evaluate(args, config, run_dirs, out, hosts)
+        with told():
+            out = args.out
+            if out is None and len(first.run_dir) > 1:
+                out = results_place(first.run_dir)
+            if out is not None:
+                check_place(out, "--out")
+            run_dirs = [
+                stack.enter_context(readable(run_dir, checkpoint=step, host=index))
+                for run_dir in first.run_dir
+            ]
+            wanted = _wanted(args, config, run_dirs)
+        _evaluate(args, wanted, run_dirs, out, hosts)
 
 
 def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
@@ -279,13 +284,17 @@ def _check_others(run_dirs: Sequence[pathlib.Path]) -> None:
                 )
 
 
-def _evaluate(
-    args: EvaluateArgs,
-    config: TrainConfig,
-    run_dirs: Sequence[pathlib.Path],
-    out: pathlib.Path | None,
-    hosts: "Hosts | None",
-) -> None:
+class _Wanted(NamedTuple):
+    """What the flags ask for, found to be there."""
+
+    config: TrainConfig  # of the run, with the models and meshes of now
+    played: TaskConfig
+    environment: Environment
+    name: str  # of the results
+
+
+def _wanted(args: EvaluateArgs, config: TrainConfig, run_dirs: Sequence[pathlib.Path]) -> _Wanted:
+    """Raises ValueError for what cannot be evaluated."""
     run_dir = run_dirs[0]
     _check_others(run_dirs)
     meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
@@ -317,12 +326,23 @@ def _evaluate(
     for directory in run_dirs:
         if not (directory / "checkpoints").is_dir():
             raise ValueError(f"{directory} holds no checkpoint: train first (`ictjax train`).")
-    name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     console = Terminal(quiet=args.hosts.index > 0)
     with counting_bar("finding games", console) as advance:  # the first time an index is made
         for done, family in enumerate(families):
             advance(done, len(families))
             environment.games(family, "test")
+    name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
+    return _Wanted(config, played, environment, name)
+
+
+def _evaluate(
+    args: EvaluateArgs,
+    wanted: _Wanted,
+    run_dirs: Sequence[pathlib.Path],
+    out: pathlib.Path | None,
+    hosts: "Hosts | None",
+) -> None:
+    run_dir, (config, played, environment, name) = run_dirs[0], wanted
     # what plays is JAX; flags are right when it is loaded
     from experiments.deletions import largest_drop
     from experiments.evaluate import changed_since, evaluate
@@ -330,32 +350,29 @@ def _evaluate(
     from experiments.result_table import result_tables
 
     hosts = reading_copies(args.run_dir, connect(args.hosts) if hosts is None else hosts)
-    if not hosts.first:
-        console = Terminal(quiet=True)
-    changes = list(
-        dict.fromkeys(
-            change
-            for directory in run_dirs
-            for change in changed_since(directory, config, played, environment)
-        )
-    )
-    if changes and not args.accept_changes:
-        raise ValueError(
-            f"Changed since {run_dir} was trained: {'; '.join(changes)}. Restore it, or evaluate as"
-            " things are now with --accept-changes."
-        )
-    if args.num_workers is not None:
-        played = dataclasses.replace(
-            played,
-            environment=dataclasses.replace(
-                settings,
-                num_workers=args.num_workers,
-                max_live_games=max(settings.max_live_games, args.num_workers),
-            ),
-        )
-    shown_before = (out or run_dir) / f"{name}.json"
-    before = _protocol(shown_before)
+    console = Terminal(quiet=not hosts.first)
     with ended_together(hosts):
+        with hosts.told():
+            before = _protocol((out or run_dir) / f"{name}.json")
+            changes = list(
+                dict.fromkeys(
+                    change
+                    for directory in run_dirs
+                    for change in changed_since(directory, config, played, environment)
+                )
+            )
+            if changes and not args.accept_changes:
+                raise ValueError(
+                    f"Changed since {run_dir} was trained: {'; '.join(changes)}. Restore it, or"
+                    " evaluate as things are now with --accept-changes."
+                )
+        if args.num_workers is not None:
+            settings = dataclasses.replace(
+                played.environment,
+                num_workers=args.num_workers,
+                max_live_games=max(played.environment.max_live_games, args.num_workers),
+            )
+            played = dataclasses.replace(played, environment=settings)
         report = evaluate(
             run_dir,
             config,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -16,6 +17,7 @@ from experiments.console import Terminal
 from experiments.gpu_targets import compiler_is_here
 from experiments.machines import Machine, machine
 from experiments.presets import PRESETS
+from experiments.remote_run import is_remote
 from ictjax.config import MESHES
 from ictjax.extras import install
 
@@ -44,6 +46,10 @@ class _TopologyArgs:
 class PlanArgs(_TopologyArgs, RunArgs):
     """All flags."""
 
+    run_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = (
+        None
+    )
+    """Where the run will be: at an address the first of several hosts holds whole checkpoints."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print one JSON object."""
     assume: Assumptions = dataclasses.field(default_factory=Assumptions)
@@ -68,7 +74,14 @@ def _main(argv: list[str]) -> None:
         prepare(wanted)
     from experiments.plan_run import check  # loads JAX, which reads the environment then
 
-    check(settings, Terminal(), machine=wanted, assumed=args.assume, as_json=args.json)
+    check(
+        settings,
+        Terminal(),
+        machine=wanted,
+        assumed=args.assume,
+        as_json=args.json,
+        own_copies=is_remote(args.run_dir),
+    )
 
 
 def prepare(wanted: Machine) -> None:
