@@ -176,13 +176,16 @@ def slow_disk(monkeypatch):
     gate.set()
 
 
-def test_what_is_saved_is_the_state_of_its_step_whatever_becomes_of_the_arrays(tmp_path, slow_disk):
+@pytest.mark.parametrize("own_copies", [False, True])
+def test_what_is_saved_is_the_state_of_its_step_whatever_becomes_of_the_arrays(
+    tmp_path, slow_disk, own_copies
+):
     mesh = jax.make_mesh((4,), ("data",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     expected = np.arange(4000.0, dtype=np.float32)
     state = {"x": jnp.asarray(expected), "split": jax.device_put(expected, split), "raw": expected}
     state["raw"] = expected.copy()
-    with Checkpointer(tmp_path) as checkpointer:
+    with Checkpointer(tmp_path, own_copies=own_copies) as checkpointer:
         checkpointer.save(1, state, {})
         assert checkpointer.steps == ()  # not before it is complete
         state["raw"][:] = -1
