@@ -104,7 +104,7 @@ class BestCandidates:
             out=self.folder,
             held_out_share=0.0,
             epochs=sft.epochs,
-            rows=sft.rows,
+            rows=self._rows_before() or sft.rows,
             row_tokens=min(math.ceil(longest / _ROUND) * _ROUND, most),
             learning_rate=sft.learning_rate,
             rank=lora.rank,
@@ -140,6 +140,15 @@ class BestCandidates:
             "training_steps": record["steps"],
             "training_tokens": record["targets"] * self._config.evaluation.sft.epochs,
         }
+
+    def _rows_before(self) -> int:
+        """Rows of a step that a teaching here was begun with, which older versions rounded up to
+        the devices; 0 where none was. The number asked for is the same: the folder is of it.
+        """
+        path = self.folder / "sft.json"
+        settings = read_json(path).get("settings") if path.is_file() else None
+        rows = settings.get("rows") if isinstance(settings, dict) else None
+        return rows if isinstance(rows, int) else 0
 
     def _chat(self, tokenizer: ChatTokenizer, group: Group, candidate: Json) -> list[Message]:
         """What the reflector was asked, and what it answered."""

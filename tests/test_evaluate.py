@@ -702,8 +702,15 @@ def test_a_reflector_is_taught_the_best_candidates_of_its_run(evaluated, capsys,
     evaluate.main(["--run-dir", evaluated.name, *flags])
     said = capsys.readouterr().out
     assert played(said) == (1, 6) and f"sft-best is finished: {steps} steps" in said
+    # an older version rounded the rows of a step up to the devices, and kept their numbers
     part.unlink()
     record = read(taught / "sft.json")
+    assert record["settings"]["rows"] == 4
+    older = record["settings"] | {"rows": 8, "data_parallel": 1, "fsdp": 8, "tensor": 1}
+    (taught / "sft.json").write_text(json.dumps(record | {"settings": older}))
+    evaluate.main(["--run-dir", str(evaluated), *flags])
+    assert f"sft-best is finished: {steps} steps" in capsys.readouterr().out
+    part.unlink()
     (taught / "sft.json").write_text(json.dumps(record | {"sha256": {}}))
     words = "another value of the model", "to play this evaluation again"
     refused(capsys, evaluate.main, ["--run-dir", str(evaluated), *flags], *words)
