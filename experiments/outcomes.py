@@ -52,8 +52,9 @@ class Outcomes:
         if self.test_srtg.shape[2] < 3 or not self.scored_srt[:, :, [1, -1]].all():
             return None
         rise_srg = self.test_srtg[:, :, -1] - self.test_srtg[:, :, 1]
-        whole_r = ~np.isnan(rise_srg).all(axis=2).any(axis=0)
-        return np.where(whole_r[:, None], rise_srg, np.nan) if whole_r.any() else None
+        failed_sr = np.isnan(rise_srg).all(axis=2)
+        rise_srg[:, failed_sr.any(axis=0)] = np.nan
+        return None if np.isnan(rise_srg).all() else rise_srg
 
     @property
     def curve_t(self) -> np.ndarray:
