@@ -201,7 +201,8 @@ def _result(
     arms = overall["arms"]
     costs = [training_cost(path, variant.config, variant.config.iterations) for path in run_dirs]
     games = [cost["training_actor_episodes"] for cost in costs if cost]
-    of_families = [mean(read_outcomes(of).last_srg, axis=(1, 2)) for of in parts.values()]
+    # every loop counts alike, as in the mean, however many of its games the environment failed
+    of_families = [mean(mean(read_outcomes(of).last_srg, axis=2), axis=1) for of in parts.values()]
     low, high = arms["trained"]["ci95"]
     return Result(
         name=variant.name,

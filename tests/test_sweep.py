@@ -212,6 +212,18 @@ def test_other_games_are_not_compared(tmp_path):
         compared(sweep, sweep.variants, tmp_path / "out")
 
 
+def test_loops_of_which_games_failed_count_as_others_do(tmp_path):
+    sweep = read_sweep(sweep_file(tmp_path))
+    kept(tmp_path / "out", sweep)
+    path = tmp_path / "out" / "fast" / "seed4" / FOLDER / "trained_lamp.json"
+    record = json.loads(path.read_text())
+    for run, last in enumerate([[1, None, None, None, None], *[[0] * 5] * 7]):
+        record["test"][run][-1] = last
+    path.write_text(json.dumps(record))
+    _, fast = compared(sweep, sweep.variants, tmp_path / "out").results
+    assert fast.by_seed[1] == pytest.approx(1 / 8)
+
+
 def test_a_variant_that_played_other_games_is_left_out_by_name(tmp_path):
     sweep = read_sweep(sweep_file(tmp_path))
     kept(tmp_path / "out", sweep)
