@@ -19,10 +19,9 @@ from rich.console import Console
 from envs.api import Advised, Environment, Pool
 from envs.registry import load_environment
 from experiments.analyses import analyse
-from experiments.arms import arm_named, check_arms
+from experiments.arms import arm_named, check_arms, check_playable
 from experiments.best_candidates import BestCandidates
-from experiments.command import unknown
-from experiments.commands.evaluate import main
+from experiments.commands.evaluate import main, played_families
 from experiments.console import LiveProgress, counting_bar
 from experiments.contents import content_hashes
 from experiments.deletions import shortened, summarise_deletions
@@ -206,7 +205,7 @@ def _planned(config: TrainConfig, task: TaskConfig | None) -> _Plan:
     check_families(environment, tuple(families))
     check_arms(arms, evaluation.endpoint.url)
     expert = environment.expert_prompt if isinstance(environment, Advised) else ""
-    _check_playable(arms, tuple(families), expert or evaluation.expert_prompt, settings.name)
+    check_playable(arms, tuple(families), environment, evaluation.expert_prompt)
     check_limits(played)
     check_meshes(played)
     sampling_attention(played)
@@ -306,30 +305,8 @@ def _say_deletions(
 
 def _families(config: TrainConfig, task: TaskConfig) -> dict[str, str]:
     """The families to play, and the split of each."""
-    settings = task.environment
-    there = (*settings.train_families, *settings.heldout_families)
-    for family in config.evaluation.families:
-        if family not in there:
-            raise unknown(f"The task has no family {family!r}", family, there)
-    chosen = config.evaluation.families or there
-    return {family: _split_of(config, settings, family) for family in there if family in chosen}
-
-
-def _check_playable(
-    arms: Sequence[str], families: Sequence[str], expert_prompt: str, environment: str
-) -> None:
-    """Raises ValueError for an arm that lacks what it needs."""
-    if "expert" in arms and not expert_prompt:
-        raise ValueError(
-            f"{environment} has no expert prompt: give one with --evaluation.expert-prompt, or"
-            " leave out the arm expert."
-        )
-    for arm in arms:
-        if arm_named(arm).reads == "other" and len(families) < 2:
-            raise ValueError(
-                f"The arm {arm!r} reads about another family, and only {families[0]!r} is played:"
-                " add one with --evaluation.families, or leave out the arm."
-            )
+    played = played_families(task.environment, config.evaluation)
+    return {family: _split_of(config, task.environment, family) for family in played}
 
 
 def _steps(

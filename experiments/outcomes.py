@@ -21,6 +21,7 @@ class Outcomes:
 
     test_srtg: np.ndarray
     select_srtg: np.ndarray
+    scored_srt: np.ndarray  # whether TEST games were played, failed ones too
 
     @property
     def last_srg(self) -> np.ndarray:
@@ -43,19 +44,26 @@ class Outcomes:
     @property
     def rise_srg(self) -> np.ndarray | None:
         """Under the last prompt less under that of the first meta-turn, by game; None where these
-        are one, or a loop was not scored under both.
+        are one, or a loop was not scored under both: those that were are no sample of all.
+
+        A run in which the environment failed one of the two altogether, of any seed, is left out;
+        None where that leaves none.
         """
-        if self.test_srtg.shape[2] < 3:
+        if self.test_srtg.shape[2] < 3 or not self.scored_srt[:, :, [1, -1]].all():
             return None
         rise_srg = self.test_srtg[:, :, -1] - self.test_srtg[:, :, 1]
-        return None if np.isnan(rise_srg).all(axis=2).any() else rise_srg
+        failed_sr = np.isnan(rise_srg).all(axis=2)
+        rise_srg[:, failed_sr.any(axis=0)] = np.nan
+        return None if np.isnan(rise_srg).all() else rise_srg
 
     @property
     def curve_t(self) -> np.ndarray:
         """Games won after every meta-turn, the mean over seeds and runs; nan where not every loop
-        was scored: those that chose a prompt are no sample of all.
+        was scored: those that chose a prompt are no sample of all. Loops of which the environment
+        failed all games are left out.
         """
-        return mean(self.test_srtg, axis=3).mean(axis=(0, 1))
+        known_t = mean(mean(self.test_srtg, axis=3), axis=(0, 1))
+        return np.where(self.scored_srt.all(axis=(0, 1)), known_t, np.nan)
 
 
 def read_outcomes(parts: Sequence[Mapping[str, Any]]) -> Outcomes:
@@ -66,7 +74,11 @@ def read_outcomes(parts: Sequence[Mapping[str, Any]]) -> Outcomes:
     select_srtg = _array([part["select"] for part in parts])
     if not select_srtg.size:
         select_srtg = np.empty((*test_srtg.shape[:3], 0))
-    return Outcomes(test_srtg=test_srtg, select_srtg=select_srtg)
+    scored_srt = np.zeros(test_srtg.shape[:3], dtype=bool)
+    for s, part in enumerate(parts):
+        for r, run in enumerate(part["test"]):
+            scored_srt[s, r, : len(run)] = [len(games) > 0 for games in run]
+    return Outcomes(test_srtg=test_srtg, select_srtg=select_srtg, scored_srt=scored_srt)
 
 
 def mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:

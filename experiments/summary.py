@@ -102,7 +102,9 @@ def read_family(parts: Mapping[str, Sequence[Part]], name: str) -> Family:
     games = {game for run in played[0] for game in run}
     whole = {
         arm: Outcomes(
-            test_srtg=outcomes.test_srtg[:, runs], select_srtg=outcomes.select_srtg[:, runs]
+            test_srtg=outcomes.test_srtg[:, runs],
+            select_srtg=outcomes.select_srtg[:, runs],
+            scored_srt=outcomes.scored_srt[:, runs],
         )
         for arm, outcomes in arms.items()
     }
@@ -253,7 +255,8 @@ class _Estimates:
         samples = [self._samples[name][what] for name in names]
         loops = [mean(values, axis=2) for values in samples]
         loops_sr = over_families([self._families[name] for name in names], loops)
-        centre = float(np.mean([values.mean() for values in loops]))
+        # a rise may lack runs that are whole under the last prompts
+        centre = float(np.mean([mean(values, axis=(0, 1)) for values in loops]))
         resampled = np.mean([self._resampled[name][what] for name in names], axis=0)
         signed = bool(second) or score == "rise"
         ends = interval(samples, centre, loops_sr, resampled, -1.0 if signed else 0.0)

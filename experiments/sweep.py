@@ -25,7 +25,7 @@ from experiments.resume import newest_checkpoint
 from experiments.run_dir import read_config
 from experiments.sweep_file import Sweep, Variant, run_dir_of
 from experiments.sweep_page import render
-from experiments.sweep_results import compared, table, to_json
+from experiments.sweep_results import compared, on_other_games, table, to_json
 from experiments.wording import counted
 from ictjax.json_lines import to_json_text
 from ictjax.run_config import differences, from_dict, to_dict
@@ -39,12 +39,16 @@ def run_sweep(sweep: Sweep, out: pathlib.Path, console: Console) -> None:
 
     Raises:
       CannotGoOn: at the end, for variants that could not be trained or evaluated, with the last
-        line of each log; the table is made of the others, if the first is among them.
+        line of each log, or played other games; the table is made of the others, if the first is
+        among them.
     """
     failed = _train(sweep, out, console)
     failed |= _evaluate(sweep, [v for v in sweep.variants if v.name not in failed], out, console)
     whole = [variant for variant in sweep.variants if variant.name not in failed]
     if sweep.variants[0] in whole:
+        others = on_other_games(sweep, whole, out)
+        failed |= others
+        whole = [variant for variant in whole if variant.name not in others]
         results = compared(sweep, whole, out)
         with replacing(out / "sweep.json") as temporary:
             text = to_json_text(to_json(sweep, results), indent=1)
@@ -89,7 +93,7 @@ def _train(sweep: Sweep, out: pathlib.Path, console: Console) -> dict[str, str]:
                 follow,
             )
             if failure:
-                failed[variant.name] = f"{what}: {failure}"
+                failed[variant.name] = f"{what}: {failure}{_of_other_flags(out, variant, seed)}"
             progress.one_more(f"{what} {'failed' if failure else 'is trained'}")
     return failed
 
@@ -123,6 +127,18 @@ def _is_trained(out: pathlib.Path, variant: Variant, seed: int) -> bool:
     with contextlib.suppress(ValueError):
         return not differences(to_dict(from_dict(read_config(run_dir))), to_dict(config))
     return False
+
+
+def _of_other_flags(out: pathlib.Path, variant: Variant, seed: int) -> str:
+    """What to do about a run of other flags, as `ictjax train` cannot know it; nothing where the
+    run is of these.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        before = to_dict(from_dict(read_config(run_dir_of(out, variant, seed))))
+        if differences(before, to_dict(variant.settings(seed))):
+            folder = out / variant.name
+            return f", here: give the variant another name in the file, or remove {folder}"
+    return ""
 
 
 def _call(words: Sequence[str], log: pathlib.Path, follow: Callable[[], None] | None = None) -> str:

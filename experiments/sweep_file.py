@@ -5,13 +5,14 @@ import pathlib
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.commands import evaluate, train
 from ictjax.run_config import SEED, TrainConfig, differences, to_dict
 
-_NAME = re.compile(r"[\w][\w.=,+~-]*")  # of a folder
+_NAME = re.compile(r"[\w][\w.=,+~-]{0,99}")  # of a folder
+_RESULTS = ("sweep.json", "sweep.html")  # beside these folders
 _KEYS = ("preset", "seeds", "train", "evaluate", "variants")
 # what the sweep itself says to each command
 _OWN = {
@@ -68,12 +69,12 @@ def read_sweep(path: pathlib.Path) -> Sweep:
 
     Raises:
       ValueError: it is no such file, a flag that its command does not take or that the sweep sets
-        itself, or two variants that are one.
+        itself, two variants that are one, or some that are evaluated on different families.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML ({error}): see docs/algorithms.md.") from None
+        raise ValueError(f"{path} is not TOML ({error}): see docs/use.md.") from None
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
             f"There is no file {str(path)!r}: name one that lists variants, for example"
@@ -84,7 +85,7 @@ def read_sweep(path: pathlib.Path) -> Sweep:
     preset = data.get("preset")
     if not isinstance(preset, str):
         raise ValueError(f'{path} names no preset: begin it with preset = "pocket-minihack".')
-    common = _words(path, "train", data.get("train", ""))
+    common = _words(path, "train", data.get("train", ""), "train")
     variants = tuple(
         _variant(path, name, flags, (f"--preset={preset}", *common))
         for name, flags in _variants(path, data.get("variants")).items()
@@ -96,12 +97,8 @@ def read_sweep(path: pathlib.Path) -> Sweep:
                     f"{path}: the variants {earlier.name!r} and {variant.name!r} are the same"
                     " setting: give one of them other flags, or take it out."
                 )
-    chosen = _words(path, "evaluate", data.get("evaluate", ""))
-    for variant in variants:
-        try:
-            evaluate.check_flags(variant.config, chosen)
-        except ValueError as error:
-            raise ValueError(f"{path}, evaluate: {error}") from None
+    chosen = _words(path, "evaluate", data.get("evaluate", ""), "evaluate")
+    _check_evaluation(path, variants, chosen)
     return Sweep(
         preset=preset,
         train=common,
@@ -118,24 +115,54 @@ def _variants(path: pathlib.Path, found: Any) -> dict[str, tuple[str, ...]]:
             " [variants], the first as the one that others are compared with."
         )
     for name in found:
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or name in _RESULTS:
             raise ValueError(
-                f"{path}: {name!r} cannot be the name of a folder: use letters, digits and . - _ =."
+                f"{path}: {name!r:.120} cannot be the name of a folder of the sweep: use letters,"
+                " digits and . - _ =, at most 100."
             )
-    return {name: _words(path, name, flags) for name, flags in found.items()}
+        alike = [other for other in found if other.casefold() == name.casefold()]
+        if alike[0] != name:  # many disks do not tell them apart
+            raise ValueError(
+                f"{path}: the variants {alike[0]!r} and {name!r} differ in capitals alone: give one"
+                " of them another name."
+            )
+    return {name: _words(path, name, flags, "train") for name, flags in found.items()}
 
 
-def _words(path: pathlib.Path, name: str, flags: Any) -> tuple[str, ...]:
-    """The words of some flags: of all variants, of one, or of the evaluation."""
+def _check_evaluation(
+    path: pathlib.Path, variants: Sequence[Variant], words: Sequence[str]
+) -> None:
+    """Raises ValueError for flags of `ictjax evaluate` that it would refuse of some variant, and
+    for variants that are not evaluated on the same families, trained on or held out.
+    """
+    played: list[dict[str, bool]] = []
+    for variant in variants:
+        try:
+            played.append(evaluate.check_flags(variant.config, words))
+        except ValueError as error:
+            raise ValueError(f"{path}, evaluate of {variant.name!r}: {error}") from None
+        if played[-1] != played[0]:
+            first, other = (
+                ", ".join(f"{name}{' (trained on)' * trained}" for name, trained in of.items())
+                for of in (played[0], played[-1])
+            )
+            raise ValueError(
+                f"{path}: {variants[0].name!r} is evaluated on {first}, {variant.name!r} on"
+                f" {other}: name families that both train on, or both hold out"
+                " (--evaluation.families)."
+            )
+
+
+def _words(path: pathlib.Path, name: str, flags: Any, command: str) -> tuple[str, ...]:
+    """The words of some flags of a command: of all variants, of one, or of the evaluation."""
     if not isinstance(flags, str):
         raise ValueError(f"{path}: {name!r} must be flags in quotes, got {flags!r}.")
     try:
         words = tuple(shlex.split(flags))
     except ValueError as error:
         raise ValueError(f"{path}: the flags of {name!r} cannot be read ({error}).") from None
-    command = "evaluate" if name == "evaluate" else "train"
     for word in words:
-        flag = word.partition("=")[0]
+        flag = word.partition("=")[0].replace("_", "-")  # either is taken
         if flag in ("-h", "--help") or any(
             flag == own or flag.startswith(f"{own}.") for own in _OWN[command]
         ):

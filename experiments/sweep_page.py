@@ -61,7 +61,7 @@ def _sections(sweep: Sweep, found: Compared) -> Iterator[Section]:
     yield section(
         "table",
         "All numbers",
-        html("{} Evaluated on {}.", note(sweep, found), ", ".join(found.families)),
+        html("Compared on {}; {}", ", ".join(found.families), note(sweep, found)),
         table(
             title(sweep, found),
             [name.format(first=first.name) for name in HEAD] + ["by seed", "flags"],

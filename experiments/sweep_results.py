@@ -80,6 +80,7 @@ class Compared:
     results: Sequence[Result]
     split: str  # one of SPLITS
     families: Sequence[str]
+    left_out: Sequence[str]  # families of other splits that were evaluated too
     runs: int
     test_games: int
 
@@ -111,9 +112,35 @@ def compared(sweep: Sweep, variants: Sequence[Variant], out: pathlib.Path) -> Co
         ],
         split=split,
         families=names,
+        left_out=tuple(name for name in evaluations[0]["families"] if name not in names),
         runs=evaluations[0]["protocol"]["runs"],
         test_games=evaluations[0]["protocol"]["test_games"],
     )
+
+
+def on_other_games(sweep: Sweep, variants: Sequence[Variant], out: pathlib.Path) -> dict[str, str]:
+    """Variants that played other TEST games than the first, by name, with what to do: nothing is
+    paired then.
+
+    Raises ValueError for a file that is damaged.
+    """
+    of_first: dict[str, list[Any]] = {}
+    found = {}
+    for variant in variants:
+        evaluation = read_results(out / variant.name / "evaluation.json")
+        families = next(iter(evaluation["overall"].values()))["families"]
+        parts = _trained_parts(sweep, variant, out, evaluation, families)
+        games = {name: [part["games"]["test"] for part in of] for name, of in parts.items()}
+        of_first = of_first or games
+        others = [name for name, of in games.items() if of != of_first.get(name)]
+        if others:
+            found[variant.name] = (
+                f"{variant.name} played other TEST games of family {others[0]!r} than"
+                f" {variants[0].name}: a training saw some of these, or they were drawn at another"
+                " time; evaluate held-out families (--evaluation.families), or remove"
+                f" {out}/*/seed*/evaluation to draw all anew"
+            )
+    return found
 
 
 def _trained_parts(
@@ -174,7 +201,8 @@ def _result(
     arms = overall["arms"]
     costs = [training_cost(path, variant.config, variant.config.iterations) for path in run_dirs]
     games = [cost["training_actor_episodes"] for cost in costs if cost]
-    of_families = [mean(read_outcomes(of).last_srg, axis=(1, 2)) for of in parts.values()]
+    # every loop counts alike, as in the mean, however many of its games the environment failed
+    of_families = [mean(mean(read_outcomes(of).last_srg, axis=2), axis=1) for of in parts.values()]
     low, high = arms["trained"]["ci95"]
     return Result(
         name=variant.name,
@@ -212,6 +240,7 @@ def to_json(sweep: Sweep, found: Compared) -> dict[str, Any]:
         "evaluate": shlex.join(sweep.evaluate),
         "split": found.split,
         "families": list(found.families),
+        "left_out": list(found.left_out),
         "runs": found.runs,
         "test_games": found.test_games,
         "compared_with": found.results[0].name,
@@ -273,6 +302,8 @@ def note(sweep: Sweep, found: Compared) -> str:
             f" {counted(len(sweep.seeds), 'seed')} can give no p below {p_value(min(smallest))}:"
             " intervals say what there is to say."
         )
+    if found.left_out:
+        words += f" Evaluated too, not compared here: {', '.join(found.left_out)}."
     return words
 
 

@@ -87,12 +87,44 @@ def test_what_meta_turns_behind_the_first_add_is_paired_by_loop():
 
 
 def test_meta_turns_that_were_not_scored_have_no_rise():
-    played = {
-        ("trained", "eat"): [record([0, 0], [None, None], [1, 1])],
-        ("initial", "eat"): [record([1, 0])],
+    # the second loop chose the prompt of its first meta-turn, which was scored for that
+    part = {
+        "test": [[[0, 0], [], [1, 1]], [[0, 0], [1, 0], [1, 1]]],
+        "select": [],
+        "games": {"test": [["a", "b"], ["c", "d"]]},
     }
-    arms = summarise(played, {"eat": "heldout"})["overall"]["heldout"]["arms"]
+    arms = summarise({("trained", "eat"): [part]}, {"eat": "heldout"})["overall"]["heldout"]["arms"]
     assert arms["trained"]["rise"] is None
+    assert arms["trained"]["curve"] == [0.0, None, 1.0]
+
+
+def test_a_loop_that_the_environment_failed_costs_a_rise_its_run_alone():
+    test = [[[0], [0], [1]], [[0], [1], [1]], [[0], [None], [1]], [[0], [0], [1]]]
+    others = [[[0], [0], [1]], [[0], [0], [1]], [[0], [1], [0]], [[0], [0], [0]]]
+    games = {"test": [["a"], ["b"], ["c"], ["d"]]}
+    seeds = [{"test": of, "select": [], "games": games} for of in (test, others)]
+    played = {("trained", "eat"): seeds, ("trained", "zap"): [seeds[1], seeds[1]]}
+    results = summarise(played, {"eat": "heldout", "zap": "heldout"})
+    arm = results["families"]["eat"]["arms"]["trained"]
+    # runs a, b and d, of either seed: 1, 0, 1 and 1, 1, 0
+    assert arm["rise"]["difference"] == pytest.approx(2 / 3)
+    assert arm["rise"]["ci95"][0] < 2 / 3 < arm["rise"]["ci95"][1]
+    assert arm["curve"] == pytest.approx([0.0, 2 / 7, 6 / 8])
+    both = results["overall"]["heldout"]["arms"]["trained"]["rise"]
+    # and 1, 1, -1, 0 of the other family
+    assert both["difference"] == pytest.approx((2 / 3 + 1 / 4) / 2)
+    assert 0 < both["p"] <= 1
+
+
+def test_no_rise_where_no_run_is_whole():
+    part = {
+        "test": [[[0], [None], [1]], [[0], [None], [1]]],
+        "select": [],
+        "games": {"test": [["a"], ["b"]]},
+    }
+    arms = summarise({("trained", "eat"): [part]}, {"eat": "heldout"})["overall"]["heldout"]["arms"]
+    assert arms["trained"]["rise"] is None
+    assert arms["trained"]["curve"] == [0.0, None, 1.0]
 
 
 def test_a_rise_is_the_difference_of_the_curve():

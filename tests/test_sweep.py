@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from experiments.evaluation_folder import read_part
 from experiments.sweep import run_sweep
 from experiments.sweep_file import read_sweep, run_dir_of
 from experiments.sweep_page import render
-from experiments.sweep_results import compared, table, to_json
+from experiments.sweep_results import compared, note, on_other_games, table, to_json
 from tests.evaluations import FOLDER, evaluation, part
 
 FILE = """
@@ -62,6 +63,10 @@ def test_what_a_file_asks_for(tmp_path):
         ("seeds = [3, 4]", "sheds = [3, 4]", "'sheds', which is none of preset, seeds"),
         ('fast = "--optimizer.learning-rate 0.06"', "", "fewer than two variants"),
         ("fast", '"../fast"', "'../fast' cannot be the name of a folder"),
+        ("fast", '"sweep.json"', "'sweep.json' cannot be the name of a folder"),
+        ("fast", "a" * 101, "'a+' cannot be the name of a folder"),
+        ("fast", "Tiny", "'tiny' and 'Tiny' differ in capitals alone"),
+        ("[variants]", "tiny = [", r"is not TOML .*: see docs/use\.md"),
         ("0.06", "much", "variant 'fast': --optimizer.learning-rate takes a number, not 'much'"),
         ("learning-rate 0.06", "lerning-rate 1", "variant 'fast': Unknown flag"),
         ("--optimizer.learning-rate 0.06", "--iterations 2", "'tiny' and 'fast' are the same"),
@@ -70,9 +75,29 @@ def test_what_a_file_asks_for(tmp_path):
         ("--optimizer.learning-rate 0.06", "'", "flags of 'fast' cannot be read"),
         ('tiny = ""', "tiny = 3", "'tiny' must be flags in quotes, got 3"),
         ("--iterations 2", "--run-dir=x", "'train' has --run-dir"),
-        ("families lamp", "families lump", "evaluate: The task has no family 'lump'"),
-        ("families lamp", "arms initial", "evaluate: --evaluation.arms must have trained"),
+        ("--iterations 2", "--run_dir=x", "'train' has --run-dir"),
+        ('fast = "', 'evaluate = "--seed 5 ', "'evaluate' has --seed"),
+        ("families lamp", "families lump", "evaluate of 'tiny': The task has no family"),
+        ("families lamp", "arms initial", "--evaluation.arms must have trained"),
         ("--evaluation.families lamp", "--out x", "'evaluate' has --out"),
+        ("--evaluation.families lamp", "--eval_env alfworld", "'evaluate' has --eval-env"),
+        ("--evaluation.families lamp", "--mesh none", "evaluate of 'tiny': Unknown mesh 'none'"),
+        (
+            "--evaluation.families lamp",
+            "--actor-sampler.attention pages",
+            "evaluate of 'tiny': --actor-sampler.attention pages is of a cache of pages",
+        ),
+        ("families lamp", "arms trained expert", "fake has no expert prompt"),
+        (
+            "families lamp",
+            "families bell --evaluation.arms trained other-family",
+            "reads about another family, and only 'bell' is played",
+        ),
+        (
+            "--optimizer.learning-rate 0.06",
+            "--task.environment.train-families bell door --task.environment.heldout-families lamp",
+            r"'tiny' is evaluated on lamp \(trained on\)",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_run_is_refused_before_anything_is(
@@ -107,7 +132,7 @@ def test_check_says_what_would_be_trained_and_trains_nothing(tmp_path, capsys):
 RATES = {"tiny": (0.3, 0.4), "fast": (0.7, 0.8)}  # games won, by seed
 
 
-def kept(out: pathlib.Path, sweep) -> dict[str, list]:
+def kept(out: pathlib.Path, sweep, splits=types.MappingProxyType({"lamp": "heldout"})) -> dict:
     """Writes what trainings and evaluations of a sweep leave; returns the parts by variant."""
     parts = {}
     for variant in sweep.variants:
@@ -125,7 +150,7 @@ def kept(out: pathlib.Path, sweep) -> dict[str, list]:
             lines = [{"iteration": n, "reward": rate * n / 2} for n in (1, 2)]
             (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
             parts[variant.name].append(record)
-        results = evaluation({"lamp": "heldout"}, seeds=2)
+        results = evaluation(splits, seeds=2)
         results["protocol"] |= {"runs": 8, "test_games": 5}
         (out / variant.name / "evaluation.json").write_text(json.dumps(results))
     return parts
@@ -187,6 +212,40 @@ def test_other_games_are_not_compared(tmp_path):
         compared(sweep, sweep.variants, tmp_path / "out")
 
 
+def test_loops_of_which_games_failed_count_as_others_do(tmp_path):
+    sweep = read_sweep(sweep_file(tmp_path))
+    kept(tmp_path / "out", sweep)
+    path = tmp_path / "out" / "fast" / "seed4" / FOLDER / "trained_lamp.json"
+    record = json.loads(path.read_text())
+    for run, last in enumerate([[1, None, None, None, None], *[[0] * 5] * 7]):
+        record["test"][run][-1] = last
+    path.write_text(json.dumps(record))
+    _, fast = compared(sweep, sweep.variants, tmp_path / "out").results
+    assert fast.by_seed[1] == pytest.approx(1 / 8)
+
+
+def test_a_variant_that_played_other_games_is_left_out_by_name(tmp_path):
+    sweep = read_sweep(sweep_file(tmp_path))
+    kept(tmp_path / "out", sweep)
+    assert on_other_games(sweep, sweep.variants, tmp_path / "out") == {}
+    path = tmp_path / "out" / "fast" / "seed4" / FOLDER / "trained_lamp.json"
+    record = json.loads(path.read_text())
+    record["games"]["test"][0][0] = "another"
+    path.write_text(json.dumps(record))
+    found = on_other_games(sweep, sweep.variants, tmp_path / "out")
+    assert list(found) == ["fast"]
+    assert "other TEST games of family 'lamp' than tiny" in found["fast"]
+
+
+def test_families_that_are_evaluated_and_not_compared_are_named(tmp_path):
+    sweep = read_sweep(sweep_file(tmp_path))
+    kept(tmp_path / "out", sweep, {"lamp": "heldout", "bell": "train", "door": "train"})
+    found = compared(sweep, sweep.variants, tmp_path / "out")
+    assert (list(found.families), found.left_out) == (["lamp"], ("bell", "door"))
+    assert "Evaluated too, not compared here: bell, door" in note(sweep, found)
+    assert "Evaluated too, not compared here: bell, door" in render(sweep, found, "out")
+
+
 def test_a_part_that_is_not_there_or_damaged_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"trained_lamp\.json is missing: remove"):
         read_part(tmp_path, "evaluation/step1-0", "trained", "lamp")
@@ -212,6 +271,13 @@ def test_a_variant_that_fails_costs_no_other_and_a_sweep_goes_on(tmp_path):
     assert (out / "tiny" / "seed3" / "metrics.jsonl").stat().st_mtime_ns == before
     assert set(json.loads((out / "sweep.json").read_text())["variants"]) == {"tiny", "fast"}
     assert re.search(r"fast +0\.\d\d +\d+ ", console.file.getvalue())
+    # flags that were changed later
+    faster = read_sweep(sweep_file(tmp_path, FILE.replace("[3, 4]", "[3]").replace("0.06", "0.07")))
+    with pytest.raises(
+        RuntimeError, match=r"0\.06, is 0\.07.*, here: give .* another name"
+    ) as error:
+        run_sweep(faster, out, console)
+    assert f"or remove {out / 'fast'}" in str(error.value)
 
 
 def test_a_stopped_sweep_leaves_no_process_and_goes_on(tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from envs.api import Advised, Environment
 from experiments.arms.arm import OF_A_RUN, Arm
 from experiments.arms.best_of_n import BestOfN
 from experiments.arms.demonstration import Demonstration
@@ -80,4 +81,29 @@ def check_arms(names: Sequence[str], endpoint: str) -> None:
             raise ValueError(
                 f"The arm {name!r} has nobody to ask: give --evaluation.endpoint.url, or name"
                 f" {known!r}."
+            )
+
+
+def check_playable(
+    arms: Sequence[str], families: Sequence[str], environment: Environment, expert_prompt: str
+) -> None:
+    """Raises ValueError for an arm that lacks what it needs to play these families.
+
+    Args:
+      arms: their names.
+      families: that are played.
+      environment: that has them.
+      expert_prompt: for an environment that has none; may be empty.
+    """
+    own = environment.expert_prompt if isinstance(environment, Advised) else ""
+    if "expert" in arms and not (own or expert_prompt):
+        raise ValueError(
+            f"{environment.name} has no expert prompt: give one with --evaluation.expert-prompt, or"
+            " leave out the arm expert."
+        )
+    for arm in arms:
+        if arm_named(arm).reads == "other" and len(families) < 2:
+            raise ValueError(
+                f"The arm {arm!r} reads about another family, and only {families[0]!r} is played:"
+                " add one with --evaluation.families, or leave out the arm."
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from envs.api import Environment
-from experiments.arms import check_arms
+from experiments.arms import check_arms, check_playable
 from experiments.command import Flags, parse, parse_known, run_main, unknown
 from experiments.console import Terminal, counting_bar
 from experiments.evaluation_results import read_results
@@ -31,6 +31,7 @@ from experiments.trust import check_names
 from ictjax.config import HostsConfig, MeshConfig, PagedAttentionName, RoleMeshes, SamplerConfig
 from ictjax.ranges import Range, shown
 from ictjax.run_config import (
+    EnvironmentConfig,
     EvaluationConfig,
     RoleConfig,
     TaskConfig,
@@ -151,19 +152,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def check_flags(config: TrainConfig, argv: Sequence[str]) -> None:
-    """Raises ValueError for flags that the evaluation of such a run would refuse, or that leave out
-    the trained reflector.
+def check_flags(config: TrainConfig, argv: Sequence[str]) -> dict[str, bool]:
+    """The families that the evaluation of such a run plays with these flags, and whether each was
+    trained on.
+
+    Raises ValueError for flags that it would refuse, or that leave out the trained reflector.
     """
-    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(RunArgs(), config))
-    check_arms(args.evaluation.arms, args.evaluation.endpoint.url)
-    if "trained" not in args.evaluation.arms:
+    first, _ = parse_known(RunArgs, "evaluate", argv)
+    args, config = _read(first, config, argv)
+    config = _as_told(args, config, config.task, args.evaluation, pathlib.Path("config.json"))
+    settings, arms = config.task.environment, args.evaluation.arms
+    if "trained" not in arms:
         raise ValueError("--evaluation.arms must have trained among them.")
-    settings = config.task.environment
+    families = played_families(settings, args.evaluation)
+    environment = open_environment(settings.name, settings.options)
+    check_playable(arms, families, environment, args.evaluation.expert_prompt)
+    return {family: family in settings.train_families for family in families}
+
+
+def played_families(settings: EnvironmentConfig, evaluation: EvaluationConfig) -> tuple[str, ...]:
+    """Those of a task that an evaluation plays. Raises ValueError for one that the task lacks."""
     there = (*settings.train_families, *settings.heldout_families)
-    for family in args.evaluation.families:
+    for family in evaluation.families:
         if family not in there:
             raise unknown(f"The task has no family {family!r}", family, there)
+    return tuple(family for family in there if family in (evaluation.families or there))
 
 
 def evaluation_name(
@@ -210,14 +223,7 @@ def _evaluate_runs(first: RunArgs, argv: list[str], hosts: "Hosts | None") -> No
     with told():
         with readable(first.run_dir[0], host=index) as run_dir:
             config = from_dict(read_config(run_dir))
-        if first.mesh is not None:
-            config = on_named_mesh(config, first.mesh)
-        args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(first, config))
-        if (args.run_dir, args.mesh) != (first.run_dir, first.mesh):
-            raise ValueError(
-                "--run-dir or --mesh stands where the value of another flag is missing: write each"
-                " as --FLAG=VALUE."
-            )
+        args, config = _read(first, config, argv)
     step: int | Literal["newest"] = "newest" if args.step is None else args.step
     if hosts is not None and args.step is None:
         from experiments.hosts import evaluated_step
@@ -236,6 +242,21 @@ def _evaluate_runs(first: RunArgs, argv: list[str], hosts: "Hosts | None") -> No
             ]
             wanted = _wanted(args, config, run_dirs)
         _evaluate(args, wanted, run_dirs, out, hosts)
+
+
+def _read(
+    first: RunArgs, config: TrainConfig, argv: Sequence[str]
+) -> tuple[EvaluateArgs, TrainConfig]:
+    """All flags, and the run on the devices that they name."""
+    if first.mesh is not None:
+        config = on_named_mesh(config, first.mesh)
+    args = parse(EvaluateArgs, "evaluate", _DESCRIPTION, argv, _defaults(first, config))
+    if (args.run_dir, args.mesh) != (first.run_dir, first.mesh):
+        raise ValueError(
+            "--run-dir or --mesh stands where the value of another flag is missing: write each as"
+            " --FLAG=VALUE."
+        )
+    return args, config
 
 
 def results_place(run_dirs: Sequence[pathlib.Path]) -> pathlib.Path:
@@ -297,29 +318,12 @@ def _wanted(args: EvaluateArgs, config: TrainConfig, run_dirs: Sequence[pathlib.
     """Raises ValueError for what cannot be evaluated."""
     run_dir = run_dirs[0]
     _check_others(run_dirs)
-    meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
     played = with_options(_task(config, args.eval_env, run_dir), args.eval_options)
     settings, evaluation = played.environment, args.evaluation
     elsewhere = settings.name != config.task.environment.name
     if elsewhere and evaluation.families == config.evaluation.families:
         evaluation = dataclasses.replace(evaluation, families=())  # those of the run's own task
-    config = dataclasses.replace(
-        config.on_mesh(meshes)
-        .with_models(args.actor.model, args.reflector.model)
-        .with_adapters(args.actor.adapter, args.reflector.adapter),
-        actor_sampler=_sampler("actor", config.actor_sampler, args.actor_sampler),
-        reflector_sampler=_sampler("reflector", config.reflector_sampler, args.reflector_sampler),
-        evaluation=evaluation,
-    )
-    if not args.trust:
-        for endpoint in (config.actor.endpoint, config.evaluation.endpoint):
-            check_names(run_dir / "config.json", environment=settings.name, endpoint=endpoint)
-    check_arms(evaluation.arms, evaluation.endpoint.url)
-    if args.deletions and "trained" not in evaluation.arms:
-        raise ValueError(
-            f"--deletions {args.deletions} needs prompts of the trained reflector: add the arm"
-            " trained to --evaluation.arms, or leave it out."
-        )
+    config = _as_told(args, config, played, evaluation, run_dir / "config.json")
     environment = open_environment(settings.name, settings.options)
     families = (*settings.train_families, *settings.heldout_families)
     check_families(environment, (*families, *evaluation.families))
@@ -333,6 +337,37 @@ def _wanted(args: EvaluateArgs, config: TrainConfig, run_dirs: Sequence[pathlib.
             environment.games(family, "test")
     name = evaluation_name(config.task, played, args.eval_env, args.eval_options)
     return _Wanted(config, played, environment, name)
+
+
+def _as_told(
+    args: EvaluateArgs,
+    config: TrainConfig,
+    played: TaskConfig,
+    evaluation: EvaluationConfig,
+    file: pathlib.Path,
+) -> TrainConfig:
+    """The run with the models, devices, samplers and evaluation of these flags. Raises ValueError
+    for those that do not fit it, and for names in its file that need --trust.
+    """
+    meshes = RoleMeshes(actor=args.actor.mesh, reflector=args.reflector.mesh)
+    config = dataclasses.replace(
+        config.on_mesh(meshes)
+        .with_models(args.actor.model, args.reflector.model)
+        .with_adapters(args.actor.adapter, args.reflector.adapter),
+        actor_sampler=_sampler("actor", config.actor_sampler, args.actor_sampler),
+        reflector_sampler=_sampler("reflector", config.reflector_sampler, args.reflector_sampler),
+        evaluation=evaluation,
+    )
+    if not args.trust:
+        for endpoint in (config.actor.endpoint, config.evaluation.endpoint):
+            check_names(file, environment=played.environment.name, endpoint=endpoint)
+    check_arms(evaluation.arms, evaluation.endpoint.url)
+    if args.deletions and "trained" not in evaluation.arms:
+        raise ValueError(
+            f"--deletions {args.deletions} needs prompts of the trained reflector: add the arm"
+            " trained to --evaluation.arms, or leave it out."
+        )
+    return config
 
 
 def _evaluate(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -61,7 +62,9 @@ def _main(argv: list[str]) -> None:
     )
     if args.check:
         for variant in sweep.variants:
-            console.print(f"  {variant.name}: {' '.join(variant.flags)}", soft_wrap=True)
+            console.print(
+                f"  {variant.name}: {shlex.join(variant.flags) or 'no flags'}", soft_wrap=True
+            )
         return
     # statistics take a second to load
     from experiments.sweep import run_sweep
