@@ -24,8 +24,8 @@ _MOST_SEEDS = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A setting of training: its name, the flags of `ictjax train` that make it, and what they
-    come to under the first seed.
+    """A setting of training: its name, the flags of `ictjax train` that make it, and the run that
+    they come to under the preset's seed.
     """
 
     name: str
