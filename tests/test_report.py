@@ -999,8 +999,11 @@ def test_another_benchmark_stands_beside_with_its_games(tmp_path):
     assert data["headline"]["text"] in text and "On the held-out families, prompts of" in text
     assert "Results, on alfworld" in text
     assert "Measured on alfworld, generated games, rooms=small." in text
-    *_, table = report.tables(report_data.load_run(run))
-    assert [*table.columns[0].cells][-3:] == ["heat", "cool", "families of alfworld"]
+    tables = report.tables(report_data.load_run(run))
+    *_, won = (table for table in tables if str(table.title).startswith("Games won"))
+    assert [*won.columns[0].cells][-3:] == ["heat", "cool", "families of alfworld"]
+    assert str(tables[-1].title).endswith("after the first, families of alfworld")
+    assert [*tables[-1].columns[0].cells] == ["untrained", "trained"]
 
 
 def test_splits_are_those_of_the_file(whole):

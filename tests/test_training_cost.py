@@ -134,7 +134,7 @@ def test_runs_of_which_it_is_not_known_are_named(tmp_path):
     config = PRESETS["fake-tiny"]
 
     def said(*costs):
-        return protocol(config, config, 3, runs, costs)["training_budget"]
+        return protocol(config, config, 3, runs, costs, {})["training_budget"]
 
     known = {NAMES[0]: 1}
     assert "stands in the budget" in said(known, known, known)
