@@ -64,7 +64,11 @@ def _sections(sweep: Sweep, found: Compared) -> Iterator[Section]:
         html("Compared on {}; {}", ", ".join(found.families), note(sweep, found)),
         table(
             title(sweep, found),
-            [name.format(first=first.name) for name in HEAD] + ["by seed", "flags"],
+            [
+                *(name.format(first=first.name) for name in HEAD),
+                "by seed",
+                Html('<span class="start">flags</span>'),
+            ],
             map(_row, found.results),
         ),
     )
