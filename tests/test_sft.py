@@ -75,6 +75,17 @@ def data(tmp_path):
     return path
 
 
+def stop_after_some_steps(monkeypatch):
+    """The sixth look at whether to stop ends the training, as a machine that goes away does."""
+    looks = iter(range(5))
+
+    def stop():
+        if next(looks, None) is None:
+            raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(training, "check", stop)
+
+
 def test_a_chat_is_what_a_model_would_have_lived(model):
     tokenizer = ChatTokenizer(model)
     chat = encode_chat(tokenizer, messages(TALKS[1]))
@@ -182,13 +193,7 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
     assert record["counts"] == {"chats": 12, "overlong": 0, "trained_on": 11, "held_out": 1}
     assert f"--adapter {whole}" in capsys.readouterr().out.replace("\n", "")
 
-    steps = iter(range(5))
-
-    def stop():
-        if next(steps, None) is None:
-            raise RuntimeError("the machine went away")
-
-    monkeypatch.setattr(training, "check", stop)
+    stop_after_some_steps(monkeypatch)
     with pytest.raises(RuntimeError, match="went away"):
         command.main(flags(model, data, stopped))
     assert not (stopped / "adapter_model.safetensors").exists()
@@ -208,13 +213,7 @@ def test_training_goes_on_on_another_mesh_and_with_files_that_moved(
     """Two rows a step on eight devices: six of padding, and the same is learned."""
     whole, out, few = tmp_path / "whole", tmp_path / "out", ("--epochs", "2")
     command.main(flags(model, data, whole, *few))
-    steps = iter(range(5))
-
-    def stop():
-        if next(steps, None) is None:
-            raise RuntimeError("the machine went away")
-
-    monkeypatch.setattr(training, "check", stop)
+    stop_after_some_steps(monkeypatch)
     with pytest.raises(RuntimeError, match="went away"):
         command.main(flags(model, data, out, *few))
     monkeypatch.undo()
