@@ -15,8 +15,9 @@ from ictjax.run_config import TrainConfig, to_dict
 _PROTOCOL = {
     "mean": "the share of TEST games won under the last prompt of each loop of reflection (run)",
     "chosen": (
-        "the same of the prompt that won most SELECT games; with protocol paper most of these TEST"
-        " games, which reads too high, and nothing is claimed of it"
+        "the same of the prompt that won most SELECT games, of the last one where there are none;"
+        " with protocol paper most of these TEST games, which reads too high, and nothing is"
+        " claimed of it"
     ),
     "arms": "who writes the prompts of a loop: see docs/evaluation.md",
     "splits": (
@@ -87,6 +88,8 @@ def protocol(
         *unrecorded(config, named),
         *(f"the adapter of {run_dir}" for run_dir in adopted),
     ]
+    if config.evaluation.protocol == "strict" and not config.evaluation.select_games:
+        labels = {**labels, "prompt_scored": "the last prompt of each loop; none is chosen"}
     return {
         **_PROTOCOL,
         **labels,

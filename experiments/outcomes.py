@@ -15,12 +15,11 @@ class Outcomes:
     """1 for a game that was won, 0 for one that was not, nan for one that the environment failed or
     that was not played.
 
-    Arms that do not depend on training have one seed. Turn 0 is the initial prompt. `select_srtg`
-    has no games where prompts are chosen on the TEST games themselves (protocol "paper").
+    Arms that do not depend on training have one seed. Turn 0 is the initial prompt.
     """
 
     test_srtg: np.ndarray
-    select_srtg: np.ndarray
+    select_srtg: np.ndarray  # what prompts are chosen by: with protocol "paper" the TEST games
     scored_srt: np.ndarray  # whether TEST games were played, failed ones too
 
     @property
@@ -33,8 +32,7 @@ class Outcomes:
         """On TEST games, under the prompt of each loop that won most SELECT games; of equals the
         earliest, and the last one where no SELECT game has an outcome.
         """
-        judged = self.select_srtg if self.select_srtg.shape[3] else self.test_srtg
-        rates_srt = mean(judged, axis=3)
+        rates_srt = mean(self.select_srtg, axis=3)
         unknown = np.isnan(rates_srt) | np.isnan(self.test_srtg).all(axis=3)
         turn_sr = np.where(
             unknown.all(axis=2), -1, np.where(unknown, -1.0, rates_srt).argmax(axis=2)
@@ -71,9 +69,8 @@ def read_outcomes(parts: Sequence[Mapping[str, Any]]) -> Outcomes:
     games than others the places that are missing count as not played.
     """
     test_srtg = _array([part["test"] for part in parts])
-    select_srtg = _array([part["select"] for part in parts])
-    if not select_srtg.size:
-        select_srtg = np.empty((*test_srtg.shape[:3], 0))
+    chosen_on_test = not any(part["select"] for part in parts)
+    select_srtg = test_srtg if chosen_on_test else _array([part["select"] for part in parts])
     scored_srt = np.zeros(test_srtg.shape[:3], dtype=bool)
     for s, part in enumerate(parts):
         for r, run in enumerate(part["test"]):

@@ -196,14 +196,15 @@ class Part:
           loops: in the order of their runs.
         """
         scored = [[loop.scored[prompt] for prompt in loop.prompts] for loop in loops]
+        strict = self.config.evaluation.protocol == "strict"
         played = [t for loop in loops for one in loop.scored.values() for t in one.test]
         written = [turn for loop in loops for turn in loop.turns]
         return {
             "test": [[outcomes(one.test) for one in run] for run in scored],
-            "select": [[one.select for one in run] for run in scored if run[0].select],
+            "select": [[one.select for one in run] for run in scored] if strict else [],
             "games": {
                 "test": self.games.hashes(self.games.test),
-                "select": self.games.hashes(self.games.select) if any(self.games.select) else [],
+                "select": self.games.hashes(self.games.select) if strict else [],
             },
             "malformed": sum(turn.candidate.failure is not None for turn in written),
             "actor_failures": parse_failures(played),

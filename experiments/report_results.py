@@ -116,9 +116,14 @@ def _protocol(run: RunData, evaluation: Evaluation) -> Iterator[Html]:
             " games."
         )
     elif protocol.get("protocol") == "strict":
-        yield Html(
-            "Protocol <i>strict</i>: reflectors read STREAM games, SELECT games choose a prompt,"
-            " TEST games score it."
+        chooses = (
+            "no SELECT games choose a prompt (chosen is the last one)"
+            if protocol.get("select_games") == 0
+            else "SELECT games choose a prompt"
+        )
+        yield html(
+            "Protocol <i>strict</i>: reflectors read STREAM games, {}, TEST games score it.",
+            chooses,
         )
     if states := disjointness(run, evaluation):
         yield html("{}", states)

@@ -113,8 +113,8 @@ class EvaluationConfig(Ranged):
     # with training, and with pretraining where that is known. "paper" (arXiv 2605.20477): a prompt
     # is chosen and reported on the same games, which flatters it
     protocol: Literal["strict", "paper"] = "strict"
-    # games that choose among the prompts of a loop; read by "strict" only
-    select_games: Annotated[int, Range(1, 1_000_000)] = 3
+    # games that choose among the prompts of a loop; read by "strict" only; 0: none is chosen
+    select_games: Annotated[int, Range(0, 1_000_000)] = 3
     # k: games that the reflector reads about; 0: as many as in training
     games_per_context: Annotated[int, Range(0, 10_000)] = 0
     # "own": no two loops of an arm and a family share a game; "shared": all have the same SELECT

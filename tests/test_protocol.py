@@ -19,6 +19,7 @@ from experiments.evaluation_games import choose_games, in_several_families
 from experiments.evaluation_parts import PartKey, part_keys
 from experiments.evaluation_report import protocol
 from experiments.fake_pair import FOLDER as FAKE_PAIR
+from experiments.outcomes import read_outcomes
 from experiments.played_games import PlayedGames
 from experiments.presets import PRESETS
 from experiments.pretraining import entry, taught_games, unrecorded, write_record
@@ -253,6 +254,18 @@ def test_the_paper_s_protocol_chooses_and_reports_on_the_same_games(pool):
     assert record["select"] == record["games"]["select"] == []
     assert record["games"]["test"][0] == record["games"]["test"][1]
     assert all(all(run) for run in record["test"])  # else it could not be chosen
+
+
+def test_without_select_games_none_is_played_and_none_is_chosen(pool):
+    settings = config(select_games=0)
+    games = draw(pool, settings)
+    record = play(pool, ["untrained"], settings, games)["untrained"]
+    assert record["select"] == [[[], [], []]] * 2  # unlike the paper's, chosen on TEST
+    assert record["games"]["select"] == [[], []]
+    assert is_part({**record, "drawn": "x"}, 2)
+    assert read_outcomes([record]).chosen_srg.tolist() == [
+        [run[-1] for run in record["test"]],
+    ]
 
 
 def test_only_ends_are_scored_where_that_is_asked_for(pool, drawn):

@@ -24,7 +24,11 @@ def results():
 
 def record(*turns, select=(), games=("a", "b")):
     """A part of one run: its outcomes by turn."""
-    return {"test": [list(turns)], "select": [list(select)], "games": {"test": [list(games)]}}
+    return {
+        "test": [list(turns)],
+        "select": [list(select)] if select else [],
+        "games": {"test": [list(games)]},
+    }
 
 
 def test_the_headline_is_about_held_out_families(results):
@@ -158,6 +162,9 @@ def test_a_prompt_is_chosen_on_other_games():
     ).chosen_srg.tolist() == [[[0, 0]]]
     unknown = read_outcomes([record([0, 0], [1, 0], select=([None], [None]))])
     assert unknown.chosen_srg.tolist() == [[[1, 0]]]
+    # where no SELECT games are played, nothing is chosen on TEST games instead
+    none = read_outcomes([record([0, 0], [1, 1], [1, 0], select=([], [], []))])
+    assert none.chosen_srg.tolist() == none.last_srg.tolist() == [[[1, 0]]]
 
 
 def test_curves_are_of_all_loops_and_their_area_of_what_is_known():
