@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import json
 import pathlib
 import random
@@ -407,6 +408,12 @@ def test_a_run_s_prompts_are_counted(
     )
     assert re.findall(r"[\d()]+", none[0]) == ["3", "4", "1", "0", "0", "100", "(50)", "0"]
     contexts_file = tmp_path / "contexts" / "iteration_00003.jsonl"
+    later = dataclasses.replace(contexts[1], meta_turn=1)
+    contexts_file.write_text(f"{to_json(contexts[0])}\n{to_json(later)}\n")
+    named.main([f"--run-dir={tmp_path}", "--block=2", "--by-turn"])
+    won, none = capsys.readouterr().out.split("none was")
+    assert "3-4, first turn" in won and "later" not in won
+    assert "3-4, later turns" in none and "first" not in none
     contexts_file.unlink()
     with pytest.raises(SystemExit) as ended:
         named.main([f"--run-dir={tmp_path}"])

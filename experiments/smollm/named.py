@@ -38,6 +38,9 @@ class NamedArgs(Flags):
     """The run, or several whose prompts are counted together."""
     block: Annotated[int, Range(1, 1_000_000)] = 4
     """Iterations that a line of the table counts together."""
+    by_turn: bool = False
+    """Count contexts of the first meta-turn, under the initial prompt, and of later ones, under a
+    prompt of the reflector's own, apart."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,13 +169,19 @@ def report(args: NamedArgs) -> None:
     from experiments.console import Terminal
 
     groups: dict[str, list[Reflection]] = {}
+
+    def add(group: str, reply: Reflection) -> None:
+        if args.by_turn:
+            group += ", later turns" if reply.context.meta_turn else ", first turn"
+        groups.setdefault(group, []).append(reply)
+
     for run_dir in args.run_dir:
         for iteration, reply in of_training(run_dir):
             first = (iteration - 1) // args.block * args.block + 1
-            groups.setdefault(f"{first}-{first + args.block - 1}", []).append(reply)
+            add(f"{first}-{first + args.block - 1}", reply)
     for run_dir in args.run_dir:
         for arm, reply in of_evaluation(run_dir):
-            groups.setdefault(arm, []).append(reply)
+            add(arm, reply)
     if not groups:
         raise ValueError(
             f"{', '.join(map(str, args.run_dir))} holds no reflections: train or evaluate first."
