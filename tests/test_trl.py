@@ -160,6 +160,53 @@ def _by_trl(case):
     return loss.detach().numpy(), logits.grad.numpy()
 
 
+def _rloo_by_trl():
+    """The gradient of TRL's trainer on replies that were just drawn, without KL: what they are
+    beyond that differs (docs/algorithms.md).
+    """
+    import torch
+    from trl import RLOOTrainer
+
+    mask, logits, target, *_, advantage = map(torch.tensor, _batch())
+    logits.requires_grad_()
+    chosen = logits.log_softmax(-1).gather(-1, target[:, :, None])[:, :, 0]
+    same = types.SimpleNamespace(
+        gather=lambda x: x, gather_for_metrics=lambda x: x, reduce=lambda x, reduction: x
+    )
+    trainer = types.SimpleNamespace(
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        accelerator=same,
+        model=types.SimpleNamespace(training=True),
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (
+            chosen,
+            torch.zeros_like(chosen),
+            None,
+        ),
+        _metrics=collections.defaultdict(lambda: collections.defaultdict(list)),
+        aux_loss_enabled=False,
+    )
+    inputs = {
+        "prompt_ids": target[:, :1],
+        "prompt_mask": mask[:, :1].long(),
+        "completion_ids": target,
+        "completion_mask": mask.long(),
+        "advantages": advantage,
+        "old_logps": (chosen * mask).sum(1).detach(),
+    }
+    RLOOTrainer._compute_loss(trainer, None, inputs).backward()
+    return logits.grad.numpy()
+
+
+def rloo_difference():
+    """The largest absolute difference of the gradients of RLOO on fresh replies, without KL."""
+    with jax.enable_x64(True):
+        _, ours = jax.device_get(_by_us(_ours("rloo", kl="none", kl_coefficient=0.0)))
+    theirs = _rloo_by_trl()
+    assert np.abs(theirs).max() > 1e-3
+    return float(np.abs(ours - theirs).max())
+
+
 def differences(case):
     """The largest absolute differences of loss and gradient."""
     with jax.enable_x64(True):
@@ -175,7 +222,13 @@ def test_loss_and_gradient_are_those_of_trl(name):
     assert max(differences(CASES[name])) < 1e-12
 
 
+def test_gradients_of_rloo_are_those_of_trl_where_both_do_the_same():
+    pytest.importorskip("trl", reason="TRL is compared in an environment of its own")
+    assert rloo_difference() < 1e-12
+
+
 if __name__ == "__main__":
     for name, case in CASES.items():
         loss, gradient = differences(case)
         print(f"{name:24} loss {loss:.1e}  gradient {gradient:.1e}")
+    print(f"{'RLOO, fresh, without KL':24} gradient {rloo_difference():.1e}")
