@@ -115,6 +115,7 @@ def choose_games(
     drawn = {
         split: draw(split, count, anew=trained and split == "train")
         for split, count in wanted.items()
+        if count
     }
     if shortfalls := [
         Shortfall(family, split, len(games), wanted[split])
@@ -122,7 +123,7 @@ def choose_games(
         if len(games) < wanted[split]
     ]:
         raise TooFewGames(evaluation, shortfalls)
-    test, select, stream = drawn.values()
+    test, select, stream = (drawn.get(split, []) for split in ("test", "select", "train"))
 
     def own(games: Sequence[GameId], run: int) -> tuple[GameId, ...]:
         size = len(games) // sets
