@@ -35,6 +35,7 @@ from experiments.evaluation_games import (
 from experiments.evaluation_parts import Deletion, Evaluator, PartKey, evaluation_key, part_keys
 from experiments.evaluation_report import protocol, summary
 from experiments.evaluation_results import FORMAT
+from experiments.host_differences import check_same_files
 from experiments.limits import check_limits, check_meshes, sampling_attention
 from experiments.manifest import describe_games, games_sha256
 from experiments.memory import check_evaluation_memory
@@ -96,6 +97,7 @@ def evaluate(
     run_dirs = [run_dir, *others]
     with hosts.told():
         plan = _planned(config, task)
+    check_same_files(hosts, plan.about["models"], plan.about["games_sha256"])
     hosts.meet()  # what is there, all of them see
     step, newest = _steps(run_dirs, plan.config, name, step, hosts)
     costs = [training_cost(path, config, step) for path in run_dirs]

@@ -12,6 +12,7 @@ from envs.api import CannotGoOn, Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.contents import content_hashes
+from experiments.host_differences import check_same_files
 from experiments.limits import check_idle, check_limits, check_meshes, sampling_attention
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
@@ -99,12 +100,11 @@ def start(
                 run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints
             )
         models = content_hashes(folders)
+        named = [str(device) for device in devices]
+        manifest = make_manifest(preset, config, environment, named, models, attention, sampling)
+    check_same_files(hosts, models, manifest["games_sha256"])
     with contextlib.ExitStack() as resources:
         with hosts.told():
-            named = [str(device) for device in devices]
-            manifest = make_manifest(
-                preset, config, environment, named, models, attention, sampling
-            )
             lock = None
             if not hosts.first:
                 pass  # the first host makes the directory, and holds it

@@ -96,7 +96,13 @@ class Hosts:
         """What the first host says; `value` is JSON. All wait for it. Raises CannotGoOn where one
         could not do what came before (see `told`).
         """
-        return value if self.count == 1 else self._answers({"value": value})[0]["value"]
+        return self.all_say(value)[0]
+
+    def all_say(self, value: _Item) -> list[_Item]:
+        """What every host says, by its index; `value` is JSON. Waits and raises as `agree`."""
+        if self.count == 1:
+            return [value]
+        return [answer["value"] for answer in self._answers({"value": value})]
 
     @property
     def own_copies(self) -> bool:

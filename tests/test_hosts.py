@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -22,14 +20,17 @@ from envs.api import CannotGoOn, Refusal
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
 from experiments.memory import uses
+from experiments.presets import preset
 from experiments.remote_run import CACHE_VARIABLE, RemoteRun
 from ictjax.config import HostsConfig
 from ictjax.digests import changed, digests, sums
 from ictjax.hosts import ALONE, HostLost, Hosts
 from ictjax.metrics import read_metrics
-from ictjax.run_config import from_dict
+from ictjax.run_config import from_dict, to_dict
 from tests.bucket import Store
+from tests.side_by_side import side_by_side
 
+ROOT = Path(__file__).parents[1]
 # What one process and two sum in another order; games, replies and prompts are the same.
 ROUNDED = ("grad_norm", "loss", "policy_loss", "update_norm", "entropy", "kl", "ratio", "clip")
 
@@ -57,9 +58,11 @@ def start():
         odd=None,
         flag=(),
         away="",
+        place=None,
     ):
         """With `caches`, each host has a folder of that name and its number for working copies. The
-        host `odd` has one more flag, or cannot read these objects of a bucket.
+        host `odd` has one more flag, cannot read these objects of a bucket, or is started in
+        another folder, whose packages it takes first.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -71,6 +74,7 @@ def start():
         for index in range(count):
             own = [f"--hosts.index={index}"] if count > 1 else []
             variables = {} if caches is None else {CACHE_VARIABLE: f"{caches}-{index}"}
+            variables["PYTHONPATH"] = str(ROOT)
             if index == odd:
                 own += flag
                 variables["AWAY"] = away
@@ -78,6 +82,7 @@ def start():
                 subprocess.Popen(
                     [sys.executable, *program, command, *words, *together, *own],
                     env=environ | variables,
+                    cwd=place if index == odd else None,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -239,14 +244,16 @@ def bucket(runs, tmp_path, monkeypatch):
     [
         ("evaluate", 1, {"away": "config.json"}, "503 Service Unavailable"),
         ("evaluate", 0, {"away": "checkpoints/3/"}, "503 Service Unavailable"),
-        ("evaluate", 1, {"flag": ["--actor.mesh.tensor=3"]}, "tensor=3"),
+        ("evaluate", 1, {}, "the actor's model (its files differ)"),
         ("train", 1, {"away": "checkpoints/3/"}, "503 Service Unavailable"),
-        ("train", 1, {"flag": ["--actor.mesh.tensor=3"]}, "tensor=3"),
+        ("train", 1, {}, "'abacus'"),
     ],
 )
 def test_a_host_that_fails_alone_before_all_compute_tells_the_others_why(
-    bucket, flags, start, command, odd, fault, reason
+    bucket, flags, start, tmp_path, command, odd, fault, reason
 ):
+    (tmp_path / "config.json").write_text('{"model_type": "abacus"}')
+    fault = fault or {"flag": [f"--actor.model={tmp_path}"]}
     words = [*flags, "--iterations=4"] if command == "train" else []
     words.append("--run-dir=gs://bucket/runs/a")
     processes = start(2, command, *words, **bucket, odd=odd, **fault)
@@ -255,6 +262,58 @@ def test_a_host_that_fails_alone_before_all_compute_tells_the_others_why(
     assert f"ictjax: Host {odd} of 2 cannot go on: " in errors[1 - odd]
     assert all(reason in said and "Traceback" not in said for said in errors)
     assert "cannot go on" not in errors[odd]
+
+
+def another_jax(folder):
+    about = folder / "jax-0.0.1.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: jax\nVersion: 0.0.1\n")
+
+
+def another_source(folder):
+    for name in ("envs", "ictjax", "experiments"):
+        shutil.copytree(ROOT / name, folder / name)
+    with (folder / "envs" / "fake.py").open("a") as file:
+        file.write("# changed\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "elsewhere", "said"),
+    [
+        (
+            "train",
+            ["--seed=7", "--grpo.group-size=2"],
+            None,
+            "was not started as host 0 was: --seed is 7, not 0; --grpo.group-size is 2, not ",
+        ),
+        ("train", [], another_jax, "does not run the program of host 0: jax is 0.0.1, not "),
+        ("train", [], another_source, "does not run the program of host 0: ictjax is "),
+        (
+            "evaluate",
+            ["--evaluation.runs=2"],
+            None,
+            "was not started as host 0 was: --evaluation.runs is 2, not 3:",
+        ),
+    ],
+)
+def test_hosts_that_are_not_started_alike_end_with_the_same_sentence(
+    flags, start, tmp_path, command, flag, elsewhere, said
+):
+    place, run = tmp_path / "place", tmp_path / "run"
+    place.mkdir()
+    if elsewhere is not None:
+        elsewhere(place)
+    words = [*flags, f"--run-dir={run}"]
+    if command == "evaluate":
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps(to_dict(preset("fake-tiny"))))
+        words = ["--evaluation.runs=3", f"--run-dir={run}"]
+    processes = start(2, command, *words, odd=1, flag=flag, place=place)
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    sentences = {error.splitlines()[-1] for error in errors}  # behind the transport's own words
+    assert len(sentences) == 1 and sentences.pop().startswith(f"ictjax: Host 1 of 2 {said}")
+    assert run.exists() == (command == "evaluate")  # nothing was begun
 
 
 def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
@@ -315,26 +374,6 @@ def test_hosts_exchange_what_is_written_when_they_meet():
 
     with pytest.raises(ValueError, match="^the store is away$"):
         Hosts(exchange=away).meet()
-
-
-def side_by_side(body, exchange=None):
-    """What two hosts, which are threads here, raise in `body`; None where they raise nothing."""
-    meeting, said = threading.Barrier(2, timeout=5), [None, None]
-
-    class Thread(Hosts):
-        def _everyone(self, message):
-            said[self.index] = json.loads(json.dumps(message))
-            meeting.wait()
-            answers = list(said)
-            meeting.wait()
-            return answers
-
-    with ThreadPoolExecutor(2) as threads:
-        hosts = [
-            Thread(index=i, count=2, exchange=exchange and (lambda i=i: exchange(i)))
-            for i in (0, 1)
-        ]
-        return [future.exception() for future in [threads.submit(body, one) for one in hosts]]
 
 
 @pytest.mark.parametrize("kind", [Refusal, CannotGoOn, OSError])
