@@ -69,7 +69,8 @@ def start(
         again then.
     """
     if how == "go on":
-        lines = read_metrics(run_dir)
+        with hosts.told():
+            lines = read_metrics(run_dir)
         done = lines[-1]["iteration"] if lines else 0
         if done == config.iterations == newest_checkpoint(run_dir):
             _say(
@@ -141,15 +142,15 @@ def start(
         _say(console, f"Attention of the samplers: {ways}.")
         with hosts.told():
             pool = resources.enter_context(open_pool(config.task.environment))
-        progress = resources.enter_context(
-            LiveProgress(
-                "iterations",
-                done=newest_checkpoint(run_dir),
-                total=config.iterations,
-                console=console,
-                screen=None if lock is None else OwnScreen(run_dir),
+            progress = resources.enter_context(
+                LiveProgress(
+                    "iterations",
+                    done=newest_checkpoint(run_dir),
+                    total=config.iterations,
+                    console=console,
+                    screen=None if lock is None else OwnScreen(run_dir),
+                )
             )
-        )
         train(
             folders,
             run_dir,
