@@ -35,6 +35,7 @@ from experiments.evaluation_games import (
 from experiments.evaluation_parts import Deletion, Evaluator, PartKey, evaluation_key, part_keys
 from experiments.evaluation_report import protocol, summary
 from experiments.evaluation_results import FORMAT
+from experiments.host_differences import check_same_files
 from experiments.limits import check_limits, check_meshes, sampling_attention
 from experiments.manifest import describe_games, games_sha256
 from experiments.memory import check_evaluation_memory
@@ -96,18 +97,21 @@ def evaluate(
     run_dirs = [run_dir, *others]
     with hosts.told():
         plan = _planned(config, task)
+    check_same_files(hosts, plan.about["models"], plan.about["games_sha256"])
     hosts.meet()  # what is there, all of them see
     step, newest = _steps(run_dirs, plan.config, name, step, hosts)
-    costs = [training_cost(path, config, step) for path in run_dirs]
+    with hosts.told():
+        costs = [training_cost(path, config, step) for path in run_dirs]
     with contextlib.ExitStack() as stack:
         pool = functools.cache(lambda: stack.enter_context(open_pool(plan.config.task.environment)))
-        folders, drawn = _games(run_dirs, name, step, plan, pool, console, hosts)
-        parts = _Parts(
-            keys=part_keys(plan.arms, tuple(plan.families), len(run_dirs)),
-            folders=folders,
-            games=drawn,
-        )
-        missing = parts.missing(run_dirs, hosts)
+        with hosts.told():
+            folders, drawn = _games(run_dirs, name, step, plan, pool, console, hosts)
+            parts = _Parts(
+                keys=part_keys(plan.arms, tuple(plan.families), len(run_dirs)),
+                folders=folders,
+                games=drawn,
+            )
+            missing = parts.missing(run_dirs, hosts)
         unfinished = f" of {config.iterations}" if step < config.iterations else ""
         console.print(
             f"Evaluating iteration {step}{unfinished}: {len(missing)} of {len(parts.keys)} parts to"
@@ -121,15 +125,17 @@ def evaluate(
             best.teach(console)
 
         def evaluator(progress: LiveProgress) -> Evaluator:
+            with hosts.told():
+                workers = pool()
             return Evaluator(
                 config=plan.config,
-                pool=pool(),
+                pool=workers,
                 games=drawn,
                 folders=folders,
                 trained=lambda seed: (
                     newest[seed]
                     if seed in newest
-                    else restore_trained(run_dirs[seed], plan.config, step)[1]
+                    else restore_trained(run_dirs[seed], plan.config, step, hosts=hosts)[1]
                 ),
                 taught=taught,
                 expert_prompt=plan.expert_prompt,
@@ -143,9 +149,10 @@ def evaluate(
                 "evaluation", done=total - len(missing), total=total, console=console
             ) as progress:
                 evaluator(progress).play(missing)
-        results = parts.results()
-        last = {family: _last(results, family) for family in drawn}
-        wanted = _still_whole(last, folders, drawn, hosts, deletions)
+        with hosts.told():
+            results = parts.results()
+            last = {family: _last(results, family) for family in drawn}
+            wanted = _still_whole(last, folders, drawn, hosts, deletions)
         if wanted:
             _say_deletions(wanted, config.evaluation.test_games, console)
             with LiveProgress("deletions", done=0, total=len(wanted), console=console) as progress:
@@ -320,19 +327,23 @@ def _steps(
     run: the newest one of the first run at once, as training that goes on removes old ones.
     """
     if step is not None:
-        for run_dir in run_dirs:
-            if not any((run_dir / name).glob(f"step{step}-*")):  # what is there may be shown
-                check_saved(run_dir, step, saved_steps(run_dir))
+        with hosts.told():
+            for run_dir in run_dirs:
+                if not any((run_dir / name).glob(f"step{step}-*")):  # what is there may be shown
+                    check_saved(run_dir, step, saved_steps(run_dir))
         return step, {}
-    newest = hosts.agree(saved_steps(run_dirs[0])[-1]) if hosts.count > 1 else None
-    step, weights = restore_trained(run_dirs[0], config, newest)
-    for run_dir in run_dirs[1:]:
-        steps = saved_steps(run_dir)
-        if step not in steps:
-            raise ValueError(
-                f"{run_dir} has no checkpoint of iteration {step}, the newest of {run_dirs[0]}:"
-                f" finish its training, or give --step ({', '.join(map(str, steps))} are there)."
-            )
+    with hosts.told():
+        newest = hosts.agree(saved_steps(run_dirs[0])[-1]) if hosts.count > 1 else None
+    step, weights = restore_trained(run_dirs[0], config, newest, hosts=hosts)
+    with hosts.told():
+        for run_dir in run_dirs[1:]:
+            steps = saved_steps(run_dir)
+            if step not in steps:
+                there = ", ".join(map(str, steps))
+                raise ValueError(
+                    f"{run_dir} has no checkpoint of iteration {step}, the newest of {run_dirs[0]}:"
+                    f" finish its training, or give --step ({there} are there)."
+                )
     return step, {0: weights}
 
 

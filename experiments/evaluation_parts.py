@@ -113,9 +113,7 @@ class Evaluator:
         failed: dict[PartKey, str] = {}
         played = PlayedGames()
         with contextlib.ExitStack() as stack:
-            players = stack.enter_context(
-                open_players(self.config, initial_weights(self.config), self.progress.reading)
-            )
+            players = stack.enter_context(self._players())
             for stage in sorted({_stage(part) for part in missing}):
                 reflector = players.reflector
                 if stage[0] == _AT_ENDPOINT:
@@ -147,9 +145,7 @@ class Evaluator:
           wanted: by family, of the trained reflectors of all runs.
         """
         played = PlayedGames()
-        with open_players(
-            self.config, initial_weights(self.config), self.progress.reading
-        ) as players:
+        with self._players() as players:
             arena = self._arena(players, players.reflector)
             for family, deletions in wanted.items():
                 part = self._part(PartKey("trained", family), players)
@@ -182,6 +178,11 @@ class Evaluator:
                         self.folders[seed].keep_deletions(family, self.games[family], loops)
                 self.hosts.meet()
                 self.progress.one_more(f"{family}: {len(batches)} sentences left out")
+
+    def _players(self) -> contextlib.AbstractContextManager[Players]:
+        """The actor, and the reflector as it was before training."""
+        weights = initial_weights(self.config, self.hosts)
+        return open_players(self.config, weights, self.progress.reading, hosts=self.hosts)
 
     def _arena(self, players: Players, reflector: Reflector) -> Arena:
         return Arena(
@@ -240,7 +241,8 @@ class Evaluator:
         if arm_named(key.arm).asks == "taught":
             record["budget"] |= self.taught[key.seed].budget()
         if self.hosts.first:
-            folder.keep_part(key.arm, key.family, games, record, loops)
+            with self.hosts.told():
+                folder.keep_part(key.arm, key.family, games, record, loops)
         known = [rate for rate in last_success(record) if rate is not None]
         if known:
             won = f"{100 * sum(known) / len(known):.1f} %"

@@ -15,7 +15,7 @@ from envs.registry import describe
 from experiments.console import counting_bar
 from ictjax.run_config import EnvironmentConfig, TrainConfig
 
-_PACKAGES = (
+PACKAGES = (  # that decide what a run computes
     "jax",
     "jaxlib",
     "flax",
@@ -88,9 +88,9 @@ def make_manifest(
         "started": now(),
         "preset": preset,
         "argv": program(),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "python": platform.python_version(),
-        "packages": package_versions(_PACKAGES),
+        "packages": package_versions(PACKAGES),
         "devices": list(devices),
         "attention": attention,
         "sampling_attention": dict(sampling),
@@ -111,7 +111,10 @@ def program() -> list[str]:
     return [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """The commit of this program, with "-dirty" where files differ from it; None where it is
+    installed without its repository.
+    """
     here = pathlib.Path(__file__).parent
     try:
         result = subprocess.run(

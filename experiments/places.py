@@ -31,6 +31,7 @@ def place_of(machine: Machine | None, *, own_copies: bool = False) -> Place:
             host_bytes=None if free is None else free // jax.local_device_count(),
             hosts=jax.process_count(),
             own_copies=own_copies,
+            one_memory=devices[0].platform == "cpu",
         )
     if machine.topology:
         bounds = {"chips_per_host_bounds": machine.host_bounds} if machine.host_bounds else {}

@@ -16,7 +16,7 @@ from experiments.hlo import traffic
 from experiments.kept_figures import Compiled, kept_figures
 from experiments.limits import check_limits
 from experiments.machines import Chip
-from experiments.memory import Use, gathered_checkpoint, uses
+from experiments.memory import Use, gathered_checkpoint, uses, written_checkpoint
 from experiments.plan_changes import Change
 from experiments.plan_programs import Program, num_programs, run_programs
 from experiments.presets import with_adapters_in_folders
@@ -58,6 +58,9 @@ class Plan:
     uses: tuple[Use, ...]
     phases: tuple[Phase, ...]
     num_programs: int
+    one_memory: bool = (
+        False  # the devices are the host's processors: what they hold is in its memory
+    )
 
     @property
     def needed(self) -> int:
@@ -71,9 +74,15 @@ class Plan:
         return sum(use.host_bytes for use in self.uses)
 
     @property
+    def gathers(self) -> bool:
+        """Whether the first host is sent all of each checkpoint."""
+        return any("gathered" in use.parts for use in self.uses)
+
+    @property
     def host_fits(self) -> bool:
         """Whether the host has room."""
-        return self.host_bytes is None or self.host_needed <= self.host_bytes
+        beside = self.needed if self.one_memory else 0
+        return self.host_bytes is None or beside + self.host_needed <= self.host_bytes
 
     @property
     def fits(self) -> bool:
@@ -100,6 +109,7 @@ class Place:
     hosts: int = 1  # that these devices are of
     # of several hosts each has a copy of the run, as at an address: the first one saves all
     own_copies: bool = False
+    one_memory: bool = False  # the devices are the host's processors, as those of CPUs
 
 
 def _without_kernels(config: TrainConfig) -> TrainConfig:
@@ -156,6 +166,7 @@ class Planner:
             uses=kept,
             phases=tuple(phases),
             num_programs=num_programs(config),
+            one_memory=self.place.one_memory,
         )
 
     def fits(self, config: TrainConfig) -> bool:
@@ -166,7 +177,7 @@ class Planner:
             return False
         for program in self._programs(config):
             phase = self._phase(config, program, kept, None, Assumptions())
-            if phase.compiled.refused or not self._room(phase.total):
+            if phase.compiled.refused or not self._fit(phase.total, kept):
                 return False
         return True
 
@@ -205,18 +216,20 @@ class Planner:
 
     def _kept(self, config: TrainConfig) -> tuple[Use, ...]:
         hosts = self.place.hosts
-        saved = [gathered_checkpoint(config, hosts)] if self.place.own_copies and hosts > 1 else []
-        return (*uses(config), *saved)
+        if self.place.own_copies and hosts > 1:
+            return (*uses(config), gathered_checkpoint(config, hosts))
+        return (*uses(config), written_checkpoint(config))
 
     def _kept_fits(self, kept: Sequence[Use]) -> bool:
-        there = self.place.host_bytes
-        return self._room(sum(use.device_bytes for use in kept)) and (
-            there is None or sum(use.host_bytes for use in kept) <= there
-        )
+        return self._fit(sum(use.device_bytes for use in kept), kept)
 
-    def _room(self, num_bytes: int) -> bool:
-        there = self.place.device_bytes
-        return there is None or num_bytes <= there
+    def _fit(self, num_bytes: int, kept: Sequence[Use]) -> bool:
+        """Whether a device has room for so much, and its host beside it for what is kept."""
+        there, of_host = self.place.device_bytes, self.place.host_bytes
+        beside = num_bytes if self.place.one_memory else 0
+        return (there is None or num_bytes <= there) and (
+            of_host is None or beside + sum(use.host_bytes for use in kept) <= of_host
+        )
 
     def _phase(
         self,
@@ -360,7 +373,7 @@ def whole_run(config: TrainConfig, plan: Plan, assumed: Assumptions) -> Whole | 
     hours = (before + one * config.iterations) / 3600
     state = [use for use in plan.uses if use.parts & {"trained", "optimizer"}]
     copied = sum(use.device_bytes for use in state)
-    if any(use.kind == "checkpoint" for use in plan.uses):
+    if plan.gathers:
         mesh = config.reflector.mesh
         copied = sum(use.whole_bytes for use in state) // (mesh.fsdp * mesh.tensor)
     saving = copied / (assumed.host_gb_per_second * 1e9)
@@ -385,16 +398,21 @@ def refusal(plan: Plan) -> str:
     there = (plan.device_bytes or 0) / gib
     if not plan.host_fits:
         needed, has = plan.host_needed / gib, (plan.host_bytes or 0) / gib
-        first = [use for use in plan.uses if use.kind == "checkpoint"]
-        if not first:
+        saved = next(use for use in plan.uses if use.kind == "checkpoint")
+        beside = f" beside the {plan.needed / gib:.1f} of the run" if plan.one_memory else ""
+        room = f"needs {needed:.1f} GiB for each device{beside} and has {has:.1f}"
+        if plan.gathers:
             return (
-                f"the optimizer takes {needed:.1f} GiB of the host's memory for each device, and it"
-                f" has {has:.1f}"
+                f"the first host holds whole checkpoints of {saved.whole_bytes / gib:.1f} GiB, for"
+                f" which it {room}: write the run to a folder that all hosts see, where each holds"
+                " its own part, or train an adapter"
             )
+        moments = any(use.host_bytes for use in plan.uses if use.kind == "optimizer")
+        kept = "the optimizer and " if moments else ""
         return (
-            f"the first host holds whole checkpoints of {first[0].whole_bytes / gib:.1f} GiB, for"
-            f" which it needs {needed:.1f} GiB for each device and has {has:.1f}: write the run to"
-            " a folder that all hosts see, where each holds its own part, or train an adapter"
+            f"the host holds {kept}a copy of each checkpoint until it is written, for which it"
+            f" {room}: train an adapter, or take"
+            f" {'moments in bfloat16 (--optimizer.moments)' if moments else 'more devices'}"
         )
     if worst is None:
         held = sum(use.device_bytes for use in plan.uses)

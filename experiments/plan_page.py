@@ -25,11 +25,12 @@ def show(plan: Plan, config: TrainConfig, assumed: Assumptions, console: Console
     """Prints what is needed, per device, what an iteration takes, and what was assumed."""
     console.print(f"Plan for {plan.devices} x {_device(plan)}, {_mesh(config)}", highlight=False)
     held = Table(title="What is kept, GiB", title_justify="left")
-    for column in ("what", "parameters", "in all", "per device"):
+    for column in ("what", "parameters", "in all", "per device", "of host"):
         held.add_column(column, justify="left" if column == "what" else "right")
     for use in plan.uses:
         count = "" if use.parameters is None else f"{use.parameters:,}"
-        held.add_row(use.what, count, _gib(use.whole_bytes), _gib(use.device_bytes))
+        of_host = _gib(use.host_bytes) if use.host_bytes else ""
+        held.add_row(use.what, count, _gib(use.whole_bytes), _gib(use.device_bytes), of_host)
     console.print(held)
     if plan.phases:
         console.print(_memory(plan))
@@ -76,6 +77,7 @@ def to_json(
                 "parameters": use.parameters,
                 "whole_bytes": use.whole_bytes,
                 "device_bytes": use.device_bytes,
+                "host_bytes_per_device": use.host_bytes,
             }
             for use in plan.uses
         ],
@@ -160,7 +162,7 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
         yield (
             f"The first of the {plan.hosts} hosts is sent all of each checkpoint and holds its"
             f" {size} GiB until it is written."
-            if any(use.kind == "checkpoint" for use in plan.uses)
+            if plan.gathers
             else f"In a folder that all {plan.hosts} hosts see, each saves its own part of a"
             f" checkpoint; at an address the first one holds all {size} GiB of it, which"
             " --run-dir gs://... counts."

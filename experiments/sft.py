@@ -123,9 +123,11 @@ def train_on_chats(
             )
             return
         write_lines(args.out / _RECORD, [json.dumps(record, indent=1)])
+        added = args.padded_rows - args.rows
+        padding = f" and {added} row{'' if added == 1 else 's'} of padding" if added else ""
         console.print(
             f"{len(data.train)} chats in {len(plan)} steps of {args.rows} x {args.row_tokens}"
-            f" tokens, {len(data.held_out)} held out.",
+            f" tokens{padding}, {len(data.held_out)} held out.",
             soft_wrap=True,
         )
         most = max(_most_targets(args, data.train, plan), _most_targets(args, data.held_out))
@@ -382,7 +384,7 @@ def _open(
         functions=functions,
         optimizer=made,
         sizes=BatchConfig(
-            num_rows=-(-args.rows // args.shares) * args.shares,
+            num_rows=args.padded_rows,
             token_buckets=(args.row_tokens,),
             response_buckets=(most_targets,),
         ),

@@ -12,6 +12,7 @@ from envs.api import CannotGoOn, Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.contents import content_hashes
+from experiments.host_differences import check_same_files
 from experiments.limits import check_idle, check_limits, check_meshes, sampling_attention
 from experiments.manifest import make_manifest, now
 from experiments.memory import check_memory
@@ -68,7 +69,8 @@ def start(
         again then.
     """
     if how == "go on":
-        lines = read_metrics(run_dir)
+        with hosts.told():
+            lines = read_metrics(run_dir)
         done = lines[-1]["iteration"] if lines else 0
         if done == config.iterations == newest_checkpoint(run_dir):
             _say(
@@ -99,12 +101,11 @@ def start(
                 run_dir / "checkpoints", trained_shapes(folders), config.num_kept_checkpoints
             )
         models = content_hashes(folders)
+        named = [str(device) for device in devices]
+        manifest = make_manifest(preset, config, environment, named, models, attention, sampling)
+    check_same_files(hosts, models, manifest["games_sha256"])
     with contextlib.ExitStack() as resources:
         with hosts.told():
-            named = [str(device) for device in devices]
-            manifest = make_manifest(
-                preset, config, environment, named, models, attention, sampling
-            )
             lock = None
             if not hosts.first:
                 pass  # the first host makes the directory, and holds it
@@ -141,15 +142,15 @@ def start(
         _say(console, f"Attention of the samplers: {ways}.")
         with hosts.told():
             pool = resources.enter_context(open_pool(config.task.environment))
-        progress = resources.enter_context(
-            LiveProgress(
-                "iterations",
-                done=newest_checkpoint(run_dir),
-                total=config.iterations,
-                console=console,
-                screen=None if lock is None else OwnScreen(run_dir),
+            progress = resources.enter_context(
+                LiveProgress(
+                    "iterations",
+                    done=newest_checkpoint(run_dir),
+                    total=config.iterations,
+                    console=console,
+                    screen=None if lock is None else OwnScreen(run_dir),
+                )
             )
-        )
         train(
             folders,
             run_dir,

@@ -14,7 +14,7 @@ import pathlib
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -33,6 +33,10 @@ _PLAIN = re.compile(r"[\w/.,+=@ -]+")  # paths that Orbax and TensorStore take a
 _DESCRIPTORS = pathlib.Path("/proc/self/fd")
 _HOST_MEMORY = "pinned_host"
 _REMAINS = (".orbax-checkpoint-tmp", ".removed")  # of saves, and of removals, that were killed
+
+
+def _nothing() -> None:
+    """Where nobody waits for anybody."""
 
 
 class CheckpointReader:
@@ -81,13 +85,17 @@ class CheckpointReader:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def restore(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self, step: int | None, template: Any, read: Callable[[], None] = _nothing
+    ) -> tuple[Any, dict[str, Any]]:
         """Reads the checkpoint of `step`, or the latest for None.
 
         Args:
-          step: which one.
+          step: which one. Several hosts name the same.
           template: a pytree of arrays or ShapeDtypeStructs, as saved; the arrays come back in its
             structure, and with its shardings where it has them.
+          read: called between what each of several hosts does for itself and the comparison with
+            the digests, which they compute together.
 
         Returns:
           The state and the host's record.
@@ -96,16 +104,18 @@ class CheckpointReader:
           ValueError: there is no such checkpoint, or none any more; it cannot be read, or it is of
             other shapes.
         """
-        return self._restore(step, template, partly=False)
+        return self._restore(step, template, read, partly=False)
 
-    def restore_part(self, step: int | None, template: Any) -> tuple[Any, dict[str, Any]]:
+    def restore_part(
+        self, step: int | None, template: Any, read: Callable[[], None] = _nothing
+    ) -> tuple[Any, dict[str, Any]]:
         """`restore` of some leaves: `template` holds those that are wanted, under the names that
         they have in the whole (a dict may stand for a NamedTuple). Nothing else is read.
         """
-        return self._restore(step, template, partly=True)
+        return self._restore(step, template, read, partly=True)
 
     def _restore(
-        self, wanted: int | None, template: Any, *, partly: bool
+        self, wanted: int | None, template: Any, read: Callable[[], None], *, partly: bool
     ) -> tuple[Any, dict[str, Any]]:
         while True:
             step = self.latest_step if wanted is None else wanted
@@ -116,13 +126,15 @@ class CheckpointReader:
                     f" {self._folder} (there: {found})."
                 )
             try:
-                return self._read(step, template, partly=partly)
+                return self._read(step, template, read, partly=partly)
             except ValueError:
                 if step in self.steps:
                     raise
                 # the run went on meanwhile and kept newer ones only: look again
 
-    def _read(self, step: int, template: Any, *, partly: bool) -> tuple[Any, dict[str, Any]]:
+    def _read(
+        self, step: int, template: Any, read: Callable[[], None], *, partly: bool
+    ) -> tuple[Any, dict[str, Any]]:
         record = self._record(step)
         wanted, leaves = _describe(template), record["leaves"]
         if partly:
@@ -142,6 +154,7 @@ class CheckpointReader:
                 partial_restore=partly,
             ),
         )
+        read()
         self._check(step, record, restored)
         leaves = [_in_its_memory(restored.pop(name)) for name in _names(template)]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), record["host"]

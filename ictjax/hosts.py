@@ -25,6 +25,7 @@ from envs.api import CannotGoOn, Refusal
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _MAX_SHOWN = 100  # characters of what the transport says
+_TOLD = "The other hosts were told, as far as they are there."
 # What XLA says of a host that is gone, in the words of its transports.
 _LOST = re.compile(
     "gloo|connection|peer|unavailable|coordination|heartbeat|deadline|barrier|socket", re.IGNORECASE
@@ -36,6 +37,10 @@ _LEAST_BYTES = (
 
 class HostLost(CannotGoOn):
     """Another host ended, or is not reached any more."""
+
+
+class HostFailed(CannotGoOn):
+    """Another host could not do its part, and has said why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ class Hosts:
           read: the result back from it.
 
         Raises:
-          CannotGoOn: another host could not do its share, with what it said.
+          HostFailed: another host could not do its share, with what it said.
         """
         if self.count == 1:
             return list(work(items))
@@ -93,10 +98,16 @@ class Hosts:
         return results
 
     def agree(self, value: _Item) -> _Item:
-        """What the first host says; `value` is JSON. All wait for it. Raises CannotGoOn where one
+        """What the first host says; `value` is JSON. All wait for it. Raises HostFailed where one
         could not do what came before (see `told`).
         """
-        return value if self.count == 1 else self._answers({"value": value})[0]["value"]
+        return self.all_say(value)[0]
+
+    def all_say(self, value: _Item) -> list[_Item]:
+        """What every host says, by its index; `value` is JSON. Waits and raises as `agree`."""
+        if self.count == 1:
+            return [value]
+        return [answer["value"] for answer in self._answers({"value": value})]
 
     @property
     def own_copies(self) -> bool:
@@ -108,7 +119,7 @@ class Hosts:
 
         Raises:
           ValueError: what is to be seen could not be sent, or fetched.
-          CannotGoOn: by another host, with what it said.
+          HostFailed: by another host, with what it said.
         """
         if self.exchange is None:
             self.agree(None)
@@ -140,31 +151,64 @@ class Hosts:
     def told(self) -> Iterator[None]:
         """Around what each host does for itself and may fail at alone: the others, who come to the
         next meeting (`meet`, `agree` or `together`), end there with what this one could not do.
-        Within, nobody meets: the others would take this host's answer for one to something else.
+        Where all meet within, they do so in the same order. Within, they compute nothing together:
+        devices that wait for this host's would be sent its words instead.
         """
         try:
             yield
+        except HostFailed:  # the others have heard it too
+            raise
         except Exception as error:
-            if self.count > 1:
-                self._everyone({"error": " ".join(str(error).split()) or type(error).__name__})
+            self._tell(error)
             raise
 
+    @contextlib.contextmanager
+    def told_until(self) -> Iterator[Callable[[], None]]:
+        """`told` up to the call of what it yields, by which all wait for each other: behind it they
+        compute together. Where it is never called, to the end.
+        """
+        together = False
+
+        def wait() -> None:
+            nonlocal together
+            together = True
+            self.agree(None)
+
+        try:
+            yield wait
+        except Exception as error:
+            if not together and not isinstance(error, HostFailed):
+                self._tell(error)
+            raise
+
+    def _tell(self, error: Exception) -> None:
+        """Once, where one such block stands within another."""
+        if self.count > 1 and _TOLD not in getattr(error, "__notes__", ()):
+            error.add_note(_TOLD)
+            self._everyone({"error": " ".join(str(error).split()) or type(error).__name__})
+
     def _answers(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        """What every host says. Raises CannotGoOn where one could not do its part."""
+        """What every host says. Raises HostFailed where one could not do its part."""
         answers = self._everyone(message)
         for index, answer in enumerate(answers):
             if "error" in answer:
-                raise CannotGoOn(f"Host {index} of {self.count} cannot go on: {answer['error']}")
+                raise HostFailed(f"Host {index} of {self.count} cannot go on: {answer['error']}")
         return answers
 
     def _everyone(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         data = np.frombuffer(json.dumps(message).encode(), np.uint8)
-        sizes = np.asarray(multihost_utils.process_allgather(np.int64(len(data)))).reshape(-1)
-        room = max(_LEAST_BYTES, 1 << int(sizes.max() - 1).bit_length())
-        rows = np.asarray(
-            multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
-        ).reshape(self.count, room)
+        try:
+            sizes = _gathered(np.int64(len(data))).reshape(-1)
+            room = max(_LEAST_BYTES, 1 << int(sizes.max() - 1).bit_length())
+            rows = _gathered(np.pad(data, (0, room - len(data)))).reshape(self.count, room)
+        except Exception as error:
+            error.add_note(_TOLD)  # in vain: some are gone, and the next word would not arrive
+            raise
         return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def _gathered(array: np.ndarray | np.int64) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(array))
 
 
 ALONE = Hosts()

@@ -19,6 +19,7 @@ from ictjax.config import EndpointConfig, LoraConfig, OptimizerConfig, SamplerCo
 from ictjax.endpoint_speaker import EndpointSpeaker
 from ictjax.function_speaker import Function, FunctionSpeaker
 from ictjax.health import check_loaded
+from ictjax.hosts import ALONE, Hosts
 from ictjax.learner import LearnerState, make_optimizer, state_shapes
 from ictjax.manners import check_style, check_words, manners_folder, manners_for
 from ictjax.mesh import (
@@ -84,6 +85,7 @@ def open_players(
     progress: ReadProgress | None = None,
     *,
     step: int | None = None,
+    hosts: Hosts = ALONE,
 ) -> Iterator[Players]:
     """Reads the frozen weights and opens both speakers.
 
@@ -95,45 +97,52 @@ def open_players(
       trained: what the reflector speaks with at first, see `initial_weights`, `restore_trained`.
       progress: is told how far the reading is.
       step: of the learner, which made `trained`.
+      hosts: that all open them; they wait for each other when all is read.
 
     Raises:
       ValueError: a folder that does not hold a model, a limit that does not fit one, or a mesh that
         does not fit the devices.
+      HostFailed: what is wrong on another host.
     """
-    check_language(config)
     role, lora = config.reflector, config.reflector.lora
-    local = not config.actor.endpoint.url
-    same = local and config.actor.frozen_key == role.frozen_key
-    needed = lora.rank > 0 or config.grpo.kl != "none"
-    mesh = open_mesh(role.mesh)
-    frozen = frozen_weights(role, mesh, progress) if needed or same else None
-    model = _shape(role) if frozen is None else frozen[0]
-    base = None if frozen is None else _with_own_adapter(role, *frozen, mesh)
-
-    def reflecting(weights: Params) -> Params:
-        return weights if base is None or not lora.rank else with_adapter(lora, base, weights)
-
-    def speaking(weights: Params) -> Params:
-        """As they sample on this host."""
-        if own_part(mesh) is mesh:
-            return reflecting(weights)
-        return on_own_part(sampling_weights(model, reflecting(weights), mesh), mesh)
-
     with contextlib.ExitStack() as stack:
-        if not local:
-            actor: Speaker = EndpointSpeaker(config.actor.endpoint, config.actor.model)
-        elif same and frozen is not None:
-            actor = actor_speaker(config, *frozen, mesh)
-        else:
-            actor_mesh = open_mesh(config.actor.mesh)
-            weights = frozen_weights(config.actor, actor_mesh, progress)
-            actor = actor_speaker(config, *weights, actor_mesh)
-        stack.enter_context(actor)
-        chat = ChatTokenizer(role.model, thinking=role.thinking)
-        own = own_part(mesh)
-        sizes = _own_sizes("reflector", config.reflector_sampler)
-        sampler = _sampler(model, speaking(trained), sizes, chat, own, step)
-        speaker = stack.enter_context(ModelSpeaker(sampler, chat))
+        with hosts.told():
+            check_language(config)
+            mesh = open_mesh(role.mesh)
+            local = not config.actor.endpoint.url
+            same = local and config.actor.frozen_key == role.frozen_key
+            needed = lora.rank > 0 or config.grpo.kl != "none"
+            frozen = frozen_weights(role, mesh, progress) if needed or same else None
+            model = _shape(role) if frozen is None else frozen[0]
+            base = None if frozen is None else _with_own_adapter(role, *frozen, mesh)
+            if not local:
+                actor: Speaker = EndpointSpeaker(config.actor.endpoint, config.actor.model)
+            elif same and frozen is not None:
+                actor = actor_speaker(config, *frozen, mesh)
+            else:
+                actor_mesh = open_mesh(config.actor.mesh)
+                weights = frozen_weights(config.actor, actor_mesh, progress)
+                actor = actor_speaker(config, *weights, actor_mesh)
+            stack.enter_context(actor)
+            chat = ChatTokenizer(role.model, thinking=role.thinking)
+
+        def reflecting(weights: Params) -> Params:
+            return weights if base is None or not lora.rank else with_adapter(lora, base, weights)
+
+        def speaking(weights: Params) -> Params:
+            """As they sample on this host; of several, each sends the others what it holds."""
+            if own_part(mesh) is mesh:
+                return reflecting(weights)
+            return on_own_part(sampling_weights(model, reflecting(weights), mesh), mesh)
+
+        hosts.agree(None)
+        first = speaking(trained)
+        with hosts.told():
+            own = own_part(mesh)
+            sizes = _own_sizes("reflector", config.reflector_sampler)
+            sampler = _sampler(model, first, sizes, chat, own, step)
+            del first
+            speaker = stack.enter_context(ModelSpeaker(sampler, chat))
 
         def set_trained(weights: Params, step: int | None = None) -> None:
             speaker.set_params(speaking(weights), step)
@@ -188,26 +197,31 @@ def in_role(name: str, field: str = "model") -> Iterator[None]:
         raise ValueError(f"{name}.{field}: {error}") from error
 
 
-def initial_weights(config: TrainConfig) -> Params:
+def initial_weights(config: TrainConfig, hosts: Hosts = ALONE) -> Params:
     """What a run trains, before training: see `start_weights`."""
-    return start_weights(config.reflector, config.seed)
+    return start_weights(config.reflector, config.seed, hosts)
 
 
-def start_weights(role: TrainedRoleConfig, seed: int) -> Params:
+def start_weights(role: TrainedRoleConfig, seed: int, hosts: Hosts = ALONE) -> Params:
     """What is trained, before training: the adapter of the role, a new one, or all weights;
     float32, split over all devices of the mesh.
 
-    At small learning rates bfloat16 would round updates away. Raises ValueError as `open_players`.
+    At small learning rates bfloat16 would round updates away. Several hosts wait for each other
+    when all is read. Raises ValueError and HostFailed as `open_players`.
     """
-    mesh = open_mesh(role.mesh)
-    if role.lora.rank:
-        model, axes = _shape(role), adapter_axes(role.lora)
-        given = _own_adapter(role, model)
-        params = init_adapter(model, role.lora, jax.random.key(seed)) if given is None else given[1]
-    else:
-        model, params = load_checkpoint(role.model, mesh=mesh, dtype="float32")
-        check_loaded(params, role.model)
-        axes = param_axes(model)
+    with hosts.told():
+        mesh = open_mesh(role.mesh)
+        if role.lora.rank:
+            model, axes = _shape(role), adapter_axes(role.lora)
+            given = _own_adapter(role, model)
+            params = (
+                init_adapter(model, role.lora, jax.random.key(seed)) if given is None else given[1]
+            )
+        else:
+            model, params = load_checkpoint(role.model, mesh=mesh, dtype="float32")
+            check_loaded(params, role.model)
+            axes = param_axes(model)
+    hosts.agree(None)
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
     return place(params, param_shardings(axes, params, mesh, TRAINED_RULES))
@@ -259,7 +273,7 @@ def check_saved(run_dir: pathlib.Path, step: int, saved: Sequence[int]) -> None:
 
 
 def restore_trained(
-    run_dir: pathlib.Path, config: TrainConfig, step: int | None = None
+    run_dir: pathlib.Path, config: TrainConfig, step: int | None = None, *, hosts: Hosts = ALONE
 ) -> tuple[int, Params]:
     """What a run trained (all weights, or an adapter), without the state of its optimizer, on the
     devices that the configuration names.
@@ -268,18 +282,22 @@ def restore_trained(
       run_dir: of the run.
       config: of the run; its mesh may be another than that of training.
       step: which checkpoint; None for the newest.
+      hosts: that all restore it, of the same step; they wait for each other when it is read.
 
     Returns:
       The step, and the weights.
 
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the configuration.
+      HostFailed: another host cannot read it.
     """
-    saved = saved_steps(run_dir)
-    if step is not None:
-        check_saved(run_dir, step, saved)
-    with CheckpointReader(run_dir / "checkpoints") as reader:
-        part, host = reader.restore_part(step, {"params": trained_shapes(config).params})
+    with hosts.told_until() as read:
+        saved = saved_steps(run_dir)
+        if step is not None:
+            check_saved(run_dir, step, saved)
+        with CheckpointReader(run_dir / "checkpoints") as reader:
+            wanted = {"params": trained_shapes(config).params}
+            part, host = reader.restore_part(step, wanted, read)
     return host["iteration"], part["params"]
 
 

@@ -101,92 +101,99 @@ def train(
     Raises:
       ValueError: a folder, tokenizer, family or limit that does not fit; nothing has been
         overwritten then.
-      CannotGoOn: nothing can be learned (see `ictjax.health`).
+      CannotGoOn: nothing can be learned (see `ictjax.health`), or another host cannot go on.
       Stopped: the program was asked to end; the last finished iteration is saved then.
     """
     optimizer = make_optimizer(config.whole_optimizer)
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(
-            Checkpointer(
-                run_dir / "checkpoints",
-                keep_last=config.keep_last,
-                keep_every=config.keep_every,
-                keep_best=config.keep_best,
-                own_copies=hosts.own_copies,
-            )
-        )
         host: dict[str, Any] | None = None
-        newest = hosts.agree(checkpointer.latest_step)
+        with hosts.told():
+            checkpointer = stack.enter_context(
+                Checkpointer(
+                    run_dir / "checkpoints",
+                    keep_last=config.keep_last,
+                    keep_every=config.keep_every,
+                    keep_best=config.keep_best,
+                    own_copies=hosts.own_copies,
+                )
+            )
+            newest = hosts.agree(checkpointer.latest_step)
         if newest is None:
-            state = init_state(initial_weights(config), optimizer, config.optimizer.memory)
+            weights = initial_weights(config, hosts)
+            with hosts.told():
+                state = init_state(weights, optimizer, config.optimizer.memory)
+            del weights
         else:
-            state, host = checkpointer.restore(newest, trained_shapes(config))
+            with hosts.told_until() as read:
+                state, host = checkpointer.restore(newest, trained_shapes(config), read)
         players = stack.enter_context(
             open_players(
                 config,
                 state.params,
                 None if progress is None else progress.reading,
                 step=int(state.step),
+                hosts=hosts,
             )
         )
-        attention = resolve(config.learner.attention, players.model, platform_of(players.mesh))
-        functions = transformer_functions(
-            players.model,
-            remat=config.remat,
-            lora=players.lora,
-            mesh=players.mesh,
-            attention=attention_of(attention, players.model, players.mesh),
-        )
-        update = Updates(
-            make_update(
-                functions, config.grpo, optimizer, config.learner, shardings=state_shardings(state)
-            ),
-            config.batch,
-            players.mesh,
-        )
-        compile_all(
-            [*players.programs, *update.programs(state, players.base)],
-            None if progress is None else functools.partial(progress.phase, "compiling"),
-        )
-        compile_advantages(config.grpo, config.meta.contexts_per_iteration)
-        arena = loops.Arena(
-            actor=players.actor,
-            reflector=players.reflector,
-            pool=pool,
-            task=config.task,
-            games={
-                family: environment.games(family, "train")
-                for family in config.task.environment.train_families
-            },
-            key=keys.root_key(config.seed),
-            meta=config.meta,
-            hosts=hosts,
-            progress=None if progress is None else progress.phase,
-        )
-        first, meta = 0, loops.initial_state(arena, config.meta.contexts_per_iteration)
-        if host is not None:
-            first, meta = host["iteration"], loops.state_from_json(host["meta"])
-        if hosts.first:
-            drop_after(run_dir, first)
+        with hosts.told():
+            attention = resolve(config.learner.attention, players.model, platform_of(players.mesh))
+            functions = transformer_functions(
+                players.model,
+                remat=config.remat,
+                lora=players.lora,
+                mesh=players.mesh,
+                attention=attention_of(attention, players.model, players.mesh),
+            )
+            shardings = state_shardings(state)
+            update = Updates(
+                make_update(functions, config.grpo, optimizer, config.learner, shardings=shardings),
+                config.batch,
+                players.mesh,
+            )
+            compile_all(
+                [*players.programs, *update.programs(state, players.base)],
+                None if progress is None else functools.partial(progress.phase, "compiling"),
+            )
+            compile_advantages(config.grpo, config.meta.contexts_per_iteration)
+            arena = loops.Arena(
+                actor=players.actor,
+                reflector=players.reflector,
+                pool=pool,
+                task=config.task,
+                games={
+                    family: environment.games(family, "train")
+                    for family in config.task.environment.train_families
+                },
+                key=keys.root_key(config.seed),
+                meta=config.meta,
+                hosts=hosts,
+                progress=None if progress is None else progress.phase,
+            )
+            first, meta = 0, loops.initial_state(arena, config.meta.contexts_per_iteration)
+            if host is not None:
+                first, meta = host["iteration"], loops.state_from_json(host["meta"])
+            if hosts.first:
+                drop_after(run_dir, first)
         hosts.meet()
         collected = None
         if config.meta.collection == "precollected":
             collected = precollected(arena, run_dir, resumed=host is not None, kept=kept)
         writer = None
-        if hosts.first:
-            trackers = open_trackers(config, run_dir)
-            writer = stack.enter_context(
-                MetricsWriter(run_dir, last_iteration=first, mirrors=trackers)
+        with hosts.told():
+            if hosts.first:
+                trackers = open_trackers(config, run_dir)
+                writer = stack.enter_context(
+                    MetricsWriter(run_dir, last_iteration=first, mirrors=trackers)
+                )
+            keeper = stack.enter_context(
+                Keeper(
+                    checkpointer,
+                    every=config.checkpoint_every,
+                    last=config.iterations,
+                    alone=hosts.count == 1,
+                    rewards=[record.get("reward") for record in read_metrics(run_dir)],
+                )
             )
-        keeper = stack.enter_context(
-            Keeper(
-                checkpointer,
-                every=config.checkpoint_every,
-                last=config.iterations,
-                alone=hosts.count == 1,
-                rewards=[record.get("reward") for record in read_metrics(run_dir)],
-            )
-        )
         compilations = stack.enter_context(counted_compilations())
         health = Health(min(config.patience, config.iterations))  # a short run, too
         for iteration in range(first + 1, config.iterations + 1):

@@ -62,6 +62,25 @@ def test_round_trip_keeps_structure_bits_and_host(tmp_path):
             assert host == HOST
 
 
+def test_a_restore_says_when_it_has_read_all_and_compares_then(tmp_path, monkeypatch):
+    order = []
+    arrays, check = Checkpointer._arrays, Checkpointer._check
+    monkeypatch.setattr(
+        Checkpointer, "_arrays", lambda self, *what: order.append("arrays") or arrays(self, *what)
+    )
+    monkeypatch.setattr(
+        Checkpointer, "_check", lambda self, *what: order.append("check") or check(self, *what)
+    )
+    state = _state()
+    with Checkpointer(tmp_path) as checkpointer:
+        save(checkpointer, 1, state, HOST)
+        for restore in (checkpointer.restore, checkpointer.restore_part):
+            order.clear()
+            restored, _ = restore(1, state, lambda: order.append("read"))
+            chex.assert_trees_all_equal(restored, state)
+            assert order == ["arrays", "read", "check"]
+
+
 def test_dtypes_and_numpy_leaves(tmp_path):
     state = {
         "half": jnp.asarray([1.5, -2.0], jnp.bfloat16),

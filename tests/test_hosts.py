@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -17,19 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils.epath import gpath
+from jax.experimental import multihost_utils
 
 from envs.api import CannotGoOn, Refusal
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
 from experiments.memory import uses
+from experiments.presets import preset
 from experiments.remote_run import CACHE_VARIABLE, RemoteRun
 from ictjax.config import HostsConfig
 from ictjax.digests import changed, digests, sums
-from ictjax.hosts import ALONE, HostLost, Hosts
+from ictjax.hosts import ALONE, HostFailed, HostLost, Hosts
 from ictjax.metrics import read_metrics
-from ictjax.run_config import from_dict
+from ictjax.run_config import from_dict, to_dict
 from tests.bucket import Store
+from tests.side_by_side import side_by_side
 
+ROOT = Path(__file__).parents[1]
 # What one process and two sum in another order; games, replies and prompts are the same.
 ROUNDED = ("grad_norm", "loss", "policy_loss", "update_norm", "entropy", "kl", "ratio", "clip")
 
@@ -57,9 +59,12 @@ def start():
         odd=None,
         flag=(),
         away="",
+        place=None,
+        variables=None,
     ):
         """With `caches`, each host has a folder of that name and its number for working copies. The
-        host `odd` has one more flag, or cannot read these objects of a bucket.
+        host `odd` has one more flag, cannot read these objects of a bucket, has these environment
+        variables, or is started in another folder, whose packages it takes first.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -70,14 +75,16 @@ def start():
         processes = []
         for index in range(count):
             own = [f"--hosts.index={index}"] if count > 1 else []
-            variables = {} if caches is None else {CACHE_VARIABLE: f"{caches}-{index}"}
+            more = {} if caches is None else {CACHE_VARIABLE: f"{caches}-{index}"}
+            more["PYTHONPATH"] = str(ROOT)
             if index == odd:
                 own += flag
-                variables["AWAY"] = away
+                more |= {"AWAY": away, **(variables or {})}
             processes.append(
                 subprocess.Popen(
                     [sys.executable, *program, command, *words, *together, *own],
-                    env=environ | variables,
+                    env=environ | more,
+                    cwd=place if index == odd else None,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -239,14 +246,16 @@ def bucket(runs, tmp_path, monkeypatch):
     [
         ("evaluate", 1, {"away": "config.json"}, "503 Service Unavailable"),
         ("evaluate", 0, {"away": "checkpoints/3/"}, "503 Service Unavailable"),
-        ("evaluate", 1, {"flag": ["--actor.mesh.tensor=3"]}, "tensor=3"),
+        ("evaluate", 1, {}, "the actor's model (its files differ)"),
         ("train", 1, {"away": "checkpoints/3/"}, "503 Service Unavailable"),
-        ("train", 1, {"flag": ["--actor.mesh.tensor=3"]}, "tensor=3"),
+        ("train", 1, {}, "'abacus'"),
     ],
 )
 def test_a_host_that_fails_alone_before_all_compute_tells_the_others_why(
-    bucket, flags, start, command, odd, fault, reason
+    bucket, flags, start, tmp_path, command, odd, fault, reason
 ):
+    (tmp_path / "config.json").write_text('{"model_type": "abacus"}')
+    fault = fault or {"flag": [f"--actor.model={tmp_path}"]}
     words = [*flags, "--iterations=4"] if command == "train" else []
     words.append("--run-dir=gs://bucket/runs/a")
     processes = start(2, command, *words, **bucket, odd=odd, **fault)
@@ -255,6 +264,102 @@ def test_a_host_that_fails_alone_before_all_compute_tells_the_others_why(
     assert f"ictjax: Host {odd} of 2 cannot go on: " in errors[1 - odd]
     assert all(reason in said and "Traceback" not in said for said in errors)
     assert "cannot go on" not in errors[odd]
+
+
+# Steps between the meeting of all hosts and the first game, at which one of them may fail alone.
+STEPS = [
+    ("train", 1, "experiments.train:open_pool"),
+    ("train", 1, "ictjax.train:Checkpointer"),
+    ("train", 0, "ictjax.players:load_checkpoint"),
+    ("train", 1, "ictjax.players:ModelSpeaker"),
+    ("train", 1, "ictjax.train:compile_all"),
+    ("train", 0, "ictjax.train:open_trackers"),
+    ("go on", 1, "ictjax.checkpoint:CheckpointReader._arrays"),
+    ("evaluate", 0, "ictjax.checkpoint:CheckpointReader._arrays"),
+    ("evaluate", 1, "experiments.evaluate:open_pool"),
+    ("evaluate", 1, "ictjax.players:load_checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("command", "odd", "fault"), STEPS)
+def test_a_host_that_fails_alone_before_the_first_game_tells_the_others_why(
+    request, flags, start, tmp_path, command, odd, fault
+):
+    run = tmp_path / "run"
+    words = [*flags, "--iterations=4", f"--run-dir={run}"]
+    if command != "train":
+        shutil.copytree(request.getfixturevalue("runs")[0], run)
+    if command == "evaluate":
+        words = [f"--run-dir={run}"]
+    memory = {"BYTES": "1"} if fault.endswith("compile_all") else {}
+    processes = start(
+        2,
+        "evaluate" if command == "evaluate" else "train",
+        *words,
+        program=("-m", "tests.faulty"),
+        odd=odd,
+        variables={"FAULT": fault, **memory},
+    )
+    errors = [process.communicate()[1] for process in processes]
+    codes = [1, 1]
+    codes[odd] = 1 if memory else 2
+    assert [process.returncode for process in processes] == codes, errors
+    reason = "RESOURCE_EXHAUSTED" if memory else f"{fault.partition(':')[2]} is broken here"
+    assert f"ictjax: Host {odd} of 2 cannot go on: " in errors[1 - odd]
+    assert reason in errors[1 - odd] and "cannot go on" not in errors[odd]
+    assert not any("Traceback" in said for said in errors)
+
+
+def another_jax(folder):
+    about = folder / "jax-0.0.1.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: jax\nVersion: 0.0.1\n")
+
+
+def another_source(folder):
+    for name in ("envs", "ictjax", "experiments"):
+        shutil.copytree(ROOT / name, folder / name)
+    with (folder / "envs" / "fake.py").open("a") as file:
+        file.write("# changed\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "elsewhere", "said"),
+    [
+        (
+            "train",
+            ["--seed=7", "--grpo.group-size=2"],
+            None,
+            "was not started as host 0 was: --seed is 7, not 0; --grpo.group-size is 2, not ",
+        ),
+        ("train", [], another_jax, "does not run the program of host 0: jax is 0.0.1, not "),
+        ("train", [], another_source, "does not run the program of host 0: ictjax is "),
+        (
+            "evaluate",
+            ["--evaluation.runs=2"],
+            None,
+            "was not started as host 0 was: --evaluation.runs is 2, not 3:",
+        ),
+    ],
+)
+def test_hosts_that_are_not_started_alike_end_with_the_same_sentence(
+    flags, start, tmp_path, command, flag, elsewhere, said
+):
+    place, run = tmp_path / "place", tmp_path / "run"
+    place.mkdir()
+    if elsewhere is not None:
+        elsewhere(place)
+    words = [*flags, f"--run-dir={run}"]
+    if command == "evaluate":
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps(to_dict(preset("fake-tiny"))))
+        words = ["--evaluation.runs=3", f"--run-dir={run}"]
+    processes = start(2, command, *words, odd=1, flag=flag, place=place)
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    sentences = {error.splitlines()[-1] for error in errors}  # behind the transport's own words
+    assert len(sentences) == 1 and sentences.pop().startswith(f"ictjax: Host 1 of 2 {said}")
+    assert run.exists() == (command == "evaluate")  # nothing was begun
 
 
 def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
@@ -317,26 +422,6 @@ def test_hosts_exchange_what_is_written_when_they_meet():
         Hosts(exchange=away).meet()
 
 
-def side_by_side(body, exchange=None):
-    """What two hosts, which are threads here, raise in `body`; None where they raise nothing."""
-    meeting, said = threading.Barrier(2, timeout=5), [None, None]
-
-    class Thread(Hosts):
-        def _everyone(self, message):
-            said[self.index] = json.loads(json.dumps(message))
-            meeting.wait()
-            answers = list(said)
-            meeting.wait()
-            return answers
-
-    with ThreadPoolExecutor(2) as threads:
-        hosts = [
-            Thread(index=i, count=2, exchange=exchange and (lambda i=i: exchange(i)))
-            for i in (0, 1)
-        ]
-        return [future.exception() for future in [threads.submit(body, one) for one in hosts]]
-
-
 @pytest.mark.parametrize("kind", [Refusal, CannotGoOn, OSError])
 @pytest.mark.parametrize("index", [0, 1])
 def test_what_one_host_cannot_exchange_ends_the_other_one_too(kind, index):
@@ -349,7 +434,7 @@ def test_what_one_host_cannot_exchange_ends_the_other_one_too(kind, index):
 
     errors = side_by_side(Hosts.meet, exchange)
     assert type(errors[index]) is kind and str(errors[index]) == "the store is away"
-    assert type(errors[1 - index]) is CannotGoOn
+    assert type(errors[1 - index]) is HostFailed
     assert str(errors[1 - index]) == f"Host {index} of 2 cannot go on: the store is away"
     assert calls == [0, 1][: index + 1]  # nobody fetches what was not sent
     assert side_by_side(Hosts.meet, calls.append) == [None, None] and calls[-2:] == [0, 1]
@@ -370,8 +455,72 @@ def test_what_one_host_cannot_do_alone_ends_the_other_one_at_the_next_meeting(in
     ):
         errors = side_by_side(lambda hosts, meeting=meeting: (alone(hosts), meeting(hosts)))
         assert (type(errors[index]), str(errors[index])) == (ValueError, "no\nmodel")
-        assert type(errors[1 - index]) is CannotGoOn
+        assert type(errors[1 - index]) is HostFailed
         assert str(errors[1 - index]) == f"Host {index} of 2 cannot go on: no model"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_is_told_is_told_once_also_where_all_meet_within(index):
+    """A second word would be taken for the answer to a later question, or wait for ever."""
+
+    def twice(hosts):
+        with hosts.told():
+            hosts.agree(1)
+            if hosts.index == index:
+                with hosts.told():
+                    raise ValueError("no model")
+            with hosts.told():
+                hosts.agree(2)
+
+    def until(hosts):
+        with hosts.told_until() as wait:
+            if hosts.index == index:
+                raise ValueError("no model")
+            wait()
+
+    for body in (twice, until):
+        errors = side_by_side(body)
+        assert (type(errors[index]), str(errors[index])) == (ValueError, "no model")
+        assert type(errors[1 - index]) is HostFailed
+        assert str(errors[1 - index]) == f"Host {index} of 2 cannot go on: no model"
+
+
+def test_nobody_is_told_of_a_connection_that_broke(monkeypatch):
+    asked = []
+
+    def broken(array):
+        asked.append(array)
+        raise ValueError("Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", broken)
+
+    def meet():
+        two = Hosts(count=2)
+        with two.connected(), two.told():
+            two.agree(1)
+
+    with pytest.raises(HostLost):
+        meet()
+    assert len(asked) == 1
+
+
+def test_what_fails_while_all_compute_together_is_not_told():
+    """Whoever waits for a device of this host would take its words for numbers."""
+    said = []
+
+    class Alone(Hosts):
+        def _everyone(self, message):
+            said.append(message)
+            return [message, message]
+
+    def fail():
+        with Alone(count=2).told_until() as wait:
+            wait()
+            raise ValueError("out of memory")
+
+    with pytest.raises(ValueError, match="out of memory"):
+        fail()
+    assert said == [{"value": None}]
 
 
 @pytest.mark.parametrize(("kind", "first"), [(ValueError, Refusal), (CannotGoOn, CannotGoOn)])

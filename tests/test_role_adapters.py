@@ -272,7 +272,7 @@ def test_a_run_from_adapters_goes_on_and_is_evaluated_against_its_start(
 
     begun = []
 
-    def noted(config, weights, *_):
+    def noted(config, weights, *_, hosts):
         begun.append(weights)
         raise _Killed
 

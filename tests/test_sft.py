@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 from safetensors import safe_open
 
 from experiments import limits
 from experiments import sft as training
-from experiments.command import parse
 from experiments.commands import sft as command
-from experiments.commands.sft import SftArgs
 from ictjax.chat import ChatTokenizer
 from ictjax.config import BatchConfig, LearnerConfig, OptimizerConfig
 from ictjax.json_lines import read_records
@@ -133,8 +130,15 @@ def test_the_loss_is_that_of_the_replies_each_chat_alone(model):
     functions = transformer_functions(config, remat="none")
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0))
     found, grads = [], []
-    for rows, parts in (([chats], 1), ([chats[:1], chats[1:]], 2), ([[c] for c in chats], 1)):
-        sizes = BatchConfig(num_rows=len(rows), token_buckets=(size,), response_buckets=(size,))
+    two = [chats[:1], chats[1:]]
+    for rows, num_rows, parts in (
+        ([chats], 1, 1),
+        (two, 2, 2),
+        ([[c] for c in chats], 4, 1),
+        (two, 6, 1),  # padding
+        (two, 6, 3),  # two microbatches of nothing else
+    ):
+        sizes = BatchConfig(num_rows=num_rows, token_buckets=(size,), response_buckets=(size,))
         batch = pack_chats(sizes, rows, tokenizer.pad_id)
         update = make_update(
             functions, LIKELIHOOD, optimizer, LearnerConfig(num_microbatches=parts)
@@ -210,7 +214,9 @@ def test_training_learns_and_goes_on_where_it_was_stopped(
 def test_training_goes_on_on_another_mesh_and_with_files_that_moved(
     model, data, tmp_path, monkeypatch, capsys
 ):
-    """Two rows a step on eight devices: six of padding, and the same is learned."""
+    """Two rows a step on eight devices, or in three microbatches: the rest is padding, and the same
+    is learned.
+    """
     whole, out, few = tmp_path / "whole", tmp_path / "out", ("--epochs", "2")
     command.main(flags(model, data, whole, *few))
     stop_after_some_steps(monkeypatch)
@@ -219,15 +225,23 @@ def test_training_goes_on_on_another_mesh_and_with_files_that_moved(
     monkeypatch.undo()
     moved = data.rename(tmp_path / "moved.jsonl")
     elsewhere = flags(model, moved, out, *few, "--fsdp", "8", "--remat", "full")
-    training.train_on_chats(parse(SftArgs, "sft", "", elsewhere), Console())
-    assert "Going on after step 3" in capsys.readouterr().out
-    losses, again = (
+    command.main(elsewhere)
+    said = capsys.readouterr().out
+    assert "Going on after step 3" in said and "steps of 2 x 192 tokens and 6 rows" in said
+    parts = tmp_path / "parts"
+    command.main(flags(model, moved, parts, *few, "--microbatches", "3"))
+    assert "2 x 192 tokens and 1 row of padding" in capsys.readouterr().out
+    losses, *others = (
         [line["loss"] for line in read_records(folder / "metrics.jsonl").values]
-        for folder in (whole, out)
+        for folder in (whole, out, parts)
     )
-    np.testing.assert_allclose(again, losses, rtol=1e-3)
-    results = [json.loads((folder / "sft.json").read_text())["result"] for folder in (whole, out)]
-    assert results[0]["held_out_loss"] == pytest.approx(results[1]["held_out_loss"], rel=1e-3)
+    for other in others:
+        np.testing.assert_allclose(other, losses, rtol=1e-3)
+    results, *others = (
+        json.loads((folder / "sft.json").read_text())["result"] for folder in (whole, out, parts)
+    )
+    for other in others:
+        assert other["held_out_loss"] == pytest.approx(results["held_out_loss"], rel=1e-3)
     command.main(flags(model, moved, out, *few, "--microbatches", "2"))
     assert "is finished" in capsys.readouterr().out
     apart = flags(model, moved, out, *few, "--held-out", str(moved))
@@ -308,7 +322,6 @@ def test_what_cannot_be_learned_from(model, data, tmp_path, capsys):
 
     refuse("12 of 12 chats", "longer than --row-tokens 8", more=("--row-tokens", "8"))
     refuse("exceeds the model's", more=("--row-tokens", "100000"))
-    refuse("--rows 2 do not divide", more=("--microbatches", "3"))
     refuse("--rank 1000 exceeds the width", more=("--rank", "1000"))
     refuse("does not use all 8 devices", "--fsdp", more=("--fsdp", "2"))
     refuse("--data", "is no file", of=tmp_path / "none.jsonl")

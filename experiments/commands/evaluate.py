@@ -207,8 +207,8 @@ def _main(argv: list[str]) -> None:
         )
     with contextlib.ExitStack() as stack:
         hosts = None
-        if not first.hosts.alone and any(map(is_remote, first.run_dir)):
-            # JAX; each host reads a copy of its own, so that it has to know which it is
+        if not first.hosts.alone:
+            # JAX; what one host alone cannot read, it has to tell the others
             from experiments.hosts import connect, ended_together
 
             hosts = connect(first.hosts)
@@ -225,10 +225,13 @@ def _evaluate_runs(first: RunArgs, argv: list[str], hosts: "Hosts | None") -> No
             config = from_dict(read_config(run_dir))
         args, config = _read(first, config, argv)
     step: int | Literal["newest"] = "newest" if args.step is None else args.step
-    if hosts is not None and args.step is None:
+    if hosts is not None:
+        from experiments.host_differences import check_started_alike
         from experiments.hosts import evaluated_step
 
-        step = evaluated_step(first.run_dir, hosts) or step
+        check_started_alike(hosts, args, config)
+        if args.step is None:
+            step = evaluated_step(first.run_dir, hosts) or step
     with contextlib.ExitStack() as stack:
         with told():
             out = args.out
@@ -381,46 +384,46 @@ def _evaluate(
     # what plays is JAX; flags are right when it is loaded
     from experiments.deletions import largest_drop
     from experiments.evaluate import changed_since, evaluate
-    from experiments.hosts import connect, ended_together, reading_copies
+    from experiments.hosts import reading_copies
     from experiments.result_table import result_tables
+    from ictjax.hosts import ALONE
 
-    hosts = reading_copies(args.run_dir, connect(args.hosts) if hosts is None else hosts)
+    hosts = reading_copies(args.run_dir, ALONE if hosts is None else hosts)
     console = Terminal(quiet=not hosts.first)
-    with ended_together(hosts):
-        with hosts.told():
-            before = _protocol((out or run_dir) / f"{name}.json")
-            changes = list(
-                dict.fromkeys(
-                    change
-                    for directory in run_dirs
-                    for change in changed_since(directory, config, played, environment)
-                )
+    with hosts.told():
+        before = _protocol((out or run_dir) / f"{name}.json")
+        changes = list(
+            dict.fromkeys(
+                change
+                for directory in run_dirs
+                for change in changed_since(directory, config, played, environment)
             )
-            if changes and not args.accept_changes:
-                raise ValueError(
-                    f"Changed since {run_dir} was trained: {'; '.join(changes)}. Restore it, or"
-                    " evaluate as things are now with --accept-changes."
-                )
-        if args.num_workers is not None:
-            settings = dataclasses.replace(
-                played.environment,
-                num_workers=args.num_workers,
-                max_live_games=max(played.environment.max_live_games, args.num_workers),
-            )
-            played = dataclasses.replace(played, environment=settings)
-        report = evaluate(
-            run_dir,
-            config,
-            console,
-            others=run_dirs[1:],
-            out=out,
-            task=played,
-            name=name,
-            step=args.step,
-            deletions=args.deletions,
-            changes=changes,
-            hosts=hosts,
         )
+        if changes and not args.accept_changes:
+            raise ValueError(
+                f"Changed since {run_dir} was trained: {'; '.join(changes)}. Restore it, or"
+                " evaluate as things are now with --accept-changes."
+            )
+    if args.num_workers is not None:
+        settings = dataclasses.replace(
+            played.environment,
+            num_workers=args.num_workers,
+            max_live_games=max(played.environment.max_live_games, args.num_workers),
+        )
+        played = dataclasses.replace(played, environment=settings)
+    report = evaluate(
+        run_dir,
+        config,
+        console,
+        others=run_dirs[1:],
+        out=out,
+        task=played,
+        name=name,
+        step=args.step,
+        deletions=args.deletions,
+        changes=changes,
+        hosts=hosts,
+    )
     for table in result_tables(report):
         console.print(table, "")
     if report["headline"] is not None:

@@ -43,7 +43,7 @@ class SftArgs(Flags):
     epochs: Annotated[int, Range(1, 100_000)] = 1
     """How often every chat is seen."""
     rows: Annotated[int, Range(1, 65_536)] = 4
-    """Rows of a step."""
+    """Rows of a step; where microbatches and devices do not divide them, padding is added."""
     row_tokens: Annotated[int, Range(2, 1_048_576)] = 1024
     """Tokens of a row, into which chats are packed."""
     microbatches: Annotated[int, Range(1, 65_536)] = 1
@@ -93,9 +93,10 @@ class SftArgs(Flags):
             )
 
     @property
-    def shares(self) -> int:
-        """Parts that the rows of a step are computed in: microbatches times devices."""
-        return self.microbatches * self.data_parallel * self.fsdp
+    def padded_rows(self) -> int:
+        """Rows of a step with those of padding: as many in every microbatch on every device."""
+        shares = self.microbatches * self.data_parallel * self.fsdp
+        return -(-self.rows // shares) * shares
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,12 +111,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _main(argv: list[str]) -> None:
     args = parse(SftArgs, "sft", _DESCRIPTION, argv)
     check_place(args.out, "--out")
-    if args.rows % args.shares:
-        raise ValueError(
-            f"--rows {args.rows} do not divide into --microbatches {args.microbatches} over"
-            f" --data-parallel x --fsdp = {args.data_parallel * args.fsdp} devices: choose"
-            " divisors."
-        )
     for path, flag in ((args.data, "--data"), (args.held_out, "--held-out")):
         if path is not None and not path.is_file():
             raise ValueError(f"{flag} {path} is no file: name one with a chat a line.")

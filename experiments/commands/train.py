@@ -273,6 +273,7 @@ def _main(argv: list[str]) -> None:
 
     how = judge() if args.hosts.alone and not is_remote(run_dir) else None
     # JAX; flags are right when it is loaded
+    from experiments.host_differences import check_started_alike
     from experiments.hosts import connect, decide, ended_together, working_copies
     from experiments.train import start
 
@@ -281,6 +282,7 @@ def _main(argv: list[str]) -> None:
         console = Terminal(quiet=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ended_together(hosts))
+        check_started_alike(hosts, args, args.settings)
         run_dir, hosts, sender = stack.enter_context(working_copies(run_dir, hosts, console.print))
         start(
             name,
