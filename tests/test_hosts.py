@@ -189,10 +189,14 @@ def test_two_hosts_evaluate_what_one_evaluates(runs, start):
                 "--step=3",
                 "--evaluation.runs=3",
                 "--evaluation.test-games=2",
+                "--deletions=1",
             )
         )
         (folder,) = (run / "evaluation").iterdir()
-        results.append((json.loads((run / "evaluation.json").read_text())["overall"], tree(folder)))
+        found = json.loads((run / "evaluation.json").read_text())
+        numbers = found["overall"], found["analyses"]["deletions"]
+        assert numbers[1]
+        results.append((numbers, tree(folder)))
     assert results[0][0] == results[1][0]
     assert results[0][1].keys() == results[1][1].keys()
 
