@@ -117,7 +117,8 @@ class Evaluator:
             for stage in sorted({_stage(part) for part in missing}):
                 reflector = players.reflector
                 if stage[0] == _AT_ENDPOINT:
-                    reflector = stack.enter_context(self._endpoint())
+                    with self.hosts.told():
+                        reflector = stack.enter_context(self._endpoint())
                 elif stage[0] == _TRAINED:
                     players.set_trained(self.trained(stage[1]))
                 elif stage[0] == _TAUGHT:
@@ -164,20 +165,30 @@ class Evaluator:
                     place = deletion.seed, deletion.run
                     sentences[place].append({"text": text, "outcomes": won})
                 if self.hosts.first:
-                    for seed in sorted({deletion.seed for deletion in deletions}):
-                        loops = [
-                            {
-                                "run": deletion.run,
-                                "prompt": deletion.prompt,
-                                "whole": deletion.whole,
-                                "sentences": sentences[seed, deletion.run],
-                            }
-                            for deletion in deletions
-                            if deletion.seed == seed
-                        ]
-                        self.folders[seed].keep_deletions(family, self.games[family], loops)
+                    with self.hosts.told():
+                        self._keep_deletions(family, deletions, sentences)
                 self.hosts.meet()
                 self.progress.one_more(f"{family}: {len(batches)} sentences left out")
+
+    def _keep_deletions(
+        self,
+        family: str,
+        deletions: Sequence[Deletion],
+        sentences: Mapping[tuple[int, int], list[dict[str, Any]]],
+    ) -> None:
+        """Keeps, with each run, what its prompts won without each of these sentences."""
+        for seed in sorted({deletion.seed for deletion in deletions}):
+            loops = [
+                {
+                    "run": deletion.run,
+                    "prompt": deletion.prompt,
+                    "whole": deletion.whole,
+                    "sentences": sentences[seed, deletion.run],
+                }
+                for deletion in deletions
+                if deletion.seed == seed
+            ]
+            self.folders[seed].keep_deletions(family, self.games[family], loops)
 
     def _players(self) -> contextlib.AbstractContextManager[Players]:
         """The actor, and the reflector as it was before training."""
@@ -231,7 +242,8 @@ class Evaluator:
     def _together(self, key: PartKey, players: Players) -> Together[PartKey, LoopRecord]:
         starts = None
         if key.arm != "initial":
-            starts = self.folders[0].starts(key.family, self.games[key.family])
+            with self.hosts.told():
+                starts = self.folders[0].starts(key.family, self.games[key.family])
         return Together(key, self._part(key, players).loops(starts))
 
     def _keep(self, key: PartKey, players: Players, loops: Sequence[LoopRecord]) -> str:

@@ -4,7 +4,6 @@ same models and games. What one of them was told otherwise, it would play and le
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +62,9 @@ def check_started_alike(hosts: Hosts, args: Any, config: TrainConfig) -> None:
             for name, value in _fields(config)
             if not _is_own(name, at_endpoint=at_endpoint)
         }
-    said = hosts.all_say({"program": _program(), "told": _jsonable(told)})
+    with hosts.told():
+        mine = {"program": _program(), "told": _jsonable(told)}
+    said = hosts.all_say(mine)
     _compare(
         [one["program"] for one in said],
         "does not run the program of host 0",
@@ -123,9 +124,11 @@ def _program() -> dict[str, str | None]:
     root = pathlib.Path(__file__).parents[1]
     for package in _OURS:
         for path in sorted((root / package).rglob("*.py")):
+            if not path.is_file():  # a link to nowhere, as editors leave beside what they change
+                continue
             text = path.read_bytes()
             source.update(f"{path.relative_to(root).as_posix()} {len(text)} ".encode() + text)
-    version = importlib.metadata.version("ictjax")
+    (version,) = package_versions(("ictjax",)).values()  # a checkout needs no installation
     return {
         "ictjax": f"{version} (source {source.hexdigest()[:_DIGITS]})",
         _COMMIT: git_revision(),

@@ -7,6 +7,8 @@ import dataclasses
 import os
 import pathlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from envs.api import Refusal
 from envs.stopping import held
 from experiments.remote_run import RemoteRun, Sender, copy_of_host, is_remote, sending, steps_of
 from ictjax.config import HostsConfig
-from ictjax.hosts import ALONE, HostLost, Hosts, these_hosts
+from ictjax.hosts import ALONE, HostLost, Hosts, is_common, these_hosts
 
 _SILENT_S = 30  # after which a host that does not answer ends the run on all
 _JOINING_S = 300  # that hosts wait for each other at the start
@@ -65,7 +67,8 @@ def connect(config: HostsConfig) -> Hosts:
 @contextlib.contextmanager
 def ended_together(hosts: Hosts) -> Iterator[None]:
     """Ends this host at once, with one sentence, where another one is gone: what Python does at its
-    end would wait for that one.
+    end would wait for that one. After an error that the others do not know of it ends within 30 s:
+    it would wait for hosts that wait for its devices.
     """
     try:
         with hosts.connected():
@@ -73,6 +76,15 @@ def ended_together(hosts: Hosts) -> Iterator[None]:
     except HostLost as error:
         print(f"ictjax: {error}", file=sys.stderr, flush=True)
         os._exit(1)
+    except Exception as error:
+        if hosts.count > 1 and not is_common(error):
+            threading.Thread(target=_end_late, name="end", daemon=True).start()
+        raise
+
+
+def _end_late() -> None:
+    time.sleep(_SILENT_S)
+    os._exit(1)
 
 
 def decide(hosts: Hosts, judge: Callable[[], _Answer]) -> _Answer:

@@ -79,6 +79,14 @@ class Plan:
         return any("gathered" in use.parts for use in self.uses)
 
     @property
+    def devices_fit(self) -> bool:
+        """Whether every phase has room on its device."""
+        return self.device_bytes is None or (
+            self.needed <= self.device_bytes
+            and not any(phase.compiled.refused for phase in self.phases)
+        )
+
+    @property
     def host_fits(self) -> bool:
         """Whether the host has room."""
         beside = self.needed if self.one_memory else 0
@@ -87,13 +95,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every phase has room, and the host."""
-        return self.host_fits and (
-            self.device_bytes is None
-            or (
-                self.needed <= self.device_bytes
-                and not any(phase.compiled.refused for phase in self.phases)
-            )
-        )
+        return self.host_fits and self.devices_fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -396,7 +398,8 @@ def refusal(plan: Plan) -> str:
     gib = 2**30
     worst = max(plan.phases, key=lambda phase: phase.total, default=None)
     there = (plan.device_bytes or 0) / gib
-    if not plan.host_fits:
+    # of a CPU whose memory the run alone exceeds, the checkpoint is not to blame
+    if not plan.host_fits and (plan.devices_fit or not plan.one_memory):
         needed, has = plan.host_needed / gib, (plan.host_bytes or 0) / gib
         saved = next(use for use in plan.uses if use.kind == "checkpoint")
         beside = f" beside the {plan.needed / gib:.1f} of the run" if plan.one_memory else ""

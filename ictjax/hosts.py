@@ -207,6 +207,14 @@ class Hosts:
         return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
+def is_common(error: Exception) -> bool:
+    """Whether other hosts end with this one, each in its own time: they were told of this error, or
+    it is of a kind that all of them find.
+    """
+    told = _TOLD in getattr(error, "__notes__", ())
+    return told or isinstance(error, CannotGoOn | Refusal)
+
+
 def _gathered(array: np.ndarray | np.int64) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array))
 

@@ -119,10 +119,9 @@ def train(
             )
             newest = hosts.agree(checkpointer.latest_step)
         if newest is None:
-            weights = initial_weights(config, hosts)
+            begun = [initial_weights(config, hosts)]  # handed over: gone before there are moments
             with hosts.told():
-                state = init_state(weights, optimizer, config.optimizer.memory)
-            del weights
+                state = init_state(begun.pop(), optimizer, config.optimizer.memory)
         else:
             with hosts.told_until() as read:
                 state, host = checkpointer.restore(newest, trained_shapes(config), read)

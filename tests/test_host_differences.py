@@ -105,6 +105,42 @@ def test_a_program_that_differs_is_named_before_flags(monkeypatch, differing, sa
     }
 
 
+def test_the_program_is_its_source_and_nothing_beside_it(tmp_path, monkeypatch):
+    for package in ("envs", "ictjax", "experiments"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a.py").write_text("one = 1\n")
+    monkeypatch.setattr(host_differences, "__file__", str(tmp_path / "experiments" / "a.py"))
+    before = host_differences._program()
+    (tmp_path / "envs" / ".#a.py").symlink_to("someone@somewhere.1")  # an editor's lock
+    (tmp_path / "envs" / "notes.txt").write_text("two")
+    assert host_differences._program() == before
+    (tmp_path / "envs" / "a.py").rename(tmp_path / "envs" / "b.py")
+    assert host_differences._program() != before
+    (tmp_path / "envs" / "b.py").rename(tmp_path / "envs" / "a.py")
+    assert host_differences._program() == before
+    (tmp_path / "ictjax" / "a.py").write_text("one = 2\n")
+    assert host_differences._program() != before
+
+
+def test_a_host_that_cannot_read_its_program_tells_the_other(monkeypatch):
+    here = threading.local()
+
+    def program():
+        if here.index:
+            raise OSError("no source")
+        return {}
+
+    monkeypatch.setattr(host_differences, "_program", program)
+    args = read_args(FLAGS)[0]
+
+    def body(hosts):
+        here.index = hosts.index
+        check_started_alike(hosts, args, args.settings)
+
+    first, second = side_by_side(body)
+    assert str(first) == "Host 1 of 2 cannot go on: no source" and str(second) == "no source"
+
+
 def test_one_host_is_like_itself(monkeypatch):
     monkeypatch.setattr(host_differences, "_program", None)  # not even asked for
     check_started_alike(ALONE, object(), read_args(FLAGS)[0].settings)

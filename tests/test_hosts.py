@@ -25,7 +25,7 @@ from experiments.presets import preset
 from experiments.remote_run import CACHE_VARIABLE, RemoteRun
 from ictjax.config import HostsConfig
 from ictjax.digests import changed, digests, sums
-from ictjax.hosts import ALONE, HostFailed, HostLost, Hosts
+from ictjax.hosts import ALONE, HostFailed, HostLost, Hosts, is_common
 from ictjax.metrics import read_metrics
 from ictjax.run_config import from_dict, to_dict
 from tests.bucket import Store
@@ -189,10 +189,14 @@ def test_two_hosts_evaluate_what_one_evaluates(runs, start):
                 "--step=3",
                 "--evaluation.runs=3",
                 "--evaluation.test-games=2",
+                "--deletions=1",
             )
         )
         (folder,) = (run / "evaluation").iterdir()
-        results.append((json.loads((run / "evaluation.json").read_text())["overall"], tree(folder)))
+        found = json.loads((run / "evaluation.json").read_text())
+        numbers = found["overall"], found["analyses"]["deletions"]
+        assert numbers[1]
+        results.append((numbers, tree(folder)))
     assert results[0][0] == results[1][0]
     assert results[0][1].keys() == results[1][1].keys()
 
@@ -308,6 +312,26 @@ def test_a_host_that_fails_alone_before_the_first_game_tells_the_others_why(
     assert f"ictjax: Host {odd} of 2 cannot go on: " in errors[1 - odd]
     assert reason in errors[1 - odd] and "cannot go on" not in errors[odd]
     assert not any("Traceback" in said for said in errors)
+
+
+def test_a_host_that_fails_while_the_others_compute_ends_and_they_end_with_it(
+    flags, start, tmp_path
+):
+    """Its end would wait five minutes for the other one, which waits for its devices."""
+    processes = start(
+        2,
+        "train",
+        *flags,
+        "--iterations=1",
+        f"--run-dir={tmp_path / 'run'}",
+        program=("-m", "tests.faulty"),
+        odd=1,
+        variables={"FAULT": "ictjax.train:pack_groups"},
+    )
+    other, failed = (process.communicate(timeout=240)[1] for process in processes)
+    assert [process.returncode for process in processes] == [1, 1], (other, failed)
+    assert "ictjax: pack_groups is broken here." in failed
+    assert "ictjax: Another of the 2 hosts ended" in other
 
 
 def another_jax(folder):
@@ -504,9 +528,18 @@ def test_nobody_is_told_of_a_connection_that_broke(monkeypatch):
     assert len(asked) == 1
 
 
+def _unlike(hosts):
+    with hosts.told():
+        if hosts.first:
+            raise ValueError("no model")
+    hosts.meet()
+
+
 def test_what_fails_while_all_compute_together_is_not_told():
     """Whoever waits for a device of this host would take its words for numbers."""
     said = []
+    told, found = side_by_side(_unlike)
+    assert is_common(told) and is_common(found) and is_common(Refusal("a"))
 
     class Alone(Hosts):
         def _everyone(self, message):
@@ -518,8 +551,9 @@ def test_what_fails_while_all_compute_together_is_not_told():
             wait()
             raise ValueError("out of memory")
 
-    with pytest.raises(ValueError, match="out of memory"):
+    with pytest.raises(ValueError, match="out of memory") as ended:
         fail()
+    assert not is_common(ended.value)
     assert said == [{"value": None}]
 
 

@@ -338,6 +338,13 @@ def test_a_host_holds_a_copy_of_each_checkpoint_until_it_is_written(monkeypatch,
     for more, fits in ((0, True), (-1, False)):
         cpu = dataclasses.replace(room, host_bytes=held + more, one_memory=True)
         assert Planner(cpu).fits(config) == Planner(cpu).plan(config, Assumptions()).fits == fits
+    said = verdict(Planner(cpu).plan(config, Assumptions()))
+    assert "the host holds a copy of each checkpoint until" in said and "of the run" in said
+    # which the run alone exceeds: it is to blame then, not its checkpoint
+    less = held - plan.host_needed - 1
+    full = dataclasses.replace(cpu, device_bytes=less, host_bytes=less)
+    said = verdict(Planner(full).plan(config, Assumptions()))
+    assert "weights, optimizer and caches alone take" in said and "checkpoint" not in said
 
 
 def test_of_an_adapter_little_is_saved():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -675,3 +676,27 @@ def test_neither_later_iterations_nor_a_resumed_run_hold_a_copy_more(models, tmp
             )
     assert len(held.bytes) == 3
     assert max(held.bytes) - min(held.bytes) < 1000, held.bytes
+
+
+def test_weights_that_a_run_begins_from_are_handed_over(models, tmp_path, monkeypatch):
+    """Who copies them lets them go before there are moments: three copies at a time, not four."""
+    config = preset("fake-tiny").with_models(*map(str, models))
+    held = []
+
+    def copied(params, *others):
+        read = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+        state = init_state(params, *others)
+        del params
+        held.append((len(read), sum(leaf() is not None for leaf in read)))
+        return state
+
+    monkeypatch.setattr("ictjax.train.init_state", copied)
+    with LocalPool(FakeEnvironment()) as pool:
+        train(
+            dataclasses.replace(config, iterations=1),
+            tmp_path,
+            environment=FakeEnvironment(),
+            pool=pool,
+        )
+    ((weights, left),) = held
+    assert weights and not left

@@ -428,7 +428,7 @@ def _evaluate(
         console.print(table, "")
     if report["headline"] is not None:
         console.print(report["headline"]["text"], highlight=False)
-    if args.deletions:
+    if args.deletions and hosts.first:
         console.print(largest_drop(report["analyses"]["deletions"]), highlight=False, markup=False)
     results = (out or run_dir) / name
     console.print(f"Evaluated. Results: {results}.json", highlight=False, soft_wrap=True)
