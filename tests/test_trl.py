@@ -103,6 +103,17 @@ def _correction(config, old, sampler, mask):
     return np.where((ratio >= 1 / cap) & (ratio <= cap), ratio, 0.0)
 
 
+def _replies(mask, target, advantage):
+    """The batch as TRL's losses take it."""
+    return {
+        "prompt_ids": target[:, :1],
+        "prompt_mask": mask[:, :1].long(),
+        "completion_ids": target,
+        "completion_mask": mask.long(),
+        "advantages": advantage,
+    }
+
+
 def _by_trl(case):
     import torch
     from trl import GRPOTrainer
@@ -143,11 +154,7 @@ def _by_trl(case):
         top_entropy_quantile=1.0,
     )
     inputs = {
-        "prompt_ids": target[:, :1],
-        "prompt_mask": mask[:, :1].long(),
-        "completion_ids": target,
-        "completion_mask": mask.long(),
-        "advantages": advantage,
+        **_replies(mask, target, advantage),
         "old_per_token_logps": old,
         "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),
@@ -187,11 +194,7 @@ def _rloo_by_trl():
         aux_loss_enabled=False,
     )
     inputs = {
-        "prompt_ids": target[:, :1],
-        "prompt_mask": mask[:, :1].long(),
-        "completion_ids": target,
-        "completion_mask": mask.long(),
-        "advantages": advantage,
+        **_replies(mask, target, advantage),
         "old_logps": (chosen * mask).sum(1).detach(),
     }
     RLOOTrainer._compute_loss(trainer, None, inputs).backward()
