@@ -152,6 +152,25 @@ def test_the_reflector_is_taught_nothing_of_heldout_families(games: list[PlayedG
     assert seen[True] > 100 and said < 0.5 * seen[True], (seen, said)
 
 
+def test_an_analysis_ends_with_what_won_where_that_is_asked_for(games: list[PlayedGame]) -> None:
+    trained = [game for game in games if game.family in lessons.TRAIN_LESSONS]
+    config = SMOLLM2_MINIHACK.reflection
+    plain = chats.ReflectorChats(trained, config, seed=2)
+    concluding = chats.ReflectorChats(trained, config, seed=2, concludes=True)
+    conclusions = set()
+    for _ in range(60):
+        (*asked, reply), (*same, longer) = plain.draw(2)["messages"], concluding.draw(2)["messages"]
+        assert asked == same
+        without, ended = parse_reply(reply["content"]), parse_reply(longer["content"])
+        assert not isinstance(without, str) and not isinstance(ended, str)
+        assert ended.system_prompt == without.system_prompt
+        said = ended.analysis.removeprefix(without.analysis)
+        won = dict.fromkeys(re.findall(r"was won with (\w+)\.", without.analysis))
+        assert said == f" What won: {' and '.join(won) or 'nothing'}."
+        conclusions.add(bool(won))
+    assert conclusions == {True, False}
+
+
 def test_what_mentions_a_heldout_lesson_is_found() -> None:
     def chat(text: str) -> chats.Chat:
         return {"messages": [{"role": "user", "content": text}]}

@@ -154,6 +154,7 @@ def _walks(action: str) -> bool:
 
 _ENDED = "Episode {n} was {how} with {v}."
 _FINDING = "What matters is the {t}."
+_WON = "What won: {v}."
 # How often a reply asks to go on trying, where an episode was won and where none was; and how often
 # it names a verb that was only listed.
 _EXPLORES: Mapping[bool, float] = MappingProxyType({True: 0.1, False: 0.5})
@@ -164,10 +165,20 @@ class ReflectorChats:
     """Draws contexts of scripted play of training families, with replies in the reflector's form.
     The same games, seed and calls give the same chats.
 
+    Args:
+      concludes: end analyses with the verbs that won.
+
     Raises ValueError for a game of another family.
     """
 
-    def __init__(self, games: Sequence[PlayedGame], config: ReflectorConfig, *, seed: int):
+    def __init__(
+        self,
+        games: Sequence[PlayedGame],
+        config: ReflectorConfig,
+        *,
+        seed: int,
+        concludes: bool = False,
+    ):
         self._games: dict[str, dict[str, list[PlayedGame]]] = {}
         for game in games:
             if game.family not in TRAIN_LESSONS:
@@ -181,6 +192,7 @@ class ReflectorChats:
             elif not game.success and game.lesson.verb in OFFERED:
                 kinds["wrong"].append(game)
         self._config = config
+        self._concludes = concludes
         self._rng = random.Random(seed)
 
     def draw(self, num_games: int) -> Chat:
@@ -232,6 +244,7 @@ class ReflectorChats:
             header=HEADERS[1],
             config=self._config,
             rng=rng,
+            concludes=self._concludes,
         )
 
 
@@ -244,9 +257,10 @@ def reflection_chat(
     header: str,
     config: ReflectorConfig,
     rng: random.Random,
+    concludes: bool = False,
 ) -> Chat:
     """The question about a context, and a reply to it whose prompt is a lesson with one of `verbs`
-    put in, or asks to go on trying.
+    put in, or asks to go on trying; `concludes` ends its analysis with the verbs that won.
     """
     messages = reflector_messages(context, config, _rough_count)
     last = [t.turns[-1].action.split()[0] for t in context.trajectories]
@@ -254,6 +268,9 @@ def reflection_chat(
         _ENDED.format(n=number, how="won" if t.success else "lost", v=verb)
         for number, (t, verb) in enumerate(zip(context.trajectories, last, strict=True), 1)
     ]
+    won = dict.fromkeys(
+        verb for t, verb in zip(context.trajectories, last, strict=True) if t.success
+    )
     used = [verb for verb in last if verb in verbs]
     explores = _EXPLORES[any(t.success for t in context.trajectories)]
     chance = rng.random()
@@ -263,8 +280,10 @@ def reflection_chat(
         guesses = not used or chance < explores + _GUESSES
         verb = rng.choice(list(verbs) if guesses else used)
         told = plain_wording(dataclasses.replace(lesson, verb=verb))
-    analysis = " ".join([*ended, finding.format(t=lesson.thing)])
-    reply = f"ANALYSIS: {analysis}\nIMPROVED PROMPT: {header} {told}"
+    analysis = [*ended, finding.format(t=lesson.thing)]
+    if concludes:
+        analysis.append(_WON.format(v=" and ".join(won) or "nothing"))
+    reply = f"ANALYSIS: {' '.join(analysis)}\nIMPROVED PROMPT: {header} {told}"
     return {
         "messages": [
             *({"role": message.role, "content": message.content} for message in messages),

@@ -247,11 +247,19 @@ class ReflectorChats:
     """Draws contexts of scripted play of training families, all with other names, and replies in
     the reflector's form. The same games, seed and calls give the same chats.
 
+    Args:
+      concludes: end analyses with the verbs that won.
+
     Raises ValueError for a game of another family.
     """
 
     def __init__(
-        self, games: Sequence[tuple[int, PlayedGame]], config: ReflectorConfig, *, seed: int
+        self,
+        games: Sequence[tuple[int, PlayedGame]],
+        config: ReflectorConfig,
+        *,
+        seed: int,
+        concludes: bool = False,
     ):
         self._games: dict[str, dict[int, list[PlayedGame]]] = {}
         for number, game in games:
@@ -263,6 +271,7 @@ class ReflectorChats:
             if number >= 0:
                 self._games.setdefault(game.family, {}).setdefault(number, []).append(game)
         self._config = config
+        self._concludes = concludes
         self._rng = random.Random(seed)
 
     def draw(self, num_games: int) -> chats.Chat:
@@ -303,4 +312,5 @@ class ReflectorChats:
             header=HEADERS[1],
             config=self._config,
             rng=rng,
+            concludes=self._concludes,
         )

@@ -41,6 +41,9 @@ class ChatsArgs(Flags):
     """Chats for the actor, of about 190 tokens."""
     reflector_chats: Annotated[int, Range(1, 1_000_000)] = 900
     """Chats for the reflector, of about 330 tokens."""
+    concludes: bool = False
+    """End the reflector's analyses with the verbs that won ("What won: nothing."); those of the
+    adapters that ship do not."""
     games_per_family: Annotated[int, Range(1, 400)] = 60
     """Games of a family that are played by script, four times each. Of those of ALFWorld, two at
     least, a tenth has the verbs' own names."""
@@ -97,7 +100,7 @@ def _minihack(args: ChatsArgs, console: "Terminal"):
     options = MINIHACK.environment.options
     return (
         ActorChats(games, seed=args.seed).draw,
-        ReflectorChats(trained, REFLECTION, seed=args.seed).draw,
+        ReflectorChats(trained, REFLECTION, seed=args.seed, concludes=args.concludes).draw,
         entry(options, [*LESSONS, *RENAMED], "train", args.games_per_family),
     )
 
@@ -128,7 +131,7 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
     environment = ALFWORLD.environment
     return (
         ActorChats(games, seed=args.seed).draw,
-        ReflectorChats(trained, REFLECTION, seed=args.seed).draw,
+        ReflectorChats(trained, REFLECTION, seed=args.seed, concludes=args.concludes).draw,
         entry(
             environment.options,
             sorted({*HOUSE_LESSONS, *environment.train_families, *environment.heldout_families}),
