@@ -91,7 +91,7 @@ def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
             use = use._replace(what=what, device_bytes=0, host_bytes=use.device_bytes)
         yield use
     if not adapter.rank:
-        what = f"trained weights as they sample, {reflector.dtype}"
+        what = f"trained weights as they sample, {reflector.products or reflector.dtype}"
         yield _weights(what, "weights", {"reflector weights"}, frozen, axes, mesh, RULES)
     for name, role, sizes in local_roles(config):
         yield _cache(name, model_shape(role), sizes, role.mesh)
@@ -157,9 +157,10 @@ def _factors(model: ModelConfig, adapter: LoraConfig) -> Any:
 def _adapter(what: str, role: RoleConfig, part: str) -> Iterator[Use]:
     """The adapter that a role has, as it samples; nothing where it has none."""
     if (adapter := adapter_shape(role)) is not None:
+        model = model_shape(role)
         shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, role.dtype),
-            _factors(model_shape(role), adapter),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype),
+            _factors(model, adapter),
         )
         yield _weights(
             what, "weights", {part}, shapes, lora.adapter_axes(adapter), role.mesh, RULES

@@ -445,9 +445,11 @@ def frozen_weights(
     """A model that is not trained, in the form that samplers and updates share (see
     `ictjax.sampler.weights.sampling_weights`). Raises ValueError as `open_players`.
     """
-    model, params = load_checkpoint(role.model, mesh=mesh, dtype=role.dtype, progress=progress)
+    model, params = load_checkpoint(
+        role.model, mesh=mesh, dtype=role.frozen_dtype, progress=progress
+    )
     check_loaded(params, role.model)
-    model = dataclasses.replace(model, dtype=role.dtype)
+    model = model.with_dtype(role.dtype)
     if isinstance(role, ActorConfig) and role.weights == "int8":
         model, params = int8_weights(model, params)
     return model, sampling_weights(model, params, mesh, consume=True)
@@ -500,4 +502,4 @@ def _check_form(folder: str, there: LoraConfig, trained: LoraConfig) -> None:
 
 def _shape(role: RoleConfig) -> ModelConfig:
     folder = local_folder(role.model, weights=False)
-    return dataclasses.replace(read_config(folder), dtype=role.dtype)
+    return read_config(folder).with_dtype(role.dtype)

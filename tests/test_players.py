@@ -53,12 +53,21 @@ def folders(tmp_path_factory):
     return folder
 
 
-def make(folders, *, actor="actor", reflector="reflector", lora=FULL, mesh=ONE, kl="none"):
+def make(
+    folders,
+    *,
+    actor="actor",
+    reflector="reflector",
+    lora=FULL,
+    mesh=ONE,
+    kl="none",
+    dtype="float32",
+):
     config = preset("fake-tiny").with_models(str(folders / actor), str(folders / reflector))
     return dataclasses.replace(
         config,
-        actor=dataclasses.replace(config.actor, mesh=mesh),
-        reflector=dataclasses.replace(config.reflector, mesh=mesh, lora=lora),
+        actor=dataclasses.replace(config.actor, mesh=mesh, dtype=dtype),
+        reflector=dataclasses.replace(config.reflector, mesh=mesh, lora=lora, dtype=dtype),
         grpo=dataclasses.replace(config.grpo, kl=kl),
     )
 
@@ -270,9 +279,18 @@ def reflect(players, text="play"):
     return reply
 
 
-@pytest.mark.parametrize(("lora", "mesh"), [(FULL, MESH), (LORA, ONE)], ids=["full", "lora"])
-def test_the_pair_plays_and_reflects_and_speaks_with_what_was_trained(folders, lora, mesh):
-    config = make(folders, lora=lora, mesh=mesh)
+@pytest.mark.parametrize(
+    ("lora", "mesh", "dtype"),
+    [
+        (FULL, MESH, "float32"),
+        (LORA, ONE, "float32"),
+        (FULL, MESH, "mixed"),
+        (LORA, ONE, "mixed"),
+    ],
+    ids=["full", "lora", "full, mixed", "lora, mixed"],
+)
+def test_the_pair_plays_and_reflects_and_speaks_with_what_was_trained(folders, lora, mesh, dtype):
+    config = make(folders, lora=lora, mesh=mesh, dtype=dtype)
     weights = initial_weights(config)
     with opened(config, weights) as players, LocalPool(FakeEnvironment()) as pool:
         trajectories = rollout(

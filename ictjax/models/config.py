@@ -90,6 +90,8 @@ class ModelConfig:
     max_positions: int = 32_768
     dtype: str = "float32"  # of activations and of the KV cache
     param_dtype: str = "float32"  # of the stored weights
+    # what operands of products with matrices are rounded to, their sums being float32; empty: dtype
+    products: str = ""
     # "int8": matrices are held in 8 bits, with scales (`int8`); "float": as param_dtype says
     weights: str = "float"
 
@@ -125,6 +127,7 @@ class ModelConfig:
             ("dtype", _ACTIVATION_DTYPES),
             ("param_dtype", DTYPES),
             ("weights", WEIGHTS),
+            ("products", ("", "bfloat16")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -146,6 +149,15 @@ class ModelConfig:
     def with_param_dtype(self, dtype: str) -> "ModelConfig":
         """The same model with its weights stored in another type."""
         return dataclasses.replace(self, param_dtype=dtype)
+
+    def with_dtype(self, name: str) -> "ModelConfig":
+        """The same model as a role computes it (`ictjax.run_config.RoleConfig.dtype`): "bfloat16",
+        "float32", or "mixed".
+        """
+        mixed = name == "mixed"
+        return dataclasses.replace(
+            self, dtype="float32" if mixed else name, products="bfloat16" if mixed else ""
+        )
 
     @property
     def num_params(self) -> int:

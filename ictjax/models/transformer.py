@@ -36,7 +36,7 @@ from ictjax.models.cache import CachedLayer, KVCache, of_layers
 from ictjax.models.config import ModelConfig
 from ictjax.models.int8 import Scales, to_int8
 from ictjax.models.paged_attention import PAGES, PagedAttention
-from ictjax.models.precision import wide
+from ictjax.models.precision import product, project, wide
 from ictjax.models.rotary import rotary, rotate
 
 Params = dict[str, Any]
@@ -388,12 +388,8 @@ def unembed(
 ) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
     name, letters = ("embed", "VD") if config.tie_embeddings else ("head", "DV")
-    logits = jnp.einsum(
-        f"...D,{letters}->...V",
-        hidden,
-        params[name].astype(hidden.dtype),
-        preferred_element_type=wide(hidden.dtype),
-    )
+    operands = config.products or hidden.dtype
+    logits = product(f"...D,{letters}->...V", hidden, params[name], operands)
     return _scaled(logits, params.get(f"{name}_scale"))
 
 
@@ -421,15 +417,17 @@ def _rms_norm(config: ModelConfig, weight: Array, x: Array) -> Array:
     return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
-def _project(weights: Params, name: str, x: Array) -> Array:
+def _project(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
     """One linear map of one layer, with its bias and low-rank addition where it has them: the one
     place where a projection's weights are used.
     """
     inputs, outputs = PROJECTION_AXES[name]
-    weight = weights[name].astype(x.dtype)
-    if outputs == "F":
-        y = _widened(x, weight)
+    if config.products:
+        y = project(x, weights[name], (inputs, outputs), config.products)
+    elif outputs == "F":
+        y = _widened(x, weights[name].astype(x.dtype))
     else:
+        weight = weights[name].astype(x.dtype)
         y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weight)
     y = _scaled(y, weights.get(f"{name}_scale"))
     # R: rank; never merged here, so that the weights can be shared with models without the addition
@@ -480,7 +478,7 @@ def _qkv(
 ) -> tuple[Array, Array, Array]:
     """Rotated queries and keys, and values, of one layer."""
     x_btd = _rms_norm(config, weights["attn_norm"], x_btd)
-    q_btnh, k_btkh, v_btkh = (_project(weights, name, x_btd) for name in ("q", "k", "v"))
+    q_btnh, k_btkh, v_btkh = (_project(config, weights, name, x_btd) for name in ("q", "k", "v"))
     if config.qk_norm:
         q_btnh, k_btkh = (
             _rms_norm(config, weights["q_norm"], q_btnh),
@@ -491,13 +489,13 @@ def _qkv(
 
 def _residual(config: ModelConfig, weights: Params, x_btd: Array, mixed_btnh: Array) -> Array:
     """The residual stream after one layer's attention output and feed-forward network."""
-    added_btd = _project(weights, "o", mixed_btnh)
+    added_btd = _project(config, weights, "o", mixed_btnh)
     if config.sandwich_norms:
         added_btd = _rms_norm(config, weights["post_attn_norm"], added_btd)
     x_btd = x_btd + added_btd
     y_btd = _rms_norm(config, weights["mlp_norm"], x_btd)
-    gate_btf = _ACTIVATIONS[config.activation](_project(weights, "gate", y_btd))
-    added_btd = _project(weights, "down", gate_btf * _project(weights, "up", y_btd))
+    gate_btf = _ACTIVATIONS[config.activation](_project(config, weights, "gate", y_btd))
+    added_btd = _project(config, weights, "down", gate_btf * _project(config, weights, "up", y_btd))
     if config.sandwich_norms:
         added_btd = _rms_norm(config, weights["post_mlp_norm"], added_btd)
     return x_btd + added_btd

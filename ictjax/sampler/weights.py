@@ -27,7 +27,8 @@ def sampling_weights(
 
     So the result of one call can be given to any number of samplers and, frozen, to the learner:
       all of them use the same arrays.
-    Matrices and biases are converted to `config.dtype`, which every use of them does anyway: a
+    Matrices and biases are converted to `config.dtype` (matrices to `config.products` where that is
+    set), which every use of them does anyway: a
     decode loop would hold the converted weights as a second copy. Norms keep their dtype (they are
     used in float32). The adapter of `lora.with_adapter` stays stacked: it is small.
 
@@ -135,8 +136,10 @@ def _place(
 
 def _dtype(config: ModelConfig, name: str, leaf: Any) -> jnp.dtype:
     """Norms, and matrices in 8 bits with their scales, are used as they are stored."""
-    kept = name.endswith(("norm", "_scale")) or leaf.dtype == jnp.int8
-    return jnp.dtype(leaf.dtype if kept else config.dtype)
+    if name.endswith(("norm", "_scale")) or leaf.dtype == jnp.int8:
+        return jnp.dtype(leaf.dtype)
+    is_matrix = not name.endswith(("_bias", "_lora_a", "_lora_b"))
+    return jnp.dtype(config.products or config.dtype if is_matrix else config.dtype)
 
 
 def _sharding(axes: tuple[str, ...], leaf: Any, mesh: Mesh | None) -> NamedSharding | None:
