@@ -272,7 +272,7 @@ def reflection_chat(
         verb for t, verb in zip(context.trajectories, last, strict=True) if t.success
     )
     used = [verb for verb in last if verb in verbs]
-    explores = _EXPLORES[any(t.success for t in context.trajectories)]
+    explores = _EXPLORES[bool(won)]
     chance = rng.random()
     if chance < explores:
         told = EXPLORE

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-_FEWEST_ROWS = 8  # fewer rows of bfloat16 take XLA on CPU as long as hundreds
+_FEWEST_ROWS = 8  # a single row of bfloat16 takes XLA on CPU longer than these
 
 
 def wide(dtype: Any) -> Any:

@@ -28,9 +28,9 @@ def sampling_weights(
     So the result of one call can be given to any number of samplers and, frozen, to the learner:
       all of them use the same arrays.
     Matrices and biases are converted to `config.dtype` (matrices to `config.products` where that is
-    set), which every use of them does anyway: a
-    decode loop would hold the converted weights as a second copy. Norms keep their dtype (they are
-    used in float32). The adapter of `lora.with_adapter` stays stacked: it is small.
+    set), which every use of them does anyway: a decode loop would hold the converted weights as a
+    second copy. Norms keep their dtype (they are used in float32). The adapter of
+    `lora.with_adapter` stays stacked: it is small.
 
     Args:
       params: stacked or unstacked, NumPy or JAX arrays.
