@@ -2,6 +2,7 @@
 what it keeps, beside peers, and as shares of what this machine can do.
 """
 
+import contextlib
 import functools
 import pathlib
 import statistics
@@ -34,9 +35,9 @@ from ictjax.config import SamplerConfig
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import Params, init_params
-from ictjax.sampler import Request, Sampler
+from ictjax.sampler import Request, Sampler, sampling_weights
 
-OURS, AGAIN = "ictjax", "again"
+OURS, AGAIN, MIXED = "ictjax", "again", "mixed"
 
 
 class Cell(NamedTuple):
@@ -88,8 +89,9 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
         f" {bench.turns} turns of {bench.observed} observed and {bench.said} generated tokens."
         " group: the first turn of it.",
         "seconds: medians; over: median of paired runs. again: this engine with nothing kept from"
-        " turn to turn and no prompt shared. first: the first run, compilation included. same: of"
-        " all tokens, by the design that differs most.",
+        " turn to turn and no prompt shared. mixed: this engine with products of operands in"
+        " bfloat16. first: the first run, compilation included. same: of"
+        " all tokens, by the design that differs most (mixed aside).",
         "of roofline: what products or reading would need, whichever is more in each step, at"
         f" {max(m.flops for m in machines) / 1e9:.0f} GFLOP/s and"
         f" {max(m.bandwidth for m in machines) / 1e9:.0f} GB/s at best, as measured beside each"
@@ -111,6 +113,7 @@ def _check(bench: SamplerBench, cell: Cell) -> None:
         f"Weights, cache and tokens of {cell.shape}",
         [
             *sampler_uses("sampler", config, sizes),
+            *(sampler_uses("mixed", config.with_dtype("mixed"), sizes) if bench.mixed else ()),
             tokens_use(cell.rows * sizes.max_len),
         ],
         "Give fewer --rows, a shorter --prompt, or a smaller --shape.",
@@ -166,14 +169,16 @@ def _measure(
         note("transformers: threads")
         chosen = choose_threads(peers["transformers"], work)
         threads = [f"transformers, {cell.shape}, {cell.rows} rows: {chosen}."]
-    with Sampler(config, params, sizes_of(bench, cell), pad_id=0) as sampler:
-        # forgets all cached prefixes, which the next run would find again
-        flush = functools.partial(sampler.set_params, params)
+    with contextlib.ExitStack() as stack:
+        sampler, flush = _open(stack, bench, cell, config, params)
         designs: dict[str, Design] = {
             OURS: lambda: keep_cache(sampler, flush, work, share=bool(shared))
         }
         if shared:
             designs[AGAIN] = lambda: prefill_again(sampler, flush, work)
+        if bench.mixed:
+            opened = _open(stack, bench, cell, config.with_dtype("mixed"), params)
+            designs[MIXED] = lambda: keep_cache(*opened, work, share=bool(shared))
         designs |= {name: functools.partial(play, peer, work) for name, peer in peers.items()}
         spent: dict[str, list[Spent]] = {name: [] for name in designs}
 
@@ -204,7 +209,9 @@ def _measure(
             ("decode", lambda s: s.rest, cell.rows * (bench.reply - 1), least_rest),
         ]
     same = min(
-        float((np.asarray(replies[name]) == np.asarray(replies[OURS])).mean()) for name in designs
+        float((np.asarray(replies[name]) == np.asarray(replies[OURS])).mean())
+        for name in designs
+        if name != MIXED  # rounds, and says other things
     )
     lines = []
     for name, part, tokens, least in parts:
@@ -225,13 +232,26 @@ def _measure(
                         if peer in designs
                         else None
                     )
-                    for peer in (AGAIN, *bench.against)
+                    for peer in (AGAIN, MIXED, *bench.against)
                 },
                 **{f"first_{design}": spent[design][0].total for design in (OURS, *bench.against)},
                 "same": same,
             }
         )
     return lines, machine, threads
+
+
+def _open(
+    stack: contextlib.ExitStack,
+    bench: SamplerBench,
+    cell: Cell,
+    config: ModelConfig,
+    params: Params,
+) -> tuple[Sampler, Callable[[], None]]:
+    """A sampler, and what forgets all its cached prefixes, which the next run would find again."""
+    held = sampling_weights(config, params)
+    sampler = stack.enter_context(Sampler(config, held, sizes_of(bench, cell), pad_id=0))
+    return sampler, functools.partial(sampler.set_params, held)
 
 
 def _probe(run: Callable[[], float]) -> tuple[float, None]:

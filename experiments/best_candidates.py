@@ -110,7 +110,7 @@ class BestCandidates:
             rank=lora.rank,
             alpha=lora.alpha,
             targets=lora.targets,
-            dtype="bfloat16" if config.reflector.dtype == "bfloat16" else "float32",
+            dtype=config.reflector.dtype,
             remat=config.remat,
             data_parallel=mesh.data,
             fsdp=mesh.fsdp,

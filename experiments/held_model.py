@@ -21,7 +21,7 @@ def held_model(folder: pathlib.Path, flags: ModelFlags) -> ModelConfig:
     """
     model = read_config(folder)
     if flags.dtype is not None:
-        model = dataclasses.replace(model, dtype=flags.dtype, param_dtype=flags.dtype)
+        model = model.with_dtype(flags.dtype)
     return dataclasses.replace(model, weights=flags.weights)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.command import Flags
-from ictjax.config import CacheKind
+from ictjax.config import CacheKind, Dtype
 from ictjax.ranges import Range
 
 
@@ -15,10 +15,10 @@ class ModelFlags(Flags):
     """How the model is held and sampled."""
 
     dtype: Annotated[
-        Literal["bfloat16", "float32"] | None,
+        Dtype | None,
         tyro.conf.arg(help_behavior_hint="(default: as config.json says)"),
     ] = None
-    """Of weights and activations."""
+    """Of weights and activations; mixed: bfloat16 and float32, for CPUs that multiply bfloat16."""
     weights: Literal["float", "int8"] = "float"
     """int8: matrices in 8 bits, a scale for every output; replies may differ."""
     cache: CacheKind = "float"

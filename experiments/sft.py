@@ -46,7 +46,7 @@ from ictjax.learner import (
 from ictjax.mesh import open_mesh, split_rows
 from ictjax.metrics import Clock, MetricsWriter
 from ictjax.models.attention_choice import attention_of, platform_of, resolve
-from ictjax.models.config import ModelConfig
+from ictjax.models.config import ModelConfig, frozen_dtype
 from ictjax.models.hf import content_hash, save_checkpoint
 from ictjax.models.hf.content import file_sha256
 from ictjax.models.hf.json_file import read_json
@@ -99,7 +99,7 @@ def train_on_chats(
     """
     folder = pathlib.Path(model_folder(args.model, "--model"))
     tokenizer = ChatTokenizer(folder, thinking=thinking)
-    model = dataclasses.replace(read_config(folder), dtype=args.dtype)
+    model = read_config(folder).with_dtype(args.dtype)
     role = TrainedRoleConfig(
         model=str(folder),
         adapter=_start(args),
@@ -434,7 +434,7 @@ def _record(args: SftArgs, role: TrainedRoleConfig, data: Data, steps: int) -> d
 
 
 def _save_dtype(args: SftArgs) -> Literal["float32", "bfloat16"]:
-    return args.save_dtype or ("float32" if args.rank else args.dtype)
+    return args.save_dtype or ("float32" if args.rank else frozen_dtype(args.dtype))
 
 
 def _check_same(args: SftArgs, record: dict[str, Any], remedy: str) -> bool:

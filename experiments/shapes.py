@@ -113,5 +113,4 @@ def model_shape(role: RoleConfig) -> ModelConfig:
     folder = config_folder(role.model)
     model = PUBLISHED[role.model] if folder is None else read_config(folder)
     weights = role.weights if isinstance(role, ActorConfig) else "float"
-    model = dataclasses.replace(model, param_dtype=role.frozen_dtype, weights=weights)
-    return model.with_dtype(role.dtype)
+    return dataclasses.replace(model.with_dtype(role.dtype), weights=weights)

@@ -202,6 +202,11 @@ pages of all rows at a time, on any platform; by a kernel for TPU, or for NVIDIA
 capability 8.0 and newer.
 """
 
+# How a model is computed. "mixed": bfloat16 frozen weights, float32 activations and caches, and
+# products with weights of operands rounded to bfloat16: faster than either of the others on CPUs
+# with instructions for such products.
+Dtype = Literal["bfloat16", "float32", "mixed"]
+
 CacheKind = Literal["float", "int8"]
 """What keys and values are held in."""
 

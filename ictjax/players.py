@@ -31,7 +31,7 @@ from ictjax.mesh import (
     place,
 )
 from ictjax.model_speaker import ModelSpeaker
-from ictjax.models.config import ModelConfig
+from ictjax.models.config import ModelConfig, frozen_dtype
 from ictjax.models.hf import load_checkpoint
 from ictjax.models.hf.hub import local_folder
 from ictjax.models.hf.reader import check_checkpoint, read_config
@@ -446,7 +446,7 @@ def frozen_weights(
     `ictjax.sampler.weights.sampling_weights`). Raises ValueError as `open_players`.
     """
     model, params = load_checkpoint(
-        role.model, mesh=mesh, dtype=role.frozen_dtype, progress=progress
+        role.model, mesh=mesh, dtype=frozen_dtype(role.dtype), progress=progress
     )
     check_loaded(params, role.model)
     model = model.with_dtype(role.dtype)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from ictjax.config import (
     TEMPERATURE,
     BatchConfig,
+    Dtype,
     EndpointConfig,
     GRPOConfig,
     LearnerConfig,
@@ -163,20 +164,14 @@ class RoleConfig(Ranged):
     # on the hub
     model: str
     # of frozen weights, activations and caches; trained weights are float32. "mixed": bfloat16
-    # frozen weights, float32 activations and caches, and products with weights of operands rounded
-    # to bfloat16: faster than either on CPUs with instructions for such products
-    dtype: Literal["bfloat16", "float32", "mixed"] = "bfloat16"
+    # weights, float32 activations and caches, products of operands in bfloat16; for some CPUs
+    dtype: Dtype = "bfloat16"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # devices of this role
     # the chat template's thinking switch (Qwen3); None: as the template does without being told
     thinking: bool | None = None
     # folder of a LoRA adapter in PEFT's format, put on the model: the actor's plays, the
     # reflector's is what training starts from, and the reference; weights stay shared
     adapter: str = ""
-
-    @property
-    def frozen_dtype(self) -> Literal["bfloat16", "float32"]:
-        """Of the frozen weights in memory."""
-        return "bfloat16" if self.dtype == "mixed" else self.dtype
 
     @property
     def frozen_key(self) -> tuple[str | MeshConfig, ...]:

@@ -124,7 +124,7 @@ def test_sampler_designs_agree_and_compute_what_they_claim(tiny):
 
 def test_sampler_cells(tiny):
     settings, _ = sampler_cell("generate", rows=2)
-    settings = dataclasses.replace(settings, tasks=("generate", "group"))
+    settings = dataclasses.replace(settings, tasks=("generate", "group"), mixed=True)
     prefill, decode, group = bench_sampler.bench_sampler(settings, quiet).rows
     assert [row["cell"] for row in (prefill, decode, group)] == [
         "pocket x 2 prefill",
@@ -135,6 +135,7 @@ def test_sampler_cells(tiny):
         assert row["seconds"] * row["tokens_per_s"] == pytest.approx(tokens)
         assert row["same"] == 1.0
         assert row["of_roofline"] > 0
+        assert row["over_mixed"] > 0
     assert (prefill["over_again"], group["over_again"] > 0) == (None, True)
 
 

@@ -85,9 +85,11 @@ def test_tokens_in_and_out_without_a_tokenizer(capsys, bare):
 
 def test_how_the_model_is_held(capsys, bare):
     prompt, flags = "5,250,17,5,250,17,5,250", ["--max-new-tokens", "16", "--greedy"]
+    both = "--weights int8 --dtype mixed"
+    rounding = ("--weights int8", "--cache int8", "--dtype mixed", both)
     said = {
         held: run(capsys, bare, "--tokens", prompt, *flags, *held.split())[1]
-        for held in ("", "--guessed-tokens 3", "--weights int8", "--cache int8")
+        for held in ("", "--guessed-tokens 3", *rounding)
     }
     assert said["--guessed-tokens 3"]["ids"] == said[""]["ids"]
     config, params = int8_weights(*load_checkpoint(bare))
@@ -99,8 +101,8 @@ def test_how_the_model_is_held(capsys, bare):
     np.testing.assert_array_equal(logits.argmax(-1), rounded["ids"])
     np.testing.assert_allclose(jax.nn.log_softmax(logits).max(-1), rounded["logprobs"], atol=1e-5)
     # the first token already sees keys and values that were rounded
-    first = [said[held]["logprobs"][0] for held in ("", "--weights int8", "--cache int8")]
-    assert len(set(first)) == 3
+    first = [said[held]["logprobs"][0] for held in ("", *rounding)]
+    assert len(set(first)) == 5
     np.testing.assert_allclose(first, first[0], atol=0.5)
 
 

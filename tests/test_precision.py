@@ -60,6 +60,19 @@ def test_a_projection_rounds_its_operands_and_nothing_else(rows, axes) -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(32,), (3, 32), (40, 32), (2, 20, 32)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_round_their_operands_too_and_nothing_else(shape, tied) -> None:
+    config = dataclasses.replace(_MIXED, tie_embeddings=tied)
+    hidden, grad = _drawn(0, *shape), _drawn(1, *shape[:-1], 96)
+    name, weight = ("embed", _drawn(2, 96, 32)) if tied else ("head", _drawn(2, 32, 96))
+    logits, pull = jax.vjp(lambda x: transformer.unembed(config, {name: weight}, x), hidden)
+    weight_dv = _rounded(weight).T if tied else _rounded(weight)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, _rounded(hidden) @ weight_dv, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pull(grad)[0], _rounded(grad) @ weight_dv.T, rtol=1e-5, atol=1e-5)
+
+
 def _logits(config: ModelConfig, params: transformer.Params, tokens: jax.Array) -> jax.Array:
     return transformer.unembed(config, params, transformer.forward(config, params, tokens))
 

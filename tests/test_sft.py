@@ -313,6 +313,20 @@ def test_all_weights_on_a_mesh(model, data, tmp_path):
     assert ChatTokenizer(tmp_path / "one").pad_id == ChatTokenizer(model).pad_id
 
 
+@pytest.mark.parametrize("rank", ["4", "0"])
+def test_products_of_bfloat16_learn_what_float32_learns(model, data, tmp_path, rank):
+    losses = []
+    for dtype in ("float32", "mixed"):
+        out = tmp_path / dtype
+        command.main(flags(model, data, out, "--epochs", "2", "--rank", rank, "--dtype", dtype))
+        losses.append([line["loss"] for line in read_records(out / "metrics.jsonl").values])
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    # an adapter is written as it is trained, a model as its frozen weights are held
+    written = json.loads((tmp_path / "mixed" / "sft.json").read_text())["result"]["dtype"]
+    assert written == ("float32" if rank == "4" else "bfloat16")
+
+
 def test_what_cannot_be_learned_from(model, data, tmp_path, capsys):
     out = tmp_path / "out"
 

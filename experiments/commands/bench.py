@@ -52,6 +52,8 @@ class SamplerBench(Common):
         tyro.conf.arg(help_behavior_hint="(none; give it once for each)"),
     ] = ()
     """A library with the same weights, on the same tokens."""
+    mixed: bool = False
+    """Also this engine with products of operands in bfloat16 (dtype mixed)."""
     shape: tuple[_Shape, ...] = ("pocket",)
     """Of the models (4x256: layers x width); weights are random."""
     rows: Annotated[tuple[int, ...], Range(1, 65_536)] = (8,)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+from typing import Literal
+
+from ictjax.config import Dtype
 
 DTYPES = ("float32", "bfloat16", "float16")  # of weights
 _ACTIVATION_DTYPES = ("float32", "bfloat16", "float64")  # the last for proofs, with JAX's x64 mode
@@ -51,6 +54,11 @@ class RopeScaling:
                 f"rope scaling {self.kind} has original_max_positions"
                 f" {self.original_max_positions}: give at least 1"
             )
+
+
+def frozen_dtype(dtype: Dtype) -> Literal["bfloat16", "float32"]:
+    """Of the weights of a model that is not trained, in memory."""
+    return "bfloat16" if dtype == "mixed" else dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,13 +158,14 @@ class ModelConfig:
         """The same model with its weights stored in another type."""
         return dataclasses.replace(self, param_dtype=dtype)
 
-    def with_dtype(self, name: str) -> "ModelConfig":
-        """The same model as a role computes it (`ictjax.run_config.RoleConfig.dtype`): "bfloat16",
-        "float32", or "mixed".
-        """
-        mixed = name == "mixed"
+    def with_dtype(self, dtype: Dtype) -> "ModelConfig":
+        """The same model computed in another way, its weights stored as frozen ones are then."""
+        mixed = dtype == "mixed"
         return dataclasses.replace(
-            self, dtype="float32" if mixed else name, products="bfloat16" if mixed else ""
+            self,
+            dtype="float32" if mixed else dtype,
+            products="bfloat16" if mixed else "",
+            param_dtype=frozen_dtype(dtype),
         )
 
     @property

@@ -387,9 +387,15 @@ def unembed(
     config: ModelConfig, params: Params, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
-    name, letters = ("embed", "VD") if config.tie_embeddings else ("head", "DV")
-    operands = config.products or hidden.dtype
-    logits = product(f"...D,{letters}->...V", hidden, params[name], operands)
+    name = "embed" if config.tie_embeddings else "head"
+    if config.products:
+        weight_dv = params[name].T if config.tie_embeddings else params[name]
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        logits = project(rows, weight_dv, ("D", "V"), config.products)
+        logits = logits.reshape(*hidden.shape[:-1], logits.shape[-1])
+    else:
+        letters = "VD" if config.tie_embeddings else "DV"
+        logits = product(f"...D,{letters}->...V", hidden, params[name], hidden.dtype)
     return _scaled(logits, params.get(f"{name}_scale"))
 
 
