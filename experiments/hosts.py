@@ -17,6 +17,7 @@ import jax
 from envs.api import Refusal
 from envs.stopping import held
 from experiments.remote_run import RemoteRun, Sender, copy_of_host, is_remote, sending, steps_of
+from experiments.run_lock import RunLost
 from ictjax.config import HostsConfig
 from ictjax.hosts import ALONE, HostLost, Hosts, is_common, these_hosts
 
@@ -77,7 +78,7 @@ def ended_together(hosts: Hosts) -> Iterator[None]:
         print(f"ictjax: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     except Exception as error:
-        if hosts.count > 1 and not is_common(error):
+        if hosts.count > 1 and (isinstance(error, RunLost) or not is_common(error)):
             threading.Thread(target=_end_late, name="end", daemon=True).start()
         raise
 

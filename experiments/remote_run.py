@@ -34,7 +34,7 @@ from envs.files import replacing
 from envs.stopping import held
 from experiments.local_path import RUN_ADDRESS
 from experiments.packed_folder import unpacked
-from experiments.run_lock import BEAT_S, SILENT_S
+from experiments.run_lock import BEAT_S, SILENT_S, RunLost
 from experiments.run_lock import FILE_NAME as LOCK
 from ictjax.run_files import write_lines
 
@@ -419,7 +419,7 @@ class RemoteLock:
         return self._holder() == self._about
 
     def check(self) -> None:
-        """Raises CannotGoOn when somebody else has taken the address over, ValueError where the
+        """Raises RunLost when somebody else has taken the address over, ValueError where the
         store cannot be reached.
         """
         try:
@@ -427,7 +427,7 @@ class RemoteLock:
         except Exception as error:  # libraries of stores have their own kinds
             raise self._remote.refuse(error) from error
         if not held:
-            raise CannotGoOn(
+            raise RunLost(
                 f"{self._remote.address} was taken over by another machine: this training stops,"
                 f" and sends nothing more; what it has done is in {self._remote.path}."
             )

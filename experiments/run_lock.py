@@ -35,6 +35,10 @@ class Holder:
     token: str = ""  # no two locks share one
 
 
+class RunLost(CannotGoOn):
+    """A run is this process's no more: of several hosts the first one alone finds that."""
+
+
 class RunLock:
     """The right to train in a run directory, as a context manager.
 
@@ -99,11 +103,11 @@ class RunLock:
             return False
 
     def check(self) -> None:
-        """Raises CannotGoOn when somebody else has taken the directory over, who thought this
+        """Raises RunLost when somebody else has taken the directory over, who thought this
         process gone: a machine that slept, a network disk that was away.
         """
         if self._lost_to is not None:
-            raise CannotGoOn(
+            raise RunLost(
                 f"{self._run_dir} was taken over by {_who(self._lost_to)} while this machine gave"
                 " no sign of life: this training stops; the other one goes on."
             )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from envs.api import CannotGoOn, Environment
+from envs.api import Environment
 from experiments.commands.train import main
 from experiments.console import LiveProgress
 from experiments.contents import content_hashes
@@ -29,7 +29,7 @@ from experiments.run_dir import (
     set_aside,
     write_manifest,
 )
-from experiments.run_lock import RunLock
+from experiments.run_lock import RunLock, RunLost
 from experiments.shapes import model_shape
 from experiments.watch import OwnScreen
 from ictjax.checkpoint import check_space
@@ -202,7 +202,7 @@ class _Locked:
         try:
             (self.run_dir / "config.json").stat()
         except FileNotFoundError:  # what is written next would make another directory of this name
-            raise CannotGoOn(
+            raise RunLost(
                 f"{self.run_dir} was moved or removed while it was trained (it has no config.json):"
                 " put it back, or name its new place with --run-dir, and start it again."
             ) from None

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from etils.epath import gpath
 from jax.experimental import multihost_utils
 
 from envs.api import CannotGoOn, Refusal
+from experiments import hosts as hosts_module
+from experiments.commands import evaluate
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
 from experiments.memory import uses
 from experiments.presets import preset
 from experiments.remote_run import CACHE_VARIABLE, RemoteRun
+from experiments.run_lock import RunLost
 from ictjax.config import HostsConfig
 from ictjax.digests import changed, digests, sums
 from ictjax.hosts import ALONE, HostFailed, HostLost, Hosts, is_common
@@ -555,6 +559,31 @@ def test_what_fails_while_all_compute_together_is_not_told():
         fail()
     assert not is_common(ended.value)
     assert said == [{"value": None}]
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (RunLost("taken over"), True),
+        (RuntimeError("no memory"), True),
+        (CannotGoOn("the loss is not finite"), False),
+    ],
+)
+def test_only_a_host_that_ends_alone_does_not_wait_for_the_others(error, waits, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(hosts_module, "_end_late", ended.set)
+    with pytest.raises(type(error)), hosts_module.ended_together(Hosts(count=2)):
+        raise error
+    assert ended.wait(5 if waits else 0.2) == waits
+
+
+def test_help_waits_for_no_other_host(runs, monkeypatch, capsys):
+    monkeypatch.setattr(hosts_module, "connect", pytest.fail)
+    words = ["--run-dir", str(runs[0]), "--hosts.coordinator=127.0.0.1:1", "--hosts.count=2"]
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([*words, "--help"])
+    assert ended.value.code == 0
+    assert "--evaluation.runs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("kind", "first"), [(ValueError, Refusal), (CannotGoOn, CannotGoOn)])

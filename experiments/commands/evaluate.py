@@ -13,7 +13,7 @@ import tyro
 
 from envs.api import Environment
 from experiments.arms import check_arms, check_playable
-from experiments.command import Flags, parse, parse_known, run_main, unknown
+from experiments.command import HELP, Flags, parse, parse_known, run_main, unknown
 from experiments.console import Terminal, counting_bar
 from experiments.evaluation_results import read_results
 from experiments.local_path import check_place, command_line, typed
@@ -207,7 +207,7 @@ def _main(argv: list[str]) -> None:
         )
     with contextlib.ExitStack() as stack:
         hosts = None
-        if not first.hosts.alone:
+        if not first.hosts.alone and not set(HELP) & set(argv):
             # JAX; what one host alone cannot read, it has to tell the others
             from experiments.hosts import connect, ended_together
 
