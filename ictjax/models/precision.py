@@ -15,7 +15,9 @@ def wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def project(x: Array, weight: Array, axes: tuple[str, str], operands: Any) -> Array:
+def project(
+    x: Array, weight: Array, axes: tuple[str, str], operands: Any, stored: str = ""
+) -> Array:
     """A linear map of hidden states whose operands are rounded to a type, with sums in float32 at
     least; so are both products of its gradient.
 
@@ -24,16 +26,20 @@ def project(x: Array, weight: Array, axes: tuple[str, str], operands: Any) -> Ar
       weight: of any type.
       axes: letters of what it takes and of what it gives.
       operands: the type. That of `x` rounds nothing but the weight.
+      stored: letters of the weight; unless given, of what it takes and then of what it gives. The
+        gradient of a weight that is transposed instead becomes a product that XLA refuses to run
+        on CPUs that multiply bfloat16.
 
     Returns:
       What it gives, [B, T, ...], in the type of `x`.
     """
+    letters = (*axes, stored or "".join(axes))
     rows = x.shape[0] * x.shape[1]
     if rows >= _FEWEST_ROWS:
-        return _rounded(axes, operands, x, weight)
+        return _rounded(letters, operands, x, weight)
     x_rows = x.reshape(1, rows, *x.shape[2:])
     padding = ((0, 0), (0, _FEWEST_ROWS - rows), *((0, 0),) * (x.ndim - 2))
-    y_rows = _rounded(axes, operands, jnp.pad(x_rows, padding), weight)
+    y_rows = _rounded(letters, operands, jnp.pad(x_rows, padding), weight)
     return y_rows[:, :rows].reshape(*x.shape[:2], *y_rows.shape[2:])
 
 
@@ -45,25 +51,25 @@ def product(letters: str, x: Array, y: Array, operands: Any) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rounded(axes: tuple[str, str], operands: Any, x: Array, weight: Array) -> Array:
-    inputs, outputs = axes
-    y = product(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weight, operands)
+def _rounded(letters: tuple[str, str, str], operands: Any, x: Array, weight: Array) -> Array:
+    inputs, outputs, stored = letters
+    y = product(f"BT{inputs},{stored}->BT{outputs}", x, weight, operands)
     return y.astype(x.dtype)
 
 
 def _rounded_forward(
-    axes: tuple[str, str], operands: Any, x: Array, weight: Array
+    letters: tuple[str, str, str], operands: Any, x: Array, weight: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _rounded(axes, operands, x, weight), (x, weight)
+    return _rounded(letters, operands, x, weight), (x, weight)
 
 
 def _rounded_backward(
-    axes: tuple[str, str], operands: Any, kept: tuple[Array, Array], grad: Array
+    letters: tuple[str, str, str], operands: Any, kept: tuple[Array, Array], grad: Array
 ) -> tuple[Array, Array]:
-    inputs, outputs = axes
+    inputs, outputs, stored = letters
     x, weight = kept
-    by_x = product(f"BT{outputs},{inputs}{outputs}->BT{inputs}", grad, weight, operands)
-    by_weight = product(f"BT{inputs},BT{outputs}->{inputs}{outputs}", x, grad, operands)
+    by_x = product(f"BT{outputs},{stored}->BT{inputs}", grad, weight, operands)
+    by_weight = product(f"BT{inputs},BT{outputs}->{stored}", x, grad, operands)
     return by_x.astype(x.dtype), by_weight.astype(weight.dtype)
 
 

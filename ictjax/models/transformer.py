@@ -387,14 +387,12 @@ def unembed(
     config: ModelConfig, params: Params, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
-    name = "embed" if config.tie_embeddings else "head"
+    name, letters = ("embed", "VD") if config.tie_embeddings else ("head", "DV")
     if config.products:
-        weight_dv = params[name].T if config.tie_embeddings else params[name]
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        logits = project(rows, weight_dv, ("D", "V"), config.products)
+        logits = project(rows, params[name], ("D", "V"), config.products, letters)
         logits = logits.reshape(*hidden.shape[:-1], logits.shape[-1])
     else:
-        letters = "VD" if config.tie_embeddings else "DV"
         logits = product(f"...D,{letters}->...V", hidden, params[name], hidden.dtype)
     return _scaled(logits, params.get(f"{name}_scale"))
 
@@ -404,7 +402,9 @@ def _normal(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], std: float = _IN
 
 
 def _embed(config: ModelConfig, params: Params, tokens_bt: Array) -> Array:
-    x_btd = jnp.take(params["embed"], tokens_bt, axis=0, mode="clip").astype(config.dtype)
+    x_btd = jnp.take(params["embed"], tokens_bt, axis=0, mode="clip")
+    # as samplers hold the table, trained ones are rounded too
+    x_btd = x_btd.astype(config.products or config.dtype).astype(config.dtype)
     if "embed_scale" in params:
         scale_bt = jnp.take(params["embed_scale"], tokens_bt, axis=0, mode="clip")
         x_btd = (x_btd * scale_bt[..., None]).astype(config.dtype)
