@@ -69,7 +69,7 @@ class SftArgs(Flags):
     bfloat16, and mixed (bfloat16 and float32) faster still where they multiply bfloat16."""
     save_dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
-        tyro.conf.arg(help_behavior_hint="(default: float32 of an adapter, --dtype of a model)"),
+        tyro.conf.arg(help_behavior_hint="(default: float32 of an adapter, of a model as frozen)"),
     ] = None
     """Of what is written at the end; training is not affected."""
     remat: Remat = "none"

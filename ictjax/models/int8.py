@@ -2,8 +2,9 @@
 that take half the memory of bfloat16, and half the time to be read from it.
 
 Symmetric: a value is its int8, -127 to 127, times its scale, the group's largest magnitude over
-127. So a value is off by at most half its scale. Products are of the activations' dtype, which
-holds every int8 exactly (bfloat16 does up to 256), and are scaled afterwards.
+127. So a value is off by at most half its scale. Products are of the activations' dtype, or of
+`ModelConfig.products`: both hold every int8 exactly (bfloat16 does up to 256); they are scaled
+afterwards.
 """
 
 import dataclasses
