@@ -6,7 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ictjax.models.attention import EVERYTHING, Seen, attend, attend_rows, may_see, plain_rows, plan
+from ictjax.models.attention import (
+    EVERYTHING,
+    WHOLE,
+    Seen,
+    attend,
+    attend_in_parts,
+    attend_rows,
+    may_see,
+    plain_rows,
+    plan,
+)
+from ictjax.models.int8 import Scales, to_int8
 
 BLOCK = 16
 ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 8
@@ -120,3 +131,42 @@ def test_nothing_of_the_size_of_all_pairs_is_built():
     program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
     pairs = ROWS * HEADS * length * length * q.dtype.itemsize
     assert program.memory_analysis().temp_size_in_bytes < pairs / 4
+
+
+def over_a_cache(batch, length, positions):
+    """Queries, cached keys and values, and what each token sees: its row up to itself."""
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(batch, length, HEADS, WIDTH)))
+    k, v = (jnp.asarray(rng.normal(size=(batch, KV_HEADS, positions, WIDTH))) for _ in range(2))
+    ends = rng.integers(0, positions - length, (batch, 1, 1)) + np.arange(length)[None, :, None]
+    return q, k, v, jnp.arange(positions)[None, None] <= ends
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+@pytest.mark.parametrize("tokens", [0, 1, 3, 5, 10, 25, 60, 70])  # of a part, at most
+@pytest.mark.parametrize("batch", [6, 7])
+def test_parts_give_the_whole(batch, tokens, kind):
+    length, positions = 10, 24
+    q, k, v, mask = over_a_cache(batch, length, positions)
+    scales = None
+    if kind == "int8":
+        (k, k_scale), (v, v_scale) = to_int8(k, (3,)), to_int8(v, (3,))
+        scales = Scales(k_scale, v_scale)
+    given = q, k.swapaxes(2, 3), v, mask, 0.3, scales
+    part_bytes = tokens * HEADS * positions * q.dtype.itemsize
+    np.testing.assert_allclose(attend_in_parts(*given, part_bytes), attend(*given), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize(("batch", "length"), [(16, 32), (1, 512)])
+def test_only_the_logits_of_a_part_exist_at_a_time(batch, length):
+    positions = 640
+    q, k, v, mask = over_a_cache(batch, length, positions)
+    logits = q.size // WIDTH * positions * q.dtype.itemsize
+
+    def held(part_bytes):
+        program = jax.jit(lambda *given: attend_in_parts(*given, 0.3, None, part_bytes))
+        compiled = program.lower(q, k.swapaxes(2, 3), v, mask).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert held(WHOLE) > logits > 2 * held(logits // 16)  # it copies keys and values too

@@ -25,6 +25,7 @@ _LONGEST = 512
 # The name of what the backward pass needs of the forward pass, for `jax.checkpoint_policies`.
 MIXED = "attention"
 EVERYTHING = 2**30  # a window that ends nowhere
+WHOLE = 2**62  # of a part of attention: all at once
 MASKED = -1e30  # finite: a row with nothing to attend to yields a mean, never NaN
 
 
@@ -120,6 +121,55 @@ def attend(
         .transpose(0, 3, 1, 2, 4)
         .reshape(q_btnh.shape)
     )
+
+
+def attend_in_parts(
+    q_btnh: Float[Array, "B T N H"],
+    k_bkhs: Float[Array, "B K H S"] | Int8[Array, "B K H S"],
+    v_bksh: Float[Array, "B K S H"] | Int8[Array, "B K S H"],
+    mask_bts: Bool[Array, "B T S"],
+    scale: float | None,
+    scales: Scales | None,
+    part_bytes: int,
+) -> Float[Array, "B T N H"]:
+    """`attend`, some rows at a time, or some tokens of a row: their logits and weights, which are
+    written and read several times, then stay in a processor's own cache.
+
+    Args:
+      part_bytes: of the logits of one part, at most; those of one token may be more.
+    """
+    batch, length, num_heads, _ = q_btnh.shape
+    token_bytes = num_heads * mask_bts.shape[-1] * wide(q_btnh.dtype).itemsize
+    if batch * length * token_bytes <= part_bytes:
+        return attend(q_btnh, k_bkhs, v_bksh, mask_bts, scale, scales)
+    rows = _divisor(batch, part_bytes // (length * token_bytes))
+    tokens = _divisor(length, part_bytes // token_bytes) if rows == 1 else length
+
+    def of_rows(part: tuple[Array, Array, Array, Array, Scales | None]) -> Array:
+        q_rtnh, k_rkhs, v_rksh, mask_rts, part_scales = part
+
+        def of_tokens(part: tuple[Array, Array]) -> Array:
+            return attend(part[0], k_rkhs, v_rksh, part[1], scale, part_scales)
+
+        if tokens == length:
+            return of_tokens((q_rtnh, mask_rts))
+        mixed_xrtnh = jax.lax.map(of_tokens, tuple(_parts(x, 1, tokens) for x in part[0::3]))
+        return mixed_xrtnh.swapaxes(0, 1).reshape(q_rtnh.shape)
+
+    whole = (q_btnh, k_bkhs, v_bksh, mask_bts, scales)
+    mixed_xrtnh = jax.lax.map(of_rows, jax.tree.map(lambda x: _parts(x, 0, rows), whole))
+    return mixed_xrtnh.reshape(q_btnh.shape)
+
+
+def _divisor(whole: int, most: int) -> int:
+    """The largest part of so many that all parts can have, 1 at least."""
+    return next((n for n in range(min(whole, most), 1, -1) if whole % n == 0), 1)
+
+
+def _parts(x: Array, axis: int, size: int) -> Array:
+    """Parts of an axis, along a new first one."""
+    shape = (*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
 
 
 class Attention(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ictjax.config import AttentionName, SamplerConfig
-from ictjax.models.attention import BLOCKS, PLAIN, Attention
+from ictjax.models.attention import BLOCKS, PLAIN, WHOLE, Attention
 from ictjax.models.config import ModelConfig
 from ictjax.models.paged_attention import PAGES, PagedAttention
 
@@ -112,6 +112,13 @@ def resolve_paged(sizes: SamplerConfig, model: ModelConfig, platform: str) -> Pa
             f" {sizes.page_size}: take auto or pages."
         )
     return name
+
+
+def part_bytes_of(platform: str) -> int:
+    """Of the logits that rows of slots compute at a time (`attention.attend_in_parts`): on CPUs
+    about what a core's own cache holds.
+    """
+    return 2 * 2**20 if platform == "cpu" else WHOLE
 
 
 def _takes(name: PagedImplementation, page_size: int) -> bool:

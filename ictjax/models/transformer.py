@@ -31,7 +31,16 @@ from jaxtyping import Array, Float, Int
 
 from ictjax.config import Remat
 from ictjax.mesh import table_sharding
-from ictjax.models.attention import BLOCKS, EVERYTHING, MIXED, Attention, Seen, attend, plain_rows
+from ictjax.models.attention import (
+    BLOCKS,
+    EVERYTHING,
+    MIXED,
+    WHOLE,
+    Attention,
+    Seen,
+    attend_in_parts,
+    plain_rows,
+)
 from ictjax.models.cache import CachedLayer, KVCache, of_layers
 from ictjax.models.config import ModelConfig
 from ictjax.models.int8 import Scales, to_int8
@@ -251,6 +260,7 @@ def extend(
     tokens_bt: Int[Array, "B T"],
     starts_b: Int[Array, " B"],
     lengths_b: Int[Array, " B"],
+    part_bytes: int = WHOLE,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Appends tokens to every row of a cache; returns their hidden states after the last norm and
     the new cache (the sampling view).
@@ -264,6 +274,7 @@ def extend(
       starts_b: number of tokens already in each row.
       lengths_b: number of real tokens of each row in this call; the others are padding: not
         written, their hidden states meaningless.
+      part_bytes: see `attention.attend_in_parts`.
     """
     num_positions = cache.v[0].shape[2]
     batch, length = tokens_bt.shape
@@ -294,8 +305,14 @@ def extend(
             v=held.v.at[rows_b1, :, written_bt].set(new.v, mode="drop"),
             scales=scales,
         )
-        mixed_btnh = attend(
-            q_btnh, held.k, held.v, masks_bts[sliding], config.attention_scale, scales
+        mixed_btnh = attend_in_parts(
+            q_btnh,
+            held.k,
+            held.v,
+            masks_bts[sliding],
+            config.attention_scale,
+            scales,
+            part_bytes,
         )
         return mixed_btnh, held
 

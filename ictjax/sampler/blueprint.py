@@ -15,7 +15,12 @@ from jax.stages import Lowered
 
 from ictjax.config import SamplerConfig
 from ictjax.mesh import cache_sharding, kv_copies
-from ictjax.models.attention_choice import paged_attention_of, platform_of, resolve_paged
+from ictjax.models.attention_choice import (
+    paged_attention_of,
+    part_bytes_of,
+    platform_of,
+    resolve_paged,
+)
 from ictjax.models.cache import KVCache, copy_row, make_cache, put_row, take_row
 from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
@@ -132,7 +137,8 @@ class Blueprint:
           shape: of the dispatch.
         """
         sizes = self.sizes
-        attention = resolve_paged(sizes, self.config, platform_of(self.mesh))
+        platform = platform_of(self.mesh)
+        attention = resolve_paged(sizes, self.config, platform)
         static = functools.partial(
             turn,
             self.config,
@@ -144,6 +150,7 @@ class Blueprint:
             pad_id=self.pad_id,
             num_pages=self.table_length,
             attention=paged_attention_of(attention, self.mesh),
+            part_bytes=part_bytes_of(platform),
             unused=self.unused,
             guessed=sizes.guessed_tokens if sizes.guesses(shape.length) else 0,
             num_likeliest=sizes.max_top_logprobs,

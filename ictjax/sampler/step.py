@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ictjax.models import transformer
+from ictjax.models.attention import WHOLE
 from ictjax.models.cache import KVCache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
 from ictjax.models.paged_attention import PAGES, PagedAttention
@@ -204,6 +205,7 @@ def turn(
     pad_id: int,
     num_pages: int = 0,
     attention: PagedAttention = PAGES,
+    part_bytes: int = WHOLE,
     unused: Sequence[range] = (),
     guessed: int = 0,
     num_likeliest: int = 0,
@@ -222,6 +224,7 @@ def turn(
       left: of all slots; donate it too.
       num_pages: static; of a row's table in `packed`. 0: the cache is one of slots.
       attention: over pages.
+      part_bytes: static; of attention over slots (see `attention.attend_in_parts`).
       unused: static; ids that are never sampled.
       max_steps: static; the loop ends early when no row is active.
       guessed: static; tokens of greedy rows that a step guesses (`speculation`). The cache then has
@@ -250,7 +253,7 @@ def turn(
             return transformer.extend_pages(
                 config, params, part, rows.table_bp, *appended, attention=attention
             )
-        return transformer.extend(config, params, part, *appended)
+        return transformer.extend(config, params, part, *appended, part_bytes)
 
     def record(loop: _Loop, hidden_bd: Float[Array, "B D"]) -> _Loop:
         logits_bv = transformer.unembed(config, params, hidden_bd)
