@@ -12,7 +12,7 @@ from ictjax.models import transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.models.lora import init_adapter, with_adapter
-from ictjax.models.precision import project
+from ictjax.models.precision import contract, project
 from ictjax.sampler.weights import sampling_weights
 
 _CONFIG = ModelConfig(
@@ -58,6 +58,33 @@ def test_a_projection_rounds_its_operands_and_nothing_else(rows, axes) -> None:
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(
+    ("letters", "x", "y"),
+    [
+        ("BTNH,NHD->BTD", (2, 5, 3, 8), (3, 8, 24)),
+        ("BTNH,DNH->BTD", (2, 5, 3, 8), (24, 3, 8)),
+        ("BTD,BTNH->DNH", (2, 5, 24), (2, 5, 3, 8)),
+        ("BTD,BTV->VD", (2, 5, 24), (2, 5, 40)),
+    ],
+)
+def test_contractions_are_those_of_einsum(letters, x, y) -> None:
+    x, y = _drawn(0, *x), _drawn(1, *y)
+    expected = np.einsum(letters, np.asarray(x, np.float64), np.asarray(y, np.float64))
+    np.testing.assert_allclose(contract(letters, x, y), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("optimised")
+def test_no_step_copies_weights_that_take_heads_together() -> None:
+    x, weight = _drawn(0, 4, 1, 3, 8), _drawn(1, 3, 8, 24)
+
+    def copied(of) -> bool:
+        program = jax.jit(lambda x, w: of("BTNH,NHD->BTD", x, w)).lower(x, weight).compile()
+        return program.memory_analysis().temp_size_in_bytes >= weight.nbytes
+
+    assert copied(jnp.einsum)
+    assert not copied(contract)
 
 
 @pytest.mark.parametrize("shape", [(32,), (3, 32), (40, 32), (2, 20, 32)])

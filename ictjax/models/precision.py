@@ -44,10 +44,26 @@ def project(
 
 
 def product(letters: str, x: Array, y: Array, operands: Any) -> Array:
-    """A product whose operands are rounded to a type, with sums in float32 at least."""
-    return jnp.einsum(
-        letters, x.astype(operands), y.astype(operands), preferred_element_type=wide(operands)
-    )
+    """`contract` of operands that are rounded to a type, with sums in float32 at least."""
+    return contract(letters, x.astype(operands), y.astype(operands), wide(operands))
+
+
+def contract(letters: str, x: Array, y: Array, dtype: Any = None) -> Array:
+    """`jnp.einsum` of two arrays that sums over every axis that both have, as they lie. Of several
+    axes einsum takes the last one first, for which XLA on CPUs copies both arrays: the weights of
+    a layer in every step of decoding.
+
+    Args:
+      letters: as those of einsum; those of the result are what only one array has, then the other.
+      dtype: of sums and result; that of the arrays unless given.
+    """
+    of_x, of_y, result = letters.replace("->", ",").split(",")
+    summed = [letter for letter in of_x if letter in of_y]
+    axes = tuple(tuple(map(of.index, summed)) for of in (of_x, of_y))
+    kept = [letter for letter in of_x + of_y if letter not in summed]
+    if kept != list(result):
+        return contract(f"{of_y},{of_x}->{result}", y, x, dtype)
+    return jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -45,7 +45,7 @@ from ictjax.models.cache import CachedLayer, KVCache, of_layers
 from ictjax.models.config import ModelConfig
 from ictjax.models.int8 import Scales, to_int8
 from ictjax.models.paged_attention import PAGES, PagedAttention
-from ictjax.models.precision import product, project, wide
+from ictjax.models.precision import contract, project, wide
 from ictjax.models.rotary import rotary, rotate
 
 Params = dict[str, Any]
@@ -410,7 +410,12 @@ def unembed(
         logits = project(rows, params[name], ("D", "V"), config.products, letters)
         logits = logits.reshape(*hidden.shape[:-1], logits.shape[-1])
     else:
-        logits = product(f"...D,{letters}->...V", hidden, params[name], hidden.dtype)
+        logits = jnp.einsum(
+            f"...D,{letters}->...V",
+            hidden,
+            params[name].astype(hidden.dtype),
+            preferred_element_type=wide(hidden.dtype),
+        )
     return _scaled(logits, params.get(f"{name}_scale"))
 
 
@@ -451,14 +456,12 @@ def _project(config: ModelConfig, weights: Params, name: str, x: Array) -> Array
         y = _widened(x, weights[name].astype(x.dtype))
     else:
         weight = weights[name].astype(x.dtype)
-        y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weight)
+        y = contract(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weight)
     y = _scaled(y, weights.get(f"{name}_scale"))
     # R: rank; never merged here, so that the weights can be shared with models without the addition
     if f"{name}_lora_a" in weights:
-        x_btr = jnp.einsum(
-            f"BT{inputs},{inputs}R->BTR", x, weights[f"{name}_lora_a"].astype(x.dtype)
-        )
-        y = y + jnp.einsum(
+        x_btr = contract(f"BT{inputs},{inputs}R->BTR", x, weights[f"{name}_lora_a"].astype(x.dtype))
+        y = y + contract(
             f"BTR,R{outputs}->BT{outputs}", x_btr, weights[f"{name}_lora_b"].astype(x.dtype)
         )
     bias = weights.get(f"{name}_bias")
@@ -474,7 +477,7 @@ def _scaled(y: Array, scale: Array | None) -> Array:
 
 @jax.custom_vjp
 def _widened(x_btd: Array, weight_df: Array) -> Array:
-    return jnp.einsum("BTD,DF->BTF", x_btd, weight_df)
+    return contract("BTD,DF->BTF", x_btd, weight_df)
 
 
 def _widened_forward(x_btd: Array, weight_df: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -488,8 +491,8 @@ def _widened_backward(kept: tuple[Array, Array], grad_btf: Array) -> tuple[Array
     """
     x_btd, weight_df = kept
     return (
-        jnp.einsum("BTF,DF->BTD", grad_btf, weight_df),
-        jnp.einsum("BTD,BTF->DF", x_btd, grad_btf),
+        contract("BTF,DF->BTD", grad_btf, weight_df),
+        contract("BTD,BTF->DF", x_btd, grad_btf),
     )
 
 
