@@ -153,7 +153,8 @@ def attend_in_parts(
 
         if tokens == length:
             return of_tokens((q_rtnh, mask_rts))
-        mixed_xrtnh = jax.lax.map(of_tokens, tuple(_parts(x, 1, tokens) for x in part[0::3]))
+        cut = (_parts(q_rtnh, 1, tokens), _parts(mask_rts, 1, tokens))
+        mixed_xrtnh = jax.lax.map(of_tokens, cut)
         return mixed_xrtnh.swapaxes(0, 1).reshape(q_rtnh.shape)
 
     whole = (q_btnh, k_bkhs, v_bksh, mask_bts, scales)
