@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.bench_products import products
 from ictjax.models.attention import (
     EVERYTHING,
     WHOLE,
@@ -155,6 +156,19 @@ def test_parts_give_the_whole(batch, tokens, kind):
     given = q, k.swapaxes(2, 3), v, mask, 0.3, scales
     part_bytes = tokens * HEADS * positions * q.dtype.itemsize
     np.testing.assert_allclose(attend_in_parts(*given, part_bytes), attend(*given), rtol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 25])
+def test_parts_multiply_what_the_whole_does(tokens):
+    q, k, v, mask = over_a_cache(6, 10, 24)
+    given = q, k.swapaxes(2, 3), v, mask
+
+    def multiplied(part_bytes):
+        program = jax.make_jaxpr(lambda *given: attend_in_parts(*given, 0.3, None, part_bytes))
+        return sum(products(program(*given).jaxpr))
+
+    part_bytes = tokens * HEADS * 24 * q.dtype.itemsize
+    assert multiplied(part_bytes) == multiplied(WHOLE) == 2 * 2 * q.size * 24
 
 
 @pytest.mark.usefixtures("optimised")

@@ -16,8 +16,9 @@ import scipy.stats
 from ictjax import keys
 from ictjax.config import SamplerConfig
 from ictjax.models import transformer
+from ictjax.models.attention import WHOLE
 from ictjax.models.config import ModelConfig
-from ictjax.sampler import Blueprint, Generation, Request, Sampler, TurnShape
+from ictjax.sampler import Blueprint, Generation, Request, Sampler, TurnShape, blueprint
 from ictjax.sampler.state import NO_ID, Extras
 from ictjax.sampler.step import sample
 
@@ -440,12 +441,14 @@ def test_nothing_recompiles_after_warmup(params):
         assert len(compilations) == 1
 
 
-# where all is one page, the compiler's count holds its whole attention: of a loop it counts a turn
+# Of a loop the compiler counts a turn: where all is one page, or one part of the slots (in parts
+# they multiply the same: test_attention.py), its count holds the whole attention.
 @pytest.mark.parametrize("page_size", [0, 2048])
-def test_a_prefill_multiplies_what_the_model_does(page_size):
+def test_a_prefill_multiplies_what_the_model_does(page_size, monkeypatch):
     """By the compiler's count, of two layers and the vocabulary of Qwen2.5-7B and 2,048 tokens: at
     most 1.1 times the products with weights and over the pairs of tokens that see each other.
     """
+    monkeypatch.setattr(blueprint, "part_bytes_of", lambda _: WHOLE)
     model = ModelConfig(
         vocab_size=152_064,
         num_layers=2,

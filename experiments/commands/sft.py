@@ -65,8 +65,7 @@ class SftArgs(Flags):
     targets: tuple[str, ...] = PROJECTIONS
     """Projections that get an adapter."""
     dtype: Dtype = "bfloat16"
-    """Of frozen weights and activations; what is trained is float32. On CPUs float32 is faster than
-    bfloat16, and mixed (bfloat16 and float32) faster still where they multiply bfloat16."""
+    """Of frozen weights and activations. On CPUs take float32, on newer ones mixed, of both."""
     save_dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
         tyro.conf.arg(help_behavior_hint="(default: float32 of an adapter, of a model as frozen)"),

@@ -59,7 +59,7 @@ def contract(letters: str, x: Array, y: Array, dtype: Any = None) -> Array:
     """
     of_x, of_y, result = letters.replace("->", ",").split(",")
     summed = [letter for letter in of_x if letter in of_y]
-    axes = tuple(tuple(map(of.index, summed)) for of in (of_x, of_y))
+    axes = [*map(of_x.index, summed)], [*map(of_y.index, summed)]
     kept = [letter for letter in of_x + of_y if letter not in summed]
     if kept != list(result):
         return contract(f"{of_y},{of_x}->{result}", y, x, dtype)
