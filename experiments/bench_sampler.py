@@ -90,8 +90,8 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
         " group: the first turn of it.",
         "seconds: medians; over: median of paired runs. again: this engine with nothing kept from"
         " turn to turn and no prompt shared. mixed: this engine with products of operands in"
-        " bfloat16. first: the first run, compilation included. same: of"
-        " all tokens, by the design that differs most (mixed aside).",
+        " bfloat16. first: the first run, compilation included. same: of all tokens, by the design"
+        " that differs most (mixed aside).",
         "of roofline: what products or reading would need, whichever is more in each step, at"
         f" {max(m.flops for m in machines) / 1e9:.0f} GFLOP/s and"
         f" {max(m.bandwidth for m in machines) / 1e9:.0f} GB/s at best, as measured beside each"

@@ -136,6 +136,7 @@ def attend_in_parts(
     written and read several times, then stay in a processor's own cache.
 
     Args:
+      scale: as that of `attend`, and so are the scales.
       part_bytes: of the logits of one part, at most; those of one token may be more.
     """
     batch, length, num_heads, _ = q_btnh.shape

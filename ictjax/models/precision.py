@@ -50,12 +50,16 @@ def product(letters: str, x: Array, y: Array, operands: Any) -> Array:
 
 def contract(letters: str, x: Array, y: Array, dtype: Any = None) -> Array:
     """`jnp.einsum` of two arrays that sums over every axis that both have, as they lie. Of several
-    axes einsum takes the last one first, for which XLA on CPUs copies both arrays: the weights of
-    a layer in every step of decoding.
+    axes einsum takes the last one first, for which XLA on CPUs copies both arrays: in float32
+    attention's output weights in every step of decoding, in dtype mixed once a dispatch.
 
     Args:
-      letters: as those of einsum; those of the result are what only one array has, then the other.
+      letters: as those of einsum. The axes of the result are those that one array alone has, in
+        their order, and then those of the other.
       dtype: of sums and result; that of the arrays unless given.
+
+    Returns:
+      An array of these axes.
     """
     of_x, of_y, result = letters.replace("->", ",").split(",")
     summed = [letter for letter in of_x if letter in of_y]
