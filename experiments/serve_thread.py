@@ -23,7 +23,7 @@ class Served:
     sampler: Sampler
     chat: ChatTokenizer
     max_len: int  # tokens of a conversation
-    max_top_k: int  # likeliest ids that top_k and top_p can see
+    max_top_k: int  # the largest top_k
     max_top_logprobs: int  # of these, how many it can report
 
 

@@ -231,7 +231,8 @@ class SamplerConfig(Ranged):
     row_buckets: Annotated[tuple[int, ...], Range(1, 65_536)]  # rows of one dispatch
     # tokens sampled per row in one dispatch that continues generations
     decode_steps: Annotated[int, Range(1, 65_536)]
-    max_top_k: Annotated[int, Range(1, 1_048_576)]  # likeliest ids that top-k and top-p can see
+    # the largest top-k of a request; a top-p that takes more ids is slower
+    max_top_k: Annotated[int, Range(1, 1_048_576)]
     # tokens sampled per row in one dispatch that first appends tokens
     extend_steps: Annotated[int, Range(1, 65_536)] = 1
     # dispatches launched before the tokens of the first are read; 1, as always with guessed_tokens:

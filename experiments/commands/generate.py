@@ -59,7 +59,7 @@ class GenerateArgs(Flags):
     temperature: Annotated[float, TEMPERATURE] = 1.0
     """Of sampling."""
     top_p: Annotated[float, TOP_P] = 1.0
-    """Sample from the likeliest tokens of this mass (of 64 at most); 1: off."""
+    """Sample from the likeliest tokens of this mass; 1: off."""
     min_p: Annotated[float, MIN_P] = 0.0
     """Sample from tokens that have this share of the likeliest one's probability; 0: off."""
     stop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")] = ()

@@ -65,8 +65,9 @@ def sample(
     is added to the logits, of greedy rows too. Truncation is that of Hugging Face, in its order,
     and looks at ids that may be drawn: top-k; the smallest set of ids whose mass among those left
     reaches top-p, its first id always kept; ids at least min-p times as likely as the likeliest.
-    Top-k and top-p see the `max_top_k` likeliest ids only, min-p sees all. Ties go to the lower id.
-    The ids of `unused` (static) are never drawn; log-probabilities count them, as the learner's do.
+    Ties go to the lower id. Top-k sees the `max_top_k` (static) likeliest ids; top-p without top-k
+    is exact beyond them too, and slower in steps in which it takes more ids. The ids of `unused`
+    (static) are never drawn; log-probabilities count them, as the learner's do.
 
     What only few requests ask for is computed in dispatches that hold one of these.
     """
@@ -106,7 +107,8 @@ def sample(
             bias_bx = extras.bias_bx / jnp.where(greedy_b, 1.0, temperature_b)[:, None]
             allowed_bv = scaled_bv.at[rows_b1, extras.bias_ids_bx].add(bias_bx, mode="drop")
             min_p_b = extras.min_p_b
-        drawn_b = _draw(allowed_bv, noise_bv, top_k_b, top_p_b, min_p_b, max_top_k)
+        cut_top_p_b = jnp.where(greedy_b, 1.0, top_p_b)
+        drawn_b = _draw(allowed_bv, noise_bv, top_k_b, cut_top_p_b, min_p_b, max_top_k)
         drawn_b = jnp.where(restricted_b, drawn_b, ids_b)
         at_one_b = jnp.take_along_axis(logits_bv, drawn_b[:, None], axis=1)[:, 0]
         at_one_b -= jax.nn.logsumexp(logits_bv, axis=-1)
@@ -157,9 +159,13 @@ def _draw(
     truncation, which never drops its likeliest id.
     """
     least_b1 = (jnp.max(allowed_bv, axis=-1) + jnp.log(min_p_b))[:, None]
-    whole_b = jnp.argmax(
-        jnp.where(allowed_bv >= least_b1, allowed_bv + noise_bv, _DROPPED), axis=-1
-    ).astype(jnp.int32)
+    likely_bv = allowed_bv >= least_b1
+
+    def drawn_of(kept_bv: Array) -> Array:
+        noisy_bv = jnp.where(kept_bv, allowed_bv + noise_bv, _DROPPED)
+        return jnp.argmax(noisy_bv, axis=-1).astype(jnp.int32)
+
+    whole_b = drawn_of(likely_bv)
     cut_b = (top_k_b > 0) | (top_p_b < 1)
 
     def cut() -> Array:
@@ -172,15 +178,54 @@ def _draw(
             jax.nn.logsumexp(allowed_bv, axis=-1),
         )
         mass_bx = jnp.exp(top_bx - normaliser_b[:, None])
-        above_bx = jnp.cumsum(mass_bx, axis=-1) - mass_bx
+        up_to_bx = jnp.cumsum(mass_bx, axis=-1)
+        above_bx = up_to_bx - mass_bx
         kept_bx = in_top_k_bx & ((above_bx < top_p_b[:, None]) | (rank_1x == 0))
         noisy_bx = top_bx + jnp.take_along_axis(noise_bv, ids_bx, axis=1)
         drawn_b1 = jnp.argmax(
             jnp.where(kept_bx & (top_bx >= least_b1), noisy_bx, _DROPPED), axis=-1, keepdims=True
         )
-        return jnp.where(cut_b, jnp.take_along_axis(ids_bx, drawn_b1, axis=1)[:, 0], whole_b)
+        few_b = jnp.where(cut_b, jnp.take_along_axis(ids_bx, drawn_b1, axis=1)[:, 0], whole_b)
+        # of what is kept, something may be less likely than all of top_bx
+        wide_b = cut_b & (top_k_b == 0) & (up_to_bx[:, -1] < top_p_b)
+        # (the minimum, not the last: to XLA on CPUs a top-k that is sliced is a sort of everything)
+        wide_b &= jnp.min(top_bx, axis=-1) >= least_b1[:, 0]
+
+        def widely() -> Array:
+            return jnp.where(wide_b, drawn_of(likely_bv & _nucleus(allowed_bv, top_p_b)), few_b)
+
+        return jax.lax.cond(jnp.any(wide_b), widely, lambda: few_b)
 
     return jax.lax.cond(jnp.any(cut_b), cut, lambda: whole_b)
+
+
+def _nucleus(logits_bv: Float[Array, "B V"], top_p_b: Float[Array, " B"]) -> Bool[Array, "B V"]:
+    """The fewest likeliest ids whose mass reaches top-p, the lower ones of those that are equally
+    likely.
+
+    The probability that the last of them has is found by bisection: with 152,000 ids on a CPU a
+    tenth of the time of sorting them.
+    """
+    mass_bv = jax.nn.softmax(logits_bv, axis=-1)
+    bits_bv = jax.lax.bitcast_convert_type(mass_bv, jnp.int32)  # in the same order: none below 0
+
+    def likelier(bits_b: Array) -> Array:
+        """The mass of the ids above a probability."""
+        return jnp.sum(jnp.where(bits_bv > bits_b[:, None], mass_bv, 0.0), axis=-1)
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low_b, high_b = ends
+        middle_b = (low_b + high_b) // 2
+        enough_b = likelier(middle_b) >= top_p_b
+        return jnp.where(enough_b, middle_b + 1, low_b), jnp.where(enough_b, high_b, middle_b)
+
+    low_b = jnp.zeros(len(top_p_b), jnp.int32)
+    high_b = jax.lax.bitcast_convert_type(jnp.ones_like(top_p_b), jnp.int32)  # less than 2**30
+    _, last_b = jax.lax.fori_loop(0, 30, halve, (low_b, high_b))
+    equal_bv = bits_bv == last_b[:, None]
+    before_bv = jnp.cumsum(equal_bv, axis=-1, dtype=jnp.int32) - equal_bv
+    above_bv = likelier(last_b)[:, None] + before_bv * mass_bv
+    return (bits_bv > last_b[:, None]) | (equal_bv & (above_bv < top_p_b[:, None]))
 
 
 def _is_in(ranges: Sequence[range], num_ids: int) -> Bool[Array, " V"]:
