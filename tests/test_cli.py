@@ -22,7 +22,7 @@ import pytest
 import experiments.__main__
 import experiments.train
 from envs.api import CannotGoOn
-from experiments import cli, evaluate, places, plan_run, run_dir, train
+from experiments import cli, evaluate, limits, places, plan_run, run_dir, train
 from experiments.command import run_main, unknown
 from experiments.commands import games, parity, play
 from experiments.commands import train as train_command
@@ -496,6 +496,17 @@ def test_the_configuration_of_a_run_can_be_given_back(tmp_path, capsys):
     assert preset == "fake-tiny" and args.settings.task.environment.name == "alfworld"
     refused(capsys, train.main, [*argv, "--preset", "fake-tiny"], "exclude each other")
     refused(capsys, train.main, ["--config", str(tmp_path)], "is no file")
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "way"), [("cpu", "float32", "pages"), ("tpu", "bfloat16", "pallas_tpu")]
+)
+def test_the_manifest_says_how_samplers_attend(tmp_path, monkeypatch, platform, dtype, way):
+    monkeypatch.setattr(experiments.train, "train", lambda *_, **__: None)
+    monkeypatch.setattr(limits, "platform_of", lambda mesh: platform)
+    train.main(flags(tmp_path, "--actor-sampler.page-size", "128", "--actor.dtype", dtype))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["sampling_attention"] == {"actor": way, "reflector": "slots"}
 
 
 def test_the_manifest_names_the_preset_that_the_other_run_was_of(tmp_path, monkeypatch):

@@ -223,35 +223,40 @@ def run_all(sampler, texts, **changes):
     return found
 
 
+def two_turns(sampler, texts, *, first=0):
+    """Ids of the replies to each text, turn by turn; all are open until the last is there."""
+    opened = [sampler.open(text) for text in texts]
+    said = []
+    for turn in range(2):
+        for number, conversation in enumerate(opened, first):
+            if turn:
+                sampler.extend(conversation, [5, 6])
+            sampler.generate(conversation, request(2 * number + turn))
+        replies = {generation.conversation: generation.ids for generation in sampler.run()}
+        assert sorted(replies) == opened
+        said.append([replies[conversation] for conversation in opened])
+        if sampler._sampler_config.page_size:
+            check_pools(sampler)
+    for conversation in opened:
+        sampler.close(conversation)
+    return list(zip(*said, strict=True))
+
+
 def test_conversations_that_wait_for_all_others_come_to_their_end(samplers):
     """Nothing is closed until every reply is there: who has one gives up its pages to the others,
     and gets them back for the next turn.
     """
     rng = np.random.default_rng(1)
     texts = [rng.integers(0, 23, 20).tolist() for _ in range(16)]
-    expected = {}
-    for start in range(0, 16, 4):
-        for index, generation in run_all(samplers["rows"], texts[start : start + 4]).items():
-            expected[start + index] = generation
+    expected = []
+    for first in range(0, 16, 4):
+        expected += two_turns(samplers["rows"], texts[first : first + 4], first=first)
     sampler = samplers["scarce"]
     before = sampler.stats.suspensions
-    opened = [sampler.open(text) for text in texts]
-    for turn in range(2):
-        for index, conversation in enumerate(opened):
-            if turn:
-                sampler.extend(conversation, [5, 6])
-            sampler.generate(conversation, request(index % 4, key=request(index % 4).key))
-        replies = {generation.conversation: generation for generation in sampler.run()}
-        assert sorted(replies) == opened
-        check_pools(sampler)
-        if not turn:
-            for index, conversation in enumerate(opened):
-                assert replies[conversation].ids == expected[index].ids
+    assert two_turns(sampler, texts) == expected
     assert sampler.stats.suspensions > before
     # 12 pages: keys and values of 2 heads of width 4, 4 positions
     assert sampler.stats.peak_bytes == 12 * (4 * 2 * 2 * 4 * 4)
-    for conversation in opened:
-        sampler.close(conversation)
     check_pools(sampler)
 
 

@@ -647,6 +647,26 @@ def test_a_nucleus_is_that_of_the_sorted_vocabulary():
     np.testing.assert_array_equal(jax.jit(_nucleus)(logits_bv, top_p_b), expected_bv)
 
 
+@pytest.mark.parametrize("length", [1, 8])
+def test_temporaries_follow_the_rows_of_a_dispatch_and_what_they_attend_to(params, length):
+    """Neither the slots nor the positions of one."""
+    unstacked = transformer.unstack_layers(MODEL, params)
+
+    def temporaries(*, num_slots=64, max_len=1024, num_rows=4, attended=256):
+        buckets = {"row_buckets": (num_rows,), "attended_buckets": (attended, max_len)}
+        sizes = dataclasses.replace(SIZES, num_slots=num_slots, max_len=max_len, **buckets)
+        made = Blueprint(config=MODEL, sizes=sizes, pad_id=0, mesh=None)
+        lowered = made.turn(unstacked, made.cache_shapes(), TurnShape(num_rows, length, attended))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    usual = temporaries()
+    part = 4 * 256 * 2 * 2 * 4 * 4  # rows, positions, keys and values, heads, width, float32
+    scores = 4 * 4 * length * 256 * 4  # rows, query heads, tokens, positions
+    assert part <= usual < 2 * (part + scores)
+    assert temporaries(num_slots=4096, max_len=4096) == usual
+    assert temporaries(num_rows=8, attended=512) == pytest.approx(4 * usual, rel=0.1)
+
+
 UNUSED = (range(2), range(20, 23))
 
 
