@@ -23,8 +23,10 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from experiments.fake_pair import TEMPLATE, chat_tokenizer
+from experiments.fake_pair import FOLDER, TEMPLATE, chat_tokenizer
+from experiments.held_model import read_weights
 from ictjax.chat import ChatTokenizer
 from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
@@ -38,6 +40,7 @@ from ictjax.records import Message
 from ictjax.sampler import Sampler, sampling_weights
 from ictjax.speaker import Limits as ReplyLimits
 from tests.test_cli import refused
+from tests.test_paged_sampler import check_pools
 from tests.tiny import byte_tokenizer
 
 openai = pytest.importorskip("openai")
@@ -45,7 +48,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from experiments.commands import serve as command  # noqa: E402
-from experiments.serve import HttpServer  # noqa: E402
+from experiments.serve import HttpServer, _open_models  # noqa: E402
 from experiments.serve_app import Api, Limits  # noqa: E402
 from experiments.serve_protocol import (  # noqa: E402
     _IDLE,
@@ -162,8 +165,8 @@ def _compiled_fast():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="module")
-def models():
+@contextlib.contextmanager
+def opened(**changes):
     """A base and an adapter on it, which hold the same arrays."""
     rng = np.random.default_rng(0)
 
@@ -178,7 +181,8 @@ def models():
         lambda leaf: np.asarray(leaf) + 1.0, init_adapter(MODEL, lora, jax.random.key(1))
     )
     # its replies take one dispatch, so that there is one program less to compile
-    quick = dataclasses.replace(SIZES, extend_steps=16)
+    usual = dataclasses.replace(SIZES, **changes)
+    quick = dataclasses.replace(usual, extend_steps=16)
     tuned = with_adapter(lora, base, adapter)
     with contextlib.ExitStack() as stack:
         yield {
@@ -187,12 +191,18 @@ def models():
                     Sampler(MODEL, weights, sizes, CHAT.pad_id, unused=UNUSED)
                 ),
                 chat=CHAT,
-                max_len=SIZES.max_len,
+                max_len=sizes.max_len,
                 max_top_k=SIZES.max_top_k,
                 max_top_logprobs=SIZES.max_top_logprobs,
             )
-            for name, weights, sizes in (("tiny", base, SIZES), ("tuned", tuned, quick))
+            for name, weights, sizes in (("tiny", base, usual), ("tuned", tuned, quick))
         }
+
+
+@pytest.fixture(scope="module")
+def models():
+    with opened() as found:
+        yield found
 
 
 def said_by(speaker, *texts, limits=ReplyLimits(max_tokens=12, temperature=0.0)):  # noqa: B008
@@ -623,8 +633,18 @@ def raw_request(fields):
     return f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body
 
 
-def test_two_hundred_at_once_of_whom_some_hang_up(served):
+@pytest.fixture(scope="module")
+def served_in_pages():
+    """With room for one conversation of full length."""
+    sizes = {"max_len": 80, "attended_buckets": (80,), "page_size": 4, "num_pages": 20}
+    with opened(**sizes) as found, running(found) as server:
+        yield server
+
+
+@pytest.mark.parametrize("server", ["served", "served_in_pages"])
+def test_two_hundred_at_once_of_whom_some_hang_up(server, request):
     """Nothing is lost, and nothing stays."""
+    served = request.getfixturevalue(server)
     texts = [f"{number} {'x' * (number % 9)}" for number in range(200)]
 
     async def one(client, number):
@@ -649,6 +669,11 @@ def test_two_hundred_at_once_of_whom_some_hang_up(served):
             fields = {"max_tokens": 3 + number % 4, "temperature": 1.0, "seed": number}
             again = ask(client, texts[number], "tuned" if number % 5 == 1 else "tiny", **fields)
             assert again.choices[0].message.content == heard[number]
+    if server == "served_in_pages":
+        assert served.models["tiny"].sampler.stats.evictions > 0
+        for model in served.models.values():
+            check_pools(model.sampler)
+            assert model.sampler.stats.held_tokens == model.sampler.stats.held_bytes == 0
 
 
 class Stuck:
@@ -811,14 +836,48 @@ def test_the_key_is_one_that_can_be_sent(capsys, monkeypatch):
     assert "my key" not in sentence
 
 
-def test_a_signal_lets_replies_end(tmp_path):
+def test_adapters_of_one_base_answer_by_their_names(tmp_path):
+    folder = FOLDER / "actor"
+    shape, lora = read_config(folder), LoraConfig(rank=2, targets=("v", "o", "down"))
+    base, chat = read_weights(folder, shape), ChatTokenizer(folder)
+    sizes = dataclasses.replace(SIZES, max_len=64, attended_buckets=(64,), extend_steps=8)
+    direct, limits = {}, ReplyLimits(max_tokens=8, temperature=0.0)
+    for seed, name in enumerate(("one", "other")):
+        rng = np.random.default_rng(seed)
+        adapter = jax.tree.map(
+            lambda leaf, rng=rng: rng.normal(0, 3, leaf.shape).astype(leaf.dtype),
+            init_adapter(shape, lora, jax.random.key(0)),
+        )
+        save_adapter(tmp_path / name, shape, lora, adapter, base=str(folder))
+        tuned, unused = with_adapter(lora, base, adapter), chat.unused(shape.vocab_size)
+        with Sampler(shape, tuned, sizes, chat.pad_id, unused=unused) as sampler:
+            (direct[name],) = said_by(ModelSpeaker(sampler, chat), "play", limits=limits)
+    assert direct["one"].ids != direct["other"].ids
+    adapters = [f"{name}={tmp_path / name}" for name in direct]
+    args = command.ServeArgs(model=str(folder), name="actor", num_conversations=1, max_len=64)
+    with (
+        _open_models(
+            args, command.read_adapters(adapters, args.name), Console(quiet=True)
+        ) as models,
+        running(models) as server,
+        server.client() as client,
+    ):
+        for name, reply in direct.items():
+            answer = ask(client, "play", name, max_tokens=8)
+            assert answer.choices[0].message.content == reply.text
+            assert answer.usage.completion_tokens == len(reply.ids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_replies_end(tmp_path, number):
     """The program itself, from its first line to its exit code."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment[command.KEY_VARIABLE] = "s3cret"
     model = "experiments/pocket/checkpoints/fake/actor"
     shape, lora = read_config(ROOT / model), LoraConfig(rank=1)
     save_adapter(tmp_path, shape, lora, init_adapter(shape, lora, jax.random.key(0)), base=model)
     words = ["--model", model, "--port", "0", "--num-conversations", "1", "--max-len", "64"]
-    words += ["--page-size", "16"]
+    words += ["--page-size", "16", "--grace-s", f"{WAIT_S:g}"]  # it compiles what replies need
     words += ["--adapter", f"tuned={tmp_path}"]
     words += ["--weights", "int8", "--cache", "int8", "--guessed-tokens", "2"]
     with subprocess.Popen(
@@ -832,11 +891,17 @@ def test_a_signal_lets_replies_end(tmp_path):
         line = program.stdout.readline()
         expected = "Serving actor, tuned at http://127.0.0.1:"
         assert line.startswith(expected), line + program.stderr.read()
-        with openai.OpenAI(base_url=line.split()[-1], api_key="x", max_retries=0) as client:
+        url = line.split()[-1]
+        with (
+            openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as stranger,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            stranger.models.list()
+        with openai.OpenAI(base_url=url, api_key="s3cret", max_retries=0) as client:
             stream = ask(client, "play", "tuned", stream=True, logit_bias={"0": 100})
             chunks = [next(stream)]
-            program.send_signal(signal.SIGTERM)
+            program.send_signal(number)
             chunks += list(stream)
         assert chunks[-1].choices[0].finish_reason == "length"
-        assert program.wait(WAIT_S) == 128 + signal.SIGTERM
-        assert program.stderr.read().strip().startswith("ictjax: stopped by SIGTERM")
+        assert program.wait(WAIT_S) == 128 + number
+        assert program.stderr.read().strip().startswith(f"ictjax: stopped by {number.name}")
