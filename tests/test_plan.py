@@ -571,6 +571,22 @@ def test_large_presets_compile_few_programs():
                 assert len(list(turn_shapes(sizes))) + len(row_programs(sizes)) <= 8, name
 
 
+def test_the_page_on_performance_counts_the_programs_of_each_role():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    roles = {
+        (name.partition("-")[0], role): len(list(turn_shapes(sizes))) + len(row_programs(sizes))
+        for name, config in PRESETS.items()
+        for role, _, sizes in local_roles(config)
+    }
+    for name in ("pocket", "smollm2"):
+        for role in ("actor", "reflector"):
+            assert f"| `{name}-*`, {role} | {roles[name, role]} |" in page
+    large = {
+        count for (name, _), count in roles.items() if name not in ("fake", "pocket", "smollm2")
+    }
+    assert large == {5} and "| presets of large models, each role | 5 |" in page
+
+
 def test_rows_are_filled_up_for_many_devices():
     meshes = RoleMeshes(actor=MeshConfig(data=3, tensor=2), reflector=MeshConfig(data=3, tensor=2))
     spread = PAPER_7B.on_mesh(meshes)
