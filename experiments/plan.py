@@ -411,8 +411,7 @@ def refusal(plan: Plan) -> str:
         room = f"needs {needed:.1f} GiB for each device{beside} and has {has:.1f}"
         pages = (
             f"; up to {plan.suspended / gib:.1f} GiB of it are pages of suspended conversations:"
-            " give fewer --actor-sampler.num-slots or more --actor-sampler.num-pages, and so for"
-            " the reflector's"
+            " give fewer num-slots or more num-pages (--actor-sampler.*, --reflector-sampler.*)"
             if plan.suspended
             else ""
         )

@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import shlex
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from experiments import (
     roofline,
 )
 from experiments.command import parse_subcommand
+from experiments.commands import bench as flags
 from experiments.commands.bench import CacheBench, ProductsBench, SamplerBench
 from experiments.machines import GPUS
 from ictjax.models.attention import Seen, attend_rows, plan
@@ -61,6 +63,11 @@ def tiny(monkeypatch):
         monkeypatch.setattr(module, "SHAPES", {"pocket": shape})
     # products of 2,048 x 2,048 take seconds on a busy machine
     monkeypatch.setattr(roofline, "_sizes", lambda: roofline._Sizes(64, 2**16))
+
+
+def test_every_shape_can_be_asked_for_by_name():
+    assert set(typing.get_args(flags._Shape)) == set(bench_models.SHAPES)
+    assert bench_models.SHAPES["qwen2.5-7b"].num_params == 7_615_616_512
 
 
 def test_interleaving_is_fair():
