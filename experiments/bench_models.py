@@ -25,12 +25,13 @@ from experiments.bench_trl import Episodes, check_installed, trl_design
 from experiments.commands.bench import UpdateBench
 from experiments.memory import Use, check_fits, weights_use
 from experiments.roofline import (
-    PRODUCT_FLOPS,
     PRODUCT_SIZE,
     jax_product,
+    product_flops,
     product_matrix,
     time_products,
 )
+from experiments.shapes import PUBLISHED
 from ictjax import grpo
 from ictjax.batch import Batch, pack
 from ictjax.config import (
@@ -52,6 +53,12 @@ from ictjax.models.attention import Seen
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import PROJECTION_AXES, init_params
+
+
+def _published(name: str) -> ModelConfig:
+    """The shape of a published model, its head untied as those of the others."""
+    return dataclasses.replace(PUBLISHED[name].with_dtype("float32"), tie_embeddings=False)
+
 
 # Random weights of these shapes. Heads are untied: a random tied model repeats its last token, and
 # equal greedy replies would say little.
@@ -106,6 +113,8 @@ SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
             head_dim=64,
             rope_theta=1_000_000.0,
         ),
+        "qwen2.5-1.5b": _published("Qwen/Qwen2.5-1.5B-Instruct"),
+        "qwen2.5-7b": _published("Qwen/Qwen2.5-7B-Instruct"),
     }
 )
 
@@ -323,7 +332,7 @@ def bench_update(bench: UpdateBench, note: Note) -> Result:
         products = _products()
     baseline = list(designs)[-1]
     seconds, metrics = interleave(designs | products, bench.repetitions, note)
-    rates = {name: PRODUCT_FLOPS / min(seconds[name]) for name in products}
+    rates = {name: product_flops() / min(seconds[name]) for name in products}
     rows = []
     for name in designs:
         median_s, peak = statistics.median(seconds[name]), peak_bytes.get(name)

@@ -90,8 +90,19 @@ def play(peer: Peer, work: Workload) -> Played:
 
 
 def choose_threads(peer: Peer, work: Workload) -> str:
-    """Of PyTorch: see `fastest_threads`; on a part of the work that shows it."""
+    """Of PyTorch: see `fastest_threads`; on a part of the work that shows it. Says where it runs
+    instead, where that is not on these threads.
+    """
+    if _torch_device() != "cpu":
+        return f"on {_torch_device()}"
     return fastest_threads(lambda: peer(np.array(work.openings), min(work.reply, 8)))
+
+
+def _torch_device() -> str:
+    """Where PyTorch computes: beside JAX, if it can."""
+    import torch  # an optional package, needed here only
+
+    return "cuda" if jax.default_backend() != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 class _FirstToken:
@@ -110,16 +121,16 @@ class _FirstToken:
         """There is nothing to finish."""
 
 
-def _transformers(folder: pathlib.Path, _: ModelConfig) -> Peer:
+def _transformers(folder: pathlib.Path, config: ModelConfig) -> Peer:
     """`generate` with its KV cache inside a turn."""
     import torch  # an optional package, needed here only
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    device = _torch_device()
     model = (
         transformers.Qwen2ForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False
+            folder, dtype=getattr(torch, config.dtype), trust_remote_code=False
         )
         .to(device)
         .eval()
@@ -184,7 +195,7 @@ def _tunix(folder: pathlib.Path, config: ModelConfig) -> Peer:
             rope_theta=int(config.rope_theta),
             norm_eps=config.norm_eps,
         ),
-        dtype=jnp.float32,
+        dtype=jnp.dtype(config.dtype),
     )
     engines: dict[int, tuple[Any, list[float]]] = {}  # by cache size
 

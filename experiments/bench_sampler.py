@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench_models import SHAPES, tokens_use
@@ -38,6 +39,15 @@ from ictjax.models.transformer import Params, init_params
 from ictjax.sampler import Request, Sampler, sampling_weights
 
 OURS, AGAIN, MIXED = "ictjax", "again", "mixed"
+# the share of all tokens that is equal: its name, and what is to say of it
+_SAME = {
+    "float32": ("same", ""),
+    "bfloat16": (
+        "agreement",
+        "; rounded to bfloat16 the likeliest ids are often equal, and each design goes on from the"
+        " one that it took",
+    ),
+}
 
 
 class Cell(NamedTuple):
@@ -60,13 +70,18 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
     for cell in cells:
         _check(bench, cell)
     lines, notes, machines = [], [], []
-    machine_probes = probes()
+    same, why = _SAME[bench.dtype]
+    machine_probes = probes(bench.dtype)
     for shape in bench.shape:
-        config = SHAPES[shape]
-        params = init_params(config, jax.random.key(0))
-        with tempfile.TemporaryDirectory(prefix="ictjax-bench-") as folder:
-            save_checkpoint(folder, config, params)
-            peers = {name: open_peer(name, pathlib.Path(folder), config) for name in bench.against}
+        config = SHAPES[shape].with_dtype(bench.dtype)
+        params, peers = init_params(config, jax.random.key(0)), {}
+        if bench.against:
+            with tempfile.TemporaryDirectory(prefix="ictjax-bench-") as folder:
+                save_checkpoint(folder, config, params)
+                peers = {
+                    name: open_peer(name, pathlib.Path(folder), config) for name in bench.against
+                }
+        params = _unstacked(params)
         for cell in cells:
             if cell.shape == shape:
                 where = f"{shape}, {cell.rows} rows, {cell.task}"
@@ -90,19 +105,35 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
         " group: the first turn of it.",
         "seconds: medians; over: median of paired runs. again: this engine with nothing kept from"
         " turn to turn and no prompt shared. mixed: this engine with products of operands in"
-        " bfloat16. first: the first run, compilation included. same: of all tokens, by the design"
-        " that differs most (mixed aside).",
+        " bfloat16. first: the first run, compilation included."
+        f" {same}: of all tokens, by the design that differs most (mixed aside){why}.",
         "of roofline: what products or reading would need, whichever is more in each step, at"
         f" {max(m.flops for m in machines) / 1e9:.0f} GFLOP/s and"
         f" {max(m.bandwidth for m in machines) / 1e9:.0f} GB/s at best, as measured beside each"
         " cell. Weights that stay in the processor's own cache read faster.",
     ]
-    title = f"Sampler, greedy, float32, random weights, against {', '.join(bench.against) or AGAIN}"
+    paged = f", pages of {bench.page_size}" if bench.page_size else ""
+    title = (
+        f"Sampler, greedy, {bench.dtype}, random weights{paged}, against"
+        f" {', '.join(bench.against) or AGAIN}"
+    )
     return Result(title, None, lines, notes)
 
 
+def _unstacked(params: Params) -> Params:
+    """One dict per layer, as they sample. One kind of weight is taken after the other and deleted,
+    so that there are never two copies of more than one.
+    """
+    kinds = {}
+    for name, leaf in params["layers"].items():
+        kinds[name] = jax.block_until_ready(jax.jit(jnp.unstack)(leaf))
+        leaf.delete()
+    layers = zip(*kinds.values(), strict=True)
+    return params | {"layers": tuple(dict(zip(kinds, layer, strict=True)) for layer in layers)}
+
+
 def _check(bench: SamplerBench, cell: Cell) -> None:
-    config = SHAPES[cell.shape]
+    config = SHAPES[cell.shape].with_dtype(bench.dtype)
     sizes = sizes_of(bench, cell)
     if sizes.max_len > config.max_positions:
         raise ValueError(
@@ -136,20 +167,29 @@ def workload(bench: SamplerBench, cell: Cell, vocab_size: int) -> tuple[Workload
 
 
 def sizes_of(bench: SamplerBench, cell: Cell) -> SamplerConfig:
-    """A bucket for every length that a design asks for: nobody pads."""
+    """A bucket for every length that a design asks for: nobody pads. Pages for all of it, and one
+    more for each conversation, without which a sampler does not begin with the last of them.
+    """
     turns = {"generate": 0, "group": 1, "episode": bench.turns}[cell.task]
     turn = bench.observed + bench.said
     lengths = {bench.prompt}
     if turns:
         lengths = {bench.prompt + bench.observed + index * turn for index in range(turns)}
         lengths.add(bench.observed + 1)
+    piece = bench.piece or max(lengths)
+    buckets = {size for length in lengths for size in (min(length, piece), length % piece) if size}
+    max_len, pages = bench.prompt + (turns * turn or bench.reply), 0
+    if bench.page_size:
+        pages = cell.rows * (-(-max_len // bench.page_size) + 1)
     return SamplerConfig(
         num_slots=cell.rows,
-        max_len=bench.prompt + (turns * turn or bench.reply),
-        extend_buckets=tuple(sorted({max(length, 2) for length in lengths})),
+        max_len=max_len,
+        extend_buckets=tuple(sorted({max(size, 2) for size in buckets})),
         row_buckets=tuple(sorted({1, cell.rows})),
         decode_steps=bench.decode_steps,
         max_top_k=1,
+        page_size=bench.page_size,
+        num_pages=pages,
     )
 
 
@@ -235,7 +275,7 @@ def _measure(
                     for peer in (AGAIN, MIXED, *bench.against)
                 },
                 **{f"first_{design}": spent[design][0].total for design in (OURS, *bench.against)},
-                "same": same,
+                _SAME[bench.dtype][0]: same,
             }
         )
     return lines, machine, threads

@@ -22,7 +22,7 @@ from ictjax.run_config import RoleConfig, TrainConfig
 # written yet; measured with 1,000 MiB of float32 noise: 1.94 (0.92 of it is what the file takes).
 _WRITING = 2
 
-Kind = Literal["weights", "optimizer", "cache", "checkpoint"]
+Kind = Literal["weights", "optimizer", "cache", "suspended", "checkpoint"]
 
 
 class Use(NamedTuple):
@@ -94,7 +94,9 @@ def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
         what = f"trained weights as they sample, {reflector.products or reflector.dtype}"
         yield _weights(what, "weights", {"reflector weights"}, frozen, axes, mesh, RULES)
     for name, role, sizes in local_roles(config):
-        yield _cache(name, model_shape(role), sizes, role.mesh)
+        cache = _cache(name, model_shape(role), sizes, role.mesh)
+        yield cache
+        yield from _suspended(name, cache, sizes, role.mesh)
 
 
 def written_checkpoint(config: TrainConfig) -> Use:
@@ -322,6 +324,26 @@ def _cache(name: str, model: ModelConfig, sizes: SamplerConfig, mesh: MeshConfig
         held,
         mesh.num_devices,
     )
+
+
+def _suspended(name: str, cache: Use, sizes: SamplerConfig, mesh: MeshConfig) -> Iterator[Use]:
+    """Pages that the host holds of conversations which wait for others, at most: what all of them
+    at their full length have beyond the pool. Nothing where it has them all.
+    """
+    pages = sizes.cache_rows(mesh.data)[0]
+    beyond = sizes.num_slots * sizes.pages_per_row - pages
+    if sizes.page_size and beyond > 0:
+        size = cache.whole_bytes // pages * beyond
+        yield Use(
+            f"{name} pages of suspended conversations, at most {beyond}",
+            "suspended",
+            frozenset(),
+            None,
+            size,
+            0,
+            mesh.num_devices,
+            host_bytes=-(-size // mesh.num_devices),
+        )
 
 
 def _abstract(mesh: MeshConfig) -> AbstractMesh:

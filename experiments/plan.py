@@ -74,6 +74,11 @@ class Plan:
         return sum(use.host_bytes for use in self.uses)
 
     @property
+    def suspended(self) -> int:
+        """Bytes of it for pages of suspended conversations, at most."""
+        return sum(use.host_bytes for use in self.uses if use.kind == "suspended")
+
+    @property
     def gathers(self) -> bool:
         """Whether the first host is sent all of each checkpoint."""
         return any("gathered" in use.parts for use in self.uses)
@@ -404,18 +409,24 @@ def refusal(plan: Plan) -> str:
         saved = next(use for use in plan.uses if use.kind == "checkpoint")
         beside = f" beside the {plan.needed / gib:.1f} of the run" if plan.one_memory else ""
         room = f"needs {needed:.1f} GiB for each device{beside} and has {has:.1f}"
+        pages = (
+            f"; up to {plan.suspended / gib:.1f} GiB of it are pages of suspended conversations:"
+            " give fewer num-slots or more num-pages (--actor-sampler.*, --reflector-sampler.*)"
+            if plan.suspended
+            else ""
+        )
         if plan.gathers:
             return (
                 f"the first host holds whole checkpoints of {saved.whole_bytes / gib:.1f} GiB, for"
                 f" which it {room}: write the run to a folder that all hosts see, where each holds"
-                " its own part, or train an adapter"
+                f" its own part, or train an adapter{pages}"
             )
         moments = any(use.host_bytes for use in plan.uses if use.kind == "optimizer")
         kept = "the optimizer and " if moments else ""
         return (
             f"the host holds {kept}a copy of each checkpoint until it is written, for which it"
             f" {room}: train an adapter, or take"
-            f" {'moments in bfloat16 (--optimizer.moments)' if moments else 'more devices'}"
+            f" {'moments in bfloat16 (--optimizer.moments)' if moments else 'more devices'}{pages}"
         )
     if worst is None:
         held = sum(use.device_bytes for use in plan.uses)

@@ -173,7 +173,13 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
             if plan.host_bytes is None
             else f"it has {_gib(plan.host_bytes)} for each"
         )
-        yield f"Of the host's memory {_gib(plan.host_needed)} GiB a device are needed; {there}."
+        waiting = (
+            f" Up to {_gib(plan.suspended)} of these are pages of suspended conversations."
+            if plan.suspended
+            else ""
+        )
+        needed = _gib(plan.host_needed)
+        yield f"Of the host's memory {needed} GiB a device are needed; {there}.{waiting}"
     count = plan.num_programs
     yield (
         f"A run compiles {count} programs at its start."

@@ -13,26 +13,42 @@ from experiments.estimate import matrix_weights
 from ictjax.models.config import ModelConfig
 
 PRODUCT_SIZE, _PRODUCTS = 2048, 4
-PRODUCT_FLOPS = _PRODUCTS * 2.0 * PRODUCT_SIZE**3  # of a run of the probe "products"
-_READ_BYTES = 256 * 2**20
 _FLOAT = 4  # bytes
 
 
 class Rates(NamedTuple):
-    """Of float32."""
+    """What a machine can do."""
 
-    flops: float  # per second, by products of large matrices
+    flops: float  # per second, by products of large matrices of one type
     bandwidth: float  # bytes read per second
 
 
-def product_matrix() -> np.ndarray:
-    """What large products are measured with, float32 [S, S]."""
-    sizes = (PRODUCT_SIZE, PRODUCT_SIZE)
-    return np.random.default_rng(0).normal(size=sizes).astype(np.float32)
+class _Sizes(NamedTuple):
+    """Of what rates are measured with."""
+
+    matrix: int
+    read_bytes: int
+
+
+def _sizes() -> _Sizes:
+    """On accelerators so large that launching a program takes next to nothing of its time."""
+    if jax.default_backend() == "cpu":
+        return _Sizes(PRODUCT_SIZE, 256 * 2**20)
+    return _Sizes(8192, 2 * 2**30)
+
+
+def product_flops(size: int = PRODUCT_SIZE) -> float:
+    """Of `time_products`, by matrices of this size."""
+    return _PRODUCTS * 2.0 * size**3
+
+
+def product_matrix(size: int = PRODUCT_SIZE) -> np.ndarray:
+    """What large products are measured with, float32 [size, size]."""
+    return np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
 
 
 def time_products(product: Callable[[], object]) -> float:
-    """Seconds of PRODUCT_FLOPS, by a call that multiplies the matrix with itself and waits."""
+    """Seconds of `product_flops`, by a call that multiplies the matrix with itself and waits."""
     stopwatch = Stopwatch()
     with stopwatch.running():
         for _ in range(_PRODUCTS):
@@ -40,17 +56,22 @@ def time_products(product: Callable[[], object]) -> float:
     return stopwatch.seconds
 
 
-def jax_product() -> Callable[[], object]:
+def jax_product(size: int = PRODUCT_SIZE, dtype: str = "float32") -> Callable[[], object]:
     """The call of JAX."""
-    square, matrix = jax.jit(lambda x: x @ x), jnp.asarray(product_matrix())
+    square, matrix = jax.jit(lambda x: x @ x), jnp.asarray(product_matrix(size), dtype)
     return lambda: square(matrix).block_until_ready()
 
 
-def probes() -> dict[str, Callable[[], float]]:
-    """What measures them: seconds of a run of each. See `rates`."""
-    product = jax_product()
-    columns = _READ_BYTES // _FLOAT // PRODUCT_SIZE
-    matrix, vector = jnp.ones((PRODUCT_SIZE, columns)), jnp.ones(columns)
+def probes(dtype: str) -> dict[str, Callable[[], float]]:
+    """What measures them: seconds of a run of each. See `rates`.
+
+    Args:
+      dtype: of the products; what is read is float32, which every machine reads as fast as it can.
+    """
+    sizes = _sizes()
+    product = jax_product(sizes.matrix, dtype)
+    columns = sizes.read_bytes // _FLOAT // sizes.matrix
+    matrix, vector = jnp.ones((sizes.matrix, columns)), jnp.ones(columns)
     read = jax.jit(lambda x, v: x @ v)
 
     def time_reading() -> float:
@@ -64,7 +85,8 @@ def probes() -> dict[str, Callable[[], float]]:
 
 def rates(products_s: float, reading_s: float) -> Rates:
     """From the fastest run of each."""
-    return Rates(PRODUCT_FLOPS / products_s, _READ_BYTES / reading_s)
+    sizes = _sizes()
+    return Rates(product_flops(sizes.matrix) / products_s, sizes.read_bytes / reading_s)
 
 
 def least_seconds(
@@ -74,10 +96,10 @@ def least_seconds(
     step takes what its products need, or what reading weights and cache needs, whichever is more.
 
     Args:
-      config: of the model, in float32.
+      config: of the model, whose weights are of the type of its activations.
       work: what is sampled; every reply's last token is only predicted.
       shared: tokens at the start of all conversations, computed once.
-      machine: its rates.
+      machine: its rates, of that type.
     """
     steps = [
         max(flops / machine.flops, read / machine.bandwidth)
@@ -91,7 +113,8 @@ def _steps(config: ModelConfig, work: Workload, shared: int) -> Iterator[tuple[f
     rows = len(work.openings)
     head = config.vocab_size * config.d_model
     weights = matrix_weights(config)
-    position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _FLOAT
+    number = jnp.dtype(config.dtype).itemsize
+    position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * number
 
     def step(length: int, count: int, once: int) -> tuple[float, float]:
         """`count` tokens more of every row after `length`; the first `once` for all together."""
@@ -104,7 +127,7 @@ def _steps(config: ModelConfig, work: Workload, shared: int) -> Iterator[tuple[f
             )
 
         products = flops(length, once) + rows * (flops(length + once, count - once) + 2.0 * head)
-        return products, weights * _FLOAT + rows * length * position
+        return products, weights * number + rows * length * position
 
     length = 0
     for turn, count in enumerate([len(work.openings[0]), *(len(t[0]) for t in work.observations)]):

@@ -5,6 +5,10 @@ nothing is timed.
 import dataclasses
 import importlib.util
 import json
+import pathlib
+import re
+import shlex
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +31,16 @@ from experiments import (
     estimate,
     roofline,
 )
-from experiments.commands.bench import CacheBench, ProductsBench
+from experiments.command import parse_subcommand
+from experiments.commands import bench as flags
+from experiments.commands.bench import CacheBench, ProductsBench, SamplerBench
+from experiments.machines import GPUS
 from ictjax.models.attention import Seen, attend_rows, plan
 from tests.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
+ROOT = pathlib.Path(__file__).parent.parent
 ROWS, PROMPT, TURNS, OBSERVED, REPLY = 3, 20, 2, 4, 5
 
 
@@ -53,6 +61,13 @@ def tiny(monkeypatch):
     )
     for module in (bench_models, bench_sampler):
         monkeypatch.setattr(module, "SHAPES", {"pocket": shape})
+    # products of 2,048 x 2,048 take seconds on a busy machine
+    monkeypatch.setattr(roofline, "_sizes", lambda: roofline._Sizes(64, 2**16))
+
+
+def test_every_shape_can_be_asked_for_by_name():
+    assert set(typing.get_args(flags._Shape)) == set(bench_models.SHAPES)
+    assert bench_models.SHAPES["qwen2.5-7b"].num_params == 7_615_616_512
 
 
 def test_interleaving_is_fair():
@@ -139,6 +154,81 @@ def test_sampler_cells(tiny):
     assert (prefill["over_again"], group["over_again"] > 0) == (None, True)
 
 
+def test_sampler_cells_in_bfloat16_and_pages(tiny):
+    settings, _ = sampler_cell("generate", rows=2)
+    settings = dataclasses.replace(
+        settings, tasks=("generate", "group"), dtype="bfloat16", page_size=8, piece=6
+    )
+    result = bench_sampler.bench_sampler(settings, quiet)
+    assert result.title == "Sampler, greedy, bfloat16, random weights, pages of 8, against again"
+    assert [row["cell"] for row in result.rows] == [
+        "pocket x 2 prefill",
+        "pocket x 2 decode",
+        "pocket x 2 group",
+    ]
+    for row in result.rows:
+        assert row["seconds"] > 0 and row["of_roofline"] > 0 and "same" not in row
+        assert 0 < row["agreement"] <= 1  # here and there another token is as likely
+    assert "agreement: of all tokens" in " ".join(result.notes)
+
+
+def test_pages_and_pieces_hold_every_conversation():
+    settings = bench_sampler.SamplerBench(page_size=128, piece=100, prompt=250, rows=(64,))
+    sizes = bench_sampler.sizes_of(settings, bench_sampler.Cell("pocket", 64, "generate"))
+    assert (sizes.max_len, sizes.extend_buckets) == (314, (50, 100))
+    assert sizes.num_pages == 64 * (3 + 1)  # with 64 x 3 the last ones wait for others to end
+    whole = dataclasses.replace(settings, page_size=0, piece=0)
+    sizes = bench_sampler.sizes_of(whole, bench_sampler.Cell("pocket", 64, "generate"))
+    assert (sizes.extend_buckets, sizes.page_size, sizes.num_pages) == ((250,), 0, 0)
+
+
+def test_a_sampler_with_these_pages_suspends_nobody(tiny):
+    settings, cell = sampler_cell("group")
+    settings = dataclasses.replace(settings, page_size=8, piece=6)
+    config = bench_models.SHAPES["pocket"]
+    work, _ = bench_sampler.workload(settings, cell, config.vocab_size)
+    params = bench_sampler.init_params(config, jax.random.key(0))
+    sizes = bench_sampler.sizes_of(settings, cell)
+    with bench_sampler.Sampler(config, params, sizes, pad_id=0) as sampler:
+        played = bench_sampler.keep_cache(
+            sampler, lambda: sampler.set_params(params), work, share=True
+        )
+        assert sampler.stats.suspensions == 0
+        assert {len(reply) for reply in played.replies} == {REPLY}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_weights_sample_as_they_are_and_are_there_once(tiny, dtype):
+    config = bench_models.SHAPES["pocket"].with_dtype(dtype)
+    stacked, kept = (bench_sampler.init_params(config, jax.random.key(0)) for _ in range(2))
+    found = bench_sampler._unstacked(stacked)
+    assert all(leaf.is_deleted() for leaf in stacked["layers"].values())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {dtype}
+    expected = bench_sampler.sampling_weights(config, kept)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, found, expected))
+    again = bench_sampler.sampling_weights(config, found)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, again, found))
+
+
+def test_the_7b_cell_leaves_room_on_a_gpu_of_80_gb(monkeypatch):
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    command = re.search(
+        r"^export XLA_PYTHON_CLIENT_MEM_FRACTION=([\d.]+)\b.*\n\S+/ictjax bench (sampler .+)$",
+        page,
+        re.MULTILINE,
+    )
+    argv = shlex.split(command[2], comments=True)
+    settings = parse_subcommand({"sampler": SamplerBench}, "bench", "", argv)
+    assert (settings.rows, settings.dtype, settings.prompt) == ((64,), "bfloat16", 2048)
+    kept = []
+    monkeypatch.setattr(bench_sampler, "check_fits", lambda what, uses, remedy: kept.extend(uses))
+    bench_sampler._check(settings, bench_sampler.Cell("qwen2.5-7b", 64, "generate"))
+    weights, cache, _ = (use.device_bytes / 2**30 for use in kept)
+    assert f"{weights:.1f} GiB of weights, {cache:.1f} of pages and 3.0 of temporaries" in page
+    # 2 GiB are what the rate of reading is measured with
+    assert weights + cache + 3.0 + 2 < float(command[1]) * GPUS["h100-80gb"].memory_bytes / 2**30
+
+
 def test_the_roofline_of_sampling_counts_what_must_be_computed():
     config = bench_models.SHAPES["pocket"]
     layers = estimate.matrix_weights(config) - config.vocab_size * config.d_model
@@ -160,6 +250,17 @@ def test_the_roofline_of_sampling_counts_what_must_be_computed():
     reading = roofline.Rates(flops=float("inf"), bandwidth=1.0)
     weights = 4 * (layers + head)
     assert floor(reading) == (weights, 3 * weights + 2 * (3 + 4 + 6) * position)
+    whole = floor(reading)
+    config = config.with_dtype("bfloat16")
+    assert floor(reading) == tuple(part / 2 for part in whole)
+    assert floor(products) == (first, rest)
+
+
+def test_rates_are_of_the_type_that_is_asked_for():
+    assert str(roofline.jax_product(4, "bfloat16")().dtype) == "bfloat16"
+    machine = roofline.rates(products_s=2.0, reading_s=4.0)
+    assert machine == (roofline.product_flops() / 2, 256 * 2**20 / 4)
+    assert roofline.product_flops(4) == 4 * 2 * 4**3
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="compares with PyTorch")
@@ -170,6 +271,16 @@ def test_transformers_generates_the_same_tokens(tiny, task):
     row = bench_sampler.bench_sampler(settings, quiet).rows[-1]
     assert row["same"] == 1.0
     assert row["over_transformers"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="compares with PyTorch")
+def test_transformers_computes_in_bfloat16_too(tiny):
+    settings, _ = sampler_cell("generate", rows=2)
+    settings = dataclasses.replace(
+        settings, repetitions=1, against=("transformers",), dtype="bfloat16", page_size=8
+    )
+    for row in bench_sampler.bench_sampler(settings, quiet).rows:
+        assert row["over_transformers"] > 0 and row["agreement"] >= 0.5
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tunix") is None, reason="compares with Tunix")
@@ -500,6 +611,8 @@ def test_bad_input(capsys, tmp_path):
         "update, envs, rollout, cache, products, speculation, int8, false-alarms, all",
     )
     refused(capsys, bench.main, ["sampler", "--rowz", "3"], "--rowz")
+    mixed = ["sampler", "--mixed", "--dtype", "bfloat16"]
+    refused(capsys, bench.main, mixed, "--mixed", "--dtype is bfloat16")
     refused(capsys, bench.main, ["update", "--groups", "0"], "--groups", "0")
     refused(capsys, bench.main, ["envs", "--minihack", "castle"], "'castle'")
     refused(capsys, bench.main, ["envs", "--alfworld", "castle"], "'castle'")

@@ -347,6 +347,37 @@ def test_a_host_holds_a_copy_of_each_checkpoint_until_it_is_written(monkeypatch,
     assert "weights, optimizer and caches alone take" in said and "checkpoint" not in said
 
 
+def test_a_host_holds_pages_of_suspended_conversations(monkeypatch):
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    waiting = {use.what: use for use in uses(PAPER_7B) if use.kind == "suspended"}
+    assert {what: use.whole_bytes for what, use in waiting.items()} == {
+        "actor pages of suspended conversations, at most 6144": 6144 * 128 * 57_344,
+        "reflector pages of suspended conversations, at most 3072": 3072 * 128 * 57_344,
+    }
+    assert all(use.device_bytes == 0 for use in waiting.values())
+    eight = on_named_mesh(PAPER_7B, "v5e-8")  # the same pages, a share of them for each device
+    assert sum(8 * use.host_bytes for use in uses(eight) if use.kind == "suspended") == sum(
+        use.host_bytes for use in waiting.values()
+    )
+    full = dataclasses.replace(PAPER_7B.actor_sampler, num_pages=32 * 256)
+    for config in (TINY, dataclasses.replace(PAPER_7B, actor_sampler=full)):
+        assert not [use for use in uses(config) if use.what.startswith("actor pages")]
+    room = dataclasses.replace(place(2**40), host_bytes=2**40)
+    plan = Planner(room).plan(PAPER_7B, Assumptions())
+    (saved,) = (use.host_bytes for use in plan.uses if use.kind == "checkpoint")
+    assert plan.fits and plan.host_needed - saved == plan.suspended == 63 * 2**30
+    console = Terminal(quiet=False)
+    with console.capture() as captured:
+        show(plan, PAPER_7B, Assumptions(), console)
+    said = " ".join(captured.get().split())
+    assert "Up to 63.00 of these are pages of suspended conversations." in said
+    tight = dataclasses.replace(room, host_bytes=plan.host_needed - 1)
+    said = verdict(Planner(tight).plan(PAPER_7B, Assumptions()))
+    assert "up to 63.0 GiB of it are pages of suspended" in said
+    assert "fewer num-slots or more num-pages (--actor-sampler.*" in said
+    assert not Planner(tight).fits(PAPER_7B)
+
+
 def test_of_an_adapter_little_is_saved():
     adapter, whole = map(written_checkpoint, (LORA_7B, PAPER_7B))
     assert adapter.host_bytes == 2 * adapter.whole_bytes // adapter.devices
@@ -538,6 +569,22 @@ def test_large_presets_compile_few_programs():
             assert num_programs(config) <= 12, name
             for _, _, sizes in local_roles(config):
                 assert len(list(turn_shapes(sizes))) + len(row_programs(sizes)) <= 8, name
+
+
+def test_the_page_on_performance_counts_the_programs_of_each_role():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    roles = {
+        (name.partition("-")[0], role): len(list(turn_shapes(sizes))) + len(row_programs(sizes))
+        for name, config in PRESETS.items()
+        for role, _, sizes in local_roles(config)
+    }
+    for name in ("pocket", "smollm2"):
+        for role in ("actor", "reflector"):
+            assert f"| `{name}-*`, {role} | {roles[name, role]} |" in page
+    large = {
+        count for (name, _), count in roles.items() if name not in ("fake", "pocket", "smollm2")
+    }
+    assert large == {5} and "| presets of large models, each role | 5 |" in page
 
 
 def test_rows_are_filled_up_for_many_devices():

@@ -15,7 +15,7 @@ import pytest
 from experiments.commands.plan import PlanArgs
 from experiments.commands.train import read_flags
 from experiments.machines import machine
-from experiments.memory import uses
+from experiments.memory import uses, written_checkpoint
 from experiments.scale_table import PAGE, ROWS, line_of
 from ictjax.config import MESHES
 
@@ -38,6 +38,9 @@ def planned(row):
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_rows_use_every_device_and_are_what_the_page_says(row):
     topology, config = planned(row)
+    there = topology.chip.host_bytes
+    kept = (*uses(config), written_checkpoint(config))
+    assert there is None or sum(use.host_bytes for use in kept) < there
     assert topology.mesh in MESHES
     assert config.reflector.mesh.num_devices == topology.count
     if row.name in LINES:

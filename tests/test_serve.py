@@ -27,6 +27,7 @@ from rich.console import Console
 
 from experiments.fake_pair import FOLDER, TEMPLATE, chat_tokenizer
 from experiments.held_model import read_weights
+from experiments.shapes import PUBLISHED
 from ictjax.chat import ChatTokenizer
 from ictjax.config import EndpointConfig, LoraConfig, SamplerConfig
 from ictjax.endpoint_speaker import EndpointSpeaker
@@ -37,7 +38,7 @@ from ictjax.models.hf.reader import read_config
 from ictjax.models.lora import init_adapter, with_adapter
 from ictjax.models.peft import save_adapter
 from ictjax.records import Message
-from ictjax.sampler import Sampler, sampling_weights
+from ictjax.sampler import Sampler, row_programs, sampling_weights, turn_shapes
 from ictjax.speaker import Limits as ReplyLimits
 from tests.test_cli import refused
 from tests.test_paged_sampler import check_pools
@@ -49,6 +50,7 @@ pytest.importorskip("uvicorn")
 
 from experiments.commands import serve as command  # noqa: E402
 from experiments.serve import HttpServer, _open_models  # noqa: E402
+from experiments.serve import _sizes as sizes_of  # noqa: E402
 from experiments.serve_app import Api, Limits  # noqa: E402
 from experiments.serve_protocol import (  # noqa: E402
     _IDLE,
@@ -432,6 +434,16 @@ def byte_fallback():
 
 
 @pytest.mark.parametrize("chat", [CHAT, byte_fallback()], ids=["byte-level", "byte fallback"])
+def test_the_page_on_performance_counts_the_programs_of_a_server(chat):
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    model = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
+    for page_size, words in ((128, "pages"), (0, "slots, 8,192 positions")):
+        args = command.ServeArgs(model="qwen", page_size=page_size)
+        sizes = sizes_of(args, model, chat)
+        count = len(list(turn_shapes(sizes))) + len(row_programs(sizes))
+        assert f"| `serve` in {words} | {count} |" in page
+
+
 def test_the_bytes_of_tokens_are_those_of_the_text(chat):
     """Also of characters that are several tokens, whose texts are all the same mark."""
     text = "\u00e9\U0001f642\ufffd\n\u6771"

@@ -36,7 +36,7 @@ class Common(Flags):
     """Also write the results, with machine and versions, to this file."""
 
 
-_Shape = Literal["pocket", "4x256", "8x512", "medium", "qwen2.5-0.5b"]
+_Shape = Literal["pocket", "4x256", "8x512", "medium", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b"]
 SamplerTask = Literal["generate", "episode", "group"]
 
 
@@ -56,6 +56,8 @@ class SamplerBench(Common):
     """Also this engine with products of operands in bfloat16 (dtype mixed)."""
     shape: tuple[_Shape, ...] = ("pocket",)
     """Of the models (4x256: layers x width); weights are random."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights, activations and cache, the peers' too."""
     rows: Annotated[tuple[int, ...], Range(1, 65_536)] = (8,)
     """Conversations at the same time."""
     tasks: tuple[SamplerTask, ...] = ("generate", "episode", "group")
@@ -72,9 +74,17 @@ class SamplerBench(Common):
     """Tokens generated in each turn."""
     decode_steps: Annotated[int, Range(1, 65_536)] = 16
     """Tokens sampled per dispatch of the sampler."""
+    page_size: Annotated[int, Range(1, 16_777_216, also=0)] = 0
+    """Positions of a page of the sampler's cache; 0: slots."""
+    piece: Annotated[int, Range(2, 16_777_216, also=0)] = 0
+    """Tokens of a row that one dispatch of the sampler appends at most; 0: all of a prompt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixed and self.dtype != "float32":
+            raise ValueError(
+                f"--mixed is beside float32, and --dtype is {self.dtype}: leave one of them out."
+            )
         for name in ("shape", "rows", "tasks"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} holds nothing: give one or more.")
