@@ -164,13 +164,23 @@ def test_the_same_seed_gives_the_same_chats(games) -> None:
     assert {lesson.verb for lesson in wrong} == {"use", "examine", "open", "slice"}
 
 
-@pytest.mark.parametrize(("asked", "played"), [(1, 2), (12, 10)])
-def test_chats_are_written_with_their_games(asked, played, tmp_path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("asked", "played", "episodes"), [(1, 2, ["--episodes", "1"]), (20, 20, ["--episodes", "2"])]
+)
+def test_chats_are_written_with_their_games(asked, played, episodes, tmp_path, capsys) -> None:
     flags = ["--games-per-family", f"{asked}", "--actor-chats", "5", "--reflector-chats", "4"]
-    write_chats.main(["--benchmark", "alfworld", "--out", str(tmp_path), *flags])
+    write_chats.main(["--benchmark", "alfworld", "--out", str(tmp_path), *flags, *episodes])
+    chats = {}
     for name, count in (("actor", 5), ("reflector", 4)):
         lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
-        assert len(lines) == count and all(json.loads(line)["messages"] for line in lines)
+        chats[name] = [json.loads(line)["messages"] for line in lines]
+        assert len(lines) == count and all(chats[name])
+    told = [
+        {len(re.findall(r"\bEpisode \d", message["content"])) for message in messages[1:]}
+        for messages in chats["reflector"]
+    ]
+    assert all(len(numbers) == 1 for numbers in told)  # question and analysis speak of the same
+    assert max(max(numbers) for numbers in told) == int(episodes[-1]), told
     record = json.loads((tmp_path / "pretraining.json").read_text())["alfworld"]
     assert record["first"] == played and {"cool", "put~3"} <= set(record["families"])
     assert "5 chats" in capsys.readouterr().out
@@ -186,3 +196,6 @@ def test_a_folder_that_cannot_be_is_refused_before_a_game(
         write_chats.main(["--benchmark", benchmark, "--out", str(tmp_path / "file")])
     assert ended.value.code == 2
     assert "cannot be made or written to" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit) as ended:
+        write_chats.main(["--benchmark", benchmark, "--out", str(tmp_path), "--episodes"])
+    assert ended.value.code == 2 and "--episodes" in capsys.readouterr().err

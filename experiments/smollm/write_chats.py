@@ -19,6 +19,7 @@ from ictjax.ranges import Range
 if TYPE_CHECKING:
     from experiments.console import Terminal
     from experiments.smollm.chats import Chat
+    from ictjax.config import ReflectorConfig
 
 _DESCRIPTION = (
     "Plays MiniHack or ALFWorld by script, and writes what an actor and a reflector in English are"
@@ -44,6 +45,12 @@ class ChatsArgs(Flags):
     concludes: bool = False
     """End the reflector's analyses with the verbs that won ("What won: nothing."); those of the
     adapters that ship do not."""
+    episodes: Annotated[tuple[Annotated[int, Range(1, 8)], ...], tyro.conf.arg(metavar="N ...")] = (
+        1,
+        2,
+        2,
+    )
+    """Of the reflector's chats, in turn; short ones teach the form as well, and sooner."""
     games_per_family: Annotated[int, Range(1, 400)] = 60
     """Games of a family that are played by script, four times each. Of those of ALFWorld, two at
     least, a tenth has the verbs' own names."""
@@ -52,14 +59,16 @@ class ChatsArgs(Flags):
 
 
 def write_chats(args: ChatsArgs) -> None:
-    """Plays and writes both files. Raises ValueError for a folder that cannot be written to, before
-    the first game.
+    """Plays and writes both files. Raises ValueError for a folder that cannot be written to, or no
+    number of episodes, before the first game.
     """
     from experiments.console import Terminal
     from experiments.pretraining import write_record
     from ictjax.run_files import write_lines
 
     console = Terminal()
+    if not args.episodes:
+        raise ValueError("--episodes names no number: give one, or several in turn, such as 1 2 2.")
     check_place(args.out, "--out")
     made = _minihack(args, console) if args.benchmark == "minihack" else _alfworld(args, console)
     draw_actor, draw_reflector, taught = made
@@ -70,7 +79,7 @@ def write_chats(args: ChatsArgs) -> None:
         console.print(f"{count} chats in {args.out / name}.", soft_wrap=True, highlight=False)
 
     write("actor.jsonl", args.actor_chats, draw_actor)
-    counts = itertools.cycle((1, 2, 2))  # short questions teach the form as well, and sooner
+    counts = itertools.cycle(args.episodes)
     write("reflector.jsonl", args.reflector_chats, lambda: draw_reflector(next(counts)))
     write_record(args.out, {args.benchmark: taught})
 
@@ -84,7 +93,7 @@ def _minihack(args: ChatsArgs, console: "Terminal"):
     from experiments.smollm.chats import ActorChats, ReflectorChats
     from experiments.smollm.lessons import LESSONS, TRAIN_LESSONS
     from experiments.smollm.play import play_families
-    from experiments.smollm.task import MINIHACK, REFLECTION, RENAMED
+    from experiments.smollm.task import MINIHACK, RENAMED
 
     games = []
     with counting_bar("scripted play", console) as advance:
@@ -100,7 +109,7 @@ def _minihack(args: ChatsArgs, console: "Terminal"):
     options = MINIHACK.environment.options
     return (
         ActorChats(games, seed=args.seed).draw,
-        ReflectorChats(trained, REFLECTION, seed=args.seed, concludes=args.concludes).draw,
+        ReflectorChats(trained, _reading(args), seed=args.seed, concludes=args.concludes).draw,
         entry(options, [*LESSONS, *RENAMED], "train", args.games_per_family),
     )
 
@@ -111,7 +120,7 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
     from experiments.pretraining import entry
     from experiments.smollm.house import ActorChats, ReflectorChats, play_families
     from experiments.smollm.lessons import HOUSE_LESSONS, HOUSE_TRAIN_LESSONS
-    from experiments.smollm.task import ALFWORLD, REFLECTION
+    from experiments.smollm.task import ALFWORLD
 
     renamings = max(1, min(_RENAMINGS, args.games_per_family - 1))
     games_each = max(1, args.games_per_family // (renamings + 1))
@@ -131,13 +140,23 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
     environment = ALFWORLD.environment
     return (
         ActorChats(games, seed=args.seed).draw,
-        ReflectorChats(trained, REFLECTION, seed=args.seed, concludes=args.concludes).draw,
+        ReflectorChats(trained, _reading(args), seed=args.seed, concludes=args.concludes).draw,
         entry(
             environment.options,
             sorted({*HOUSE_LESSONS, *environment.train_families, *environment.heldout_families}),
             "train",
             games_per_family,
         ),
+    )
+
+
+def _reading(args: ChatsArgs) -> "ReflectorConfig":
+    """The limits of a reflector that reads so many episodes."""
+    from experiments.smollm.task import REFLECTION
+
+    wide = max(1, max(args.episodes) / 2)  # it is made for two
+    return dataclasses.replace(
+        REFLECTION, max_context_tokens=round(wide * REFLECTION.max_context_tokens)
     )
 
 
