@@ -42,6 +42,12 @@ ROOT = Path(__file__).parents[1]
 ROUNDED = ("grad_norm", "loss", "policy_loss", "update_norm", "entropy", "kl", "ratio", "clip")
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     actor, reflector = map(str, save_pair(tmp_path_factory.mktemp("models")))
@@ -72,9 +78,7 @@ def start():
         host `odd` has one more flag, cannot read these objects of a bucket, has these environment
         variables, or is started in another folder, whose packages it takes first.
         """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         together = [f"--{role}.mesh.data={count}" for role in ("actor", "reflector")]
         if count > 1:
             together += [f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={count}"]
@@ -434,6 +438,37 @@ def test_a_first_host_that_dies_and_any_that_falls_silent_end_the_other_within_a
     assert gone.returncode not in (0, None)
     assert re.fullmatch(r"ictjax: .*last checkpoint\.\n", errors), errors
     assert tree(run) == written
+
+
+BUSY = """
+import ctypes, sys
+from experiments import hosts
+from ictjax.config import HostsConfig
+
+hosts._SILENT_S = 10
+index, port, busy = map(int, sys.argv[1:])
+both = hosts.connect(HostsConfig(coordinator=f"127.0.0.1:{port}", count=2, index=index))
+if index == busy:
+    ctypes.PyDLL(None).sleep(20)  # with the interpreter's lock
+assert both.agree(index) == 0
+"""
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+def test_a_host_that_is_only_busy_is_not_taken_for_silent(busy):
+    """Signs of life are not Python's to give: it does nothing for twice as long as is waited."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY, *map(str, (index, port, busy))],
+            env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    finish(processes)
 
 
 # What jaxlib 0.10 writes when it ends a process.
