@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.commands.compare import main
 from experiments.evaluation_results import read_results, result_files
-from experiments.local_path import command_line, typed
+from experiments.local_path import as_written, command_line, typed
 from experiments.run_dir import read_config
 from experiments.wording import interval, p_value, percent, points
 
@@ -45,8 +45,9 @@ class Comparison:
     other_settings: tuple[str, ...]
 
 
-def compare(run_dirs: tuple[Path, ...]) -> Comparison:
-    """The evaluations of all runs that can be read.
+def compare(run_dirs: tuple[Path, ...], named: tuple[Path, ...] = ()) -> Comparison:
+    """The evaluations of all runs that can be read; `named`: what people call them, where some are
+    copies.
 
     Raises ValueError where none can, with what is wrong with each.
     """
@@ -67,10 +68,10 @@ def compare(run_dirs: tuple[Path, ...]) -> Comparison:
     table.add_column("verdict", overflow="fold", min_width=len("verdict"))
     left_out: list[str] = []
     found: list[_Row] = []
-    for run_dir in run_dirs:
+    for run_dir, called in zip(run_dirs, named or run_dirs, strict=True):
         try:
             about = _about(run_dir)
-            paths = _result_files(run_dir)
+            paths = _result_files(run_dir, called)
         except ValueError as error:
             left_out.append(str(error))
             continue
@@ -185,12 +186,12 @@ def _about_results(results: Mapping[str, Any]) -> _About:
     )
 
 
-def _result_files(run_dir: Path) -> list[Path]:
+def _result_files(run_dir: Path, named: Path) -> list[Path]:
     found = result_files(run_dir)
     if not found:
         raise ValueError(
-            f"{run_dir} has no evaluation.json: run"
-            f" `{command_line(f'evaluate --run-dir {typed(run_dir)}')}` first."
+            f"{as_written(named)} has no evaluation.json: run"
+            f" `{command_line(f'evaluate --run-dir {typed(named)}')}` first."
         )
     return found
 

@@ -16,6 +16,7 @@ import jax
 
 from envs.api import Refusal
 from envs.stopping import held
+from experiments.last_words import stand_behind_stderr
 from experiments.remote_run import RemoteRun, Sender, copy_of_host, is_remote, sending, steps_of
 from experiments.run_lock import RunLost
 from ictjax.config import HostsConfig
@@ -37,8 +38,6 @@ def connect(config: HostsConfig) -> Hosts:
         return ALONE
     # the program answers SIGTERM itself, and several hosts do not save at the same step
     jax.config.update("jax_enable_preemption_service", False)
-    # a host that ended is one sentence of the program's, not a page of the transport's
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         if config.detect:
             jax.distributed.initialize(
@@ -60,6 +59,7 @@ def connect(config: HostsConfig) -> Hosts:
             " --hosts.index on each."
         ) from error
     hosts = these_hosts()
+    stand_behind_stderr(hosts.index, hosts.count)
     with ended_together(hosts):
         hosts.meet()  # at once: of CPUs, the first time none may come 30 s after the others
     return hosts

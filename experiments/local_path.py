@@ -19,10 +19,15 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 RUN_ADDRESS = re.compile(r"(gs|s3|az):/+([^/].*)")  # of stores that run directories may lie in
 
 
-def typed(run_dir: pathlib.Path) -> str:
-    """A run directory as it is typed in a shell: quoted, an address with both of its slashes."""
+def as_written(run_dir: pathlib.Path) -> str:
+    """A run directory as people wrote it: an address with both of its slashes."""
     found = RUN_ADDRESS.fullmatch(str(run_dir))
-    return shlex.quote(str(run_dir) if found is None else f"{found[1]}://{found[2]}")
+    return str(run_dir) if found is None else f"{found[1]}://{found[2]}"
+
+
+def typed(run_dir: pathlib.Path) -> str:
+    """A run directory as it is typed in a shell: `as_written`, and quoted."""
+    return shlex.quote(as_written(run_dir))
 
 
 def command_line(command: str) -> str:

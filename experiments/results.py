@@ -2,7 +2,7 @@
 
 from envs.files import replacing
 from experiments.commands.results import ResultsArgs, main
-from experiments.local_path import command_line, typed
+from experiments.local_path import as_written, command_line, typed
 from experiments.report_data import RunData
 from experiments.result_formats import TEXTS
 from ictjax.extras import install
@@ -33,7 +33,7 @@ def write_results(run: RunData, args: ResultsArgs) -> str:
     """
     if not run.evaluations:
         raise ValueError(
-            f"{args.run_dir} has no evaluation.json: run"
+            f"{as_written(args.run_dir)} has no evaluation.json: run"
             f" `{command_line(f'evaluate --run-dir {typed(args.run_dir)}')}` first."
         )
     if args.format == "inspect":

@@ -19,7 +19,7 @@ from rich.text import Text
 from envs.stopping import check
 from experiments.console import Draw, mishaps, phase_seconds, seconds_left
 from experiments.evaluation_results import next_command
-from experiments.local_path import command_line, typed
+from experiments.local_path import as_written, command_line, typed
 from experiments.run_dir import read_run
 from experiments.run_lock import check_free
 from experiments.visible import visible
@@ -226,7 +226,7 @@ def _state(seen: Look, named: pathlib.Path) -> str:
         how = "finished"
     else:
         how = "stopped"
-    return f"Iteration {seen.done} of {seen.config.iterations}, {how}: {named}"
+    return f"Iteration {seen.done} of {seen.config.iterations}, {how}: {as_written(named)}"
 
 
 def _numbers(seen: Look, console: Console) -> dict[str, str]:

@@ -484,13 +484,15 @@ def _writer(*, alone: bool) -> ocp.AsyncCheckpointer:
         )
     options = ocp.CompositeOptions(multiprocessing_options=hosts)
     items = ocp.CompositeCheckpointHandler("state", "host", composite_options=options)
-    if alone:
-        # what it is given is copied already, and nobody else's: one copy of all weights, not two
-        as_it_is = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    if alone or jax.process_count() == 1:
+        # what `alone` is given is copied already, and nobody else's: one copy of all weights, not
+        # two; of what several devices hold, one is copied: a part of each is a program for each
+        as_it_is = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=not alone)
+        whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
         state = ocp.PyTreeCheckpointHandler(
             multiprocessing_options=hosts,
             type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-                (np.ndarray, as_it_is), (jax.Array, ocp.type_handlers.ArrayHandler())
+                (np.ndarray, as_it_is), (jax.Array, whole)
             ),
         )
         items = ocp.CompositeCheckpointHandler("host", state=state, composite_options=options)

@@ -137,13 +137,13 @@ class Hosts:
         try:
             yield
         except (ValueError, RuntimeError) as error:
-            said = [str(error), str(error.__cause__)]
+            said = filter(_LOST.search, (str(error), str(error.__cause__)))
             own_words = isinstance(error, CannotGoOn | Refusal)
-            if self.count == 1 or own_words or not any(map(_LOST.search, said)):
+            if self.count == 1 or own_words or (reason := next(said, None)) is None:
                 raise
             raise HostLost(
                 f"Another of the {self.count} hosts ended or is not reached any more"
-                f" ({' '.join(said[0].split())[:_MAX_SHOWN]}): see what it said, and start all"
+                f" ({' '.join(reason.split())[:_MAX_SHOWN]}): see what it said, and start all"
                 " again with the same flags; they go on from the last checkpoint."
             ) from error
 

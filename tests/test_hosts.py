@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from envs.api import CannotGoOn, Refusal
 from experiments import hosts as hosts_module
+from experiments import last_words
 from experiments.commands import evaluate
 from experiments.fake_pair import save_pair
 from experiments.hosts import decide
@@ -38,6 +40,12 @@ from tests.side_by_side import side_by_side
 ROOT = Path(__file__).parents[1]
 # What one process and two sum in another order; games, replies and prompts are the same.
 ROUNDED = ("grad_norm", "loss", "policy_loss", "update_norm", "entropy", "kl", "ratio", "clip")
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +78,7 @@ def start():
         host `odd` has one more flag, cannot read these objects of a bucket, has these environment
         variables, or is started in another folder, whose packages it takes first.
         """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         together = [f"--{role}.mesh.data={count}" for role in ("actor", "reflector")]
         if count > 1:
             together += [f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={count}"]
@@ -405,6 +411,104 @@ def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
     assert "Another of the 2 hosts ended" in errors and "Traceback" not in errors
     finish(start(1, "train", *words))
     same_metrics(runs[0], run)
+
+
+@pytest.mark.parametrize(
+    ("number", "lost"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
+)
+def test_a_first_host_that_dies_and_any_that_falls_silent_end_the_other_within_a_minute(
+    flags, start, tmp_path, number, lost
+):
+    run = tmp_path / "run"
+    processes = start(2, "train", *flags, "--iterations=1000", f"--run-dir={run}")
+    gone, other = processes[lost], processes[1 - lost]
+    while len(read_metrics(run)) < 1:
+        assert other.poll() is None, other.communicate()
+        time.sleep(0.01)
+    gone.send_signal(number)
+    _, errors = other.communicate(timeout=60)
+    assert other.returncode not in (0, None)
+    said = f"ictjax: (Another|Host {lost}) of the 2 hosts ended or .*last checkpoint\\.\n"
+    assert re.fullmatch(said, errors), errors
+    if number == signal.SIGKILL:
+        return
+    written = tree(run)  # by the first host, whether it is the silent one or the other
+    gone.send_signal(signal.SIGCONT)
+    _, errors = gone.communicate(timeout=60)
+    assert gone.returncode not in (0, None)
+    assert re.fullmatch(r"ictjax: .*last checkpoint\.\n", errors), errors
+    assert tree(run) == written
+
+
+BUSY = """
+import ctypes, sys
+from experiments import hosts
+from ictjax.config import HostsConfig
+
+hosts._SILENT_S = 10
+index, port, busy = map(int, sys.argv[1:])
+both = hosts.connect(HostsConfig(coordinator=f"127.0.0.1:{port}", count=2, index=index))
+if index == busy:
+    ctypes.PyDLL(None).sleep(20)  # with the interpreter's lock
+assert both.agree(index) == 0
+"""
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+def test_a_host_that_is_only_busy_is_not_taken_for_silent(busy):
+    """Signs of life are not Python's to give: it does nothing for twice as long as is waited."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY, *map(str, (index, port, busy))],
+            env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    finish(processes)
+
+
+# What jaxlib 0.10 writes when it ends a process.
+ENDS = (
+    "F1130 12:10:34.436027    8867 client.h:80] Terminating process because the JAX distributed"
+    " service detected fatal errors. This most likely indicates that another task died"
+)
+STACK = "*** Check failure stack trace: ***\n    @     0x7f16e9440634  absl::LogMessage::Flush()\n"
+SILENT = (
+    "E1130 12:10:34.434459    8856 coordination_service.cc:1549] Use error polling to propagate:"
+    " UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n{}\nThe tasks"
+    " have crashed. Check the task logs for an earlier error.\n"
+)
+OURS = "ictjax: Another of the 4 hosts ended.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a\nno line end", "a\nno line end"),
+        (f"a\n{ENDS}: Socket closed\n{STACK}", "a\nictjax: Host 0 of the 4 hosts ended or"),
+        (f"{SILENT.format(3)}{ENDS}\n{STACK}", "ictjax: Host 3 of the 4 hosts ended or"),
+        (SILENT.format("0\n3") + ENDS, "ictjax: Hosts 0 and 3 of the 4 hosts ended or"),
+        (f"{SILENT.format(1)}{ENDS}", "ictjax: Host 1 of the 4 hosts, which is this one, gave no"),
+        (f"{OURS}{ENDS}\n{STACK}", OURS),  # whoever was sooner
+        (f"{SILENT.format(3)}{OURS}{ENDS}\n{STACK}", OURS),
+        (SILENT.format(3), SILENT.format(3)),  # it did not end the process
+        (f"F1130 12:10:34 1 other.cc:1] Check failed\n{STACK}", "F1130 12:10:34 1 other.cc:1]"),
+    ],
+)
+def test_the_words_of_the_coordination_service_become_one_sentence(words, expected):
+    done = subprocess.run(
+        [sys.executable, last_words.__file__, "1", "4"],
+        input=words,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.startswith(expected) and done.stdout == ""
+    assert ("Check failure" in done.stderr) == ("other.cc" in words)
 
 
 @pytest.mark.parametrize(

@@ -322,16 +322,18 @@ def test_every_family_has_the_gradients_of_the_reference_in_blocks(family):
     """In float64, of more than one block in a row."""
     blocks = BLOCKS_OF_ROWS._replace(plan=functools.partial(plan, block=16))
     with jax.enable_x64(True):
-        (mine, _), (theirs, _) = decoders_by(blocks, family, gradients, "float64")
+        (mine, hidden), (theirs, expected) = decoders_by(blocks, family, gradients, "float64")
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs)) > 1e-3
         chex.assert_trees_all_close(mine, theirs, rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(hidden, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("platform", BLOCKS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_the_gradients_of_the_reference_by_kernels(family, platform):
-    (mine, _), (theirs, _) = decoders_by(interpreted(platform), family, gradients)
+    (mine, hidden), (theirs, expected) = decoders_by(interpreted(platform), family, gradients)
     chex.assert_trees_all_close(mine, theirs, rtol=1e-3, atol=2e-6)
+    np.testing.assert_allclose(hidden, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_platform_decides_unless_told(monkeypatch):

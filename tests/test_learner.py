@@ -298,6 +298,7 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
             )
             coefficient_br = grpo.token_coefficients(config, mask_br, batch.weight_b)
             metric_br = grpo.token_mean(mask_br, batch.weight_b)
+            counted_br = metric_br > 0
             ratio_br = grpo.ratio_token(old_br, sampler_br, mask_br)
             metrics = {
                 "policy_loss": (coefficient_br * terms.policy_br).sum(),
@@ -307,9 +308,11 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
                 "ratio_min": terms.ratio_br.min(),
                 "sampler_corrected": (metric_br * weight.changed_br).sum(),
                 "sampler_gap_mean": (metric_br * jnp.abs(sampler_br - old_br)).sum(),
+                "sampler_gap_max": jnp.where(counted_br, jnp.abs(sampler_br - old_br), 0).max(),
                 "sampler_kl": (metric_br * grpo.kl_k3(sampler_br, old_br, mask_br)).sum(),
                 "sampler_ratio_mean": (metric_br * ratio_br).sum(),
                 "sampler_ratio_max": ratio_br.max(),
+                "tokens": counted_br.sum(dtype=jnp.float64),
             }
             by_token = (logp_br[:12], entropy_br[:12], terms.kl_br[:12], terms.ratio_br[:12])
             return (coefficient_br * terms.loss_br).sum(), (metrics, by_token)
@@ -323,6 +326,7 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(sliding):
         expected = results.pop("separate")
         assert float(optax.tree.norm(expected[1])) > 1
         metrics = expected[0][1][0]
+        assert metrics["tokens"] > 100 and metrics["sampler_gap_max"] > 0.3
         assert metrics["ratio_min"] < 0.8 < 1.2 < metrics["ratio_max"]
         for name in ("clip_fraction", "sampler_corrected"):
             assert 0.05 < metrics[name] < 0.95, name

@@ -15,7 +15,7 @@ import pytest
 from etils.epath import gpath
 
 from envs.api import CannotGoOn, Refusal
-from experiments import remote_run, train
+from experiments import cli, remote_run, train
 from experiments.fake_pair import save_pair
 from experiments.remote_run import (
     CACHE_VARIABLE,
@@ -28,8 +28,11 @@ from experiments.remote_run import (
 )
 from experiments.run_lock import FILE_NAME, SILENT_S
 from ictjax import precollection
+from ictjax.config import LoraConfig
 from ictjax.metrics import read_metrics
 from tests.bucket import Store
+from tests.test_export import save_run
+from tests.test_report import make_run
 
 ADDRESS = Path("gs://bucket/runs/a")  # one slash of two is lost, as on the command line
 
@@ -386,6 +389,73 @@ def test_a_store_that_is_away_at_the_end_is_told_and_nothing_is_lost(store, mach
     again = machine("one")
     again.push()
     assert tree(machine("two").path) == tree(one.path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run on a disk, with everything that is read of one."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    run = make_run(folder / "a", iterations=3)
+    save_run(folder, LoraConfig())
+    for name in ("config.json", "checkpoints"):
+        (folder / "run" / name).replace(run / name)
+    return run
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report --run-dir {run}",
+        "compare {run}",
+        "results {run} --format csv",
+        "results {run} --format inspect --out {out}",
+        "watch {run} --once",
+        "bundle {run} --out {out}",
+        "export --run-dir {run} --out {out}",
+        "export --run-dir {run} --out {out} --step 1",
+    ],
+)
+def test_commands_do_with_an_address_what_they_do_with_a_folder(
+    store, machine, evaluated, tmp_path, monkeypatch, capsys, command
+):
+    if "inspect" in command:
+        pytest.importorskip("inspect_ai")
+    shutil.copytree(evaluated, machine("one").path, dirs_exist_ok=True)
+    one = machine("one")
+    one.push()
+    one.push_measured()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "two"))  # of whoever reads
+    said, written = [], []
+    for name, run in (("here", evaluated), ("there", "gs://bucket/runs/a")):
+        out = tmp_path / name / "out"
+        out.parent.mkdir()
+        cli.main([word.format(run=run, out=out) for word in command.split()])
+        page = capsys.readouterr().out.replace(str(run), "RUN").replace(str(out), "OUT")
+        said.append([line for line in page.splitlines() if not line.startswith("A copy")])
+        written.append(tree(out.parent))
+    assert said[0] == said[1] and said[0]
+    assert written[0] == written[1] and bool(written[0]) == ("{out}" in command)
+    if "report" in command:
+        page = store.folder / "bucket" / "runs" / "a" / "report.html"
+        assert page.read_bytes() == (evaluated / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["report --run-dir {run}", "compare {run}", "results {run}"])
+def test_commands_say_of_an_address_without_results_what_they_say_of_a_folder(
+    store, machine, evaluated, tmp_path, monkeypatch, capsys, command
+):
+    run = tmp_path / "a"
+    shutil.copytree(evaluated, run, ignore=shutil.ignore_patterns("evaluation*", "checkpoints"))
+    shutil.copytree(run, machine("one").path, dirs_exist_ok=True)
+    machine("one").push()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "two"))
+    said = []
+    for name in (str(run), "gs://bucket/runs/a"):
+        with contextlib.suppress(SystemExit):
+            cli.main([word.format(run=name) for word in command.split()])
+        page = "".join(capsys.readouterr()).replace(name, "RUN")
+        said.append([line for line in page.splitlines() if not line.startswith("A copy")])
+    assert said[0] == said[1] and "evaluate --run-dir RUN" in "".join(said[0])
 
 
 KILLED = """

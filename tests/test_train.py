@@ -28,6 +28,7 @@ from experiments.evaluate import evaluate
 from experiments.evaluate import main as evaluate_main
 from experiments.fake_pair import save_pair
 from experiments.presets import PRESETS, preset
+from experiments.train import main as train_main
 from ictjax.algorithms import with_algorithm
 from ictjax.checkpoint import Checkpointer
 from ictjax.config import LoraConfig
@@ -227,6 +228,20 @@ def test_the_run_directory_holds_what_the_design_says(uninterrupted):
     assert [(p["context"], p["candidate"]) for p in prompts] == [
         (q, g) for q in range(2) for g in range(4)
     ]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_nothing_is_compiled_after_the_start_on_a_mesh_and_the_run_goes_on(flags, tmp_path, rank):
+    """Of 8 devices, which hold weights in parts and in copies."""
+    mesh = [
+        f"--{role}.mesh.{axis}" for role in ("actor", "reflector") for axis in ("data=4", "fsdp=2")
+    ]
+    words = [*flags, *mesh, f"--reflector.lora.rank={rank}", f"--run-dir={tmp_path}"]
+    for iterations in (3, 4):
+        train_main([*words, f"--iterations={iterations}"])
+    times = [record["time"] for record in read_metrics(tmp_path)]
+    assert [time["compilations"] for time in times] == [0] * 4
+    assert [time["process_began"] for time in times] == [1, 1, 1, 4]
 
 
 def test_the_reflector_learns_the_word_that_wins_and_the_evaluation_shows_it(models, tmp_path):

@@ -49,7 +49,7 @@ def _main(argv: list[str]) -> None:
 
     with contextlib.ExitStack() as stack:
         run_dirs = tuple(stack.enter_context(readable(run_dir)) for run_dir in args.run_dirs)
-        console, comparison = Terminal(), compare(run_dirs)
+        console, comparison = Terminal(), compare(run_dirs, args.run_dirs)
     console.print(comparison.table)
     if comparison.other_settings:
         differing = "; ".join(comparison.other_settings)

@@ -12,7 +12,7 @@ from experiments.command import parse, run_main
 from experiments.console import Terminal
 from experiments.local_path import command_line, typed
 from experiments.packed_folder import stem
-from experiments.remote_run import readable
+from experiments.remote_run import is_remote, readable
 
 _DESCRIPTION = (
     "Writes one self-contained page, DIR/report.html, and prints the table of results. Reads the"
@@ -62,4 +62,8 @@ def _report(run_dir: pathlib.Path, *, named: pathlib.Path) -> None:
         )
     for table in results:
         console.print(table, "")
-    console.print(f"Report: {path}", soft_wrap=True)
+    if is_remote(named):
+        console.print(f"Report: {typed(named)}/{path.name}", soft_wrap=True)
+        console.print(f"A copy of it here: {path}", soft_wrap=True)
+    else:
+        console.print(f"Report: {path}", soft_wrap=True)
