@@ -3,13 +3,16 @@ because another one is lost.
 
 It does so in C++ and aborts: no exception comes, and no callback of Python is called (with jaxlib
 0.10 that is a page of its own). So a process of its own stands behind this one's stderr. It passes
-on what it reads as it comes, and only at the end of the stream replaces those words.
+on what it reads as it comes. Such words it holds back for some seconds: where the stream ends
+meanwhile they are replaced, and where it goes on they were not the last.
 """
 
 import os
 import re
+import select
 import subprocess
 import sys
+import time
 
 _GO_ON = "start the same command on all hosts again; they go on from the last checkpoint."
 # A line of the coordination service: an error that it heard, or that it ends this process.
@@ -17,6 +20,8 @@ _WORD = re.compile(rb"[EF]\d{4} .*(coordination_service|JAX distributed service)
 _ENDED = b"JAX distributed service detected fatal errors"
 _SILENT = re.compile(rb"stopped sending heartbeats\):([\s\d,]+)")
 _OURS = b"ictjax: "
+# Between the first of these words and the end; a dump of the stack takes most of it.
+_HELD_S = 20.0
 
 
 def stand_behind_stderr(index: int, count: int) -> None:
@@ -61,9 +66,20 @@ def main() -> None:
     """Reads stdin to its end, for the host and the number of hosts in the arguments."""
     index, count = map(int, sys.argv[1:])
     passed, held = b"", []  # the newest that was passed on; everything since the first such word
-    while data := os.read(0, 1 << 16):
+    until = 0.0
+    while True:
+        left = max(until - time.monotonic(), 0.0) if held else None
+        ready = select.select([0], [], [], left)[0]
+        if held and time.monotonic() >= until:
+            _write(b"".join(held))
+            held = []
+        if not ready:
+            continue
+        if not (data := os.read(0, 1 << 16)):
+            break
         for line in data.splitlines(keepends=True):
             if held or _WORD.match(line):
+                until = until if held else time.monotonic() + _HELD_S
                 held.append(line)
             else:
                 passed = line

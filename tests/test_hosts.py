@@ -511,6 +511,23 @@ def test_the_words_of_the_coordination_service_become_one_sentence(words, expect
     assert ("Check failure" in done.stderr) == ("other.cc" in words)
 
 
+def test_words_that_were_not_the_last_are_passed_on_in_time():
+    code = (
+        "import sys; from experiments import last_words;"
+        " sys.argv[1:] = ['1', '4']; last_words._HELD_S = 0.2; last_words.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stderr
+        for words in (SILENT.format(3), "iteration 2\n"):
+            process.stdin.write(words)
+            process.stdin.flush()
+            for line in words.splitlines(keepends=True):
+                assert process.stderr.readline() == line  # it has not ended
+        process.stdin.close()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
