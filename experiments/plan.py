@@ -14,7 +14,7 @@ from experiments.assumptions import Assumptions
 from experiments.estimate import Work, episodes_per_iteration, seconds, work
 from experiments.hlo import traffic
 from experiments.kept_figures import Compiled, kept_figures
-from experiments.limits import check_limits
+from experiments.limits import check_limits, check_meshes
 from experiments.machines import Chip
 from experiments.memory import Use, gathered_checkpoint, uses, written_checkpoint
 from experiments.plan_changes import Change
@@ -143,8 +143,10 @@ class Planner:
         self._wanted = 0  # programs, those that are compiled included
 
     def plan(self, config: TrainConfig, assumed: Assumptions) -> Plan:
-        """Compiles what the run would. Raises ValueError for what does not fit together."""
-        check_limits(config)
+        """Compiles what the run would. Raises ValueError for what does not fit together, or cannot
+        be started on these devices.
+        """
+        self._check(config)
         folders = [config_folder(role.model) for role in (config.actor, config.reflector)]
         if None not in folders and not config.actor.endpoint.url:  # their small files are here
             check_language(with_adapters_in_folders(config.with_models(*map(str, folders))))
@@ -172,8 +174,8 @@ class Planner:
         )
 
     def fits(self, config: TrainConfig) -> bool:
-        """Whether a run has room; stops at the first program that has none."""
-        check_limits(config)
+        """Whether a run has room; stops at the first program that has none. Raises as `plan`."""
+        self._check(config)
         kept = self._kept(config)
         if not self._kept_fits(kept):
             return False
@@ -205,11 +207,15 @@ class Planner:
                 continue  # it does not fit together with the rest
         return kept
 
+    def _check(self, config: TrainConfig) -> None:
+        check_limits(config)
+        check_meshes(config, len(self.place.devices), self.place.hosts)
+
     def _programs(self, config: TrainConfig) -> list[Program]:
         if self.place.estimated_on:
             config = _without_kernels(config)
         programs = sorted(
-            run_programs(config, self.place.devices),
+            run_programs(config, self.place.devices, self.place.hosts),
             key=lambda program: self._sizes.get(program.phase, 0),
             reverse=True,
         )
@@ -286,10 +292,18 @@ class Planner:
         if program.key not in self._compiled:
             self._say()
             self._compiled[program.key] = kept_figures(
-                program.lower(), self.place.name, self.place.devices[0], compile_program
+                program.lower(), self._linked, self.place.devices[0], compile_program
             )
             self._say()
         return self._compiled[program.key]
+
+    @property
+    def _linked(self) -> str:
+        """How these devices are linked: a mesh goes over the hosts one after the other, which the
+        text of a program does not say.
+        """
+        place = self.place
+        return place.name if place.hosts == 1 else f"{place.name} of {place.hosts} hosts"
 
     def _say(self) -> None:
         if self._report is not None:

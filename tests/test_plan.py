@@ -23,13 +23,13 @@ from experiments.estimate import Work, episodes_per_iteration, seconds, update_p
 from experiments.gpu_targets import compiler_is_here
 from experiments.hlo import Traffic, traffic
 from experiments.kept_figures import Compiled, kept_figures
-from experiments.limits import check_idle, check_limits, local_roles
+from experiments.limits import check_idle, check_limits, check_meshes, local_roles
 from experiments.machines import GPU_SHARE, GPUS, TPUS, machine
 from experiments.memory import trained_shapes, uses, written_checkpoint
 from experiments.plan import Place, Planner, compile_program, whole_run
 from experiments.plan_changes import Change, single_changes
 from experiments.plan_page import show, to_json, verdict
-from experiments.plan_programs import num_programs
+from experiments.plan_programs import Program, mesh_on, num_programs
 from experiments.presets import PRESETS, on_named_mesh
 from experiments.shapes import model_shape
 from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
@@ -52,6 +52,9 @@ FIGURES = Compiled(
     loops_once=0,
     refused=False,
 )
+
+
+PROGRAM = Program("update", "", (), lambda: None, frozenset(), frozenset())
 
 
 def place(num_bytes, chip=None, count=1):
@@ -119,7 +122,7 @@ def test_the_compiler_that_is_not_installed_is_named(capsys, monkeypatch):
 
 def test_too_few_and_idle_devices_are_refused():
     eight = on_named_mesh(TINY, "v5e-8").with_slots(4, 4)
-    with pytest.raises(ValueError, match="needs 8 devices and there are 4"):
+    with pytest.raises(ValueError, match="does not use all 4 devices: .*--actor.mesh.*--mesh NAME"):
         Planner(place(2**40, count=4)).plan(eight, Assumptions())
     with pytest.raises(ValueError, match="uses 1 of the 8 devices.*--mesh"):
         check_idle(TINY, jax.devices(), even_so=False)
@@ -246,7 +249,7 @@ def test_changes_are_those_that_fit_when_they_are_compiled(planner):
     refused_plan = small.plan(TINY, Assumptions())
     assert not refused_plan.fits
     found = []
-    tried = [change for change in single_changes(TINY, 1) if change.field in ("slots", "remat")]
+    tried = [change for change in single_changes(TINY, 1, 1) if change.field in ("slots", "remat")]
     changes = small.changes(TINY, tried, found.append)
     assert found == changes and changes
     for change in changes:
@@ -256,7 +259,7 @@ def test_changes_are_those_that_fit_when_they_are_compiled(planner):
 def test_what_is_kept_alone_may_be_too_much():
     plan = Planner(place(2**34)).plan(PAPER_7B, Assumptions())
     assert not plan.fits and not plan.phases  # nothing was compiled
-    changes = list(single_changes(PAPER_7B, 8))
+    changes = list(single_changes(PAPER_7B, 8, 1))
     fields = {change.field for change in changes}
     assert fields == {"mesh", "moments", "slots", "pages", "prefill", "int8", "LoRA", "context"}
     rounded = [change for change in changes if change.field == "int8"]
@@ -269,7 +272,7 @@ def test_what_is_kept_alone_may_be_too_much():
         for config in (PAPER_7B, *(change.config for change in rounded))
     )
     assert cache < now < weights  # which are a copy beside those that both roles share
-    pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1)}
+    pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1, 1)}
     assert {"--remat full", "--learner.num-microbatches 8"} <= pocket
 
 
@@ -278,7 +281,7 @@ def test_fewer_pages_are_one_change_of_both_samplers():
         return sum(use.device_bytes for use in uses(config) if use.kind == "cache")
 
     def pages(config):
-        return [change for change in single_changes(config, 8) if change.field == "pages"]
+        return [change for change in single_changes(config, 8, 1) if change.field == "pages"]
 
     half, quarter = pages(PAPER_7B)
     assert half.flags == "--actor-sampler.num-pages 1024 --reflector-sampler.num-pages 512"
@@ -315,7 +318,7 @@ def test_moments_in_the_memory_of_the_host_have_to_fit_there(monkeypatch):
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_host_holds_a_copy_of_each_checkpoint_until_it_is_written(monkeypatch, count):
     monkeypatch.delenv(FOLDER)
-    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda *_: ())
     config = TINY if count == 1 else on_named_mesh(TINY, "v5e-8").with_slots(8, 8)
     room = dataclasses.replace(place(2**40, count=count), host_bytes=2**40)
     plan = Planner(room).plan(config, Assumptions())
@@ -354,7 +357,7 @@ def test_of_an_adapter_little_is_saved():
 
 
 def test_the_first_host_of_a_run_at_an_address_holds_whole_checkpoints(monkeypatch):
-    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda *_: ())
     eight = on_named_mesh(TINY, "v5e-8").with_slots(8, 8)
     mesh = eight.reflector.mesh
     folder = dataclasses.replace(place(2**40, count=8), hosts=2, host_bytes=2**40)
@@ -391,6 +394,84 @@ def test_the_first_host_of_a_run_at_an_address_holds_whole_checkpoints(monkeypat
     # one host has nothing to gather
     alone = dataclasses.replace(place(2**40), own_copies=True)
     assert not Planner(alone).plan(TINY, Assumptions()).gathers
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of another host."""
+
+    id: int
+    process_index: int
+    device_kind: str = "cpu"
+    platform: str = "cpu"
+
+
+CHIPS = [Chip(number, number // 2 % 2) for number in range(8)]  # those of two hosts, in turns
+
+
+@pytest.mark.parametrize("name", ["actor", "reflector"])
+@pytest.mark.parametrize("room", [2**40, 1])  # what has no room is not compiled
+def test_a_mesh_that_several_hosts_cannot_start_is_refused_as_training_does(name, room):
+    config = on_named_mesh(TINY, "v5e-8")
+    mesh = MeshConfig(fsdp=2, tensor=4)
+    config = dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), mesh=mesh)}
+    )
+    two = Planner(dataclasses.replace(place(room, count=8), hosts=2))
+    for ask in (lambda: two.plan(config, Assumptions()), lambda: two.fits(config)):
+        with pytest.raises(ValueError) as error:
+            ask()
+        assert str(error.value) == (
+            "mesh data=1 is not a multiple of the 2 hosts, each of which samples with copies of its"
+            " own: make it one, and fsdp x tensor at most the devices of a host"
+            f" (--{name}.mesh.*, or --mesh NAME)."
+        )
+    check_meshes(config, 8, 1)  # eight GPUs are one host
+
+
+def test_programs_lie_on_the_hosts_one_after_the_other():
+    mesh = mesh_on(CHIPS, MeshConfig(data=2, tensor=4), 2)
+    assert [[chip.id for chip in copy.flat] for copy in mesh.devices] == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+    ]
+
+
+def test_figures_of_several_hosts_are_not_those_of_one(monkeypatch):
+    config, asked = on_named_mesh(TINY, "v5e-8").with_slots(8, 8), []
+    monkeypatch.setattr(
+        experiments.plan, "run_programs", lambda *words: asked.append(words[2]) or [PROGRAM]
+    )
+    monkeypatch.setattr(
+        experiments.plan, "kept_figures", lambda *words: asked.append(words[1]) or FIGURES
+    )
+    for hosts in (1, 2):
+        Planner(dataclasses.replace(place(2**40, count=8), hosts=hosts)).plan(config, Assumptions())
+    assert asked == [1, "here", 2, "here of 2 hosts"]
+
+
+@pytest.mark.parametrize(("devices", "hosts"), [(16, 4), (64, 16), (8, 2), (8, 1)])
+def test_other_meshes_are_those_that_start_on_so_many_hosts(devices, hosts):
+    config = on_named_mesh(LORA_7B, "v5e-16") if devices == 16 else LORA_7B
+    meshes = [
+        change.config.reflector.mesh
+        for change in single_changes(config, devices, hosts)
+        if change.field == "mesh"
+    ]
+    assert meshes
+    for mesh in meshes:
+        assert mesh.num_devices == devices and mesh.data % hosts == 0
+
+
+def test_a_change_of_the_mesh_names_the_rows_and_parts_that_go_with_it():
+    config = on_named_mesh(PRESETS["qwen2.5-14b-lora"], "v5e-16")
+    named = 0
+    for change in single_changes(config, 16, 4):
+        if change.field == "mesh":
+            flags = ["--preset", "qwen2.5-14b-lora", "--mesh", "v5e-16", *change.flags.split()]
+            assert train.read_args(flags)[0].settings == change.config
+            named += "--learner.num-microbatches" in change.flags
+    assert named
 
 
 def test_a_plan_knows_an_address(monkeypatch):
