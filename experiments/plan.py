@@ -11,7 +11,7 @@ import jax
 from jax.stages import Lowered
 
 from experiments.assumptions import Assumptions
-from experiments.estimate import Work, episodes_per_iteration, seconds, work
+from experiments.estimate import Times, Work, episodes_per_iteration, times, work
 from experiments.hlo import traffic
 from experiments.kept_figures import Compiled, kept_figures
 from experiments.limits import check_limits, check_meshes
@@ -41,7 +41,12 @@ class Phase(NamedTuple):
     total: int
     compiled: Compiled
     work: Work | None  # of one iteration
-    seconds: float | None  # of one iteration
+    times: Times | None  # of one iteration
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one iteration."""
+        return None if self.times is None else self.times.seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,12 +273,10 @@ class Planner:
             else 0
         )
         known = of("weights") + of("optimizer") + of("cache") + gradients
-        chip, time = self.place.chip, None
+        chip, taken = self.place.chip, None
         if chip is not None and one is not None:
-            sent = compiled.sent_bytes * one.runs
-            time = seconds(one, chip, program_devices(config, program), assumed) + sent / (
-                chip.interconnect * assumed.bandwidth_efficiency
-            )
+            count = program_devices(config, program)
+            taken = times(one, chip, count, compiled.sent_bytes, assumed)
         return Phase(
             name=program.phase,
             what=program.what,
@@ -285,7 +288,7 @@ class Planner:
             total=total,
             compiled=compiled,
             work=one,
-            seconds=time,
+            times=taken,
         )
 
     def _compile(self, program: Program) -> Compiled:
@@ -371,19 +374,19 @@ class Whole(NamedTuple):
 
 def whole_run(config: TrainConfig, plan: Plan, assumed: Assumptions) -> Whole | None:
     """What an iteration takes, times the iterations; None where nobody knows the peaks."""
-    times = [phase for phase in plan.phases if phase.work is not None]
-    if any(phase.seconds is None for phase in times) or not times:
+    timed = [phase for phase in plan.phases if phase.work is not None]
+    if any(phase.seconds is None for phase in timed) or not timed:
         return None
-    one = sum(phase.seconds or 0.0 for phase in times)
+    one = sum(phase.seconds or 0.0 for phase in timed)
     games = episodes_per_iteration(config)
-    played = sum(phase.seconds or 0.0 for phase in times if phase.name.startswith("actor "))
+    played = sum(phase.seconds or 0.0 for phase in timed if phase.name.startswith("actor "))
     meta, before, early = config.meta, 0.0, 0
     if meta.collection == "precollected":
         early = meta.precollected_loops * meta.meta_turns * meta.games_per_context
         replies = meta.precollected_loops * (meta.meta_turns - 1)
         group = meta.contexts_per_iteration * config.grpo.group_size
         written = sum(
-            phase.seconds or 0.0 for phase in times if phase.name.startswith("reflector ")
+            phase.seconds or 0.0 for phase in timed if phase.name.startswith("reflector ")
         )
         before = played * early / games + written * replies / group
     hours = (before + one * config.iterations) / 3600
@@ -400,7 +403,7 @@ def whole_run(config: TrainConfig, plan: Plan, assumed: Assumptions) -> Whole | 
         iterations_per_hour=3600 / one,
         episodes_per_hour=3600 / one * games,
         episodes=early + games * config.iterations,
-        tokens=config.iterations * sum(phase.work.tokens for phase in times if phase.work),
+        tokens=config.iterations * sum(phase.work.tokens for phase in timed if phase.work),
         checkpoint_bytes=sum(use.whole_bytes for use in state),
         checkpoint_seconds=saving,
         checkpoint_share=saving / (saving + config.checkpoint_every * one),
