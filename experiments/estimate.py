@@ -25,6 +25,24 @@ class Work(NamedTuple):
     runs: float  # of its program
 
 
+class Times(NamedTuple):
+    """Seconds that parts of a device need for a phase of one iteration."""
+
+    products: float
+    memory: float
+    interconnect: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the phase: products and memory work side by side, and what is sent is waited for."""
+        return max(self.products, self.memory) + self.interconnect
+
+    @property
+    def limit(self) -> str:
+        """The part that needs longest."""
+        return max(self._fields, key=lambda part: getattr(self, part))
+
+
 class Episode(NamedTuple):
     """Lengths of what is played, in tokens."""
 
@@ -121,11 +139,17 @@ def update_passes(config: TrainConfig) -> float:
     return once * epochs + old + (2 if config.grpo.kl != "none" else 0)
 
 
-def seconds(one: Work, chip: Chip, devices: int, assumed: Assumptions) -> float:
-    """The larger of what the matrix units and what the memory need."""
-    return max(
-        one.flops / devices / (chip.flops * assumed.compute_efficiency),
-        one.device_bytes / (chip.bandwidth * assumed.bandwidth_efficiency),
+def times(one: Work, chip: Chip, devices: int, sent: int, assumed: Assumptions) -> Times:
+    """What each part of a device has to do.
+
+    Args:
+      devices: that the phase runs on.
+      sent: bytes that one of them sends in one run of the phase's program.
+    """
+    return Times(
+        products=one.flops / devices / (chip.flops * assumed.compute_efficiency),
+        memory=one.device_bytes / (chip.bandwidth * assumed.bandwidth_efficiency),
+        interconnect=sent * one.runs / (chip.interconnect * assumed.bandwidth_efficiency),
     )
 
 

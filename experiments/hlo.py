@@ -117,4 +117,9 @@ def _group(line: str) -> int:
         return int(found[2])
     if (found := re.search(r"replica_groups=\{\{([\d,]*)\}", line)) is not None:
         return len(found[1].split(","))
+    # axes of a mesh, or parts of them: mesh['a'=4,'b'=8] {'a','b':(1)2} are groups of 8
+    if (found := re.search(r"replica_groups=mesh\[(.*?)\] \{([^}]*)\}", line)) is not None:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
     return 2

@@ -16,6 +16,8 @@ from jax.stages import Lowered
 from envs.files import replacing
 from experiments.compiled_cache import FOLDER
 
+_READ = "2"  # how `experiments.hlo` reads a compiled program; figures read otherwise are others
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
@@ -63,6 +65,7 @@ def _name(lowered: Lowered, machine: str, device: jax.Device) -> str:
     """Of the program's text, and of all that decides what a compiler makes of it."""
     decides = (
         lowered.as_text(),
+        _READ,
         jax.__version__,
         jaxlib.__version__,
         machine,

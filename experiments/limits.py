@@ -8,7 +8,7 @@ import jax
 
 from experiments.shapes import config_folder, model_shape
 from ictjax.config import MeshConfig, SamplerConfig
-from ictjax.mesh import open_mesh
+from ictjax.mesh import check_sizes, is_alone, open_mesh
 from ictjax.models.attention_choice import PagedImplementation, platform_of, resolve_paged
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.reader import check_vocabulary
@@ -59,7 +59,7 @@ def check_limits(config: TrainConfig) -> None:
                 " lower it, or give 0 to train all weights."
             )
         check_split(role.model, model, role.mesh, f"{name}.mesh.")
-        copies = role.mesh.data  # a multiple of the hosts (`mesh.make_mesh`)
+        copies = role.mesh.data  # a multiple of the hosts (`mesh.check_sizes`)
         for field, sizes in (
             ("num_slots", (sampler.num_slots,)),
             ("row_buckets", sampler.row_buckets),
@@ -106,11 +106,17 @@ def check_split(called: str, model: ModelConfig, mesh: MeshConfig, flags: str = 
             )
 
 
-def check_meshes(config: TrainConfig) -> None:
-    """Raises ValueError for a mesh that does not fit the devices of this machine, by its flags."""
+def check_meshes(config: TrainConfig, devices: int | None = None, hosts: int = 1) -> None:
+    """Raises ValueError, by its flags, for a mesh that cannot be made of so many devices of so many
+    hosts; of those here, unless given.
+    """
+    if devices is None:
+        devices, hosts = jax.device_count(), jax.process_count()
     for name, role, _ in local_roles(config):
+        mesh = role.mesh
         try:
-            open_mesh(role.mesh)
+            if not is_alone(mesh, hosts):
+                check_sizes(mesh.data, mesh.fsdp, mesh.tensor, devices, hosts)
         except ValueError as error:
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
 

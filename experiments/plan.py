@@ -11,10 +11,10 @@ import jax
 from jax.stages import Lowered
 
 from experiments.assumptions import Assumptions
-from experiments.estimate import Work, episodes_per_iteration, seconds, work
+from experiments.estimate import Times, Work, episodes_per_iteration, times, work
 from experiments.hlo import traffic
 from experiments.kept_figures import Compiled, kept_figures
-from experiments.limits import check_limits
+from experiments.limits import check_limits, check_meshes
 from experiments.machines import Chip
 from experiments.memory import Use, gathered_checkpoint, uses, written_checkpoint
 from experiments.plan_changes import Change
@@ -41,7 +41,12 @@ class Phase(NamedTuple):
     total: int
     compiled: Compiled
     work: Work | None  # of one iteration
-    seconds: float | None  # of one iteration
+    times: Times | None  # of one iteration
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one iteration."""
+        return None if self.times is None else self.times.seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,8 +153,10 @@ class Planner:
         self._wanted = 0  # programs, those that are compiled included
 
     def plan(self, config: TrainConfig, assumed: Assumptions) -> Plan:
-        """Compiles what the run would. Raises ValueError for what does not fit together."""
-        check_limits(config)
+        """Compiles what the run would. Raises ValueError for what does not fit together, or cannot
+        be started on these devices.
+        """
+        self._check(config)
         folders = [config_folder(role.model) for role in (config.actor, config.reflector)]
         if None not in folders and not config.actor.endpoint.url:  # their small files are here
             check_language(with_adapters_in_folders(config.with_models(*map(str, folders))))
@@ -177,8 +184,8 @@ class Planner:
         )
 
     def fits(self, config: TrainConfig) -> bool:
-        """Whether a run has room; stops at the first program that has none."""
-        check_limits(config)
+        """Whether a run has room; stops at the first program that has none. Raises as `plan`."""
+        self._check(config)
         kept = self._kept(config)
         if not self._kept_fits(kept):
             return False
@@ -210,11 +217,15 @@ class Planner:
                 continue  # it does not fit together with the rest
         return kept
 
+    def _check(self, config: TrainConfig) -> None:
+        check_limits(config)
+        check_meshes(config, len(self.place.devices), self.place.hosts)
+
     def _programs(self, config: TrainConfig) -> list[Program]:
         if self.place.estimated_on:
             config = _without_kernels(config)
         programs = sorted(
-            run_programs(config, self.place.devices),
+            run_programs(config, self.place.devices, self.place.hosts),
             key=lambda program: self._sizes.get(program.phase, 0),
             reverse=True,
         )
@@ -267,12 +278,10 @@ class Planner:
             else 0
         )
         known = of("weights") + of("optimizer") + of("cache") + gradients
-        chip, time = self.place.chip, None
+        chip, taken = self.place.chip, None
         if chip is not None and one is not None:
-            sent = compiled.sent_bytes * one.runs
-            time = seconds(one, chip, program_devices(config, program), assumed) + sent / (
-                chip.interconnect * assumed.bandwidth_efficiency
-            )
+            count = program_devices(config, program)
+            taken = times(one, chip, count, compiled.sent_bytes, assumed)
         return Phase(
             name=program.phase,
             what=program.what,
@@ -284,17 +293,25 @@ class Planner:
             total=total,
             compiled=compiled,
             work=one,
-            seconds=time,
+            times=taken,
         )
 
     def _compile(self, program: Program) -> Compiled:
         if program.key not in self._compiled:
             self._say()
             self._compiled[program.key] = kept_figures(
-                program.lower(), self.place.name, self.place.devices[0], compile_program
+                program.lower(), self._linked, self.place.devices[0], compile_program
             )
             self._say()
         return self._compiled[program.key]
+
+    @property
+    def _linked(self) -> str:
+        """How these devices are linked: a mesh goes over the hosts one after the other, which the
+        text of a program does not say.
+        """
+        place = self.place
+        return place.name if place.hosts == 1 else f"{place.name} of {place.hosts} hosts"
 
     def _say(self) -> None:
         if self._report is not None:
@@ -362,19 +379,19 @@ class Whole(NamedTuple):
 
 def whole_run(config: TrainConfig, plan: Plan, assumed: Assumptions) -> Whole | None:
     """What an iteration takes, times the iterations; None where nobody knows the peaks."""
-    times = [phase for phase in plan.phases if phase.work is not None]
-    if any(phase.seconds is None for phase in times) or not times:
+    timed = [phase for phase in plan.phases if phase.work is not None]
+    if any(phase.seconds is None for phase in timed) or not timed:
         return None
-    one = sum(phase.seconds or 0.0 for phase in times)
+    one = sum(phase.seconds or 0.0 for phase in timed)
     games = episodes_per_iteration(config)
-    played = sum(phase.seconds or 0.0 for phase in times if phase.name.startswith("actor "))
+    played = sum(phase.seconds or 0.0 for phase in timed if phase.name.startswith("actor "))
     meta, before, early = config.meta, 0.0, 0
     if meta.collection == "precollected":
         early = meta.precollected_loops * meta.meta_turns * meta.games_per_context
         replies = meta.precollected_loops * (meta.meta_turns - 1)
         group = meta.contexts_per_iteration * config.grpo.group_size
         written = sum(
-            phase.seconds or 0.0 for phase in times if phase.name.startswith("reflector ")
+            phase.seconds or 0.0 for phase in timed if phase.name.startswith("reflector ")
         )
         before = played * early / games + written * replies / group
     hours = (before + one * config.iterations) / 3600
@@ -391,7 +408,7 @@ def whole_run(config: TrainConfig, plan: Plan, assumed: Assumptions) -> Whole | 
         iterations_per_hour=3600 / one,
         episodes_per_hour=3600 / one * games,
         episodes=early + games * config.iterations,
-        tokens=config.iterations * sum(phase.work.tokens for phase in times if phase.work),
+        tokens=config.iterations * sum(phase.work.tokens for phase in timed if phase.work),
         checkpoint_bytes=sum(use.whole_bytes for use in state),
         checkpoint_seconds=saving,
         checkpoint_share=saving / (saving + config.checkpoint_every * one),

@@ -1,7 +1,7 @@
 """Single changes of a run that may make it fit a machine."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ictjax.config import MeshConfig, RoleMeshes
@@ -16,15 +16,17 @@ class Change(NamedTuple):
     config: TrainConfig
 
 
-def single_changes(config: TrainConfig, devices: int) -> Iterator[Change]:
+def single_changes(config: TrainConfig, devices: int, hosts: int) -> Iterator[Change]:
     """Every change that `plan` tries, of each field the smaller one first.
 
     Args:
       config: what does not fit.
       devices: of the machine, for other meshes of it.
+      hosts: that they are of.
     """
+    meshes = _meshes(devices, hosts)
     for field, changes in _CHANGES:
-        for flags, change in changes(config, devices):
+        for flags, change in changes(config, meshes):
             try:
                 changed = change()
             except ValueError:  # does not fit together with the other fields
@@ -36,8 +38,8 @@ def single_changes(config: TrainConfig, devices: int) -> Iterator[Change]:
 _Made = Iterator[tuple[str, Callable[[], TrainConfig]]]
 
 
-def _slots(config: TrainConfig, devices: int) -> _Made:
-    del devices
+def _slots(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
+    del meshes
     for divisor in (2, 4, 8):
         actor, reflector = (
             max(sizes.num_slots // divisor, 1)
@@ -50,11 +52,11 @@ def _slots(config: TrainConfig, devices: int) -> _Made:
         )
 
 
-def _pages(config: TrainConfig, devices: int) -> _Made:
+def _pages(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
     """Fewer pages for the same conversations, but for what the longest one needs; each copy of the
     weights has the same share.
     """
-    del devices
+    del meshes
     paged = [
         (name, sizes, role.mesh.data)
         for name, sizes, role in (
@@ -87,8 +89,8 @@ def _pages(config: TrainConfig, devices: int) -> _Made:
             )
 
 
-def _context(config: TrainConfig, devices: int) -> _Made:
-    del devices
+def _context(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
+    del meshes
     length = config.reflector_sampler.max_len
     for divisor in (2, 4):
         yield (
@@ -97,8 +99,8 @@ def _context(config: TrainConfig, devices: int) -> _Made:
         )
 
 
-def _microbatches(config: TrainConfig, devices: int) -> _Made:
-    del devices
+def _microbatches(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
+    del meshes
     parts = config.learner.num_microbatches
     for factor in (2, 4, 8):
         yield (
@@ -110,8 +112,8 @@ def _microbatches(config: TrainConfig, devices: int) -> _Made:
         )
 
 
-def _rank(config: TrainConfig, devices: int) -> _Made:
-    del devices
+def _rank(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
+    del meshes
     now = config.reflector.lora.rank
     # what is trained from an adapter has its rank
     for rank in () if config.reflector.adapter else (64, 16, 8):
@@ -128,13 +130,13 @@ def _rank(config: TrainConfig, devices: int) -> _Made:
             )
 
 
-def _remat(config: TrainConfig, devices: int) -> _Made:
-    del devices
+def _remat(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
+    del meshes
     yield "--remat full", lambda: dataclasses.replace(config, remat="full")
 
 
-def _moments(config: TrainConfig, devices: int) -> _Made:
-    del devices
+def _moments(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
+    del meshes
     for flag, optimizer in (
         ("--optimizer.moments bfloat16", {"moments": "bfloat16"}),
         ("--optimizer.memory host", {"memory": "host"}),
@@ -147,9 +149,9 @@ def _moments(config: TrainConfig, devices: int) -> _Made:
         )
 
 
-def _extend(config: TrainConfig, devices: int) -> _Made:
+def _extend(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
     """Fewer tokens of a row in one prefill."""
-    del devices
+    del meshes
     for divisor in (2, 4):
         actor, reflector = (
             tuple(sorted({max(size // divisor, 2) for size in sizes.extend_buckets}))
@@ -168,9 +170,9 @@ def _extend(config: TrainConfig, devices: int) -> _Made:
         )
 
 
-def _int8(config: TrainConfig, devices: int) -> _Made:
+def _int8(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
     """The frozen actor's cache, or weights, in 8 bits."""
-    del devices
+    del meshes
     yield (
         "--actor-sampler.cache int8",
         lambda: dataclasses.replace(
@@ -185,27 +187,42 @@ def _int8(config: TrainConfig, devices: int) -> _Made:
     )
 
 
-def _mesh(config: TrainConfig, devices: int) -> _Made:
-    """Other meshes of all devices, fsdp before more copies, for both roles alike."""
+def _mesh(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
+    """Other meshes of all devices, fsdp before more copies, for both roles alike; with the rows and
+    parts of an update that go with them.
+    """
     now = config.reflector.mesh
-    sizes = [
-        MeshConfig(data=devices // fsdp // tensor, fsdp=fsdp, tensor=tensor)
-        for tensor in _divisors(devices)
-        for fsdp in _divisors(devices // tensor)
-        if tensor <= 8
-    ]
     nearest = sorted(
-        (mesh for mesh in sizes if mesh != now),
+        (mesh for mesh in meshes if mesh != now),
         key=lambda mesh: (abs(mesh.tensor - now.tensor), mesh.data, mesh.fsdp),
     )
     for mesh in nearest[:4]:
-        given = " ".join(
+        try:
+            changed = config.on_mesh(RoleMeshes(actor=mesh, reflector=mesh))
+        except ValueError:  # does not fit together with the other fields
+            continue
+        given = [
             f"--{role}.mesh.{axis} {getattr(mesh, axis)}"
             for role in ("actor", "reflector")
             for axis in ("data", "fsdp", "tensor")
             if getattr(mesh, axis) != getattr(now, axis)
-        )
-        yield given, lambda mesh=mesh: config.on_mesh(RoleMeshes(actor=mesh, reflector=mesh))
+        ]
+        if changed.batch.num_rows != config.batch.num_rows:
+            given.append(f"--batch.num-rows {changed.batch.num_rows}")
+        if changed.learner.num_microbatches != config.learner.num_microbatches:
+            given.append(f"--learner.num-microbatches {changed.learner.num_microbatches}")
+        yield " ".join(given), lambda changed=changed: changed
+
+
+def _meshes(devices: int, hosts: int) -> list[MeshConfig]:
+    """That can be made of so many devices of so many hosts."""
+    return [
+        MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+        for tensor in _divisors(devices // hosts)
+        for fsdp in _divisors(devices // hosts // tensor)
+        if tensor <= 8
+        for data in [devices // fsdp // tensor]
+    ]
 
 
 def _divisors(number: int) -> list[int]:

@@ -101,12 +101,15 @@ def _phase_json(phase: Phase) -> dict[str, Any]:
         "refused_by_compiler": phase.compiled.refused,
         "compiler_flops_loops_once": phase.compiled.flops,
         "interconnect_bytes_per_run": phase.compiled.sent_bytes,
+        "interconnect_loops_counted_once": phase.compiled.loops_once,
         "flops_per_iteration_all_devices": None if phase.work is None else phase.work.flops,
         "memory_traffic_bytes_per_iteration": (
             None if phase.work is None else phase.work.device_bytes
         ),
         "tokens_per_iteration": None if phase.work is None else phase.work.tokens,
         "seconds_per_iteration": phase.seconds,
+        "seconds_by_part": None if phase.times is None else phase.times._asdict(),
+        "limited_by": None if phase.times is None else phase.times.limit,
     }
 
 
@@ -125,8 +128,9 @@ def _memory(plan: Plan) -> Table:
 
 def _times(plan: Plan) -> Table:
     table = Table(title="Work of one iteration", title_justify="left")
-    for column in ("phase", "tokens", "PFLOP", "memory GB", "sent GB", "seconds"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
+    for column in ("phase", "tokens", "PFLOP", "memory GB", "sent GB", "seconds", "limit"):
+        left = column in ("phase", "limit")
+        table.add_column(column, justify="left" if left else "right")
     for name, phase in phases_by_name(plan):
         one = phase.work
         if one is not None:
@@ -137,6 +141,7 @@ def _times(plan: Plan) -> Table:
                 f"{one.device_bytes / 1e9:,.0f}",
                 f"{phase.compiled.sent_bytes * one.runs / 1e9:,.1f}",
                 "-" if phase.seconds is None else f"{phase.seconds:,.1f}",
+                "-" if phase.times is None else phase.times.limit,
             )
     return table
 
@@ -196,11 +201,19 @@ def _words(plan: Plan, config: TrainConfig, assumed: Assumptions) -> Iterator[st
     )
     yield (
         f"Times: the larger of FLOPs at {assumed.compute_efficiency:.0%} of the peak and memory"
-        f" traffic at {assumed.bandwidth_efficiency:.0%}, plus what is sent. FLOPs: 2 x weights x"
+        f" traffic at {assumed.bandwidth_efficiency:.0%}, plus what is sent; the limit is the"
+        f" largest of the three. FLOPs: 2 x weights x"
         f" tokens in sampling, {update_passes(config):.0f} x in the update (forward, recomputed,"
         " backward, reference), and 4 x layers x heads x head size for each pair of tokens that"
         " attention looks at."
     )
+    once = {phase.name: phase.compiled.loops_once for phase in plan.phases}
+    if any(once.values()):
+        loops = ", ".join(f"{number} in {name}" for name, number in once.items() if number)
+        yield (
+            "What is sent in loops whose rounds the compiled program does not tell counts once"
+            f" ({loops}): more is sent."
+        )
     if plan.estimated_on:
         yield (
             f"An estimate: the sizes are those that the compiler for {plan.estimated_on} gives, on"

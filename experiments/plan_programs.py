@@ -25,7 +25,7 @@ from ictjax.learner import (
     state_shardings,
     transformer_functions,
 )
-from ictjax.mesh import BATCH, RULES, TRAINED_RULES, make_mesh, param_shardings
+from ictjax.mesh import BATCH, RULES, TRAINED_RULES, is_alone, make_mesh, param_shardings
 from ictjax.models import transformer
 from ictjax.models.attention_choice import attention_of, platform_of, resolve
 from ictjax.models.config import ModelConfig
@@ -66,21 +66,24 @@ class Program(NamedTuple):
     beside: frozenset[str]
 
 
-def run_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[Program]:
+def run_programs(
+    config: TrainConfig, devices: Sequence[jax.Device], hosts: int
+) -> Iterator[Program]:
     """Restore, update, and each sampler's largest prefill and decode.
 
     Args:
       config: of the run.
       devices: all that its meshes may use, real ones or those of a topology.
+      hosts: that they are of.
 
     Raises:
       ValueError: attention or sizes that the devices or the models do not allow; nothing has to be
         compiled for that.
     """
-    yield from _learner_programs(config, devices)
+    yield from _learner_programs(config, devices, hosts)
     for name, role, sizes in local_roles(config):
         model = model_shape(role)
-        mesh = mesh_on(devices, role.mesh)
+        mesh = mesh_on(devices, role.mesh, hosts)
         lora = config.reflector.lora if name == "reflector" else adapter_shape(role)
         full = name == "reflector" and not config.reflector.lora.rank
         held = frozenset({f"{name} weights", f"{name} cache"})
@@ -106,17 +109,13 @@ def num_programs(config: TrainConfig) -> int:
     )
 
 
-def mesh_on(devices: Sequence[jax.Device], sizes: MeshConfig) -> Mesh:
-    """A mesh of the first devices. Raises ValueError where there are too few."""
-    if len(devices) < sizes.num_devices:
-        raise ValueError(
-            f"A mesh of data={sizes.data} x fsdp={sizes.fsdp} x tensor={sizes.tensor} needs"
-            f" {sizes.num_devices} devices and there are {len(devices)}: give a smaller --mesh, or"
-            " more devices."
-        )
-    return make_mesh(
-        sizes.data, sizes.fsdp, sizes.tensor, devices=list(devices)[: sizes.num_devices]
-    )
+def mesh_on(devices: Sequence[jax.Device], sizes: MeshConfig, hosts: int = 1) -> Mesh:
+    """The mesh that a run has on these devices of so many hosts (`ictjax.mesh.open_mesh`); of one
+    device, that one. Raises ValueError as `ictjax.mesh.check_sizes` does.
+    """
+    if is_alone(sizes, hosts):
+        devices = devices[:1]
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=devices, hosts=hosts)
 
 
 def _largest(sizes: SamplerConfig) -> Iterator[tuple[str, TurnShape]]:
@@ -160,9 +159,11 @@ def learner_state(config: TrainConfig, mesh: Mesh) -> LearnerState:
     return state_shapes(placed, make_optimizer(config.whole_optimizer), config.optimizer.memory)
 
 
-def _learner_programs(config: TrainConfig, devices: Sequence[jax.Device]) -> Iterator[Program]:
+def _learner_programs(
+    config: TrainConfig, devices: Sequence[jax.Device], hosts: int
+) -> Iterator[Program]:
     role = config.reflector
-    model, mesh = model_shape(role), mesh_on(devices, role.mesh)
+    model, mesh = model_shape(role), mesh_on(devices, role.mesh, hosts)
     resolve(config.learner.attention, model, platform_of(mesh))
     if _referenced(config):
         yield Program(

@@ -1,5 +1,6 @@
 """Plans a run and says what came out: the work of `ictjax plan` and of `train --check`."""
 
+import dataclasses
 import json
 import sys
 
@@ -14,6 +15,7 @@ from experiments.plan import Planner, refusal
 from experiments.plan_changes import Change, single_changes
 from experiments.plan_page import change_line, show, to_json, verdict
 from experiments.shapes import model_shape
+from ictjax.hosts import ALONE, Hosts
 from ictjax.run_config import TrainConfig
 
 
@@ -25,6 +27,7 @@ def check(
     assumed: Assumptions | None = None,
     as_json: bool = False,
     own_copies: bool = False,
+    hosts: Hosts = ALONE,
 ) -> None:
     """Prints a plan; where it says no, what would fit, and ends the program with exit code 1.
 
@@ -35,9 +38,13 @@ def check(
       assumed: of games and machine.
       as_json: one object on standard output, and nothing else there.
       own_copies: whether each of several hosts has a copy of the run, as at an address.
+      hosts: that plan for the devices of all of them, each of which calls this; they say the same.
     """
     assumed = assumed or Assumptions()
     place = place_of(machine, own_copies=own_copies)
+    if hosts.count > 1:
+        free = [size for size in hosts.all_say(place.host_bytes) if size is not None]
+        place = dataclasses.replace(place, host_bytes=min(free, default=None))
     # of this machine's CPU, one device is as good as all
     here = machine is None and place.devices[0].platform == "cpu"
     check_idle(config, place.devices, even_so=here)
@@ -53,7 +60,7 @@ def check(
                 console.print("Single changes with which it fits, each compiled:")
             changes = planner.changes(
                 config,
-                list(single_changes(config, len(place.devices))),
+                list(single_changes(config, len(place.devices), place.hosts)),
                 lambda change: (
                     None
                     if as_json

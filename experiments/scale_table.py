@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from experiments.command import run_main, unknown
 from experiments.console import counting_bar
+from experiments.wording import counted
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "scale.md"
 _START, _END = "<!-- plans -->", "<!-- end plans -->"
@@ -49,8 +50,8 @@ ROWS = (
     _row("7b-all-32k-h200-8", "qwen2.5-7b-minihack", "8xh200"),
 )
 _HEADING = (
-    "| row | `ictjax plan` | mesh | needed / there, GiB | phase | kept | temporaries | s/iteration"
-    " | hours | verdict |"
+    "| row | `ictjax plan` | mesh | needed / there, GiB | phase | kept | temporaries"
+    " | sent, GB/update | s/iteration | hours | longest | verdict |"
 )
 
 
@@ -115,11 +116,32 @@ def line_of(row: Row, plan: dict) -> str:
         worst["phase"] if worst else "-",
         _gib(kept),
         _gib(worst["temporaries_bytes"]) if worst else "-",
+        _sent(plan["phases"]),
         f"{run['seconds_per_iteration']:,.0f}" if run else "-",
         f"{run['hours']:,.1f}" if run else "-",
+        _longest(plan["phases"]),
         verdict + (" (estimate)" if plan["estimated_on"] else ""),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _sent(phases: Sequence[dict]) -> str:
+    """By a device in an update, and of how many loops only one round is counted."""
+    for phase in phases:
+        if phase["phase"] == "update" and not phase["refused_by_compiler"]:
+            once = phase["interconnect_loops_counted_once"]
+            size = f"{phase['interconnect_bytes_per_run'] / 1e9:,.1f}"
+            return f"{size} ({counted(once, 'loop')} once)" if once else size
+    return "-"
+
+
+def _longest(phases: Sequence[dict]) -> str:
+    """The phase that takes most of an iteration, and what limits it."""
+    timed = [phase for phase in phases if phase["seconds_per_iteration"] is not None]
+    if not timed:
+        return "-"
+    longest = max(timed, key=lambda phase: phase["seconds_per_iteration"])
+    return f"{longest['phase']}: {longest['limited_by']}"
 
 
 def _gib(size: int) -> str:

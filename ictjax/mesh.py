@@ -35,44 +35,49 @@ BATCH = PartitionSpec(("data", "fsdp"))
 
 
 def make_mesh(
-    data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None
+    data: int,
+    fsdp: int,
+    tensor: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    hosts: int = 1,
 ) -> Mesh:
     """A mesh with axes data (copies), fsdp (weights split by width) and tensor (heads, feed-forward
-    and vocabulary split).
+    and vocabulary split). Its data axis goes over the hosts one after the other.
+
+    Args:
+      devices: of the mesh; all there are, unless given.
+      hosts: that given devices are of.
 
     Raises:
-      ValueError: the product of the sizes is not the number of devices (all there are, unless
-        given).
+      ValueError: as `check_sizes`.
     """
-    count = jax.device_count() if devices is None else len(devices)
-    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+    if devices is None:
+        devices, hosts = jax.devices(), jax.process_count()
+    check_sizes(data, fsdp, tensor, len(devices), hosts)
+    auto = (AxisType.Auto,) * 3
+    if hosts == 1:
+        return jax.make_mesh((data, fsdp, tensor), AXES, auto, devices=devices)
+    # not each host's in a ring, as jax.make_mesh has them: with such parts of 16 hosts the compiler
+    # for v5e finds no way to send anything along data
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.reshape(ordered, (data, fsdp, tensor)), AXES, axis_types=auto)
+
+
+def check_sizes(data: int, fsdp: int, tensor: int, devices: int, hosts: int) -> None:
+    """Raises ValueError for a mesh that does not use all devices, or of which a copy of the weights
+    would lie on several hosts.
+    """
+    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != devices:
         raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use all {count} devices:"
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use all {devices} devices:"
             " make the product equal"
         )
-    if devices is None and jax.process_count() > 1:
-        return _mesh_of_hosts(data, fsdp, tensor)
-    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
-
-
-def _mesh_of_hosts(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh whose data axis goes over the hosts one after the other."""
-    hosts = jax.process_count()
     if data % hosts:
         raise ValueError(
             f"mesh data={data} is not a multiple of the {hosts} hosts, each of which samples with"
             " copies of its own: make it one, and fsdp x tensor at most the devices of a host"
         )
-    parts = [
-        jax.make_mesh(
-            (data // hosts, fsdp, tensor),
-            AXES,
-            (AxisType.Auto,) * 3,
-            devices=[device for device in jax.devices() if device.process_index == host],
-        ).devices
-        for host in range(hosts)
-    ]
-    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def own_part(mesh: Mesh | None) -> Mesh | None:
@@ -143,11 +148,16 @@ def without_data(spec: PartitionSpec) -> PartitionSpec:
 
 def open_mesh(config: MeshConfig) -> Mesh | None:
     """The mesh of all devices that a configuration asks for; None for one device of one host.
-    Raises ValueError as `make_mesh` does.
+    Raises ValueError as `check_sizes` does.
     """
-    if config.num_devices == 1 and jax.process_count() == 1:
+    if is_alone(config, jax.process_count()):
         return None
     return make_mesh(config.data, config.fsdp, config.tensor)
+
+
+def is_alone(config: MeshConfig, hosts: int) -> bool:
+    """Whether a model is on one device of one host, beside which others may be."""
+    return config.num_devices == 1 and hosts == 1
 
 
 def param_specs(

@@ -73,13 +73,19 @@ def start():
         away="",
         place=None,
         variables=None,
+        mesh=None,
     ):
         """With `caches`, each host has a folder of that name and its number for working copies. The
         host `odd` has one more flag, cannot read these objects of a bucket, has these environment
         variables, or is started in another folder, whose packages it takes first.
         """
         port = free_port()
-        together = [f"--{role}.mesh.data={count}" for role in ("actor", "reflector")]
+        sizes = mesh or {"data": count}
+        together = [
+            f"--{role}.mesh.{axis}={size}"
+            for role in ("actor", "reflector")
+            for axis, size in sizes.items()
+        ]
         if count > 1:
             together += [f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={count}"]
         processes = []
@@ -177,6 +183,18 @@ def test_every_device_holds_what_is_planned_for_it(runs):
         times = read_metrics(run)[-1]["time"]
         for name, use in zip(("actor", "reflector"), caches.values(), strict=True):
             assert times[f"{name}_peak_bytes"] == use.device_bytes, name
+
+
+def test_two_hosts_check_the_mesh_of_both(flags, start):
+    first, second = start(2, "train", *flags, "--check")
+    said = [process.communicate() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    assert "Plan for 2 x cpu, mesh data=2" in said[0][0] and "It fits" in said[0][0]
+    assert "Plan for" not in said[1][0]
+    for process in start(2, "train", *flags, "--check", mesh={"tensor": 2}):
+        _, errors = process.communicate()
+        assert process.returncode == 2
+        assert "mesh data=1 is not a multiple of the 2 hosts" in errors
 
 
 def test_a_run_of_one_host_goes_on_with_two(runs, flags, start, tmp_path):

@@ -19,17 +19,17 @@ from experiments.commands import plan as command
 from experiments.commands import train
 from experiments.compiled_cache import FOLDER
 from experiments.console import Terminal
-from experiments.estimate import Work, episodes_per_iteration, seconds, update_passes, work
+from experiments.estimate import Times, Work, episodes_per_iteration, times, update_passes, work
 from experiments.gpu_targets import compiler_is_here
 from experiments.hlo import Traffic, traffic
 from experiments.kept_figures import Compiled, kept_figures
-from experiments.limits import check_idle, check_limits, local_roles
+from experiments.limits import check_idle, check_limits, check_meshes, local_roles
 from experiments.machines import GPU_SHARE, GPUS, TPUS, machine
 from experiments.memory import trained_shapes, uses, written_checkpoint
 from experiments.plan import Place, Planner, compile_program, whole_run
 from experiments.plan_changes import Change, single_changes
 from experiments.plan_page import show, to_json, verdict
-from experiments.plan_programs import num_programs
+from experiments.plan_programs import Program, mesh_on, num_programs
 from experiments.presets import PRESETS, on_named_mesh
 from experiments.shapes import model_shape
 from ictjax.config import MESHES, LoraConfig, MeshConfig, RoleMeshes
@@ -52,6 +52,9 @@ FIGURES = Compiled(
     loops_once=0,
     refused=False,
 )
+
+
+PROGRAM = Program("update", "", (), lambda: None, frozenset(), frozenset())
 
 
 def place(num_bytes, chip=None, count=1):
@@ -119,7 +122,7 @@ def test_the_compiler_that_is_not_installed_is_named(capsys, monkeypatch):
 
 def test_too_few_and_idle_devices_are_refused():
     eight = on_named_mesh(TINY, "v5e-8").with_slots(4, 4)
-    with pytest.raises(ValueError, match="needs 8 devices and there are 4"):
+    with pytest.raises(ValueError, match="does not use all 4 devices: .*--actor.mesh.*--mesh NAME"):
         Planner(place(2**40, count=4)).plan(eight, Assumptions())
     with pytest.raises(ValueError, match="uses 1 of the 8 devices.*--mesh"):
         check_idle(TINY, jax.devices(), even_so=False)
@@ -162,6 +165,24 @@ def test_traffic_is_that_of_every_round_of_a_loop():
     assert traffic("") == Traffic(0, 0)
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("[2,4]<=[8]", 4),
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("mesh['axis_0'=16,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=16,'axis_1'=4] {'axis_0'}", 16),
+        ("mesh['a'=2,'b'=4] {'a','b'}", 8),
+        ("mesh['a'=2,'b'=8] {'a','b':(2)2}", 4),
+        ("mesh['a'=2,'b'=4, device_ids=([4,2]T(1,0))] {'b'}", 4),
+    ],
+)
+def test_devices_that_take_part_together_are_counted_however_they_are_written(groups, size):
+    line = f"  ROOT %r = bf16[8]{{0}} all-gather(%a), replica_groups={groups}, dimensions={{0}}"
+    text = "\n".join(["ENTRY %main (a: bf16[8]) -> bf16[8] {", line, "}"])
+    assert traffic(text).sent == 16 * (size - 1) // size
+
+
 def test_work_is_counted_from_shapes():
     assert update_passes(PAPER_7B) == 2 + 2 + 2 + 2 + 2  # forward twice, backward, reference
     assert update_passes(LORA_7B) == 2 + 2 + 2 + 2
@@ -179,8 +200,15 @@ def test_work_is_counted_from_shapes():
     chip = TPUS["v5e"]
     one = Work("x", 1, flops=chip.flops * 8, device_bytes=chip.bandwidth * 3, runs=1)
     assumed = Assumptions(compute_efficiency=0.5, bandwidth_efficiency=0.5)
-    assert seconds(one, chip, 8, assumed) == pytest.approx(6)  # memory
-    assert seconds(one, chip, 2, assumed) == pytest.approx(8)  # matrix products
+    sent = int(chip.interconnect)
+    assert times(one, chip, 8, sent, assumed) == pytest.approx((2, 6, 2))
+    assert times(one, chip, 2, 5 * sent, assumed) == pytest.approx((8, 6, 10))
+    for parts, seconds, limit in (
+        ((2, 6, 2), 8, "memory"),
+        ((8, 6, 2), 10, "products"),
+        ((8, 6, 10), 18, "interconnect"),
+    ):
+        assert (Times(*parts).seconds, Times(*parts).limit) == (seconds, limit)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +264,23 @@ def test_a_plan_of_the_pipeline_check(planner):
     assert whole_run(rarely, plan, slow).checkpoint_share == pytest.approx(share)
     record = json.loads(json.dumps(to_json(plan, TINY, Assumptions(), [])))
     assert record["fits"] and record["run"]["hours"] == pytest.approx(whole.hours)
+    timed = [phase for phase in record["phases"] if phase["limited_by"]]
+    assert len(timed) == 5
+    for phase in timed:
+        parts = phase["seconds_by_part"]
+        assert parts[phase["limited_by"]] == max(parts.values())
+        of_phase = max(parts["products"], parts["memory"]) + parts["interconnect"]
+        assert phase["seconds_per_iteration"] == of_phase
+    console = Terminal(width=80)
+    with console.capture() as captured:
+        show(plan, TINY, Assumptions(), console)
+    text = captured.get()
+    assert phases["update"].times.limit in text and max(map(len, text.splitlines())) <= 80
+    assert "counts once" not in text
+    looping = update._replace(compiled=dataclasses.replace(update.compiled, loops_once=2))
+    with console.capture() as captured:
+        show(dataclasses.replace(plan, phases=(looping,)), TINY, Assumptions(), console)
+    assert "counts once (2 in update)" in " ".join(captured.get().split())
 
 
 def test_changes_are_those_that_fit_when_they_are_compiled(planner):
@@ -246,7 +291,7 @@ def test_changes_are_those_that_fit_when_they_are_compiled(planner):
     refused_plan = small.plan(TINY, Assumptions())
     assert not refused_plan.fits
     found = []
-    tried = [change for change in single_changes(TINY, 1) if change.field in ("slots", "remat")]
+    tried = [change for change in single_changes(TINY, 1, 1) if change.field in ("slots", "remat")]
     changes = small.changes(TINY, tried, found.append)
     assert found == changes and changes
     for change in changes:
@@ -256,7 +301,7 @@ def test_changes_are_those_that_fit_when_they_are_compiled(planner):
 def test_what_is_kept_alone_may_be_too_much():
     plan = Planner(place(2**34)).plan(PAPER_7B, Assumptions())
     assert not plan.fits and not plan.phases  # nothing was compiled
-    changes = list(single_changes(PAPER_7B, 8))
+    changes = list(single_changes(PAPER_7B, 8, 1))
     fields = {change.field for change in changes}
     assert fields == {"mesh", "moments", "slots", "pages", "prefill", "int8", "LoRA", "context"}
     rounded = [change for change in changes if change.field == "int8"]
@@ -269,7 +314,7 @@ def test_what_is_kept_alone_may_be_too_much():
         for config in (PAPER_7B, *(change.config for change in rounded))
     )
     assert cache < now < weights  # which are a copy beside those that both roles share
-    pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1)}
+    pocket = {change.flags for change in single_changes(PRESETS["pocket-minihack"], 1, 1)}
     assert {"--remat full", "--learner.num-microbatches 8"} <= pocket
 
 
@@ -278,7 +323,7 @@ def test_fewer_pages_are_one_change_of_both_samplers():
         return sum(use.device_bytes for use in uses(config) if use.kind == "cache")
 
     def pages(config):
-        return [change for change in single_changes(config, 8) if change.field == "pages"]
+        return [change for change in single_changes(config, 8, 1) if change.field == "pages"]
 
     half, quarter = pages(PAPER_7B)
     assert half.flags == "--actor-sampler.num-pages 1024 --reflector-sampler.num-pages 512"
@@ -315,7 +360,7 @@ def test_moments_in_the_memory_of_the_host_have_to_fit_there(monkeypatch):
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_host_holds_a_copy_of_each_checkpoint_until_it_is_written(monkeypatch, count):
     monkeypatch.delenv(FOLDER)
-    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda *_: ())
     config = TINY if count == 1 else on_named_mesh(TINY, "v5e-8").with_slots(8, 8)
     room = dataclasses.replace(place(2**40, count=count), host_bytes=2**40)
     plan = Planner(room).plan(config, Assumptions())
@@ -385,7 +430,7 @@ def test_of_an_adapter_little_is_saved():
 
 
 def test_the_first_host_of_a_run_at_an_address_holds_whole_checkpoints(monkeypatch):
-    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda *_: ())
     eight = on_named_mesh(TINY, "v5e-8").with_slots(8, 8)
     mesh = eight.reflector.mesh
     folder = dataclasses.replace(place(2**40, count=8), hosts=2, host_bytes=2**40)
@@ -422,6 +467,84 @@ def test_the_first_host_of_a_run_at_an_address_holds_whole_checkpoints(monkeypat
     # one host has nothing to gather
     alone = dataclasses.replace(place(2**40), own_copies=True)
     assert not Planner(alone).plan(TINY, Assumptions()).gathers
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of another host."""
+
+    id: int
+    process_index: int
+    device_kind: str = "cpu"
+    platform: str = "cpu"
+
+
+CHIPS = [Chip(number, number // 2 % 2) for number in range(8)]  # those of two hosts, in turns
+
+
+@pytest.mark.parametrize("name", ["actor", "reflector"])
+@pytest.mark.parametrize("room", [2**40, 1])  # what has no room is not compiled
+def test_a_mesh_that_several_hosts_cannot_start_is_refused_as_training_does(name, room):
+    config = on_named_mesh(TINY, "v5e-8")
+    mesh = MeshConfig(fsdp=2, tensor=4)
+    config = dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), mesh=mesh)}
+    )
+    two = Planner(dataclasses.replace(place(room, count=8), hosts=2))
+    for ask in (lambda: two.plan(config, Assumptions()), lambda: two.fits(config)):
+        with pytest.raises(ValueError) as error:
+            ask()
+        assert str(error.value) == (
+            "mesh data=1 is not a multiple of the 2 hosts, each of which samples with copies of its"
+            " own: make it one, and fsdp x tensor at most the devices of a host"
+            f" (--{name}.mesh.*, or --mesh NAME)."
+        )
+    check_meshes(config, 8, 1)  # eight GPUs are one host
+
+
+def test_programs_lie_on_the_hosts_one_after_the_other():
+    mesh = mesh_on(CHIPS, MeshConfig(data=2, tensor=4), 2)
+    assert [[chip.id for chip in copy.flat] for copy in mesh.devices] == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+    ]
+
+
+def test_figures_of_several_hosts_are_not_those_of_one(monkeypatch):
+    config, asked = on_named_mesh(TINY, "v5e-8").with_slots(8, 8), []
+    monkeypatch.setattr(
+        experiments.plan, "run_programs", lambda *words: asked.append(words[2]) or [PROGRAM]
+    )
+    monkeypatch.setattr(
+        experiments.plan, "kept_figures", lambda *words: asked.append(words[1]) or FIGURES
+    )
+    for hosts in (1, 2):
+        Planner(dataclasses.replace(place(2**40, count=8), hosts=hosts)).plan(config, Assumptions())
+    assert asked == [1, "here", 2, "here of 2 hosts"]
+
+
+@pytest.mark.parametrize(("devices", "hosts"), [(16, 4), (64, 16), (8, 2), (8, 1)])
+def test_other_meshes_are_those_that_start_on_so_many_hosts(devices, hosts):
+    config = on_named_mesh(LORA_7B, "v5e-16") if devices == 16 else LORA_7B
+    meshes = [
+        change.config.reflector.mesh
+        for change in single_changes(config, devices, hosts)
+        if change.field == "mesh"
+    ]
+    assert meshes
+    for mesh in meshes:
+        assert mesh.num_devices == devices and mesh.data % hosts == 0
+
+
+def test_a_change_of_the_mesh_names_the_rows_and_parts_that_go_with_it():
+    config = on_named_mesh(PRESETS["qwen2.5-14b-lora"], "v5e-16")
+    named = 0
+    for change in single_changes(config, 16, 4):
+        if change.field == "mesh":
+            flags = ["--preset", "qwen2.5-14b-lora", "--mesh", "v5e-16", *change.flags.split()]
+            assert train.read_args(flags)[0].settings == change.config
+            named += "--learner.num-microbatches" in change.flags
+    assert named
 
 
 def test_a_plan_knows_an_address(monkeypatch):
@@ -494,16 +617,27 @@ NO_GPU_COMPILER = pytest.mark.skipif(
 )
 
 
+SIXTEEN = [  # rows for as many hosts
+    f"--{role}-sampler.{flag}=16"
+    for role in ("actor", "reflector")
+    for flag in ("num-slots", "row-buckets")
+]
+
+
 @pytest.mark.parametrize(
-    ("topology", "count"),
+    ("topology", "count", "more"),
     [
-        pytest.param("v5e:2x2", 4, marks=NO_TPU_COMPILER),
-        pytest.param("v6e:2x2", 4, marks=NO_TPU_COMPILER),
-        pytest.param("8xh100-80gb", 8, marks=NO_GPU_COMPILER),
+        pytest.param("v5e:2x2", 4, [], marks=NO_TPU_COMPILER),
+        pytest.param("v6e:2x2", 4, [], marks=NO_TPU_COMPILER),
+        # sixteen hosts, to which not every order of the chips gives a way to send anything
+        pytest.param("v5e-64", 64, SIXTEEN, marks=NO_TPU_COMPILER),
+        pytest.param("v5e:2x2", 4, ["--optimizer.memory=host"], marks=NO_TPU_COMPILER),
+        pytest.param("v5e:2x2", 4, ["--remat=attention"], marks=NO_TPU_COMPILER),
+        pytest.param("8xh100-80gb", 8, [], marks=NO_GPU_COMPILER),
     ],
 )
-def test_programs_compile_for_devices_that_are_not_here(topology, count):
-    argv = ["--preset", "fake-tiny", "--topology", topology, "--json"]
+def test_programs_compile_for_devices_that_are_not_here(topology, count, more):
+    argv = ["--preset", "fake-tiny", "--topology", topology, "--json", *more]
     argv += ["--actor-sampler.page-size", "128"]  # as the large presets: with kernels on TPU
     done = subprocess.run(
         [sys.executable, "-m", "experiments", "plan", *argv],
@@ -521,12 +655,13 @@ def test_programs_compile_for_devices_that_are_not_here(topology, count):
 
 @NO_TPU_COMPILER
 @pytest.mark.timeout(1800)
-def test_a_decode_step_moves_little_more_than_weights_and_cache():
-    """Of Qwen2.5-7B on four v5e at 64 rows of 2,048 positions at most 1.15 times. Two of its layers
-    are compiled, and all that is moved beside the weights of the head counts as theirs.
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+def test_a_decode_step_moves_little_more_than_weights_and_cache(topology):
+    """Of Qwen2.5-7B on four chips at 64 rows of 2,048 positions at most 1.15 times. Two of its
+    layers are compiled, and all that is moved beside the weights of the head counts as theirs.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.decode_bytes", "v5e:2x2"],
+        [sys.executable, "-m", "tests.decode_bytes", topology],
         # compiled as users' are, see conftest.py
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
         cwd=ROOT,

@@ -90,7 +90,25 @@ def test_a_row_that_does_not_fit_says_what_would():
     plan = {
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
         "kept": [{"device_bytes": 2**30}],
-        "phases": [{"phase": "update", "total_bytes": 2**34, "temporaries_bytes": 2**33}],
+        "phases": [
+            {
+                "phase": "update",
+                "total_bytes": 2**34,
+                "temporaries_bytes": 2**33,
+                "refused_by_compiler": False,
+                "interconnect_bytes_per_run": 5_630_000_000,
+                "interconnect_loops_counted_once": 1,
+                "seconds_per_iteration": 2.0,
+                "limited_by": "products",
+            },
+            {
+                "phase": "actor decode",
+                "total_bytes": 2**33,
+                "temporaries_bytes": 2**32,
+                "seconds_per_iteration": 3.0,
+                "limited_by": "memory",
+            },
+        ],
         "needed_bytes": 2**34,
         "device_bytes": 2**33,
         "fits": False,
@@ -100,5 +118,5 @@ def test_a_row_that_does_not_fit_says_what_would():
         "estimated_on": "",
     }
     line = line_of(ROWS[0], plan)
-    assert "16.0 / 8.0 | update | 1.0 | 8.0 | - | - |" in line
+    assert "16.0 / 8.0 | update | 1.0 | 8.0 | 5.6 (1 loop once) | - | - | actor decode: mem" in line
     assert "no: update needs 16.0 GiB. Fits with `--reflector.lora.rank 16`" in line

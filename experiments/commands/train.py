@@ -246,16 +246,27 @@ def with_local_models(config: TrainConfig) -> TrainConfig:
     return local
 
 
+def _check(args: TrainArgs) -> None:
+    """Plans for the devices here, those of all hosts."""
+    # what compiles is JAX; flags are right when it is loaded
+    from experiments.host_differences import check_started_alike
+    from experiments.hosts import connect, ended_together
+    from experiments.plan_run import check
+
+    hosts = connect(args.hosts)
+    with ended_together(hosts):
+        check_started_alike(hosts, args, args.settings)
+        console, at_address = Terminal(quiet=not hosts.first), is_remote(args.run_dir)
+        check(args.settings, console, own_copies=at_address, hosts=hosts)
+
+
 def _main(argv: list[str]) -> None:
     args, name = read_args(argv)
     args = dataclasses.replace(args, settings=with_local_models(args.settings))
     check_trackers(args.settings.track)
     console = Terminal()
     if args.check:
-        # what compiles is JAX; so is the training below. Flags are right when it is loaded.
-        from experiments.plan_run import check
-
-        check(args.settings, console)
+        _check(args)
         return
     if args.run_dir is None and args.preset is None:
         raise ValueError("--run-dir is missing: a run from --config needs a directory of its own.")
