@@ -393,7 +393,7 @@ def test_a_host_holds_a_copy_of_each_checkpoint_until_it_is_written(monkeypatch,
 
 
 def test_a_host_holds_pages_of_suspended_conversations(monkeypatch):
-    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda *_: ())
     waiting = {use.what: use for use in uses(PAPER_7B) if use.kind == "suspended"}
     assert {what: use.whole_bytes for what, use in waiting.items()} == {
         "actor pages of suspended conversations, at most 6144": 6144 * 128 * 57_344,
