@@ -536,13 +536,16 @@ def test_other_meshes_are_those_that_start_on_so_many_hosts(devices, hosts):
         assert mesh.num_devices == devices and mesh.data % hosts == 0
 
 
-def test_a_change_of_the_mesh_names_the_rows_and_parts_that_go_with_it():
-    config = on_named_mesh(PRESETS["qwen2.5-14b-lora"], "v5e-16")
+@pytest.mark.parametrize("actor", [[], ["--actor.mesh.data=8", "--actor.mesh.tensor=2"]])
+def test_a_change_of_the_mesh_names_the_rows_and_parts_that_go_with_it(actor):
+    """Of each role what it is, whatever mesh the other one has."""
+    flags = ["--preset", "qwen2.5-14b-lora", "--mesh", "v5e-16", *actor]
+    config = train.read_args(flags)[0].settings
     named = 0
     for change in single_changes(config, 16, 4):
         if change.field == "mesh":
-            flags = ["--preset", "qwen2.5-14b-lora", "--mesh", "v5e-16", *change.flags.split()]
-            assert train.read_args(flags)[0].settings == change.config
+            changed = train.read_args([*flags, *change.flags.split()])[0].settings
+            assert changed == change.config
             named += "--learner.num-microbatches" in change.flags
     assert named
 
