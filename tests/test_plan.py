@@ -550,6 +550,23 @@ def test_a_change_of_the_mesh_names_the_rows_and_parts_that_go_with_it(actor):
     assert named
 
 
+def test_the_memory_of_a_device_is_that_of_one_of_this_host(monkeypatch):
+    class Gpu:
+        platform = "gpu"
+        device_kind = "NVIDIA L4"
+
+        def memory_stats(self):
+            if self is gpus[0]:
+                raise RuntimeError("MemoryStats is only supported for addressable PjRt devices.")
+            return {"bytes_limit": 7}
+
+    gpus = [Gpu(), Gpu()]
+    monkeypatch.setattr(jax, "devices", lambda: gpus)
+    monkeypatch.setattr(jax, "local_devices", lambda: gpus[1:])
+    here = experiments.places.place_of(None)
+    assert (here.device_bytes, here.devices) == (7, gpus)
+
+
 def test_a_plan_knows_an_address(monkeypatch):
     asked = []
     monkeypatch.setattr(plan_run, "check", lambda *_, own_copies, **__: asked.append(own_copies))
