@@ -10,6 +10,7 @@ meanwhile they are replaced, and where it goes on they were not the last.
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def stand_behind_stderr(index: int, count: int) -> None:
         [sys.executable, "-I", "-S", __file__, str(index), str(count)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        start_new_session=True,  # signals of a terminal are this process's to answer
+        start_new_session=True,  # what a terminal sends is this process's to answer
     )
     assert reader.stdin is not None
     os.dup2(reader.stdin.fileno(), 2)
@@ -64,6 +65,9 @@ def sentence(page: bytes, index: int, count: int) -> str:
 
 def main() -> None:
     """Reads stdin to its end, for the host and the number of hosts in the arguments."""
+    # Slurm and systemd send these to every process: what that host says of them is passed on
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     index, count = map(int, sys.argv[1:])
     passed, held = b"", []  # the newest that was passed on; everything since the first such word
     until = 0.0

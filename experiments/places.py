@@ -19,16 +19,16 @@ def place_of(machine: Machine | None, *, own_copies: bool = False) -> Place:
       own_copies: whether each of several hosts has a copy of the run, as at an address.
     """
     if machine is None:
-        devices = jax.devices()
-        there = device_bytes(devices[0])
-        if there is not None and devices[0].platform == "cpu":
-            there //= len(devices)  # all are parts of the same memory
+        devices, own = jax.devices(), jax.local_devices()
+        there = device_bytes(own[0])  # those of other hosts do not say
+        if there is not None and own[0].platform == "cpu":
+            there //= len(own)  # all are parts of the same memory
         free = host_bytes()
         return Place(
             name=devices[0].device_kind,
             devices=devices,
             device_bytes=there,
-            host_bytes=None if free is None else free // jax.local_device_count(),
+            host_bytes=None if free is None else free // len(own),
             hosts=jax.process_count(),
             own_copies=own_copies,
             one_memory=devices[0].platform == "cpu",

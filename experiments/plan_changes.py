@@ -205,7 +205,7 @@ def _mesh(config: TrainConfig, meshes: Sequence[MeshConfig]) -> _Made:
             f"--{role}.mesh.{axis} {getattr(mesh, axis)}"
             for role in ("actor", "reflector")
             for axis in ("data", "fsdp", "tensor")
-            if getattr(mesh, axis) != getattr(now, axis)
+            if getattr(mesh, axis) != getattr(getattr(config, role).mesh, axis)
         ]
         if changed.batch.num_rows != config.batch.num_rows:
             given.append(f"--batch.num-rows {changed.batch.num_rows}")

@@ -43,8 +43,12 @@ def check(
     assumed = assumed or Assumptions()
     place = place_of(machine, own_copies=own_copies)
     if hosts.count > 1:
-        free = [size for size in hosts.all_say(place.host_bytes) if size is not None]
-        place = dataclasses.replace(place, host_bytes=min(free, default=None))
+        said = hosts.all_say((place.device_bytes, place.host_bytes))
+        there, free = (
+            min((size for size in sizes if size is not None), default=None)
+            for sizes in zip(*said, strict=True)
+        )
+        place = dataclasses.replace(place, device_bytes=there, host_bytes=free)
     # of this machine's CPU, one device is as good as all
     here = machine is None and place.devices[0].platform == "cpu"
     check_idle(config, place.devices, even_so=here)

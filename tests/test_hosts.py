@@ -546,6 +546,24 @@ def test_words_that_were_not_the_last_are_passed_on_in_time():
         process.stdin.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_every_process_of_a_host_does_not_cut_off_what_it_says(number):
+    with subprocess.Popen(
+        [sys.executable, last_words.__file__, "1", "4"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stderr
+        for line in ("iteration 2\n", "ictjax: stopped\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stderr.readline() == line
+            process.send_signal(number)
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

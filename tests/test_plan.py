@@ -393,7 +393,7 @@ def test_a_host_holds_a_copy_of_each_checkpoint_until_it_is_written(monkeypatch,
 
 
 def test_a_host_holds_pages_of_suspended_conversations(monkeypatch):
-    monkeypatch.setattr(experiments.plan, "run_programs", lambda config, devices: ())
+    monkeypatch.setattr(experiments.plan, "run_programs", lambda *_: ())
     waiting = {use.what: use for use in uses(PAPER_7B) if use.kind == "suspended"}
     assert {what: use.whole_bytes for what, use in waiting.items()} == {
         "actor pages of suspended conversations, at most 6144": 6144 * 128 * 57_344,
@@ -536,15 +536,35 @@ def test_other_meshes_are_those_that_start_on_so_many_hosts(devices, hosts):
         assert mesh.num_devices == devices and mesh.data % hosts == 0
 
 
-def test_a_change_of_the_mesh_names_the_rows_and_parts_that_go_with_it():
-    config = on_named_mesh(PRESETS["qwen2.5-14b-lora"], "v5e-16")
+@pytest.mark.parametrize("actor", [[], ["--actor.mesh.data=8", "--actor.mesh.tensor=2"]])
+def test_a_change_of_the_mesh_names_the_rows_and_parts_that_go_with_it(actor):
+    """Of each role what it is, whatever mesh the other one has."""
+    flags = ["--preset", "qwen2.5-14b-lora", "--mesh", "v5e-16", *actor]
+    config = train.read_args(flags)[0].settings
     named = 0
     for change in single_changes(config, 16, 4):
         if change.field == "mesh":
-            flags = ["--preset", "qwen2.5-14b-lora", "--mesh", "v5e-16", *change.flags.split()]
-            assert train.read_args(flags)[0].settings == change.config
+            changed = train.read_args([*flags, *change.flags.split()])[0].settings
+            assert changed == change.config
             named += "--learner.num-microbatches" in change.flags
     assert named
+
+
+def test_the_memory_of_a_device_is_that_of_one_of_this_host(monkeypatch):
+    class Gpu:
+        platform = "gpu"
+        device_kind = "NVIDIA L4"
+
+        def memory_stats(self):
+            if self is gpus[0]:
+                raise RuntimeError("MemoryStats is only supported for addressable PjRt devices.")
+            return {"bytes_limit": 7}
+
+    gpus = [Gpu(), Gpu()]
+    monkeypatch.setattr(jax, "devices", lambda: gpus)
+    monkeypatch.setattr(jax, "local_devices", lambda: gpus[1:])
+    here = experiments.places.place_of(None)
+    assert (here.device_bytes, here.devices) == (7, gpus)
 
 
 def test_a_plan_knows_an_address(monkeypatch):
