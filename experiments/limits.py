@@ -142,8 +142,9 @@ def check_idle(config: TrainConfig, devices: Sequence[jax.Device], *, even_so: b
     """
     used = max(role.mesh.num_devices for _, role, _ in local_roles(config))
     if used < len(devices) and not even_so:
+        # a mesh of several devices uses all (`mesh.check_sizes`)
+        instead = ", or say --even-so" if used == 1 else ""
         raise ValueError(
             f"The mesh uses {used} of the {len(devices)} devices, and the others would do nothing:"
-            " name one for all of them (--mesh, or --reflector.mesh.* and --actor.mesh.*), or say"
-            " --even-so."
+            f" name one for all of them (--mesh, or --reflector.mesh.* and --actor.mesh.*){instead}."
         )

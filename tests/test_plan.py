@@ -124,8 +124,11 @@ def test_too_few_and_idle_devices_are_refused():
     eight = on_named_mesh(TINY, "v5e-8").with_slots(4, 4)
     with pytest.raises(ValueError, match="does not use all 4 devices: .*--actor.mesh.*--mesh NAME"):
         Planner(place(2**40, count=4)).plan(eight, Assumptions())
-    with pytest.raises(ValueError, match="uses 1 of the 8 devices.*--mesh"):
+    with pytest.raises(ValueError, match="uses 1 of the 8 devices.*--mesh.*or say --even-so"):
         check_idle(TINY, jax.devices(), even_so=False)
+    four = on_named_mesh(TINY, "v5e-4").with_slots(4, 4)
+    with pytest.raises(ValueError, match=r"uses 4 of the 8 devices.*--actor.mesh.\*\)\.$"):
+        check_idle(four, jax.devices(), even_so=False)
     check_idle(TINY, jax.devices(), even_so=True)
     check_idle(TINY, jax.devices()[:1], even_so=False)
 
