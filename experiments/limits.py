@@ -146,5 +146,6 @@ def check_idle(config: TrainConfig, devices: Sequence[jax.Device], *, even_so: b
         instead = ", or say --even-so" if used == 1 else ""
         raise ValueError(
             f"The mesh uses {used} of the {len(devices)} devices, and the others would do nothing:"
-            f" name one for all of them (--mesh, or --reflector.mesh.* and --actor.mesh.*){instead}."
+            " name one for all of them (--mesh, or --reflector.mesh.* and --actor.mesh.*)"
+            f"{instead}."
         )
