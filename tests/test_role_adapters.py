@@ -398,7 +398,7 @@ def test_a_plan_counts_them(folders):
         size = sum(leaf.size for leaf in jax.tree.leaves(factors(model, lora, 0, 1.0)))
         assert (use.whole_bytes, use.parts) == (4 * size, {part})
     assert not more
-    programs = {one.phase: one for one in run_programs(config, jax.devices())}
+    programs = {one.phase: one for one in run_programs(config, jax.devices(), 1)}
     names = {
         phase: str(jax.tree_util.tree_structure(programs[phase].lower().in_avals))
         for phase in ("actor decode", "update")

@@ -121,8 +121,7 @@ class TrainArgs(RunArgs):
     restart: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Begin at iteration 1: a run that the directory holds is moved beside it, to DIR.old-1."""
     check: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Do what `ictjax plan` does for the devices of this machine, or of all hosts (--hosts.*), and
-    end."""
+    """Do what `ictjax plan` does, for the devices here or of all hosts, and end."""
     even_so: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Begin although the plan says that memory does not suffice, or that devices are left idle."""
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
