@@ -26,6 +26,7 @@ _SETTINGS = {
     "protocol": "protocol {}",
     "scored": "{} prompts scored",
     "games": "games {}",
+    "draws": "draws {}",
     "temperature": "temperature {}",
 }
 

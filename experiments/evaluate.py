@@ -107,7 +107,9 @@ def evaluate(
         with hosts.told():
             folders, drawn = _games(run_dirs, name, step, plan, pool, console, hosts)
             parts = _Parts(
-                keys=part_keys(plan.arms, tuple(plan.families), len(run_dirs)),
+                keys=part_keys(
+                    plan.arms, tuple(plan.families), len(run_dirs), plan.config.evaluation.draws
+                ),
                 folders=folders,
                 games=drawn,
             )
@@ -132,6 +134,7 @@ def evaluate(
                 pool=workers,
                 games=drawn,
                 folders=folders,
+                seeds=[read_run(path).seed for path in run_dirs],
                 trained=lambda seed: (
                     newest[seed]
                     if seed in newest

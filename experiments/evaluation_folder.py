@@ -26,7 +26,7 @@ from typing import Any
 
 from envs.api import GameId
 from envs.files import replacing
-from experiments.arms import arm_named, is_of_a_run
+from experiments.arms import arm_named, is_of_a_run, is_played_by_each
 from experiments.evaluation_games import FamilyGames
 from experiments.evaluation_results import read_object, read_results
 from experiments.protocol import LoopRecord, Scored, Start
@@ -36,6 +36,7 @@ from ictjax.run_files import write_lines
 
 _OF_ARMS = ("candidates", "sft", "expert_prompt", "endpoint", "endpoint_model")
 _CHOICE = ("arms", "families")  # which parts there are, and nothing of any
+_DRAWS = "shared"  # where settings do not say: those of before there was a choice
 _OF_CALLS = ("url", "seeded")  # what of an endpoint decides what it answers
 
 
@@ -132,9 +133,10 @@ class EvaluationFolder:
         self, arm: str, family: str, games: FamilyGames, run_dirs: Iterable[pathlib.Path]
     ) -> None:
         """Copies a part that another setting of one of these runs holds, or another step, where all
-        that decides it is equal. What asks the trained reflector is of one run and one step.
+        that decides it is equal. What is played for every run is of one run, and what asks the
+        trained reflector of one step.
         """
-        if is_of_a_run(arm):
+        if is_played_by_each(arm, self._settings["evaluation"].get("draws", _DRAWS)):
             run_dirs = [self.run_dir]
         for path in itertools.chain.from_iterable(
             sorted((run_dir / self._name).glob("step*/settings.json")) for run_dir in run_dirs
@@ -266,6 +268,8 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without what decides nothing of any part."""
     evaluation = settings.get("evaluation", {})
     kept = {name: value for name, value in evaluation.items() if name not in _CHOICE}
+    if kept.get("draws") == _DRAWS:
+        del kept["draws"]
     if "endpoint" in kept:
         kept["endpoint"] = {name: kept["endpoint"][name] for name in _OF_CALLS}
     return {**settings, "evaluation": kept}
@@ -279,6 +283,8 @@ def _of_arm(arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in settings["evaluation"].items()
         if name not in _OF_ARMS or name in needed
     }
+    if arm_named(arm).asks == "nobody":
+        evaluation.pop("draws", None)
     step = settings["step"] if is_of_a_run(arm) else 0
     return {**settings, "evaluation": evaluation, "step": step}
 

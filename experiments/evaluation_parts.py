@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from envs.api import Pool
-from experiments.arms import arm_named, at_endpoint, is_of_a_run
+from experiments.arms import arm_named, at_endpoint, is_played_by_each
 from experiments.best_candidates import BestCandidates
 from experiments.console import LiveProgress
 from experiments.deletions import shortened
@@ -31,7 +31,7 @@ _ROUNDS = 8  # episodes side by side, for each that is played at a time: few wai
 
 
 class PartKey(NamedTuple):
-    """Which part; `seed` counts the trained runs, and is 0 for arms that ask no trained one."""
+    """Which part; `seed` counts the trained runs, and is 0 for what is not played for each."""
 
     arm: str
     family: str
@@ -47,7 +47,9 @@ class Deletion(NamedTuple):
     whole: list[int | None]  # the outcomes of its TEST games under the whole prompt
 
 
-def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> list[PartKey]:
+def part_keys(
+    arms: Sequence[str], families: Sequence[str], num_seeds: int, draws: str = "shared"
+) -> list[PartKey]:
     """All parts, in the order in which they are played: "initial" first, which the others begin
     with, trained ones last, seed by seed.
     """
@@ -55,7 +57,7 @@ def part_keys(arms: Sequence[str], families: Sequence[str], num_seeds: int) -> l
         PartKey(arm, family, seed)
         for arm in arms
         for family in families
-        for seed in range(num_seeds if is_of_a_run(arm) else 1)
+        for seed in range(num_seeds if is_played_by_each(arm, draws) else 1)
     ]
     return sorted(keys, key=_stage)
 
@@ -86,6 +88,7 @@ class Evaluator:
       pool: of the environment.
       games: of every family.
       folders: where parts are kept, trained run by trained run.
+      seeds: that the runs were trained with, in the same order.
       trained: the weights of a trained run, by its number.
       taught: what was taught the best candidates of a run, by its number.
       expert_prompt: of the environment; may be empty.
@@ -97,6 +100,7 @@ class Evaluator:
     pool: Pool
     games: Mapping[str, FamilyGames]
     folders: Sequence[EvaluationFolder]
+    seeds: Sequence[int]
     trained: Callable[[int], Params]
     taught: Mapping[int, BestCandidates]
     expert_prompt: str
@@ -235,6 +239,7 @@ class Evaluator:
             other_games=self.games[other],
             config=self.config,
             key=evaluation_key(self.config.evaluation),
+            draw=self.seeds[key.seed] if self.config.evaluation.draws == "own" else None,
             expert_prompt=self.expert_prompt,
             num_tokens=players.actor.num_tokens,
         )

@@ -71,17 +71,19 @@ class Part:
     other_games: FamilyGames
     config: TrainConfig
     key: keys.Key  # of the evaluation
+    draw: int | None = None  # whose keys the reflector is sampled with; None: those of all runs
     expert_prompt: str
     num_tokens: Callable[[str], int]  # of a text, for the actor
 
     def place(self, run: int, meta_turn: int) -> Place:
         """Where the arm writes."""
+        # the same keys for every arm: what differs between arms is who writes alone
+        key = keys.fold(self.key, "reflection", self.family, run, meta_turn)
         return Place(
             family=self.family,
             run=run,
             meta_turn=meta_turn,
-            # the same keys for every arm: what differs between arms is who writes alone
-            key=keys.fold(self.key, "reflection", self.family, run, meta_turn),
+            key=key if self.draw is None else keys.fold(key, "draw", self.draw),
             task=self.config.task,
             evaluation=self.config.evaluation,
             reflection=self.config.reflection,

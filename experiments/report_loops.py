@@ -104,7 +104,14 @@ def shown_loops(all_loops: Sequence[Loop]) -> dict[str, list[Shown]]:
     for family in dict.fromkeys(loop.family for loop in all_loops):
         here = [loop for loop in all_loops if loop.family == family]
         trained = [loop for loop in here if loop.arm == "trained" and loop.gain is not None]
-        beside = {loop.run: loop for loop in here if loop.arm == "untrained"}
+        untrained = {(loop.seed, loop.run): loop for loop in here if loop.arm == "untrained"}
+        # of the same trained run, where it was played beside each
+        beside = {
+            (loop.seed, loop.run): untrained.get(
+                (loop.seed, loop.run), untrained.get((0, loop.run))
+            )
+            for loop in trained
+        }
         ranked = sorted(trained, key=lambda loop: loop.gain, reverse=True)  # equals as they were
         if not ranked:
             continue
@@ -118,7 +125,7 @@ def shown_loops(all_loops: Sequence[Loop]) -> dict[str, list[Shown]]:
             lost = worst.gain is not None and worst.gain < 0
             places.append(("largest regression" if lost else "smallest gain", worst))
         chosen[family] = [
-            Shown(why=why, loop=loop, beside=beside.get(loop.run)) for why, loop in places
+            Shown(why=why, loop=loop, beside=beside[loop.seed, loop.run]) for why, loop in places
         ]
     return chosen
 

@@ -121,6 +121,10 @@ class EvaluationConfig(Ranged):
     # "own": no two loops of an arm and a family share a game; "shared": all have the same SELECT
     # and TEST games, and STREAM games in an order of their own; "paper" shares
     games: Literal["own", "shared"] = "own"
+    # keys of replies. "shared": the same for all trained runs, and arms that ask the untrained
+    # reflector are played once. "own": each run has its own, and those arms are played again beside
+    # each, so that no single draw of the untrained one moves all differences alike
+    draws: Literal["shared", "own"] = "shared"
     # prompts that are scored on TEST: of all meta-turns; or the first, the chosen and the last one
     scored: Literal["all", "ends"] = "all"
     # who writes the prompts, see experiments.arms; NAME@endpoint asks evaluation.endpoint
@@ -149,6 +153,11 @@ class EvaluationConfig(Ranged):
                 )
         if not self.arms:
             raise ValueError("evaluation.arms is empty: name at least one, initial for example.")
+        if self.draws == "own" and self.temperature == 0:
+            raise ValueError(
+                "evaluation.draws is 'own', and at evaluation.temperature 0 nothing is drawn: leave"
+                " one out."
+            )
 
     @property
     def shares_games(self) -> bool:

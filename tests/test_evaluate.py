@@ -516,6 +516,49 @@ def test_seeds_are_one_experiment_and_one_more_plays_its_own_part_only(seeds, ca
     assert (seeds[0].parent / "out" / "evaluation.json").is_file()
 
 
+def test_runs_that_draw_by_themselves_have_the_untrained_reflector_beside_each(
+    seeds, tmp_path, capsys, monkeypatch
+):
+    unplayed = shutil.ignore_patterns("evaluation*")  # other tests evaluate them
+    runs = [shutil.copytree(run, tmp_path / run.name, ignore=unplayed) for run in seeds]
+    both, flags = tmp_path / "both", [*SMALL, "--evaluation.families", "door", "lamp"]
+    asked, real = [], Arena.ask
+
+    def ask(self, contexts, keys, phase):
+        asked.extend(key for of_context in keys for key in of_context)
+        return real(self, contexts, keys, phase)
+
+    monkeypatch.setattr(Arena, "ask", ask)
+
+    def evaluate_runs(*named, own=True):
+        asked.clear()
+        draws = ["--evaluation.draws", "own"] if own else []
+        evaluate.main(["--run-dir", *map(str, named), *flags, *draws, "--out", str(both)])
+        return played(capsys.readouterr().out)
+
+    assert evaluate_runs(*runs[:2], own=False) == (8, 8)
+    assert len(asked) == 6 and len(set(asked)) == 2  # all arms of a family by one key
+    shared = read(both / "evaluation.json")
+    assert evaluate_runs(*runs[:2]) == (8, 10)  # what nobody wrote is there
+    assert len(asked) == 8 and len(set(asked)) == 4  # by two in each family, one of each run
+    results = read(both / "evaluation.json")
+    assert results["protocol"]["draws"] == "own" != shared["protocol"]["draws"]
+    for arm in ("untrained", "trained"):
+        numbers = results["families"]["door"]
+        assert numbers["arms"][arm]["sd_seeds"] is not None
+        assert numbers["budget"][arm]["reflector_calls"] == 2
+    assert results["families"]["door"]["arms"]["initial"]["sd_seeds"] is None
+    assert results["families"]["door"]["tests"]["trained_vs_untrained"]["num_units"] == 2
+    (evaluation,) = report_data.load_run(both).evaluations
+    shown = report_loops.shown_loops(report_loops.loops(evaluation))
+    for of_family in shown.values():
+        assert all(one.beside.seed == one.loop.seed for one in of_family)
+    assert report_page.render(report_data.load_run(both))
+    # a third run plays its own; alone, a run lacks the initial prompt, which the first one keeps
+    assert evaluate_runs(*runs) == (4, 14)
+    assert evaluate_runs(runs[1]) == (2, 6)
+
+
 def test_sentences_of_all_seeds_are_left_out_and_each_run_keeps_its_own(seeds, tmp_path):
     runs = [shutil.copytree(run, tmp_path / run.name) for run in seeds]
     both = tmp_path / "both"

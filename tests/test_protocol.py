@@ -527,6 +527,16 @@ def test_trained_arms_are_played_last_and_once_per_seed():
     ]
 
 
+def test_arms_that_ask_any_reflector_are_played_for_each_run_that_draws_by_itself():
+    found = part_keys(("trained", "initial", "expert", "flipped", "untrained"), ("a",), 2, "own")
+    assert found == [
+        PartKey("initial", "a"),
+        PartKey("expert", "a"),
+        *(PartKey(arm, "a", seed) for arm in ("flipped", "untrained") for seed in (0, 1)),
+        *(PartKey("trained", "a", seed) for seed in (0, 1)),
+    ]
+
+
 def test_names_of_arms_fit_the_names_of_their_files():
     assert not any("_" in name or name.startswith("evaluation") for name in ARMS)
 

@@ -52,6 +52,13 @@ def is_of_a_run(name: str) -> bool:
     return arm_named(name).asks in OF_A_RUN
 
 
+def is_played_by_each(name: str, draws: str) -> bool:
+    """Whether an arm is played for every trained run: it asks a reflector that each has its own of,
+    or any, where runs draw replies with keys of their own (`EvaluationConfig.draws`).
+    """
+    return is_of_a_run(name) or (draws == "own" and arm_named(name).asks != "nobody")
+
+
 def at_endpoint(name: str) -> bool:
     """Whether an arm asks the endpoint."""
     return name.endswith(ENDPOINT)
