@@ -3,8 +3,8 @@ deterministic, numpy and scipy only.
 
 `differences_sr` is everywhere [S, R]: a loop of reflection (run) r of trained seed s under one arm,
 minus the same under another; S is 1 where no trained seed is compared, or a single one. Runs of
-different seeds play the same games and, where the other arm does not depend on training, have its
-loops in common.
+different seeds play the same games and, where the other arm does not depend on training and is not
+drawn anew beside each (`EvaluationConfig.draws`), have its loops in common.
 """
 
 import dataclasses
@@ -57,10 +57,11 @@ def paired_test(differences_sr: np.ndarray) -> PairedTest:
     """Tests on the highest independent level there is: trained seeds, else runs.
 
     One seed: sign-flip permutation over the runs, a claim about that one reflector. Several: over
-    the means of the seeds. These have the other arm's loops in common, so that one lucky draw of
-    them moves all seeds alike and flips would count it once a seed (four in ten "better" under the
-    null at eight seeds). p is therefore the larger one of the flips' and of a t-test whose variance
-    is the sum of that between seeds and that between runs (Welch-Satterthwaite degrees of freedom).
+    the means of the seeds. These have games, and mostly the other arm's loops, in common, so that
+    one lucky draw of them moves all seeds alike and flips would count it once a seed (four in ten
+    "better" under the null at eight seeds). p is therefore the larger one of the flips' and of a
+    t-test whose variance is the sum of that between seeds and that between runs
+    (Welch-Satterthwaite degrees of freedom).
     Raises ValueError for another shape, an empty or a non-finite sample.
     """
     differences = _sample(differences_sr)

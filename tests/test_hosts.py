@@ -431,14 +431,26 @@ def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
     same_metrics(runs[0], run)
 
 
+IMPATIENT = """
+import sys
+from experiments import hosts
+
+hosts._SILENT_S = 12
+sys.argv[0] = "ictjax"
+from experiments.__main__ import main
+
+main()
+"""  # and else as users start it: half a minute is what runs wait, and too long for a test
+
+
 @pytest.mark.parametrize(
     ("number", "lost"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
 )
 def test_a_first_host_that_dies_and_any_that_falls_silent_end_the_other_within_a_minute(
     flags, start, tmp_path, number, lost
 ):
-    run = tmp_path / "run"
-    processes = start(2, "train", *flags, "--iterations=1000", f"--run-dir={run}")
+    run, words = tmp_path / "run", [*flags, "--iterations=1000"]
+    processes = start(2, "train", *words, f"--run-dir={run}", program=("-c", IMPATIENT))
     gone, other = processes[lost], processes[1 - lost]
     while len(read_metrics(run)) < 1:
         assert other.poll() is None, other.communicate()
@@ -463,11 +475,11 @@ import ctypes, sys
 from experiments import hosts
 from ictjax.config import HostsConfig
 
-hosts._SILENT_S = 10
+hosts._SILENT_S = 6
 index, port, busy = map(int, sys.argv[1:])
 both = hosts.connect(HostsConfig(coordinator=f"127.0.0.1:{port}", count=2, index=index))
 if index == busy:
-    ctypes.PyDLL(None).sleep(20)  # with the interpreter's lock
+    ctypes.PyDLL(None).sleep(12)  # with the interpreter's lock
 assert both.agree(index) == 0
 """
 
