@@ -108,9 +108,7 @@ def run_together(
     try:
         while more or running:
             check()
-            for group in [group for group in running if not group.wishes]:
-                running.remove(group)
-                yield group.name, [group.results[n] for n in range(len(group.loops))]
+            yield from _ended(running)
             while more and _num_episodes(running) < room:
                 together = next(waiting, None)
                 if together is None:
@@ -118,10 +116,20 @@ def run_together(
                 else:
                     running.append(_Running(together))
             _play(arena, running, played)
+            yield from _ended(running)  # before others reflect, which may take minutes
             _reflect(arena, running)
     finally:
         for group in running:
             group.close()
+
+
+def _ended(
+    running: collections.deque[_Running[_Name, _Result]],
+) -> Iterator[tuple[_Name, list[_Result]]]:
+    """Takes out the groups all of whose loops have ended."""
+    for group in [group for group in running if not group.wishes]:
+        running.remove(group)
+        yield group.name, [group.results[n] for n in range(len(group.loops))]
 
 
 def _num_episodes(running: Iterable[_Running[Any, Any]]) -> int:
@@ -163,10 +171,17 @@ def _reflect(arena: "Arena", running: Iterable[_Running[Any, Any]]) -> None:
     ]
     if not wished:
         return
+    # whoever reads the same, as runs with draws of their own do, has it prefilled once
+    same: dict[Context | int, list[tuple[_Running[Any, Any], int, Reflect]]] = {}
+    for one in wished:
+        asked = one[2].asked
+        same.setdefault(asked if isinstance(asked, Context) else id(asked), []).append(one)
     candidates = arena.ask(
-        [wish.asked for _, _, wish in wished],
-        [wish.keys for _, _, wish in wished],
+        [some[0][2].asked for some in same.values()],
+        [[key for _, _, wish in some for key in wish.keys] for some in same.values()],
         f"reflections of {len(wished)} loops",
     )
-    for (group, number, _), some in zip(wished, candidates, strict=True):
-        group.send(number, some)
+    for some, replies in zip(same.values(), candidates, strict=True):
+        answers = iter(replies)
+        for group, number, wish in some:
+            group.send(number, [next(answers) for _ in wish.keys])
