@@ -134,7 +134,11 @@ def evaluate(
                 pool=workers,
                 games=drawn,
                 folders=folders,
-                seeds=[read_run(path).seed for path in run_dirs],
+                draws=(
+                    [read_run(path).seed for path in run_dirs]
+                    if plan.config.evaluation.draws == "own"
+                    else None
+                ),
                 trained=lambda seed: (
                     newest[seed]
                     if seed in newest

@@ -88,7 +88,7 @@ class Evaluator:
       pool: of the environment.
       games: of every family.
       folders: where parts are kept, trained run by trained run.
-      seeds: that the runs were trained with, in the same order.
+      draws: by number of the run, what its keys of replies are drawn with; None: all draw alike.
       trained: the weights of a trained run, by its number.
       taught: what was taught the best candidates of a run, by its number.
       expert_prompt: of the environment; may be empty.
@@ -100,7 +100,7 @@ class Evaluator:
     pool: Pool
     games: Mapping[str, FamilyGames]
     folders: Sequence[EvaluationFolder]
-    seeds: Sequence[int]
+    draws: Sequence[int] | None
     trained: Callable[[int], Params]
     taught: Mapping[int, BestCandidates]
     expert_prompt: str
@@ -239,7 +239,7 @@ class Evaluator:
             other_games=self.games[other],
             config=self.config,
             key=evaluation_key(self.config.evaluation),
-            draw=self.seeds[key.seed] if self.config.evaluation.draws == "own" else None,
+            draw=None if self.draws is None else self.draws[key.seed],
             expert_prompt=self.expert_prompt,
             num_tokens=players.actor.num_tokens,
         )

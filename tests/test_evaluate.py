@@ -522,18 +522,18 @@ def test_runs_that_draw_by_themselves_have_the_untrained_reflector_beside_each(
     unplayed = shutil.ignore_patterns("evaluation*")  # other tests evaluate them
     runs = [shutil.copytree(run, tmp_path / run.name, ignore=unplayed) for run in seeds]
     both, flags = tmp_path / "both", [*SMALL, "--evaluation.families", "door", "lamp"]
-    asked, read, real = [], [], Arena.ask
+    asked, contexts_read, real = [], [], Arena.ask
 
     def ask(self, contexts, keys, phase):
         asked.extend(key for of_context in keys for key in of_context)
-        read.extend(contexts)
+        contexts_read.extend(contexts)
         return real(self, contexts, keys, phase)
 
     monkeypatch.setattr(Arena, "ask", ask)
 
     def evaluate_runs(*named, own=True):
         asked.clear()
-        read.clear()
+        contexts_read.clear()
         draws = ["--evaluation.draws", "own"] if own else []
         evaluate.main(["--run-dir", *map(str, named), *flags, *draws, "--out", str(both)])
         return played(capsys.readouterr().out)
@@ -543,7 +543,7 @@ def test_runs_that_draw_by_themselves_have_the_untrained_reflector_beside_each(
     shared = read(both / "evaluation.json")
     assert evaluate_runs(*runs[:2]) == (8, 10)  # what nobody wrote is there
     assert len(asked) == 8 and len(set(asked)) == 4  # by two in each family, one of each run
-    assert len(read) == 6  # the untrained one reads what both runs ask about once
+    assert len(contexts_read) == 6  # the untrained one reads what both runs ask about once
     results = read(both / "evaluation.json")
     assert results["protocol"]["draws"] == "own" != shared["protocol"]["draws"]
     for arm in ("untrained", "trained"):
