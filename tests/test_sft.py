@@ -118,10 +118,14 @@ def test_the_loss_is_that_of_the_replies_each_chat_alone(model):
     config, params = load_checkpoint(model, dtype="float32")
     chats = [encode_chat(tokenizer, messages(chat)) for chat in TALKS[:4]]
     expected, count = 0.0, 0
+
+    @jax.jit
+    def logprobs(weights, ids):
+        hidden = forward(config, weights, ids, seen=plain_rows(jnp.ones(ids.shape, bool)))
+        return jax.nn.log_softmax(unembed(config, weights, hidden), axis=-1)
+
     for chat in chats:
-        ids = jnp.array([chat.ids])
-        hidden = forward(config, params, ids, seen=plain_rows(jnp.ones(ids.shape, bool)))
-        logp = jax.nn.log_softmax(unembed(config, params, hidden), axis=-1)
+        logp = np.asarray(logprobs(params, jnp.array([chat.ids])))
         for start, end in chat.replies:
             for place in range(start, end):
                 expected -= float(logp[0, place - 1, chat.ids[place]])
@@ -153,9 +157,7 @@ def test_the_loss_is_that_of_the_replies_each_chat_alone(model):
     def loss(weights):
         total = 0.0
         for chat in chats:
-            ids = jnp.array([chat.ids])
-            hidden = forward(config, weights, ids, seen=plain_rows(jnp.ones(ids.shape, bool)))
-            logp = jax.nn.log_softmax(unembed(config, weights, hidden), axis=-1)
+            logp = logprobs(weights, jnp.array([chat.ids]))
             for start, end in chat.replies:
                 places = jnp.arange(start, end)
                 total -= logp[0, places - 1, jnp.array(chat.ids)[places]].sum()
