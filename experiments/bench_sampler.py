@@ -33,12 +33,13 @@ from experiments.memory import check_fits, sampler_uses
 from experiments.roofline import Rates, least_seconds, probes, rates
 from ictjax import keys
 from ictjax.config import SamplerConfig
+from ictjax.models import cpu_kernels
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf import save_checkpoint
 from ictjax.models.transformer import Params, init_params
 from ictjax.sampler import Request, Sampler, sampling_weights
 
-OURS, AGAIN, MIXED = "ictjax", "again", "mixed"
+OURS, AGAIN, MIXED, XLA = "ictjax", "again", "mixed", "xla"
 # the share of all tokens that is equal: its name, and what is to say of it
 _SAME = {
     "float32": ("same", ""),
@@ -105,7 +106,8 @@ def bench_sampler(bench: SamplerBench, note: Note) -> Result:
         " group: the first turn of it.",
         "seconds: medians; over: median of paired runs. again: this engine with nothing kept from"
         " turn to turn and no prompt shared. mixed: this engine with products of operands in"
-        " bfloat16. first: the first run, compilation included."
+        " bfloat16. xla: this engine without its kernels for CPUs. first: the first run, with"
+        " compilation."
         f" {same}: of all tokens, by the design that differs most (mixed aside){why}.",
         "of roofline: what products or reading would need, whichever is more in each step, at"
         f" {max(m.flops for m in machines) / 1e9:.0f} GFLOP/s and"
@@ -219,6 +221,10 @@ def _measure(
         if bench.mixed:
             opened = _open(stack, bench, cell, config.with_dtype("mixed"), params)
             designs[MIXED] = lambda: keep_cache(*opened, work, share=bool(shared))
+        if bench.xla:
+            with cpu_kernels.switched_off():
+                plain = _open(stack, bench, cell, config, params)
+            designs[XLA] = lambda: keep_cache(*plain, work, share=bool(shared))
         designs |= {name: functools.partial(play, peer, work) for name, peer in peers.items()}
         spent: dict[str, list[Spent]] = {name: [] for name in designs}
 
@@ -272,7 +278,7 @@ def _measure(
                         if peer in designs
                         else None
                     )
-                    for peer in (AGAIN, MIXED, *bench.against)
+                    for peer in (AGAIN, MIXED, XLA, *bench.against)
                 },
                 **{f"first_{design}": spent[design][0].total for design in (OURS, *bench.against)},
                 _SAME[bench.dtype][0]: same,

@@ -9,7 +9,8 @@ import jax
 from experiments.shapes import config_folder, model_shape
 from ictjax.config import MeshConfig, SamplerConfig
 from ictjax.mesh import check_sizes, is_alone, open_mesh
-from ictjax.models.attention_choice import PagedImplementation, platform_of, resolve_paged
+from ictjax.models import cpu_kernels
+from ictjax.models.attention_choice import platform_of, resolve_paged
 from ictjax.models.config import ModelConfig
 from ictjax.models.hf.reader import check_vocabulary
 from ictjax.players import in_role
@@ -121,15 +122,20 @@ def check_meshes(config: TrainConfig, devices: int | None = None, hosts: int = 1
             raise ValueError(f"{error} (--{name}.mesh.*, or --mesh NAME).") from error
 
 
-def sampling_attention(config: TrainConfig) -> dict[str, PagedImplementation]:
-    """The way that the sampler of each role attends, on the devices of its mesh, which are here.
+def sampling_attention(config: TrainConfig) -> dict[str, str]:
+    """The way that the sampler of each role attends, on the devices of its mesh, which are here; on
+    a CPU also whether it uses kernels of our own (`cpu_kernels`), and if not, why.
     Raises ValueError, by its flag, for one that cannot work there.
     """
-    ways: dict[str, PagedImplementation] = {}
+    ways: dict[str, str] = {}
     for name, role, sampler in local_roles(config):
         try:
             platform = platform_of(open_mesh(role.mesh))
-            ways[name] = resolve_paged(sampler, model_shape(role), platform)
+            model = model_shape(role)
+            ways[name] = resolve_paged(sampler, model, platform)
+            if platform == "cpu":
+                reason = cpu_kernels.why_not(model, role.mesh.num_devices)
+                ways[name] += f", XLA alone: {reason}" if reason else ", kernels for this CPU"
         except ValueError as error:
             complaint = str(error).removesuffix(".")
             raise ValueError(f"{complaint} (--{name}-sampler.attention).") from error

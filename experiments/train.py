@@ -138,7 +138,7 @@ def start(
             f"Training up to iteration {config.iterations} on {len(devices)} x {kind}; attention of"
             f" the update: {attention}.",
         )
-        ways = ", ".join(f"{name} {way}" for name, way in sampling.items())
+        ways = "; ".join(f"{name} {way}" for name, way in sampling.items())
         _say(console, f"Attention of the samplers: {ways}.")
         with hosts.told():
             pool = resources.enter_context(open_pool(config.task.environment))

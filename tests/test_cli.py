@@ -499,14 +499,26 @@ def test_the_configuration_of_a_run_can_be_given_back(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "way"), [("cpu", "float32", "pages"), ("tpu", "bfloat16", "pallas_tpu")]
+    ("platform", "dtype", "actor", "reflector"),
+    [
+        ("cpu", "float32", "pages, kernels for this CPU", "slots, kernels for this CPU"),
+        (
+            "cpu",
+            "bfloat16",
+            "pages, XLA alone: the model computes bfloat16",
+            "slots, kernels for this CPU",
+        ),
+        ("tpu", "bfloat16", "pallas_tpu", "slots"),
+    ],
 )
-def test_the_manifest_says_how_samplers_attend(tmp_path, monkeypatch, platform, dtype, way):
+def test_the_manifest_says_how_samplers_attend(
+    tmp_path, monkeypatch, platform, dtype, actor, reflector
+):
     monkeypatch.setattr(experiments.train, "train", lambda *_, **__: None)
     monkeypatch.setattr(limits, "platform_of", lambda mesh: platform)
     train.main(flags(tmp_path, "--actor-sampler.page-size", "128", "--actor.dtype", dtype))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["sampling_attention"] == {"actor": way, "reflector": "slots"}
+    assert manifest["sampling_attention"] == {"actor": actor, "reflector": reflector}
 
 
 def test_the_manifest_names_the_preset_that_the_other_run_was_of(tmp_path, monkeypatch):

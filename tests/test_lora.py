@@ -1,6 +1,8 @@
 """Adapters: what they add, what they leave alone, and that one base serves every role."""
 
+import contextlib
 import dataclasses
+import gc
 
 import chex
 import jax
@@ -20,9 +22,10 @@ from ictjax.config import (
     SamplerConfig,
 )
 from ictjax.learner import init_state, make_optimizer, make_update, transformer_functions
-from ictjax.models import lora, transformer
+from ictjax.models import cpu_kernels, lora, transformer
 from ictjax.models.config import ModelConfig
 from ictjax.sampler import Request, Sampler, sampling_weights
+from ictjax.sampler.weights import packed_weights
 
 MODEL = ModelConfig(
     vocab_size=23,
@@ -177,14 +180,16 @@ def test_gradients_are_those_of_the_adapter_in_the_merged_weights(base, adapter)
         )
 
 
-def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
+@pytest.mark.parametrize("packs", [False, True])
+def test_one_base_in_memory_for_actor_reference_and_reflector(adapter, packs):
     """Counts the device buffers while both samplers and the learner's state are there, before and
-    after an update.
+    after an update. What is packed of the base is there once, too.
     """
+    gc.collect()
     before = buffers()
+    chosen = contextlib.nullcontext() if packs else cpu_kernels.switched_off()
     base = sampling_weights(MODEL, transformer.init_params(MODEL, jax.random.key(3)), consume=True)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
-    assert buffers() - before == size
+    assert buffers() - before == buffers(jax.tree.leaves(base))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     update = make_update(
         transformer_functions(MODEL, remat="none", lora=LORA), PAPER, optimizer, LearnerConfig()
@@ -192,6 +197,7 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
     state = init_state(adapter, optimizer)
     trained = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with (
+        chosen,
         Sampler(MODEL, base, SIZES, 0) as actor,
         Sampler(MODEL, lora.with_adapter(LORA, base, state.params), SIZES, 0) as reflector,
     ):
@@ -201,16 +207,15 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
         # the factors as the reflector samples with them
         most = sum(leaf.nbytes for leaf in adapter.values())
         for _ in range(2):
-            assert [
+            one, other = actor._programs._params, reflector._programs._params
+            packed = packed_weights(MODEL, base) if packs else base
+            assert all(
                 leaf is held
-                for leaf, held in zip(
-                    jax.tree.leaves(base), jax.tree.leaves(actor._programs._params), strict=True
-                )
-            ].count(False) == 0
-            assert reflector._programs._params["layers"][1]["gate"] is base["layers"][1]["gate"]
-            assert (
-                size + trained + cache <= buffers() - before <= size + trained + cache + most + 4096
+                for leaf, held in zip(jax.tree.leaves(packed), jax.tree.leaves(one), strict=True)
             )
+            assert one["layers"][1]["o"] is other["layers"][1]["o"]
+            least = buffers(jax.tree.leaves((base, packed))) + trained + cache
+            assert least <= buffers() - before <= least + most + 4096
             # donates the factors that the reflector sampled with, never the base
             state, _ = update(state, base, batch())
             reflector.set_params(lora.with_adapter(LORA, base, state.params))
@@ -219,10 +224,12 @@ def test_one_base_in_memory_for_actor_reference_and_reflector(adapter):
         assert ask(actor) != last
 
 
-def buffers() -> int:
-    """Bytes of all live device buffers, each counted once however many arrays refer to it."""
+def buffers(arrays=None) -> int:
+    """Bytes of the device buffers of these arrays, or of all there are, each counted once however
+    many refer to it.
+    """
     found = {}
-    for array in jax.live_arrays():
+    for array in jax.live_arrays() if arrays is None else arrays:
         if not array.is_deleted():
             for shard in array.addressable_shards:
                 found[shard.data.unsafe_buffer_pointer()] = shard.data.nbytes

@@ -191,7 +191,8 @@ def test_the_run_directory_holds_what_the_design_says(uninterrupted):
     manifest = json.loads((uninterrupted / "manifest.json").read_text())
     assert {"git_revision", "packages", "devices", "seeds", "games_sha256", "argv"} <= set(manifest)
     assert manifest["attention"] == "blocks"
-    assert manifest["sampling_attention"] == {"actor": "slots", "reflector": "slots"}
+    ways = {"actor": "slots, kernels for this CPU", "reflector": "slots, kernels for this CPU"}
+    assert manifest["sampling_attention"] == ways
     records = read_metrics(uninterrupted)
     assert [record["iteration"] for record in records] == list(range(1, ITERATIONS + 1))
     for record in records:

@@ -54,6 +54,8 @@ class SamplerBench(Common):
     """A library with the same weights, on the same tokens."""
     mixed: bool = False
     """Also this engine with products of operands in bfloat16 (dtype mixed)."""
+    xla: bool = False
+    """Also this engine without its kernels for CPUs, as with ICTJAX_CPU_KERNELS=off."""
     shape: tuple[_Shape, ...] = ("pocket",)
     """Of the models (4x256: layers x width); weights are random."""
     dtype: Literal["float32", "bfloat16"] = "float32"

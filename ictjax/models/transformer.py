@@ -13,6 +13,8 @@ have this form.
   `extend` is unrolled, and out of a stack it would copy every layer into temporary memory (XLA on
   CPU: all weights once more, 45 ms a step instead of 23).
 
+Matrices of the second may be packed for this CPU (`ictjax.models.cpu_kernels`), for `extend` alone.
+
 `forward` is one `scan` over either: of a tuple it copies out one layer at a time, so frozen weights
 serve sampling and training from one place and compile time does not grow with depth. Low-rank
 additions (`ictjax.models.lora`) are stacked under `params["lora"]`.
@@ -31,6 +33,7 @@ from jaxtyping import Array, Float, Int
 
 from ictjax.config import Remat
 from ictjax.mesh import table_sharding
+from ictjax.models import cpu_kernels
 from ictjax.models.attention import (
     BLOCKS,
     EVERYTHING,
@@ -68,6 +71,8 @@ PROJECTION_AXES = {
     "up": ("D", "F"),
     "down": ("F", "D"),
 }
+PROJECTED = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+"""Projections of the same hidden states, which are packed together (`cpu_kernels`)."""
 
 
 class Layers(nnx.Module):
@@ -261,6 +266,7 @@ def extend(
     starts_b: Int[Array, " B"],
     lengths_b: Int[Array, " B"],
     part_bytes: int = WHOLE,
+    kernels: cpu_kernels.Kernels | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Appends tokens to every row of a cache; returns their hidden states after the last norm and
     the new cache (the sampling view).
@@ -275,6 +281,7 @@ def extend(
       lengths_b: number of real tokens of each row in this call; the others are padding: not
         written, their hidden states meaningless.
       part_bytes: see `attention.attend_in_parts`.
+      kernels: of this CPU, that a few tokens of each row attend with.
     """
     num_positions = cache.v[0].shape[2]
     batch, length = tokens_bt.shape
@@ -305,6 +312,13 @@ def extend(
             v=held.v.at[rows_b1, :, written_bt].set(new.v, mode="drop"),
             scales=scales,
         )
+        few = kernels is not None and cpu_kernels.attends(kernels, length, config.head_dim)
+        if few and scales is None:
+            window = config.sliding_window if sliding else None
+            mixed_btnh = cpu_kernels.attend(
+                q_btnh, held.k, held.v, positions_bt, window, config.attention_scale
+            )
+            return mixed_btnh, held
         mixed_btnh = attend_in_parts(
             q_btnh,
             held.k,
@@ -405,6 +419,10 @@ def unembed(
 ) -> Float[Array, "... V"]:
     """Vocabulary logits in float32 of hidden states after the last norm; leading axes are free."""
     name, letters = ("embed", "VD") if config.tie_embeddings else ("head", "DV")
+    if "unembed" in params:  # packed
+        rows_1bd = hidden.reshape(1, -1, hidden.shape[-1])
+        (logits,) = params["unembed"].multiply(rows_1bd)
+        return logits.reshape(*hidden.shape[:-1], -1)
     if config.products:
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         logits = project(rows, params[name], ("D", "V"), config.products, letters)
@@ -445,18 +463,36 @@ def _rms_norm(config: ModelConfig, weight: Array, x: Array) -> Array:
     return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
-def _project(config: ModelConfig, weights: Params, name: str, x: Array) -> Array:
-    """One linear map of one layer, with its bias and low-rank addition where it has them: the one
-    place where a projection's weights are used.
+def _project(config: ModelConfig, weights: Params, names: tuple[str, ...], x: Array) -> list[Array]:
+    """Linear maps of the same hidden states by weights of one layer, with their biases and low-rank
+    additions where they have them: the one place where a projection's weights are used.
+
+    Args:
+      names: one of `PROJECTED`.
     """
+    packed = weights.get("+".join(names))
+    if isinstance(packed, cpu_kernels.Packed):
+        products = packed.multiply(x, axes=len(PROJECTION_AXES[names[0]][0]))
+    else:
+        products = [_product(config, name, weights[name], x) for name in names]
+    return [
+        _completed(weights, name, x, product) for name, product in zip(names, products, strict=True)
+    ]
+
+
+def _product(config: ModelConfig, name: str, weight: Array, x: Array) -> Array:
     inputs, outputs = PROJECTION_AXES[name]
     if config.products:
-        y = project(x, weights[name], (inputs, outputs), config.products)
-    elif outputs == "F":
-        y = _widened(x, weights[name].astype(x.dtype))
-    else:
-        weight = weights[name].astype(x.dtype)
-        y = contract(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, weight)
+        return project(x, weight, (inputs, outputs), config.products)
+    if outputs == "F":
+        return _widened(x, weight.astype(x.dtype))
+    letters = f"BT{inputs},{inputs}{outputs}->BT{outputs}"
+    return contract(letters, x, weight.astype(x.dtype))
+
+
+def _completed(weights: Params, name: str, x: Array, y: Array) -> Array:
+    """What a projection adds to the product of x with its matrix."""
+    inputs, outputs = PROJECTION_AXES[name]
     y = _scaled(y, weights.get(f"{name}_scale"))
     # R: rank; never merged here, so that the weights can be shared with models without the addition
     if f"{name}_lora_a" in weights:
@@ -504,7 +540,7 @@ def _qkv(
 ) -> tuple[Array, Array, Array]:
     """Rotated queries and keys, and values, of one layer."""
     x_btd = _rms_norm(config, weights["attn_norm"], x_btd)
-    q_btnh, k_btkh, v_btkh = (_project(config, weights, name, x_btd) for name in ("q", "k", "v"))
+    q_btnh, k_btkh, v_btkh = _project(config, weights, ("q", "k", "v"), x_btd)
     if config.qk_norm:
         q_btnh, k_btkh = (
             _rms_norm(config, weights["q_norm"], q_btnh),
@@ -515,13 +551,14 @@ def _qkv(
 
 def _residual(config: ModelConfig, weights: Params, x_btd: Array, mixed_btnh: Array) -> Array:
     """The residual stream after one layer's attention output and feed-forward network."""
-    added_btd = _project(config, weights, "o", mixed_btnh)
+    (added_btd,) = _project(config, weights, ("o",), mixed_btnh)
     if config.sandwich_norms:
         added_btd = _rms_norm(config, weights["post_attn_norm"], added_btd)
     x_btd = x_btd + added_btd
     y_btd = _rms_norm(config, weights["mlp_norm"], x_btd)
-    gate_btf = _ACTIVATIONS[config.activation](_project(config, weights, "gate", y_btd))
-    added_btd = _project(config, weights, "down", gate_btf * _project(config, weights, "up", y_btd))
+    gate_btf, up_btf = _project(config, weights, ("gate", "up"), y_btd)
+    gate_btf = _ACTIVATIONS[config.activation](gate_btf)
+    (added_btd,) = _project(config, weights, ("down",), gate_btf * up_btf)
     if config.sandwich_norms:
         added_btd = _rms_norm(config, weights["post_mlp_norm"], added_btd)
     return x_btd + added_btd

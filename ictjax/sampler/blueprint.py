@@ -15,6 +15,7 @@ from jax.stages import Lowered
 
 from ictjax.config import SamplerConfig
 from ictjax.mesh import cache_sharding, kv_copies
+from ictjax.models import cpu_kernels
 from ictjax.models.attention_choice import (
     paged_attention_of,
     part_bytes_of,
@@ -82,6 +83,16 @@ class Blueprint:
         sizes.cache_rows(self.num_shards)
         resolve_paged(sizes, self.config, platform_of(self.mesh))
 
+    @functools.cached_property
+    def kernels(self) -> cpu_kernels.Kernels | None:
+        """Of the CPU that it samples on, where it is one and they suit the model. Weights are then
+        to be packed (`weights.packed_weights`).
+        """
+        if platform_of(self.mesh) != "cpu":
+            return None
+        num_devices = 1 if self.mesh is None else self.mesh.size
+        return None if cpu_kernels.why_not(self.config, num_devices) else cpu_kernels.load()
+
     @property
     def num_shards(self) -> int:
         """Copies of the weights."""
@@ -132,7 +143,8 @@ class Blueprint:
         """The program of one dispatch of this shape (see `step.turn`).
 
         Args:
-          params: weights in the form of `weights.sampling_weights`, arrays or shapes.
+          params: weights in the form of `weights.sampling_weights`, packed or not, arrays or
+            shapes.
           cache: arrays or shapes.
           shape: of the dispatch.
         """
@@ -151,6 +163,7 @@ class Blueprint:
             num_pages=self.table_length,
             attention=paged_attention_of(attention, self.mesh),
             part_bytes=part_bytes_of(platform),
+            kernels=self.kernels if "unembed" in params else None,
             unused=self.unused,
             guessed=sizes.guessed_tokens if sizes.guesses(shape.length) else 0,
             num_likeliest=sizes.max_top_logprobs,

@@ -17,7 +17,7 @@ from ictjax.models.config import ModelConfig
 from ictjax.models.transformer import Params
 from ictjax.sampler.blueprint import Blueprint, RowProgram, TurnShape, row_programs, turn_shapes
 from ictjax.sampler.state import Left
-from ictjax.sampler.weights import check_tree, sampling_weights
+from ictjax.sampler.weights import check_tree, packed_weights, sampling_weights
 
 
 class Pending(Protocol):
@@ -103,7 +103,8 @@ class Programs:
         blueprint = self._blueprint
         check_tree(blueprint.config, params)
         self._params = {}  # frees converted weights before others are made
-        self._params = sampling_weights(blueprint.config, params, blueprint.mesh)
+        params = sampling_weights(blueprint.config, params, blueprint.mesh)
+        self._params = packed_weights(blueprint.config, params) if blueprint.kernels else params
 
     def programs(self) -> list[Callable[[], object]]:
         """One call for every program that any sequence of calls can need, which compiles it."""

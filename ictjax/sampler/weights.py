@@ -15,8 +15,15 @@ from jaxtyping import Array
 from ictjax import mesh as meshes
 from ictjax.config import LoraConfig
 from ictjax.models.config import ModelConfig
+from ictjax.models.cpu_kernels import pack
 from ictjax.models.lora import adapter_axes, init_adapter
-from ictjax.models.transformer import Params, abstract_params, unstack_layers
+from ictjax.models.transformer import (
+    PROJECTED,
+    PROJECTION_AXES,
+    Params,
+    abstract_params,
+    unstack_layers,
+)
 
 
 def sampling_weights(
@@ -66,6 +73,25 @@ def sampling_weights(
             name: place(name, axes[name], leaf) for name, leaf in params["lora"].items()
         }
     return result
+
+
+def packed_weights(config: ModelConfig, params: Params) -> Params:
+    """Weights in the form that samples, with their matrices packed for this CPU. All who are given
+    the same arrays share what is packed of them.
+    """
+
+    def layer(weights: Params) -> Params:
+        others = {name: leaf for name, leaf in weights.items() if name not in PROJECTION_AXES}
+        return others | {
+            "+".join(names): pack(
+                [weights[name] for name in names], len(PROJECTION_AXES[names[0]][0])
+            )
+            for names in PROJECTED
+        }
+
+    table = "embed" if config.tie_embeddings else "head"
+    unembed = pack([params[table]], 1, transposed=config.tie_embeddings)
+    return params | {"layers": tuple(map(layer, params["layers"])), "unembed": unembed}
 
 
 def sampling_shapes(config: ModelConfig, mesh: Mesh, lora: LoraConfig | None = None) -> Params:

@@ -1,0 +1,381 @@
+// Products with packed weights, and attention of a few tokens over cached rows, on CPUs; called by
+// XLA (jax.ffi). cpu_kernels.py says what they compute and compiles them for the machine's own
+// instructions.
+//
+// A row of a result depends on that row's inputs alone: every sum runs over its terms in one order,
+// whatever else is computed beside it, and by however many threads.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include <sched.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+// A tile of a product: so many rows by so many vectors of columns, whose sums stay in registers.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 8, kTileVectors = 3;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kTileRows = 6, kTileVectors = 2;
+#else
+constexpr int kLanes = 4, kTileRows = 6, kTileVectors = 2;
+#endif
+constexpr int kColumns = kTileVectors * kLanes;  // of a panel of packed weights
+constexpr int kBlockRows = 8 * kTileRows;        // that pass over a panel while it is at hand
+constexpr int kHeads = 4;                        // queries that share one pass over keys
+constexpr int kFeatures = 4;                     // of keys, that are read at a time
+constexpr int kSums = 12;                        // of values, at least, to hide their latency
+constexpr double kAlone = 1 << 19;  // multiplications that are not worth waking a thread for
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+
+inline Vector splat(float x) { return x - Vector{}; }
+inline Vector load(const float* x) { return *reinterpret_cast<const Floats*>(x); }
+inline Vector load(const uint16_t* x) {  // bfloat16
+  return reinterpret_cast<Vector>(
+      __builtin_convertvector(*reinterpret_cast<const Halves*>(x), Words) << 16);
+}
+inline void store(float* to, Vector x) { *reinterpret_cast<Floats*>(to) = x; }
+inline Vector larger(Vector x, Vector y) { return x > y ? x : y; }
+
+// To the nearest bfloat16, of two the even one.
+inline uint16_t rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >> 16) | 64;  // NaN
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// e^x for x <= 0, to 2 units in the last place; 0 below -87.
+inline Vector exponential(Vector x) {
+  const Vector bounded = larger(x, splat(-87.0f));
+  const Vector shift = splat(12582912.0f);  // 1.5 * 2^23: rounds to whole numbers
+  const Vector whole = (bounded * 1.44269504f + shift) - shift;
+  const Vector rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Vector y = splat(1.9875691500e-4f);
+  for (float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                            1.6666665459e-1f, 5.0000001201e-1f})
+    y = y * rest + coefficient;
+  y = y * rest * rest + rest + 1.0f;
+  const Integers power = (__builtin_convertvector(whole, Integers) + 127) << 23;
+  y *= reinterpret_cast<Vector>(power);
+  return x < -87.0f ? Vector{} : y;
+}
+
+float* scratch(int64_t floats) {
+  thread_local std::vector<float> held;
+  if (held.size() < static_cast<size_t>(floats) + 16) held.resize(floats + 16);
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(held.data()) + 63) & ~uintptr_t{63});
+}
+
+// Calls `work(item)` for every item, on those threads of the pool that come in time. The caller
+// takes what nobody has begun and waits for what somebody has: never for a thread that waits itself.
+template <typename F>
+void share(ffi::ThreadPool& pool, int64_t items, double multiplications, const F& work) {
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  const int64_t helpers =
+      multiplications < kAlone ? 0 : std::min<int64_t>(pool.num_threads(), items) - 1;
+  if (helpers < 1) {
+    for (int64_t item = 0; item < items; item++) work(item);
+    return;
+  }
+  auto state = std::make_shared<State>();
+  auto take = [state, items, shared = &work] {  // alive as long as an item is left
+    for (int64_t item; (item = state->next.fetch_add(1)) < items;) {
+      (*shared)(item);
+      state->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t i = 0; i < helpers; i++) pool.Schedule(decltype(take)(take));
+  take();
+  for (int spins = 0; state->done.load(std::memory_order_acquire) < items; spins++) {
+    if (spins > 4096) sched_yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
+// How a type of weights is packed and multiplied. `kDeep` consecutive inputs of an output lie side
+// by side, and x is given in the form that suits them.
+struct Float {
+  using Weight = float;
+  using Input = float;
+  static constexpr int kDeep = 1;
+  static Vector add(Vector sum, const float* x, const float* w) { return sum + *x * load(w); }
+};
+
+#if defined(__AVX512BF16__)
+struct Half {
+  using Weight = uint16_t;
+  using Input = uint16_t;
+  static constexpr int kDeep = 2;
+  static Vector add(Vector sum, const uint16_t* x, const uint16_t* w) {
+    int32_t pair;
+    std::memcpy(&pair, x, 4);
+    return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                     (__m512bh)_mm512_set1_epi32(pair),
+                                                     (__m512bh)_mm512_loadu_si512(w)));
+  }
+};
+#else
+struct Half {
+  using Weight = uint16_t;
+  using Input = float;
+  static constexpr int kDeep = 1;
+  static Vector add(Vector sum, const float* x, const uint16_t* w) { return sum + *x * load(w); }
+};
+#endif
+
+// y[R, kColumns] = x[R, depth] w[depth, kColumns], of which `columns` are written.
+template <typename Kind, int R>
+void tile(const typename Kind::Input* x, int64_t depth, const typename Kind::Weight* w, float* y,
+          int64_t wide, int64_t columns) {
+  constexpr int kDeep = Kind::kDeep, kStep = kDeep * kLanes;
+  Vector sums[R][kTileVectors] = {};
+  for (int64_t k = 0; k < depth; k += kDeep, w += kTileVectors * kStep) {
+    for (int v = 0; v < kTileVectors; v++) {
+      __builtin_prefetch(w + 16 * kTileVectors * kStep + v * kStep);
+      for (int r = 0; r < R; r++)
+        sums[r][v] = Kind::add(sums[r][v], x + r * depth + k, w + v * kStep);
+    }
+  }
+  for (int r = 0; r < R; r++, y += wide) {
+    if (columns == kColumns) {
+      for (int v = 0; v < kTileVectors; v++) store(y + v * kLanes, sums[r][v]);
+    } else {
+      float last[kColumns];
+      for (int v = 0; v < kTileVectors; v++) store(last + v * kLanes, sums[r][v]);
+      std::memcpy(y, last, columns * sizeof(float));
+    }
+  }
+}
+
+template <typename Kind, int R = kTileRows, typename... Arguments>
+void tile_of(int64_t rows, Arguments... arguments) {
+  if constexpr (R > 0) {
+    if (rows == R)
+      tile<Kind, R>(arguments...);
+    else
+      tile_of<Kind, R - 1>(rows, arguments...);
+  }
+}
+
+// y[rows, wide] = x[rows, depth] times panels [wide / kColumns, depth / kDeep, kColumns, kDeep].
+template <typename Kind>
+void multiply(ffi::ThreadPool& pool, const typename Kind::Input* x, int64_t rows, int64_t depth,
+              const typename Kind::Weight* panels, int64_t wide, float* y) {
+  const int64_t count = (wide + kColumns - 1) / kColumns;
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  share(pool, blocks * count, static_cast<double>(rows) * depth * wide, [=](int64_t item) {
+    const int64_t index = item % count, first = index * kColumns;
+    const int64_t begin = item / count * kBlockRows, end = std::min(rows, begin + kBlockRows);
+    for (int64_t row = begin; row < end; row += kTileRows)
+      tile_of<Kind>(std::min<int64_t>(kTileRows, end - row), x + row * depth, depth,
+                    panels + index * depth * kColumns, y + row * wide + first, wide,
+                    std::min<int64_t>(kColumns, wide - first));
+  });
+}
+
+ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer panels,
+                    ffi::ResultBuffer<ffi::F32> y) {
+  const auto shape = panels.dimensions();
+  const int64_t rows = x.dimensions()[0], given = x.dimensions()[1], depth = shape[1] * shape[3];
+  const int64_t wide = y->dimensions()[1];
+  const float* from = x.typed_data();
+  if (panels.element_type() == ffi::F32) {
+    multiply<Float>(pool, from, rows, depth, static_cast<const float*>(panels.untyped_data()), wide,
+                    y->typed_data());
+    return ffi::Error::Success();
+  }
+  std::vector<Half::Input> narrow(rows * depth);
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t k = 0; k < given; k++) {
+      const uint16_t half = rounded(from[row * given + k]);
+      if constexpr (std::is_same_v<Half::Input, float>) {
+        const uint32_t bits = static_cast<uint32_t>(half) << 16;
+        std::memcpy(&narrow[row * depth + k], &bits, 4);
+      } else {
+        narrow[row * depth + k] = half;
+      }
+    }
+  multiply<Half>(pool, narrow.data(), rows, depth,
+                 static_cast<const uint16_t*>(panels.untyped_data()), wide, y->typed_data());
+  return ffi::Error::Success();
+}
+
+// logits[G, count vectors] += queries [G, D of width] by keys [D, S], both from feature h on.
+template <int G, int D>
+void match(const float* q, int64_t width, const float* keys, int64_t held, int64_t count,
+           float* logits, int64_t room) {
+  Vector query[G][D];
+  for (int g = 0; g < G; g++)
+    for (int d = 0; d < D; d++) query[g][d] = splat(q[g * width + d]);
+  for (int64_t at = 0; at < count * kLanes; at += kLanes) {
+    Vector key[D];
+    for (int d = 0; d < D; d++) key[d] = load(keys + d * held + at);
+    for (int g = 0; g < G; g++) {
+      Vector sum = load(logits + g * room + at);
+      for (int d = 0; d < D; d++) sum += query[g][d] * key[d];
+      store(logits + g * room + at, sum);
+    }
+  }
+}
+
+// y[G, V vectors] = weights[G, count] values[count, V vectors], over the sums of the weights.
+template <int G, int V>
+void mix(const float* weights, int64_t room, int64_t count, const float* values, int64_t width,
+         const float* totals, float* y) {
+  constexpr int kApart = std::max(1, kSums / (G * V));
+  Vector sums[kApart][G][V] = {};
+  int64_t s = 0;
+  for (; s + kApart <= count; s += kApart)
+    for (int a = 0; a < kApart; a++)
+      for (int v = 0; v < V; v++) {
+        const Vector value = load(values + (s + a) * width + v * kLanes);
+        for (int g = 0; g < G; g++) sums[a][g][v] += weights[g * room + s + a] * value;
+      }
+  for (; s < count; s++)
+    for (int v = 0; v < V; v++)
+      for (int g = 0; g < G; g++)
+        sums[0][g][v] += weights[g * room + s] * load(values + s * width + v * kLanes);
+  for (int g = 0; g < G; g++)
+    for (int v = 0; v < V; v++) {
+      Vector total = sums[0][g][v];
+      for (int a = 1; a < kApart; a++) total += sums[a][g][v];
+      store(y + g * width + v * kLanes, total / totals[g]);
+    }
+}
+
+// Attention of G query heads over positions [begin, end) of one kv head.
+template <int G>
+void attend(const float* q, int64_t width, const float* keys, const float* values, int64_t held,
+            int64_t begin, int64_t end, float scale, float* y) {
+  const int64_t room = (held + kLanes - 1) / kLanes * kLanes;
+  float* logits = scratch(G * room);
+  const int64_t low = begin / kLanes * kLanes, high = (end + kLanes - 1) / kLanes * kLanes;
+  const int64_t whole = std::min(high, held / kLanes * kLanes);  // a row may end within a vector
+  std::fill(logits, logits + G * room, 0.0f);
+  int64_t h = 0;
+  for (; h + kFeatures <= width; h += kFeatures)
+    match<G, kFeatures>(q + h, width, keys + h * held + low, held, (whole - low) / kLanes,
+                        logits + low, room);
+  for (; h < width; h++)
+    match<G, 1>(q + h, width, keys + h * held + low, held, (whole - low) / kLanes, logits + low,
+                room);
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  float totals[G];
+  for (int g = 0; g < G; g++) {
+    float* row = logits + g * room;
+    for (int64_t at = whole; at < end; at++)
+      for (h = 0; h < width; h++) row[at] += q[g * width + h] * keys[h * held + at];
+    std::fill(row + low, row + begin, kNever);
+    std::fill(row + end, row + high, kNever);
+    Vector most = load(row + low), sum = {};  // of logits before they are scaled
+    for (int64_t at = low; at < high; at += kLanes) most = larger(most, load(row + at));
+    float peak = most[0];
+    for (int lane = 1; lane < kLanes; lane++) peak = std::max(peak, most[lane]);
+    for (int64_t at = low; at < high; at += kLanes) {
+      const Vector weight = exponential((load(row + at) - peak) * scale);
+      store(row + at, weight);
+      sum += weight;
+    }
+    totals[g] = 0;
+    for (int lane = 0; lane < kLanes; lane++) totals[g] += sum[lane];
+  }
+  const float* weights = logits + begin;
+  values += begin * width;
+  for (h = 0; h < width;) {
+    auto run = [&](auto vectors) {
+      constexpr int V = decltype(vectors)::value;
+      if (h + V * kLanes > width) return false;
+      mix<G, V>(weights, room, end - begin, values + h, width, totals, y + h);
+      h += V * kLanes;
+      return true;
+    };
+    run(std::integral_constant<int, 4>{}) || run(std::integral_constant<int, 2>{}) ||
+        run(std::integral_constant<int, 1>{});
+  }
+}
+
+ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
+                  ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::S32> positions,
+                  ffi::ResultBuffer<ffi::F32> y, int32_t window, float scale) {
+  const auto asked = q.dimensions(), kept = v.dimensions();
+  const int64_t rows = asked[0], tokens = asked[1], heads = asked[2], width = asked[3];
+  const int64_t kv_heads = kept[1], held = kept[2], group = heads / kv_heads;
+  const float *queries = q.typed_data(), *keys = k.typed_data(), *values = v.typed_data();
+  const int32_t* places = positions.typed_data();
+  float* mixed = y->typed_data();
+  share(pool, rows * kv_heads, 2.0 * rows * tokens * heads * width * held, [=](int64_t item) {
+    const int64_t row = item / kv_heads, kv_head = item % kv_heads;
+    const int64_t from = item * width * held;
+    for (int64_t token = 0; token < tokens; token++) {
+      const int64_t at = row * tokens + token;
+      const int64_t end = std::clamp<int64_t>(places[at] + 1, 1, held);
+      const int64_t begin = window ? std::clamp<int64_t>(end - window, 0, end - 1) : 0;
+      for (int64_t g = 0; g < group;) {
+        const int64_t head = (at * heads + kv_head * group + g) * width;
+        auto run = [&](auto several) {
+          attend<decltype(several)::value>(queries + head, width, keys + from, values + from, held,
+                                           begin, end, scale, mixed + head);
+          g += decltype(several)::value;
+        };
+        if (group - g >= kHeads)
+          run(std::integral_constant<int, kHeads>{});
+        else if (group - g == 3)
+          run(std::integral_constant<int, 3>{});
+        else if (group - g == 2)
+          run(std::integral_constant<int, 2>{});
+        else
+          run(std::integral_constant<int, 1>{});
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ictjax_multiply, Multiply,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ictjax_attend, Attend,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int32_t>("window")
+                                  .Attr<float>("scale"));
+
+// How weights are to be packed: columns of a panel, and inputs side by side in bfloat16.
+extern "C" int ictjax_columns() { return kColumns; }
+extern "C" int ictjax_deep() { return Half::kDeep; }
+extern "C" int ictjax_lanes() { return kLanes; }

@@ -1,0 +1,284 @@
+"""Products with packed weights and attention on CPUs against the plain ones of JAX; how they are
+compiled, and what happens where they cannot be.
+"""
+
+import dataclasses
+import functools
+import gc
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ictjax.config import SamplerConfig
+from ictjax.models import attention, cpu_kernels, transformer
+from ictjax.models.config import ModelConfig
+from ictjax.sampler import Request, Sampler, sampling_weights
+from ictjax.sampler.weights import packed_weights
+
+MODEL = ModelConfig(
+    vocab_size=101,
+    num_layers=2,
+    d_model=40,
+    d_ff=56,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    max_positions=64,
+    tie_embeddings=True,
+)
+SIZES = SamplerConfig(
+    num_slots=3,
+    max_len=40,
+    extend_buckets=(8,),
+    row_buckets=(3,),
+    decode_steps=3,
+    max_top_k=8,
+    attended_buckets=(24,),
+)
+
+
+def weights(config):
+    made = transformer.init_params(config, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf * (12 if leaf.ndim > 1 else 1), made)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """The folder of a machine on which nothing was compiled before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu_kernels, "_loaded", functools.cache(cpu_kernels._loaded.__wrapped__))
+    return tmp_path / "ictjax"
+
+
+def noise(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def multiplied(x, weight, axes, *, transposed=False):
+    packed = cpu_kernels.pack([weight], axes, transposed=transposed)
+    (found,) = jax.jit(lambda x, packed: packed.multiply(x, axes))(x, packed)
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 31, 64, 65, 131])
+@pytest.mark.parametrize(("depth", "wide"), [(16, 48), (33, 49), (1, 1), (128, 200)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_those_of_jax(rows, depth, wide, dtype):
+    x, weight = noise(0, 1, rows, depth), jnp.asarray(noise(1, depth, wide), dtype)
+    rounded = np.asarray(jnp.asarray(x, dtype), np.float64)
+    expected = rounded @ np.asarray(weight, np.float64)
+    np.testing.assert_allclose(multiplied(x, weight, 1), expected, rtol=1e-5, atol=1e-5)
+    table = jnp.asarray(np.asarray(weight, np.float32).T, dtype)
+    found = multiplied(x, table, 1, transposed=True)
+    np.testing.assert_array_equal(found, multiplied(x, weight, 1))
+
+
+def test_products_take_and_give_several_axes():
+    x, weight = noise(0, 2, 3, 4, 8), jnp.asarray(noise(1, 4, 8, 5, 6))
+    found = multiplied(x, weight, 2)
+    np.testing.assert_allclose(found, np.einsum("btnh,nhkd->btkd", x, weight), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_matrices_side_by_side_give_what_each_gives(dtype):
+    x = noise(0, 1, 11, 33)
+    weights = [
+        jnp.asarray(noise(1 + i, 33, *axes), dtype)
+        for i, axes in enumerate([(5, 3), (2, 7), (61,)])
+    ]
+    packed = cpu_kernels.pack(weights, 1)
+    found = jax.jit(lambda x, packed: packed.multiply(x))(x, packed)
+    for part, weight in zip(found, weights, strict=True):
+        np.testing.assert_array_equal(part, multiplied(x, weight, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_is_the_same_whatever_is_beside_it(dtype):
+    x, weight = noise(0, 1, 150, 96), jnp.asarray(noise(1, 96, 1000), dtype)
+    whole = multiplied(x, weight, 1)
+    for first, last in [(0, 1), (3, 5), (149, 150), (20, 90)]:
+        np.testing.assert_array_equal(multiplied(x[:, first:last], weight, 1), whole[:, first:last])
+
+
+def test_rounding_to_bfloat16_is_that_of_jax():
+    """Halves to even, beyond the largest to infinity, and NaN stays NaN."""
+    of_bits = np.arange(0, 2**32, 65_521, dtype=np.uint32).view(np.float32)
+    x = of_bits[: len(of_bits) // 16 * 16].reshape(1, -1, 16)
+    identity = jnp.eye(16, dtype=jnp.bfloat16)
+    finite = np.abs(x) < 1e30  # an infinity times the zeros of the identity is NaN in every column
+    usual = np.where(finite & (np.abs(x) > 1e-30), x, 1.0)
+    found = multiplied(usual, identity, 1)
+    np.testing.assert_array_equal(found, np.asarray(jnp.asarray(usual, jnp.bfloat16), np.float32))
+    for wrong in (np.nan, np.inf, -np.inf, 3.4e38):
+        spoilt = multiplied(np.full((1, 1, 16), wrong, np.float32), identity, 1)
+        assert np.isnan(spoilt).all()
+
+
+CASES = [
+    # rows, tokens, heads, kv heads, width, positions, window
+    (5, 1, 4, 2, 32, 80, None),
+    (1, 1, 9, 3, 64, 640, None),
+    (2, 3, 7, 1, 16, 33, None),
+    (3, 8, 6, 6, 48, 77, 20),
+    (4, 2, 8, 8, 112, 19, 1),
+    (2, 1, 2, 1, 32, 5, None),
+    (2, 1, 5, 1, 32, 1, 3),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention_is_that_of_jax(case):
+    rows, tokens, heads, kv_heads, width, held, window = case
+    rng = np.random.default_rng(0)
+    q = 3 * noise(0, rows, tokens, heads, width)
+    k, v = noise(1, rows, kv_heads, width, held), noise(2, rows, kv_heads, held, width)
+    positions = np.sort(rng.integers(0, held, (rows, tokens))).astype(np.int32)
+    positions[0, -1] = held - 1
+    distance = positions[..., None] - np.arange(held)
+    seen = (distance >= 0) & (distance < (window or held))
+    nobody = ~seen.any(axis=1)[:, None]
+    # nothing of a position that no token sees is used, whatever is there
+    k_spoilt = np.where(nobody[:, :, None], np.nan, k)
+    v_spoilt = np.where(nobody[..., None], np.nan, v)
+
+    def few(q, k, v, positions):
+        return cpu_kernels.attend(q, k, v, positions, window, None)
+
+    expected = attention.attend(q, k, v, jnp.asarray(seen))
+    found = jax.jit(few)(q, k_spoilt, v_spoilt, positions)
+    np.testing.assert_allclose(found, expected, atol=5e-6)  # logits up to 100
+    alone = jax.jit(few)(q[-1:], k[-1:], v[-1:], positions[-1:])
+    np.testing.assert_array_equal(alone, found[-1:])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 100.0, 1e4])
+def test_attention_of_large_and_small_logits(size):
+    q, k, v = size * noise(0, 1, 1, 2, 32), noise(1, 1, 2, 32, 40), noise(2, 1, 2, 40, 32)
+    positions = np.array([[39]], np.int32)
+    expected = attention.attend(q, k, v, jnp.ones((1, 1, 40), bool), 0.7)
+    found = jax.jit(lambda *x: cpu_kernels.attend(*x, None, 0.7))(q, k, v, positions)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, size))
+    assert np.isfinite(found).all()
+
+
+def said(params, config=MODEL, **changes):
+    """Tokens and log-probabilities of a few replies, greedy and drawn."""
+    sizes = dataclasses.replace(SIZES, **changes)
+    with Sampler(config, params, sizes, pad_id=0) as sampler:
+        conversations = [sampler.open([5 + row, 9, 11 + row]) for row in range(3)]
+        for row, conversation in enumerate(conversations):
+            asked = Request(
+                max_new_tokens=9,
+                temperature=float(row == 2),
+                top_k=0,
+                top_p=1.0,
+                stop_ids=(),
+                key=np.array([row, 7], np.uint32),
+            )
+            sampler.generate(conversation, asked)
+        replies = {reply.conversation: reply for reply in sampler.run()}
+    ordered = [replies[conversation] for conversation in conversations]
+    return [r.ids for r in ordered], np.array([r.logprobs for r in ordered])
+
+
+@pytest.mark.parametrize(
+    ("products", "changes"),
+    [("", {}), ("bfloat16", {"guessed_tokens": 3}), ("", {"page_size": 16})],
+)
+def test_a_sampler_says_the_same_with_and_without(products, changes):
+    config = dataclasses.replace(MODEL, products=products)
+    params = weights(config)
+    with cpu_kernels.switched_off():
+        plain_ids, plain_logprobs = said(params, config, **changes)
+    ids, logprobs = said(params, config, **changes)
+    assert ids == plain_ids
+    np.testing.assert_allclose(logprobs, plain_logprobs, atol=1e-4)
+
+
+def test_samplers_of_the_same_weights_share_what_is_packed():
+    base = sampling_weights(MODEL, weights(MODEL))
+    first, second = packed_weights(MODEL, base), packed_weights(MODEL, dict(base))
+    assert first["layers"][0]["q+k+v"] is second["layers"][0]["q+k+v"]
+    assert first["unembed"] is second["unembed"]
+    other = sampling_weights(MODEL, weights(MODEL))
+    assert packed_weights(MODEL, other)["unembed"] is not first["unembed"]
+
+
+def test_what_is_packed_is_gone_with_the_samplers():
+    base = sampling_weights(MODEL, weights(MODEL))
+    gc.collect()
+    before = len(jax.live_arrays())
+    packed = packed_weights(MODEL, base)
+    assert len(jax.live_arrays()) > before
+    del packed
+    gc.collect()
+    assert len(jax.live_arrays()) == before
+    number = len(cpu_kernels._MADE)
+    del base
+    gc.collect()
+    assert len(cpu_kernels._MADE) < number
+
+
+def test_it_is_compiled_once_for_a_machine(fresh):
+    library = cpu_kernels._compiled()
+    made = library.stat().st_mtime_ns
+    assert cpu_kernels._compiled() == library
+    assert [path.stat().st_mtime_ns for path in fresh.iterdir()] == [made]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "complaint"),
+    [
+        ("no-such-compiler", "there is no C++ compiler (c++, or CXX)"),
+        ("false", "false cannot compile cpu_kernels.cc: it said nothing"),
+    ],
+)
+def test_without_a_compiler_a_sampler_leaves_it_to_xla(fresh, monkeypatch, compiler, complaint):
+    monkeypatch.setenv("CXX", compiler)
+    assert cpu_kernels.why_not(MODEL).endswith(complaint)
+    ids, _ = said(weights(MODEL))
+    assert all(len(reply) == 9 for reply in ids)
+
+
+def test_a_damaged_library_is_named(fresh):
+    cpu_kernels._compiled().write_bytes(b"damaged")
+    assert "cpu_kernels.cc cannot be loaded" in cpu_kernels.why_not(MODEL)
+
+
+def test_it_says_why_it_is_not_used(monkeypatch):
+    large = dataclasses.replace(MODEL, vocab_size=2**20, d_model=2**10)
+    assert cpu_kernels.why_not(large).startswith("a second copy of the weights would take 4")
+    half = dataclasses.replace(MODEL, dtype="bfloat16")
+    assert cpu_kernels.why_not(half) == "the model computes bfloat16"
+    assert "int8" in cpu_kernels.why_not(dataclasses.replace(MODEL, weights="int8"))
+    assert cpu_kernels.why_not(MODEL, 2) == "its mesh has several devices"
+    with cpu_kernels.switched_off():
+        assert cpu_kernels.why_not(MODEL) == "ICTJAX_CPU_KERNELS is off"
+    assert cpu_kernels.why_not(MODEL) == ""
+
+
+_OTHER = """
+import sys
+import pytest
+from ictjax.models import cpu_kernels
+cpu_kernels._FLAGS = tuple(flag.replace("native", sys.argv[1]) for flag in cpu_kernels._FLAGS)
+sys.exit(pytest.main([sys.argv[2], "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header",
+                      "-W", "ignore::pytest.PytestAssertRewriteWarning",
+                      "-k", "axes or beside or attention"]))
+"""
+
+
+@pytest.mark.parametrize("machine", ["x86-64-v3", "x86-64"])
+def test_it_computes_the_same_for_other_processors(machine, tmp_path, monkeypatch):
+    """With the instructions that older ones have."""
+    if not cpu_kernels.load().columns >= 48:
+        pytest.skip("this processor is itself one of them")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-c", _OTHER, machine, str(pathlib.Path(__file__))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:]
