@@ -16,7 +16,9 @@ import pytest
 
 from ictjax.config import SamplerConfig
 from ictjax.models import attention, cpu_kernels, transformer
+from ictjax.models.cache import CachedLayer
 from ictjax.models.config import ModelConfig
+from ictjax.models.rotary import rotate
 from ictjax.sampler import Request, Sampler, sampling_weights
 from ictjax.sampler.weights import packed_weights
 
@@ -45,6 +47,11 @@ SIZES = SamplerConfig(
 def weights(config):
     made = transformer.init_params(config, jax.random.key(0))
     return jax.tree.map(lambda leaf: leaf * (12 if leaf.ndim > 1 else 1), made)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded():
+    cpu_kernels.load()
 
 
 @pytest.fixture
@@ -137,31 +144,67 @@ def test_attention_is_that_of_jax(case):
     rng = np.random.default_rng(0)
     q = 3 * noise(0, rows, tokens, heads, width)
     k, v = noise(1, rows, kv_heads, width, held), noise(2, rows, kv_heads, held, width)
-    positions = np.sort(rng.integers(0, held, (rows, tokens))).astype(np.int32)
-    positions[0, -1] = held - 1
+    new_k, new_v = noise(3, rows, tokens, kv_heads, width), noise(4, rows, tokens, kv_heads, width)
+    starts = rng.integers(0, held - tokens + 1, (rows, 1))
+    starts[0] = held - tokens
+    positions = (starts + np.arange(tokens)).astype(np.int32)
+    written = positions.copy()
+    written[-1, -1] = held  # dropped
+    # nothing of a position that no token sees is used, whatever is there
+    later = np.arange(held) > positions[:, -1:]
+    before = np.arange(held) < positions[:, :1] - ((window or held) - 1)
+    nobody = (later | before)[:, None]
+    k, v = np.where(nobody[:, :, None], np.nan, k), np.where(nobody[..., None], np.nan, v)
+
+    angles = noise(5, rows, tokens, 1, width // 2)
+    cos_sin = np.cos(angles), np.sin(angles)
+
+    def few(q, new_k, new_v, cos_sin, k, v, positions, written):
+        held = CachedLayer(k, v)
+        return cpu_kernels.attend(q, new_k, new_v, cos_sin, held, positions, written, window=window)
+
+    found, layer = jax.jit(few)(q, new_k, new_v, cos_sin, k, v, positions, written)
+    alone = [array[-1:] for array in (q, new_k, new_v, *cos_sin, k, v, positions, written)]
+    alone[3:5] = [tuple(alone[3:5])]
+    np.testing.assert_array_equal(jax.jit(few)(*alone)[0], found[-1:])
+    q, new_k = (np.asarray(rotate(array, cos_sin)) for array in (q, new_k))
+    expected_k, expected_v = k.copy(), v.copy()
+    for row, token in np.argwhere(written < held):
+        expected_k[row, :, :, written[row, token]] = new_k[row, token]
+        expected_v[row, :, written[row, token]] = new_v[row, token]
+    np.testing.assert_allclose(layer.k, expected_k, atol=1e-6)
+    np.testing.assert_array_equal(layer.v, expected_v)
     distance = positions[..., None] - np.arange(held)
     seen = (distance >= 0) & (distance < (window or held))
-    nobody = ~seen.any(axis=1)[:, None]
-    # nothing of a position that no token sees is used, whatever is there
-    k_spoilt = np.where(nobody[:, :, None], np.nan, k)
-    v_spoilt = np.where(nobody[..., None], np.nan, v)
-
-    def few(q, k, v, positions):
-        return cpu_kernels.attend(q, k, v, positions, window, None)
-
-    expected = attention.attend(q, k, v, jnp.asarray(seen))
-    found = jax.jit(few)(q, k_spoilt, v_spoilt, positions)
+    filled = [np.nan_to_num(array, nan=0.0) for array in (expected_k, expected_v)]
+    expected = attention.attend(q, *filled, jnp.asarray(seen))
     np.testing.assert_allclose(found, expected, atol=5e-6)  # logits up to 100
-    alone = jax.jit(few)(q[-1:], k[-1:], v[-1:], positions[-1:])
-    np.testing.assert_array_equal(alone, found[-1:])
+
+
+def test_the_cache_is_updated_where_it_is():
+    """Without a second one: of a cache that is donated, nothing is copied."""
+    k, v = jnp.zeros((4, 2, 16, 1000)), jnp.zeros((4, 2, 1000, 16))
+    new, q = noise(0, 4, 1, 2, 16), noise(1, 4, 1, 2, 16)
+    at = np.full((4, 1), 3, np.int32)
+
+    def step(k, v):
+        unturned = (np.ones((4, 1, 1, 8), np.float32), np.zeros((4, 1, 1, 8), np.float32))
+        return cpu_kernels.attend(q, new, new, unturned, CachedLayer(k, v), at, at)[1]
+
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(k, v).compile()
+    assert program.memory_analysis().temp_size_in_bytes < k.nbytes / 10
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 100.0, 1e4])
 def test_attention_of_large_and_small_logits(size):
     q, k, v = size * noise(0, 1, 1, 2, 32), noise(1, 1, 2, 32, 40), noise(2, 1, 2, 40, 32)
-    positions = np.array([[39]], np.int32)
+    at = np.array([[39]], np.int32)
+    new_k, new_v = k[:, None, :, :, 39], v[:, None, :, 39]
     expected = attention.attend(q, k, v, jnp.ones((1, 1, 40), bool), 0.7)
-    found = jax.jit(lambda *x: cpu_kernels.attend(*x, None, 0.7))(q, k, v, positions)
+    unturned = (np.ones((1, 1, 1, 16), np.float32), np.zeros((1, 1, 1, 16), np.float32))
+    found, _ = jax.jit(
+        lambda *x: cpu_kernels.attend(*x[:3], unturned, CachedLayer(*x[3:5]), at, at, scale=0.7)
+    )(q, new_k, new_v, k, v)
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, size))
     assert np.isfinite(found).all()
 

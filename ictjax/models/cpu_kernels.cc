@@ -267,12 +267,12 @@ void mix(const float* weights, int64_t room, int64_t count, const float* values,
     }
 }
 
-// Attention of G query heads over positions [begin, end) of one kv head.
+// Attention of G query heads over positions [begin, end) of one kv head. `logits` has room for
+// whole vectors of all positions, G times.
 template <int G>
 void attend(const float* q, int64_t width, const float* keys, const float* values, int64_t held,
-            int64_t begin, int64_t end, float scale, float* y) {
+            int64_t begin, int64_t end, float scale, float* logits, float* y) {
   const int64_t room = (held + kLanes - 1) / kLanes * kLanes;
-  float* logits = scratch(G * room);
   const int64_t low = begin / kLanes * kLanes, high = (end + kLanes - 1) / kLanes * kLanes;
   const int64_t whole = std::min(high, held / kLanes * kLanes);  // a row may end within a vector
   std::fill(logits, logits + G * room, 0.0f);
@@ -318,18 +318,44 @@ void attend(const float* q, int64_t width, const float* keys, const float* value
   }
 }
 
-ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
-                  ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::S32> positions,
-                  ffi::ResultBuffer<ffi::F32> y, int32_t window, float scale) {
-  const auto asked = q.dimensions(), kept = v.dimensions();
+// y = x with its pairs (h, h + width / 2) turned by angles of these cosines and sines.
+void turn(const float* x, int64_t width, const float* cosines, const float* sines, float* y) {
+  const int64_t half = width / 2;
+  for (int64_t h = 0; h < half; h++) {
+    y[h] = x[h] * cosines[h] - x[half + h] * sines[h];
+    y[half + h] = x[half + h] * cosines[h] + x[h] * sines[h];
+  }
+}
+
+// Turns queries and new keys, writes keys and values to their rows, then attends over these.
+ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> new_k,
+                  ffi::Buffer<ffi::F32> new_v, ffi::Buffer<ffi::F32> cos,
+                  ffi::Buffer<ffi::F32> sin, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
+                  ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::S32> written,
+                  ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::F32> k,
+                  ffi::ResultBuffer<ffi::F32> v, int32_t window, float scale) {
+  const auto asked = q.dimensions(), kept = v->dimensions();
   const int64_t rows = asked[0], tokens = asked[1], heads = asked[2], width = asked[3];
   const int64_t kv_heads = kept[1], held = kept[2], group = heads / kv_heads;
-  const float *queries = q.typed_data(), *keys = k.typed_data(), *values = v.typed_data();
-  const int32_t* places = positions.typed_data();
+  const float *queries = q.typed_data(), *new_keys = new_k.typed_data();
+  const float *new_values = new_v.typed_data();
+  const float *cosines = cos.typed_data(), *sines = sin.typed_data();
+  float *keys = k->typed_data(), *values = v->typed_data();
+  const int32_t *places = positions.typed_data(), *targets = written.typed_data();
   float* mixed = y->typed_data();
   share(pool, rows * kv_heads, 2.0 * rows * tokens * heads * width * held, [=](int64_t item) {
     const int64_t row = item / kv_heads, kv_head = item % kv_heads;
     const int64_t from = item * width * held;
+    for (int64_t token = 0; token < tokens; token++) {
+      const int64_t at = row * tokens + token, target = targets[at];
+      if (target < 0 || target >= held) continue;
+      float* key = scratch(width);
+      turn(new_keys + (at * kv_heads + kv_head) * width, width, cosines + at * width / 2,
+           sines + at * width / 2, key);
+      for (int64_t h = 0; h < width; h++) keys[from + h * held + target] = key[h];
+      std::memcpy(values + from + target * width, new_values + (at * kv_heads + kv_head) * width,
+                  width * sizeof(float));
+    }
     for (int64_t token = 0; token < tokens; token++) {
       const int64_t at = row * tokens + token;
       const int64_t end = std::clamp<int64_t>(places[at] + 1, 1, held);
@@ -337,9 +363,14 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
       for (int64_t g = 0; g < group;) {
         const int64_t head = (at * heads + kv_head * group + g) * width;
         auto run = [&](auto several) {
-          attend<decltype(several)::value>(queries + head, width, keys + from, values + from, held,
-                                           begin, end, scale, mixed + head);
-          g += decltype(several)::value;
+          constexpr int G = decltype(several)::value;
+          float* turned = scratch(G * (width + held + kLanes));
+          for (int64_t index = 0; index < G * width; index += width)
+            turn(queries + head + index, width, cosines + at * width / 2, sines + at * width / 2,
+                 turned + index);
+          attend<G>(turned, width, keys + from, values + from, held, begin, end, scale,
+                    turned + G * width, mixed + head);
+          g += G;
         };
         if (group - g >= kHeads)
           run(std::integral_constant<int, kHeads>{});
@@ -370,7 +401,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ictjax_attend, Attend,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int32_t>("window")
                                   .Attr<float>("scale"));

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from envs.cache_files import cache_file
+from ictjax.models.cache import CachedLayer
 from ictjax.models.config import ModelConfig
 
 _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
@@ -141,32 +142,65 @@ class Packed:
 
 def attend(
     q_btnh: Float[Array, "B T N H"],
-    k_bkhs: Float[Array, "B K H S"],
-    v_bksh: Float[Array, "B K S H"],
+    k_btkh: Float[Array, "B T K H"],
+    v_btkh: Float[Array, "B T K H"],
+    cos_sin: tuple[Float[Array, "B T 1 H/2"], ...],
+    held: CachedLayer,
     positions_bt: Int[Array, "B T"],
-    window: int | None,
-    scale: float | None,
-) -> Float[Array, "B T N H"]:
-    """`attention.attend` of tokens at these positions over all positions up to their own, of which
-    no other is read.
+    written_bt: Int[Array, "B T"],
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+) -> tuple[Float[Array, "B T N H"], CachedLayer]:
+    """Rotates queries and keys of new tokens, writes keys and values to their rows of a cache, then
+    computes `attention.attend` over the positions up to each token's own: no other is read.
 
     Args:
+      cos_sin: see `rotary.rotate`.
+      held: without scales; updated in place if nobody else uses it.
+      written_bt: where to; positions that no row has are dropped.
       window: positions back that a token sees, its own included; None for all.
       scale: H ** -0.5 unless given.
     """
-    return jax.ffi.ffi_call("ictjax_attend", jax.ShapeDtypeStruct(q_btnh.shape, jnp.float32))(
+    arrays = (q_btnh, held.k, held.v)
+    results = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in arrays]
+    call = jax.ffi.ffi_call("ictjax_attend", results, input_output_aliases={5: 1, 6: 2})
+    mixed_btnh, k_bkhs, v_bksh = call(
         q_btnh,
-        k_bkhs,
-        v_bksh,
+        k_btkh,
+        v_btkh,
+        *cos_sin,
+        held.k,
+        held.v,
         positions_bt,
+        written_bt,
         window=np.int32(window or 0),
         scale=np.float32(q_btnh.shape[-1] ** -0.5 if scale is None else scale),
     )
+    return mixed_btnh, CachedLayer(k_bkhs, v_bksh)
 
 
 def attends(kernels: Kernels, length: int, head_dim: int) -> bool:
     """Whether `attend` takes so many tokens of a row, of heads of this width."""
     return length <= _MOST_TOKENS and head_dim % kernels.lanes == 0
+
+
+@functools.partial(jax.jit, static_argnums=1, static_argnames="transposed")
+def _pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool) -> Packed:
+    kernels = load()
+
+    def matrix(weight: Array) -> Array:
+        if transposed:
+            return weight.reshape(-1, weight.shape[-1]).T
+        return weight.reshape(math.prod(weight.shape[:num_inputs]), -1)
+
+    matrix_kn = jnp.concatenate([matrix(weight) for weight in weights], axis=1)
+    deep = kernels.deep if matrix_kn.dtype == jnp.bfloat16 else 1
+    depth, wide = matrix_kn.shape
+    matrix_kn = jnp.pad(matrix_kn, ((0, -depth % deep), (0, -wide % kernels.columns)))
+    panels = matrix_kn.reshape(-1, deep, matrix_kn.shape[1] // kernels.columns, kernels.columns)
+    outputs = (one.shape[:-1] if transposed else one.shape[num_inputs:] for one in weights)
+    return Packed(panels.transpose(2, 0, 3, 1), tuple(outputs))
 
 
 # What was packed of which arrays, for as long as somebody holds both.
@@ -175,39 +209,19 @@ _MADE: dict[tuple[int, ...], tuple[list[weakref.ref[Array]], weakref.ref[Packed]
 
 def pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool = False) -> Packed:
     """Weights, whose first `num_inputs` axes they are summed over (the last one, where they are
-    transposed). The result is made once for these arrays and everybody who holds them.
+    transposed); of the same arrays once for everybody who holds them.
     """
     key = tuple(map(id, weights))
     if key in _MADE:
         sources, made = _MADE[key]
-        if (packed := made()) is not None and all(
-            source() is one for source, one in zip(sources, weights, strict=True)
-        ):
+        same = all(source() is one for source, one in zip(sources, weights, strict=True))
+        if same and (packed := made()) is not None:
             return packed
-    kernels = load()
-    deep = kernels.deep if weights[0].dtype == jnp.bfloat16 else 1
-    outputs = tuple(one.shape[:-1] if transposed else one.shape[num_inputs:] for one in weights)
-    panels = _panels(tuple(weights), num_inputs, transposed, kernels.columns, deep)
-    packed = Packed(panels, outputs)
+    packed = _pack(list(weights), num_inputs, transposed=transposed)
     forget = functools.partial(_MADE.pop, key, None)
     sources = [weakref.ref(one, lambda _: forget()) for one in weights]
     _MADE[key] = sources, weakref.ref(packed)
     return packed
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _panels(
-    weights: tuple[Array, ...], num_inputs: int, transposed: bool, columns: int, deep: int
-) -> Array:
-    def matrix(weight: Array) -> Array:
-        if transposed:
-            return weight.reshape(-1, weight.shape[-1]).T
-        return weight.reshape(math.prod(weight.shape[:num_inputs]), -1)
-
-    matrix_kn = jnp.concatenate([matrix(weight) for weight in weights], axis=1)
-    depth, wide = matrix_kn.shape
-    matrix_kn = jnp.pad(matrix_kn, ((0, -depth % deep), (0, -wide % columns)))
-    return matrix_kn.reshape(-1, deep, matrix_kn.shape[1] // columns, columns).transpose(2, 0, 3, 1)
 
 
 def _compiled() -> pathlib.Path:

@@ -21,7 +21,7 @@ additions (`ictjax.models.lora`) are stacked under `params["lora"]`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -295,11 +295,30 @@ def extend(
         near_bts = positions_bt[:, :, None] - cached_1s[:, None, :] < config.sliding_window
         masks_bts.append(masks_bts[0] & near_bts)
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    rotations = _rotations(config, positions_bt)
+    few = (
+        kernels is not None
+        and not cache.k_scale
+        and cpu_kernels.attends(kernels, length, config.head_dim)
+    )
 
     def mix(
         sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
     ) -> tuple[Array, CachedLayer]:
         scales = None
+        if few:
+            window = config.sliding_window if sliding else None
+            return cpu_kernels.attend(
+                q_btnh,
+                new.k,
+                new.v,
+                rotations[sliding],
+                held,
+                positions_bt,
+                written_bt,
+                window=window,
+                scale=config.attention_scale,
+            )
         if held.scales is not None and new.scales is not None:
             scales = Scales(
                 *(
@@ -312,13 +331,6 @@ def extend(
             v=held.v.at[rows_b1, :, written_bt].set(new.v, mode="drop"),
             scales=scales,
         )
-        few = kernels is not None and cpu_kernels.attends(kernels, length, config.head_dim)
-        if few and scales is None:
-            window = config.sliding_window if sliding else None
-            mixed_btnh = cpu_kernels.attend(
-                q_btnh, held.k, held.v, positions_bt, window, config.attention_scale
-            )
-            return mixed_btnh, held
         mixed_btnh = attend_in_parts(
             q_btnh,
             held.k,
@@ -330,7 +342,8 @@ def extend(
         )
         return mixed_btnh, held
 
-    return _extended(config, params, cache, tokens_bt, positions_bt, mix)
+    rotated = [None, None] if few else rotations
+    return _extended(config, params, cache, tokens_bt, rotated, mix)
 
 
 def extend_pages(
@@ -373,8 +386,14 @@ def extend_pages(
         )
         return mixed_btnh, CachedLayer(k_pages, v_pages, scales)
 
-    positions_bt = starts_b[:, None] + steps_t[None, :]
-    return _extended(config, params, pool, tokens_bt, positions_bt, mix)
+    rotations = _rotations(config, starts_b[:, None] + steps_t[None, :])
+    return _extended(config, params, pool, tokens_bt, rotations, mix)
+
+
+def _rotations(config: ModelConfig, positions_bt: Array) -> list[tuple[Array, ...]]:
+    """Of layers that see all, and of those that slide where some do."""
+    kinds = [False] if config.sliding_window is None else [False, True]
+    return [rotary(config, positions_bt, sliding=sliding) for sliding in kinds]
 
 
 def _extended(
@@ -382,18 +401,16 @@ def _extended(
     params: Params,
     cache: KVCache,
     tokens_bt: Array,
-    positions_bt: Array,
+    rotations: Sequence[tuple[Array, ...] | None],
     mix: Callable[[bool, CachedLayer, Array, CachedLayer], tuple[Array, CachedLayer]],
 ) -> tuple[Array, KVCache]:
     """All layers over new tokens.
 
     Args:
+      rotations: of layers that see all and of those that slide; None: left to `mix`.
       mix: (whether the layer slides, its cached keys and values, new queries, new keys and values
         as [B, T, K, H]) -> mixed values, and the cached keys and values with the new ones.
     """
-    rotations = [rotary(config, positions_bt, sliding=False)]
-    if config.sliding_window is not None:
-        rotations.append(rotary(config, positions_bt, sliding=True))
     x_btd = _embed(config, params, tokens_bt)
     layers = []
     for index in range(config.num_layers):
@@ -470,9 +487,10 @@ def _project(config: ModelConfig, weights: Params, names: tuple[str, ...], x: Ar
     Args:
       names: one of `PROJECTED`.
     """
-    packed = weights.get("+".join(names))
-    if isinstance(packed, cpu_kernels.Packed):
-        products = packed.multiply(x, axes=len(PROJECTION_AXES[names[0]][0]))
+    key = "+".join(names)
+    if isinstance(weights.get(key), cpu_kernels.Packed):
+        axes = len(PROJECTION_AXES[names[0]][0])
+        products = weights[key].multiply(x, axes)
     else:
         products = [_product(config, name, weights[name], x) for name in names]
     return [
@@ -536,9 +554,9 @@ _widened.defvjp(_widened_forward, _widened_backward)
 
 
 def _qkv(
-    config: ModelConfig, weights: Params, x_btd: Array, cos_sin: tuple[Array, ...]
+    config: ModelConfig, weights: Params, x_btd: Array, cos_sin: tuple[Array, ...] | None
 ) -> tuple[Array, Array, Array]:
-    """Rotated queries and keys, and values, of one layer."""
+    """Queries and keys, rotated unless left to others, and values, of one layer."""
     x_btd = _rms_norm(config, weights["attn_norm"], x_btd)
     q_btnh, k_btkh, v_btkh = _project(config, weights, ("q", "k", "v"), x_btd)
     if config.qk_norm:
@@ -546,6 +564,8 @@ def _qkv(
             _rms_norm(config, weights["q_norm"], q_btnh),
             _rms_norm(config, weights["k_norm"], k_btkh),
         )
+    if cos_sin is None:
+        return q_btnh, k_btkh, v_btkh
     return rotate(q_btnh, cos_sin), rotate(k_btkh, cos_sin), v_btkh
 
 
