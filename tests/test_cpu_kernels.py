@@ -209,6 +209,20 @@ def test_attention_of_large_and_small_logits(size):
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("wide", [1, 5, 16, 4097])
+def test_what_is_sampled_from_is_that_of_jax(wide):
+    logits = 5 * noise(0, 12, wide)
+    logits[1] = logits[1].round()  # equals: the first of them
+    logits[2] = 7.0
+    logits[3], logits[4, wide // 2 :], logits[5, 0] = -np.inf, -np.inf, 300.0
+    ids, normaliser = jax.jit(cpu_kernels.summarise)(logits)
+    np.testing.assert_array_equal(ids, logits.argmax(-1))
+    np.testing.assert_allclose(normaliser, jax.nn.logsumexp(logits, axis=-1), rtol=1e-6, atol=1e-6)
+    logits[:, wide // 2] = np.nan
+    ids, normaliser = jax.jit(cpu_kernels.summarise)(logits)
+    assert np.isnan(normaliser).all() and (ids >= 0).all() and (ids < wide).all()
+
+
 def said(params, config=MODEL, **changes):
     """Tokens and log-probabilities of a few replies, greedy and drawn."""
     sizes = dataclasses.replace(SIZES, **changes)

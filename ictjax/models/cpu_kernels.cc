@@ -1,5 +1,5 @@
-// Products with packed weights, and attention of a few tokens over cached rows, on CPUs; called by
-// XLA (jax.ffi). cpu_kernels.py says what they compute and compiles them for the machine's own
+// Products with packed weights, attention of a few tokens over cached rows, and what is sampled from,
+// on CPUs; called by XLA (jax.ffi). cpu_kernels.py says what they compute and compiles them for the machine's own
 // instructions.
 //
 // A row of a result depends on that row's inputs alone: every sum runs over its terms in one order,
@@ -64,9 +64,9 @@ inline uint16_t rounded(float x) {
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-// e^x for x <= 0, to 2 units in the last place; 0 below -87.
+// e^x for x <= 0, to 2 units in the last place; 0 below -87, NaN of NaN.
 inline Vector exponential(Vector x) {
-  const Vector bounded = larger(x, splat(-87.0f));
+  const Vector bounded = x < -87.0f ? splat(-87.0f) : x;
   const Vector shift = splat(12582912.0f);  // 1.5 * 2^23: rounds to whole numbers
   const Vector whole = (bounded * 1.44269504f + shift) - shift;
   const Vector rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -78,6 +78,18 @@ inline Vector exponential(Vector x) {
   const Integers power = (__builtin_convertvector(whole, Integers) + 127) << 23;
   y *= reinterpret_cast<Vector>(power);
   return x < -87.0f ? Vector{} : y;
+}
+
+inline float largest(Vector x) {
+  float most = x[0];
+  for (int lane = 1; lane < kLanes; lane++) most = std::max(most, x[lane]);
+  return most;
+}
+
+inline float total(Vector x) {
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; lane++) sum += x[lane];
+  return sum;
 }
 
 float* scratch(int64_t floats) {
@@ -261,9 +273,8 @@ void mix(const float* weights, int64_t room, int64_t count, const float* values,
         sums[0][g][v] += weights[g * room + s] * load(values + s * width + v * kLanes);
   for (int g = 0; g < G; g++)
     for (int v = 0; v < V; v++) {
-      Vector total = sums[0][g][v];
-      for (int a = 1; a < kApart; a++) total += sums[a][g][v];
-      store(y + g * width + v * kLanes, total / totals[g]);
+      for (int a = 1; a < kApart; a++) sums[0][g][v] += sums[a][g][v];
+      store(y + g * width + v * kLanes, sums[0][g][v] / totals[g]);
     }
 }
 
@@ -293,15 +304,13 @@ void attend(const float* q, int64_t width, const float* keys, const float* value
     std::fill(row + end, row + high, kNever);
     Vector most = load(row + low), sum = {};  // of logits before they are scaled
     for (int64_t at = low; at < high; at += kLanes) most = larger(most, load(row + at));
-    float peak = most[0];
-    for (int lane = 1; lane < kLanes; lane++) peak = std::max(peak, most[lane]);
+    const float peak = largest(most);
     for (int64_t at = low; at < high; at += kLanes) {
       const Vector weight = exponential((load(row + at) - peak) * scale);
       store(row + at, weight);
       sum += weight;
     }
-    totals[g] = 0;
-    for (int lane = 0; lane < kLanes; lane++) totals[g] += sum[lane];
+    totals[g] = total(sum);
   }
   const float* weights = logits + begin;
   values += begin * width;
@@ -386,6 +395,33 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
   return ffi::Error::Success();
 }
 
+// Of each row of logits the first index of the largest, and the logarithm of the sum of e^logits.
+ffi::Error Summarise(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits,
+                     ffi::ResultBuffer<ffi::S32> ids, ffi::ResultBuffer<ffi::F32> normalisers) {
+  const int64_t rows = logits.dimensions()[0], wide = logits.dimensions()[1];
+  const int64_t whole = wide / kLanes * kLanes;
+  const float* all = logits.typed_data();
+  int32_t* found = ids->typed_data();
+  float* sums = normalisers->typed_data();
+  share(pool, rows, 8.0 * rows * wide, [=](int64_t row) {
+    const float* x = all + row * wide;
+    constexpr float kNever = -std::numeric_limits<float>::infinity();
+    float rest[kLanes];
+    std::fill(rest, rest + kLanes, kNever);
+    std::copy(x + whole, x + wide, rest);
+    Vector most = load(rest);
+    for (int64_t at = 0; at < whole; at += kLanes) most = larger(most, load(x + at));
+    const float peak = largest(most);
+    const float base = peak == kNever ? 0.0f : peak;
+    Vector sum = exponential(load(rest) - base);
+    for (int64_t at = 0; at < whole; at += kLanes) sum += exponential(load(x + at) - base);
+    found[row] = std::find(x, x + wide, peak) - x;
+    if (found[row] == wide) found[row] = 0;  // of a row of NaN
+    sums[row] = base + std::log(total(sum));
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ictjax_multiply, Multiply,
@@ -412,6 +448,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ictjax_attend, Attend,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int32_t>("window")
                                   .Attr<float>("scale"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ictjax_summarise, Summarise,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 // How weights are to be packed: columns of a panel, and inputs side by side in bfloat16.
 extern "C" int ictjax_columns() { return kColumns; }

@@ -1,5 +1,5 @@
-"""Products with packed weights, and attention of a few tokens, on CPUs: `cpu_kernels.cc`, compiled
-for this machine when a sampler first wants it.
+"""Products with packed weights, attention of a few tokens, and what is sampled from, on CPUs:
+`cpu_kernels.cc`, compiled for this machine when a sampler first wants it.
 
 XLA multiplies few rows at a third to two thirds of a core's rate, since it brings the weights into
 the order that its kernels read in every step; here they are brought into it once. That is a second
@@ -73,7 +73,7 @@ def _loaded() -> Kernels | Unavailable:
         return error
     except OSError as error:
         return Unavailable(f"{_SOURCE.name} cannot be loaded: {error}")
-    for name in ("ictjax_multiply", "ictjax_attend"):
+    for name in ("ictjax_multiply", "ictjax_attend", "ictjax_summarise"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return Kernels(library.ictjax_columns(), library.ictjax_deep(), library.ictjax_lanes())
 
@@ -178,6 +178,16 @@ def attend(
         scale=np.float32(q_btnh.shape[-1] ** -0.5 if scale is None else scale),
     )
     return mixed_btnh, CachedLayer(k_bkhs, v_bksh)
+
+
+def summarise(
+    logits_bv: Float[Array, "B V"],
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The likeliest id of each row, the lowest of equals, and `jax.nn.logsumexp` of the row."""
+    shape = logits_bv.shape[:1]
+    results = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
+    ids_b, normaliser_b = jax.ffi.ffi_call("ictjax_summarise", results)(logits_bv)
+    return ids_b, normaliser_b
 
 
 def attends(kernels: Kernels, length: int, head_dim: int) -> bool:

@@ -15,7 +15,7 @@ from ictjax.models import transformer
 from ictjax.models.attention import WHOLE
 from ictjax.models.cache import KVCache, put_positions, take_rows
 from ictjax.models.config import ModelConfig
-from ictjax.models.cpu_kernels import Kernels
+from ictjax.models.cpu_kernels import Kernels, summarise
 from ictjax.models.paged_attention import PAGES, PagedAttention
 from ictjax.models.transformer import Params
 from ictjax.sampler.speculation import Guesses, propose, verify
@@ -57,6 +57,7 @@ def sample(
     max_top_k: int,
     unused: Sequence[range] = (),
     extras: Extras | None = None,
+    kernels: Kernels | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws one id per row, and its log-probability under softmax(logits / temperature) BEFORE any
     bias and truncation; under softmax(logits) where `extras.unit_b` asks for it.
@@ -74,7 +75,7 @@ def sample(
     """
     greedy_b = temperature_b <= 0
     scaled_bv = logits_bv / jnp.where(greedy_b, 1.0, temperature_b)[:, None]
-    normaliser_b = jax.nn.logsumexp(scaled_bv, axis=-1)
+    likeliest_b, normaliser_b = _summarise(scaled_bv, kernels)
 
     def noise() -> Array:
         keys_b = jax.vmap(jax.random.fold_in)(
@@ -87,8 +88,7 @@ def sample(
 
     if unused:
         scaled_bv = jnp.where(_is_in(unused, scaled_bv.shape[1]), _DROPPED, scaled_bv)
-    noise_bv = jax.lax.cond(jnp.all(greedy_b), lambda: jnp.zeros_like(scaled_bv), noise)
-    ids_b = _likeliest(scaled_bv + noise_bv)
+        likeliest_b, _ = _summarise(scaled_bv, kernels)
 
     def logprobs(ids_b: Array) -> Array:
         return jnp.take_along_axis(scaled_bv, ids_b[:, None], axis=1)[:, 0] - normaliser_b
@@ -101,7 +101,7 @@ def sample(
     if extras is not None:
         restricted_b |= jnp.any(extras.bias_ids_bx != NO_ID, axis=-1)
 
-    def specially() -> tuple[Array, Array]:
+    def specially(ids_b: Array, noise_bv: Array) -> tuple[Array, Array]:
         allowed_bv, min_p_b = scaled_bv, jnp.zeros_like(top_p_b)
         if extras is not None:
             rows_b1 = jnp.arange(len(greedy_b), dtype=jnp.int32)[:, None]
@@ -112,10 +112,21 @@ def sample(
         drawn_b = _draw(allowed_bv, noise_bv, top_k_b, cut_top_p_b, min_p_b, max_top_k)
         drawn_b = jnp.where(restricted_b, drawn_b, ids_b)
         at_one_b = jnp.take_along_axis(logits_bv, drawn_b[:, None], axis=1)[:, 0]
-        at_one_b -= jax.nn.logsumexp(logits_bv, axis=-1)
+        at_one_b -= _summarise(logits_bv, kernels)[1]
         return drawn_b, jnp.where(unit_b, at_one_b, logprobs(drawn_b))
 
-    return jax.lax.cond(jnp.any(restricted_b | unit_b), specially, lambda: (ids_b, logprobs(ids_b)))
+    special = jnp.any(restricted_b | unit_b)
+
+    def drawn() -> tuple[Array, Array]:
+        noise_bv = jax.lax.cond(jnp.all(greedy_b), lambda: jnp.zeros_like(scaled_bv), noise)
+        ids_b, _ = _summarise(scaled_bv + noise_bv, kernels)
+        return jax.lax.cond(
+            special, lambda: specially(ids_b, noise_bv), lambda: (ids_b, logprobs(ids_b))
+        )
+
+    return jax.lax.cond(
+        jnp.all(greedy_b) & ~special, lambda: (likeliest_b, logprobs(likeliest_b)), drawn
+    )
 
 
 def likeliest_ids(
@@ -125,6 +136,7 @@ def likeliest_ids(
     wanted_b: Int[Array, " B"],
     number: int,
     unused: Sequence[range] = (),
+    kernels: Kernels | None = None,
 ) -> tuple[Int[Array, "B X"], Float[Array, "B X"]]:
     """The `number` (static) likeliest ids of each row, the likeliest first and the lower one of
     equals, with the log-probabilities that `sample` gives them: before bias and truncation.
@@ -135,11 +147,11 @@ def likeliest_ids(
     def found() -> tuple[Array, Array]:
         at_one_b = (temperature_b <= 0) | (unit_b > 0)
         scaled_bv = logits_bv / jnp.where(at_one_b, 1.0, temperature_b)[:, None]
-        normaliser_b1 = jax.nn.logsumexp(scaled_bv, axis=-1, keepdims=True)
+        _, normaliser_b = _summarise(scaled_bv, kernels)
         if unused:
             scaled_bv = jnp.where(_is_in(unused, scaled_bv.shape[1]), _DROPPED, scaled_bv)
         top_bx, ids_bx = jax.lax.top_k(scaled_bv, number)
-        return ids_bx.astype(jnp.int32), top_bx - normaliser_b1
+        return ids_bx.astype(jnp.int32), top_bx - normaliser_b[:, None]
 
     def nothing() -> tuple[Array, Array]:
         shape = (len(logits_bv), number)
@@ -163,7 +175,7 @@ def _draw(
     likely_bv = allowed_bv >= least_b1
 
     def drawn_of(kept_bv: Array) -> Array:
-        return _likeliest(jnp.where(kept_bv, allowed_bv + noise_bv, _DROPPED))
+        return _summarise(jnp.where(kept_bv, allowed_bv + noise_bv, _DROPPED), None)[0]
 
     whole_b = drawn_of(likely_bv)
     cut_b = (top_k_b > 0) | (top_p_b < 1)
@@ -228,14 +240,16 @@ def _nucleus(logits_bv: Float[Array, "B V"], top_p_b: Float[Array, " B"]) -> Boo
     return (bits_bv > last_b[:, None]) | (equal_bv & (above_bv < top_p_b[:, None]))
 
 
-def _likeliest(logits_bv: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """`jnp.argmax` in two reductions of one value each, which XLA on CPUs vectorises, and takes a
-    tenth of the time of argmax for.
+def _summarise(
+    logits_bv: Float[Array, "B V"], kernels: Kernels | None
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The likeliest id of each row, the lowest of equals, and the logarithm of what the
+    probabilities are divided by; XLA leaves out what nobody uses.
     """
-    most_b1 = jnp.max(logits_bv, axis=-1, keepdims=True)
-    last = logits_bv.shape[1] - 1  # of a row that holds NaN
-    ids_1v = jnp.arange(last + 1, dtype=jnp.int32)[None]
-    return jnp.min(jnp.where(logits_bv == most_b1, ids_1v, last), axis=-1)
+    if kernels is not None:
+        return summarise(logits_bv)
+    likeliest_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+    return likeliest_b, jax.nn.logsumexp(logits_bv, axis=-1)
 
 
 def _is_in(ranges: Sequence[range], num_ids: int) -> Bool[Array, " V"]:
@@ -281,7 +295,7 @@ def turn(
       num_pages: static; of a row's table in `packed`. 0: the cache is one of slots.
       attention: over pages.
       part_bytes: static; of attention over slots (see `attention.attend_in_parts`).
-      kernels: static; of this CPU, for attention over slots.
+      kernels: static; of this CPU, for attention over slots and what is sampled from.
       unused: static; ids that are never sampled.
       max_steps: static; the loop ends early when no row is active.
       guessed: static; tokens of greedy rows that a step guesses (`speculation`). The cache then has
@@ -324,6 +338,7 @@ def turn(
             max_top_k,
             unused,
             rows.extras,
+            kernels,
         )
         likeliest = loop.likeliest
         if likeliest is not None:
@@ -334,6 +349,7 @@ def turn(
                 rows.reported_b,
                 num_likeliest,
                 unused,
+                kernels,
             )
             likeliest = Likeliest(
                 *(
@@ -395,6 +411,7 @@ def turn(
             max_top_k,
             unused,
             jax.tree.map(flat, rows.extras),
+            kernels,
         )
         ids_bx, logprobs_bx = ids.reshape(batch, width), logprobs.reshape(batch, width)
         count_b, stopped_b = verify(
@@ -419,6 +436,7 @@ def turn(
                 flat(rows.reported_b),
                 num_likeliest,
                 unused,
+                kernels,
             )
             likeliest = Likeliest(
                 *(
