@@ -56,12 +56,30 @@ inline Vector load(const uint16_t* x) {  // bfloat16
 inline void store(float* to, Vector x) { *reinterpret_cast<Floats*>(to) = x; }
 inline Vector larger(Vector x, Vector y) { return x > y ? x : y; }
 
-// To the nearest bfloat16, of two the even one.
-inline uint16_t rounded(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >> 16) | 64;  // NaN
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+// To the nearest bfloat16, of two the even one, in the upper half of each word.
+inline Words rounded(Vector x) {
+  const Words bits = reinterpret_cast<Words>(x);
+  const Words near = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+  return (bits & 0x7fffffff) > 0x7f800000 ? (bits & 0xffff0000) | 0x400000 : near;  // NaN
+}
+
+// As it is multiplied: bfloat16, or the floats of these values.
+inline void store_rounded(uint16_t* to, Vector x) {
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(rounded(x) >> 16, Halves);
+}
+inline void store_rounded(float* to, Vector x) {
+  store(to, reinterpret_cast<Vector>(rounded(x)));
+}
+
+template <typename T>
+void round(const float* x, int64_t count, T* y) {
+  int64_t at = 0;
+  for (; at + kLanes <= count; at += kLanes) store_rounded(y + at, load(x + at));
+  float rest[kLanes] = {};
+  T halves[kLanes];
+  std::copy(x + at, x + count, rest);
+  store_rounded(halves, load(rest));
+  std::copy(halves, halves + (count - at), y + at);
 }
 
 // e^x for x <= 0, to 2 units in the last place; 0 below -87, NaN of NaN.
@@ -220,18 +238,14 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
                     y->typed_data());
     return ffi::Error::Success();
   }
-  std::vector<Half::Input> narrow(rows * depth);
-  for (int64_t row = 0; row < rows; row++)
-    for (int64_t k = 0; k < given; k++) {
-      const uint16_t half = rounded(from[row * given + k]);
-      if constexpr (std::is_same_v<Half::Input, float>) {
-        const uint32_t bits = static_cast<uint32_t>(half) << 16;
-        std::memcpy(&narrow[row * depth + k], &bits, 4);
-      } else {
-        narrow[row * depth + k] = half;
-      }
-    }
-  multiply<Half>(pool, narrow.data(), rows, depth,
+  thread_local std::vector<Half::Input> held;
+  if (held.size() < static_cast<size_t>(rows * depth)) held.resize(rows * depth);
+  Half::Input* narrow = held.data();
+  for (int64_t row = 0; row < rows; row++) {
+    round(from + row * given, given, narrow + row * depth);
+    std::fill(narrow + row * depth + given, narrow + (row + 1) * depth, Half::Input{});
+  }
+  multiply<Half>(pool, narrow, rows, depth,
                  static_cast<const uint16_t*>(panels.untyped_data()), wide, y->typed_data());
   return ffi::Error::Success();
 }
