@@ -1,6 +1,6 @@
 // Products with packed weights, attention of a few tokens over cached rows, and what is sampled from,
-// on CPUs; called by XLA (jax.ffi). cpu_kernels.py says what they compute and compiles them for the machine's own
-// instructions.
+// on CPUs; called by XLA (jax.ffi). cpu_kernels.py says what they compute and compiles them for the
+// machine's own instructions.
 //
 // A row of a result depends on that row's inputs alone: every sum runs over its terms in one order,
 // whatever else is computed beside it, and by however many threads.
@@ -39,7 +39,7 @@ constexpr int kBlockRows = 8 * kTileRows;        // that pass over a panel while
 constexpr int kHeads = 4;                        // queries that share one pass over keys
 constexpr int kFeatures = 4;                     // of keys, that are read at a time
 constexpr int kSums = 12;                        // of values, at least, to hide their latency
-constexpr double kAlone = 1 << 19;  // multiplications that are not worth waking a thread for
+constexpr double kAlone = 1 << 19;  // multiplications that are worth waking a thread for
 
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
 typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -123,8 +123,8 @@ void share(ffi::ThreadPool& pool, int64_t items, double multiplications, const F
   struct State {
     std::atomic<int64_t> next{0}, done{0};
   };
-  const int64_t helpers =
-      multiplications < kAlone ? 0 : std::min<int64_t>(pool.num_threads(), items) - 1;
+  const int64_t worth = 1 + static_cast<int64_t>(multiplications / kAlone);
+  const int64_t helpers = std::min({pool.num_threads(), items, worth}) - 1;
   if (helpers < 1) {
     for (int64_t item = 0; item < items; item++) work(item);
     return;
