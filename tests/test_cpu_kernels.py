@@ -8,6 +8,7 @@ import gc
 import pathlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,20 @@ def test_a_row_is_the_same_whatever_is_beside_it(dtype):
     whole = multiplied(x, weight, 1)
     for first, last in [(0, 1), (3, 5), (149, 150), (20, 90)]:
         np.testing.assert_array_equal(multiplied(x[:, first:last], weight, 1), whole[:, first:last])
+
+
+def test_programs_that_run_at_the_same_time_wait_for_nobody():
+    """More of them than the pool has threads, each of which wants these."""
+    packed = cpu_kernels.pack([jnp.asarray(noise(0, 512, 3000))], 1)
+    multiply = jax.jit(lambda x, packed: packed.multiply(x)[0])
+    inputs = [noise(1 + rows, 1, rows, 512) for rows in (1, 5, 17, 64, 200)]
+    expected = [np.asarray(multiply(x, packed)) for x in inputs]
+
+    def same(turn: int) -> bool:
+        return np.array_equal(multiply(inputs[turn % 5], packed), expected[turn % 5])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(same, range(200)))
 
 
 def test_rounding_to_bfloat16_is_that_of_jax():
