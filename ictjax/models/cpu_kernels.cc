@@ -148,13 +148,15 @@ void share(ffi::ThreadPool& pool, int64_t items, double multiplications, const F
 
 // How a type of weights is packed and multiplied. `kDeep` consecutive inputs of an output lie side
 // by side, and x is given in the form that suits them.
-struct Float {
-  using Weight = float;
+template <typename T>
+struct Widened {
+  using Weight = T;
   using Input = float;
   static constexpr int kDeep = 1;
-  static Vector add(Vector sum, const float* x, const float* w) { return sum + *x * load(w); }
+  static Vector add(Vector sum, const float* x, const T* w) { return sum + *x * load(w); }
 };
 
+using Float = Widened<float>;
 #if defined(__AVX512BF16__)
 struct Half {
   using Weight = uint16_t;
@@ -169,12 +171,7 @@ struct Half {
   }
 };
 #else
-struct Half {
-  using Weight = uint16_t;
-  using Input = float;
-  static constexpr int kDeep = 1;
-  static Vector add(Vector sum, const float* x, const uint16_t* w) { return sum + *x * load(w); }
-};
+using Half = Widened<uint16_t>;
 #endif
 
 // y[R, kColumns] = x[R, depth] w[depth, kColumns], of which `columns` are written.

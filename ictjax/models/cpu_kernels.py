@@ -126,17 +126,19 @@ class Packed:
     outputs: tuple[tuple[int, ...], ...]  # the axes of what each gives; N counts them all
 
     def multiply(self, x: Float[Array, "..."], axes: int = 1) -> list[Float[Array, "..."]]:
-        """Hidden states, over their last `axes` axes, times each of the matrices. For bfloat16
-        panels they are rounded to it; sums are float32.
+        """Hidden states, float32, over their last `axes` axes (K inputs in all) times each of the
+        matrices: the other axes of x, and then those of the matrix. For bfloat16 panels they are
+        rounded to it; sums are float32.
         """
         rows = x.shape[: x.ndim - axes]
         flat_bk = x.reshape(math.prod(rows), -1)
-        sizes = [math.prod(axes) for axes in self.outputs]
+        sizes = [math.prod(output) for output in self.outputs]
         result = jax.ShapeDtypeStruct((len(flat_bk), sum(sizes)), jnp.float32)
         y_bn = jax.ffi.ffi_call("ictjax_multiply", result)(flat_bk, self.panels)
         parts = jnp.split(y_bn, list(itertools.accumulate(sizes[:-1])), axis=1)
         return [
-            part_bn.reshape(*rows, *axes) for part_bn, axes in zip(parts, self.outputs, strict=True)
+            part_bn.reshape(*rows, *output)
+            for part_bn, output in zip(parts, self.outputs, strict=True)
         ]
 
 
@@ -220,6 +222,12 @@ _MADE: dict[tuple[int, ...], tuple[list[weakref.ref[Array]], weakref.ref[Packed]
 def pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool = False) -> Packed:
     """Weights, whose first `num_inputs` axes they are summed over (the last one, where they are
     transposed); of the same arrays once for everybody who holds them.
+
+    Args:
+      weights: float32 or bfloat16, all of one type and of the same inputs.
+
+    Raises:
+      Unavailable: see `load`.
     """
     key = tuple(map(id, weights))
     if key in _MADE:

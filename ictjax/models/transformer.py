@@ -486,6 +486,10 @@ def _project(config: ModelConfig, weights: Params, names: tuple[str, ...], x: Ar
 
     Args:
       names: one of `PROJECTED`.
+      x: [B, T, ...] with the axes that they are summed over.
+
+    Returns:
+      [B, T, ...] for each name, with the axes that it gives.
     """
     key = "+".join(names)
     if isinstance(weights.get(key), cpu_kernels.Packed):

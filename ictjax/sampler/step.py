@@ -71,7 +71,8 @@ def sample(
     is exact beyond them too, and slower in steps in which it takes more ids. The ids of `unused`
     (static) are never drawn; log-probabilities count them, as the learner's do.
 
-    What only few requests ask for is computed in dispatches that hold one of these.
+    What only few requests ask for is computed in dispatches that hold one of these. `kernels`
+    (static) are of this CPU; without them all is XLA's.
     """
     greedy_b = temperature_b <= 0
     scaled_bv = logits_bv / jnp.where(greedy_b, 1.0, temperature_b)[:, None]
@@ -88,7 +89,6 @@ def sample(
 
     if unused:
         scaled_bv = jnp.where(_is_in(unused, scaled_bv.shape[1]), _DROPPED, scaled_bv)
-        likeliest_b, _ = _summarise(scaled_bv, kernels)
 
     def logprobs(ids_b: Array) -> Array:
         return jnp.take_along_axis(scaled_bv, ids_b[:, None], axis=1)[:, 0] - normaliser_b
@@ -117,6 +117,12 @@ def sample(
 
     special = jnp.any(restricted_b | unit_b)
 
+    def greedy() -> tuple[Array, Array]:
+        ids_b = likeliest_b
+        if unused or kernels is None:  # XLA finds them apart: here, and not where nobody asks
+            ids_b, _ = _summarise(scaled_bv, kernels)
+        return ids_b, logprobs(ids_b)
+
     def drawn() -> tuple[Array, Array]:
         noise_bv = jax.lax.cond(jnp.all(greedy_b), lambda: jnp.zeros_like(scaled_bv), noise)
         ids_b, _ = _summarise(scaled_bv + noise_bv, kernels)
@@ -124,9 +130,7 @@ def sample(
             special, lambda: specially(ids_b, noise_bv), lambda: (ids_b, logprobs(ids_b))
         )
 
-    return jax.lax.cond(
-        jnp.all(greedy_b) & ~special, lambda: (likeliest_b, logprobs(likeliest_b)), drawn
-    )
+    return jax.lax.cond(jnp.all(greedy_b) & ~special, greedy, drawn)
 
 
 def likeliest_ids(
