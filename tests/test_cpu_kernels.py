@@ -150,6 +150,11 @@ CASES = [
     (4, 2, 8, 8, 112, 19, 1),
     (2, 1, 2, 1, 32, 5, None),
     (2, 1, 5, 1, 32, 1, 3),
+    (3, 32, 4, 2, 32, 80, None),
+    (2, 35, 9, 3, 64, 101, None),
+    (2, 17, 7, 1, 16, 33, 5),
+    (1, 9, 5, 5, 112, 19, 1),
+    (2, 64, 3, 3, 32, 64, 40),
 ]
 
 
@@ -164,9 +169,10 @@ def test_attention_is_that_of_jax(case):
     starts[0] = held - tokens
     positions = (starts + np.arange(tokens)).astype(np.int32)
     written = positions.copy()
-    written[-1, -1] = held  # dropped
+    written[-1, tokens // 2 + 1 :] = held  # padding
     # nothing of a position that no token sees is used, whatever is there
-    later = np.arange(held) > positions[:, -1:]
+    real = written < held
+    later = np.arange(held) > np.where(real, positions, -1).max(1, keepdims=True)
     before = np.arange(held) < positions[:, :1] - ((window or held) - 1)
     nobody = (later | before)[:, None]
     k, v = np.where(nobody[:, :, None], np.nan, k), np.where(nobody[..., None], np.nan, v)
@@ -184,7 +190,7 @@ def test_attention_is_that_of_jax(case):
     np.testing.assert_array_equal(jax.jit(few)(*alone)[0], found[-1:])
     q, new_k = (np.asarray(rotate(array, cos_sin)) for array in (q, new_k))
     expected_k, expected_v = k.copy(), v.copy()
-    for row, token in np.argwhere(written < held):
+    for row, token in np.argwhere(real):
         expected_k[row, :, :, written[row, token]] = new_k[row, token]
         expected_v[row, :, written[row, token]] = new_v[row, token]
     np.testing.assert_allclose(layer.k, expected_k, atol=1e-6)
@@ -193,7 +199,27 @@ def test_attention_is_that_of_jax(case):
     seen = (distance >= 0) & (distance < (window or held))
     filled = [np.nan_to_num(array, nan=0.0) for array in (expected_k, expected_v)]
     expected = attention.attend(q, *filled, jnp.asarray(seen))
+    expected = np.where(real[..., None, None], expected, 0.0)
     np.testing.assert_allclose(found, expected, atol=5e-6)  # logits up to 100
+
+
+@pytest.mark.parametrize(("heads", "width"), [(2, 64), (6, 32)])
+def test_each_of_a_few_tokens_is_the_same_as_alone(heads, width):
+    """What guesses are checked against: the bits of a step of one token."""
+    tokens, held = 8, 61
+    q = 3 * noise(0, 1, tokens, heads, width)
+    new_k, new_v = noise(1, 1, tokens, 2, width), noise(2, 1, tokens, 2, width)
+    layer = CachedLayer(noise(3, 1, 2, width, held), noise(4, 1, 2, held, width))
+    angles = noise(5, 1, tokens, 1, width // 2)
+    cos_sin = np.cos(angles), np.sin(angles)
+    at = np.arange(40, 40 + tokens, dtype=np.int32)[None]
+    step = jax.jit(cpu_kernels.attend)
+    together, _ = step(q, new_k, new_v, cos_sin, layer, at, at)
+    for t in range(tokens):
+        inputs = (q, new_k, new_v, *cos_sin, at)
+        q_1, k_1, v_1, cos, sin, at_1 = (array[:, t : t + 1] for array in inputs)
+        alone, layer = step(q_1, k_1, v_1, (cos, sin), layer, at_1, at_1)
+        np.testing.assert_array_equal(alone[:, 0], together[:, t])
 
 
 def test_the_cache_is_updated_where_it_is():
@@ -242,7 +268,7 @@ def said(params, config=MODEL, **changes):
     """Tokens and log-probabilities of a few replies, greedy and drawn."""
     sizes = dataclasses.replace(SIZES, **changes)
     with Sampler(config, params, sizes, pad_id=0) as sampler:
-        conversations = [sampler.open([5 + row, 9, 11 + row]) for row in range(3)]
+        conversations = [sampler.open([5 + row, 9, 11 + row] * (5 - row)) for row in range(3)]
         for row, conversation in enumerate(conversations):
             asked = Request(
                 max_new_tokens=9,
@@ -260,7 +286,12 @@ def said(params, config=MODEL, **changes):
 
 @pytest.mark.parametrize(
     ("products", "changes"),
-    [("", {}), ("bfloat16", {"guessed_tokens": 3}), ("", {"page_size": 16})],
+    [
+        ("", {}),
+        ("", {"extend_buckets": (24,)}),
+        ("bfloat16", {"guessed_tokens": 3}),
+        ("", {"page_size": 16}),
+    ],
 )
 def test_a_sampler_says_the_same_with_and_without(products, changes):
     config = dataclasses.replace(MODEL, products=products)

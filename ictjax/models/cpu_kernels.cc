@@ -36,7 +36,8 @@ constexpr int kLanes = 4, kTileRows = 6, kTileVectors = 2;
 #endif
 constexpr int kColumns = kTileVectors * kLanes;  // of a panel of packed weights
 constexpr int kBlockRows = 8 * kTileRows;        // that pass over a panel while it is at hand
-constexpr int kHeads = 4;                        // queries that share one pass over keys
+constexpr int kQueries = 4;                      // that share one pass over keys
+constexpr int64_t kFew = 8;  // tokens of a row: of so many each is the same as alone
 constexpr int kFeatures = 4;                     // of keys, that are read at a time
 constexpr int kSums = 12;                        // of values, at least, to hide their latency
 constexpr double kAlone = 1 << 19;  // multiplications that are worth waking a thread for
@@ -265,39 +266,58 @@ void match(const float* q, int64_t width, const float* keys, int64_t held, int64
   }
 }
 
-// y[G, V vectors] = weights[G, count] values[count, V vectors], over the sums of the weights.
+// One query head of one token: the positions that it sees, and where its result goes.
+struct Query {
+  int64_t begin, end;
+  float* y;
+};
+
+// y[G, V vectors] = weights[G] values[., V vectors], over the sums of the weights: of the positions
+// that all see together, then of those that only some do.
 template <int G, int V>
-void mix(const float* weights, int64_t room, int64_t count, const float* values, int64_t width,
-         const float* totals, float* y) {
+void mix(const Query* asked, const float* weights, int64_t room, int64_t from, int64_t to,
+         const float* values, int64_t width, int64_t h, const float* totals) {
   constexpr int kApart = std::max(1, kSums / (G * V));
   Vector sums[kApart][G][V] = {};
-  int64_t s = 0;
-  for (; s + kApart <= count; s += kApart)
+  int64_t s = from;
+  for (; s + kApart <= to; s += kApart)
     for (int a = 0; a < kApart; a++)
       for (int v = 0; v < V; v++) {
-        const Vector value = load(values + (s + a) * width + v * kLanes);
+        const Vector value = load(values + (s + a) * width + h + v * kLanes);
         for (int g = 0; g < G; g++) sums[a][g][v] += weights[g * room + s + a] * value;
       }
-  for (; s < count; s++)
+  auto add = [&](int g, int64_t at) {
     for (int v = 0; v < V; v++)
-      for (int g = 0; g < G; g++)
-        sums[0][g][v] += weights[g * room + s] * load(values + s * width + v * kLanes);
-  for (int g = 0; g < G; g++)
+      sums[0][g][v] += weights[g * room + at] * load(values + at * width + h + v * kLanes);
+  };
+  for (; s < to; s++)
+    for (int g = 0; g < G; g++) add(g, s);
+  for (int g = 0; g < G; g++) {
+    for (int64_t at = asked[g].begin; at < from; at++) add(g, at);
+    for (int64_t at = to; at < asked[g].end; at++) add(g, at);
     for (int v = 0; v < V; v++) {
       for (int a = 1; a < kApart; a++) sums[0][g][v] += sums[a][g][v];
-      store(y + g * width + v * kLanes, sums[0][g][v] / totals[g]);
+      store(asked[g].y + h + v * kLanes, sums[0][g][v] / totals[g]);
     }
+  }
 }
 
-// Attention of G query heads over positions [begin, end) of one kv head. `logits` has room for
-// whole vectors of all positions, G times.
+// Attention of G queries [G, width] over positions of one kv head. `logits` has room for whole
+// vectors of all positions, G times.
 template <int G>
-void attend(const float* q, int64_t width, const float* keys, const float* values, int64_t held,
-            int64_t begin, int64_t end, float scale, float* logits, float* y) {
+void attend(const Query* asked, const float* q, int64_t width, const float* keys,
+            const float* values, int64_t held, float scale, float* logits) {
   const int64_t room = (held + kLanes - 1) / kLanes * kLanes;
-  const int64_t low = begin / kLanes * kLanes, high = (end + kLanes - 1) / kLanes * kLanes;
+  int64_t first = held, last = 0, from = 0, to = held;  // of any, and of all
+  for (int g = 0; g < G; g++) {
+    first = std::min(first, asked[g].begin), last = std::max(last, asked[g].end);
+    from = std::max(from, asked[g].begin), to = std::min(to, asked[g].end);
+  }
+  to = std::max(from, to);
+  const int64_t low = first / kLanes * kLanes, high = (last + kLanes - 1) / kLanes * kLanes;
   const int64_t whole = std::min(high, held / kLanes * kLanes);  // a row may end within a vector
-  std::fill(logits, logits + G * room, 0.0f);
+  for (int g = 0; g < G; g++)
+    std::fill(logits + g * room + low, logits + g * room + high, 0.0f);
   int64_t h = 0;
   for (; h + kFeatures <= width; h += kFeatures)
     match<G, kFeatures>(q + h, width, keys + h * held + low, held, (whole - low) / kLanes,
@@ -309,6 +329,7 @@ void attend(const float* q, int64_t width, const float* keys, const float* value
   float totals[G];
   for (int g = 0; g < G; g++) {
     float* row = logits + g * room;
+    const auto [begin, end, y] = asked[g];
     for (int64_t at = whole; at < end; at++)
       for (h = 0; h < width; h++) row[at] += q[g * width + h] * keys[h * held + at];
     std::fill(row + low, row + begin, kNever);
@@ -323,18 +344,26 @@ void attend(const float* q, int64_t width, const float* keys, const float* value
     }
     totals[g] = total(sum);
   }
-  const float* weights = logits + begin;
-  values += begin * width;
   for (h = 0; h < width;) {
     auto run = [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
       if (h + V * kLanes > width) return false;
-      mix<G, V>(weights, room, end - begin, values + h, width, totals, y + h);
+      mix<G, V>(asked, logits, room, from, to, values, width, h, totals);
       h += V * kLanes;
       return true;
     };
     run(std::integral_constant<int, 4>{}) || run(std::integral_constant<int, 2>{}) ||
         run(std::integral_constant<int, 1>{});
+  }
+}
+
+template <int G = kQueries, typename... Arguments>
+void attend_of(int64_t queries, Arguments... arguments) {
+  if constexpr (G > 0) {
+    if (queries == G)
+      attend<G>(arguments...);
+    else
+      attend_of<G - 1>(queries, arguments...);
   }
 }
 
@@ -347,7 +376,8 @@ void turn(const float* x, int64_t width, const float* cosines, const float* sine
   }
 }
 
-// Turns queries and new keys, writes keys and values to their rows, then attends over these.
+// Turns queries and new keys, writes keys and values to their rows, then attends over these. Of
+// tokens that no row has a place for the result is 0.
 ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> new_k,
                   ffi::Buffer<ffi::F32> new_v, ffi::Buffer<ffi::F32> cos,
                   ffi::Buffer<ffi::F32> sin, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
@@ -376,32 +406,32 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
       std::memcpy(values + from + target * width, new_values + (at * kv_heads + kv_head) * width,
                   width * sizeof(float));
     }
+    const int64_t room = (held + kLanes - 1) / kLanes * kLanes;
+    float* turned = scratch(kQueries * (width + room));
+    Query asked[kQueries];
+    int64_t waiting = 0;
+    auto answer = [&] {
+      attend_of(waiting, asked, turned, width, keys + from, values + from, held, scale,
+                turned + kQueries * width);
+      waiting = 0;
+    };
     for (int64_t token = 0; token < tokens; token++) {
       const int64_t at = row * tokens + token;
       const int64_t end = std::clamp<int64_t>(places[at] + 1, 1, held);
       const int64_t begin = window ? std::clamp<int64_t>(end - window, 0, end - 1) : 0;
-      for (int64_t g = 0; g < group;) {
+      for (int64_t g = 0; g < group; g++) {
         const int64_t head = (at * heads + kv_head * group + g) * width;
-        auto run = [&](auto several) {
-          constexpr int G = decltype(several)::value;
-          float* turned = scratch(G * (width + held + kLanes));
-          for (int64_t index = 0; index < G * width; index += width)
-            turn(queries + head + index, width, cosines + at * width / 2, sines + at * width / 2,
-                 turned + index);
-          attend<G>(turned, width, keys + from, values + from, held, begin, end, scale,
-                    turned + G * width, mixed + head);
-          g += G;
-        };
-        if (group - g >= kHeads)
-          run(std::integral_constant<int, kHeads>{});
-        else if (group - g == 3)
-          run(std::integral_constant<int, 3>{});
-        else if (group - g == 2)
-          run(std::integral_constant<int, 2>{});
-        else
-          run(std::integral_constant<int, 1>{});
+        if (targets[at] < 0 || targets[at] >= held) {
+          std::fill(mixed + head, mixed + head + width, 0.0f);
+          continue;
+        }
+        turn(queries + head, width, cosines + at * width / 2, sines + at * width / 2,
+             turned + waiting * width);
+        asked[waiting++] = {begin, end, mixed + head};
+        if (waiting == kQueries || (tokens <= kFew && g == group - 1)) answer();
       }
     }
+    answer();
   });
   return ffi::Error::Success();
 }

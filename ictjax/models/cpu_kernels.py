@@ -1,4 +1,4 @@
-"""Products with packed weights, attention of a few tokens, and what is sampled from, on CPUs:
+"""Products with packed weights, attention over cached rows, and what is sampled from, on CPUs:
 `cpu_kernels.cc`, compiled for this machine when a sampler first wants it.
 
 XLA multiplies few rows at a third to two thirds of a core's rate, since it brings the weights into
@@ -18,9 +18,10 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,9 @@ _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 _SECONDS = 120  # to compile it: about 4 on an idle core
 _MOST_BYTES = 2 * 2**30  # of packed weights
-_MOST_TOKENS = 8  # of a row, that attend here
+_LARGE_PAGE = 2 * 2**20
+_LEAST_GATHERED = 2**20
+_MADV_COLLAPSE = 25  # of Linux's mman-common.h
 _SWITCH = "ICTJAX_CPU_KERNELS"
 
 
@@ -155,12 +158,14 @@ def attend(
     scale: float | None = None,
 ) -> tuple[Float[Array, "B T N H"], CachedLayer]:
     """Rotates queries and keys of new tokens, writes keys and values to their rows of a cache, then
-    computes `attention.attend` over the positions up to each token's own: no other is read.
+    computes `attention.attend` over the positions up to each token's own: no other is read. Of up
+    to 8 tokens a row, each gets the same bits as alone.
 
     Args:
       cos_sin: see `rotary.rotate`.
       held: without scales; updated in place if nobody else uses it.
-      written_bt: where to; positions that no row has are dropped.
+      written_bt: where to. Tokens whose position no row has are padding: not written, their result
+        is 0.
       window: positions back that a token sees, its own included; None for all.
       scale: H ** -0.5 unless given.
     """
@@ -192,9 +197,25 @@ def summarise(
     return ids_b, normaliser_b
 
 
-def attends(kernels: Kernels, length: int, head_dim: int) -> bool:
-    """Whether `attend` takes so many tokens of a row, of heads of this width."""
-    return length <= _MOST_TOKENS and head_dim % kernels.lanes == 0
+def use_large_pages(arrays: Iterable[Array]) -> None:
+    """Asks Linux (6.1 or later) to gather the memory of arrays of 1 MiB and more, on CPUs, into
+    pages of 2 MiB: whoever reads a lot of it looks up fewer addresses. Where it does not, they stay
+    as they are.
+    """
+    if sys.platform != "linux":
+        return
+    gather = ctypes.CDLL(None).madvise
+    gather.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for array in arrays:
+        if array.nbytes >= _LEAST_GATHERED:
+            begin = array.unsafe_buffer_pointer()
+            first, last = begin // _LARGE_PAGE, -(-(begin + array.nbytes) // _LARGE_PAGE)
+            gather(first * _LARGE_PAGE, (last - first) * _LARGE_PAGE, _MADV_COLLAPSE)
+
+
+def attends(kernels: Kernels, head_dim: int) -> bool:
+    """Whether `attend` takes heads of this width."""
+    return head_dim % kernels.lanes == 0
 
 
 @functools.partial(jax.jit, static_argnums=1, static_argnames="transposed")
@@ -236,6 +257,7 @@ def pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool = False)
         if same and (packed := made()) is not None:
             return packed
     packed = _pack(list(weights), num_inputs, transposed=transposed)
+    use_large_pages([packed.panels])
     forget = functools.partial(_MADE.pop, key, None)
     sources = [weakref.ref(one, lambda _: forget()) for one in weights]
     _MADE[key] = sources, weakref.ref(packed)

@@ -281,7 +281,7 @@ def extend(
       lengths_b: number of real tokens of each row in this call; the others are padding: not
         written, their hidden states meaningless.
       part_bytes: see `attention.attend_in_parts`.
-      kernels: of this CPU, that a few tokens of each row attend with.
+      kernels: of this CPU, that tokens attend with.
     """
     num_positions = cache.v[0].shape[2]
     batch, length = tokens_bt.shape
@@ -296,17 +296,15 @@ def extend(
         masks_bts.append(masks_bts[0] & near_bts)
     rows_b1 = jnp.arange(batch, dtype=jnp.int32)[:, None]
     rotations = _rotations(config, positions_bt)
-    few = (
-        kernels is not None
-        and not cache.k_scale
-        and cpu_kernels.attends(kernels, length, config.head_dim)
+    rotates = (  # the kernel does
+        kernels is not None and not cache.k_scale and cpu_kernels.attends(kernels, config.head_dim)
     )
 
     def mix(
         sliding: bool, held: CachedLayer, q_btnh: Array, new: CachedLayer
     ) -> tuple[Array, CachedLayer]:
         scales = None
-        if few:
+        if rotates:
             window = config.sliding_window if sliding else None
             return cpu_kernels.attend(
                 q_btnh,
@@ -342,7 +340,7 @@ def extend(
         )
         return mixed_btnh, held
 
-    rotated = [None, None] if few else rotations
+    rotated = [None, None] if rotates else rotations
     return _extended(config, params, cache, tokens_bt, rotated, mix)
 
 

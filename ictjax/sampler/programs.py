@@ -14,6 +14,7 @@ from jax.stages import Compiled, Lowered
 from ictjax.config import SamplerConfig
 from ictjax.models.cache import KVCache
 from ictjax.models.config import ModelConfig
+from ictjax.models.cpu_kernels import use_large_pages
 from ictjax.models.transformer import Params
 from ictjax.sampler.blueprint import Blueprint, RowProgram, TurnShape, row_programs, turn_shapes
 from ictjax.sampler.state import Left
@@ -63,6 +64,8 @@ class Programs:
         self._cache: KVCache = jax.jit(
             self._blueprint.make_cache, out_shardings=self._blueprint.cache_sharding
         )()
+        if self._blueprint.kernels:
+            use_large_pages(jax.tree.leaves(self._cache))
         self._left: Left = jax.jit(
             self._blueprint.make_left, out_shardings=self._blueprint.left_sharding
         )()
