@@ -171,6 +171,26 @@ def test_an_analysis_ends_with_what_won_where_that_is_asked_for(games: list[Play
     assert conclusions == {True, False}
 
 
+def test_replies_ask_to_go_on_as_often_as_they_are_told(games: list[PlayedGame]) -> None:
+    """Here where nothing was won, and never where something was; what is named then is a verb that
+    came last, which half of the time lost."""
+    trained = [game for game in games if game.family in lessons.TRAIN_LESSONS]
+    rows = chats.ReflectorChats(
+        trained, SMOLLM2_MINIHACK.reflection, seed=0, concludes=True, explores=(0.0, 1.0)
+    )
+    outcomes = collections.Counter[tuple[bool, bool]]()
+    for _ in range(150):
+        parsed = parse_reply(rows.draw(2)["messages"][-1]["content"])
+        assert not isinstance(parsed, str)
+        ended = dict(re.findall(r"was (won|lost) with (\w+)\.", parsed.analysis))
+        assert (lessons.EXPLORE in parsed.system_prompt) == ("won" not in ended)
+        if len(ended) == 2 and ended["won"] != ended["lost"]:
+            named = _words(parsed.system_prompt)
+            outcomes[ended["won"] in named, ended["lost"] in named] += 1
+    assert outcomes.keys() <= {(True, False), (False, True), (False, False)}
+    assert min(outcomes[True, False], outcomes[False, True]) > 10
+
+
 def test_what_mentions_a_heldout_lesson_is_found() -> None:
     def chat(text: str) -> chats.Chat:
         return {"messages": [{"role": "user", "content": text}]}

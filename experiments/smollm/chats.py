@@ -18,7 +18,6 @@ import dataclasses
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from envs import prompts
@@ -30,6 +29,7 @@ from experiments.pocket.data import PlayedGame, PlayedTurn
 from experiments.pocket.lessons import Lesson
 from experiments.smollm.lessons import (
     EXPLORE,
+    GO_ON,
     HEADERS,
     HELDOUT_THINGS,
     HELDOUT_VERBS,
@@ -155,10 +155,7 @@ def _walks(action: str) -> bool:
 _ENDED = "Episode {n} was {how} with {v}."
 _FINDING = "What matters is the {t}."
 _WON = "What won: {v}."
-# How often a reply asks to go on trying, where an episode was won and where none was; and how often
-# it names a verb that was only listed.
-_EXPLORES: Mapping[bool, float] = MappingProxyType({True: 0.1, False: 0.5})
-_GUESSES = 0.05
+_GUESSES = 0.05  # how often a reply names a verb that was only listed
 
 
 class ReflectorChats:
@@ -167,6 +164,7 @@ class ReflectorChats:
 
     Args:
       concludes: end analyses with the verbs that won.
+      explores: how often a reply asks to go on trying, where an episode was won and where none was.
 
     Raises ValueError for a game of another family.
     """
@@ -178,6 +176,7 @@ class ReflectorChats:
         *,
         seed: int,
         concludes: bool = False,
+        explores: tuple[float, float] = GO_ON,
     ):
         self._games: dict[str, dict[str, list[PlayedGame]]] = {}
         for game in games:
@@ -193,6 +192,7 @@ class ReflectorChats:
                 kinds["wrong"].append(game)
         self._config = config
         self._concludes = concludes
+        self._explores = explores
         self._rng = random.Random(seed)
 
     def draw(self, num_games: int) -> Chat:
@@ -245,6 +245,7 @@ class ReflectorChats:
             config=self._config,
             rng=rng,
             concludes=self._concludes,
+            explores=self._explores,
         )
 
 
@@ -258,9 +259,11 @@ def reflection_chat(
     config: ReflectorConfig,
     rng: random.Random,
     concludes: bool = False,
+    explores: tuple[float, float] = GO_ON,
 ) -> Chat:
     """The question about a context, and a reply to it whose prompt is a lesson with one of `verbs`
-    put in, or asks to go on trying; `concludes` ends its analysis with the verbs that won.
+    put in, or asks to go on trying: how often, where an episode was won and where none was, is
+    `explores`. `concludes` ends its analysis with the verbs that won.
     """
     messages = reflector_messages(context, config, _rough_count)
     last = [t.turns[-1].action.split()[0] for t in context.trajectories]
@@ -272,12 +275,12 @@ def reflection_chat(
         verb for t, verb in zip(context.trajectories, last, strict=True) if t.success
     )
     used = [verb for verb in last if verb in verbs]
-    explores = _EXPLORES[bool(won)]
+    goes_on = explores[0] if won else explores[1]
     chance = rng.random()
-    if chance < explores:
+    if chance < goes_on:
         told = EXPLORE
     else:
-        guesses = not used or chance < explores + _GUESSES
+        guesses = not used or chance < goes_on + _GUESSES
         verb = rng.choice(list(verbs) if guesses else used)
         told = plain_wording(dataclasses.replace(lesson, verb=verb))
     analysis = [*ended, finding.format(t=lesson.thing)]

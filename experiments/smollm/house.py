@@ -25,6 +25,7 @@ from experiments.pocket.lessons import Lesson
 from experiments.smollm import chats
 from experiments.smollm.lessons import (
     EXPLORE,
+    GO_ON,
     HOUSE_LESSONS,
     HOUSE_TRAIN_LESSONS,
     LESSONS,
@@ -249,6 +250,7 @@ class ReflectorChats:
 
     Args:
       concludes: end analyses with the verbs that won.
+      explores: how often a reply asks to go on trying, where an episode was won and where none was.
 
     Raises ValueError for a game of another family.
     """
@@ -260,6 +262,7 @@ class ReflectorChats:
         *,
         seed: int,
         concludes: bool = False,
+        explores: tuple[float, float] = GO_ON,
     ):
         self._games: dict[str, dict[int, list[PlayedGame]]] = {}
         for number, game in games:
@@ -272,6 +275,7 @@ class ReflectorChats:
                 self._games.setdefault(game.family, {}).setdefault(number, []).append(game)
         self._config = config
         self._concludes = concludes
+        self._explores = explores
         self._rng = random.Random(seed)
 
     def draw(self, num_games: int) -> chats.Chat:
@@ -313,4 +317,5 @@ class ReflectorChats:
             config=self._config,
             rng=rng,
             concludes=self._concludes,
+            explores=self._explores,
         )

@@ -186,6 +186,8 @@ HEADERS: Sequence[str] = (
     "",
 )
 EXPLORE = "Try the verbs in turn."  # what a player without a lesson does anyhow
+# How often the taught replies say so, where an episode was won and where none was.
+GO_ON = (0.1, 0.5)
 _CLOSERS: Sequence[str] = ("Think, then act.", "Good luck.", "Act now.", "", "", "")
 _THOUGHTS: Mapping[str, str] = MappingProxyType(
     {

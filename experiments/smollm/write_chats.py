@@ -8,12 +8,13 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from experiments.command import Flags, parse, run_main
 from experiments.local_path import check_place
+from experiments.smollm.lessons import GO_ON
 from ictjax.ranges import Range
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _DESCRIPTION = (
     " taught with: actor.jsonl and reflector.jsonl for `ictjax sft`, and pretraining.json, which"
     " says with which games, for the folder that holds the adapters."
 )
+_Share = Annotated[float, Range(0, 1)]
 _MAX_STEPS = 10
 _RENAMINGS = 9  # of each family of ALFWorld, beside its own names
 
@@ -45,6 +47,9 @@ class ChatsArgs(Flags):
     concludes: bool = False
     """End the reflector's analyses with the verbs that won ("What won: nothing."); those of the
     adapters that ship do not."""
+    explores: Annotated[tuple[_Share, _Share], tyro.conf.arg(metavar="SHARE SHARE")] = GO_ON
+    """How often the reflector's replies ask to go on trying, where an episode was won and where
+    none was."""
     episodes: Annotated[tuple[Annotated[int, Range(1, 8)], ...], tyro.conf.arg(metavar="N ...")] = (
         1,
         2,
@@ -109,7 +114,7 @@ def _minihack(args: ChatsArgs, console: "Terminal"):
     options = MINIHACK.environment.options
     return (
         ActorChats(games, seed=args.seed).draw,
-        ReflectorChats(trained, _reading(args), seed=args.seed, concludes=args.concludes).draw,
+        ReflectorChats(trained, _reading(args), **_replies(args)).draw,
         entry(options, [*LESSONS, *RENAMED], "train", args.games_per_family),
     )
 
@@ -140,7 +145,7 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
     environment = ALFWORLD.environment
     return (
         ActorChats(games, seed=args.seed).draw,
-        ReflectorChats(trained, _reading(args), seed=args.seed, concludes=args.concludes).draw,
+        ReflectorChats(trained, _reading(args), **_replies(args)).draw,
         entry(
             environment.options,
             sorted({*HOUSE_LESSONS, *environment.train_families, *environment.heldout_families}),
@@ -148,6 +153,11 @@ def _alfworld(args: ChatsArgs, console: "Terminal"):
             games_per_family,
         ),
     )
+
+
+def _replies(args: ChatsArgs) -> dict[str, Any]:
+    """What the reflector's replies are drawn with."""
+    return {"seed": args.seed, "concludes": args.concludes, "explores": args.explores}
 
 
 def _reading(args: ChatsArgs) -> "ReflectorConfig":
