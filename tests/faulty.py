@@ -1,7 +1,8 @@
 """A command in which one function fails, as a program: python -m tests.faulty COMMAND ...
 
 The environment variable FAULT names it, module:name or module:class.name; where it is not set,
-nothing fails. With BYTES, it fails as a device does that has too little memory.
+nothing fails. With BYTES, it fails as a device does that has too little memory. Hosts wait for each
+other as many seconds as SILENT says, where it is set.
 """
 
 import importlib
@@ -23,6 +24,10 @@ def main():
 
         getattr(place, below[-1])  # there is one to replace
         setattr(place, below[-1], fail)
+    if seconds := os.environ.get("SILENT"):
+        from experiments import hosts
+
+        hosts._SILENT_S = int(seconds)
     from experiments.__main__ import main  # its signals, as users start it
 
     main()

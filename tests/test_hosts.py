@@ -354,7 +354,7 @@ def test_a_host_that_fails_while_the_others_compute_ends_and_they_end_with_it(
         f"--run-dir={tmp_path / 'run'}",
         program=("-m", "tests.faulty"),
         odd=1,
-        variables={"FAULT": "ictjax.train:pack_groups"},
+        variables={"FAULT": "ictjax.train:pack_groups", "SILENT": str(SILENT_S)},
     )
     other, failed = (process.communicate(timeout=240)[1] for process in processes)
     assert [process.returncode for process in processes] == [1, 1], (other, failed)
@@ -431,7 +431,7 @@ def test_a_host_that_dies_ends_the_others_and_another_number_of_hosts_goes_on(
     same_metrics(runs[0], run)
 
 
-SILENT_S = 12
+SILENT_S = 8
 IMPATIENT = f"""
 import sys
 from experiments import hosts
