@@ -39,6 +39,7 @@ constexpr int kBlockRows = 8 * kTileRows;        // that pass over a panel while
 constexpr int kQueries = 4;                      // that share one pass over keys
 constexpr int64_t kFew = 8;  // tokens of a row: of so many each is the same as alone
 constexpr int kFeatures = 4;                     // of keys, that are read at a time
+constexpr int64_t kNear = 1024;  // positions, whose keys and values the processor's cache holds
 constexpr int kSums = 12;                        // of values, at least, to hide their latency
 constexpr double kAlone = 1 << 19;  // multiplications that are worth waking a thread for
 
@@ -248,16 +249,20 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
   return ffi::Error::Success();
 }
 
-// logits[G, count vectors] += queries [G, D of width] by keys [D, S], both from feature h on.
+// logits[G, count vectors] += queries [G, D of width] by keys [D, S], both from feature h on. As much
+// as is read of these is fetched meanwhile of what is read next, unless its pace is 0.
 template <int G, int D>
 void match(const float* q, int64_t width, const float* keys, int64_t held, int64_t count,
-           float* logits, int64_t room) {
+           float* logits, int64_t room, const float* next, int64_t pace) {
   Vector query[G][D];
   for (int g = 0; g < G; g++)
     for (int d = 0; d < D; d++) query[g][d] = splat(q[g * width + d]);
   for (int64_t at = 0; at < count * kLanes; at += kLanes) {
     Vector key[D];
-    for (int d = 0; d < D; d++) key[d] = load(keys + d * held + at);
+    for (int d = 0; d < D; d++) {
+      __builtin_prefetch(next + pace * (at * D + d * kLanes), 0, 2);
+      key[d] = load(keys + d * held + at);
+    }
     for (int g = 0; g < G; g++) {
       Vector sum = load(logits + g * room + at);
       for (int d = 0; d < D; d++) sum += query[g][d] * key[d];
@@ -272,17 +277,31 @@ struct Query {
   float* y;
 };
 
+// Keys to fetch: of each feature so many vectors, and what lies between those of two features.
+struct Ahead {
+  const float* next;
+  int64_t vectors, skipped;
+};
+
 // y[G, V vectors] = weights[G] values[., V vectors], over the sums of the weights: of the positions
 // that all see together, then of those that only some do.
 template <int G, int V>
 void mix(const Query* asked, const float* weights, int64_t room, int64_t from, int64_t to,
-         const float* values, int64_t width, int64_t h, const float* totals) {
+         const float* values, int64_t width, int64_t h, const float* totals, Ahead ahead) {
   constexpr int kApart = std::max(1, kSums / (G * V));
+  int64_t left = ahead.vectors;
+  auto fetch = [&] {  // as many vectors as are read
+    if (left == 0) return;
+    __builtin_prefetch(ahead.next, 0, 2);
+    ahead.next += kLanes;
+    if (--left == 0) ahead.next += ahead.skipped, left = ahead.vectors;
+  };
   Vector sums[kApart][G][V] = {};
   int64_t s = from;
   for (; s + kApart <= to; s += kApart)
     for (int a = 0; a < kApart; a++)
       for (int v = 0; v < V; v++) {
+        fetch();
         const Vector value = load(values + (s + a) * width + h + v * kLanes);
         for (int g = 0; g < G; g++) sums[a][g][v] += weights[g * room + s + a] * value;
       }
@@ -303,10 +322,10 @@ void mix(const Query* asked, const float* weights, int64_t room, int64_t from, i
 }
 
 // Attention of G queries [G, width] over positions of one kv head. `logits` has room for whole
-// vectors of all positions, G times.
+// vectors of all positions, G times; `next` are keys that are read after these.
 template <int G>
 void attend(const Query* asked, const float* q, int64_t width, const float* keys,
-            const float* values, int64_t held, float scale, float* logits) {
+            const float* values, int64_t held, float scale, float* logits, const float* next) {
   const int64_t room = (held + kLanes - 1) / kLanes * kLanes;
   int64_t first = held, last = 0, from = 0, to = held;  // of any, and of all
   for (int g = 0; g < G; g++) {
@@ -314,6 +333,7 @@ void attend(const Query* asked, const float* q, int64_t width, const float* keys
     from = std::max(from, asked[g].begin), to = std::min(to, asked[g].end);
   }
   to = std::max(from, to);
+  const int64_t pace = last - first <= kNear ? 1 : 0;
   const int64_t low = first / kLanes * kLanes, high = (last + kLanes - 1) / kLanes * kLanes;
   const int64_t whole = std::min(high, held / kLanes * kLanes);  // a row may end within a vector
   for (int g = 0; g < G; g++)
@@ -321,10 +341,10 @@ void attend(const Query* asked, const float* q, int64_t width, const float* keys
   int64_t h = 0;
   for (; h + kFeatures <= width; h += kFeatures)
     match<G, kFeatures>(q + h, width, keys + h * held + low, held, (whole - low) / kLanes,
-                        logits + low, room);
+                        logits + low, room, values + low * width + h * (whole - low), pace);
   for (; h < width; h++)
     match<G, 1>(q + h, width, keys + h * held + low, held, (whole - low) / kLanes, logits + low,
-                room);
+                room, values, 0);
   constexpr float kNever = -std::numeric_limits<float>::infinity();
   float totals[G];
   for (int g = 0; g < G; g++) {
@@ -348,7 +368,8 @@ void attend(const Query* asked, const float* q, int64_t width, const float* keys
     auto run = [&](auto vectors) {
       constexpr int V = decltype(vectors)::value;
       if (h + V * kLanes > width) return false;
-      mix<G, V>(asked, logits, room, from, to, values, width, h, totals);
+      mix<G, V>(asked, logits, room, from, to, values, width, h, totals,
+                {next + low + h * held, pace * (whole - low) / kLanes, held - (whole - low)});
       h += V * kLanes;
       return true;
     };
@@ -393,6 +414,7 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
   float *keys = k->typed_data(), *values = v->typed_data();
   const int32_t *places = positions.typed_data(), *targets = written.typed_data();
   float* mixed = y->typed_data();
+  const int64_t threads = pool.num_threads();  // of the pairs of a row and a head the next of each
   share(pool, rows * kv_heads, 2.0 * rows * tokens * heads * width * held, [=](int64_t item) {
     const int64_t row = item / kv_heads, kv_head = item % kv_heads;
     const int64_t from = item * width * held;
@@ -410,9 +432,9 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
     float* turned = scratch(kQueries * (width + room));
     Query asked[kQueries];
     int64_t waiting = 0;
-    auto answer = [&] {
+    auto answer = [&](int64_t next) {
       attend_of(waiting, asked, turned, width, keys + from, values + from, held, scale,
-                turned + kQueries * width);
+                turned + kQueries * width, keys + from + next * width * held);
       waiting = 0;
     };
     for (int64_t token = 0; token < tokens; token++) {
@@ -428,10 +450,11 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
         turn(queries + head, width, cosines + at * width / 2, sines + at * width / 2,
              turned + waiting * width);
         asked[waiting++] = {begin, end, mixed + head};
-        if (waiting == kQueries || (tokens <= kFew && g == group - 1)) answer();
+        const bool last = g == group - 1 && token == tokens - 1;
+        if (waiting == kQueries || (tokens <= kFew && g == group - 1)) answer(last ? threads : 0);
       }
     }
-    answer();
+    answer(threads);
   });
   return ffi::Error::Success();
 }
