@@ -13,7 +13,7 @@ from experiments.limits import local_roles
 from experiments.shapes import adapter_shape, model_shape
 from ictjax.config import AXES, LoraConfig, MeshConfig, SamplerConfig
 from ictjax.mesh import RULES, TRAINED_RULES, cache_sharding, kv_copies, param_specs, without_data
-from ictjax.models import lora, transformer
+from ictjax.models import cpu_kernels, lora, transformer
 from ictjax.models.cache import make_cache
 from ictjax.models.config import ModelConfig
 from ictjax.run_config import RoleConfig, TrainConfig
@@ -99,6 +99,17 @@ def _uses(config: TrainConfig, trained_parts: Sequence[str]) -> Iterator[Use]:
         yield from _suspended(name, cache, sizes, role.mesh)
 
 
+def packed_of_roles(config: TrainConfig) -> Iterator[Use]:
+    """What `packed_uses` says of the weights that roles sample with; shared ones count once."""
+    counted = set()
+    for name, role, _ in local_roles(config):
+        trained = name == "reflector" and not config.reflector.lora.rank
+        key = name if trained else role.frozen_key
+        if key not in counted:
+            counted.add(key)
+            yield from packed_uses(f"{name} weights", model_shape(role), role.mesh.num_devices)
+
+
 def written_checkpoint(config: TrainConfig) -> Use:
     """What a save takes of the host's memory: of what its devices hold of weights and moments one
     copy, which is written while the run goes on, and what the writer packs of it meanwhile. An
@@ -175,7 +186,7 @@ def check_memory(config: TrainConfig) -> None:
     """
     check_fits(
         "Weights, optimizer and caches",
-        uses(config),
+        [*uses(config), *packed_of_roles(config)],
         "Give fewer --actor-sampler.num-slots and --reflector-sampler.num-slots, train an adapter"
         " (--reflector.lora.rank 16), or split the models over more devices (--mesh); --check"
         " lists what takes how much.",
@@ -188,18 +199,33 @@ def check_evaluation_memory(config: TrainConfig) -> None:
     """
     check_fits(
         "Weights and caches",
-        _uses(config, ("trained weights", "weights before training")),
+        [
+            *_uses(config, ("trained weights", "weights before training")),
+            *packed_of_roles(config),
+        ],
         "Free memory, or split the models over more devices (--mesh).",
     )
 
 
-def sampler_uses(name: str, model: ModelConfig, sizes: SamplerConfig) -> tuple[Use, Use]:
-    """Weights and cache of one model on one device.
+def sampler_uses(name: str, model: ModelConfig, sizes: SamplerConfig) -> tuple[Use, ...]:
+    """Cache and weights of one model on one device, the packed ones included.
 
     Args:
       name: of the model, in messages.
     """
-    return weights_use(f"{name} weights", model), _cache(name, model, sizes, MeshConfig())
+    weights = f"{name} weights"
+    cache = _cache(name, model, sizes, MeshConfig())
+    return cache, weights_use(weights, model), *packed_uses(weights, model)
+
+
+def packed_uses(what: str, model: ModelConfig, num_devices: int = 1) -> Iterator[Use]:
+    """The copy of a model's matrices in the order in which this machine multiplies them, where it
+    does (`cpu_kernels`).
+    """
+    if jax.local_devices()[0].platform == "cpu" and not cpu_kernels.why_not(model, num_devices):
+        use = weights_use(f"{what}, packed for this CPU", model)
+        size = model.num_params * np.dtype(model.products or model.dtype).itemsize
+        yield use._replace(whole_bytes=size, device_bytes=size)
 
 
 def weights_use(what: str, model: ModelConfig) -> Use:

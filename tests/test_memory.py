@@ -11,6 +11,8 @@ from experiments.evaluate import evaluate
 from experiments.limits import check_limits
 from experiments.memory import check_evaluation_memory, check_memory, free_bytes
 from experiments.presets import PRESETS
+from experiments.shapes import model_shape
+from ictjax.models.cpu_kernels import switched_off
 from tests.test_cli import refused
 
 PRESET = PRESETS["fake-tiny"]
@@ -95,7 +97,8 @@ def test_what_does_not_fit_is_said_with_number_part_and_remedy(monkeypatch):
     message = r"take [\d,.]+ GiB and this machine has free [\d,.]+; .* actor cache.*num-slots"
     with pytest.raises(ValueError, match=message):
         check_memory(with_slots(60_000, 2**23))
-    needed = sum(use.whole_bytes for use in memory.uses(PRESET))
+    kept = *memory.uses(PRESET), *memory.packed_of_roles(PRESET)
+    needed = sum(use.whole_bytes for use in kept)
     monkeypatch.setattr(memory, "device_bytes", lambda device: needed)
     check_memory(PRESET)
     monkeypatch.setattr(memory, "device_bytes", lambda device: needed - 1)
@@ -103,6 +106,27 @@ def test_what_does_not_fit_is_said_with_number_part_and_remedy(monkeypatch):
         check_memory(PRESET)
     monkeypatch.setattr(memory, "device_bytes", lambda device: None)  # nobody knows
     check_memory(with_slots(60_000, 2**23))
+
+
+def test_weights_that_are_packed_for_this_cpu_count_once_for_all_who_share_them():
+    both = {use.what: use for use in memory.packed_of_roles(PRESET)}
+    assert [*both] == [f"{role} weights, packed for this CPU" for role in ("actor", "reflector")], (
+        "the reflector of this preset trains weights of its own"
+    )
+    size = 4 * model_shape(PRESET.actor).num_params
+    assert both["actor weights, packed for this CPU"].whole_bytes == size
+    shared = PRESETS["smollm2-minihack"]
+    assert shared.actor.frozen_key == shared.reflector.frozen_key
+    adapted = dataclasses.replace(
+        PRESET.reflector, model=PRESET.actor.model, lora=shared.reflector.lora
+    )
+    together = dataclasses.replace(PRESET, reflector=adapted)
+    assert [use.whole_bytes for use in memory.packed_of_roles(together)] == [size]
+    mixed = dataclasses.replace(PRESET.actor, dtype="mixed")
+    first, *_ = memory.packed_of_roles(dataclasses.replace(PRESET, actor=mixed))
+    assert first.whole_bytes == size // 2
+    with switched_off():
+        assert not list(memory.packed_of_roles(PRESET))
 
 
 def test_training_says_it_before_a_run_is_made(capsys, tmp_path, monkeypatch):
@@ -114,7 +138,8 @@ def test_training_says_it_before_a_run_is_made(capsys, tmp_path, monkeypatch):
 
 def test_an_evaluation_keeps_no_optimizer_but_weights_before_and_after(monkeypatch):
     kept = {use.what: use.whole_bytes for use in memory.uses(PRESET)}
-    needed = sum(kept.values()) - kept["second moments"]
+    packed = sum(use.whole_bytes for use in memory.packed_of_roles(PRESET))
+    needed = sum(kept.values()) - kept["second moments"] + packed
     monkeypatch.setattr(memory, "device_bytes", lambda device: needed)
     check_evaluation_memory(PRESET)
     monkeypatch.setattr(memory, "device_bytes", lambda device: needed - 1)
