@@ -106,6 +106,12 @@ def test_matrices_side_by_side_give_what_each_gives(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_rows_give_no_rows(dtype):
+    weight = jnp.asarray(noise(1, 8, 5), dtype)
+    assert multiplied(np.zeros((1, 0, 8), np.float32), weight, 1).shape == (1, 0, 5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_is_the_same_whatever_is_beside_it(dtype):
     x, weight = noise(0, 1, 150, 96), jnp.asarray(noise(1, 96, 1000), dtype)
     whole = multiplied(x, weight, 1)
@@ -203,6 +209,19 @@ def test_attention_is_that_of_jax(case):
     np.testing.assert_allclose(found, expected, atol=5e-6)  # logits up to 100
 
 
+def test_windows_that_share_no_position_look_at_their_own_alone():
+    """Of 9 tokens, which share passes over the keys; what one holds is NaN."""
+    q, new_k, new_v = noise(0, 1, 9, 1, 32), noise(1, 1, 9, 1, 32), np.ones((1, 9, 1, 32), "f")
+    new_v[0, 2] = np.nan
+    unturned = (np.ones((1, 9, 1, 16), np.float32), np.zeros((1, 9, 1, 16), np.float32))
+    layer = CachedLayer(jnp.zeros((1, 1, 32, 20)), jnp.zeros((1, 1, 20, 32)))
+    at = np.arange(9, dtype=np.int32)[None]
+    found, _ = jax.jit(functools.partial(cpu_kernels.attend, window=1))(
+        q, new_k, new_v, unturned, layer, at, at
+    )
+    np.testing.assert_array_equal(found, new_v)
+
+
 @pytest.mark.parametrize(("heads", "width"), [(2, 64), (6, 32)])
 def test_each_of_a_few_tokens_is_the_same_as_alone(heads, width):
     """What guesses are checked against: the bits of a step of one token."""
@@ -259,6 +278,8 @@ def test_what_is_sampled_from_is_that_of_jax(wide):
     ids, normaliser = jax.jit(cpu_kernels.summarise)(logits)
     np.testing.assert_array_equal(ids, logits.argmax(-1))
     np.testing.assert_allclose(normaliser, jax.nn.logsumexp(logits, axis=-1), rtol=1e-6, atol=1e-6)
+    logits[6, wide // 2] = np.inf
+    assert np.isposinf(jax.jit(cpu_kernels.summarise)(logits)[1][6])
     logits[:, wide // 2] = np.nan
     ids, normaliser = jax.jit(cpu_kernels.summarise)(logits)
     assert np.isnan(normaliser).all() and (ids >= 0).all() and (ids < wide).all()
@@ -312,6 +333,13 @@ def test_samplers_of_the_same_weights_share_what_is_packed():
     assert packed_weights(MODEL, other)["unembed"] is not first["unembed"]
 
 
+def test_what_is_packed_otherwise_is_packed_again():
+    square, x = jnp.asarray(noise(0, 8, 8)), noise(1, 1, 3, 8)
+    for transposed, weight in ((False, square), (True, square.T)):
+        found = multiplied(x, square, 1, transposed=transposed)
+        np.testing.assert_allclose(found, x @ weight, atol=1e-5)
+
+
 def test_what_is_packed_is_gone_with_the_samplers():
     base = sampling_weights(MODEL, weights(MODEL))
     gc.collect()
@@ -337,8 +365,13 @@ def test_it_is_compiled_once_for_a_machine(fresh):
 @pytest.mark.parametrize(
     ("compiler", "complaint"),
     [
-        ("no-such-compiler", "there is no C++ compiler (c++, or CXX)"),
+        (
+            "no-such-compiler -O2",
+            "there is no C++ compiler no-such-compiler (c++, or what CXX names)",
+        ),
+        ("c++ 'unclosed", "cpu_kernels.cc cannot be compiled: No closing quotation"),
         ("false", "false cannot compile cpu_kernels.cc: it said nothing"),
+        ("c++ -Dictjax_multiply=other", "undefined symbol: ictjax_multiply"),
     ],
 )
 def test_without_a_compiler_a_sampler_leaves_it_to_xla(fresh, monkeypatch, compiler, complaint):

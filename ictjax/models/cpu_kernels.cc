@@ -312,7 +312,7 @@ void mix(const Query* asked, const float* weights, int64_t room, int64_t from, i
   for (; s < to; s++)
     for (int g = 0; g < G; g++) add(g, s);
   for (int g = 0; g < G; g++) {
-    for (int64_t at = asked[g].begin; at < from; at++) add(g, at);
+    for (int64_t at = asked[g].begin; at < std::min(from, asked[g].end); at++) add(g, at);
     for (int64_t at = to; at < asked[g].end; at++) add(g, at);
     for (int v = 0; v < V; v++) {
       for (int a = 1; a < kApart; a++) sums[0][g][v] += sums[a][g][v];
@@ -481,7 +481,10 @@ ffi::Error Summarise(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits,
     for (int64_t at = 0; at < whole; at += kLanes) sum += exponential(load(x + at) - base);
     found[row] = std::find(x, x + wide, peak) - x;
     if (found[row] == wide) found[row] = 0;  // of a row of NaN
-    sums[row] = base + std::log(total(sum));
+    if (peak == -kNever && std::none_of(x, x + wide, [](float y) { return std::isnan(y); }))
+      sums[row] = peak;
+    else
+      sums[row] = base + std::log(total(sum));
   });
   return ffi::Error::Success();
 }

@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,12 +73,16 @@ def load() -> Kernels:
 def _loaded() -> Kernels | Unavailable:
     try:
         library = ctypes.CDLL(str(_compiled()))
+        targets = {
+            name: getattr(library, name)
+            for name in ("ictjax_multiply", "ictjax_attend", "ictjax_summarise")
+        }
     except Unavailable as error:
         return error
-    except OSError as error:
+    except (OSError, AttributeError) as error:
         return Unavailable(f"{_SOURCE.name} cannot be loaded: {error}")
-    for name in ("ictjax_multiply", "ictjax_attend", "ictjax_summarise"):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    for name, target in targets.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(target), platform="cpu")
     return Kernels(library.ictjax_columns(), library.ictjax_deep(), library.ictjax_lanes())
 
 
@@ -134,7 +139,7 @@ class Packed:
         rounded to it; sums are float32.
         """
         rows = x.shape[: x.ndim - axes]
-        flat_bk = x.reshape(math.prod(rows), -1)
+        flat_bk = x.reshape(math.prod(rows), math.prod(x.shape[x.ndim - axes :]))
         sizes = [math.prod(output) for output in self.outputs]
         result = jax.ShapeDtypeStruct((len(flat_bk), sum(sizes)), jnp.float32)
         y_bn = jax.ffi.ffi_call("ictjax_multiply", result)(flat_bk, self.panels)
@@ -237,7 +242,9 @@ def _pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool) -> Pac
 
 
 # What was packed of which arrays, for as long as somebody holds both.
-_MADE: dict[tuple[int, ...], tuple[list[weakref.ref[Array]], weakref.ref[Packed]]] = {}
+_MADE: dict[
+    tuple[tuple[int, ...], int, bool], tuple[list[weakref.ref[Array]], weakref.ref[Packed]]
+] = {}
 
 
 def pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool = False) -> Packed:
@@ -250,7 +257,7 @@ def pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool = False)
     Raises:
       Unavailable: see `load`.
     """
-    key = tuple(map(id, weights))
+    key = tuple(map(id, weights)), num_inputs, transposed
     if key in _MADE:
         sources, made = _MADE[key]
         same = all(source() is one for source, one in zip(sources, weights, strict=True))
@@ -266,14 +273,14 @@ def pack(weights: Sequence[Array], num_inputs: int, *, transposed: bool = False)
 
 def _compiled() -> pathlib.Path:
     """The library of this source, compiler, processor and JAX; compiled if it is not there."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        raise Unavailable("there is no C++ compiler (c++, or CXX)")
-    include = jax.ffi.include_dir()
-    command = [compiler, *_FLAGS, "-isystem", include]
     try:
+        program, *flags = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+        if (found := shutil.which(program)) is None:
+            raise Unavailable(f"there is no C++ compiler {program} (c++, or what CXX names)")
+        compiler = [found, *flags]
+        command = [*compiler, *_FLAGS, "-isystem", jax.ffi.include_dir()]
         # what -march=native stands for belongs to the processor, and is in what this prints
-        native = _run([compiler, "-march=native", "-E", "-dM", "-x", "c++", os.devnull])
+        native = _run([*compiler, "-march=native", "-E", "-dM", "-x", "c++", os.devnull])
         made_of = (_SOURCE.read_text(), native, jax.__version__, platform.machine(), *command[1:])
         digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
         target = cache_file(f"cpu_kernels-{digest}.so")
