@@ -208,14 +208,14 @@ def check_evaluation_memory(config: TrainConfig) -> None:
 
 
 def sampler_uses(name: str, model: ModelConfig, sizes: SamplerConfig) -> tuple[Use, ...]:
-    """Cache and weights of one model on one device, the packed ones included.
+    """Weights and cache of one model on one device, then the packed weights if there are any.
 
     Args:
       name: of the model, in messages.
     """
     weights = f"{name} weights"
     cache = _cache(name, model, sizes, MeshConfig())
-    return cache, weights_use(weights, model), *packed_uses(weights, model)
+    return weights_use(weights, model), cache, *packed_uses(weights, model)
 
 
 def packed_uses(what: str, model: ModelConfig, num_devices: int = 1) -> Iterator[Use]:

@@ -176,10 +176,10 @@ def _open_models(
     model = held_model(folder, args.held)
     chat = ChatTokenizer(folder, thinking=args.thinking)
     sizes = with_flags(_sizes(args, model, chat), args.held)
-    cache, *weights = sampler_uses("model", model, sizes)
+    weights, cache, *packed = sampler_uses("model", model, sizes)
     check_fits(
         "Weights and caches",
-        [*weights, *[cache] * (1 + len(adapters))],
+        [weights, *packed, *[cache] * (1 + len(adapters))],
         "Give fewer --num-conversations, adapters, or a smaller --max-len.",
     )
     base = read_weights(folder, model)

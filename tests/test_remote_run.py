@@ -425,6 +425,7 @@ def test_commands_do_with_an_address_what_they_do_with_a_folder(
     one.push()
     one.push_measured()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "two"))  # of whoever reads
+    monkeypatch.setenv("COLUMNS", "200")  # the folder has a longer name than the address
     said, written = [], []
     for name, run in (("here", evaluated), ("there", "gs://bucket/runs/a")):
         out = tmp_path / name / "out"

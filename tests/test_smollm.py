@@ -185,7 +185,7 @@ def test_replies_ask_to_go_on_as_often_as_they_are_told(games: list[PlayedGame])
         ended = dict(re.findall(r"was (won|lost) with (\w+)\.", parsed.analysis))
         assert (lessons.EXPLORE in parsed.system_prompt) == ("won" not in ended)
         if len(ended) == 2 and ended["won"] != ended["lost"]:
-            named = _words(parsed.system_prompt)
+            named = _words(parsed.system_prompt.rpartition("When you see ")[2])
             outcomes[ended["won"] in named, ended["lost"] in named] += 1
     assert outcomes.keys() <= {(True, False), (False, True), (False, False)}
     assert min(outcomes[True, False], outcomes[False, True]) > 10
