@@ -241,6 +241,15 @@ def test_each_of_a_few_tokens_is_the_same_as_alone(heads, width):
         np.testing.assert_array_equal(alone[:, 0], together[:, t])
 
 
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_large_pages_keep_what_they_hold(system, monkeypatch):
+    monkeypatch.setattr(cpu_kernels.sys, "platform", system)
+    arrays = [jnp.arange(size, dtype=jnp.int32) for size in (5, 2**18, 3 * 2**20 + 7)]
+    cpu_kernels.use_large_pages(arrays)
+    for array in arrays:
+        np.testing.assert_array_equal(array, np.arange(array.size))
+
+
 def test_the_cache_is_updated_where_it_is():
     """Without a second one: of a cache that is donated, nothing is copied."""
     k, v = jnp.zeros((4, 2, 16, 1000)), jnp.zeros((4, 2, 1000, 16))

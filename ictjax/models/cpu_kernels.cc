@@ -1,4 +1,4 @@
-// Products with packed weights, attention of a few tokens over cached rows, and what is sampled from,
+// Products with packed weights, attention over cached rows, and what is sampled from,
 // on CPUs; called by XLA (jax.ffi). cpu_kernels.py says what they compute and compiles them for the
 // machine's own instructions.
 //
