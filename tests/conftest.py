@@ -10,9 +10,11 @@ import tempfile
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+_EMITTERS = "xla_cpu_use_fusion_emitters"  # they take three quarters of the time of a compilation
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-)
+    f"{os.environ.get('XLA_FLAGS', '')} --{_EMITTERS}=false"
+    " --xla_force_host_platform_device_count=8"
+).strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,7 +31,16 @@ os.environ.pop("MAKELEVEL", None)
 def optimised():
     """Programs of this module are compiled as users' are."""
     import jax  # after the settings above
+    from jax._src import compiler
 
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    options_of_tests = compiler.get_compile_options
+
+    def options_of_users(*args, env_options_overrides=None, **options):
+        overrides = {_EMITTERS: True} | (env_options_overrides or {})
+        return options_of_tests(*args, env_options_overrides=overrides, **options)
+
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(compiler, "get_compile_options", options_of_users)
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", True)

@@ -1,7 +1,6 @@
 """Several hosts: processes that talk to each other, each with a device and workers of its own."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -35,6 +34,7 @@ from ictjax.hosts import ALONE, HostFailed, HostLost, Hosts, is_common
 from ictjax.metrics import read_metrics
 from ictjax.run_config import from_dict, to_dict
 from tests.bucket import Store
+from tests.one_device import one_device
 from tests.side_by_side import side_by_side
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def flags(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start():
     """Starts a command on so many hosts; whatever still runs at the end is killed."""
-    environ = os.environ | {"XLA_FLAGS": ""}
+    environ = one_device()
     started = []
 
     def begin(
@@ -493,7 +493,7 @@ def test_a_host_that_is_only_busy_is_not_taken_for_silent(busy):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", BUSY, *map(str, (index, port, busy))],
-            env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+            env=one_device() | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -40,6 +40,7 @@ from ictjax.records import context_from_json, trajectory_from_json
 from ictjax.run_config import differences, from_dict, to_dict
 from ictjax.sampler import Sampler
 from ictjax.train import train
+from tests.one_device import one_device
 
 ITERATIONS = 8
 
@@ -69,7 +70,7 @@ def start(flags):
     """Starts the program; compiled code is kept from start to start. Whatever still runs at the end
     is killed.
     """
-    environ = os.environ | {"XLA_FLAGS": ""}
+    environ = one_device()
     started = []
 
     def begin(run_dir, *more):
