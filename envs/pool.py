@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from typing import Any
 
 from envs import wire
 from envs.api import CannotGoOn, GameId, Observation, Outcome, PoolEvent, PoolStats, Step
+from envs.placing import Held, Queue
 from envs.registry import import_path
 from envs.stopping import at_end
 from envs.strays import kill_strays
@@ -61,8 +61,8 @@ class WorkerPool:
     Args:
       environment: a short name or an import path, see `envs.registry.load_environment`.
       num_workers: processes; episodes go to the one with the fewest.
-      max_live_games: bound on games in memory, over all workers; more episodes than that wait in a
-        queue.
+      max_live_games: bound on games in memory, over all workers; more episodes than that wait, and
+        those whose family has an idle game go first (`envs.placing`).
       deadline_s: seconds for one reset or one step. A hung call holds back the other episodes of
         its worker for that long.
       temp_root: where the pool makes the folder for its workers' temporary files (default: the
@@ -105,7 +105,7 @@ class WorkerPool:
         self._counts = dict.fromkeys((field.name for field in dataclasses.fields(PoolStats)), 0)
         self._episodes: dict[int, _Episode] = {}
         self._num_tickets = 0
-        self._queue: deque[int] = deque()  # tickets whose reset waits for a live game
+        self._queue = Queue(patience=max_live_games)  # of resets that wait for a live game
         self._unanswered: set[int] = set()  # tickets whose caller waits for an event
         self._events: list[PoolEvent] = []
         self._barred: dict[GameId, str] = {}  # games that cannot even be reset -> why
@@ -181,7 +181,7 @@ class WorkerPool:
         if game in self._barred:
             self._end_failed(episode, self._barred[game])
         else:
-            self._queue.append(ticket)
+            self._queue.add(ticket, game.family)
         return ticket
 
     def step(self, ticket: int, action: str) -> None:
@@ -410,30 +410,27 @@ class WorkerPool:
 
     def _detach(self, episode: "_Episode") -> None:
         worker = episode.home
-        if worker is not None:
+        if worker is None:
+            self._queue.discard(episode.ticket, episode.game.family)
+        else:
             worker.tickets.discard(episode.ticket)
+            worker.held.leave(episode.game.family)
             worker.send([wire.RELEASE, episode.ticket])
             episode.home = None
 
     def _place_queued(self) -> None:
-        """Gives the free live games to the queued resets, first come first served."""
+        """Gives the free live games to the queued resets."""
         while self._queue:
-            ticket = self._queue[0]
-            episode = self._episodes.get(ticket)
-            if episode is None:
-                self._queue.popleft()  # released before it started
-                continue
-            worker = max(
-                self._workers, key=lambda candidate: candidate.capacity - len(candidate.tickets)
-            )
-            if len(worker.tickets) >= worker.capacity:
+            worker = max(self._workers, key=lambda candidate: candidate.held.room)
+            if not worker.held.room:
                 return
-            self._queue.popleft()
+            episode = self._episodes[self._queue.pop(worker.held)]
             if episode.game in self._barred:
                 self._end_failed(episode, self._barred[episode.game])
                 continue
             episode.home = worker
-            worker.tickets.add(ticket)
+            worker.tickets.add(episode.ticket)
+            worker.held.take(episode.game.family)
             self._send_call(episode)
 
     def _replace(self, worker: "_Worker", counter: str, reason: str) -> None:
@@ -516,7 +513,7 @@ class _Worker:
         folder: str,
         selector: selectors.BaseSelector,
     ):
-        self.capacity = capacity
+        self.held = Held(capacity)
         self.tickets: set[int] = set()  # episodes that live here
         self.deaths = 0  # in a row
         self.rests_until: float | None = None  # when the next process is started; None: one runs
@@ -717,6 +714,7 @@ class _Worker:
         self._tail = self._read_tail()
         os.close(self._log_fd)
         self.awaited.clear()
+        self.held.forget_idle()
         self._outbox.clear()
         shutil.rmtree(self._home, ignore_errors=True)
 
