@@ -23,7 +23,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from orbax.checkpoint._src.serialization import serialization
+from orbax.checkpoint._src.serialization import serialization, type_handlers
 
 from envs.stopping import armed
 from ictjax.checkpoint import Checkpointer, CheckpointReader, check_space, checkpoint_bytes
@@ -182,15 +182,22 @@ def test_a_checkpoint_that_goes_while_it_is_read_makes_way_for_the_newest(
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """Writes no array before it is set."""
-    gate, write = threading.Event(), serialization.async_serialize_from_host
+    """Writes no array before it is set, whether it is JAX's or NumPy's."""
+    gate = threading.Event()
 
-    async def slow(*args, **more):
-        while not gate.is_set():
-            await asyncio.sleep(0.001)
-        return await write(*args, **more)
+    def late(write):
+        async def slow(*args, **more):
+            while not gate.is_set():
+                await asyncio.sleep(0.001)
+            return await write(*args, **more)
 
-    monkeypatch.setattr(serialization, "async_serialize_from_host", slow)
+        return slow
+
+    for place, name in (
+        (serialization, "async_serialize_from_host"),
+        (type_handlers.NumpyHandler, "_open_and_write"),
+    ):
+        monkeypatch.setattr(place, name, late(getattr(place, name)))
     yield gate
     gate.set()
 
