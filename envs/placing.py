@@ -2,18 +2,21 @@
 there, for to open a game costs several times what a reset does.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 
 
 class Held:
     """What a worker has opened, as its pool knows it: `envs.worker.LiveGames` keeps the games
-    themselves. A game that raised is closed there and idle here; that costs an opening.
+    themselves, by the same rules.
     """
 
     def __init__(self, capacity: int):
         self.capacity = capacity
         self._playing: Counter[str] = Counter()  # by family
-        self._idle: list[str] = []  # families, the longest idle first
+        # of a family, when each of its games became idle, the longest idle first
+        self._idle: dict[str, deque[int]] = {}
+        self._num_left = 0
 
     @property
     def room(self) -> int:
@@ -26,29 +29,41 @@ class Held:
 
     def num_open(self, family: str) -> int:
         """Games of a family, played and idle."""
-        return self._playing[family] + self._idle.count(family)
+        return self._playing[family] + len(self._idle.get(family, ()))
 
     def take(self, family: str) -> None:
-        """An episode begins."""
+        """An episode begins: in the game of its family that is idle for the shortest time, or in a
+        new one, for which the longest idle of all is closed where there are too many.
+        """
         if family in self._idle:
-            self._idle.remove(family)
-        elif self._playing.total() + len(self._idle) >= self.capacity:
-            del self._idle[0]
+            self._remove(family, deque.pop)
+        elif self._idle and self._playing.total() + self._count_idle() >= self.capacity:
+            self._remove(min(self._idle, key=lambda name: self._idle[name][0]), deque.popleft)
         self._playing[family] += 1
 
-    def leave(self, family: str) -> None:
-        """An episode has ended."""
+    def leave(self, family: str, *, kept: bool = True) -> None:
+        """An episode has ended; its game is idle, unless it raised and was closed."""
         self._playing[family] -= 1
-        self._idle.append(family)
+        if kept:
+            self._idle.setdefault(family, deque()).append(self._num_left)
+            self._num_left += 1
 
     def forget_idle(self) -> None:
-        """The process is gone, and with it what was open."""
+        """The process is another one, where nothing is open yet."""
         self._idle.clear()
+
+    def _count_idle(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    def _remove(self, family: str, pop: Callable[[deque[int]], int]) -> None:
+        pop(self._idle[family])
+        if not self._idle[family]:
+            del self._idle[family]
 
 
 class Queue:
-    """Tickets of episodes that wait, by family. Within a family the oldest goes first, and nobody
-    is passed over more than `patience` times by younger ones once all who are older have gone.
+    """Tickets of episodes that wait, by family. Within a family the oldest goes first. The oldest
+    of all is passed over at most `patience` times, so that every ticket gets a place in the end.
     """
 
     def __init__(self, patience: int):
@@ -60,11 +75,11 @@ class Queue:
         return bool(self._waiting)
 
     def add(self, ticket: int, family: str) -> None:
-        """Tickets grow."""
+        """One more waits; its ticket has to be greater than those before."""
         self._waiting.setdefault(family, OrderedDict())[ticket] = None
 
     def discard(self, ticket: int, family: str) -> None:
-        """It was released, if it waits at all."""
+        """Takes a ticket out that no longer wants a place; nothing happens if it does not wait."""
         tickets = self._waiting.get(family, {})
         if ticket in tickets:
             if ticket == min(map(self._oldest, self._waiting)):
@@ -81,8 +96,8 @@ class Queue:
         return ticket
 
     def _suited(self, held: Held) -> str:
-        """The family that waits longest of those with an idle game; if there is none, the one with
-        the fewest open games for those who wait.
+        """The family that waits longest of those with an idle game; if there is none, the one that
+        would have the fewest open games, with one more, for each of its episodes that wait.
         """
 
         idle = [family for family in self._waiting if held.has_idle(family)]

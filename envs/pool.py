@@ -61,8 +61,9 @@ class WorkerPool:
     Args:
       environment: a short name or an import path, see `envs.registry.load_environment`.
       num_workers: processes; episodes go to the one with the fewest.
-      max_live_games: bound on games in memory, over all workers; more episodes than that wait, and
-        those whose family has an idle game go first (`envs.placing`).
+      max_live_games: bound on games in memory, over all workers; more episodes than that wait.
+        Each place that becomes free goes first to those whose family has an idle game in that
+        worker (`envs.placing`).
       deadline_s: seconds for one reset or one step. A hung call holds back the other episodes of
         its worker for that long.
       temp_root: where the pool makes the folder for its workers' temporary files (default: the
@@ -414,7 +415,8 @@ class WorkerPool:
             self._queue.discard(episode.ticket, episode.game.family)
         else:
             worker.tickets.discard(episode.ticket)
-            worker.held.leave(episode.game.family)
+            # a game that raised is closed; one that crashed went with its process
+            worker.held.leave(episode.game.family, kept=not episode.failures)
             worker.send([wire.RELEASE, episode.ticket])
             episode.home = None
 
@@ -529,6 +531,7 @@ class _Worker:
     def start(self) -> None:
         """Starts a process, which is sent what was queued before."""
         self._num_starts += 1
+        self.held.forget_idle()
         self._home = self._folder / f"{self._name}-{self._num_starts}"
         # given: what is the child's alone once it runs
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as given:
@@ -714,7 +717,6 @@ class _Worker:
         self._tail = self._read_tail()
         os.close(self._log_fd)
         self.awaited.clear()
-        self.held.forget_idle()
         self._outbox.clear()
         shutil.rmtree(self._home, ignore_errors=True)
 

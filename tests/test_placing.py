@@ -1,13 +1,19 @@
-"""Which episode gets a free place: those whose family has an idle game, and nobody waits for ever."""
+"""Which episode gets a free place: those whose family has an idle game; and all do in the end."""
 
+import os
 import random
+import signal
 from collections import Counter
 
 import pytest
 
+from envs.api import GameId, Outcome
 from envs.fake import FakeEnvironment
 from envs.placing import Held, Queue
+from envs.pool import WorkerPool
 from envs.worker import LiveGames
+
+GAME = GameId(env="fake", family="lamp", key="0")
 
 
 class Opener:
@@ -70,6 +76,60 @@ def test_few_games_are_opened_again_and_the_pool_knows_which_are_open():
     in_order = played(64, families, random.Random(0), rounds=4, queue=InOrder)
     assert 64 <= first < 128 and max(later) < 70
     assert min(in_order) > 150
+
+
+def test_the_pool_knows_what_is_open_also_where_episodes_come_one_by_one():
+    rng, opener = random.Random(0), Opener()
+    games, held, queue = LiveGames(opener, 6), Held(6), Queue(patience=6)
+    of, playing = {}, []
+    for ticket in range(3000):
+        of[ticket] = rng.choice("abcd")
+        queue.add(ticket, of[ticket])
+        while playing and (not held.room or rng.random() < 0.6):
+            ended = playing.pop(rng.randrange(len(playing)))
+            raised = rng.random() < 0.1
+            held.leave(of[ended], kept=not raised)
+            (games.discard if raised else games.release)(ended)
+        while queue and held.room:
+            chosen = queue.pop(held)
+            held.take(of[chosen])
+            games.take(chosen, of[chosen])
+            playing.append(chosen)
+        idle = Counter(name for name, _ in games._idle)
+        assert all(held.has_idle(family) == bool(idle[family]) for family in "abcd")
+        names = Counter(name for name, _ in games._playing.values()) + idle
+        assert all(held.num_open(family) == names[family] for family in "abcd")
+    assert opener.opened.total() < 2500
+
+
+def test_a_pool_takes_no_game_for_idle_that_raised_or_went_with_its_process():
+    def play(pool, action):
+        ticket = pool.reset(GAME, max_steps=2)
+        for _ in range(3):
+            (event,) = pool.poll(20.0)
+            if event.step.outcome is not None:
+                return event.step.outcome
+            pool.step(ticket, action)
+
+    with WorkerPool("fake", num_workers=1, options={"raise_on": "jump"}) as pool:
+        (worker,) = pool._workers
+        assert play(pool, "jump") is Outcome.FAILED
+        assert worker.held.num_open("lamp") == 0
+        assert play(pool, "look") is Outcome.STEP_LIMIT
+        assert worker.held.num_open("lamp") == 1 and worker.held.has_idle("lamp")
+        two = [pool.reset(GAME, max_steps=2) for _ in range(2)]
+        answered = []
+        while len(answered) < 2:
+            answered += pool.poll(20.0)
+        for ticket in two:
+            pool.release(ticket)
+        assert worker.held.num_open("lamp") == 2
+        os.kill(*pool.worker_pids, signal.SIGKILL)
+        ticket = pool.reset(GAME, max_steps=2)
+        while not pool.poll(20.0):
+            pass
+        pool.release(ticket)
+        assert worker.held.num_open("lamp") == 1
 
 
 def test_idle_games_are_played_first_and_new_families_share_the_rest():
