@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 class Held:
     """What a worker has opened, as its pool knows it: `envs.worker.LiveGames` keeps the games
-    themselves, by the same rules.
+    themselves, by the same rules; one that it closes after many resets is idle here, which costs an
+    opening.
     """
 
     def __init__(self, capacity: int):
-        self.capacity = capacity
+        self._capacity = capacity
         self._playing: Counter[str] = Counter()  # by family
         # of a family, when each of its games became idle, the longest idle first
         self._idle: dict[str, deque[int]] = {}
@@ -21,7 +22,7 @@ class Held:
     @property
     def room(self) -> int:
         """How many more episodes fit."""
-        return self.capacity - self._playing.total()
+        return self._capacity - self._playing.total()
 
     def has_idle(self, family: str) -> bool:
         """Whether an episode of a family would find its game open."""
@@ -37,7 +38,7 @@ class Held:
         """
         if family in self._idle:
             self._remove(family, deque.pop)
-        elif self._idle and self._playing.total() + self._count_idle() >= self.capacity:
+        elif self._idle and self._playing.total() + self._count_idle() >= self._capacity:
             self._remove(min(self._idle, key=lambda name: self._idle[name][0]), deque.popleft)
         self._playing[family] += 1
 
@@ -99,7 +100,6 @@ class Queue:
         """The family that waits longest of those with an idle game; if there is none, the one that
         would have the fewest open games, with one more, for each of its episodes that wait.
         """
-
         idle = [family for family in self._waiting if held.has_idle(family)]
         if idle:
             return min(idle, key=self._oldest)
