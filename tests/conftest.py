@@ -5,6 +5,7 @@ process; it is compiled with little care, which takes half the time and gives sl
 """
 
 import os
+import sys
 import tempfile
 
 import pytest
@@ -25,6 +26,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers have theirs from here
     _COMPILED = tempfile.TemporaryDirectory(prefix="ictjax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ.pop("MAKELEVEL", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settings_are_put_back():
+    """A module that leaves JAX set otherwise would slow down or change those after it."""
+    jax = sys.modules.get("jax")
+    before = {} if jax is None else dict(jax.config.values)
+    yield
+    assert before == {name: jax.config.values[name] for name in before}
 
 
 @pytest.fixture(scope="module")

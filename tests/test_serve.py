@@ -160,13 +160,6 @@ def running(models, *, grace_s=WAIT_S, **limits):
             runner.join()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @contextlib.contextmanager
 def opened(**changes):
     """A base and an adapter on it, which hold the same arrays."""
